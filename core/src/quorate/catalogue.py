@@ -1,0 +1,107 @@
+"""The records that ``quorate_register_…`` hooks answer with (rendezvous backends: :mod:`quorate.rendezvous`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, final
+
+from attrs import field, frozen
+from attrs.validators import gt, min_len
+
+from .records import Event
+from .starter import Starter, StarterRequest
+
+__all__ = [
+    "CliOption",
+    "ErrorRecorder",
+    "EventSink",
+    "HealthCheck",
+    "StarterBackend",
+    "WatchdogBackend",
+    "WatchdogService",
+]
+
+
+@final
+@frozen
+class StarterBackend:
+    """A way to start workers.  ``kind`` is ``"command"`` or ``"function"``: what its entrypoints are."""
+
+    name: str = field(validator=min_len(1))
+    summary: str
+    kind: str
+    create: Callable[[StarterRequest], Starter]
+
+
+@final
+@frozen
+class ErrorRecorder:
+    """Records a worker's exception.  All three are called in the worker, except ``read`` (in the agent).
+
+    ``initialize(error_file)`` prepares the worker (may be called in a worker that never fails: be quick);
+    ``record_exception(exception, error_file)`` writes it; ``read(error_file)`` returns the recorded JSON object,
+    ``None`` where there is none or it is torn.  None of them may raise.
+    """
+
+    name: str = field(validator=min_len(1))
+    summary: str
+    initialize: Callable[[str], None]
+    record_exception: Callable[[BaseException, str], None]
+    read: Callable[[str], Mapping[str, Any] | None]
+
+
+@final
+@frozen
+class HealthCheck:
+    """One check of the node.  ``check()`` returns ``None`` if well, else one sentence; it may block until killed."""
+
+    name: str = field(validator=min_len(1))
+    summary: str
+    check: Callable[[], str | None]
+    timeout_seconds: float = field(default=10.0, validator=gt(0.0))
+
+
+class WatchdogService(Protocol):
+    """A running watchdog."""
+
+    def close(self) -> None:
+        """Stop and release everything."""
+        ...
+
+
+@final
+@frozen
+class WatchdogBackend:
+    """A watchdog.  ``start(environment, report)`` returns a running service, or ``None`` if it is not wanted.
+
+    ``environment`` is the agent's environment; ``report(local_rank, sentence)`` may be called from any thread when a
+    worker hangs: the agent, not the watchdog, acts on it.
+    """
+
+    name: str = field(validator=min_len(1))
+    summary: str
+    start: Callable[[Mapping[str, str], Callable[[int, str], None]], WatchdogService | None]
+
+
+@final
+@frozen
+class EventSink:
+    """A destination for events; ``emit`` must not block."""
+
+    name: str = field(validator=min_len(1))
+    summary: str
+    emit: Callable[[Event], None]
+
+
+@final
+@frozen
+class CliOption:
+    """One more flag of ``quorate run``: ``--name VALUE``, also read from ``PET_NAME``.
+
+    ``apply(value, settings)`` puts it where the plugin looks for it (``settings`` are the launch's free settings).
+    """
+
+    name: str = field(validator=min_len(1))
+    help: str
+    default: str | None = None
+    apply: Callable[[str, dict[str, Any]], None] = field(default=lambda value, settings: None)

@@ -1,0 +1,26 @@
+"""The only importer of ``time``.
+
+Machines never see this module: they are handed ``now`` (seconds on a monotonic clock).  Wall time is only ever
+written into reports for people; it is never compared between hosts.
+"""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["monotonic", "wall_seconds", "wall_time_ns"]
+
+
+def monotonic() -> float:
+    """Return this host's monotonic time in seconds; meaningful only as a difference."""
+    return time.monotonic()
+
+
+def wall_time_ns() -> int:
+    """Return nanoseconds since the epoch, for reports."""
+    return time.time_ns()
+
+
+def wall_seconds() -> int:
+    """Return whole seconds since the epoch, for reports."""
+    return int(time.time())

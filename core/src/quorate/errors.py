@@ -1,0 +1,122 @@
+"""The public error tree.  Each class says who must act; attributes carry what a program needs to know.
+
+What does *not* live here: failures of workers, which are results (:mod:`quorate.failures`), not errors of quorate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+__all__ = [
+    "DuplicatePluginError",
+    "PluginError",
+    "QuorateError",
+    "RendezvousClosedError",
+    "RendezvousConnectionError",
+    "RendezvousError",
+    "RendezvousStateError",
+    "RendezvousTimeoutError",
+    "SignalException",
+    "StartError",
+    "StoreCorruptError",
+    "StoreLostError",
+    "StoreUnavailableError",
+    "UnknownBackendError",
+    "UsageError",
+]
+
+
+class QuorateError(Exception):
+    """Base of every error that quorate raises on purpose."""
+
+
+class UsageError(QuorateError):
+    """The caller must change the call, flag or setting; the message names it and the remedy."""
+
+
+@final
+class UnknownBackendError(UsageError):
+    """No installed plugin offers the name that was asked for."""
+
+    def __init__(self, kind: str, name: str, known: Sequence[str], remedy: str) -> None:
+        self.kind, self.name, self.known, self.remedy = kind, name, tuple(known), remedy
+        listing = ", ".join(self.known) or "none"
+        super().__init__(f"unknown {kind} {name!r}; installed: {listing}. {remedy}")
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.kind, self.name, self.known, self.remedy)
+
+
+class PluginError(QuorateError):
+    """The author of a plugin must act: it did not import, misuses a hook, or answered with the wrong type."""
+
+
+@final
+class DuplicatePluginError(PluginError):
+    """Two distributions offer the same name; one of them must be removed or disabled."""
+
+
+class RendezvousError(QuorateError):
+    """Base of what can go wrong while nodes agree on a round."""
+
+
+class RendezvousClosedError(RendezvousError):
+    """The job has ended (for good); :attr:`reason` is the sentence its first writer recorded."""
+
+    def __init__(self, reason: str = "the job is closed", *, succeeded: bool = False) -> None:
+        self.reason, self.succeeded = reason, succeeded
+        super().__init__(reason)
+
+
+class RendezvousTimeoutError(RendezvousError):
+    """Not enough nodes came before the join deadline; the message says how many of how many, and who."""
+
+
+class RendezvousConnectionError(RendezvousError):
+    """The rendezvous backend could not be reached."""
+
+
+class RendezvousStateError(RendezvousError):
+    """The rendezvous holds something that this node cannot accept (mismatched settings, corrupt state)."""
+
+
+class StoreUnavailableError(RendezvousConnectionError):
+    """The store did not answer; the operation may or may not have been applied.  Retried until a deadline."""
+
+
+class StoreLostError(StoreUnavailableError):
+    """The store is gone and what it held with it; retrying cannot help."""
+
+
+class StoreCorruptError(RendezvousStateError):
+    """The store returned bytes that are not ours or of an unknown version; :attr:`key` says where."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        self.key, self.problem = key, problem
+        super().__init__(
+            f"the value of {key!r} in the rendezvous store cannot be used: {problem}. "
+            "Use another run id, or make sure that every node runs the same version of quorate"
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.key, self.problem)
+
+
+class StartError(QuorateError):
+    """A worker could not be started (command not found, not executable, limits)."""
+
+    def __init__(self, message: str, *, local_rank: int = 0) -> None:
+        self.local_rank = local_rank
+        super().__init__(message)
+
+
+class SignalException(QuorateError):  # noqa: N818 - the name that TorchElastic's users already catch
+    """The agent was stopped by a signal; :attr:`sigval` is its number."""
+
+    def __init__(self, message: str, sigval: int) -> None:
+        self.sigval = int(sigval)
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (str(self), self.sigval)

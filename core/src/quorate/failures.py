@@ -1,0 +1,188 @@
+"""What is reported of failed workers: ``ProcessFailure`` and ``ChildFailedError``, and reading error files.
+
+Writing error files is a plugin's business (``quorate-errors``); the format is BEHAVIOUR E and read here, so that the
+agent understands files written by TorchElastic, by the plugin, or by anything else that follows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, final
+
+from .records import FailureRecord
+
+__all__ = ["ChildFailedError", "ProcessFailure", "read_error_file", "signal_name"]
+
+_LARGEST_ERROR_FILE_BYTES = 1 << 20
+
+
+def signal_name(exit_code: int) -> str:
+    """Return ``"SIGKILL"`` for -9 and so on; ``"<N/A>"`` for an exit code that is no signal."""
+    if exit_code >= 0:
+        return "<N/A>"
+    import signal
+
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"
+
+
+def read_error_file(path: str) -> dict[str, Any] | None:
+    """Return the JSON object in the error file ``path``; ``None`` if it is absent, torn, too large or not an object."""
+    try:
+        if os.path.getsize(path) > _LARGEST_ERROR_FILE_BYTES:
+            return None
+        with open(path, encoding="utf-8") as file:
+            data = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or not isinstance(data.get("message"), (str, dict)):
+        return None
+    return data
+
+
+@final
+class ProcessFailure:
+    """One failed worker.
+
+    Arguments:
+        local_rank: its rank on its node.
+        pid: its process id there.
+        exitcode: its exit code, negative for a signal.
+        error_file: where it may have written its error (read at once).
+
+    Attributes:
+        error_file_data: the JSON object of the error file, ``{}`` without one.
+        message: the recorded message, or one made from the exit code and the last lines of stderr.
+        timestamp: seconds since the epoch, from the error file or the time of exit.
+        record: everything that is known (:class:`quorate.records.FailureRecord`), where quorate made the failure.
+    """
+
+    def __init__(
+        self, local_rank: int, pid: int, exitcode: int, error_file: str, record: FailureRecord | None = None
+    ) -> None:
+        self.local_rank, self.pid, self.exitcode, self.error_file = local_rank, pid, exitcode, error_file
+        self.record = record
+        data = record.error_data if record is not None else read_error_file(error_file)
+        self.error_file_data: dict[str, Any] = dict(data) if data else {}
+        self.message, self.timestamp = self._explain()
+
+    def _explain(self) -> tuple[str, int]:
+        recorded = self.error_file_data.get("message")
+        timestamp = self.record.timestamp_ns // 1_000_000_000 if self.record else _mtime(self.error_file)
+        if isinstance(recorded, Mapping):
+            extra = recorded.get("extraInfo")
+            if isinstance(extra, Mapping):
+                try:
+                    timestamp = int(extra.get("timestamp", timestamp))
+                except (TypeError, ValueError):
+                    pass
+            return str(recorded.get("message", recorded)), timestamp
+        if isinstance(recorded, str):
+            return recorded, timestamp
+        if self.record is not None and self.record.message:
+            return self.record.message, timestamp
+        if self.exitcode < 0:
+            return f"Signal {-self.exitcode} ({self.signal_name()}) received by PID {self.pid}", timestamp
+        return f"exited with code {self.exitcode} and left no error file; decorate the entrypoint with @record", timestamp
+
+    def signal_name(self) -> str:
+        """Return the name of the signal that ended it, ``"<N/A>"`` if none did."""
+        return signal_name(self.exitcode)
+
+    def timestamp_isoformat(self) -> str:
+        """Return the time in local ISO form."""
+        from datetime import datetime
+
+        return datetime.fromtimestamp(self.timestamp).isoformat(sep="_")
+
+    @classmethod
+    def from_record(cls, record: FailureRecord) -> ProcessFailure:
+        """Build it from a record, possibly of another node."""
+        return cls(record.local_rank, record.pid, record.exit_code, record.error_file, record)
+
+    def __repr__(self) -> str:
+        return (
+            f"ProcessFailure(local_rank={self.local_rank}, pid={self.pid}, exitcode={self.exitcode}, "
+            f"error_file={self.error_file!r})"
+        )
+
+
+def _mtime(path: str) -> int:
+    try:
+        return int(os.path.getmtime(path))
+    except OSError:
+        from .clock import wall_seconds
+
+        return wall_seconds()
+
+
+@final
+class ChildFailedError(Exception):
+    """Workers failed and no restarts were left.
+
+    Arguments:
+        name: the entrypoint.
+        failures: global rank -> failure, at least one.
+    """
+
+    def __init__(self, name: str, failures: Mapping[int, ProcessFailure], reason: str = "") -> None:
+        if not failures:
+            raise ValueError("ChildFailedError needs at least one failure")
+        self.name = name
+        self.failures = dict(failures)
+        self.reason = reason
+        super().__init__(self.format_msg())
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.name, self.failures, self.reason)
+
+    def get_first_failure(self) -> tuple[int, ProcessFailure]:
+        """Return ``(global rank, failure)`` of the earliest: the root cause."""
+        rank = min(self.failures, key=lambda key: (_when(self.failures[key]), key))
+        return rank, self.failures[rank]
+
+    def format_msg(self) -> str:
+        """Return the report: the root cause first, the others after it."""
+        root_rank, root = self.get_first_failure()
+        lines = [f"{self.name} failed", *([self.reason] if self.reason else ()), "root cause:"]
+        lines += _lines(root_rank, root)
+        others = [(rank, failure) for rank, failure in sorted(self.failures.items()) if rank != root_rank]
+        if others:
+            lines.append("failed after it:")
+            for rank, failure in others[:16]:
+                lines.append(f"  rank {rank} (local rank {failure.local_rank}): {_headline(failure)}")
+            if len(others) > 16:
+                lines.append(f"  and {len(others) - 16} more")
+        return "\n".join(lines)
+
+
+def _when(failure: ProcessFailure) -> int:
+    return failure.record.timestamp_ns if failure.record is not None else failure.timestamp * 1_000_000_000
+
+
+def _headline(failure: ProcessFailure) -> str:
+    how = f"killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+    return f"{how}, pid {failure.pid}"
+
+
+def _lines(rank: int, failure: ProcessFailure) -> list[str]:
+    record = failure.record
+    where = f" on {record.host}" if record is not None and record.host else ""
+    lines = [
+        f"  rank {rank} (local rank {failure.local_rank}){where}: {_headline(failure)}",
+        f"  at {failure.timestamp_isoformat()}",
+        *(f"  {line}" for line in failure.message.splitlines()[:20]),
+    ]
+    if failure.error_file_data and failure.error_file:
+        lines.append(f"  error file: {failure.error_file}")
+    trace = failure.error_file_data.get("message")
+    extra = trace.get("extraInfo") if isinstance(trace, Mapping) else None
+    if isinstance(extra, Mapping) and isinstance(extra.get("py_callstack"), str):
+        lines += [f"  | {line}" for line in extra["py_callstack"].splitlines()[-30:]]
+    elif record is not None and record.stderr_tail:
+        lines += ["  last lines of its stderr:", *(f"  | {line}" for line in record.stderr_tail)]
+    return lines

@@ -1,0 +1,218 @@
+"""Every hook of quorate, in the order in which a job calls them.  Bodies are docstrings only.
+
+The verb tells how a hook is called:
+
+* ``quorate_register_…``  collected once per process into a catalogue keyed by name;
+* ``quorate_decide_…``    the first answer that is not ``None`` wins; the core's own default answers last;
+* ``quorate_observe_…``   everyone is told, answers are ignored, an observer that raises is muted.
+
+Implement a hook with ``quorate.hookimpl``.  Plugins are called in the alphabetical order of their entry-point names,
+the same on every host.  Parameters are positional, at most three, and an implementation may take fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import pluggy
+
+if TYPE_CHECKING:
+    from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, StarterBackend, WatchdogBackend
+    from .records import (
+        Assignment,
+        Cause,
+        Event,
+        FailureRecord,
+        NodeRecord,
+        RestartBudget,
+        RestartDecision,
+        RoundSummary,
+        WorkerExited,
+        WorkerLaunch,
+    )
+    from .rendezvous import RendezvousBackend
+
+__all__ = ["hookimpl", "hookspec"]
+
+PROJECT = "quorate"
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+hookimpl = pluggy.HookimplMarker(PROJECT)
+_spec = pluggy.HookspecMarker(PROJECT)
+
+
+def hookspec(function: _F) -> _F:
+    """Mark ``function`` as a hook that collects every answer."""
+    return cast(_F, _spec(function))
+
+
+def _first(function: _F) -> _F:
+    return cast(_F, _spec(function, firstresult=True))
+
+
+# --- collected once, before anything else ---------------------------------------------------------------------------
+
+
+@hookspec
+def quorate_register_cli_options() -> Iterable[CliOption]:  # type: ignore[empty-body] # specs have no body
+    """Offer more flags for ``quorate run``; each becomes a rendezvous-independent setting of the launch.
+
+    Called: once, when the command line is parsed.
+    Thread: the main thread.
+    Answer: an iterable of CliOption; two plugins offering one flag is an error.
+    If it raises: the plugin is reported as broken and its options are missing.
+    """
+
+
+@hookspec
+def quorate_register_rendezvous() -> Iterable[RendezvousBackend]:  # type: ignore[empty-body] # specs have no body
+    """Offer rendezvous backends, chosen by ``--rdzv-backend NAME``.
+
+    Called: once, when a backend is first looked up.
+    Thread: the thread that looks it up.
+    Answer: an iterable of RendezvousBackend.  Two distributions offering one name is an error that names both.
+    If it raises: the plugin is reported as broken; fatal only if a name is asked for that nobody else offers.
+    """
+
+
+@hookspec
+def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empty-body] # specs have no body
+    """Offer ways to start workers, chosen by ``--start-method NAME`` (``exec`` for commands).
+
+    Called: once, when a starter is first looked up.
+    Thread: the thread that looks it up.
+    Answer: an iterable of StarterBackend.
+    If it raises: as for rendezvous backends.
+    """
+
+
+@hookspec
+def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[empty-body] # specs have no body
+    """Offer node checks that run before each join; an unhealthy node does not join.
+
+    Called: once, before the first join.
+    Thread: the agent's thread.
+    Answer: an iterable of HealthCheck; each check runs under the core's own time-out.
+    If it raises: the plugin is reported as broken and its checks do not run.
+    """
+
+
+@hookspec
+def quorate_register_watchdog() -> Iterable[WatchdogBackend]:  # type: ignore[empty-body] # specs have no body
+    """Offer watchdogs: services that live as long as the agent and report hung workers to it.
+
+    Called: once, before the first join.
+    Thread: the agent's thread.
+    Answer: an iterable of WatchdogBackend.
+    If it raises: the plugin is reported as broken and its watchdog does not run.
+    """
+
+
+@hookspec
+def quorate_register_error_recorder() -> Iterable[ErrorRecorder]:  # type: ignore[empty-body] # specs have no body
+    """Offer ways to record a worker's exception where the agent can read it (``quorate.record`` uses it).
+
+    Called: once in the agent; in a worker only once it has failed.
+    Thread: the thread that looks it up.
+    Answer: an iterable of ErrorRecorder; ``QUORATE_ERROR_RECORDER`` chooses by name, default ``file``.
+    If it raises: the plugin is reported as broken; the exit code alone is then reported.
+    """
+
+
+@hookspec
+def quorate_register_event_sink() -> Iterable[EventSink]:  # type: ignore[empty-body] # specs have no body
+    """Offer destinations for events, chosen by ``--event-log-handler NAME``.
+
+    Called: once, when the sink is looked up.
+    Thread: the agent's thread.
+    Answer: an iterable of EventSink.
+    If it raises: the plugin is reported as broken.
+    """
+
+
+# --- decided, round after round -------------------------------------------------------------------------------------
+
+
+@_first
+def quorate_decide_ranks(
+    nodes: Sequence[NodeRecord], previous: Sequence[str]
+) -> Sequence[str] | None:
+    """Order the nodes of a round: the first is group rank 0 and hosts ``MASTER_ADDR``.
+
+    The core's default (called last):
+
+    1. a node with an explicit ``rank_hint`` gets that group rank;
+    2. a node that had a group rank in the previous round keeps it, if the new world is large enough and it is free;
+    3. the others fill the free places, displaced survivors first (by old rank), then newcomers as they came.
+
+    Called: once per round, by the one node that seals it.
+    Thread: the rendezvous thread; it may block for a second, not longer.
+    Answer: the ``node_id`` of every node in ``nodes``, each once; ``previous`` are the node ids of the previous
+        round by group rank (empty string where not taken part again).
+    If it raises: the round is refused on every node with the message as reason.
+    """
+
+
+@_first
+def quorate_decide_rescale(summary: RoundSummary, waiting: int) -> bool | None:
+    """Say whether the waiting nodes are worth ending the running round for.
+
+    The core's default: yes, if the round has fewer nodes than ``max_nodes``.
+
+    Called: when nodes wait and the round runs, after arrivals have settled.
+    Thread: the rendezvous thread of a waiting node.
+    Answer: True or False; ``waiting`` counts the nodes that wait.
+    If it raises: reported, and taken as no opinion.
+    """
+
+
+@_first
+def quorate_decide_launch(launch: WorkerLaunch, assignment: Assignment) -> WorkerLaunch | None:
+    """Change how one worker is started: argv, environment, wrappers for NUMA, cgroups or containers.
+
+    Called: for each worker of each round, just before the workers start.
+    Thread: the agent's thread; it must not block.
+    Answer: the launch to use instead (``attrs.evolve(launch, …)``).
+    If it raises: the round fails with cause ``start_failed``.
+    """
+
+
+@_first
+def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
+    """Classify how a worker failed.
+
+    The core's default: a negative exit code is ``signal``, recorded error data is ``exception``, else ``exit_code``.
+
+    Called: when a worker ended with a non-zero exit code, before the restart policy.
+    Thread: the agent's thread; it must not block.
+    Answer: the cause.
+    If it raises: reported, and taken as no opinion.
+    """
+
+
+@_first
+def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDecision | None:
+    """Say what happens after a worker's failure: restart, rescale without this node, or fail the job.
+
+    The core's default: a worker that could not start fails the job; otherwise restart while the budget lasts.
+
+    Called: on the node whose worker failed first, before the round is ended.
+    Thread: the agent's thread; it must not block.
+    Answer: a RestartDecision; its ``delay_seconds`` holds back the next round on every node.
+    If it raises: reported, and taken as no opinion.
+    """
+
+
+# --- observed -------------------------------------------------------------------------------------------------------
+
+
+@hookspec
+def quorate_observe_event(event: Event) -> None:
+    """Be told what happened (see ``docs/events.md``).
+
+    Called: for every event of this agent, in order.
+    Thread: the agent's thread; hand long work to a thread of your own.
+    Answer: ignored.
+    If it raises: reported once, and not called again.
+    """

@@ -1,0 +1,236 @@
+"""Where workers' output goes: ``Std``, ``LogsSpecs`` and the default.  Opens nothing; starters do."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Set
+from enum import IntFlag
+from typing import Union, final
+
+from attrs import field, frozen
+
+from .errors import UsageError
+
+__all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std"]
+
+
+@final
+class Std(IntFlag):
+    """Which standard streams are meant."""
+
+    NONE = 0
+    OUT = 1
+    ERR = 2
+    ALL = 3
+
+    @classmethod
+    def from_str(cls, text: str) -> Std | dict[int, Std]:
+        """Parse ``"3"``, or a map from local rank such as ``"0:1,12:2"`` (ranks not named: NONE).
+
+        Raises:
+            UsageError: anything else.
+        """
+        try:
+            if ":" not in text:
+                return _std(text)
+            result: dict[int, Std] = {}
+            for part in text.split(","):
+                rank, _, value = part.partition(":")
+                if not rank.strip().isdigit() or int(rank) in result:
+                    raise ValueError(text)
+                result[int(rank)] = _std(value)
+            return result
+        except ValueError:
+            raise UsageError(
+                f"{text!r} does not say which streams: write 0 (none), 1 (stdout), 2 (stderr) or 3 (both), "
+                "or one of them per local rank, such as 0:1,12:2"
+            ) from None
+
+
+def _std(text: str) -> Std:
+    if text.strip() not in ("0", "1", "2", "3"):
+        raise ValueError(text)
+    return Std(int(text))
+
+
+#: A choice for all local ranks, or per local rank.
+StdChoice = Union[Std, Mapping[int, Std]]
+
+
+def choice_for(choice: StdChoice, local_rank: int) -> Std:
+    """Return what ``choice`` says for ``local_rank``."""
+    if isinstance(choice, Std):
+        return choice
+    return choice.get(local_rank, Std.NONE)
+
+
+@final
+@frozen
+class LogsDest:
+    """Where each local rank's streams and error file go, by local rank; an absent stream is the agent's own.
+
+    ``tee_stdouts``/``tee_stderrs`` name the files whose content is also shown on the console.
+    """
+
+    stdouts: Mapping[int, str] = field(factory=dict)
+    stderrs: Mapping[int, str] = field(factory=dict)
+    tee_stdouts: Mapping[int, str] = field(factory=dict)
+    tee_stderrs: Mapping[int, str] = field(factory=dict)
+    error_files: Mapping[int, str] = field(factory=dict)
+    filtered_stdout: str = ""
+    filtered_stderr: str = ""
+
+
+class LogsSpecs(ABC):
+    """Decides, for each attempt, where the workers' output goes.  Subclass to change it (``--logs-specs``)."""
+
+    def __init__(
+        self,
+        log_dir: str | None = None,
+        redirects: StdChoice = Std.NONE,
+        tee: StdChoice = Std.NONE,
+        local_ranks_filter: Set[int] | None = None,
+        duplicate_stdout_filters: tuple[str, ...] | list[str] | None = None,
+        duplicate_stderr_filters: tuple[str, ...] | list[str] | None = None,
+    ) -> None:
+        self._root_log_dir = log_dir
+        self._redirects = redirects
+        self._tee = tee
+        self._local_ranks_filter = None if local_ranks_filter is None else frozenset(local_ranks_filter)
+        self._duplicate_stdout_filters = tuple(duplicate_stdout_filters or ())
+        self._duplicate_stderr_filters = tuple(duplicate_stderr_filters or ())
+
+    @property
+    def root_log_dir(self) -> str | None:
+        """The folder that the caller named."""
+        return self._root_log_dir
+
+    @property
+    def local_ranks_filter(self) -> frozenset[int] | None:
+        """The local ranks whose output the console shows; ``None`` for all."""
+        return self._local_ranks_filter
+
+    @property
+    def duplicate_stdout_filters(self) -> tuple[str, ...]:
+        return self._duplicate_stdout_filters
+
+    @property
+    def duplicate_stderr_filters(self) -> tuple[str, ...]:
+        return self._duplicate_stderr_filters
+
+    @abstractmethod
+    def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
+        """Return the destinations for one attempt, whose workers' environments are ``envs`` (by local rank).
+
+        May create folders.  Raises UsageError where they cannot be made.
+        """
+
+
+class DefaultLogsSpecs(LogsSpecs):
+    """``<log_dir>/<run_id>_<random>/attempt_<restart>/<local_rank>/{stdout,stderr}.log`` and ``error.json``.
+
+    Without a ``log_dir`` a private temporary folder is used if anything must be written at all.  An attempt that is
+    run again in a new world (no restart counted) goes to ``attempt_<restart>_round_<n>``: logs are never
+    overwritten.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | None = None,
+        redirects: StdChoice = Std.NONE,
+        tee: StdChoice = Std.NONE,
+        local_ranks_filter: Set[int] | None = None,
+        duplicate_stdout_filters: tuple[str, ...] | list[str] | None = None,
+        duplicate_stderr_filters: tuple[str, ...] | list[str] | None = None,
+    ) -> None:
+        super().__init__(
+            log_dir, redirects, tee, local_ranks_filter, duplicate_stdout_filters, duplicate_stderr_filters
+        )
+        self._run_log_dir: str | None = None
+
+    @property
+    def run_log_dir(self) -> str | None:
+        """The folder of this run, once the first attempt has begun."""
+        return self._run_log_dir
+
+    def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
+        if not envs:
+            return LogsDest()
+        first = next(iter(envs.values()))
+        run_dir = self._make_run_dir(first.get("TORCHELASTIC_RUN_ID", "run"))
+        attempt_dir = self._make_attempt_dir(
+            run_dir, first.get("TORCHELASTIC_RESTART_COUNT", "0"), first.get("QUORATE_ROUND", "0")
+        )
+        stdouts: dict[int, str] = {}
+        stderrs: dict[int, str] = {}
+        tee_out: dict[int, str] = {}
+        tee_err: dict[int, str] = {}
+        errors: dict[int, str] = {}
+        for local_rank in envs:
+            folder = os.path.join(attempt_dir, str(local_rank))
+            _make_folder(folder)
+            tee = choice_for(self._tee, local_rank)
+            files = choice_for(self._redirects, local_rank) | tee
+            if files & Std.OUT:
+                stdouts[local_rank] = os.path.join(folder, "stdout.log")
+            if files & Std.ERR:
+                stderrs[local_rank] = os.path.join(folder, "stderr.log")
+            if tee & Std.OUT:
+                tee_out[local_rank] = stdouts[local_rank]
+            if tee & Std.ERR:
+                tee_err[local_rank] = stderrs[local_rank]
+            errors[local_rank] = os.path.join(folder, "error.json")
+        return LogsDest(
+            stdouts,
+            stderrs,
+            tee_out,
+            tee_err,
+            errors,
+            os.path.join(attempt_dir, "filtered_stdout.log") if self._duplicate_stdout_filters else "",
+            os.path.join(attempt_dir, "filtered_stderr.log") if self._duplicate_stderr_filters else "",
+        )
+
+    def _make_run_dir(self, run_id: str) -> str:
+        if self._run_log_dir is None:
+            import re
+            import tempfile
+
+            prefix = re.sub(r"[^A-Za-z0-9_.-]", "_", run_id) + "_"
+            try:
+                if self._root_log_dir is None:
+                    self._run_log_dir = tempfile.mkdtemp(prefix=f"quorate_{prefix}")
+                else:
+                    os.makedirs(self._root_log_dir, exist_ok=True)
+                    self._run_log_dir = tempfile.mkdtemp(prefix=prefix, dir=self._root_log_dir)
+            except OSError as error:
+                raise _unwritable(self._root_log_dir or "the temporary folder", error) from error
+        return self._run_log_dir
+
+    def _make_attempt_dir(self, run_dir: str, restart: str, round_number: str) -> str:
+        folder = os.path.join(run_dir, f"attempt_{restart}")
+        if os.path.exists(folder):
+            folder += f"_round_{round_number}"
+        _make_folder(folder)
+        return folder
+
+    def remove_if_unused(self) -> None:
+        """Remove the run's folder where the caller named none and nothing was written to it."""
+        if self._root_log_dir is None and self._run_log_dir is not None:
+            for folder, _, files in os.walk(self._run_log_dir, topdown=False):
+                if not files:
+                    try:
+                        os.rmdir(folder)
+                    except OSError:
+                        pass
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: str, error: OSError) -> UsageError:
+    return UsageError(f"the log directory {folder} cannot be used: {error.strerror}; set --log-dir to a writable folder")

@@ -1,0 +1,268 @@
+"""Frozen records that cross a hook or the wire, and the closed sets they use.
+
+Everything here is plain data: no I/O, no behaviour beyond validation and small derivations.  How a record is
+written to the store is in :mod:`quorate.rendezvous._wire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any, final
+
+from attrs import field, frozen
+from attrs.validators import ge, min_len
+
+__all__ = [
+    "Assignment",
+    "Cause",
+    "Event",
+    "FailureRecord",
+    "NodeRecord",
+    "RestartBudget",
+    "RestartDecision",
+    "RoundEnd",
+    "RoundSummary",
+    "Verdict",
+    "WorkerExited",
+    "WorkerLaunch",
+    "WorkerLogs",
+]
+
+
+@final
+class Cause(str, Enum):
+    """Why a worker, a round or a job ended."""
+
+    SUCCEEDED = "succeeded"
+    EXCEPTION = "exception"
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    OUT_OF_MEMORY = "out_of_memory"
+    HANG = "hang"
+    START_FAILED = "start_failed"
+    UNHEALTHY = "unhealthy"
+    NODE_JOINED = "node_joined"
+    NODE_LEFT = "node_left"
+    NODE_LOST = "node_lost"
+    STORE_LOST = "store_lost"
+    CONFIGURATION = "configuration"
+    STOPPED = "stopped"
+
+
+@final
+class Verdict(str, Enum):
+    """What the job does after a round has ended."""
+
+    RESTART = "restart"  # run again, and count it against the job's restart budget
+    RESCALE = "rescale"  # run again in a new world, at no cost
+    SUCCEEDED = "succeeded"  # the job is over and went well
+    FAILED = "failed"  # the job is over and did not
+    STOPPED = "stopped"  # the job is over because somebody said so
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether no round follows."""
+        return self not in (Verdict.RESTART, Verdict.RESCALE)
+
+
+@final
+@frozen
+class NodeRecord:
+    """What one agent tells the others when it joins a round.
+
+    ``node_id`` is unique to this agent process (not to the machine).  ``address`` and ``port`` are where its rank-0
+    worker's ``MASTER_ADDR``/``MASTER_PORT`` would be, should it become the round's first node; the port is held by
+    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.
+    """
+
+    node_id: str = field(validator=min_len(1))
+    role: str
+    local_world_size: int = field(validator=ge(1))
+    host: str = ""
+    address: str = "127.0.0.1"
+    port: int = 0
+    shares_store: bool = False
+    rank_hint: int | None = None
+    plugin_digest: str = ""
+    previous_round: int | None = None
+    previous_rank: int | None = None
+
+
+@final
+@frozen
+class Assignment:
+    """One node's place in a sealed round.  All ranks count from 0; ``first_*`` are the ranks of local rank 0."""
+
+    round_number: int
+    node_id: str
+    role: str
+    local_world_size: int
+    group_rank: int
+    group_world_size: int
+    first_rank: int
+    world_size: int
+    first_role_rank: int
+    role_world_size: int
+    master_addr: str
+    master_port: int
+    shares_store: bool = False
+    restart_count: int = 0
+    standby: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@final
+@frozen
+class FailureRecord:
+    """What one failed worker left behind.
+
+    ``exit_code`` is negative for a signal.  ``message`` is at most a few KiB.  ``timestamp_ns`` is wall time on the
+    worker's host, for people.
+    """
+
+    rank: int
+    local_rank: int
+    pid: int
+    exit_code: int
+    cause: Cause
+    message: str
+    timestamp_ns: int
+    error_file: str = ""
+    error_data: Mapping[str, Any] | None = None
+    node_id: str = ""
+    host: str = ""
+    role: str = ""
+    restart_count: int = 0
+    stderr_tail: tuple[str, ...] = ()
+
+
+@final
+@frozen
+class RoundEnd:
+    """Why a round ended, as recorded by the first node that said so; every node prints the same one.
+
+    ``restart_count`` is the job-wide count that the *next* round exports (or, for a terminal verdict, the last).
+    ``lost`` names the node ids that the next round must not wait for.
+    """
+
+    round_number: int
+    cause: Cause
+    verdict: Verdict
+    reason: str
+    node_id: str = ""
+    host: str = ""
+    rank: int | None = None
+    restart_count: int = 0
+    delay_seconds: float = 0.0
+    lost: tuple[str, ...] = ()
+    lost_ranks: tuple[int, ...] = ()
+    failure: FailureRecord | None = None
+
+
+@final
+@frozen
+class RoundSummary:
+    """What is known of a sealed round without reading its members."""
+
+    round_number: int
+    group_world_size: int
+    world_size: int
+    min_nodes: int
+    max_nodes: int
+    restart_count: int
+
+
+@final
+@frozen
+class RestartBudget:
+    """The job's restarts: how many were used, how many are allowed in all."""
+
+    used: int
+    allowed: int
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.allowed - self.used)
+
+
+@final
+@frozen
+class RestartDecision:
+    """A policy's answer to a failure: what happens next, why, and how many seconds to wait first."""
+
+    verdict: Verdict
+    reason: str = ""
+    delay_seconds: float = field(default=0.0, validator=ge(0.0))
+
+
+@final
+@frozen
+class WorkerLogs:
+    """Where one worker's streams go.
+
+    A path of ``None`` means the agent's own stream.  With ``tee_*`` the stream goes to the file *and* to the console.
+    ``prefix`` is put before each console line (``None``: the bytes go through as they come).  ``console`` is false
+    for a worker that the local-ranks filter hides.  ``duplicates`` are ``(stream, path, words)``: lines of
+    ``"stdout"``/``"stderr"`` that contain any of ``words`` are also appended to ``path``.
+    """
+
+    stdout: str | None = None
+    stderr: str | None = None
+    tee_stdout: bool = False
+    tee_stderr: bool = False
+    prefix: str | None = None
+    console: bool = True
+    duplicates: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+
+@final
+@frozen
+class WorkerLaunch:
+    """Everything a starter needs to start one worker.
+
+    ``entrypoint`` is a command (``args`` follow it in argv) or a callable (called with ``args``).  ``environment`` is
+    the whole environment of the worker, not a difference.  ``error_file`` is where it should write its error.
+    """
+
+    local_rank: int
+    rank: int
+    role: str
+    entrypoint: str | Callable[..., Any]
+    args: tuple[Any, ...]
+    environment: Mapping[str, str]
+    error_file: str
+    logs: WorkerLogs = field(factory=WorkerLogs)
+
+
+@final
+@frozen
+class WorkerExited:
+    """One worker has ended.  ``exit_code`` is negative for a signal; ``return_value`` is a function's result.
+
+    ``stopped`` tells that the agent had already asked it to stop: a victim, not a cause.
+    """
+
+    local_rank: int
+    pid: int
+    exit_code: int
+    timestamp_ns: int
+    return_value: Any = None
+    stopped: bool = False
+    stderr_tail: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@final
+@frozen
+class Event:
+    """Something an observer may want to know.  ``name`` is dotted (``round.sealed``); ``details`` are JSON-able."""
+
+    name: str
+    reason: str
+    node_id: str = ""
+    timestamp_ns: int = 0
+    details: Mapping[str, Any] = field(factory=dict)
+
+
+Nodes = Sequence[NodeRecord]

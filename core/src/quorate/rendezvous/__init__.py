@@ -1,0 +1,63 @@
+"""Rendezvous: the interfaces that backends implement, and the protocol that the core builds on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._api import (
+    Bootstrap,
+    RendezvousBackend,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+from ._store import BatchStore, InterruptibleStore, Store
+
+if TYPE_CHECKING:
+    from ._cell import Cell, CellStore
+    from ._handler import StoreRendezvousHandler, get_rendezvous_handler
+    from ._memory import InMemoryStore
+    from ._port import PortReservation
+    from ._ranks import assign_ranks, order_nodes
+
+__all__ = [
+    "BatchStore",
+    "Bootstrap",
+    "Cell",
+    "CellStore",
+    "InMemoryStore",
+    "InterruptibleStore",
+    "PortReservation",
+    "RendezvousBackend",
+    "RendezvousHandler",
+    "RendezvousInfo",
+    "RendezvousParameters",
+    "RendezvousStoreInfo",
+    "Store",
+    "StoreRendezvousHandler",
+    "assign_ranks",
+    "get_rendezvous_handler",
+    "order_nodes",
+]
+
+_HOME = {
+    "Cell": "_cell",
+    "CellStore": "_cell",
+    "InMemoryStore": "_memory",
+    "PortReservation": "_port",
+    "StoreRendezvousHandler": "_handler",
+    "assign_ranks": "_ranks",
+    "get_rendezvous_handler": "_handler",
+    "order_nodes": "_ranks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

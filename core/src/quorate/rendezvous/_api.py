@@ -1,0 +1,258 @@
+"""The rendezvous interface that agents see: parameters, the handler, and what a round gives back.
+
+What does not live here: the protocol and its driver, and any backend.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol, final
+
+from attrs import field, frozen
+from attrs.validators import min_len
+
+from ..errors import UsageError
+from ..records import Assignment, NodeRecord, RoundEnd
+from ._store import Store
+
+__all__ = [
+    "Bootstrap",
+    "RendezvousBackend",
+    "RendezvousHandler",
+    "RendezvousInfo",
+    "RendezvousParameters",
+    "RendezvousStoreInfo",
+]
+
+_TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
+_FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
+
+
+@final
+class RendezvousParameters:
+    """How to reach the others: backend name, endpoint, job, bounds on the number of nodes, backend settings.
+
+    Arguments:
+        backend: name of an installed rendezvous backend.
+        endpoint: ``host:port`` (``[v6]:port``), or whatever the backend documents; may be empty.
+        run_id: the job's name; nodes with equal run ids at one endpoint form one job.
+        min_nodes, max_nodes: how many agents a round needs and takes at most.
+        local_addr: the address that other nodes should use to reach this one.
+        config: settings, strings or numbers, see ``docs/timeouts.md``.
+
+    Raises:
+        UsageError: empty run id or backend, or not 1 <= ``min_nodes`` <= ``max_nodes``.
+    """
+
+    __slots__ = ("backend", "config", "endpoint", "local_addr", "max_nodes", "min_nodes", "run_id")
+
+    def __init__(
+        self,
+        backend: str,
+        endpoint: str,
+        run_id: str,
+        min_nodes: int,
+        max_nodes: int,
+        local_addr: str | None = None,
+        **config: Any,
+    ) -> None:
+        if not backend:
+            raise UsageError("the rendezvous backend has no name; set --rdzv-backend")
+        if not run_id:
+            raise UsageError("the run id is empty; set --rdzv-id to a name that all nodes of the job share")
+        if min_nodes < 1:
+            raise UsageError(f"the minimum number of nodes is {min_nodes}, it must be at least 1; set --nnodes")
+        if max_nodes < min_nodes:
+            raise UsageError(
+                f"the maximum number of nodes ({max_nodes}) is below the minimum ({min_nodes}); set --nnodes=MIN:MAX"
+            )
+        self.backend = backend
+        self.endpoint = endpoint
+        self.run_id = run_id
+        self.min_nodes = min_nodes
+        self.max_nodes = max_nodes
+        self.local_addr = local_addr
+        self.config = config
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the setting ``key``, or ``default``."""
+        return self.config.get(key, default)
+
+    def get_as_bool(self, key: str, default: bool | None = None) -> bool | None:
+        """Return the setting ``key`` as a bool.  Raises UsageError for anything but yes/no words, 0 and 1."""
+        value = self.get(key, default)
+        if value is None or isinstance(value, bool):
+            return value
+        word = str(value).strip().lower()
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+        raise UsageError(f"the rendezvous setting {key}={value!r} is not a boolean; write true or false")
+
+    def get_as_int(self, key: str, default: int | None = None) -> int | None:
+        """Return the setting ``key`` as an int.  Raises UsageError if it is not one."""
+        value = self.get(key, default)
+        if value is None:
+            return None
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise UsageError(f"the rendezvous setting {key}={value!r} is not a whole number") from None
+
+    def get_as_float(self, key: str, default: float) -> float:
+        """Return the setting ``key`` (seconds) as a float.  Raises UsageError if it is not a finite number >= 0."""
+        value = self.get(key, default)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise UsageError(f"the rendezvous setting {key}={value!r} is not a number of seconds") from None
+        if not 0.0 <= number < float("inf"):
+            raise UsageError(f"the rendezvous setting {key}={value!r} must be a finite number of at least 0 seconds")
+        return number
+
+    def __repr__(self) -> str:
+        return (
+            f"RendezvousParameters(backend={self.backend!r}, endpoint={self.endpoint!r}, run_id={self.run_id!r}, "
+            f"min_nodes={self.min_nodes}, max_nodes={self.max_nodes}, local_addr={self.local_addr!r}, "
+            f"config={self.config!r})"
+        )
+
+
+@final
+@frozen
+class RendezvousStoreInfo:
+    """Where the round's rank 0 can be met."""
+
+    master_addr: str
+    master_port: int
+
+
+@final
+@frozen
+class RendezvousInfo:
+    """A sealed round as one node sees it: its group rank, the number of agents, and where rank 0 is.
+
+    ``assignment`` holds this node's whole place (global and role ranks).  A handler that only knows membership
+    leaves it ``None``; the agent then derives it through ``store`` (see ``docs/hooks.md``).
+    """
+
+    store: Store | None
+    rank: int
+    world_size: int
+    bootstrap_store_info: RendezvousStoreInfo
+    assignment: Assignment | None = None
+
+
+class RendezvousHandler(ABC):
+    """The full rendezvous interface, for systems that already know membership.
+
+    Blocking methods are called on a thread of their own, never on the agent's.  :meth:`shutdown` may be called from
+    another thread while one of them blocks, and must make it return or raise soon.
+    """
+
+    @abstractmethod
+    def get_backend(self) -> str:
+        """Return the backend's name."""
+
+    @abstractmethod
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Block until the next round is sealed with this node in it.
+
+        Raises:
+            RendezvousClosedError: the job has ended.
+            RendezvousTimeoutError: too few nodes came in time.
+            RendezvousConnectionError: the backend could not be reached.
+        """
+
+    @abstractmethod
+    def is_closed(self) -> bool:
+        """Return whether the job has ended for good."""
+
+    @abstractmethod
+    def set_closed(self) -> None:
+        """End the job for all nodes; the first reason stays."""
+
+    @abstractmethod
+    def num_nodes_waiting(self) -> int:
+        """Return how many nodes wait to get in while a round runs."""
+
+    @abstractmethod
+    def get_run_id(self) -> str:
+        """Return the job's id."""
+
+    @abstractmethod
+    def shutdown(self) -> bool:
+        """Release everything.  Returns whether it went well; may be called twice."""
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Whether workers may use the store at ``MASTER_ADDR:MASTER_PORT`` as clients only."""
+        return False
+
+    def wait_for_change(self, timeout: float) -> RoundEnd | None:
+        """Block until the current round should end, and say why; ``None`` after ``timeout`` seconds without.
+
+        The default returns ``None`` at the time-out only; the agent then looks at :meth:`num_nodes_waiting`.
+        """
+        from threading import Event
+
+        Event().wait(timeout)
+        return None
+
+    def end_round(self, end: RoundEnd) -> None:  # noqa: B027 - optional: nobody to tell is a valid answer
+        """Tell all nodes that the round has ended; the first reason wins.  Must not block for long."""
+
+    def report_done(self) -> None:  # noqa: B027 - optional
+        """Tell that this node's workers have all succeeded (the exit barrier)."""
+
+    def prepare(self, node: NodeRecord) -> None:  # noqa: B027 - optional
+        """Told once before the first :meth:`next_rendezvous`: role, local world size and address of this node."""
+
+
+class Bootstrap(Protocol):
+    """Holds the port that becomes ``MASTER_PORT`` should this node be the first of a round.
+
+    One is made per join.  ``reserve`` is called before the port is published, ``activate`` only on the round's first
+    node after the seal and before its workers start, ``release`` always, when the round is over.
+    """
+
+    #: Whether a store listens on the port after ``activate`` (workers are then all clients of it).
+    shares_store: bool
+
+    def reserve(self, address: str) -> int:
+        """Take a free port on ``address`` and hold it; returns the port."""
+        ...
+
+    def activate(self) -> None:
+        """This node is the round's first: make the port usable by its workers."""
+        ...
+
+    def release(self) -> None:
+        """Give the port back.  May be called twice."""
+        ...
+
+
+@final
+@frozen
+class RendezvousBackend:
+    """What a rendezvous plugin registers: a name, one sentence, and how to open it.
+
+    Give ``open_store`` (tier 1: the core supplies the protocol) or ``open_handler`` (tier 2), not both.
+    ``open_store`` is called on a helper thread, never while ``quorate`` is being imported, and may block up to the
+    setting ``connect_timeout``; it is retried on StoreUnavailableError until the join deadline.  ``check`` may refuse
+    unusable parameters early (UsageError) on the calling thread, without any I/O.  ``bootstrap`` makes a
+    :class:`Bootstrap` where the default (a reserved port) is not wanted.
+    """
+
+    name: str = field(validator=min_len(1))
+    summary: str
+    open_store: Callable[[RendezvousParameters], Store] | None = None
+    open_handler: Callable[[RendezvousParameters], RendezvousHandler] | None = None
+    bootstrap: Callable[[], Bootstrap] | None = None
+    check: Callable[[RendezvousParameters], None] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if (self.open_store is None) == (self.open_handler is None):
+            raise UsageError(f"rendezvous backend {self.name!r} must give open_store or open_handler, and only one")

@@ -1,0 +1,62 @@
+"""The default bootstrap: a port that stays ours from before it is published until the worker has bound it.
+
+The socket is bound but does not listen, with ``SO_REUSEADDR``: no other program is given the port, yet the worker,
+whose store sets the same option, can bind and listen on it.  (Binding, closing and hoping is a race.)
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import final
+
+__all__ = ["PortReservation"]
+
+
+@final
+class PortReservation:
+    """Implements :class:`quorate.rendezvous.Bootstrap` without a store."""
+
+    shares_store = False
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def reserve(self, address: str) -> int:
+        """Reserve a free port on all of this host's addresses; returns it.
+
+        Raises:
+            OSError: no port is free.
+        """
+        self.release()
+        if socket.has_ipv6:
+            try:
+                self._socket = self._bind(socket.AF_INET6, "::")
+            except OSError:
+                self._socket = None
+        if self._socket is None:
+            self._socket = self._bind(socket.AF_INET, "")
+        port = self._socket.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+    @staticmethod
+    def _bind(family: socket.AddressFamily, address: str) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind((address, 0))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def activate(self) -> None:
+        """Nothing to do: the worker binds the port itself."""
+
+    def release(self) -> None:
+        """Give the port back."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

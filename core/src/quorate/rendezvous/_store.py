@@ -1,0 +1,92 @@
+"""The store contract: the small linearizable key-value interface from which the core builds the whole protocol.
+
+What does not live here: the protocol (:mod:`quorate.rendezvous._machine`) and any particular store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+__all__ = ["BatchStore", "InterruptibleStore", "Store", "put_many"]
+
+
+@runtime_checkable
+class Store(Protocol):
+    """A linearizable key-value store.  Keys are ASCII strings, values any bytes from 0 B to 1 MiB.
+
+    Threads: one thread calls :meth:`wait`, another everything else; both may be under way at once, so an
+    implementation keeps one connection to work and one to wait.  Each method returns within the backend's own
+    operation deadline (:meth:`wait`: its ``timeout``).
+
+    Raises (every method):
+        StoreUnavailableError: no answer; a write may or may not have been applied.
+        StoreLostError: the store and what it held are gone for good.
+    """
+
+    def create(self, key: str, value: bytes) -> bool:
+        """Write ``key`` once.  Returns whether this call wrote it; ``False`` if it existed, even with equal bytes."""
+        ...
+
+    def put(self, key: str, value: bytes) -> None:
+        """Write ``key``; the last write wins.  Only ever called for keys that one node owns."""
+        ...
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to the integer counter ``key`` (0 if absent), atomically; returns the new count."""
+        ...
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of ``keys`` in their order, ``None`` where absent, at once.  One round trip if possible."""
+        ...
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        """Block until ``key`` exists and return its value; ``None`` once ``timeout`` seconds have passed.
+
+        Must wake as soon as the key is written.
+        """
+        ...
+
+    def delete(self, prefix: str) -> None:
+        """Remove every key that starts with ``prefix``."""
+        ...
+
+    def close(self) -> None:
+        """Release connections, threads and servers.  May be called twice; later calls of other methods may raise."""
+        ...
+
+
+@runtime_checkable
+class BatchStore(Store, Protocol):
+    """The optional ability ``batch``: many puts in one round trip (not necessarily atomic)."""
+
+    @runtime_checkable
+class InterruptibleStore(Store, Protocol):
+    """The optional ability ``interrupt``.  Without it the core waits in slices of at most a second."""
+
+    def interrupt(self) -> None:
+        """Make a :meth:`wait` that is under way in another thread return ``None`` soon.  Never blocks."""
+        ...
+
+
+def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Write all ``items`` (key, value)."""
+        ...
+
+
+@runtime_checkable
+class InterruptibleStore(Store, Protocol):
+    """The optional ability ``interrupt``.  Without it the core waits in slices of at most a second."""
+
+    def interrupt(self) -> None:
+        """Make a :meth:`wait` that is under way in another thread return ``None`` soon.  Never blocks."""
+        ...
+
+
+def put_many(store: Store, items: Sequence[tuple[str, bytes]]) -> None:
+    """Write ``items`` with the store's ``batch`` ability where it has one, one by one where not."""
+    if isinstance(store, BatchStore):
+        store.put_many(items)
+        return
+    for key, value in items:
+        store.put(key, value)

@@ -1,0 +1,79 @@
+"""What a process starter must be.  The core only knows this interface; ``quorate-process-local`` is the usual one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, final, runtime_checkable
+
+from attrs import frozen
+
+from .records import WorkerExited, WorkerLaunch
+
+__all__ = ["ProcessContext", "Starter"]
+
+
+@runtime_checkable
+class ProcessContext(Protocol):
+    """The running workers of one node in one round.
+
+    Every method is called by the agent's one owner thread and returns at once; nothing here blocks.
+    """
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable whenever :meth:`advance` has something to tell."""
+        ...
+
+    def wake_at(self) -> float | None:
+        """Return the monotonic second at which :meth:`advance` wants to be called next, ready or not."""
+        ...
+
+    def advance(self, now: float) -> Sequence[WorkerExited]:
+        """Reap what has ended and carry a stop forward; return the workers that ended since the last call."""
+        ...
+
+    def is_gone(self) -> bool:
+        """Return whether every worker **and everything it started** has ended and all its output is written."""
+        ...
+
+    def pids(self) -> Mapping[int, int]:
+        """Return local rank -> process id of the workers that were started."""
+        ...
+
+    def stop(self, signal_number: int, grace_seconds: float, now: float) -> None:
+        """Ask all workers to stop; what is left ``grace_seconds`` later is killed.
+
+        A second call may shorten the grace, never lengthen it; 0 kills at once.  Leftovers of workers that have
+        already ended (their children) are swept as well.
+        """
+        ...
+
+    def close(self) -> None:
+        """Kill whatever is left and release every descriptor, thread and temporary file.  Called exactly once."""
+        ...
+
+
+@runtime_checkable
+class Starter(Protocol):
+    """Starts the workers of one node.  Chosen by name (``--start-method``)."""
+
+    def start(self, launches: Sequence[WorkerLaunch]) -> ProcessContext:
+        """Start all workers and return at once.
+
+        Raises:
+            StartError: one of them cannot be started; those already started are gone when this raises.
+        """
+        ...
+
+
+@final
+@frozen
+class StarterRequest:
+    """What a starter's factory is told: where its node's temporary things may go, and the agent's unique token.
+
+    ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``, so that whatever a worker starts can
+    be recognised, and swept, whatever session or process group it moved to.
+    """
+
+    start_method: str
+    token: str
+    term_grace_seconds: float = 30.0
