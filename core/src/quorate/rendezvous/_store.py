@@ -60,16 +60,7 @@ class Store(Protocol):
 class BatchStore(Store, Protocol):
     """The optional ability ``batch``: many puts in one round trip (not necessarily atomic)."""
 
-    @runtime_checkable
-class InterruptibleStore(Store, Protocol):
-    """The optional ability ``interrupt``.  Without it the core waits in slices of at most a second."""
-
-    def interrupt(self) -> None:
-        """Make a :meth:`wait` that is under way in another thread return ``None`` soon.  Never blocks."""
-        ...
-
-
-def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
+    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
         """Write all ``items`` (key, value)."""
         ...
 

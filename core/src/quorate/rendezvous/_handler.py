@@ -1,0 +1,300 @@
+"""``StoreRendezvousHandler``: the full rendezvous interface on top of any store, and how backends are opened."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, final
+
+from attrs import evolve
+
+from ..clock import monotonic
+from ..errors import (
+    RendezvousClosedError,
+    RendezvousError,
+    RendezvousStateError,
+    RendezvousTimeoutError,
+    StoreLostError,
+    StoreUnavailableError,
+    UsageError,
+)
+from ..records import Cause, NodeRecord, RoundEnd, Verdict
+from ._address import advertised_address, host_name
+from ._api import (
+    Bootstrap,
+    RendezvousBackend,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+from ._driver import Driver
+from ._port import PortReservation
+from ._protocol import (
+    Closed,
+    Done,
+    End,
+    Ended,
+    GaveUp,
+    Gone,
+    Join,
+    Joined,
+    Key,
+    Leave,
+    Output,
+    Phase,
+    Settings,
+)
+
+if TYPE_CHECKING:
+    from ..plugins import PluginHost
+
+__all__ = ["StoreRendezvousHandler", "failure_of", "get_rendezvous_handler", "settings_of"]
+
+
+def settings_of(parameters: RendezvousParameters) -> Settings:
+    """Return the protocol's settings from the parameters; the relations between them are checked here.
+
+    Raises:
+        UsageError: a time-out that is not a number, or a lease that is too short or longer than the outage limit.
+    """
+    settings = Settings(
+        parameters.min_nodes,
+        parameters.max_nodes,
+        join_timeout=parameters.get_as_float("join_timeout", 600.0),
+        last_call_timeout=parameters.get_as_float("last_call_timeout", 5.0),
+        lease_timeout=parameters.get_as_float("lease_timeout", 3.0),
+        store_outage_timeout=parameters.get_as_float("store_outage_timeout", 300.0),
+        settle_timeout=parameters.get_as_float("settle_timeout", 0.1),
+    )
+    if settings.lease_timeout < 0.2:
+        raise UsageError(f"lease_timeout={settings.lease_timeout:g} is too short; it must be at least 0.2 s")
+    if settings.store_outage_timeout < settings.lease_timeout:
+        raise UsageError(
+            f"store_outage_timeout={settings.store_outage_timeout:g} is below lease_timeout="
+            f"{settings.lease_timeout:g}; a node must outlive an outage for at least its lease"
+        )
+    return settings
+
+
+def failure_of(output: GaveUp) -> RendezvousError:
+    """Return the exception that says what ``output`` says."""
+    kinds: dict[str, type[RendezvousError]] = {
+        "timeout": RendezvousTimeoutError,
+        "unavailable": StoreUnavailableError,
+        "lost": StoreLostError,
+        "state": RendezvousStateError,
+    }
+    return kinds.get(output.kind, RendezvousError)(output.problem)
+
+
+@final
+class StoreRendezvousHandler(RendezvousHandler):
+    """One node of a job whose nodes meet in a store.
+
+    Either call the blocking methods, or :meth:`subscribe` and then :meth:`request_join`; not both.
+    """
+
+    def __init__(
+        self, parameters: RendezvousParameters, backend: RendezvousBackend, host: PluginHost | None = None
+    ) -> None:
+        if host is None:
+            from ..plugins import get_host
+
+            host = get_host()
+        open_store = backend.open_store
+        if open_store is None:
+            raise UsageError(f"rendezvous backend {backend.name!r} opens no store")
+        self._parameters, self._backend, self._host = parameters, backend, host
+        self._close_timeout = parameters.get_as_float("close_timeout", 5.0)
+        self._node = NodeRecord(uuid.uuid4().hex, "default", 1, host=host_name(), plugin_digest=host.digest())
+        self._bootstrap: Bootstrap | None = None
+        self._subscriber: Callable[[Output], None] | None = None
+        self._outputs: list[Output] = []
+        self._changed = threading.Condition()
+        self._started = self._shut_down = False
+        self._final: Closed | GaveUp | None = None
+        self._driver = Driver(
+            settings_of(parameters),
+            lambda: open_store(parameters),
+            lambda nodes, previous: host.decide("ranks", nodes, previous),
+            lambda summary, waiting: host.decide_or(False, "rescale", summary, waiting),
+            self._hear,
+        )
+
+    # --- the agent's side: nothing blocks ---------------------------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[Output], None]) -> None:
+        """Have every output told to ``callback`` (on the rendezvous thread; it must not block)."""
+        self._subscriber = callback
+
+    def request_join(self, node: NodeRecord) -> None:
+        """Ask for a place in the next round; ``node``'s address and port are filled in here."""
+        if not self._started:
+            self._started = True
+            self._driver.start()
+        self._release()
+        bootstrap = self._backend.bootstrap() if self._backend.bootstrap is not None else PortReservation()
+        address = advertised_address(self._parameters.local_addr, self._parameters.endpoint)
+        port = bootstrap.reserve(address)
+        self._bootstrap = bootstrap
+        self._node = evolve(
+            node,
+            address=address,
+            port=port,
+            shares_store=bootstrap.shares_store,
+            host=node.host or host_name(),
+            plugin_digest=self._host.digest(),
+        )
+        self._driver.post(Join(self._node))
+
+    def end_round(self, end: RoundEnd) -> None:
+        self._driver.post(End(end))
+
+    def report_done(self) -> None:
+        self._driver.post(Done())
+
+    def request_leave(self) -> None:
+        """Say that this node goes away; the output ``Gone`` follows."""
+        self._driver.post(Leave())
+
+    def _hear(self, output: Output) -> None:
+        if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
+            try:
+                self._bootstrap.activate()
+            except Exception as error:
+                output = GaveUp("state", f"the bootstrap port could not be opened: {error}")
+        if isinstance(output, (Closed, GaveUp)):
+            self._final = output
+        with self._changed:
+            self._outputs.append(output)
+            self._changed.notify_all()
+        if self._subscriber is not None:
+            self._outputs.clear()
+            self._subscriber(output)
+
+    # --- the blocking interface -------------------------------------------------------------------------------------
+
+    def prepare(self, node: NodeRecord) -> None:
+        self._node = node
+
+    def get_backend(self) -> str:
+        return self._backend.name
+
+    def get_run_id(self) -> str:
+        return self._parameters.run_id
+
+    @property
+    def use_agent_store(self) -> bool:
+        return self._bootstrap is not None and self._bootstrap.shares_store
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        if self._final is None:
+            self.request_join(self._node)
+        output = self._next_output((Joined, Closed, GaveUp), None)
+        assert output is not None
+        if isinstance(output, Joined):
+            seat = output.assignment
+            return RendezvousInfo(
+                None,
+                seat.group_rank,
+                seat.group_world_size,
+                RendezvousStoreInfo(seat.master_addr, seat.master_port),
+                seat,
+            )
+        self._raise(output)
+        raise AssertionError
+
+    def wait_for_change(self, timeout: float) -> RoundEnd | None:
+        output = self._next_output((Ended, Closed, GaveUp), timeout)
+        if output is None:
+            return None
+        if isinstance(output, (Ended, Closed)):
+            return output.end
+        self._raise(output)
+        return None
+
+    def _raise(self, output: Output) -> None:
+        if isinstance(output, Closed):
+            raise RendezvousClosedError(output.end.reason, succeeded=output.end.verdict is Verdict.SUCCEEDED)
+        if isinstance(output, GaveUp):
+            raise failure_of(output)
+
+    def _next_output(self, kinds: tuple[type[Output], ...], timeout: float | None) -> Output | None:
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._changed:
+            while True:
+                while self._outputs:
+                    output = self._outputs.pop(0)
+                    if isinstance(output, kinds):
+                        return output
+                if self._final is not None:
+                    return self._final
+                if self._shut_down:
+                    raise RendezvousClosedError("this node was shut down")
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return None
+                self._changed.wait(left)
+
+    def is_closed(self) -> bool:
+        """Return whether the job has ended, as far as this node knows."""
+        return isinstance(self._final, Closed)
+
+    def set_closed(self) -> None:
+        state = self._driver.state
+        reason = f"closed by {self._node.host or self._node.node_id}"
+        self.end_round(
+            RoundEnd(state.round_number, Cause.STOPPED, Verdict.STOPPED, reason, self._node.node_id, self._node.host)
+        )
+
+    def num_nodes_waiting(self) -> int:
+        """Return how many tickets of the next round are taken.  Raises StoreUnavailableError without an answer."""
+        state = self._driver.state
+        if state.phase is not Phase.RUNNING:
+            return 0
+        return self._driver.query(lambda store: store.add(Key.tickets(state.round_number + 1), 0), self._close_timeout)
+
+    def shutdown(self) -> bool:
+        if self._shut_down:
+            return True
+        if self._started and self._final is None:
+            left = threading.Event()
+            with self._changed:
+                previous = self._subscriber
+                self._subscriber = lambda output: left.set() if isinstance(output, (Gone, Closed, GaveUp)) else None
+            self.request_leave()
+            left.wait(self._close_timeout)
+            self._subscriber = previous
+        with self._changed:
+            self._shut_down = True
+            self._changed.notify_all()
+        if self._started:
+            self._driver.close(self._close_timeout)
+        self._release()
+        return True
+
+    def _release(self) -> None:
+        if self._bootstrap is not None:
+            self._bootstrap.release()
+            self._bootstrap = None
+
+
+def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | None = None) -> RendezvousHandler:
+    """Return the handler of the installed backend ``parameters.backend``.  Connects to nothing yet.
+
+    Raises:
+        UnknownBackendError: no plugin offers it; the message names those that are installed, and the pip command.
+        UsageError: the backend refuses the parameters.
+    """
+    if host is None:
+        from ..plugins import get_host
+
+        host = get_host()
+    backend: RendezvousBackend = host.choose("rendezvous backend", parameters.backend)
+    if backend.check is not None:
+        backend.check(parameters)
+    if backend.open_handler is not None:
+        return backend.open_handler(parameters)
+    return StoreRendezvousHandler(parameters, backend, host)

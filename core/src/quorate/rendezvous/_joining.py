@@ -1,0 +1,185 @@
+"""Phases ``locating``, ``ticketing`` and ``standby``: how a node finds the job's round and gets in line.  Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve
+
+from ..records import Cause, RoundEnd, Verdict
+from ._protocol import (
+    Appeared,
+    AskRescale,
+    Join,
+    Key,
+    Phase,
+    Previous,
+    Rescaled,
+    StandingBy,
+)
+from ._sealing import gather, judge_sealer
+from ._turn import Turn, close, read_summary, take_ticket
+from ._wire import decode_end, encode
+
+
+def join(turn: Turn, event: Join) -> None:
+    state = turn.state
+    node = event.node
+    if state.phase is Phase.ENDED and state.assignment is not None:
+        node = evolve(node, previous_round=state.assignment.round_number, previous_rank=state.assignment.group_rank)
+    turn.set(
+        node=node,
+        join_deadline=turn.now + state.settings.join_timeout,
+        assignment=None,
+        summary=None,
+        done=False,
+    )
+    if state.located:
+        take_ticket(turn, state.round_number)
+    else:
+        turn.go(Phase.LOCATING, "asking which round the job is in")
+        turn.call("count", "add", Key.ROUND, amount=0)
+
+
+def on_count(turn: Turn, value: Any) -> None:
+    _look_at_round(turn, int(value))
+
+
+def _look_at_round(turn: Turn, number: int) -> None:
+    turn.set(round_number=number)
+    rounds = (number - 1, number) if number > 0 else (number,)
+    turn.call("look_round", "get", *(key for n in rounds for key in (Key.sealed(n), Key.ended(n))))
+
+
+def on_look_round(turn: Turn, values: list[bytes | None]) -> None:
+    number = turn.state.round_number
+    if number > 0:
+        before_sealed, before_ended = values[:2]
+        if before_ended is None or before_sealed is None:
+            _look_at_round(turn, number - 1)  # the counter ran ahead: its increment was retried
+            return
+        ended = decode_end(Key.ended(number - 1), before_ended)
+        turn.set(previous=Previous(read_summary(number - 1, before_sealed), ended))
+    sealed, over = values[-2:]
+    if over is not None:
+        ended = decode_end(Key.ended(number), over)
+        if ended.verdict.is_terminal:
+            close(turn, ended)
+        else:
+            _look_at_round(turn, number + 1)
+        return
+    turn.set(located=True)
+    if sealed is not None:
+        turn.set(previous=Previous(read_summary(number, sealed)))
+        number += 1
+    take_ticket(turn, number)
+
+
+def on_ticket(turn: Turn, value: Any) -> None:
+    state = turn.state
+    assert state.node is not None
+    turn.set(ticket=int(value))
+    turn.call("record", "put", Key.node(state.round_number, int(value)), values=(encode(state.node),))
+
+
+def on_record(turn: Turn, value: Any) -> None:
+    state = turn.state
+    turn.set(next_beat=turn.now + state.settings.beat_interval)
+    if state.previous is not None and state.previous.ended is None:
+        summary = state.previous.summary
+        reason = (
+            f"round {summary.round_number} runs with {summary.group_world_size} of at most {summary.max_nodes} "
+            "node(s); standing by for the next one"
+        )
+        turn.go(
+            Phase.STANDBY,
+            reason,
+            join_deadline=None,
+            knock_limit=turn.now + 10 * state.settings.settle_timeout,
+        )
+        turn.tell(StandingBy(reason))
+        turn.wait(Key.ended(summary.round_number))
+        if state.ticket == state.leader:
+            turn.call("waiting", "add", Key.tickets(turn.state.round_number), amount=0)
+    else:
+        gather(turn)
+
+
+def on_waiting(turn: Turn, value: Any) -> None:
+    """The first in line counts who waits; once arrivals have settled, it asks whether they are worth a new round."""
+    state = turn.state
+    assert state.previous is not None
+    waiting, summary = int(value), state.previous.summary
+    full = summary.group_world_size + waiting >= summary.max_nodes
+    if waiting != state.asked_for and not full and turn.now < state.knock_limit:
+        turn.set(asked_for=waiting, knock_at=turn.now + state.settings.settle_timeout)
+        return
+    turn.set(asked_for=waiting, knock_at=None)
+    turn.tell(AskRescale(summary, waiting))
+
+
+def on_rescaled(turn: Turn, event: Rescaled) -> None:
+    state = turn.state
+    assert state.node is not None
+    assert state.previous is not None
+    if not event.worth_it:
+        return
+    summary = state.previous.summary
+    reason = f"node {state.node.host or state.node.node_id} joined; the round of {summary.group_world_size} re-forms"
+    end = RoundEnd(
+        summary.round_number,
+        Cause.NODE_JOINED,
+        Verdict.RESCALE,
+        reason,
+        node_id=state.node.node_id,
+        host=state.node.host,
+        restart_count=summary.restart_count,
+    )
+    turn.call("end", "create", Key.ended(summary.round_number), values=(encode(end),))
+
+
+def previous_ended(turn: Turn, event: Appeared) -> None:
+    state = turn.state
+    assert state.previous is not None
+    number = state.previous.summary.round_number
+    if event.key != Key.ended(number):
+        return
+    ended = decode_end(event.key, event.value)
+    if ended.verdict.is_terminal:
+        close(turn, ended)
+        return
+    turn.set(
+        previous=evolve(state.previous, ended=ended),
+        join_deadline=turn.now + state.settings.join_timeout,
+        knock_at=None,
+    )
+    gather(turn)
+
+
+def judge_standby(turn: Turn) -> None:
+    """Should all members of the running round die at once, the first in line notices and ends it."""
+    state = turn.state
+    if state.ticket != state.leader:
+        judge_sealer(turn)
+        return
+    assert state.previous is not None
+    assert state.node is not None
+    summary = state.previous.summary
+    key = Key.rank_beat(summary.round_number, state.watched_rank)
+    gone = state.liveness.has_left(key) or state.liveness.still_for(key, turn.now) > 2 * state.settings.lease_timeout
+    if not gone:
+        return
+    if state.watched_rank + 1 < summary.group_world_size:
+        turn.set(watched_rank=state.watched_rank + 1)
+        return
+    end = RoundEnd(
+        summary.round_number,
+        Cause.NODE_LOST,
+        Verdict.RESCALE,
+        f"all {summary.group_world_size} node(s) of round {summary.round_number} were lost",
+        node_id=state.node.node_id,
+        host=state.node.host,
+        restart_count=summary.restart_count,
+        lost_ranks=tuple(range(summary.group_world_size)),
+    )
+    turn.call("end", "create", Key.ended(summary.round_number), values=(encode(end),))

@@ -1,0 +1,258 @@
+"""The rendezvous protocol of one node, as a pure state machine: ``step(state, input, now)``.
+
+Theory of operation.  A job is a row of rounds, and a round hangs on two write-once keys::
+
+    gather ──► n/sealed ──► workers run ──► n/ended {cause, verdict, reason} ──► round n+1, or the job's end
+
+To join, a node takes a ticket and writes its record.  The lowest live ticket is the *sealer*: it alone reads the
+records, decides ranks, writes one small seat per node under its own number and then creates ``n/sealed``, the commit
+point.  Everyone else sits in one blocking wait on ``n/sealed`` and reads its own seat.  If the sealer's heart stops,
+the next ticket tries; ``create`` lets one win, and seats are kept per sealer, so a loser's seats are never read.
+
+While a round runs, every node sits in one blocking wait on ``n/ended``; whoever first has a reason creates it.  The
+lowest live group rank reads all heartbeats, the others watch only it.  Nodes that come late take a ticket of round
+n+1 at once and are its first in line; the first of them ends round n if that is worth it.
+
+No I/O, no clock, no threads, no randomness here.  ``_TABLE`` and ``_REPLIES`` are the whole machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import evolve
+
+from ..errors import StoreCorruptError
+from ._joining import (
+    join,
+    judge_standby,
+    on_count,
+    on_look_round,
+    on_record,
+    on_rescaled,
+    on_ticket,
+    on_waiting,
+    previous_ended,
+)
+from ._liveness import BeatState
+from ._protocol import (
+    FINAL,
+    JOINING,
+    Appeared,
+    Done,
+    End,
+    Failed,
+    Gone,
+    Input,
+    Join,
+    Key,
+    Leave,
+    Ordered,
+    Phase,
+    Reply,
+    Rescaled,
+    Settings,
+    State,
+    Step,
+    Tick,
+    Wait,
+)
+from ._running import done, end, ended, judge_members, on_check, on_done, on_end, on_mark
+from ._sealing import (
+    arrived,
+    consider_sealing,
+    judge_gathered,
+    judge_sealer,
+    on_ordered,
+    on_records,
+    on_scan,
+    on_seal,
+    on_seat,
+    on_seats,
+    sealed,
+)
+from ._turn import Turn, look, my_beat_key
+
+__all__ = ["initial_state", "step"]
+
+_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def initial_state(settings: Settings) -> State:
+    """Return the state of a node that has not been asked for anything yet."""
+    return State(settings)
+
+
+def step(state: State, event: Input, now: float) -> Step:
+    """Take one input at ``now`` (monotonic seconds) and return the new state, the commands and the reason."""
+    turn = Turn(state, now)
+    handler = _TABLE.get(type(event), {}).get(state.phase)
+    if handler is not None:
+        try:
+            handler(turn, event)
+        except StoreCorruptError as error:
+            turn.give_up("state", str(error))
+    return Step(evolve(turn.state, reason=turn.state.reason), tuple(turn.commands), turn.state.reason)
+
+
+def _tick(turn: Turn, event: Tick) -> None:
+    state, now = turn.state, turn.now
+    if state.phase in JOINING and state.join_deadline is not None and now >= state.join_deadline:
+        trouble = " The store could not be reached." if state.outage_since is not None else ""
+        turn.give_up(
+            "timeout",
+            f"no round was formed within {state.settings.join_timeout:g} s: {state.reason}.{trouble}",
+        )
+        return
+    if state.retry_at is not None and now >= state.retry_at:
+        _retry(turn)
+    if state.knock_at is not None and now >= state.knock_at:
+        turn.set(knock_at=None)
+        turn.call("waiting", "add", Key.tickets(state.round_number), amount=0)
+    if state.next_beat is not None and now >= state.next_beat:
+        _beat(turn)
+    if turn.state.phase is Phase.GATHERING and state.seal_at is not None and now >= state.seal_at:
+        consider_sealing(turn)
+
+
+def _beat(turn: Turn) -> None:
+    state = turn.state
+    turn.set(next_beat=turn.now + state.settings.beat_interval)
+    if "beat" not in state.pending and not state.done:
+        turn.call("beat", "put", my_beat_key(state), values=(turn.beat(""),))
+    look(turn)
+    first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader and state.knock_at is None
+    if first_in_line and "waiting" not in state.pending and "end" not in state.pending:
+        turn.call("waiting", "add", Key.tickets(state.round_number), amount=0)
+
+
+def _on_look(turn: Turn, values: list[bytes | None]) -> None:
+    state = turn.state
+    call = state.pending["look"]
+    interval = state.settings.beat_interval
+    turn.set(liveness=state.liveness.look(dict(zip(call.keys, values, strict=True)), turn.now, interval), looking=False)
+    handler = _JUDGES.get(state.phase)
+    if handler is not None:
+        handler(turn)
+
+
+def _leave(turn: Turn, event: Leave) -> None:
+    state = turn.state
+    known = state.node is not None and (state.assignment is not None or state.ticket > 0)
+    turn.stop(Phase.LEFT, "left")
+    if known:
+        turn.call("left", "put", my_beat_key(state), values=(turn.beat("", BeatState.LEFT),))
+    else:
+        turn.tell(Gone())
+
+
+def _on_left(turn: Turn, value: Any) -> None:
+    turn.tell(Gone())
+
+
+def _trouble(turn: Turn, event: Failed) -> None:
+    state, now = turn.state, turn.now
+    since = now if state.outage_since is None else state.outage_since
+    limit = state.settings.store_outage_timeout
+    if event.lost:
+        turn.give_up("lost", event.problem)
+    elif state.phase not in JOINING and now - since >= limit:
+        turn.give_up("unavailable", f"the store could not be reached for {limit:g} s: {event.problem}")
+    elif event.call is None or state.pending.get(event.call.tag) == event.call:
+        tag = event.call.tag if event.call is not None else "wait"
+        failed = state.failed if tag in state.failed else (*state.failed, tag)
+        wait = _RETRY_SECONDS[min(state.attempt, len(_RETRY_SECONDS) - 1)]
+        retry_at = now + wait if state.retry_at is None else state.retry_at
+        turn.set(failed=failed, outage_since=since, retry_at=retry_at)
+
+
+def _left_in_trouble(turn: Turn, event: Failed) -> None:
+    turn.tell(Gone())
+
+
+def _retry(turn: Turn) -> None:
+    """Do again what failed.  A beat is not repeated: the next one says more."""
+    state = turn.state
+    turn.set(failed=(), retry_at=None, attempt=state.attempt + 1)
+    for tag in state.failed:
+        if tag == "wait":
+            if state.waiting_for is not None:
+                turn.tell(Wait(state.waiting_for))
+        elif tag in ("beat", "look"):
+            turn.set(pending={k: v for k, v in turn.state.pending.items() if k != tag})
+            if tag == "look":
+                turn.set(looking=False)
+        elif tag in state.pending:
+            turn.tell(state.pending[tag])
+
+
+def _reply(turn: Turn, event: Reply) -> None:
+    state = turn.state
+    if state.pending.get(event.call.tag) != event.call:
+        return  # the answer to a question of an earlier phase
+    tag = event.call.tag
+    handler = _REPLIES.get(tag)
+    turn.set(outage_since=None, attempt=0)
+    if handler is not None and state.phase in handler[0]:
+        handler[1](turn, event.value)
+    # A handler may have asked the same question again: only forget the call that was answered.
+    if turn.state.pending.get(tag) is state.pending[tag]:
+        turn.set(pending={key: call for key, call in turn.state.pending.items() if key != tag})
+
+
+_Handler = Callable[[Turn, Any], None]
+_ACTIVE = frozenset(Phase) - FINAL - {Phase.IDLE}
+_ROUND = frozenset({Phase.RUNNING, Phase.ENDED})
+
+#: reply tag -> (phases in which it still matters, what it leads to)
+_REPLIES: Mapping[str, tuple[frozenset[Phase], _Handler]] = {
+    "count": (frozenset({Phase.LOCATING}), on_count),
+    "look_round": (frozenset({Phase.LOCATING}), on_look_round),
+    "ticket": (frozenset({Phase.TICKETING}), on_ticket),
+    "record": (frozenset({Phase.TICKETING}), on_record),
+    "waiting": (frozenset({Phase.STANDBY}), on_waiting),
+    "scan": (frozenset({Phase.GATHERING}), on_scan),
+    "records": (frozenset({Phase.GATHERING}), on_records),
+    "seats": (frozenset({Phase.SEALING}), on_seats),
+    "seal": (frozenset({Phase.SEALING}), on_seal),
+    "seat": (frozenset({Phase.AWAITING}), on_seat),
+    "mark": (frozenset({Phase.RUNNING}), on_mark),
+    "done": (frozenset({Phase.RUNNING}), on_done),
+    "check": (frozenset({Phase.RUNNING}), on_check),
+    "end": (_ACTIVE, on_end),
+    "look": (_ACTIVE, _on_look),
+    "left": (frozenset({Phase.LEFT}), _on_left),
+}
+
+#: phase -> what follows from a look at heartbeats
+_JUDGES: Mapping[Phase, Callable[[Turn], None]] = {
+    Phase.AWAITING: judge_sealer,
+    Phase.GATHERING: judge_gathered,
+    Phase.STANDBY: judge_standby,
+    Phase.RUNNING: judge_members,
+}
+
+
+def _in(phases: frozenset[Phase], handler: _Handler) -> dict[Phase, _Handler]:
+    return dict.fromkeys(phases, handler)
+
+
+#: input -> phase -> handler; whatever is not listed changes nothing
+_TABLE: Mapping[type, Mapping[Phase, _Handler]] = {
+    Join: {Phase.IDLE: join, Phase.ENDED: join},
+    End: {Phase.RUNNING: end},
+    Done: {Phase.RUNNING: done},
+    Leave: dict.fromkeys(frozenset(Phase) - FINAL, _leave),
+    Reply: dict.fromkeys(frozenset(Phase) - {Phase.CLOSED, Phase.FAILED}, _reply),
+    Failed: {**_in(_ACTIVE, _trouble), Phase.LEFT: _left_in_trouble},
+    Appeared: {
+        Phase.STANDBY: previous_ended,
+        Phase.GATHERING: arrived,
+        Phase.AWAITING: sealed,
+        Phase.RUNNING: ended,
+    },
+    Ordered: {Phase.SEALING: on_ordered},
+    Rescaled: {Phase.STANDBY: on_rescaled},
+    Tick: _in(_ACTIVE, _tick),
+}

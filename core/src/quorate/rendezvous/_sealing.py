@@ -1,0 +1,207 @@
+"""Phases ``gathering``, ``sealing`` and ``awaiting``: how a round is agreed upon.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import StoreCorruptError, UsageError
+from ..records import RoundSummary
+from ._gather import evaluate, live_nodes, plugin_warnings
+from ._liveness import Liveness
+from ._protocol import (
+    Appeared,
+    Key,
+    Ordered,
+    OrderNodes,
+    Phase,
+    Previous,
+    State,
+)
+from ._ranks import assign_ranks, previous_order, select_nodes
+from ._running import enter_round
+from ._turn import Turn, look, read_summary, take_ticket
+from ._wire import decode_assignment, decode_node, decode_object, encode, encode_object
+
+
+def gather(turn: Turn) -> None:
+    state = turn.state
+    turn.set(gather_since=turn.now, last_arrival=turn.now)
+    if state.ticket <= state.leader:
+        _become_sealer(turn)
+    else:
+        turn.go(Phase.AWAITING, f"waiting for ticket {state.leader} to seal round {state.round_number}")
+        turn.wait(Key.sealed(state.round_number))
+
+
+def _become_sealer(turn: Turn) -> None:
+    turn.go(Phase.GATHERING, f"gathering nodes for round {turn.state.round_number}")
+    turn.wait(None)
+    turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)
+    look(turn)
+
+
+def on_scan(turn: Turn, value: Any) -> None:
+    state = turn.state
+    turn.set(tickets=max(state.tickets, int(value)))
+    unknown = [ticket for ticket in range(1, turn.state.tickets + 1) if ticket not in state.nodes]
+    if unknown:
+        turn.call("records", "get", *(Key.node(state.round_number, ticket) for ticket in unknown))
+    else:
+        consider_sealing(turn)
+
+
+def on_records(turn: Turn, values: list[bytes | None]) -> None:
+    state = turn.state
+    unknown = [ticket for ticket in range(1, state.tickets + 1) if ticket not in state.nodes]
+    nodes = dict(state.nodes)
+    for ticket, value in zip(unknown, values, strict=False):
+        if value is not None:
+            nodes[ticket] = decode_node(Key.node(state.round_number, ticket), value)
+    if len(nodes) > len(state.nodes):
+        turn.set(nodes=nodes, last_arrival=turn.now)
+    consider_sealing(turn)
+
+
+def consider_sealing(turn: Turn) -> None:
+    state = turn.state
+    readiness = evaluate(state, turn.now)
+    turn.set(reason=readiness.reason, seal_at=readiness.ask_again_at)
+    if readiness.ready:
+        _start_sealing(turn)
+        return
+    missing = [ticket for ticket in range(1, state.tickets + 1) if ticket not in state.nodes]
+    expected = Key.node(state.round_number, missing[0] if missing else state.tickets + 1)
+    if state.waiting_for != expected:
+        turn.wait(expected)
+
+
+def arrived(turn: Turn, event: Appeared) -> None:
+    turn.set(waiting_for=None)
+    if "scan" not in turn.state.pending and "records" not in turn.state.pending:
+        turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)
+
+
+def _start_sealing(turn: Turn) -> None:
+    state = turn.state
+    nodes = list(live_nodes(state, turn.now).values())
+    number = state.previous.summary.round_number if state.previous is not None else None
+    members, _ = select_nodes(nodes, number, state.settings.max_nodes)
+    turn.go(Phase.SEALING, state.reason, seal_at=None)
+    turn.wait(None)
+    turn.tell(OrderNodes(tuple(members), tuple(previous_order(nodes, number))))
+
+
+def on_ordered(turn: Turn, event: Ordered) -> None:
+    state = turn.state
+    by_id = {node.node_id: (ticket, node) for ticket, node in state.nodes.items()}
+    try:
+        if event.problem:
+            raise UsageError(event.problem)
+        members = [by_id[node_id][1] for node_id in event.order if node_id in by_id]
+        assignments = assign_ranks(
+            members,
+            event.order,
+            round_number=state.round_number,
+            restart_count=_restart_count(state),
+            warnings=plugin_warnings(members),
+        )
+    except UsageError as error:
+        _seal(turn, {"refusal": str(error)})
+        return
+    seats = [
+        (Key.seat(state.round_number, state.ticket, by_id[node_id][0]), encode(assignment))
+        for node_id, assignment in assignments.items()
+    ]
+    first = assignments[event.order[0]]
+    turn.set(
+        summary=RoundSummary(
+            state.round_number,
+            first.group_world_size,
+            first.world_size,
+            state.settings.min_nodes,
+            state.settings.max_nodes,
+            first.restart_count,
+        )
+    )
+    keys, values = zip(*seats, strict=True)
+    turn.call("seats", "put_many", *keys, values=values)
+
+
+def on_seats(turn: Turn, value: Any) -> None:
+    summary = turn.state.summary
+    assert summary is not None
+    _seal(
+        turn,
+        {
+            "nodes": summary.group_world_size,
+            "world_size": summary.world_size,
+            "min_nodes": summary.min_nodes,
+            "max_nodes": summary.max_nodes,
+            "restart_count": summary.restart_count,
+        },
+    )
+
+
+def _seal(turn: Turn, fields: Mapping[str, Any]) -> None:
+    value = encode_object("sealed", {"sealer": turn.state.ticket, **fields})
+    turn.call("seal", "create", Key.sealed(turn.state.round_number), values=(value,))
+
+
+def on_seal(turn: Turn, value: Any) -> None:
+    """Whoever won, the key exists now: read it as everyone else does."""
+    turn.go(Phase.AWAITING, f"round {turn.state.round_number} is sealed")
+    turn.wait(Key.sealed(turn.state.round_number))
+
+
+def _restart_count(state: State) -> int:
+    ended = state.previous.ended if state.previous is not None else None
+    return ended.restart_count if ended is not None else 0
+
+
+def sealed(turn: Turn, event: Appeared) -> None:
+    state = turn.state
+    if event.key != Key.sealed(state.round_number):
+        return
+    data = decode_object(event.key, event.value, "sealed")
+    if data.get("refusal"):
+        turn.give_up("state", str(data["refusal"]))
+        return
+    turn.set(summary=read_summary(state.round_number, event.value))
+    sealer = data.get("sealer")
+    if not isinstance(sealer, int):
+        raise StoreCorruptError(event.key, "it names no sealer")
+    turn.call("seat", "get", Key.seat(state.round_number, sealer, state.ticket))
+
+
+def on_seat(turn: Turn, values: list[bytes | None]) -> None:
+    state = turn.state
+    assert state.summary is not None
+    if values[0] is None:
+        turn.set(previous=Previous(state.summary), summary=None)
+        take_ticket(turn, state.round_number + 1)  # left out: first in line for the next round
+        return
+    seat = decode_assignment(Key.seat(state.round_number, 0, state.ticket), values[0])
+    enter_round(turn, seat)
+
+
+def judge_sealer(turn: Turn) -> None:
+    """Watch the ticket that should seal; if its heart stops, watch the next one, in the end myself."""
+    state = turn.state
+    key = Key.ticket_beat(state.round_number, state.leader)
+    if state.leader >= state.ticket:
+        return
+    if state.liveness.has_left(key) or state.liveness.still_for(key, turn.now) > state.settings.patience:
+        turn.set(leader=state.leader + 1, liveness=Liveness())
+        if turn.state.leader == state.ticket and state.phase is Phase.AWAITING:
+            _become_sealer(turn)
+
+
+def judge_gathered(turn: Turn) -> None:
+    number = turn.state.round_number
+    if turn.state.liveness.was_seen(Key.sealed(number)):
+        turn.go(Phase.AWAITING, f"round {number} was sealed by another node", seal_at=None)
+        turn.wait(Key.sealed(number))
+        return
+    if "scan" not in turn.state.pending and "records" not in turn.state.pending:
+        turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)

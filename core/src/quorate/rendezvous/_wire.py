@@ -1,0 +1,165 @@
+"""How records are written to the store: versioned JSON, never pickle.
+
+Whatever cannot be read - another version, other types, hostile bytes - is a StoreCorruptError that names the key.
+Unknown fields are ignored, so that a newer node may add some without a new version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+from ..errors import StoreCorruptError, UsageError
+from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
+
+__all__ = [
+    "VERSION",
+    "decode_assignment",
+    "decode_end",
+    "decode_failure",
+    "decode_node",
+    "decode_object",
+    "encode",
+    "encode_object",
+]
+
+VERSION = 1
+_LARGEST_BYTES = 1 << 18
+_LONGEST_TEXT = 8192
+_T = TypeVar("_T")
+
+
+def encode_object(kind: str, fields: Mapping[str, Any]) -> bytes:
+    """Return ``fields`` as the bytes of one versioned JSON object."""
+    return json.dumps({"v": VERSION, "kind": kind, **fields}, separators=(",", ":"), default=_plain).encode()
+
+
+def encode(record: NodeRecord | Assignment | RoundEnd | FailureRecord) -> bytes:
+    """Return a record as bytes; defaults are left out, over-long texts are cut."""
+    return encode_object(_KINDS[type(record)], _fields(record))
+
+
+def decode_object(key: str, value: bytes, kind: str) -> dict[str, Any]:
+    """Return the JSON object in ``value``.  Raises StoreCorruptError unless it is ours, of this version and kind."""
+    if len(value) > _LARGEST_BYTES:
+        raise StoreCorruptError(key, f"{len(value)} bytes are more than quorate ever writes")
+    try:
+        data = json.loads(value)
+    except (ValueError, RecursionError):
+        raise StoreCorruptError(key, "it is not JSON") from None
+    if not isinstance(data, dict):
+        raise StoreCorruptError(key, "it is not a JSON object")
+    if data.get("v") != VERSION:
+        raise StoreCorruptError(key, f"it has version {str(data.get('v'))[:20]!r}, this node reads version {VERSION}")
+    if data.get("kind") != kind:
+        raise StoreCorruptError(key, f"it is a {str(data.get('kind'))[:20]!r}, not a {kind!r}")
+    return data
+
+
+def decode_node(key: str, value: bytes) -> NodeRecord:
+    return _build(key, NodeRecord, decode_object(key, value, "node"), {})
+
+
+def decode_assignment(key: str, value: bytes) -> Assignment:
+    return _build(key, Assignment, decode_object(key, value, "assignment"), {"warnings": _texts})
+
+
+def decode_failure(key: str, data: Mapping[str, Any]) -> FailureRecord:
+    return _build(key, FailureRecord, data, {"cause": Cause, "stderr_tail": _texts, "error_data": _mapping_or_none})
+
+
+def decode_end(key: str, value: bytes) -> RoundEnd:
+    return _build(
+        key,
+        RoundEnd,
+        decode_object(key, value, "end"),
+        {
+            "cause": Cause,
+            "verdict": Verdict,
+            "lost": _texts,
+            "lost_ranks": lambda raw: tuple(_exactly(int, item) for item in _list(raw)),
+            "delay_seconds": lambda raw: float(_exactly((int, float), raw)),
+            "failure": lambda raw: None if raw is None else decode_failure(key, _mapping(raw)),
+        },
+    )
+
+
+_KINDS: Mapping[type, str] = {
+    NodeRecord: "node",
+    Assignment: "assignment",
+    RoundEnd: "end",
+    FailureRecord: "failure",
+}
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for attribute in type(record).__attrs_attrs__:
+        value = getattr(record, attribute.name)
+        if value != attribute.default:
+            result[attribute.name] = _short(value)
+    return result
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return value[: _LONGEST_TEXT // 2] + " … " + value[-_LONGEST_TEXT // 2 :]
+    if isinstance(value, Mapping):
+        return {str(key): _short(item) for key, item in list(value.items())[:64]}
+    if isinstance(value, (list, tuple)):
+        return [_short(item) for item in value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in _KINDS:
+        return _fields(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return str(value)
+
+
+def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping[str, Callable[[Any], Any]]) -> _T:
+    arguments: dict[str, Any] = {}
+    try:
+        for attribute in cast(Any, record).__attrs_attrs__:
+            if attribute.name not in data:
+                continue
+            raw = data[attribute.name]
+            if attribute.name in convert:
+                arguments[attribute.name] = convert[attribute.name](raw)
+            else:
+                arguments[attribute.name] = _check(raw, str(attribute.type))
+        return record(**arguments)
+    except (TypeError, ValueError, UsageError) as error:
+        raise StoreCorruptError(key, f"it is not a valid {record.__name__}: {error}") from None
+
+
+def _check(raw: Any, type_name: str) -> Any:
+    if raw is None and type_name.endswith("| None"):
+        return None
+    expected = {"str": str, "int": int, "bool": bool}[type_name.removesuffix(" | None")]
+    return _exactly(expected, raw)
+
+
+def _exactly(expected: Any, raw: Any) -> Any:
+    if not isinstance(raw, expected) or (isinstance(raw, bool) and expected is not bool):
+        raise TypeError(f"{str(raw)[:40]!r} has the wrong type")
+    return raw
+
+
+def _list(raw: Any) -> list[Any]:
+    return cast("list[Any]", _exactly(list, raw))
+
+
+def _mapping(raw: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", _exactly(dict, raw))
+
+
+def _mapping_or_none(raw: Any) -> Mapping[str, Any] | None:
+    return None if raw is None else _mapping(raw)
+
+
+def _texts(raw: Any) -> tuple[str, ...]:
+    return tuple(_exactly(str, item) for item in _list(raw))
