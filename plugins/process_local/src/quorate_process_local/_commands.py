@@ -1,0 +1,98 @@
+"""Finds the file of a command and says clearly why it cannot be started; nothing is started here."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+
+from quorate.errors import StartError
+
+__all__ = ["explain", "find_command", "find_death_wrapper", "has_known_format"]
+
+
+def find_command(command: str, environment: Mapping[str, str], local_rank: int = 0) -> str:
+    """Return the file that ``command`` means to a worker with ``environment`` (its own ``PATH`` counts).
+
+    Raises:
+        StartError: not found, a folder, or not executable.
+    """
+    if not command:
+        raise StartError("the command is empty; name a program to run", local_rank=local_rank)
+    if "/" in command:
+        candidates = [command]
+    else:
+        path = environment.get("PATH", os.defpath)
+        candidates = [os.path.join(folder or ".", command) for folder in path.split(os.pathsep)]
+    found_but = ""
+    for candidate in candidates:
+        if os.path.isdir(candidate):
+            found_but = found_but or f"{candidate} is a folder, not a program"
+        elif os.access(candidate, os.X_OK):
+            return candidate
+        elif os.path.exists(candidate):
+            found_but = found_but or (
+                f"{candidate} is not executable; make it so with chmod +x, or name its interpreter in front of it"
+            )
+    if found_but:
+        raise StartError(f"the worker's command cannot be started: {found_but}", local_rank=local_rank)
+    where = f"there is no file {command}" if "/" in command else f"{command!r} is in no folder of the worker's PATH"
+    raise StartError(f"the worker's command was not found: {where}", local_rank=local_rank)
+
+
+def has_known_format(path: str) -> bool:
+    """Return whether ``path`` is a native program, or a script whose interpreter exists.
+
+    Anything else is better started without a wrapper in between, so that the kernel's refusal reaches us.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(256)
+    except OSError:
+        return True  # executable but not readable: the kernel will know
+    if head.startswith(b"\x7fELF"):
+        return True
+    if not head.startswith(b"#!"):
+        return False
+    words = head[2:].split(b"\n", 1)[0].split()
+    return bool(words) and os.access(words[0], os.X_OK)
+
+
+def explain(path: str, error: OSError, local_rank: int) -> StartError:
+    """Turn the kernel's refusal to start ``path`` into a sentence with a remedy."""
+    number = error.errno
+    if number == errno.ENOEXEC:
+        why = f"{path} is neither a program of this machine nor a script with a #! line"
+    elif number == errno.ENOENT:
+        why = f"{path} needs an interpreter that does not exist; look at its #! line"
+    elif number == errno.E2BIG:
+        why = "its arguments and environment are larger than the kernel allows; pass less of them"
+    elif number in (errno.EAGAIN, errno.ENOMEM):
+        why = f"{error.strerror}; the limit on processes or memory is reached (ulimit -u, cgroup limits)"
+    elif number == errno.EMFILE:
+        why = f"{error.strerror}; raise the limit on open files (ulimit -n)"
+    else:
+        why = f"{path}: {error.strerror or error}"
+    return StartError(f"the worker of local rank {local_rank} cannot be started: {why}", local_rank=local_rank)
+
+
+@lru_cache(maxsize=4)
+def find_death_wrapper(path: str) -> tuple[str, ...]:
+    """Return the words that, put before a command, make the kernel kill it when the agent dies; () where none fit.
+
+    The command setpriv of util-linux sets the parent-death signal and becomes the command (0.8 ms).  The setpriv of
+    other tool boxes knows no such option and would refuse to run anything, so the program itself is asked for the
+    word.  ``path`` is the folders to search, separated as in ``PATH``.
+    """
+    for folder in path.split(os.pathsep):
+        candidate = os.path.join(folder, "setpriv")
+        if folder and os.access(candidate, os.X_OK):
+            try:
+                with open(candidate, "rb", buffering=0) as file:
+                    known = b"pdeathsig" in file.read(1 << 20)
+            except OSError:
+                known = False
+            if known:
+                return (candidate, "--pdeathsig", "KILL", "--")
+    return ()

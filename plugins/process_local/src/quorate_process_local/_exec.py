@@ -1,0 +1,121 @@
+"""The start method ``exec``: a command per worker, by ``posix_spawn``.
+
+The agent never forks for it: it may have threads and libraries loaded that do not survive a fork, and a copy of its
+page tables costs.  Nor is the standard library's process module imported, which costs more than the start itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import final
+
+from quorate.errors import StartError
+from quorate.records import WorkerLaunch
+from quorate.starter import ProcessContext, StarterRequest
+
+from ._commands import explain, find_command, find_death_wrapper, has_known_format
+from ._context import LocalContext
+from ._streams import Output
+from ._workers import ChildProcess
+
+__all__ = ["ExecStarter", "leaking_descriptors", "spawn_program"]
+
+
+@final
+class ExecStarter:
+    """Starts commands.  The entrypoint is looked up on the worker's own PATH; arguments must be strings."""
+
+    def __init__(self, request: StarterRequest) -> None:
+        self._request = request
+
+    def start(self, launches: Sequence[WorkerLaunch]) -> ProcessContext:
+        """See :class:`quorate.starter.Starter`."""
+        programs = [_program(launch) for launch in launches]
+        context = LocalContext(self._request)
+        try:
+            leaking = leaking_descriptors()
+            for launch, (path, argv) in zip(launches, programs, strict=True):
+
+                def start(
+                    launch: WorkerLaunch,
+                    environment: dict[str, str],
+                    output: Output,
+                    path: str = path,
+                    argv: list[str] = argv,
+                ) -> ChildProcess:
+                    try:
+                        return ChildProcess(spawn_program(path, argv, environment, output, leaking))
+                    except OSError as error:
+                        raise explain(path, error, launch.local_rank) from error
+
+                context.launch(launch, start)
+            context.begin()
+        except BaseException:
+            context.close()
+            raise
+        return context
+
+
+def _program(launch: WorkerLaunch) -> tuple[str, list[str]]:
+    """Return the file and argument vector of one worker, the wrapper for parent death included."""
+    words = [launch.entrypoint, *launch.args]
+    for word in words:
+        if not isinstance(word, str):
+            raise StartError(
+                f"the start method exec runs commands, but {word!r} is no string; "
+                "use --start-method=spawn for a function",
+                local_rank=launch.local_rank,
+            )
+        if "\0" in word:
+            raise StartError(f"the argument {word!r} holds a NUL byte", local_rank=launch.local_rank)
+    path = find_command(words[0], launch.environment, launch.local_rank)
+    wrapper = find_death_wrapper(os.environ.get("PATH", os.defpath)) if has_known_format(path) else ()
+    if wrapper:
+        return wrapper[0], [*wrapper, path, *words[1:]]
+    return path, words
+
+
+def spawn_program(
+    path: str,
+    argv: list[str],
+    environment: dict[str, str],
+    output: Output,
+    leaking: Sequence[int],
+    keep: Sequence[int] = (),
+) -> int:
+    """Start ``path`` in a session of its own with default signals; return its pid.
+
+    Of the agent's descriptors only 0, 1, 2 (redirected as ``output`` says) and ``keep`` stay open in it.
+    """
+    actions: list[tuple[int, ...]] = []
+    if output.stdout >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, output.stdout, 1))
+    if output.stderr >= 0:
+        actions.append((os.POSIX_SPAWN_DUP2, output.stderr, 2))
+    actions += [(os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in leaking if descriptor not in keep]
+    # Onto itself: that only takes the close-on-exec mark away.
+    actions += [(os.POSIX_SPAWN_DUP2, descriptor, descriptor) for descriptor in keep]
+    return os.posix_spawn(
+        path,
+        argv,
+        environment,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=[],
+        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+    )
+
+
+def leaking_descriptors() -> list[int]:
+    """Return the descriptors above 2 that an exec'd child would inherit."""
+    result = []
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        try:
+            if descriptor > 2 and os.get_inheritable(descriptor):
+                result.append(descriptor)
+        except OSError:
+            pass  # the listing's own descriptor, closed by now
+    return result

@@ -1,0 +1,239 @@
+"""The start methods ``spawn``, ``fork`` and ``forkserver``: a function per worker, by the parts of ``multiprocessing``.
+
+Its processes are started by hand rather than by ``Process.start``: that refuses to work in a daemonic process, gives
+no say in session, environment and descriptors, and would have the agent wait for them in its own way.  What a user
+sees inside the worker (``current_process``, the main module, what can be passed as argument) is the same.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing import context as contexts
+from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
+from multiprocessing.process import BaseProcess
+from typing import Any, final
+
+from quorate.errors import StartError
+from quorate.records import WorkerLaunch
+from quorate.starter import ProcessContext, StarterRequest
+
+from ._commands import find_death_wrapper
+from ._context import LocalContext
+from ._exec import leaking_descriptors, spawn_program
+from ._fds import hold, memory_file, release
+from ._leftovers import state_of
+from ._streams import Output
+from ._task import Setup, Task, load_result
+from ._workers import ChildProcess, Process
+
+__all__ = ["FunctionStarter"]
+
+
+@final
+class FunctionStarter:
+    """Starts functions.  ``fork`` copies the agent; ``forkserver`` keeps a server until the agent ends."""
+
+    def __init__(self, request: StarterRequest) -> None:
+        self._request = request
+        self._starts: dict[str, Callable[[WorkerLaunch, dict[str, str], Output], Process]] = {
+            "spawn": _spawn,
+            "fork": _fork,
+            "forkserver": _fork_by_server,
+        }
+
+    def start(self, launches: Sequence[WorkerLaunch]) -> ProcessContext:
+        """See :class:`quorate.starter.Starter`."""
+        for launch in launches:
+            if not callable(launch.entrypoint):
+                raise StartError(
+                    f"the start method {self._request.start_method} calls functions, but the entrypoint is "
+                    f"{launch.entrypoint!r}; use --start-method=exec for a command",
+                    local_rank=launch.local_rank,
+                )
+        if self._request.start_method == "fork":
+            import ctypes  # noqa: F401 - once here rather than once in every worker
+        context = LocalContext(self._request)
+        try:
+            for launch in launches:
+                context.launch(launch, self._starts[self._request.start_method])
+            context.begin()
+        except BaseException:
+            context.close()
+            raise
+        return context
+
+
+def _prepare(method: str, launch: WorkerLaunch, setup: Setup | None, result: int) -> tuple[Task, BaseProcess]:
+    assert not isinstance(launch.entrypoint, str)
+    task = Task((launch.entrypoint, launch.args), result, setup, launch.error_file)
+    # Process is there in every start method's context, whatever the stubs of the base class say.
+    make: Any = multiprocessing.get_context(method)
+    process: BaseProcess = make.Process(target=task, name=f"worker-{launch.local_rank}", daemon=False)
+    return task, process
+
+
+def _fork(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> Process:
+    agent = os.getpid()
+    result = hold(memory_file("quorate-result"))
+    kept = os.dup(result)  # the child's: what is held is closed in it
+    _, process = _prepare("fork", launch, Setup(environment, agent, True, output.stdout, output.stderr), kept)
+    _flush()
+    # A signal for the worker must not run the agent's handlers in it; Setup lets signals in again.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_worker(process, agent)
+    except BaseException:
+        release(result)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(kept)
+    return ChildProcess(pid, result)
+
+
+def _be_worker(process: Any, agent: int) -> None:
+    """In the forked child: run the worker and never return."""
+    exit_code = 1
+    try:
+        try:
+            sentinel = os.pidfd_open(agent)  # readable once the agent is dead
+        except (AttributeError, OSError):
+            sentinel = None
+        exit_code = process._bootstrap(parent_sentinel=sentinel)
+    finally:
+        os._exit(exit_code)
+
+
+def _flush() -> None:
+    """Write out what the agent has printed, or a forked worker would print it again."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass
+
+
+@final
+class _Spawn(popen_spawn_posix.Popen):
+    """A new interpreter that runs the standard library's own main function for spawned processes.
+
+    Unlike the standard library's, it starts no resource tracker: one that runs is shared, else nothing needs one.
+    """
+
+    def __init__(self, process: BaseProcess, environment: dict[str, str], output: Output, result: int) -> None:
+        self._environment, self._output, self._result = environment, output, result
+        self.child: ChildProcess | None = None
+        super().__init__(process)
+
+    _fds: list[int]  # of the base class: what the pickled task refers to
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        message = io.BytesIO()
+        contexts.set_spawning_popen(self)
+        try:
+            reduction.dump(spawn.get_preparation_data(process_obj.name), message)
+            reduction.dump(process_obj, message)
+        finally:
+            contexts.set_spawning_popen(None)
+        read_end, write_end = os.pipe()
+        try:
+            tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
+            argv = spawn.get_command_line(tracker_fd=tracker, pipe_handle=read_end)
+            argv = [*find_death_wrapper(os.environ.get("PATH", os.defpath)), *argv]
+            keep = [read_end, *self._fds, *([] if tracker is None else [tracker])]
+            pid = spawn_program(argv[0], argv, self._environment, self._output, leaking_descriptors(), keep)
+        except BaseException:
+            os.close(write_end)
+            raise
+        finally:
+            os.close(read_end)
+        # The write end stays open as long as the agent lives: the worker sees by it whether its parent does.
+        self.child = ChildProcess(pid, self._result, hold(write_end))
+        try:
+            _write_all(write_end, message.getbuffer())
+        except BrokenPipeError:
+            pass  # it has already ended; its exit will tell
+
+
+def _spawn(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> Process:
+    result = hold(memory_file("quorate-result"))
+    if launch.error_file:
+        environment.setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
+    task, process = _prepare("spawn", launch, None, result)
+    try:
+        child = _Spawn(process, environment, output, result).child
+        assert child is not None
+        return child
+    except Exception as error:
+        release(result)
+        raise _unpicklable(launch, "spawn", error) from error
+    finally:
+        task.close()
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _unpicklable(launch: WorkerLaunch, method: str, error: Exception) -> Exception:
+    if isinstance(error, OSError):
+        return error
+    name = getattr(launch.entrypoint, "__qualname__", repr(launch.entrypoint))
+    return StartError(
+        f"{name} or its arguments cannot be passed to a worker by the start method {method}: {error}. "
+        "Define the function at the top level of a module and pass what can be pickled, or use --start-method=fork",
+        local_rank=launch.local_rank,
+    )
+
+
+def _fork_by_server(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> Process:
+    result = hold(memory_file("quorate-result"))
+    setup = Setup(environment, os.getpid(), False, output.stdout, output.stderr)
+    task, process = _prepare("forkserver", launch, setup, result)
+    try:
+        return _ServedProcess(popen_forkserver.Popen(process), result)
+    except Exception as error:
+        release(result)
+        raise _unpicklable(launch, "forkserver", error) from error
+    finally:
+        task.close()
+
+
+@final
+class _ServedProcess:
+    """A child of the fork server, which reaps it at once and tells its exit code through a pipe."""
+
+    is_held = False
+
+    def __init__(self, popen: popen_forkserver.Popen, result_file: int) -> None:
+        self.pid: int = popen.pid
+        self.descriptor: int = popen.sentinel
+        self.problem = ""
+        self._popen, self._result_file = popen, result_file
+
+    def poll(self) -> int | None:
+        """See :class:`._workers.Process`."""
+        exit_code: int | None = self._popen.poll()
+        if exit_code == 255 and state_of(self.pid) not in ("", "Z", "X"):
+            self.problem = "the fork server ended before its worker, which was killed"
+            os.kill(self.pid, signal.SIGKILL)
+        return exit_code
+
+    def result(self) -> tuple[Any, str]:
+        """See :class:`._workers.Process`."""
+        return load_result(self._result_file)
+
+    def release(self) -> None:
+        """See :class:`._workers.Process`."""
+        if self.descriptor >= 0:
+            self._popen.close()
+            release(self._result_file)
+            self.descriptor = self._result_file = -1

@@ -1,0 +1,105 @@
+"""The guardian: a tiny shell that outlives a killed agent for just long enough to kill its workers.
+
+It is started before the workers, in a session of its own, and blocks reading a pipe whose write end only the agent
+holds.  When that end closes without a farewell, however the agent died, it kills the sessions it was told of and
+everything that carries the context's marker in its environment, until nothing is left.  A context that closes in an
+orderly way kills its guardian first, which by then has nothing to do.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import final
+
+from ._fds import hold, release, warn
+
+__all__ = ["Guardian"]
+
+# Only the tools grep and sleep are needed besides the shell, and only once the agent has died.  The last loop looks
+# again every 20 ms for at most five seconds: a shell cannot wait for processes that are not its children.
+_SCRIPT = r"""
+trap '' HUP INT QUIT TERM PIPE
+groups=
+while read -r number; do groups="$groups $number"; done
+marker=$1
+round=0
+while [ "$round" -lt 250 ]; do
+    left=
+    if [ "$round" -eq 0 ]; then
+        for group in $groups; do kill -KILL -- "-$group"; done
+    fi
+    for path in /proc/[0-9]*/stat; do
+        read -r line <"$path" || continue
+        set -- ${line##*) }
+        case " $groups " in
+            *" $4 "*)
+                case $1 in
+                    [ZX]) ;;
+                    *) pid=${path#/proc/}; kill -KILL "${pid%/stat}" && left=1 ;;
+                esac ;;
+        esac
+    done
+    for path in $(grep -lsF -e "$marker" /proc/[0-9]*/environ); do
+        pid=${path#/proc/}
+        kill -KILL "${pid%/environ}" && left=1
+    done
+    [ -n "$left" ] || exit 0
+    sleep 0.02
+    round=$((round + 1))
+done
+"""
+
+
+@final
+class Guardian:
+    """A running guardian; ``marker`` is what every process of this context has in its environment.
+
+    Where no shell can be started, a warning is all that happens: workers then die by the kernel's parent-death
+    signal alone, and what they started may live on.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self._pid, self._write_end = 0, -1
+        read_end, write_end = os.pipe()
+        path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/bin", "/bin"))
+        try:
+            self._pid = os.posix_spawn(
+                "/bin/sh",
+                ["sh", "-c", _SCRIPT, "quorate-guardian", marker],
+                {"PATH": path, "LC_ALL": "C"},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, read_end, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,
+            )
+            self._write_end = hold(write_end)
+        except OSError as error:
+            os.close(write_end)
+            warn(
+                f"/bin/sh could not be started ({error.strerror}): if this agent is killed, processes may be left over"
+            )
+        finally:
+            os.close(read_end)
+
+    def watch(self, session: int) -> None:
+        """Put the session (and process group) of a worker under guard."""
+        if self._write_end >= 0:
+            try:
+                os.write(self._write_end, b"%d\n" % session)
+            except OSError:
+                pass  # somebody killed the guardian; the parent-death signal remains
+
+    def close(self) -> None:
+        """End and reap the guardian without killing anyone."""
+        if self._pid:
+            # SIGKILL, not a farewell: it must not see the end of its pipe first.
+            try:
+                os.kill(self._pid, 9)
+                os.waitpid(self._pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+            self._pid = 0
+        release(self._write_end)
+        self._write_end = -1

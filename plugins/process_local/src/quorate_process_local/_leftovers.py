@@ -1,0 +1,124 @@
+"""Finds what a context's workers started, wherever it moved: by session, and by the marker in its environment.
+
+Only finds, identifies and signals; when to do so is the context's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from typing import final
+
+from ._fds import open_pidfd, release
+
+__all__ = ["MARKER_VARIABLE", "Leftover", "find_leftovers", "marker_of", "state_of"]
+
+#: Holds one ``<context>.<local rank>.`` per context that a process descends from, outermost first.
+MARKER_VARIABLE = "QUORATE_CONTEXT"
+
+
+def marker_of(context_id: str, local_rank: int, environment: Mapping[str, str]) -> str:
+    """Return the value of the marker variable for a worker; markers of enclosing contexts stay in it."""
+    return f"{environment.get(MARKER_VARIABLE, '')}{context_id}.{local_rank}."
+
+
+@final
+class Leftover:
+    """A process that a worker left behind.  ``pidfd`` is -1 where the kernel offers none."""
+
+    __slots__ = ("local_rank", "pid", "pidfd")
+
+    def __init__(self, pid: int, local_rank: int, pidfd: int) -> None:
+        self.pid, self.local_rank, self.pidfd = pid, local_rank, pidfd
+
+    def send(self, signal_number: int) -> bool:
+        """Send a signal; return whether it may be sent at all (false: another user's process)."""
+        try:
+            if self.pidfd >= 0:
+                from signal import pidfd_send_signal
+
+                pidfd_send_signal(self.pidfd, signal_number)
+            else:
+                os.kill(self.pid, signal_number)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            return False
+        return True
+
+    def is_gone(self) -> bool:
+        """Return whether it has ended, where no pidfd can tell."""
+        return state_of(self.pid) in ("", "Z", "X")
+
+    def release(self) -> None:
+        """Close its pidfd, and reap it where this process is the one that orphans go to."""
+        release(self.pidfd)
+        self.pidfd = -1
+        try:
+            os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+
+def find_leftovers(context_id: str, sessions: Mapping[int, int], known: Collection[int]) -> Iterator[Leftover]:
+    """Yield the living processes of a context that are not in ``known``.
+
+    Arguments:
+        context_id: unique to the context; part of the marker.
+        sessions: session id -> local rank of the sessions that are still ours for certain.
+        known: process ids to leave out (the workers themselves, leftovers found before).
+    """
+    needle = f"{context_id}.".encode()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) in known:
+            continue
+        pid = int(name)
+        local_rank = _belongs(pid, needle, sessions)
+        if local_rank is None:
+            continue
+        try:
+            pidfd = open_pidfd(pid)
+        except ProcessLookupError:
+            continue
+        # Looked at again: before the pidfd was opened the number could have changed hands.
+        if _belongs(pid, needle, sessions) is None:
+            release(pidfd)
+            continue
+        yield Leftover(pid, local_rank, pidfd)
+
+
+def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int]) -> int | None:
+    """Return the local rank that ``pid`` descends from, ``None`` if it is a stranger or has ended."""
+    try:
+        session = os.getsid(pid)
+    except OSError:
+        return None
+    if session in sessions:
+        return sessions[session] if state_of(pid) not in ("", "Z", "X") else None
+    environment = _read(f"/proc/{pid}/environ")
+    start = environment.find(needle)
+    if start < 0:
+        return None
+    digits = environment[start + len(needle) : start + len(needle) + 10].split(b".", 1)[0]
+    return int(digits) if digits.isdigit() else None
+
+
+def state_of(pid: int) -> str:
+    """Return the kernel's one-letter state of a process, ``""`` if there is none."""
+    return _read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1].decode()
+
+
+def _read(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        parts = []
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+        return b"".join(parts)
+    except OSError:
+        return b""  # it ended while we read, or belongs to another user
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,237 @@
+"""What happens to the bytes of one worker's stream: console, file, filtered copies, and the tail of stderr.
+
+Who reads the bytes, and when, is :mod:`._pump`'s business; where a stream needs no reading at all, :func:`plan_output`
+says so and the worker writes straight to its destination.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from typing import final
+
+from quorate.errors import StartError
+from quorate.records import WorkerLaunch
+
+from ._fds import hold, make_pipe, release, warn
+
+__all__ = ["Output", "Sink", "Stream", "plan_output", "tail_lines", "tail_of_file"]
+
+_TAIL_BYTES = 16 * 1024
+_TAIL_LINES = 20
+_TAIL_LINE_CHARACTERS = 1000
+_LONGEST_LINE_BYTES = 1 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@final
+class Sink:
+    """A descriptor that streams write to; the first error silences it for good, so that workers never suffer."""
+
+    __slots__ = ("_descriptor", "_name")
+
+    def __init__(self, descriptor: int, name: str = "") -> None:
+        self._descriptor, self._name = descriptor, name
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data``, in one piece where the kernel takes it so; may block on a slow console."""
+        if self._descriptor < 0:
+            return
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:
+                # Somebody made the console non-blocking; wait until it takes more.
+                poller = select.poll()
+                poller.register(self._descriptor, select.POLLOUT)
+                poller.poll()
+            except OSError as error:
+                if self._name:
+                    warn(f"{self._name} cannot be written ({error.strerror}); the output goes to the console only")
+                self.close()
+                return
+
+    def close(self) -> None:
+        """Close a file; a console is only let go."""
+        if self._name and self._descriptor >= 0:
+            release(self._descriptor)
+        self._descriptor = -1
+
+
+@final
+class Stream:
+    """One stream of one worker, as the pump reads it.
+
+    Without prefix and copies the bytes go on as they come, so that prompts and progress bars work.  With either, only
+    whole lines do; a carriage return ends a line too, so that progress bars move.
+    """
+
+    __slots__ = ("_buffer", "_by_line", "_console", "_copies", "_file", "_prefix", "drained", "read_end", "tail")
+
+    def __init__(
+        self,
+        read_end: int,
+        console: Sink | None,
+        file: Sink | None,
+        prefix: bytes,
+        copies: tuple[tuple[Sink, tuple[bytes, ...]], ...],
+    ) -> None:
+        self.read_end = read_end
+        self.tail = b""
+        self.drained = False
+        self._console, self._file, self._prefix, self._copies = console, file, prefix, copies
+        self._by_line = bool(copies) or bool(prefix and console)
+        self._buffer = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what the worker wrote."""
+        self.tail = (self.tail + data)[-_TAIL_BYTES:]
+        if self._file:
+            self._file.write(data)
+        if not self._by_line:
+            if self._console:
+                self._console.write(data)
+            return
+        lines = (self._buffer + data).splitlines(keepends=True)
+        last = lines[-1] if lines else b""
+        # A carriage return at the very end may be half of a line end.
+        self._buffer = b"" if last.endswith(b"\n") or len(last) > _LONGEST_LINE_BYTES else lines.pop()
+        self._pass_on(lines)
+
+    def finish(self) -> None:
+        """Pass on an unfinished last line; the stream gets nothing after this."""
+        if self._buffer:
+            end = b"" if self._buffer.endswith(b"\r") else b"\n"
+            self._pass_on([self._buffer + end])
+            self._buffer = b""
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
+
+    def _pass_on(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        if self._console:
+            self._console.write(b"".join([self._prefix + line for line in lines]))
+        for sink, words in self._copies:
+            chosen = [self._prefix + line for line in lines if any(word in line for word in words)]
+            if chosen:
+                sink.write(b"".join(chosen))
+
+
+@final
+class Output:
+    """How one worker's output is wired.
+
+    ``stdout`` and ``stderr`` are descriptors for the child (-1: the agent's own), to be closed by :meth:`close` once
+    it has started.  ``streams`` are what the pump has to read, ``errors`` is stderr's among them, and ``error_path``
+    the file that holds stderr where nobody reads it.
+    """
+
+    __slots__ = ("error_path", "errors", "stderr", "stdout", "streams")
+
+    def __init__(self) -> None:
+        self.stdout = self.stderr = -1
+        self.streams: list[Stream] = []
+        self.errors: Stream | None = None
+        self.error_path = ""
+
+    def close(self) -> None:
+        """Close the child's ends."""
+        for descriptor in (self.stdout, self.stderr):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.stdout = self.stderr = -1
+
+
+def plan_output(launch: WorkerLaunch, consoles: tuple[Sink, Sink], copies: dict[str, Sink]) -> Output:
+    """Open what ``launch.logs`` asks for.
+
+    Arguments:
+        consoles: the agent's stdout and stderr.
+        copies: path -> sink of the filtered copies, shared by the workers of a context; added to.
+
+    Raises:
+        StartError: a log file cannot be opened (a full disk is no reason: then a warning, and the console only).
+    """
+    output = Output()
+    try:
+        output.stdout = _plan(launch, "stdout", consoles[0], copies, output)
+        output.stderr = _plan(launch, "stderr", consoles[1], copies, output)
+    except BaseException:
+        output.close()
+        for stream in output.streams:
+            release(stream.read_end)
+        raise
+    return output
+
+
+def _plan(launch: WorkerLaunch, name: str, console: Sink, copies: dict[str, Sink], output: Output) -> int:
+    logs = launch.logs
+    is_error = name == "stderr"
+    path, tee = (logs.stderr, logs.tee_stderr) if is_error else (logs.stdout, logs.tee_stdout)
+    descriptor = _open(path, launch.local_rank) if path is not None else -1
+    filters = tuple(
+        (sink, tuple(word.encode() for word in words))
+        for stream, copy_path, words in logs.duplicates
+        if stream == name and (sink := _copy_sink(copy_path, copies, launch.local_rank)) is not None
+    )
+    shown = logs.console and (path is None or tee or descriptor < 0)
+    if not filters and not (shown and (logs.prefix or descriptor >= 0)) and not (is_error and descriptor < 0):
+        if descriptor >= 0:
+            output.error_path = path or "" if is_error else output.error_path
+            return descriptor
+        return -1 if shown else os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    file = Sink(hold(descriptor), path or "") if descriptor >= 0 else None
+    read_end, write_end = make_pipe()
+    prefix = (logs.prefix or "").encode()
+    stream = Stream(read_end, console if shown else None, file, prefix, filters)
+    output.streams.append(stream)
+    if is_error:
+        output.errors = stream
+    return write_end
+
+
+def _open(path: str, local_rank: int) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            warn(f"{path} cannot be made ({error.strerror}); the output goes to the console only")
+            return -1
+        raise StartError(
+            f"the log file {path} of local rank {local_rank} cannot be opened: {error.strerror}; "
+            "set --log-dir to a writable folder",
+            local_rank=local_rank,
+        ) from error
+
+
+def _copy_sink(path: str, copies: dict[str, Sink], local_rank: int) -> Sink | None:
+    if path not in copies:
+        descriptor = _open(path, local_rank)
+        if descriptor < 0:
+            return None
+        copies[path] = Sink(hold(descriptor), path)
+    return copies[path]
+
+
+def tail_lines(data: bytes) -> tuple[str, ...]:
+    """Return the last lines of ``data``: at most 20, each of at most 1000 characters, progress bars settled."""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in data.decode("utf-8", "replace").split("\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return tuple(line[:_TAIL_LINE_CHARACTERS] for line in lines[-_TAIL_LINES:])
+
+
+def tail_of_file(path: str) -> bytes:
+    """Return the end of the file at ``path``, ``b""`` if it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            return file.read(_TAIL_BYTES) or b""
+    except OSError:
+        return b""

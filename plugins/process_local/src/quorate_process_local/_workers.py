@@ -1,0 +1,145 @@
+"""One worker as its context sees it, and how the exit of a child of ours is noticed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol, final
+
+from quorate.clock import wall_time_ns
+from quorate.records import WorkerExited
+
+from ._fds import open_pidfd, release
+from ._streams import Stream, tail_lines, tail_of_file
+
+__all__ = ["ChildProcess", "Process", "Worker"]
+
+
+class Process(Protocol):
+    """A started process: how its end is seen and what it leaves."""
+
+    pid: int
+    #: Readable once it has ended; -1 where nothing can be waited for.
+    descriptor: int
+    #: Whether its pid cannot be given to another process before :meth:`release`.
+    is_held: bool
+    #: A sentence if its exit code is not the whole truth.
+    problem: str
+
+    def poll(self) -> int | None:
+        """Return its exit code (negative: signal), ``None`` while it runs."""
+        ...
+
+    def result(self) -> tuple[Any, str]:
+        """Return a function's value, and why there is none if there should be one; called once, after its end."""
+        ...
+
+    def release(self) -> None:
+        """Reap it and close its descriptors."""
+        ...
+
+
+@final
+class ChildProcess:
+    """A child of this process.
+
+    It stays a zombie until :meth:`release`, which comes after the sweep: so its process id, which is also the id of
+    its session and group, cannot pass to a stranger while we may still send signals there.
+    """
+
+    def __init__(self, pid: int, result_file: int = -1, lifeline: int = -1) -> None:
+        """``result_file`` and ``lifeline`` (closed when all is over) become this object's."""
+        self.pid = pid
+        self.is_held = True
+        self.problem = ""
+        self._result_file, self._lifeline = result_file, lifeline
+        try:
+            self.descriptor = open_pidfd(pid)
+        except ProcessLookupError:  # somebody else has already reaped it
+            self.descriptor = -1
+
+    def poll(self) -> int | None:
+        """See :class:`Process`."""
+        try:
+            status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self.is_held = False
+            self.problem = "its exit status was taken by somebody else in the agent's process (or SIGCHLD is ignored)"
+            return 255
+        if status is None:
+            return None
+        return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+
+    def result(self) -> tuple[Any, str]:
+        """See :class:`Process`."""
+        if self._result_file < 0:
+            return None, ""
+        from ._task import load_result
+
+        return load_result(self._result_file)
+
+    def release(self) -> None:
+        """See :class:`Process`."""
+        if self.is_held:
+            self.is_held = False
+            try:
+                os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                pass
+        for descriptor in (self.descriptor, self._result_file, self._lifeline):
+            release(descriptor)
+        self.descriptor = self._result_file = self._lifeline = -1
+
+
+@final
+class Worker:
+    """A started worker and what is known of its end."""
+
+    __slots__ = (
+        "_error_path", "deadline", "errors", "exit_code", "local_rank", "problem", "process", "stopped", "timestamp_ns",
+    )  # fmt: skip
+
+    def __init__(self, local_rank: int, process: Process, errors: Stream | None, error_path: str) -> None:
+        self.local_rank, self.process, self.errors, self._error_path = local_rank, process, errors, error_path
+        self.exit_code: int | None = None
+        self.timestamp_ns = 0
+        self.stopped = False
+        self.problem = ""
+        #: Until when its report waits for the rest of its stderr, in monotonic seconds.
+        self.deadline = 0.0
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def note_exit(self, exit_code: int, stopped: bool, deadline: float) -> None:
+        """Remember how it ended."""
+        self.exit_code, self.stopped, self.deadline = exit_code, stopped, deadline
+        self.timestamp_ns = wall_time_ns()
+        self.problem = self.problem or self.process.problem
+
+    def is_reportable(self, now: float) -> bool:
+        """Return whether all that its report needs is here."""
+        return self.exit_code == 0 or self.errors is None or self.errors.drained or now >= self.deadline
+
+    def report(self) -> WorkerExited:
+        """Return the record of its end."""
+        exit_code = 0 if self.exit_code is None else self.exit_code
+        value, tail = None, b""
+        if exit_code == 0:
+            value, problem = self.process.result()
+            if problem:
+                exit_code, self.problem = 1, problem
+        elif self.errors is not None:
+            tail = self.errors.tail
+        elif self._error_path:
+            tail = tail_of_file(self._error_path)
+        return WorkerExited(
+            self.local_rank,
+            self.pid,
+            exit_code,
+            self.timestamp_ns,
+            return_value=value,
+            stopped=self.stopped,
+            stderr_tail=tail_lines(tail),
+            problem=self.problem,
+        )
