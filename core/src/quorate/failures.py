@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from .records import FailureRecord
 
-__all__ = ["ChildFailedError", "ProcessFailure", "read_error_file", "signal_name"]
+__all__ = [
+    "ChildFailedError",
+    "ProcessFailure",
+    "copy_error_data",
+    "message_from_stderr",
+    "read_error_file",
+    "signal_name",
+]
 
 _LARGEST_ERROR_FILE_BYTES = 1 << 20
 
@@ -87,7 +94,10 @@ class ProcessFailure:
             return self.record.message, timestamp
         if self.exitcode < 0:
             return f"Signal {-self.exitcode} ({self.signal_name()}) received by PID {self.pid}", timestamp
-        return f"exited with code {self.exitcode} and left no error file; decorate the entrypoint with @record", timestamp
+        return (
+            f"exited with code {self.exitcode} and left no error file; decorate the entrypoint with @record",
+            timestamp,
+        )
 
     def signal_name(self) -> str:
         """Return the name of the signal that ended it, ``"<N/A>"`` if none did."""
@@ -109,6 +119,33 @@ class ProcessFailure:
             f"ProcessFailure(local_rank={self.local_rank}, pid={self.pid}, exitcode={self.exitcode}, "
             f"error_file={self.error_file!r})"
         )
+
+
+def copy_error_data(data: Mapping[str, Any], path: str | None) -> None:
+    """Write ``data`` as the error file ``path`` (by temporary file and rename); does nothing without a path.
+
+    An agent that is itself somebody's child hands its root cause upwards this way.  Never raises.
+    """
+    if not path:
+        return
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(data, file)
+        os.replace(temporary, path)
+    except (OSError, TypeError, ValueError):
+        pass
+
+
+def message_from_stderr(lines: Sequence[str]) -> str | None:
+    """Return the exception line (``ValueError: no such thing``) of the last Python traceback in ``lines``."""
+    inside, message = False, None
+    for line in lines:
+        if line.startswith(("Traceback (most recent call last)", "  File ")):
+            inside = True
+        elif inside and line and not line[0].isspace():
+            message, inside = line.strip(), False
+    return message
 
 
 def _mtime(path: str) -> int:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         RestartBudget,
         RestartDecision,
         RoundSummary,
-        WorkerExited,
         WorkerLaunch,
     )
     from .rendezvous import RendezvousBackend
@@ -135,9 +134,7 @@ def quorate_register_event_sink() -> Iterable[EventSink]:  # type: ignore[empty-
 
 
 @_first
-def quorate_decide_ranks(
-    nodes: Sequence[NodeRecord], previous: Sequence[str]
-) -> Sequence[str] | None:
+def quorate_decide_ranks(nodes: Sequence[NodeRecord], previous: Sequence[str]) -> Sequence[str] | None:
     """Order the nodes of a round: the first is group rank 0 and hosts ``MASTER_ADDR``.
 
     The core's default (called last):

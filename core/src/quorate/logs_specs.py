@@ -193,18 +193,19 @@ class DefaultLogsSpecs(LogsSpecs):
 
     def _make_run_dir(self, run_id: str) -> str:
         if self._run_log_dir is None:
-            import re
-            import tempfile
-
-            prefix = re.sub(r"[^A-Za-z0-9_.-]", "_", run_id) + "_"
+            name = "".join(c if c.isalnum() or c in "_.-" else "_" for c in run_id) + "_" + os.urandom(4).hex()
+            parent = self._root_log_dir
             try:
-                if self._root_log_dir is None:
-                    self._run_log_dir = tempfile.mkdtemp(prefix=f"quorate_{prefix}")
+                if parent is None:
+                    parent = os.environ.get("TMPDIR") or "/tmp"
+                    name = f"quorate_{name}"
                 else:
-                    os.makedirs(self._root_log_dir, exist_ok=True)
-                    self._run_log_dir = tempfile.mkdtemp(prefix=prefix, dir=self._root_log_dir)
+                    os.makedirs(parent, exist_ok=True)
+                folder = os.path.join(os.path.abspath(parent), name)
+                os.mkdir(folder, 0o700)
             except OSError as error:
-                raise _unwritable(self._root_log_dir or "the temporary folder", error) from error
+                raise _unwritable(str(parent), error) from error
+            self._run_log_dir = folder
         return self._run_log_dir
 
     def _make_attempt_dir(self, run_dir: str, restart: str, round_number: str) -> str:
@@ -215,14 +216,31 @@ class DefaultLogsSpecs(LogsSpecs):
         return folder
 
     def remove_if_unused(self) -> None:
-        """Remove the run's folder where the caller named none and nothing was written to it."""
-        if self._root_log_dir is None and self._run_log_dir is not None:
-            for folder, _, files in os.walk(self._run_log_dir, topdown=False):
-                if not files:
-                    try:
-                        os.rmdir(folder)
-                    except OSError:
-                        pass
+        """Remove the run's folder where the caller named none and no stream was sent to it.
+
+        The error files in it have been read by then.
+        """
+        folder = self._run_log_dir
+        if folder is None or self._root_log_dir is not None or self._writes_streams():
+            return
+        for parent, folders, files in os.walk(folder, topdown=False):
+            try:
+                for name in files:
+                    os.unlink(os.path.join(parent, name))
+                for name in folders:
+                    os.rmdir(os.path.join(parent, name))
+            except OSError:
+                return
+        try:
+            os.rmdir(folder)
+        except OSError:
+            return
+        self._run_log_dir = None
+
+    def _writes_streams(self) -> bool:
+        choices = (self._redirects, self._tee)
+        any_file = any(any(c.values()) if isinstance(c, Mapping) else bool(c) for c in choices)
+        return any_file or bool(self._duplicate_stdout_filters or self._duplicate_stderr_filters)
 
 
 def _make_folder(folder: str) -> None:
@@ -233,4 +251,6 @@ def _make_folder(folder: str) -> None:
 
 
 def _unwritable(folder: str, error: OSError) -> UsageError:
-    return UsageError(f"the log directory {folder} cannot be used: {error.strerror}; set --log-dir to a writable folder")
+    return UsageError(
+        f"the log directory {folder} cannot be used: {error.strerror}; set --log-dir to a writable folder"
+    )

@@ -128,7 +128,7 @@ class PluginHost:
         found = [(plugin, None) for plugin in find_plugins(paths)]
         found += [(FoundPlugin(name, "", "", ""), value) for name, value in extra]
         # pluggy calls the last one registered first: register in reverse for alphabetical order of the calls.
-        for plugin, value in reversed(sorted(found, key=lambda pair: (pair[0].name, pair[0].distribution))):
+        for plugin, value in sorted(found, key=lambda pair: (pair[0].name, pair[0].distribution), reverse=True):
             if plugin.name not in self.disabled and plugin.distribution not in self.disabled:
                 self._load(plugin, value)
         self.loaded.reverse()
@@ -145,11 +145,15 @@ class PluginHost:
         unknown = sorted(
             attribute
             for attribute in dir(plugin)
-            if attribute.startswith("quorate_") and not hasattr(hookspecs, attribute) and callable(getattr(plugin, attribute))
+            if attribute.startswith("quorate_")
+            and not hasattr(hookspecs, attribute)
+            and callable(getattr(plugin, attribute))
         )
         if unknown:
             self._manager.unregister(plugin)
-            error = PluginError(f"{name} implements unknown hooks: {', '.join(unknown)}; see docs/hooks.md for their names")
+            error = PluginError(
+                f"{name} implements unknown hooks: {', '.join(unknown)}; see docs/hooks.md for their names"
+            )
             self.broken.append(BrokenPlugin(found, error))
             self._warn(str(error))
             return
@@ -167,11 +171,7 @@ class PluginHost:
 
     def offers(self) -> list[tuple[LoadedPlugin, str, str]]:
         """Return ``(plugin, kind, name)`` of everything that is offered, for people."""
-        return [
-            (plugin, kind, name)
-            for kind in _KINDS
-            for name, (plugin, _) in sorted(self._catalogue(kind).items())
-        ]
+        return [(plugin, kind, name) for kind in _KINDS for name, (plugin, _) in sorted(self._catalogue(kind).items())]
 
     def _catalogue(self, kind: str) -> dict[str, tuple[LoadedPlugin, Any]]:
         if kind in self._catalogues:
@@ -189,7 +189,7 @@ class PluginHost:
                 self.broken.append(BrokenPlugin(plugin.found, error))
                 self._warn(f"plugin {plugin.found.name}: {hook} raised {type(error).__name__}: {error}")
                 continue
-            for name, record in zip(names, records):
+            for name, record in zip(names, records, strict=True):
                 if name in result:
                     first, second = result[name][0].found, plugin.found
                     raise DuplicatePluginError(
@@ -226,7 +226,7 @@ class PluginHost:
         """Ask ``quorate_decide_<question>``; the first answer that is not None wins.  Lets exceptions through."""
         hook = getattr(self._manager.hook, f"quorate_decide_{question}")
         names = hook.spec.argnames
-        return hook(**dict(zip(names, arguments)))
+        return hook(**dict(zip(names, arguments, strict=True)))
 
     def decide_or(self, default: _T, question: str, *arguments: Any) -> _T:
         """As :meth:`decide`; an implementation that raises is reported, and ``default`` is the answer."""
@@ -300,5 +300,3 @@ def get_host() -> PluginHost:
     if _host is None:
         _host = PluginHost()
     return _host
-
-

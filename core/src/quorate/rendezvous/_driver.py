@@ -181,7 +181,7 @@ class Driver:
     def _execute(self, command: Command) -> Input | None:
         if isinstance(command, Call):
             self._overdue.append((monotonic() + self._operation_timeout, command))
-            while self._is_answered(self._overdue[0][1]):
+            while self._overdue and self._is_answered(self._overdue[0][1]):
                 self._overdue.popleft()
             self._calls.put(command)
         elif isinstance(command, Wait):

@@ -1,0 +1,138 @@
+"""The environment, log destinations and argv of each worker: BEHAVIOUR B and E, as pure as their inputs allow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..logs_specs import LogsSpecs
+from ..records import Assignment, WorkerLaunch, WorkerLogs
+from ._spec import WorkerSpec
+
+__all__ = ["build_launches", "worker_environment"]
+
+_LOCAL_RANK_MACRO = "${local_rank}"
+_PREFIX_WHEN_TEED = "[${role_name}${local_rank}]: "
+
+
+def worker_environment(
+    spec: WorkerSpec, seat: Assignment, local_rank: int, run_id: str, base: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the whole environment of one worker.  ``base`` is the agent's own."""
+    environment = {**base, **spec.environment}
+    environment.update(
+        {
+            "RANK": str(seat.first_rank + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "GROUP_RANK": str(seat.group_rank),
+            "ROLE_RANK": str(seat.first_role_rank + local_rank),
+            "ROLE_NAME": seat.role,
+            "WORLD_SIZE": str(seat.world_size),
+            "LOCAL_WORLD_SIZE": str(seat.local_world_size),
+            "GROUP_WORLD_SIZE": str(seat.group_world_size),
+            "ROLE_WORLD_SIZE": str(seat.role_world_size),
+            "MASTER_ADDR": spec.master_addr or seat.master_addr,
+            "MASTER_PORT": str(spec.master_port or seat.master_port),
+            "TORCHELASTIC_RESTART_COUNT": str(seat.restart_count),
+            "TORCHELASTIC_MAX_RESTARTS": str(spec.max_restarts),
+            "TORCHELASTIC_RUN_ID": run_id,
+            "TORCHELASTIC_USE_AGENT_STORE": str(seat.shares_store and not spec.master_addr and not spec.master_port),
+            "QUORATE_ROUND": str(seat.round_number),
+        }
+    )
+    environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+    if seat.local_world_size > 1:
+        environment.setdefault("OMP_NUM_THREADS", "1")
+    if spec.virtual_local_rank:
+        _virtualize(environment, local_rank)
+    return environment
+
+
+def _virtualize(environment: dict[str, str], local_rank: int) -> None:
+    """Show the worker its own device only, as device 0."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    devices = [device.strip() for device in visible.split(",") if device.strip()]
+    environment["CUDA_VISIBLE_DEVICES"] = devices[local_rank] if local_rank < len(devices) else str(local_rank)
+    environment["LOCAL_RANK"] = "0"
+
+
+def build_launches(
+    spec: WorkerSpec,
+    seat: Assignment,
+    logs_specs: LogsSpecs,
+    run_id: str,
+    prefix_template: str | None,
+    change: Callable[[WorkerLaunch, Assignment], WorkerLaunch],
+) -> list[WorkerLaunch]:
+    """Return what to start on this node, one launch per local rank.
+
+    Raises:
+        UsageError: the log directory cannot be used.
+    """
+    base = dict(os.environ)
+    environments = {
+        local_rank: worker_environment(spec, seat, local_rank, run_id, base)
+        for local_rank in range(seat.local_world_size)
+    }
+    dest = logs_specs.reify(environments)
+    launches: list[WorkerLaunch] = []
+    for local_rank, environment in environments.items():
+        error_file = dest.error_files.get(local_rank, "")
+        if error_file:
+            environment["TORCHELASTIC_ERROR_FILE"] = error_file
+        teed = bool(dest.tee_stdouts or dest.tee_stderrs)
+        template = prefix_template if prefix_template is not None else (_PREFIX_WHEN_TEED if teed else None)
+        shown = logs_specs.local_ranks_filter is None or local_rank in logs_specs.local_ranks_filter
+        duplicates = [
+            (stream, path, words)
+            for stream, path, words in (
+                ("stdout", dest.filtered_stdout, logs_specs.duplicate_stdout_filters),
+                ("stderr", dest.filtered_stderr, logs_specs.duplicate_stderr_filters),
+            )
+            if path and words
+        ]
+        logs = WorkerLogs(
+            stdout=dest.stdouts.get(local_rank),
+            stderr=dest.stderrs.get(local_rank),
+            tee_stdout=local_rank in dest.tee_stdouts,
+            tee_stderr=local_rank in dest.tee_stderrs,
+            prefix=None if template is None else _prefix(template, environment, seat, local_rank),
+            console=shown,
+            duplicates=tuple(duplicates),
+        )
+        launch = WorkerLaunch(
+            local_rank=local_rank,
+            rank=seat.first_rank + local_rank,
+            role=seat.role,
+            entrypoint=spec.entrypoint,
+            args=tuple(_expand(argument, local_rank) for argument in spec.args),
+            environment=environment,
+            error_file=error_file,
+            logs=logs,
+        )
+        launches.append(change(launch, seat))
+    return launches
+
+
+def _expand(argument: Any, local_rank: int) -> Any:
+    return argument.replace(_LOCAL_RANK_MACRO, str(local_rank)) if isinstance(argument, str) else argument
+
+
+def _prefix(template: str, environment: Mapping[str, str], seat: Assignment, local_rank: int) -> str:
+    """Expand ``${role_name} ${rank} ${local_rank} ${node_rank} ${hostname} ${attempt} ${round} ${run_id}``."""
+    from string import Template
+
+    from ..rendezvous._address import host_name
+
+    return Template(template).safe_substitute(
+        role_name=seat.role,
+        rank=seat.first_rank + local_rank,
+        local_rank=local_rank,
+        node_rank=seat.group_rank,
+        group_rank=seat.group_rank,
+        hostname=host_name(),
+        attempt=seat.restart_count,
+        round=seat.round_number,
+        run_id=environment["TORCHELASTIC_RUN_ID"],
+    )

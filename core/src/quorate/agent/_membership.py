@@ -1,0 +1,204 @@
+"""How the agent talks to a rendezvous: requests that never block, answers posted as inputs.
+
+Two implementations: a thin one over :class:`~quorate.rendezvous.StoreRendezvousHandler`, which already works this
+way, and a thread for handlers that only have the blocking interface.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Protocol, final
+
+from attrs import evolve
+
+from ..errors import RendezvousClosedError, RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
+from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
+from ..rendezvous import RendezvousHandler, RendezvousInfo
+from ._protocol import Input, JobClosed, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
+
+__all__ = ["Membership", "open_membership"]
+
+_LOOK_SECONDS = 1.0
+
+
+class Membership(Protocol):
+    """One node's part in a job.  All methods return at once."""
+
+    def join(self, node: NodeRecord) -> None: ...
+
+    def end_round(self, end: RoundEnd) -> None: ...
+
+    def report_done(self) -> None: ...
+
+    def leave(self) -> None: ...
+
+    def close(self) -> None:
+        """Stop posting; the handler itself stays its owner's to shut down."""
+        ...
+
+
+def open_membership(handler: RendezvousHandler, post: Callable[[Input], None]) -> Membership:
+    """Return the membership for ``handler``; ``post`` may be called from any thread."""
+    from ..rendezvous import StoreRendezvousHandler
+
+    if isinstance(handler, StoreRendezvousHandler):
+        return _StoreMembership(handler, post)
+    return _ThreadMembership(handler, post)
+
+
+@final
+class _StoreMembership:
+    def __init__(self, handler: RendezvousHandler, post: Callable[[Input], None]) -> None:
+        from ..rendezvous import StoreRendezvousHandler
+        from ..rendezvous import _protocol as rendezvous
+
+        assert isinstance(handler, StoreRendezvousHandler)
+        self._handler = handler
+
+        def hear(output: rendezvous.Output) -> None:
+            if isinstance(output, rendezvous.Joined):
+                post(RoundJoined(output.assignment))
+            elif isinstance(output, rendezvous.Ended):
+                post(RoundEnded(output.end))
+            elif isinstance(output, rendezvous.Closed):
+                post(JobClosed(output.end))
+            elif isinstance(output, rendezvous.GaveUp):
+                post(RendezvousFailed(output.kind, output.problem))
+            elif isinstance(output, rendezvous.StandingBy):
+                post(StandingBy(output.reason))
+
+        handler.subscribe(hear)
+
+    def join(self, node: NodeRecord) -> None:
+        self._handler.request_join(node)
+
+    def end_round(self, end: RoundEnd) -> None:
+        self._handler.end_round(end)
+
+    def report_done(self) -> None:
+        self._handler.report_done()
+
+    def leave(self) -> None:
+        self._handler.request_leave()
+
+    def close(self) -> None:
+        self._handler.subscribe(lambda output: None)
+
+
+@final
+class _ThreadMembership:
+    """Runs a handler's blocking methods on a thread of their own."""
+
+    def __init__(self, handler: RendezvousHandler, post: Callable[[Input], None]) -> None:
+        self._handler, self._post = handler, post
+        self._requests: queue.SimpleQueue[NodeRecord | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._prepared = False
+        self._round = 0
+        self._ended_here: RoundEnd | None = None
+
+    def join(self, node: NodeRecord) -> None:
+        self._ended_here = None
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="quorate-rendezvous", daemon=True)
+            self._thread.start()
+        self._requests.put(node)
+
+    def end_round(self, end: RoundEnd) -> None:
+        self._handler.end_round(end)
+        if type(self._handler).end_round is RendezvousHandler.end_round:
+            self._end_here(end)  # this handler has nobody to tell: what this node says is what is recorded
+
+    def report_done(self) -> None:
+        self._handler.report_done()
+        if type(self._handler).report_done is RendezvousHandler.report_done:
+            self._end_here(
+                RoundEnd(self._round, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of this node have succeeded")
+            )
+
+    def _end_here(self, end: RoundEnd) -> None:
+        if self._ended_here is None:
+            self._ended_here = end
+            self._post(JobClosed(end) if end.verdict.is_terminal else RoundEnded(end))
+
+    def leave(self) -> None:
+        """Nothing to say: :meth:`RendezvousHandler.shutdown` is how such a handler leaves."""
+
+    def close(self) -> None:
+        self._closed = True
+        self._requests.put(None)
+
+    def _run(self) -> None:
+        while not self._closed:
+            node = self._requests.get()
+            if node is None:
+                return
+            try:
+                self._one_round(node)
+            except RendezvousClosedError as error:
+                verdict = Verdict.SUCCEEDED if error.succeeded else Verdict.STOPPED
+                self._tell(JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason)))
+            except Exception as error:
+                self._tell(RendezvousFailed(_kind(error), str(error) or type(error).__name__))
+
+    def _tell(self, event: Input) -> None:
+        if not self._closed:
+            self._post(event)
+
+    def _one_round(self, node: NodeRecord) -> None:
+        if not self._prepared:
+            self._prepared = True
+            self._handler.prepare(node)
+        info = self._handler.next_rendezvous()
+        assignment = info.assignment or _derive(info, node, self._round)
+        self._round = assignment.round_number
+        self._tell(RoundJoined(evolve(assignment, shares_store=self._handler.use_agent_store)))
+        while not self._closed and self._ended_here is None:
+            end = self._handler.wait_for_change(_LOOK_SECONDS)
+            if end is not None:
+                self._round += 1
+                self._tell(JobClosed(end) if end.verdict.is_terminal else RoundEnded(end))
+                return
+            if self._handler.num_nodes_waiting() > 0:
+                self._tell(
+                    RoundEnded(RoundEnd(self._round, Cause.NODE_JOINED, Verdict.RESCALE, "other nodes wait to join"))
+                )
+                return
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, RendezvousTimeoutError):
+        return "timeout"
+    if isinstance(error, RendezvousConnectionError):
+        return "unavailable"
+    if isinstance(error, RendezvousStateError):
+        return "state"
+    return "error"
+
+
+def _derive(info: RendezvousInfo, node: NodeRecord, round_number: int) -> Assignment:
+    """Find this node's ranks where the handler only knows membership: every node tells the others through the store.
+
+    Without a store all nodes are taken to have as many workers as this one, and its role.
+    """
+    from ..rendezvous import assign_ranks
+    from ..rendezvous._wire import decode_node, encode
+
+    master = info.bootstrap_store_info
+    if info.store is None:
+        nodes = [evolve(node, node_id=f"{rank}") for rank in range(info.world_size)]
+    else:
+        keys = [f"ranks/{round_number}/{rank}" for rank in range(info.world_size)]
+        info.store.put(keys[info.rank], encode(evolve(node, node_id=f"{info.rank}")))
+        nodes = []
+        for key in keys:
+            value = info.store.wait(key, 60.0)
+            if value is None:
+                raise RendezvousTimeoutError(f"a member of the round did not tell its size within 60 s ({key})")
+            nodes.append(decode_node(key, value))
+    nodes[0] = evolve(nodes[0], address=master.master_addr, port=master.master_port)
+    seats = assign_ranks(nodes, [n.node_id for n in nodes], round_number=round_number, restart_count=0)
+    return seats[f"{info.rank}"]

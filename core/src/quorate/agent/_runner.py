@@ -1,0 +1,315 @@
+"""Carries out the agent machine's commands.  One thread owns everything here; others only post inputs to it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import uuid
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
+
+from attrs import evolve
+
+from ..clock import monotonic, wall_time_ns
+from ..errors import QuorateError, StartError
+from ..failures import message_from_stderr, read_error_file, signal_name
+from ..logs_specs import LogsSpecs
+from ..records import Assignment, Cause, FailureRecord, NodeRecord, WorkerExited, WorkerLaunch
+from ..rendezvous._address import host_name
+from ..starter import ProcessContext, Starter, StarterRequest
+from ._environment import build_launches
+from ._machine import initial_state, step
+from ._membership import Membership, open_membership
+from ._protocol import (
+    Begin,
+    Clock,
+    Command,
+    Diagnose,
+    Diagnosed,
+    EndRound,
+    Finish,
+    Grace,
+    Input,
+    JoinRound,
+    Leave,
+    RendezvousFailed,
+    ReportDone,
+    SignalReceived,
+    StartFailed,
+    StartWorkers,
+    State,
+    StopWorkers,
+    WorkersExited,
+    WorkersGone,
+)
+from ._reports import Reporter
+from ._signals import SignalCatcher
+from ._spec import WorkerSpec
+
+if TYPE_CHECKING:
+    from ..plugins import PluginHost
+
+__all__ = ["Runner"]
+
+
+@final
+class Runner:
+    """One run of one agent.
+
+    Arguments:
+        spec, logs_specs, start_method, exit_barrier_timeout, prefix_template: as for ``LocalElasticAgent``.
+        host: the installed plugins.
+        reporter: told of everything that happens.
+        on_state: called after each step with the new state.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        logs_specs: LogsSpecs,
+        start_method: str,
+        exit_barrier_timeout: float,
+        prefix_template: str | None,
+        host: PluginHost,
+        reporter: Reporter,
+        on_state: Callable[[State], None],
+    ) -> None:
+        self._spec, self._logs_specs, self._prefix_template = spec, logs_specs, prefix_template
+        self._host, self._reporter, self._on_state = host, reporter, on_state
+        grace = Grace(
+            *(spec.grace.get(key, spec.shutdown_timeout) for key in ("restart", "rescale", "preemption", "exit"))
+        )
+        self.state = initial_state(spec.max_restarts, exit_barrier_timeout, grace, host=host_name())
+        self.return_values: dict[int, Any] = {}
+        self._run_id = spec.rdzv_handler.get_run_id()
+        self._node_id = uuid.uuid4().hex
+        self._starter = self._make_starter(start_method)
+        self._signals = SignalCatcher(spec.signals_to_handle)
+        self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
+        self._wake = -1
+        self._epoll: select.epoll | None = None
+        self._membership: Membership | None = None
+        self._context: ProcessContext | None = None
+        self._stopping = False
+        self._finish: Finish | None = None
+
+    def _make_starter(self, start_method: str) -> Starter:
+        name = "exec" if isinstance(self._spec.entrypoint, str) else start_method
+        backend = self._host.choose("start method", name)
+        starter: Starter = backend.create(StarterRequest(name, self._node_id, self._spec.shutdown_timeout))
+        return starter
+
+    def run(self) -> Finish:
+        """Run until the machine finishes.  Whatever happens, no worker is left when this returns or raises."""
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake, select.EPOLLIN)
+        try:
+            self._signals.install()
+            if self._signals.is_installed:
+                self._epoll.register(self._signals.fileno(), select.EPOLLIN)
+            self._membership = open_membership(self._spec.rdzv_handler, self.post)
+            self._feed(Begin())
+            while self._finish is None:
+                self._turn()
+            return self._finish
+        finally:
+            if self._membership is not None:
+                self._membership.close()
+            self._close_context()
+            self._signals.restore()
+            self._epoll.close()
+            wake, self._wake = self._wake, -1
+            os.close(wake)
+
+    def post(self, event: Input) -> None:
+        """Hand the agent an input; from any thread."""
+        self._inbox.put(event)
+        wake = self._wake
+        if wake >= 0:
+            try:
+                os.eventfd_write(wake, 1)
+            except OSError:
+                pass  # the run has just ended
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        assert self._epoll is not None
+        for descriptor, _ in self._epoll.poll(self._timeout()):
+            if descriptor == self._wake:
+                os.eventfd_read(self._wake)
+            elif descriptor == self._signals.fileno():
+                for number in self._signals.take():
+                    self._feed(SignalReceived(number))
+        while self._finish is None:
+            try:
+                event = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            self._feed(event)
+        self._advance_context()
+        if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
+            self._feed(Clock(due=True))
+
+    def _timeout(self) -> float | None:
+        times = [self.state.wake_at]
+        if self._context is not None:
+            times.append(self._context.wake_at())
+        due = [time for time in times if time is not None]
+        return max(0.0, min(due) - monotonic()) if due else None
+
+    def _advance_context(self) -> None:
+        context = self._context
+        if context is None or self._finish is not None:
+            return
+        exits = context.advance(monotonic())
+        if exits:
+            for exit in exits:
+                if exit.exit_code == 0 and self.state.assignment is not None:
+                    self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
+            self._feed(WorkersExited(tuple(exits)))
+        if self._stopping and self._context is context and context.is_gone():
+            self._close_context()
+            self._feed(WorkersGone())
+
+    def _feed(self, event: Input) -> None:
+        backlog: deque[Input] = deque([event])
+        while backlog and self._finish is None:
+            result = step(self.state, backlog.popleft(), monotonic())
+            old, self.state = self.state, result.state
+            self._reporter.changed(old, result.state)
+            self._on_state(result.state)
+            for command in result.commands:
+                answer = self._execute(command)
+                if answer is not None:
+                    backlog.append(answer)
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def _execute(self, command: Command) -> Input | None:
+        assert self._membership is not None
+        if isinstance(command, Finish):
+            self._finish = command
+        elif isinstance(command, StartWorkers):
+            return self._start(command.assignment)
+        elif isinstance(command, StopWorkers):
+            return self._stop(command)
+        elif isinstance(command, Diagnose):
+            return self._diagnose(command)
+        else:
+            try:
+                self._tell_membership(self._membership, command)
+            except Exception as error:
+                kind = "state" if isinstance(error, QuorateError) else "error"
+                return RendezvousFailed(kind, str(error) or type(error).__name__)
+        return None
+
+    def _tell_membership(self, membership: Membership, command: Command) -> None:
+        if isinstance(command, JoinRound):
+            self.return_values.clear()
+            membership.join(self._node_record())
+        elif isinstance(command, EndRound):
+            membership.end_round(command.end)
+        elif isinstance(command, ReportDone):
+            membership.report_done()
+        elif isinstance(command, Leave):
+            membership.leave()
+
+    def _node_record(self) -> NodeRecord:
+        return NodeRecord(
+            self._node_id,
+            self._spec.role,
+            self._spec.local_world_size,
+            host=host_name(),
+            address=self._spec.local_addr or "127.0.0.1",
+            rank_hint=self._spec.node_rank,
+        )
+
+    def _start(self, seat: Assignment) -> Input | None:
+        self._stopping = False
+        try:
+            launches = build_launches(
+                self._spec, seat, self._logs_specs, self._run_id, self._prefix_template, self._change_launch
+            )
+            self._context = self._starter.start(launches)
+        except Exception as error:
+            local_rank = error.local_rank if isinstance(error, StartError) else 0
+            text = str(error) if isinstance(error, QuorateError) else f"{type(error).__name__}: {error}"
+            return StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
+        assert self._epoll is not None
+        self._epoll.register(self._context.fileno(), select.EPOLLIN)
+        self._reporter.started(self._context.pids(), launches)
+        return None
+
+    def _change_launch(self, launch: WorkerLaunch, seat: Assignment) -> WorkerLaunch:
+        changed = self._host.decide("launch", launch, seat)
+        return launch if changed is None else changed
+
+    def _stop(self, command: StopWorkers) -> Input | None:
+        self._stopping = True
+        if self._context is None:
+            return WorkersGone()
+        self._context.stop(command.signal_number, command.grace_seconds, monotonic())
+        if self._context.is_gone():
+            self._close_context()
+            return WorkersGone()
+        return None
+
+    def _close_context(self) -> None:
+        context, self._context = self._context, None
+        if context is None:
+            return
+        assert self._epoll is not None
+        try:
+            self._epoll.unregister(context.fileno())
+        except (OSError, ValueError):
+            pass  # its descriptor is already closed
+        context.close()
+
+    def _diagnose(self, command: Diagnose) -> Input:
+        seat = self.state.assignment
+        assert seat is not None
+        failure = self._failure_record(command.exit, seat, command.start_failed)
+        cause = self._host.decide_or(failure.cause, "cause", failure)
+        failure = evolve(failure, cause=cause)
+        decision = None
+        if command.budget is not None:
+            from ..policy import default_restart
+
+            fallback = default_restart(failure, command.budget)
+            decision = self._host.decide_or(fallback, "restart", failure, command.budget)
+        return Diagnosed(failure, decision)
+
+    def _failure_record(self, exit: WorkerExited, seat: Assignment, start_failed: bool) -> FailureRecord:
+        error_file = self._reporter.error_files.get(exit.local_rank, "")
+        data = read_error_file(error_file) if error_file and not start_failed else None
+        return FailureRecord(
+            rank=seat.first_rank + exit.local_rank,
+            local_rank=exit.local_rank,
+            pid=exit.pid,
+            exit_code=exit.exit_code,
+            cause=Cause.START_FAILED if start_failed else (Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE),
+            message=_message(exit, data),
+            timestamp_ns=exit.timestamp_ns,
+            error_file=error_file,
+            error_data=data,
+            node_id=seat.node_id,
+            host=host_name(),
+            role=seat.role,
+            restart_count=seat.restart_count,
+            stderr_tail=tuple(exit.stderr_tail),
+        )
+
+
+def _message(exit: WorkerExited, data: dict[str, Any] | None) -> str:
+    if data is not None:
+        recorded = data["message"]
+        return str(recorded.get("message", recorded)) if isinstance(recorded, dict) else str(recorded)
+    if exit.problem:
+        return exit.problem
+    if exit.exit_code < 0:
+        return f"Signal {-exit.exit_code} ({signal_name(exit.exit_code)}) received by PID {exit.pid}"
+    return message_from_stderr(exit.stderr_tail) or f"exit code {exit.exit_code}"
