@@ -1,0 +1,166 @@
+"""Nothing outlives its worker's group, and nothing its agent (BEHAVIOUR A11, DESIGN 5)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Ear, Group, Start, is_running, launch, wait_for_end
+
+Shell = Callable[..., Group]
+
+#: Each starts a grandchild that says its pid into the ear and sleeps.
+TELL = "echo $$ >'{ear}'; exec sleep 1000"
+KINDS = {
+    "same session": 'sh -c "{tell}" & ',
+    "ignores the signal": "sh -c \"trap '' TERM; {tell}\" & ",
+    "new session": 'setsid sh -c "{tell}" & ',
+    "daemon": '(setsid sh -c "sh -c \\"{tell}\\" &" &) ',
+    "no marker, same session": 'env -i sh -c "{tell}" & ',
+}
+
+
+def _script(kind: str, ear: Ear) -> str:
+    tell = TELL.format(ear=ear.path).replace("$$", r"\\\$\$" if kind == "daemon" else r"\$\$")
+    return KINDS[kind].format(tell=tell)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_worker_left_is_swept_when_the_group_ends(start: Start, ear: Ear, kind: str) -> None:
+    script = _script(kind, ear) + f"read -r _ <'{ear.path}.go'; exit 0"
+    os.mkfifo(f"{ear.path}.go")
+    group = start("exec", [launch(0, "sh", "-c", script)], 0.2)
+    (pid,) = map(int, ear.words(1))
+    Path(f"{ear.path}.go").write_text("go\n")
+    group.run()
+    assert [event.exit_code for event in group.exits] == [0]
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_worker_left_is_swept_by_a_stop_though_another_runs(sh: Shell, ear: Ear, kind: str) -> None:
+    group = sh(_script(kind, ear) + f"echo ready >'{ear.path}'; exit 1", "sleep 1000")
+    (pid,) = (int(word) for word in ear.words(2) if word != "ready")
+    group.run_until(lambda: len(group.exits) == 1)
+    group.stop(grace_seconds=0.2)
+    group.run()
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_close_alone_sweeps(sh: Shell, ear: Ear, kind: str) -> None:
+    group = sh(_script(kind, ear) + "sleep 1000")
+    (pid,) = map(int, ear.words(1))
+    group.close()
+    assert not is_running(pid)
+
+
+def test_a_leftover_is_asked_before_it_is_killed(sh: Shell, ear: Ear) -> None:
+    """Its grace is the stop's: a leftover that needs a moment to write something gets it."""
+    group = sh(f"setsid sh -c \"trap 'echo asked >{ear.path}; exit' TERM; echo ready >{ear.path}; sleep 1000 & wait\" &")
+    ear.words(1)
+    group.run()
+    assert ear.words(1) == ["asked"]
+
+
+def test_a_daemon_of_a_running_worker_is_spared_until_the_worker_has_ended(sh: Shell, ear: Ear) -> None:
+    os.mkfifo(f"{ear.path}.go")
+    daemon = f"setsid sh -c \"trap 'echo asked >{ear.path}; exit' TERM; echo ready >{ear.path}; sleep 1000 & wait\" & "
+    group = sh(daemon + f"trap 'read -r _ <{ear.path}.go; exit 3' TERM; echo ready >'{ear.path}'; sleep 1000 & wait")
+    ear.words(2)
+    group.stop()
+    Path(f"{ear.path}.go").write_text("go\n")
+    assert group.run()[0].exit_code == 3
+    assert ear.words(1) == ["asked"]
+
+
+def test_other_groups_and_strangers_are_never_touched(start: Start, ear: Ear) -> None:
+    tell = f"setsid sh -c 'echo $$ >{ear.path}; exec sleep 1000' & wait"
+    stranger = subprocess.Popen(["sleep", "1000"], env={**os.environ, "QUORATE_AGENT_TOKEN": "token-of-the-agent"})
+    try:
+        first = start("exec", [launch(0, "sh", "-c", tell)])
+        second = start("exec", [launch(0, "sh", "-c", tell)])
+        pids = [int(word) for word in ear.words(2)]
+        first.stop(grace_seconds=0.0)
+        first.run()
+        assert sorted(is_running(pid) for pid in pids) == [False, True]
+        assert stranger.poll() is None
+        second.close()
+        assert not any(is_running(pid) for pid in pids)
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_group_inside_a_group_goes_with_it(start: Start, ear: Ear) -> None:
+    """The markers of enclosing contexts stay in the environment."""
+    marker = {"QUORATE_CONTEXT": "outer.0."}
+    group = start("exec", [launch(0, "sh", "-c", f"echo $QUORATE_CONTEXT >'{ear.path}'", environment=marker)])
+    (value,) = ear.words(1)
+    assert value.startswith("outer.0.")
+    assert value.endswith(".0.")
+    group.run()
+
+
+_DRIVER = """
+import select, sys, time
+from quorate.records import WorkerLaunch
+from quorate.starter import StarterRequest
+from quorate_process_local import plugin
+import os
+
+def work(script):
+    os.execvp("sh", ["sh", "-c", script])
+
+if __name__ == "__main__":
+    method = sys.argv[1]
+    backend = {backend.name: backend for backend in plugin.quorate_register_starter()}[method]
+    call = lambda rank, script: ("sh", ("-c", script)) if method == "exec" else (work, (script,))
+    context = backend.create(StarterRequest(method, "token")).start(
+        [WorkerLaunch(rank, rank, "t", *call(rank, script), dict(os.environ), "")
+         for rank, script in enumerate(sys.argv[2:])])
+    while not context.is_gone():
+        wake_at = context.wake_at()
+        select.select([context], [], [], None if wake_at is None else max(0.0, wake_at - time.monotonic()))
+        context.advance(time.monotonic())
+    context.close()
+"""
+
+
+@pytest.mark.parametrize("method", ["exec", "spawn", "fork", "forkserver"])
+def test_an_agent_that_is_killed_takes_everything_with_it(tmp_path: Path, ear: Ear, method: str) -> None:
+    """Workers, their children, their daemons: all gone within a second of the agent's SIGKILL."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(_DRIVER)
+    ignoring = f"trap '' TERM HUP; echo $$ >'{ear.path}'; while :; do sleep 1000; done"
+    scripts = [_script(kind, ear) + ignoring for kind in KINDS]
+    agent = subprocess.Popen([sys.executable, str(driver), method, *scripts])
+    try:
+        pids = [int(word) for word in ear.words(2 * len(KINDS))]
+        pids += [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+    finally:
+        agent.send_signal(signal.SIGKILL)
+        agent.wait()
+    # The promise is one second; the machines that run the tests may be busy.
+    wait_for_end(pids, 5.0)
+
+
+def test_the_guardian_is_quiet_clean_and_gone_at_the_end(sh: Shell, ear: Ear) -> None:
+    group = sh(f"echo ready >'{ear.path}'; sleep 1000")
+    ear.words(1)
+    listing = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    mine = {int(pid) for path in listing for pid in path.read_text().split()} - set(group.context.pids().values())
+    (guardian,) = (pid for pid in mine if b"quorate-guardian" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    assert os.getsid(guardian) == guardian
+    assert b"QUORATE_CONTEXT" not in Path(f"/proc/{guardian}/environ").read_bytes()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(guardian, number)
+    assert is_running(guardian)
+    group.close()
+    assert not is_running(guardian)
