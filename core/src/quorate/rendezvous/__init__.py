@@ -12,7 +12,7 @@ from ._api import (
     RendezvousParameters,
     RendezvousStoreInfo,
 )
-from ._store import BatchStore, InterruptibleStore, Store
+from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 if TYPE_CHECKING:
     from ._cell import Cell, CellStore
@@ -26,6 +26,7 @@ __all__ = [
     "Bootstrap",
     "Cell",
     "CellStore",
+    "HostedStore",
     "InMemoryStore",
     "InterruptibleStore",
     "PortReservation",

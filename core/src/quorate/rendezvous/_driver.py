@@ -27,6 +27,7 @@ from ._protocol import (
     Failed,
     GaveUp,
     Input,
+    Key,
     Ordered,
     OrderNodes,
     Output,
@@ -38,7 +39,7 @@ from ._protocol import (
     Wait,
     wake_at,
 )
-from ._store import InterruptibleStore, Store, put_many
+from ._store import HostedStore, InterruptibleStore, Store, put_many
 
 __all__ = ["Driver"]
 
@@ -83,6 +84,7 @@ class Driver:
         self._target_changed = threading.Condition()
         self._in_wait = False
         self._closing = False
+        self._linger = 0.0
         self._threads: list[threading.Thread] = []
 
     @property
@@ -125,14 +127,17 @@ class Driver:
         result: _T = value
         return result
 
-    def close(self, timeout: float) -> None:
-        """Stop the threads and close the store; returns after at most about ``timeout`` seconds."""
-        self._closing = True
+    def close(self, timeout: float, linger: float = 0.0) -> None:
+        """Stop the threads and close the store; returns after at most about ``timeout + linger`` seconds.
+
+        A node that hosts the store first gives the other members up to ``linger`` seconds to read how it ended.
+        """
+        self._closing, self._linger = True, linger
         self._inputs.put(None)
         self._calls.put(None)
         self._aim(None)
         self._opened.set()
-        deadline = monotonic() + timeout
+        deadline = monotonic() + timeout + linger
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
@@ -217,7 +222,27 @@ class Driver:
                 self._crash(error)
         if self._store is not None:
             self._threads[-1].join(2 * _SLICE_SECONDS)  # nobody may still be waiting on it
-            self._store.close()
+            try:
+                self._say_farewell(self._store)
+            except StoreUnavailableError:
+                pass
+            finally:
+                self._store.close()
+
+    def _say_farewell(self, store: Store) -> None:
+        """Count this node out of the last round; the store's host stays until all are out, or ``linger`` is over."""
+        state = self._state
+        if state.assignment is not None:
+            number, members = state.assignment.round_number, state.assignment.group_world_size
+        elif state.previous is not None:
+            number, members = state.previous.summary.round_number, state.previous.summary.group_world_size
+        else:
+            return
+        members += store.add(Key.tickets(number + 1), 0)  # standbys, too, want to read the end
+        if store.add(Key.farewells(number), 1) >= members:
+            store.create(Key.empty(number), b"")
+        elif self._linger > 0 and isinstance(store, HostedStore) and store.is_host:
+            store.wait(Key.empty(number), self._linger)
 
     def _ensure_store(self) -> Store:
         if self._store is None:

@@ -8,7 +8,6 @@ from typing import final
 from attrs import frozen
 
 from ..records import NodeRecord
-from ._liveness import BeatState
 from ._protocol import Key, State
 
 __all__ = ["Readiness", "evaluate", "live_nodes", "missing_survivors", "plugin_warnings"]
@@ -49,7 +48,7 @@ def missing_survivors(state: State, now: float) -> list[int]:
             continue
         key = Key.rank_beat(number, rank)
         beat = state.liveness.beat(key)
-        if beat is not None and beat.state is not BeatState.RUN and beat.state is not BeatState.DONE:
+        if beat is not None and beat.state.is_gone:
             continue
         if state.liveness.still_for(key, now) <= state.settings.patience:
             missing.append(rank)

@@ -107,6 +107,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         if open_store is None:
             raise UsageError(f"rendezvous backend {backend.name!r} opens no store")
         self._parameters, self._backend, self._host = parameters, backend, host
+        self._linger_timeout = parameters.get_as_float("linger_timeout", 5.0)
         self._close_timeout = parameters.get_as_float("close_timeout", 5.0)
         self._node = NodeRecord(uuid.uuid4().hex, "default", 1, host=host_name(), plugin_digest=host.digest())
         self._bootstrap: Bootstrap | None = None
@@ -271,7 +272,9 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._shut_down = True
             self._changed.notify_all()
         if self._started:
-            self._driver.close(self._close_timeout)
+            # A host whose workers are done, and that left the others running, keeps the store for them for longer.
+            early = self._driver.state.phase is Phase.LEFT and self._driver.state.done
+            self._driver.close(self._close_timeout, self._linger_timeout * (12 if early else 1))
         self._release()
         return True
 

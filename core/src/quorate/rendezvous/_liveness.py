@@ -6,7 +6,7 @@ away) is not held against anybody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import final
 
@@ -21,7 +21,19 @@ class BeatState(str, Enum):
 
     RUN = "run"
     DONE = "done"  # its workers have all succeeded
-    LEFT = "left"  # it is gone, on purpose
+    BYE = "bye"  # its workers have all succeeded, and it is gone
+    LEFT = "left"  # it is gone, on purpose, before its workers were done
+
+    @property
+    def is_done(self) -> bool:
+        return self in (BeatState.DONE, BeatState.BYE)
+
+    @property
+    def is_gone(self) -> bool:
+        return self in (BeatState.BYE, BeatState.LEFT)
+
+
+_STATES: Mapping[str, BeatState] = {state.value: state for state in BeatState}
 
 
 @final
@@ -41,7 +53,7 @@ class Beat:
         """Read a beat.  Any change of the bytes counts as life, so garbage is merely a running node."""
         count, _, rest = value.decode("utf-8", "replace").partition(" ")
         word, _, host = rest.partition(" ")
-        state = BeatState(word) if word in ("run", "done", "left") else BeatState.RUN
+        state = _STATES.get(word, BeatState.RUN)
         return cls(int(count) if count.isdecimal() else 0, state, host[:255])
 
 
@@ -82,6 +94,14 @@ class Liveness:
         old = self.seen.get(key)
         return 0.0 if old is None else now - old.changed_at
 
+    def next_expiry(self, keys: Iterable[str], now: float, interval: float, patience: float) -> float | None:
+        """Return when the first of ``keys`` that has missed a beat will have stood still for ``patience`` seconds."""
+        times = [
+            old.changed_at + patience for key in keys if (old := self.seen.get(key)) and now - old.changed_at > interval
+        ]
+        coming = [time for time in times if time > now]
+        return min(coming) if coming else None
+
     def beat(self, key: str) -> Beat | None:
         """Return the last beat read from ``key``."""
         old = self.seen.get(key)
@@ -95,4 +115,4 @@ class Liveness:
     def has_left(self, key: str) -> bool:
         """Return whether the node behind ``key`` said that it is gone."""
         beat = self.beat(key)
-        return beat is not None and beat.state is BeatState.LEFT
+        return beat is not None and beat.state.is_gone

@@ -24,6 +24,7 @@ from typing import Any
 from attrs import evolve
 
 from ..errors import StoreCorruptError
+from ..records import Cause, Verdict
 from ._joining import (
     join,
     judge_standby,
@@ -72,7 +73,7 @@ from ._sealing import (
     on_seats,
     sealed,
 )
-from ._turn import Turn, look, my_beat_key
+from ._turn import Turn, end_with, look, my_beat_key
 
 __all__ = ["initial_state", "step"]
 
@@ -112,6 +113,9 @@ def _tick(turn: Turn, event: Tick) -> None:
         turn.call("waiting", "add", Key.tickets(state.round_number), amount=0)
     if state.next_beat is not None and now >= state.next_beat:
         _beat(turn)
+    if state.look_at is not None and now >= state.look_at:
+        turn.set(look_at=None)
+        look(turn)
     if turn.state.phase is Phase.GATHERING and state.seal_at is not None and now >= state.seal_at:
         consider_sealing(turn)
 
@@ -135,14 +139,24 @@ def _on_look(turn: Turn, values: list[bytes | None]) -> None:
     handler = _JUDGES.get(state.phase)
     if handler is not None:
         handler(turn)
+    # Do not wait for the next beat to find a silent node's patience over; a hair later, so that it is over.
+    expiry = turn.state.liveness.next_expiry(call.keys, turn.now, interval, state.settings.patience)
+    turn.set(look_at=None if expiry is None else expiry + 0.001)
 
 
 def _leave(turn: Turn, event: Leave) -> None:
+    """Go away: end the round for the others, unless this node's part in it is done, and say so in the heartbeat."""
     state = turn.state
     known = state.node is not None and (state.assignment is not None or state.ticket > 0)
+    if state.phase is Phase.RUNNING and not state.done:
+        assert state.node is not None
+        assert state.assignment is not None
+        reason = f"node {state.node.host or state.node.node_id} left"
+        end_with(turn, Cause.NODE_LEFT, Verdict.RESCALE, reason, (state.assignment.group_rank,))
     turn.stop(Phase.LEFT, "left")
     if known:
-        turn.call("left", "put", my_beat_key(state), values=(turn.beat("", BeatState.LEFT),))
+        word = BeatState.BYE if state.done else BeatState.LEFT
+        turn.call("left", "put", my_beat_key(state), values=(turn.beat("", word),))
     else:
         turn.tell(Gone())
 

@@ -70,6 +70,14 @@ class Key:
         return f"{n}/done"
 
     @staticmethod
+    def farewells(n: int) -> str:
+        return f"{n}/farewells"
+
+    @staticmethod
+    def empty(n: int) -> str:
+        return f"{n}/empty"
+
+    @staticmethod
     def ticket_beat(n: int, ticket: int) -> str:
         return f"{n}/beat/t{ticket}"
 
@@ -144,6 +152,7 @@ class State:
     beat_count: int = 0
     next_beat: float | None = None
     looking: bool = False
+    look_at: float | None = None  # when a silent node's patience is over
     liveness: Liveness = field(factory=Liveness)
     done: bool = False
     # deadlines and trouble
@@ -161,7 +170,7 @@ def wake_at(state: State) -> float | None:
     """Return when the machine wants a :class:`Tick` next; ``None`` if only an input can move it."""
     if state.phase in FINAL:
         return None
-    times = [state.next_beat, state.seal_at, state.knock_at, state.retry_at]
+    times = [state.next_beat, state.look_at, state.seal_at, state.knock_at, state.retry_at]
     if state.phase in JOINING:
         times.append(state.join_deadline)
     known = [time for time in times if time is not None]

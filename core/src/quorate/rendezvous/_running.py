@@ -31,6 +31,7 @@ def enter_round(turn: Turn, seat: Assignment) -> None:
         leader=0,
         liveness=Liveness(),
         looking=False,
+        look_at=None,
         nodes={},
         join_deadline=None,
         next_beat=turn.now + turn.state.settings.beat_interval,
@@ -84,7 +85,7 @@ def on_done(turn: Turn, value: Any) -> None:
 
 def on_check(turn: Turn, values: list[bytes | None]) -> None:
     beats = [Beat.decode(value) for value in values if value is not None]
-    if len(beats) == len(values) and all(beat.state is not BeatState.RUN for beat in beats):
+    if len(beats) == len(values) and all(beat.state.is_done for beat in beats):
         end_with(turn, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of all nodes have succeeded")
 
 
@@ -105,14 +106,17 @@ def judge_members(turn: Turn) -> None:
         if rank == seat.group_rank:
             continue
         beat = state.liveness.beat(key)
-        if beat is not None and beat.state is not BeatState.RUN:
+        if beat is not None and beat.state.is_done:
             finished += 1
+        elif beat is not None and beat.state.is_gone:
+            ranks.append(rank)
+            lost.append(f"group rank {rank} ({beat.host}), which left")
         elif state.liveness.still_for(key, turn.now) > state.settings.patience:
             ranks.append(rank)
             lost.append(f"group rank {rank}" + (f" ({beat.host})" if beat is not None and beat.host else ""))
     if lost and "end" not in state.pending:
         lease = state.settings.lease_timeout
-        reason = f"lost {', '.join(lost)}: no heartbeat within the lease of {lease:g} s"
+        reason = f"lost {', '.join(lost)} (no heartbeat within the lease of {lease:g} s, or said so)"
         end_with(turn, Cause.NODE_LOST, Verdict.RESCALE, reason, tuple(ranks))
     elif finished == seat.group_world_size and "end" not in state.pending:
         end_with(turn, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of all nodes have succeeded")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-__all__ = ["BatchStore", "InterruptibleStore", "Store", "put_many"]
+__all__ = ["BatchStore", "HostedStore", "InterruptibleStore", "Store", "put_many"]
 
 
 @runtime_checkable
@@ -71,6 +71,16 @@ class InterruptibleStore(Store, Protocol):
 
     def interrupt(self) -> None:
         """Make a :meth:`wait` that is under way in another thread return ``None`` soon.  Never blocks."""
+        ...
+
+
+@runtime_checkable
+class HostedStore(Store, Protocol):
+    """The optional ability ``hosted``: one of the nodes serves the store, and it ends with that node."""
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the store ends when this node closes it."""
         ...
 
 

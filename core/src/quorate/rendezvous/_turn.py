@@ -58,7 +58,8 @@ class Turn:
         self.tell(GaveUp(kind, problem))
 
     def stop(self, phase: Phase, reason: str) -> None:
-        self.go(phase, reason, pending={}, failed=(), retry_at=None, seal_at=None, knock_at=None, next_beat=None)
+        self.go(phase, reason, pending={}, failed=(), retry_at=None)
+        self.set(seal_at=None, knock_at=None, next_beat=None, look_at=None)
         self.wait(None)
 
     def beat(self, key: str, state: BeatState = BeatState.RUN) -> bytes:
@@ -79,6 +80,7 @@ def take_ticket(turn: Turn, number: int) -> None:
         asked_for=0,
         liveness=Liveness(),
         looking=False,
+        look_at=None,
         seal_at=None,
         knock_at=None,
         next_beat=None,

@@ -1,0 +1,266 @@
+"""The rendezvous machine in a simulated world: safety under faults, then liveness once they stop.
+
+Scenarios and seeds come from Hypothesis; a failure prints the seed and the transcript that replays it.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quorate.records import Cause, Verdict
+from quorate.rendezvous import _protocol as protocol
+from quorate.testing import Faults, SimulatedNode, World
+
+FAST = protocol.Settings(2, 3, join_timeout=60.0, last_call_timeout=1.0)
+
+
+def all_run(world: World, nodes: list[SimulatedNode], number: int | None = None) -> bool:
+    """Whether all ``nodes`` run in one round (``number``), and it has no other member."""
+    seats = [node.running for node in nodes]
+    if any(seat is None for seat in seats):
+        return False
+    rounds = {seat.round_number for seat in seats if seat}
+    size = {seat.group_world_size for seat in seats if seat}
+    return len(rounds) == 1 and size == {len(nodes)} and (number is None or rounds == {number})
+
+
+def three(seed: int = 0, bounds: protocol.Settings = FAST) -> tuple[World, list[SimulatedNode]]:
+    world = World(seed)
+    nodes = [world.add_node(name, bounds) for name in ("a", "b", "c")]
+    assert world.run(10, lambda: all_run(world, nodes, 0)), world.explain("no first round")
+    return world, nodes
+
+
+def test_a_full_round_is_sealed_without_waiting_for_a_last_call() -> None:
+    world, _ = three()
+    assert world.now < 0.1
+
+
+def test_the_minimum_waits_for_the_last_call() -> None:
+    world = World()
+    nodes = [world.add_node(name, FAST) for name in ("a", "b")]
+    assert world.run(10, lambda: all_run(world, nodes, 0)), world.explain("no round")
+    assert 1.0 <= world.now < 1.5
+
+
+def test_min_not_met_gives_up_at_the_join_deadline_and_says_who_is_there() -> None:
+    world = World()
+    node = world.add_node("a", FAST)
+    world.run(100, lambda: node.gave_up is not None)
+    assert node.gave_up is not None
+    assert node.gave_up.kind == "timeout"
+    assert "waiting for 1 of 2 nodes" in node.gave_up.problem
+    assert "a" in node.gave_up.problem
+    assert 60 <= world.now < 61
+
+
+def test_a_worker_failure_reaches_all_nodes_in_one_round_trip_with_one_reason() -> None:
+    world, nodes = three()
+    failed_at = world.now
+    world.fail_worker(nodes[1])
+    assert world.run(failed_at + 5, lambda: all(node.ends for node in nodes))
+    assert world.now - failed_at < 4 * world.faults.latency[1]
+    assert {node.ends[0].reason for node in nodes} == {"a worker of b failed"}
+    assert world.run(failed_at + 5, lambda: all_run(world, nodes, 1)), world.explain("no second round")
+    assert {node.running.restart_count for node in nodes if node.running} == {1}
+
+
+def test_two_nodes_that_fail_at_once_record_one_cause_and_one_restart() -> None:
+    world, nodes = three()
+    world.fail_worker(nodes[0])
+    world.fail_worker(nodes[2])
+    assert world.run(20, lambda: all_run(world, nodes, 1))
+    assert len({node.ends[0].reason for node in nodes}) == 1
+    assert {node.running.restart_count for node in nodes if node.running} == {1}
+
+
+def test_survivors_keep_their_ranks_and_a_replacement_takes_the_vacated_one() -> None:
+    bounds = protocol.Settings(3, 3, join_timeout=60.0)
+    world, nodes = three(bounds=bounds)
+    ranks = {node.name: node.running.group_rank for node in nodes if node.running}
+    world.crash(nodes[0])
+    replacement = world.add_node("d", bounds, joins_at=world.now + 1)
+    team = [nodes[1], nodes[2], replacement]
+    assert world.run(30, lambda: all_run(world, team)), world.explain("not re-formed")
+    assert nodes[1].running is not None
+    assert nodes[1].running.group_rank == ranks["b"]
+    assert replacement.running is not None
+    assert replacement.running.group_rank == ranks["a"]
+    assert replacement.running.restart_count == 0  # losing a node is nobody's failure
+
+
+def test_a_lost_node_is_noticed_within_the_lease_whichever_rank_it_had() -> None:
+    for victim in range(3):
+        world, nodes = three(victim)
+        ordered = sorted(nodes, key=lambda node: node.running.group_rank if node.running else 0)
+        crashed_at = world.now
+        world.crash(ordered[victim])
+        rest = [node for node in ordered if node.alive]
+        assert world.run(crashed_at + 10, lambda rest=rest: all_run(world, rest)), world.explain("not re-formed")
+        assert world.now - crashed_at <= FAST.lease_timeout + 0.5
+        assert rest[0].ends[0].cause is Cause.NODE_LOST
+
+
+def test_a_late_joiner_ends_the_round_and_gets_in_at_no_cost() -> None:
+    world = World()
+    nodes = [world.add_node(name, FAST) for name in ("a", "b")]
+    assert world.run(10, lambda: all_run(world, nodes, 0))
+    late = world.add_node("c", FAST, joins_at=world.now + 1)
+    begun = world.now + 1
+    assert world.run(20, lambda: all_run(world, [*nodes, late], 1)), world.explain("late joiner not in")
+    assert world.now - begun < 0.3 + 0.05
+    assert late.running is not None
+    assert late.running.restart_count == 0
+
+
+def test_a_surplus_node_stands_by_is_promoted_and_learns_the_jobs_end() -> None:
+    world, nodes = three()
+    spare = world.add_node("d", FAST, joins_at=world.now)
+    world.run(world.now + 20)
+    assert all_run(world, nodes, 0), world.explain("the spare disturbed the round")
+    assert spare.state.phase is protocol.Phase.STANDBY
+    world.crash(nodes[1])
+    team = [nodes[0], nodes[2], spare]
+    assert world.run(world.now + 10, lambda: all_run(world, team)), world.explain("the spare was not promoted")
+    second = world.add_node("e", FAST, joins_at=world.now)
+    world.run(world.now + 1)
+    for node in team:
+        node.feed(protocol.Done())
+    assert world.run(world.now + 5, lambda: all(n.closed is not None for n in [*team, second]))
+    assert {n.closed.verdict for n in [*team, second] if n.closed} == {Verdict.SUCCEEDED}
+
+
+def test_the_sealer_dies_while_gathering_and_the_next_ticket_seals() -> None:
+    bounds = protocol.Settings(3, 4, join_timeout=60.0, last_call_timeout=2.0)
+    world = World()
+    nodes = [world.add_node(name, bounds) for name in ("a", "b", "c")]
+    world.run(0.05)
+    sealer = next(node for node in nodes if node.state.ticket == 1)
+    world.crash(sealer)
+    late = world.add_node("d", bounds, joins_at=0.1)
+    rest = [node for node in nodes if node.alive] + [late]
+    assert world.run(30, lambda: all_run(world, rest)), world.explain("nobody took over")
+
+
+def test_a_paused_node_learns_that_it_was_left_out_and_stops_before_it_rejoins() -> None:
+    world, nodes = three()
+    world.pause(nodes[2], 10.0)
+    rest = nodes[:2]
+    assert world.run(world.now + 6, lambda: all_run(world, rest)), world.explain("not re-formed")
+    assert world.run(world.now + 20, lambda: all_run(world, nodes)), world.explain("it did not come back")
+    assert nodes[2].ends[0].cause is Cause.NODE_LOST
+
+
+def test_a_pause_of_everybody_is_held_against_nobody() -> None:
+    world, nodes = three()
+    for node in nodes:
+        world.pause(node, 30.0)
+    world.run(world.now + 60)
+    assert all_run(world, nodes, 0), world.explain("a pause of all nodes ended the round")
+
+
+def test_all_members_die_and_a_standby_notices() -> None:
+    world, nodes = three()
+    spares = [world.add_node(name, FAST, joins_at=world.now) for name in ("d", "e")]
+    world.run(world.now + 1)
+    for node in nodes:
+        world.crash(node)
+    assert world.run(world.now + 60, lambda: all_run(world, spares)), world.explain("the spares wait for ever")
+
+
+def test_a_store_outage_stops_nobody_and_one_beyond_the_limit_is_an_error() -> None:
+    bounds = protocol.Settings(3, 3, store_outage_timeout=100.0)
+    world, nodes = three(bounds=bounds)
+    world.faults = Faults(request_lost=1.0)
+    world.run(world.now + 60)
+    assert all_run(world, nodes, 0)
+    world.faults = Faults()
+    world.run(world.now + 60)
+    assert all_run(world, nodes, 0), world.explain("the outage ended the round")
+    world.faults = Faults(request_lost=1.0)
+    world.run(world.now + 150)
+    assert {node.gave_up.kind for node in nodes if node.gave_up} == {"unavailable"}
+
+
+def test_operations_per_node_are_constant_for_all_but_the_sealer() -> None:
+    def calls(size: int) -> tuple[int, int]:
+        bounds = protocol.Settings(size, size, join_timeout=600.0)
+        world = World(size)
+        nodes = [world.add_node(f"n{i}", bounds) for i in range(size)]
+        assert world.run(30, lambda: all(node.running is not None for node in nodes))
+        others = [node for node in nodes if node.state.ticket != 1]
+        return max(node.calls for node in others), max(node.bytes for node in others)
+
+    small, large = calls(10), calls(400)
+    assert large[0] <= small[0] + 2
+    assert large[1] <= small[1] * 1.2
+
+
+# --- any faults, then none ------------------------------------------------------------------------------------------
+
+ACTIONS = st.tuples(
+    st.floats(0.0, 8.0), st.sampled_from(["crash", "pause", "fail", "join", "leave", "outage"]), st.integers(0, 5)
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 5),
+    minimum=st.integers(1, 3),
+    script=st.lists(ACTIONS, max_size=6),
+    request_lost=st.sampled_from([0.0, 0.02, 0.1]),
+    answer_lost=st.sampled_from([0.0, 0.02, 0.1]),
+)
+def test_safety_under_faults_then_liveness_after_them(
+    seed: int, size: int, minimum: int, script: list[tuple[float, str, int]], request_lost: float, answer_lost: float
+) -> None:
+    """Two worlds in one round, or a rank given twice, fail inside ``World.joined``; here everyone alive converges."""
+    minimum = min(minimum, size)
+    bounds = protocol.Settings(minimum, size, join_timeout=1e6, last_call_timeout=1.0)
+    world = World(seed, Faults(request_lost=request_lost, answer_lost=answer_lost))
+    for i in range(size):
+        world.add_node(f"n{i}", bounds, joins_at=world.random.uniform(0, 2))
+    left: set[str] = set()
+    for when, action, index in script:
+        world.at(when, lambda action=action, index=index: act(world, bounds, action, index, left))
+    world.run(10.0)
+    world.faults = Faults()
+    here = [node for node in world.nodes if node.alive and node.name not in left]
+    while len(here) < minimum:
+        here.append(world.add_node(f"extra{len(here)}", bounds, joins_at=world.now))
+
+    def converged() -> bool:
+        running = [node for node in here if node.running is not None]
+        standing = [node for node in here if node.state.phase is protocol.Phase.STANDBY]
+        worlds = {(n.running.round_number, n.running.group_world_size) for n in running if n.running}
+        if len(worlds) != 1 or next(iter(worlds))[1] != len(running):
+            return False
+        return len(running) == min(size, len(here)) and len(running) + len(standing) == len(here)
+
+    assert world.run(world.now + 200, converged), world.explain("no convergence")
+    seats = sorted((node.running for node in here if node.running), key=lambda seat: seat.group_rank)
+    assert [seat.group_rank for seat in seats] == list(range(len(seats)))
+
+
+def act(world: World, bounds: protocol.Settings, action: str, index: int, left: set[str]) -> None:
+    alive = [node for node in world.nodes if node.alive and node.name not in left]
+    if action == "join":
+        world.add_node(f"late{len(world.nodes)}", bounds, joins_at=world.now)
+    elif action == "outage":
+        faults = world.faults
+        world.faults = Faults(request_lost=1.0)
+        world.at(world.now + 1.5, lambda: setattr(world, "faults", faults))
+    elif alive:
+        node = alive[index % len(alive)]
+        if action == "crash":
+            world.crash(node)
+        elif action == "pause":
+            world.pause(node, 1.0 + index)
+        elif action == "fail":
+            world.fail_worker(node)
+        else:
+            left.add(node.name)
+            node.feed(protocol.Leave())
+            node.running = None
