@@ -152,7 +152,7 @@ def _with_server(params: RendezvousParameters, host: str, port: int, keeper: str
     from ._server import TcpStoreServer
 
     bind = str(params.get("bind_address", "") or host)
-    linger = params.get_as_float("linger_seconds", 5.0)
+    linger = params.get_as_float("linger_timeout", 5.0)
     patience = params.get_as_float("connect_timeout", 60.0)
     server = TcpStoreServer(bind, port, params.run_id, linger_seconds=linger, resolve_timeout=min(patience, 10.0))
     # The host's own way to its server needs no name, no forwarding and no firewall.
@@ -185,6 +185,6 @@ def _join(
 
 
 def _check_times(params: RendezvousParameters) -> None:
-    for name, default in (("connect_timeout", 60.0), ("operation_timeout", 5.0), ("linger_seconds", 5.0)):
-        if params.get_as_float(name, default) == 0.0 and name != "linger_seconds":
+    for name, default in (("connect_timeout", 60.0), ("operation_timeout", 5.0), ("linger_timeout", 5.0)):
+        if params.get_as_float(name, default) == 0.0 and name != "linger_timeout":
             raise UsageError(f"the rendezvous setting {name} must be more than 0 seconds")
