@@ -1,0 +1,123 @@
+"""Reads a command line against the table of flags: argument before environment before default.
+
+Flags stand before the script; everything after it belongs to the script.  Names may be written with dashes or
+underscores, values as ``--flag=value`` or ``--flag value``, short ones also as ``-r3``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from ..errors import UsageError
+from ._flags import ACTIONS, Flag
+
+__all__ = ["Parsed", "Setting", "parse"]
+
+
+class Setting(NamedTuple):
+    """The value of one flag, its text, and where it came from: ``argument``, ``environment …`` or ``default``."""
+
+    value: Any
+    text: str | None
+    source: str
+
+    @property
+    def is_default(self) -> bool:
+        return self.source == "default"
+
+
+class Parsed(NamedTuple):
+    """A command line that was understood.  ``script`` is ``None`` where there is none."""
+
+    settings: Mapping[str, Setting]
+    script: str | None
+    arguments: tuple[str, ...]
+    actions: frozenset[str]
+
+
+def parse(argv: Sequence[str], environment: Mapping[str, str], flags: Iterable[Flag]) -> Parsed:
+    """Return what ``argv`` (without the program's name) and ``environment`` say.
+
+    Raises:
+        UsageError: an unknown flag, a missing value, or a value of the wrong form.
+    """
+    table = {flag.name: flag for flag in flags}
+    texts, actions, rest = _scan(argv, table)
+    settings = {
+        name: _setting(flag, texts.get(name), None if actions & {"help"} else environment.get(flag.variable))
+        for name, flag in table.items()
+    }
+    return Parsed(settings, rest[0] if rest else None, tuple(rest[1:]), frozenset(actions))
+
+
+def _scan(argv: Sequence[str], table: Mapping[str, Flag]) -> tuple[dict[str, str], set[str], Sequence[str]]:
+    """Split ``argv`` into the texts of flags, the actions, and the script with its arguments."""
+    shorts = {flag.short: flag for flag in table.values() if flag.short}
+    texts: dict[str, str] = {}
+    actions: set[str] = set()
+    position = 0
+    while position < len(argv):
+        word = argv[position]
+        position += 1
+        if word == "--":
+            break
+        if not word.startswith("-") or word == "-":
+            position -= 1
+            break
+        if word.startswith("--"):
+            written, equals, value = word.partition("=")
+            name = written[2:].replace("_", "-")
+            flag = table.get(name)
+        else:
+            written, name = word[:2], "help" if word == "-h" else ""
+            flag = shorts.get(word[1])
+            equals, value = ("=", word[2:].removeprefix("=")) if len(word) > 2 else ("", "")
+        if name in ACTIONS and not equals:
+            actions.add(name)
+            continue
+        if flag is None:
+            _reject(word, table)
+        if not equals and flag.is_switch:
+            value = "1"
+        elif not equals:
+            if position >= len(argv) or _looks_like_flag(argv[position]):
+                raise UsageError(f"{written} needs a value; write {written}{'=' if name else ' '}{flag.metavar}")
+            value = argv[position]
+            position += 1
+        texts[flag.name] = value
+    return texts, actions, argv[position:]
+
+
+def _looks_like_flag(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1 and not word[1].isdigit()
+
+
+def _setting(flag: Flag, argument: str | None, variable: str | None) -> Setting:
+    if argument is not None:
+        return Setting(_value(flag, f"--{flag.name}={argument}", argument), argument, "argument")
+    if variable:
+        source = f"environment {flag.variable}"
+        return Setting(_value(flag, f"{flag.variable}={variable} (environment)", variable), variable, source)
+    return Setting(None if flag.default is None else flag.parse(flag.default), flag.default, "default")
+
+
+def _value(flag: Flag, written: str, value: str) -> Any:
+    try:
+        return flag.parse(value)
+    except ValueError as error:
+        raise UsageError(f"{written} {error}") from None
+
+
+def _reject(word: str, table: Mapping[str, Flag]) -> NoReturn:
+    from difflib import get_close_matches
+
+    written = word.partition("=")[0]
+    remedy = "run 'quorate run --help' to see all flags"
+    if written.startswith("--"):
+        wanted = written[2:].replace("_", "-")
+        near = [name for name in table if len(wanted) > 2 and name.startswith(wanted)]
+        near = near or get_close_matches(wanted, [*table, *ACTIONS], 1)
+        if near:
+            remedy = f"did you mean --{near[0]}?"
+    raise UsageError(f"unknown flag {written}; {remedy}")

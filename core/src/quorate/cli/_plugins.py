@@ -1,0 +1,78 @@
+"""``quorate plugins``: which plugins are installed, what each offers, and what is wrong with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DuplicatePluginError, UsageError
+from ._exit import ExitCode
+from ._help import table_text
+
+if TYPE_CHECKING:
+    from ..plugins import PluginHost
+
+__all__ = ["describe", "show"]
+
+_USAGE = """\
+usage: quorate plugins
+
+Shows the installed plugins and what they offer. Exit code 4 if one of them is broken.
+QUORATE_DISABLE_PLUGINS=NAME,… leaves plugins out, by entry point or distribution."""
+
+
+def show(argv: Sequence[str]) -> int:
+    """Carry out ``quorate plugins ARGV`` and return the exit code."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(_USAGE)
+        return ExitCode.OK
+    if argv:
+        raise UsageError(f"'quorate plugins' takes no argument, but got {argv[0]!r}; remove it")
+    from ..plugins import PluginHost
+
+    # What is broken stands in the table; the usual warnings would only repeat it.
+    text, healthy = describe(PluginHost(warn=lambda sentence: None))
+    print(text)
+    return ExitCode.OK if healthy else ExitCode.PLUGIN
+
+
+def describe(host: PluginHost) -> tuple[str, bool]:
+    """Return what is installed, for people, and whether nothing is wrong with it."""
+    conflict = ""
+    try:
+        plugins = host.described()
+    except DuplicatePluginError as error:
+        plugins, conflict = list(host.loaded), str(error)
+    rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "OFFERS")]
+    for plugin in plugins:
+        found = plugin.found
+        offers = _offers(plugin.offers) + _hooks(plugin.plugin)
+        rows.append((found.name, found.distribution or "-", found.version or "-", "; ".join(offers) or "nothing"))
+    lines = (
+        [table_text(rows)]
+        if len(rows) > 1
+        else ["no plugins are installed; install the usual ones: pip install quorate"]
+    )
+    for name in sorted(host.disabled):
+        lines.append(f"disabled by QUORATE_DISABLE_PLUGINS: {name}")
+    for broken in host.broken:
+        found = broken.found
+        where = f" ({found.distribution} {found.version})" if found.distribution else ""
+        problem = " ".join(str(broken.error).split())
+        lines.append(f"broken: {found.name}{where}: {type(broken.error).__name__}: {problem}")
+    if conflict:
+        lines.append(f"conflict: {conflict}")
+    return "\n".join(lines), not host.broken and not conflict
+
+
+def _offers(offers: Sequence[tuple[str, str]]) -> list[str]:
+    kinds: dict[str, list[str]] = {}
+    for kind, name in offers:
+        kinds.setdefault(kind, []).append(name)
+    return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items()]
+
+
+def _hooks(plugin: Any) -> list[str]:
+    """Return the decisions that a plugin takes part in and the events that it observes."""
+    prefixes = ("quorate_decide_", "quorate_observe_")
+    return [name.removeprefix("quorate_") for name in dir(plugin) if name.startswith(prefixes)]

@@ -1,0 +1,95 @@
+"""What the text of a flag means: one function per kind of value.  Each raises ValueError with half a sentence.
+
+Only the form is judged here; ranges and relations are :mod:`quorate.config`'s business.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..logs_specs import StdChoice
+
+YES = frozenset({"1", "true", "yes", "on"})
+NO = frozenset({"0", "false", "no", "off"})
+
+
+def text(value: str) -> str:
+    return value
+
+
+def switch(value: str) -> bool:
+    word = value.strip().lower()
+    if word in YES:
+        return True
+    if word in NO:
+        return False
+    raise ValueError("is neither 1 nor 0 (nor true or false)")
+
+
+def whole(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("is not a whole number") from None
+
+
+def seconds(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("is not a number of seconds") from None
+
+
+def nodes(value: str) -> tuple[int, int]:
+    low, colon, high = value.partition(":")
+    try:
+        return int(low), int(high if colon else low)
+    except ValueError:
+        raise ValueError("is neither a number of nodes, such as 4, nor a range MIN:MAX, such as 2:4") from None
+
+
+def workers(value: str) -> int | str:
+    if value in ("auto", "cpu", "gpu", "xpu"):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("is neither a number of workers nor one of auto, cpu, gpu, xpu") from None
+
+
+def streams(value: str) -> StdChoice:
+    from ..errors import UsageError
+    from ..logs_specs import Std
+
+    try:
+        return Std.from_str(value)
+    except UsageError:
+        raise ValueError(
+            "does not say which streams; write 0 (none), 1 (stdout), 2 (stderr) or 3 (both), "
+            "or one of them per local rank, such as 0:1,12:2"
+        ) from None
+
+
+def ranks(value: str) -> frozenset[int]:
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError("is not a list of local ranks, such as 0,1,12")
+    return frozenset(int(part) for part in parts)
+
+
+def words(value: str) -> tuple[str, ...]:
+    """Split at commas; two commas stand for one that is meant."""
+    return tuple(part.replace("\0", ",") for part in value.replace(",,", "\0").split(",") if part)
+
+
+def settings(value: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for part in value.split(","):
+        key, equals, setting = part.partition("=")
+        if not part.strip():
+            continue
+        if not equals or not key.strip() or not setting.strip():
+            raise ValueError("is not a list of settings KEY=VALUE,KEY=VALUE")
+        result[key.strip()] = setting.strip()
+    return result
