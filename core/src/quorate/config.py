@@ -72,7 +72,7 @@ class Timeouts:
         return cls(**_reconciled(chosen))
 
 
-_TIMEOUTS: Mapping[str, float] = {name: attribute.default for name, attribute in fields_dict(Timeouts).items()}
+_TIMEOUTS: Mapping[str, float] = {name: float(it.default or 0) for name, it in fields_dict(Timeouts).items()}
 
 
 def _reconciled(chosen: dict[str, float]) -> dict[str, float]:
@@ -252,8 +252,8 @@ class LaunchConfig:
         """Return how to reach the others.
 
         Without a run id: a single node's job gets a new one at each call; several nodes that meet in a store of
-        their own (``static``, ``tcp``, ``c10d``) are told apart by its endpoint; in a store that other jobs may use too, a
-        name is needed.
+        their own (``static``, ``tcp``, ``c10d``) are told apart by its endpoint; in a store that other jobs may use
+        too, a name is needed.
 
         Raises:
             UsageError: a run id is needed, or the backend is not named.

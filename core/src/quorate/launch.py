@@ -59,9 +59,7 @@ launch = elastic_launch
 def _argv(args: Sequence[Any]) -> tuple[str, ...]:
     for position, value in enumerate(args):
         if not isinstance(value, (str, os.PathLike)):
-            raise UsageError(
-                f"argument {position} of the command is {value!r}; a command takes strings only, so write str(…) around it"
-            )
+            raise UsageError(f"argument {position} of the command is {value!r}; a command takes strings only")
     return tuple(os.fspath(value) for value in args)
 
 

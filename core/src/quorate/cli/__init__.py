@@ -14,7 +14,7 @@ from ._exit import ExitCode, code_of
 __all__ = ["ExitCode", "main"]
 
 _USAGE = """\
-usage: quorate COMMAND …
+usage: quorate COMMAND ...
 
 commands:
   run      run one node of a job; see: quorate run --help
@@ -65,7 +65,7 @@ def _unknown(command: str) -> Exception:
     if not command:
         return UsageError("a command is missing; write 'quorate run SCRIPT' (see: quorate --help)")
     if command.startswith("-") or command.endswith(".py"):
-        return UsageError(f"{command} is no command; did you mean 'quorate run {command} …'?")
+        return UsageError(f"{command} is no command; did you mean 'quorate run {command} ...'?")
     from difflib import get_close_matches
 
     near = get_close_matches(command, ["run", "plugins"], 1)

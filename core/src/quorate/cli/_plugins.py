@@ -18,7 +18,7 @@ _USAGE = """\
 usage: quorate plugins
 
 Shows the installed plugins and what they offer. Exit code 4 if one of them is broken.
-QUORATE_DISABLE_PLUGINS=NAME,… leaves plugins out, by entry point or distribution."""
+QUORATE_DISABLE_PLUGINS=NAME,... leaves plugins out, by entry point or distribution."""
 
 
 def show(argv: Sequence[str]) -> int:

@@ -173,7 +173,7 @@ def _count_workers(wanted: int | str) -> int:
 
 
 def _logs_specs(value: Mapping[str, Any]) -> LogsSpecs:
-    from ..logs_specs import DefaultLogsSpecs, LogsSpecs
+    from ..logs_specs import DefaultLogsSpecs
 
     kind: Callable[..., LogsSpecs] = DefaultLogsSpecs
     if value["logs-specs"]:
