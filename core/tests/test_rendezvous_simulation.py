@@ -97,7 +97,9 @@ def test_a_lost_node_is_noticed_within_the_lease_whichever_rank_it_had() -> None
         crashed_at = world.now
         world.crash(ordered[victim])
         rest = [node for node in ordered if node.alive]
-        assert world.run(crashed_at + 10, lambda rest=rest: all_run(world, rest)), world.explain("not re-formed")
+        assert world.run(crashed_at + 10, lambda world=world, rest=rest: all_run(world, rest)), world.explain(
+            "not re-formed"
+        )
         assert world.now - crashed_at <= FAST.lease_timeout + 0.5
         assert rest[0].ends[0].cause is Cause.NODE_LOST
 
