@@ -110,7 +110,9 @@ def test_a_prefix_stands_before_each_line_progress_and_partial_lines_too(sh: She
 
 def test_the_tail_is_the_last_twenty_lines(sh: Shell, capfdbinary: Capture) -> None:
     """FIELD 1: an error is visible without @record."""
-    (event,) = sh("i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done >&2; printf 'the end' >&2; exit 1").run()
+    (event,) = sh(
+        "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done >&2; printf 'the end' >&2; exit 1"
+    ).run()
     assert event.stderr_tail == (*(f"line {i}" for i in range(2981, 3000)), "the end")
 
 
@@ -139,7 +141,9 @@ def test_tail_lines(data: bytes, lines: tuple[str, ...]) -> None:
 
 
 def test_a_grandchild_that_holds_the_pipe_delays_nothing_but_the_end(sh: Shell, ear: Ear, capfdbinary: Capture) -> None:
-    group = sh(f"setsid sh -c \"trap '' TERM; echo \\$\\$ >'{ear.path}'; sleep 1000\" & echo word >&2; exit 1", "sleep 1000")
+    group = sh(
+        f"setsid sh -c \"trap '' TERM; echo \\$\\$ >'{ear.path}'; sleep 1000\" & echo word >&2; exit 1", "sleep 1000"
+    )
     ear.words(1)
     group.run_until(lambda: len(group.exits) == 1)
     assert group.exits[0].stderr_tail == ("word",)
@@ -147,9 +151,7 @@ def test_a_grandchild_that_holds_the_pipe_delays_nothing_but_the_end(sh: Shell, 
     group.run()
 
 
-def test_a_full_disk_costs_the_file_not_the_worker(
-    sh: Shell, capfdbinary: Capture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_costs_the_file_not_the_worker(sh: Shell, capfdbinary: Capture) -> None:
     """D: /dev/full answers every write as a full disk does; one warning, the console goes on."""
     script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done"
     (event,) = sh(script, stdout="/dev/full", tee_stdout=True).run()

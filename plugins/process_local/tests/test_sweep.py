@@ -16,18 +16,18 @@ from .conftest import Ear, Group, Start, is_running, launch, wait_for_end
 Shell = Callable[..., Group]
 
 #: Each starts a grandchild that says its pid into the ear and sleeps.
-TELL = "echo $$ >'{ear}'; exec sleep 1000"
 KINDS = {
-    "same session": 'sh -c "{tell}" & ',
-    "ignores the signal": "sh -c \"trap '' TERM; {tell}\" & ",
-    "new session": 'setsid sh -c "{tell}" & ',
-    "daemon": '(setsid sh -c "sh -c \\"{tell}\\" &" &) ',
-    "no marker, same session": 'env -i sh -c "{tell}" & ',
+    "same session": "sh {tell} & ",
+    "ignores the signal": "sh -c \"trap '' TERM; . {tell}\" & ",
+    "new session": "setsid sh {tell} & ",
+    "daemon": "(setsid sh -c 'sh {tell} &' &); ",
+    "no marker, same session": "env -i sh {tell} & ",
 }
 
 
 def _script(kind: str, ear: Ear) -> str:
-    tell = TELL.format(ear=ear.path).replace("$$", r"\\\$\$" if kind == "daemon" else r"\$\$")
+    tell = ear.path.with_name("tell.sh")
+    tell.write_text(f"echo $$ >'{ear.path}'; exec sleep 1000")
     return KINDS[kind].format(tell=tell)
 
 
@@ -63,7 +63,9 @@ def test_close_alone_sweeps(sh: Shell, ear: Ear, kind: str) -> None:
 
 def test_a_leftover_is_asked_before_it_is_killed(sh: Shell, ear: Ear) -> None:
     """Its grace is the stop's: a leftover that needs a moment to write something gets it."""
-    group = sh(f"setsid sh -c \"trap 'echo asked >{ear.path}; exit' TERM; echo ready >{ear.path}; sleep 1000 & wait\" &")
+    group = sh(
+        f"setsid sh -c \"trap 'echo asked >{ear.path}; exit' TERM; echo ready >{ear.path}; sleep 1000 & wait\" &"
+    )
     ear.words(1)
     group.run()
     assert ear.words(1) == ["asked"]

@@ -1,0 +1,108 @@
+"""Functions that the tests run in workers; importable by name, so that they can be passed to a new interpreter."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+
+def nothing() -> None:
+    return None
+
+
+def echo(*arguments: Any) -> Any:
+    return arguments
+
+
+def blob(size: int) -> bytes:
+    return b"x" * size
+
+
+def tensor() -> Any:
+    import torch
+    import torch.multiprocessing  # its picklers hand tensors over as descriptors, which must not happen here
+
+    return torch.arange(10_000, dtype=torch.float32).reshape(100, 100)
+
+
+def boom() -> None:
+    raise ValueError("a reason")
+
+
+def leave(code: int | None) -> None:
+    sys.exit(code)
+
+
+def leave_at_once() -> None:
+    os._exit(0)
+
+
+def unpicklable() -> Any:
+    return threading.Lock()
+
+
+def surroundings() -> dict[str, Any]:
+    """What a worker finds."""
+    print("to stdout", flush=True)
+    print("to stderr", file=sys.stderr)
+    parent = multiprocessing.parent_process()
+    return {
+        "sid": os.getsid(0) == os.getpid(),
+        "env": {name: os.environ.get(name) for name in ("A", "QUORATE_AGENT_TOKEN", "NOT_GIVEN")},
+        "mask": set(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        "int": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        "daemon": multiprocessing.current_process().daemon,
+        "parent": parent is not None and parent.is_alive(),
+    }
+
+
+def child_of_worker() -> int | None:
+    """A worker may start processes of its own."""
+    process = multiprocessing.get_context("fork").Process(target=nothing)
+    process.start()
+    process.join(30)
+    return process.exitcode
+
+
+def put(queue: Any, value: Any) -> None:
+    queue.put(value)
+    queue.close()
+    queue.join_thread()
+
+
+def sleep_in_child(path: str) -> None:
+    """Leave a forked child in the worker's session, say its pid, and wait for the end."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    with open(path, "w") as ear:
+        ear.write(f"{pid}\n")
+    signal.pause()
+
+
+def be_an_agent(method: str, answer: Any) -> None:
+    """Run a group in this process, whatever it is itself, and send the returned values."""
+    import select
+    import time
+
+    from quorate.records import WorkerLaunch
+    from quorate.starter import StarterRequest
+    from quorate_process_local import plugin
+
+    backend = {backend.name: backend for backend in plugin.quorate_register_starter()}[method]
+    values = []
+    for turn in range(2):
+        context = backend.create(StarterRequest(method, "inner")).start(
+            [WorkerLaunch(rank, rank, "t", echo, (turn, rank), dict(os.environ), "") for rank in range(2)]
+        )
+        while not context.is_gone():
+            wake_at = context.wake_at()
+            select.select([context], [], [], None if wake_at is None else max(0.0, wake_at - time.monotonic()))
+            values += [event.return_value for event in context.advance(time.monotonic())]
+        context.close()
+    answer.send(sorted(values))
