@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from quorate_rendezvous_static import TcpStore, TcpStoreServer
 
 DEADLINE_SECONDS = 30.0
@@ -158,6 +159,10 @@ class InThread:
             self._outcome.append((True, self._function()))
         except BaseException as error:
             self._outcome.append((False, error))
+
+    @property
+    def is_running(self) -> bool:
+        return not self._outcome
 
     def result(self) -> Any:
         self._thread.join(DEADLINE_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import struct
 import time
@@ -13,8 +14,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from quorate_rendezvous_static import TcpStoreServer
-from quorate_rendezvous_static._wire import LARGEST_FRAME, MAGIC, PROTOCOL_VERSION, Code, FrameBuffer, decode, encode
+from quorate_rendezvous_static._wire import (
+    LARGEST_FRAME,
+    MAGIC,
+    PROTOCOL_VERSION,
+    Code,
+    FrameBuffer,
+    Message,
+    decode,
+    encode,
+)
 
 DEADLINE_SECONDS = 30.0
 HELLO = encode(Code.HELLO, 0, PROTOCOL_VERSION, [MAGIC, b"job"])
@@ -142,7 +153,7 @@ def test_a_request_in_single_bytes_is_answered(connect: Any, dial: Any) -> None:
     slow, frames = dial(), FrameBuffer()
     for byte in HELLO + encode(Code.GET, 9, 0, [b"key"]):
         slow.sendall(bytes([byte]))
-    answers = []
+    answers: list[Message] = []
     while len(answers) < 2:
         frames.feed(slow.recv(1 << 16))
         while (body := frames.next()) is not None:
@@ -168,20 +179,14 @@ def test_a_client_that_vanishes_while_it_waits_is_forgotten(connect: Any, dial: 
     store.put("key", b"value")
 
 
-def test_running_out_of_descriptors_is_a_pause_and_no_end(connect: Any, dial: Any, in_thread: Any) -> None:
-    import resource
-
+def test_running_out_of_descriptors_is_a_pause_and_no_end(connect: Any) -> None:
     store = connect()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     raw = socket.socket()
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
-        try:
-            while True:
-                taken.append(os.dup(0))
-        except OSError as error:
-            assert error.errno == errno.EMFILE
+        taken += _all_descriptors(raw)
         raw.settimeout(DEADLINE_SECONDS)
         raw.connect(("127.0.0.1", int(store.endpoint.rpartition(":")[2])))
         raw.sendall(HELLO)
@@ -193,3 +198,14 @@ def test_running_out_of_descriptors_is_a_pause_and_no_end(connect: Any, dial: An
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert raw.recv(4096)  # it was accepted after the pause
     raw.close()
+
+
+def _all_descriptors(sock: socket.socket) -> list[int]:
+    taken: list[int] = []
+    try:
+        while True:
+            taken.append(os.dup(sock.fileno()))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    return taken

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from quorate.errors import RendezvousStateError, StoreCorruptError, StoreUnavailableError, UsageError
 from quorate.rendezvous import BatchStore, InterruptibleStore, Store
 from quorate_rendezvous_static import TcpStore, TcpStoreServer
@@ -67,11 +68,12 @@ def test_ten_thousand_keys_in_one_call(connect: Any) -> None:
 
 def test_what_is_too_large_is_the_callers_mistake(connect: Any) -> None:
     store = connect()
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: store.put("key", bytes((1 << 20) + 1)),
         lambda: store.create("k" * 4097, b""),
         lambda: store.add("key", 1 << 63),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(UsageError):
             call()
     assert store.get(["key"]) == [None]
@@ -125,7 +127,8 @@ def test_wait_gives_up_at_its_deadline_and_not_before(connect: Any, timeout: flo
 
 @pytest.mark.parametrize("write", ["put", "create", "add", "put_many"])
 def test_every_kind_of_write_wakes_every_waiter(connect: Any, in_thread: Any, server: Any, write: str) -> None:
-    waiters = [in_thread(lambda store=connect(): store.wait("key", LONG)) for _ in range(5)]
+    stores = [connect() for _ in range(5)]
+    waiters = [in_thread(lambda store=store: store.wait("key", LONG)) for store in stores]
     _until_waiting(server, 5)
     writer = connect()
     writer.put("another key", b"x")
@@ -182,7 +185,8 @@ def test_close_wakes_a_wait_and_later_calls_say_that_it_is_closed(connect: Any, 
     store.close()
     assert waiter.result() is None
     store.close()
-    for call in (lambda: store.get(["key"]), lambda: store.wait("key", 1.0)):
+    calls: list[Callable[[], Any]] = [lambda: store.get(["key"]), lambda: store.wait("key", 1.0)]
+    for call in calls:
         with pytest.raises(StoreUnavailableError, match="was closed"):
             call()
 
@@ -264,13 +268,12 @@ def test_another_version_is_refused_at_once(connect: Any, monkeypatch: pytest.Mo
 def test_the_server_stays_until_the_others_have_left(in_thread: Any) -> None:
     server = TcpStoreServer("127.0.0.1", 0, "job", linger_seconds=LONG)
     host, guest = (TcpStore("127.0.0.1", server.port, "job", server=own) for own in (server, None))
-    left = threading.Event()
-    closing = in_thread(lambda: (host.close(), left.set()))
+    closing = in_thread(host.close)
     while server.addresses:  # it takes no new guests once it wants to leave
         assert guest.get(["key"]) == [None]
     guest.put("last words", b"read")
     assert guest.get(["last words"]) == [b"read"]
-    assert not left.is_set()
+    assert closing.is_running
     guest.close()
     closing.result()
 

@@ -9,6 +9,7 @@ import threading
 from typing import final
 
 from attrs import evolve
+
 from quorate.clock import monotonic
 from quorate.errors import RendezvousClosedError, UsageError
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict

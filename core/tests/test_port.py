@@ -1,0 +1,137 @@
+"""A reserved port goes to the worker that was told its number, and to nobody else.
+
+That is: whoever names the port and sets ``SO_REUSEADDR``, as servers do, can bind it and listen on it while it is
+reserved; whoever asks the system for any port is never given it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from quorate.rendezvous import PortReservation
+
+DEADLINE_SECONDS = 30.0
+#: Restricts what the system may pick for one socket (Linux 6.3 and later); Python has no name for it.
+IP_LOCAL_PORT_RANGE = 51
+
+
+@pytest.fixture
+def reservation() -> Iterator[PortReservation]:
+    made = PortReservation()
+    yield made
+    made.release()
+    made.release()
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+ADDRESSES = [
+    (socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+    (socket.AF_INET, "0.0.0.0", "127.0.0.1"),
+    pytest.param(
+        socket.AF_INET6, "::", "::1", marks=pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "bound", "dialled"), ADDRESSES)
+def test_a_server_can_listen_on_the_port_while_it_is_reserved(
+    reservation: PortReservation, family: socket.AddressFamily, bound: str, dialled: str
+) -> None:
+    port = reservation.reserve("127.0.0.1")
+    with socket.socket(family, socket.SOCK_STREAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((bound, port))
+        server.listen()
+        with socket.create_connection((dialled, port), DEADLINE_SECONDS) as client:
+            accepted, _ = server.accept()
+            with accepted:
+                accepted.sendall(b"worker")
+            assert client.recv(16) == b"worker"
+        reservation.release()  # giving it back takes nothing from the server
+        socket.create_connection((dialled, port), DEADLINE_SECONDS).close()
+
+
+def test_torch_can_host_its_store_on_the_port_while_it_is_reserved(reservation: PortReservation) -> None:
+    distributed = pytest.importorskip("torch.distributed")
+    from datetime import timedelta
+
+    port = reservation.reserve("127.0.0.1")
+    store = distributed.TCPStore(
+        "127.0.0.1", port, None, True, timedelta(seconds=DEADLINE_SECONDS), wait_for_workers=False
+    )
+    store.set("key", "value")
+    assert store.get("key") == b"value"
+
+
+def test_nobody_connects_to_a_port_that_is_only_reserved(reservation: PortReservation) -> None:
+    port = reservation.reserve("127.0.0.1")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS)
+
+
+@pytest.mark.parametrize("reuse", [0, 1])
+def test_the_system_never_hands_the_port_out(reservation: PortReservation, reuse: int) -> None:
+    port = reservation.reserve("127.0.0.1")
+
+    def pick() -> int:
+        """Bind to a port of the system's choice, where the reserved one is all that it may choose from."""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            try:
+                sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=I", port << 16 | port))
+            except OSError:
+                pytest.skip("the kernel cannot restrict the choice of a port (Linux 6.3 and later can)")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+            sock.bind(("127.0.0.1", 0))
+            picked: int = sock.getsockname()[1]
+            return picked
+
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux can restrict the choice of a port")
+    with pytest.raises(OSError) as caught:
+        pick()
+    assert caught.value.errno == errno.EADDRINUSE
+    reservation.release()
+    assert pick() == port  # the range was right: it was the reservation that kept the port
+
+
+def test_the_system_never_lets_a_client_call_from_the_port(reservation: PortReservation) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux can restrict the choice of a port")
+    port = reservation.reserve("127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        try:
+            client.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=I", port << 16 | port))
+        except OSError:
+            pytest.skip("the kernel cannot restrict the choice of a port (Linux 6.3 and later can)")
+        with pytest.raises(OSError) as caught:
+            client.connect(listener.getsockname())
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_reservations_differ_and_a_new_one_replaces_the_old(reservation: PortReservation) -> None:
+    others = [PortReservation() for _ in range(50)]
+    ports = {other.reserve("127.0.0.1") for other in others} | {reservation.reserve("127.0.0.1")}
+    assert len(ports) == 51
+    for other in others:
+        other.release()
+    first = reservation.reserve("127.0.0.1")
+    second = reservation.reserve("127.0.0.1")
+    with socket.create_server(("127.0.0.1", first)):  # given back
+        pass
+    reservation.activate()
+    assert not reservation.shares_store
+    assert second > 0

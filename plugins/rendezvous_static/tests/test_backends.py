@@ -1,0 +1,269 @@
+"""The three backends as a job meets them: chosen by name, checked early, and run by the core's own protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from quorate.errors import RendezvousClosedError, RendezvousStateError, StoreUnavailableError, UsageError
+from quorate.plugins import PluginHost
+from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
+from quorate.rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters, get_rendezvous_handler
+from quorate_rendezvous_static import TcpStore, plugin
+from quorate_rendezvous_static._endpoint import parse_endpoint, resolve
+
+LONG = 30.0
+
+
+def backend(name: str) -> RendezvousBackend:
+    return {found.name: found for found in plugin.quorate_register_rendezvous()}[name]
+
+
+def parameters(name: str, endpoint: str, nodes: str = "2", **config: Any) -> RendezvousParameters:
+    low, _, high = nodes.partition(":")
+    run_id = config.pop("run_id", "job")
+    return RendezvousParameters(name, endpoint, run_id, int(low), int(high or low), "127.0.0.1", **config)
+
+
+def open_store(name: str, endpoint: str, nodes: str = "2", **config: Any) -> TcpStore:
+    opener = backend(name).open_store
+    assert opener is not None
+    store = opener(parameters(name, endpoint, nodes, **{"connect_timeout": 5, "linger_timeout": 0, **config}))
+    assert isinstance(store, TcpStore)
+    return store
+
+
+@pytest.fixture
+def plugins() -> PluginHost:
+    return PluginHost(paths=[], extra=[("static", plugin)])
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (("static", "host:1", "1:2"), "--nnodes=1:2"),
+        (("static", "host:1"), "--node-rank"),
+        (("static", "host:1", "2", {"rank": 2}), "node rank 2 does not exist"),
+        (("static", "host:1", "2", {"rank": -1}), "0 to 1"),
+        (("static", "host:1", "2", {"rank": "first"}), "rank='first'"),
+        (("static", "", "1"), "endpoint is empty"),
+        (("static", "host", "1"), "no port"),
+        (("static", "host:0", "1"), "no port"),
+        (("static", "host:65536", "1"), "no port"),
+        (("static", "host:http", "1"), "no port"),
+        (("static", ":29400", "1"), "no host"),
+        (("static", "::1:29400", "1"), "brackets"),
+        (("static", "[::1:29400", "1"), "brackets"),
+        (("static", "[::1]29400", "1"), "brackets"),
+        (("static", "host:1", "1", {"connect_timeout": "soon"}), "connect_timeout"),
+        (("static", "host:1", "1", {"operation_timeout": 0}), "operation_timeout"),
+        (("static", "host:1", "1", {"is_host": "maybe"}), "is_host"),
+        (("tcp", "", "1:4"), "endpoint is empty"),
+        (("standalone", "", "2"), "--nnodes=2:2"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_opened(plugins: PluginHost, values: Any, named: str) -> None:
+    name, endpoint, *rest = values
+    config = rest.pop() if len(rest) == 2 else {}
+    with pytest.raises(UsageError, match=named):
+        get_rendezvous_handler(parameters(name, endpoint, *rest, **config), plugins)
+
+
+def test_endpoints_of_both_families() -> None:
+    assert parse_endpoint("host.example:29400") == ("host.example", 29400)
+    assert parse_endpoint(" [fe80::1%eth0]:1 ") == ("fe80::1%eth0", 1)
+    assert parse_endpoint("[::1]", 29400) == ("::1", 29400)
+    assert parse_endpoint("host", 29400) == ("host", 29400)
+    assert [str(address) for address in resolve("127.0.0.1", 80, LONG)] == ["127.0.0.1:80"]
+    assert [str(address) for address in resolve("::1", 80, LONG)] == ["[::1]:80"]
+
+
+# --- who hosts ------------------------------------------------------------------------------------------------------
+
+
+def test_node_rank_0_hosts_and_the_others_join(free_port: int) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    host = open_store("static", endpoint, rank=0)
+    guest = open_store("static", endpoint, rank="1")
+    assert host.server is not None
+    assert host.server.addresses == [endpoint]
+    assert guest.server is None
+    host.put("key", b"value")
+    assert guest.wait("key", LONG) == b"value"
+    guest.close()
+    host.close()
+
+
+def test_only_the_endpoints_own_address_is_listened_on(free_port: int) -> None:
+    host = open_store("static", f"127.0.0.2:{free_port}", "1")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", free_port), LONG)
+    host.close()
+
+
+@pytest.mark.parametrize("bound", ["0.0.0.0", "::", "localhost"])
+def test_another_address_to_listen_on_can_be_told(free_port: int, bound: str) -> None:
+    # 192.0.2.1 is reserved for examples: no machine has it, as with an address that is forwarded to this one.
+    host = open_store("static", f"192.0.2.1:{free_port}", "1", bind_address=bound)
+    guest = open_store("static", f"127.0.0.1:{free_port}", "2", rank=1)
+    assert guest.create("key", b"")
+    guest.close()
+    host.close()
+
+
+def test_an_ipv6_endpoint(free_port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    host = open_store("static", f"[::1]:{free_port}", rank=0)
+    guest = open_store("static", f"[::1]:{free_port}", rank=1)
+    assert guest.endpoint == f"[::1]:{free_port}"
+    assert guest.create("key", b"")
+    guest.close()
+    host.close()
+
+
+def test_this_machines_own_name_is_reachable_from_others(free_port: int) -> None:
+    name = socket.gethostname()
+    try:
+        addresses = {address.sockaddr[0] for address in resolve(name, 1, LONG)}
+    except OSError:
+        pytest.skip("this machine does not know its own name")
+    host = open_store("static", f"{name}:{free_port}", "1")
+    assert host.server is not None
+    if all(str(address).startswith("127.") for address in addresses):
+        assert f"0.0.0.0:{free_port}" in host.server.addresses
+    host.close()
+
+
+def test_a_host_that_must_listen_elsewhere_says_so(free_port: int) -> None:
+    with pytest.raises(UsageError, match=rf"192.0.2.1:{free_port}.*not an address of this machine.*--master-addr"):
+        open_store("static", f"192.0.2.1:{free_port}", "1")
+
+
+def test_a_port_that_another_program_has_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"127.0.0.1:{port}.*another program listens.*--master-port"):
+            open_store("static", f"127.0.0.1:{port}", "1", connect_timeout=0.2)
+
+
+def test_a_node_that_only_joins_gives_up_in_time(free_port: int) -> None:
+    for name, config in (("static", {"rank": 1}), ("tcp", {"is_host": "false"})):
+        with pytest.raises(StoreUnavailableError, match=f"127.0.0.1:{free_port}"):
+            open_store(name, f"127.0.0.1:{free_port}", connect_timeout=0.2, **config)
+
+
+def test_tcp_the_first_one_hosts(free_port: int, in_thread: Any) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    opening = [in_thread(lambda: open_store("tcp", endpoint, "1:8")) for _ in range(6)]
+    stores = [part.result() for part in opening]
+    assert sum(store.server is not None for store in stores) == 1
+    assert sorted(store.add("n", 1) for store in stores) == [1, 2, 3, 4, 5, 6]
+    for store in sorted(stores, key=lambda store: store.server is not None):
+        store.close()
+
+
+def test_tcp_another_job_on_the_endpoint_is_not_joined(free_port: int) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    host = open_store("tcp", endpoint, "1:8", run_id="first")
+    with pytest.raises(RendezvousStateError, match="another job"):
+        open_store("tcp", endpoint, "1:8", run_id="second", connect_timeout=0.2)
+    host.close()
+
+
+# --- whole jobs -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def job(
+    plugins: PluginHost, name: str, endpoint: str, nodes: str, ranks: list[int | None], **config: Any
+) -> Iterator[list[RendezvousHandler]]:
+    """One handler for each of ``ranks``, as on as many machines; shut down together at the end."""
+    handlers = []
+    for index, rank in enumerate(ranks):
+        own = {} if rank is None else {"rank": rank}
+        values = {"last_call_timeout": 0.3, "connect_timeout": 5, "join_timeout": LONG, **own, **config}
+        handlers.append(get_rendezvous_handler(parameters(name, endpoint, nodes, **values), plugins))
+        handlers[-1].prepare(NodeRecord(f"node-{index}", "trainer", index + 1, host=f"host-{index}", rank_hint=rank))
+    try:
+        yield handlers
+    finally:
+        threads = [threading.Thread(target=handler.shutdown) for handler in handlers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG)
+
+
+def test_static_fixed_ranks_and_unequal_nodes(plugins: PluginHost, free_port: int, in_thread: Any) -> None:
+    with job(plugins, "static", f"127.0.0.1:{free_port}", "3", [2, 0, 1]) as handlers:
+        infos = [part.result() for part in [in_thread(handler.next_rendezvous) for handler in handlers]]
+        assert [info.rank for info in infos] == [2, 0, 1]
+        assert [info.assignment.first_rank for info in infos] == [5, 0, 2]
+        assert {info.assignment.world_size for info in infos} == {6}
+        handlers[0].end_round(RoundEnd(1, Cause.EXCEPTION, Verdict.FAILED, "node 2 failed", "node-0"))
+        for handler in handlers:
+            ended = handler.wait_for_change(LONG)
+            assert ended is not None
+            assert (ended.verdict, ended.reason) == (Verdict.FAILED, "node 2 failed")
+
+
+@pytest.mark.parametrize("ranks", [[0, 1, 1], [0, 0, 1]])
+def test_static_a_node_rank_claimed_twice_is_named(
+    plugins: PluginHost, free_port: int, in_thread: Any, ranks: list[int | None]
+) -> None:
+    with job(plugins, "static", f"127.0.0.1:{free_port}", "3", ranks) as handlers:
+        joining = [in_thread(handler.next_rendezvous) for handler in handlers]
+        for part in joining:
+            with pytest.raises((RendezvousStateError, RendezvousClosedError), match="claimed twice"):
+                part.result()
+
+
+def test_tcp_an_elastic_job_without_torch(plugins: PluginHost, free_port: int, in_thread: Any) -> None:
+    with job(plugins, "tcp", f"127.0.0.1:{free_port}", "1:4", [None, None]) as handlers:
+        infos = [part.result() for part in [in_thread(handler.next_rendezvous) for handler in handlers]]
+        assert sorted(info.rank for info in infos) == [0, 1]
+        assert {info.world_size for info in infos} == {2}
+        for handler in handlers:
+            handler.report_done()
+        for handler in handlers:
+            ended = handler.wait_for_change(LONG)
+            assert ended is not None
+            assert ended.verdict is Verdict.SUCCEEDED
+
+
+NO_TORCH = """
+import sys
+import quorate_rendezvous_static
+light = {"socket", "selectors", "threading", "quorate.rendezvous"} & set(sys.modules)
+from quorate.plugins import PluginHost
+from quorate.rendezvous import RendezvousParameters, get_rendezvous_handler
+plugins = PluginHost(paths=[], extra=[("static", quorate_rendezvous_static.plugin)])
+names = sorted(plugins.catalogue("rendezvous backend"))
+handler = get_rendezvous_handler(RendezvousParameters("standalone", "", "job", 1, 1), plugins)
+handler.next_rendezvous()
+handler.shutdown()
+store = quorate_rendezvous_static.TcpStoreServer("127.0.0.1", 0, "job")
+client = quorate_rendezvous_static.TcpStore("127.0.0.1", store.port, "job", server=store)
+client.put("key", b"")
+client.close()
+heavy = {"torch", "numpy", "asyncio", "subprocess", "logging", "multiprocessing", "pickle"} & set(sys.modules)
+print(names, sorted(light), sorted(heavy), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_neither_torch_nor_anything_heavy_is_imported(start_process: Any) -> None:
+    names = ["standalone", "static", "tcp"]
+    assert start_process(NO_TORCH).read_line() == f"{names} [] []"
