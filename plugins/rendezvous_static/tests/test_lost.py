@@ -69,10 +69,10 @@ if child == 0:
     try:
         own.get(["key"])
     except StoreUnavailableError:
-        os.write(1, b"refused\n")
+        os.write(1, b"refused\\n")
     sys.stdin.read()
     os._exit(0)
-os.write(1, f"{server.port} {own.get(['key'])}\n".encode())
+os.write(1, f"{server.port} {own.get(['key'])}\\n".encode())
 sys.stdin.read()
 """
 
