@@ -13,7 +13,7 @@ the same on every host.  Parameters are positional, at most three, and an implem
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -43,11 +43,11 @@ _spec = pluggy.HookspecMarker(PROJECT)
 
 def hookspec(function: _F) -> _F:
     """Mark ``function`` as a hook that collects every answer."""
-    return cast(_F, _spec(function))
+    return _spec(function)
 
 
 def _first(function: _F) -> _F:
-    return cast(_F, _spec(function, firstresult=True))
+    return _spec(function, firstresult=True)
 
 
 # --- collected once, before anything else ---------------------------------------------------------------------------

@@ -151,11 +151,11 @@ class PluginHost:
         )
         if unknown:
             self._manager.unregister(plugin)
-            error = PluginError(
+            misfit = PluginError(
                 f"{name} implements unknown hooks: {', '.join(unknown)}; see docs/hooks.md for their names"
             )
-            self.broken.append(BrokenPlugin(found, error))
-            self._warn(str(error))
+            self.broken.append(BrokenPlugin(found, misfit))
+            self._warn(str(misfit))
             return
         self.loaded.append(LoadedPlugin(found, plugin))
 

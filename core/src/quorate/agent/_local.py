@@ -178,10 +178,9 @@ class LocalElasticAgent:
 
 
 def _error(kind: str, problem: str) -> RendezvousError:
-    from ..rendezvous._handler import failure_of
-    from ..rendezvous._protocol import GaveUp
+    from ..rendezvous._open import failure_of
 
-    return failure_of(GaveUp(kind, problem))
+    return failure_of(kind, problem)
 
 
 def _find_sink(host: PluginHost, name: str) -> EventSink | None:

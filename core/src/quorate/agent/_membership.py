@@ -41,9 +41,7 @@ class Membership(Protocol):
 
 def open_membership(handler: RendezvousHandler, post: Callable[[Input], None]) -> Membership:
     """Return the membership for ``handler``; ``post`` may be called from any thread."""
-    from ..rendezvous import StoreRendezvousHandler
-
-    if isinstance(handler, StoreRendezvousHandler):
+    if handler.is_event_driven:
         return _StoreMembership(handler, post)
     return _ThreadMembership(handler, post)
 

@@ -16,8 +16,9 @@ from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 if TYPE_CHECKING:
     from ._cell import Cell, CellStore
-    from ._handler import StoreRendezvousHandler, get_rendezvous_handler
+    from ._handler import StoreRendezvousHandler
     from ._memory import InMemoryStore
+    from ._open import get_rendezvous_handler
     from ._port import PortReservation
     from ._ranks import assign_ranks, order_nodes
 
@@ -49,7 +50,7 @@ _HOME = {
     "PortReservation": "_port",
     "StoreRendezvousHandler": "_handler",
     "assign_ranks": "_ranks",
-    "get_rendezvous_handler": "_handler",
+    "get_rendezvous_handler": "_open",
     "order_nodes": "_ranks",
 }
 

@@ -152,6 +152,9 @@ class RendezvousHandler(ABC):
     another thread while one of them blocks, and must make it return or raise soon.
     """
 
+    #: Whether the handler tells changes by itself (``subscribe``, ``request_join``) instead of being asked.
+    is_event_driven = False
+
     @abstractmethod
     def get_backend(self) -> str:
         """Return the backend's name."""

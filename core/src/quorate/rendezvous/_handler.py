@@ -12,11 +12,6 @@ from attrs import evolve
 from ..clock import monotonic
 from ..errors import (
     RendezvousClosedError,
-    RendezvousError,
-    RendezvousStateError,
-    RendezvousTimeoutError,
-    StoreLostError,
-    StoreUnavailableError,
     UsageError,
 )
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
@@ -30,6 +25,7 @@ from ._api import (
     RendezvousStoreInfo,
 )
 from ._driver import Driver
+from ._open import failure_of
 from ._port import PortReservation
 from ._protocol import (
     Closed,
@@ -50,7 +46,7 @@ from ._protocol import (
 if TYPE_CHECKING:
     from ..plugins import PluginHost
 
-__all__ = ["StoreRendezvousHandler", "failure_of", "get_rendezvous_handler", "settings_of"]
+__all__ = ["StoreRendezvousHandler", "settings_of"]
 
 
 def settings_of(parameters: RendezvousParameters) -> Settings:
@@ -78,23 +74,14 @@ def settings_of(parameters: RendezvousParameters) -> Settings:
     return settings
 
 
-def failure_of(output: GaveUp) -> RendezvousError:
-    """Return the exception that says what ``output`` says."""
-    kinds: dict[str, type[RendezvousError]] = {
-        "timeout": RendezvousTimeoutError,
-        "unavailable": StoreUnavailableError,
-        "lost": StoreLostError,
-        "state": RendezvousStateError,
-    }
-    return kinds.get(output.kind, RendezvousError)(output.problem)
-
-
 @final
 class StoreRendezvousHandler(RendezvousHandler):
     """One node of a job whose nodes meet in a store.
 
     Either call the blocking methods, or :meth:`subscribe` and then :meth:`request_join`; not both.
     """
+
+    is_event_driven = True
 
     def __init__(
         self, parameters: RendezvousParameters, backend: RendezvousBackend, host: PluginHost | None = None
@@ -220,7 +207,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         if isinstance(output, Closed):
             raise RendezvousClosedError(output.end.reason, succeeded=output.end.verdict is Verdict.SUCCEEDED)
         if isinstance(output, GaveUp):
-            raise failure_of(output)
+            raise failure_of(output.kind, output.problem)
 
     def _next_output(self, kinds: tuple[type[Output], ...], timeout: float | None) -> Output | None:
         deadline = None if timeout is None else monotonic() + timeout
@@ -282,22 +269,3 @@ class StoreRendezvousHandler(RendezvousHandler):
         if self._bootstrap is not None:
             self._bootstrap.release()
             self._bootstrap = None
-
-
-def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | None = None) -> RendezvousHandler:
-    """Return the handler of the installed backend ``parameters.backend``.  Connects to nothing yet.
-
-    Raises:
-        UnknownBackendError: no plugin offers it; the message names those that are installed, and the pip command.
-        UsageError: the backend refuses the parameters.
-    """
-    if host is None:
-        from ..plugins import get_host
-
-        host = get_host()
-    backend: RendezvousBackend = host.choose("rendezvous backend", parameters.backend)
-    if backend.check is not None:
-        backend.check(parameters)
-    if backend.open_handler is not None:
-        return backend.open_handler(parameters)
-    return StoreRendezvousHandler(parameters, backend, host)
