@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import final
 
-from attrs import frozen
+from ._record import frozen
 
 __all__ = ["FoundPlugin", "find_plugins"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, final
 
-from attrs import field, frozen
+from attrs import field
 from attrs.validators import gt, min_len
 
+from ._record import frozen
 from .records import Event
 from .starter import Starter, StarterRequest
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any, final
 
-from attrs import field, fields_dict, frozen
+from attrs import field, fields_dict
 
+from ._record import frozen
 from .errors import UsageError
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Set
 from enum import IntFlag
 from typing import Union, final
 
-from attrs import field, frozen
+from attrs import field
 
+from ._record import frozen
 from .errors import UsageError
 
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std"]

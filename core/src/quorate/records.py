@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, final
 
-from attrs import field, frozen
+from attrs import field
 from attrs.validators import ge, min_len
+
+from ._record import frozen
 
 __all__ = [
     "Assignment",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, final, runtime_checkable
 
-from attrs import frozen
-
+from ._record import frozen
 from .records import WorkerExited, WorkerLaunch
 
 __all__ = ["ProcessContext", "Starter"]

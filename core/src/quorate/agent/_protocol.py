@@ -8,8 +8,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Union, final
 
-from attrs import field, frozen
+from attrs import field
 
+from .._record import frozen
 from ..records import (
     Assignment,
     FailureRecord,

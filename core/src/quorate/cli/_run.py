@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
         return ExitCode.OK
     command, arguments = build_command(parsed)
     _check_start_method(host, parsed.settings["start-method"])
+    _prepare_log_dir(parsed.settings["log-dir"].value)
     _note(parsed.settings, config)
     from ..launch import launch
 
@@ -118,7 +119,7 @@ def build_config(settings: Mapping[str, Setting], options: Mapping[str, CliOptio
         start_method=value["start-method"],
         logs_specs=_logs_specs(value),
         log_line_prefix_template=os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"),
-        local_addr=value["local-addr"],
+        local_addr=value["local-addr"] or None,
         event_log_handler=value["event-log-handler"],
         duplicate_stdout_filters=value["duplicate-stdout-filters"],
         duplicate_stderr_filters=value["duplicate-stderr-filters"],
@@ -179,7 +180,7 @@ def _logs_specs(value: Mapping[str, Any]) -> LogsSpecs:
     if value["logs-specs"]:
         kind = _find_logs_specs(value["logs-specs"])
     return kind(
-        log_dir=value["log-dir"],
+        log_dir=value["log-dir"] or None,
         redirects=value["redirects"],
         tee=value["tee"],
         local_ranks_filter=value["local-ranks-filter"],
@@ -198,7 +199,7 @@ def _find_logs_specs(name: str) -> Callable[..., LogsSpecs]:
     known = {found.name: found for found in find_plugins(group="torchrun.logs_specs")}
     if name not in known:
         remedy = "Install a distribution with an entry point of that name in group torchrun.logs_specs"
-        raise UnknownBackendError("logs specs", name, ["default", *known], remedy)
+        raise UnknownBackendError("logs specs", name, sorted({"default", *known}), remedy)
     from importlib import import_module
 
     module, _, attribute = known[name].target.partition(":")
@@ -268,6 +269,21 @@ def _check_program(program: str) -> None:
     if not any(os.path.isfile(place) and os.access(place, os.X_OK) for place in places):
         where = "an executable file" if "/" in program else "an executable on PATH"
         raise UsageError(f"the program {program} is not {where}; check its name and permissions (--no-python)")
+
+
+def _prepare_log_dir(folder: str | None) -> None:
+    """Make the log directory now: a wrong one should be told before other nodes count on this one."""
+    if not folder:
+        return
+    problem = ""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    if not problem and not os.access(folder, os.W_OK | os.X_OK):
+        problem = "it is not writable"
+    if problem:
+        raise UsageError(f"the log directory {folder} cannot be used: {problem}; set --log-dir to a writable folder")
 
 
 # --- what a person should know --------------------------------------------------------------------------------------

@@ -71,7 +71,9 @@ def streams(value: str) -> StdChoice:
         ) from None
 
 
-def ranks(value: str) -> frozenset[int]:
+def ranks(value: str) -> frozenset[int] | None:
+    if not value.strip():
+        return None
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise ValueError("is not a list of local ranks, such as 0,1,12")

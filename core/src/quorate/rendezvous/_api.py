@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, final
 
-from attrs import field, frozen
+from attrs import field
 from attrs.validators import min_len
 
+from .._record import frozen
 from ..errors import UsageError
 from ..records import Assignment, NodeRecord, RoundEnd
 from ._store import Store

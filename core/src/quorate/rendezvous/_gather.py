@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from attrs import frozen
-
+from .._record import frozen
 from ..records import NodeRecord
 from ._protocol import Key, State
 

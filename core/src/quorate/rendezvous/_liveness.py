@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import final
 
-from attrs import field, frozen
+from attrs import field
+
+from .._record import frozen
 
 __all__ = ["Beat", "BeatState", "Liveness"]
 

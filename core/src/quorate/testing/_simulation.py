@@ -13,8 +13,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, final
 
-from attrs import frozen
-
+from .._record import frozen
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import _protocol as protocol
 from ..rendezvous._machine import initial_state, step
