@@ -1,0 +1,62 @@
+# The two commands that everybody needs are `make demo` and `make test`; both set up all they use in .venv.
+# What does not live here: what is installed.  That is derived from pyproject.toml, core/ and plugins/*/pyproject.toml.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PRIVATE_HOSTS := tests/with-private-hosts
+
+PROJECTS := core $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+SOURCES := $(PROJECTS:%=%/src)
+empty :=
+space := $(empty) $(empty)
+
+.PHONY: help demo test lint format types tests bench clean system-packages
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(STAMP) ## train on two agents, kill a worker and a whole agent, watch it go on (about a minute)
+	$(PRIVATE_HOSTS) $(BIN)/python examples/digits_ddp/demo.py
+
+test: $(STAMP) ## lint, format, types and every test, the slow ones included
+	@$(MAKE) --no-print-directory --keep-going lint format types tests
+
+lint: $(STAMP) ## ruff check alone
+	$(BIN)/ruff check .
+
+format: $(STAMP) ## ruff format, as a check
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy --strict over all sources
+	MYPYPATH=$(subst $(space),:,$(SOURCES)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
+
+tests: $(STAMP) ## pytest alone
+	$(PRIVATE_HOSTS) $(BIN)/python -m pytest
+
+bench: $(STAMP) ## launch, restart and idle cost, side by side with mpirun and torchrun
+	$(PRIVATE_HOSTS) $(BIN)/python -m benchmarks launch
+
+clean: ## remove the environment, caches and everything that was built or written
+	rm -rf $(VENV) demo-output benchmarks/results build dist .coverage
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(PROJECTS:%=%/dist) $(PROJECTS:%=%/build)
+
+# torch comes first and alone, at the pinned version: whatever needs torch later then finds it there.
+$(STAMP): Makefile constraints.txt pyproject.toml $(PROJECTS:%=%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "quorate needs Python 3.10 or newer; set PYTHON=…")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory system-packages
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev $(PROJECTS:%=-e ./%)
+	@touch $@
+
+# Debian splits venv off python3.
+system-packages:
+	@command -v apt-get >/dev/null || { echo "python3 has no venv module; install it with your package manager" >&2; exit 1; }
+	@sudo=$$([ "$$(id -u)" -eq 0 ] || command -v sudo || true); \
+	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y python3-venv
