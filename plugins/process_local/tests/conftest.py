@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from quorate.records import WorkerExited, WorkerLaunch, WorkerLogs
 from quorate.starter import ProcessContext, Starter, StarterRequest
 from quorate_process_local import plugin
@@ -170,17 +172,20 @@ def descriptors() -> dict[str, str]:
     return result
 
 
+def _stop_fork_server() -> None:
+    """A fork server lives as long as its process; the tests' process must not keep one."""
+    for name, attribute in (("forkserver", "_forkserver"), ("resource_tracker", "_resource_tracker")):
+        module = sys.modules.get(f"multiprocessing.{name}")
+        if module is not None:
+            getattr(module, attribute)._stop()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test ends with the descriptors, threads and children it began with."""
     before = descriptors().keys(), set(threading.enumerate()), children()
-    request.getfixturevalue("_stop_fork_server")
     yield
-    if {"capfd", "capfdbinary"} & set(request.fixturenames):
-        return  # the capture itself opens and closes
-    assert (descriptors().keys(), set(threading.enumerate()), children()) == before
-
-
-@pytest.fixture
-def _stop_fork_server() -> None:
-    """Overridden where a fork server is used."""
+    _stop_fork_server()
+    if not {"capfd", "capfdbinary"} & set(request.fixturenames):  # these open and close descriptors themselves
+        assert descriptors().keys() == before[0]
+    assert (set(threading.enumerate()), children()) == before[1:]

@@ -6,13 +6,12 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
 from quorate.errors import StartError
 
 from .conftest import Ear, Start, is_running, launch, starter
@@ -27,13 +26,6 @@ def functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import process_local_functions
 
     return process_local_functions
-
-
-@pytest.fixture
-def _stop_fork_server() -> Iterator[None]:
-    yield
-    for server in (forkserver._forkserver, resource_tracker._resource_tracker):  # type: ignore[attr-defined] # private, but the only way
-        server._stop()
 
 
 @pytest.fixture(params=METHODS)
@@ -181,8 +173,11 @@ def test_forked_children_of_a_worker_are_swept(start: Start, functions: ModuleTy
 
 @pytest.mark.parametrize("outer", ["fork", "spawn"])
 @pytest.mark.parametrize("is_daemon", [False, True])
-def test_an_agent_may_itself_be_a_child(functions: ModuleType, method: str, outer: str, is_daemon: bool) -> None:
+def test_an_agent_may_itself_be_a_child(
+    start: Start, functions: ModuleType, method: str, outer: str, is_daemon: bool
+) -> None:
     """F: inside a process that was itself forked or spawned, a daemonic one too, several times."""
+    start(method, [launch(0, functions.nothing)]).run()  # what the parent has used must not confuse the child
     context: Any = multiprocessing.get_context(outer)
     here, there = context.Pipe()
     agent = context.Process(target=functions.be_an_agent, args=(method, there), daemon=is_daemon)

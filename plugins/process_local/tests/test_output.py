@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from quorate.errors import StartError
 from quorate_process_local import _streams
 

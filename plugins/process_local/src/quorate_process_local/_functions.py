@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing import context as contexts
-from multiprocessing import popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
+from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 
@@ -196,6 +196,7 @@ def _unpicklable(launch: WorkerLaunch, method: str, error: Exception) -> Excepti
 
 def _fork_by_server(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> Process:
     result = hold(memory_file("quorate-result"))
+    _disown_server()
     setup = Setup(environment, os.getpid(), False, output.stdout, output.stderr)
     task, process = _prepare("forkserver", launch, setup, result)
     try:
@@ -205,6 +206,21 @@ def _fork_by_server(launch: WorkerLaunch, environment: dict[str, str], output: O
         raise _unpicklable(launch, "forkserver", error) from error
     finally:
         task.close()
+
+
+_server_owner = os.getpid()
+
+
+def _disown_server() -> None:
+    """Forget a fork server that this process inherited by being forked: it belongs to the parent, who waits for it."""
+    global _server_owner
+    if os.getpid() != _server_owner:
+        _server_owner = os.getpid()
+        server: Any = getattr(forkserver, "_forkserver", None)
+        if server is not None:
+            preloaded = server._preload_modules
+            server.__init__()
+            server.set_forkserver_preload(preloaded)
 
 
 @final
