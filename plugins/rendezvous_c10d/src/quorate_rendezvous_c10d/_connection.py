@@ -1,0 +1,249 @@
+"""One connection to a TCPStore, and what torch does not offer on it: a deadline, a keep-alive, an interruption.
+
+torch opens the connection in C++ and keeps its descriptor to itself.  It is found by looking for the one new socket
+whose peer has the store's port, and duplicated: options set and a shutdown made on the duplicate act on the
+connection itself.  Where it cannot be found the connection works all the same, without those three.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, final
+
+from quorate.clock import monotonic
+
+__all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store"]
+
+_LEVEL = "TORCH_CPP_LOG_LEVEL"
+# One construction at a time, so that the one new socket is the one just made.
+_constructing = threading.Lock()
+
+
+def load_tcp_store() -> Any:
+    """Import torch and return its TCPStore class.
+
+    torch logs every timed-out wait and every closed connection, with a C++ stack trace, both of which are ordinary
+    here.  The level is read once, when torch is loaded, so it is set around the import, where the user set none.  It
+    goes into the C environment only: ``os.environ`` never has it, so no worker inherits it.
+    """
+    quiet = "torch" not in sys.modules and _LEVEL not in os.environ
+    if quiet:
+        os.putenv(_LEVEL, "FATAL")
+    try:
+        from torch.distributed import TCPStore
+    finally:
+        if quiet:
+            os.unsetenv(_LEVEL)
+    return TCPStore
+
+
+@final
+class Connection:
+    """A TCPStore client and, where it was found, a duplicate of its socket."""
+
+    def __init__(self, store: Any, sock: socket.socket | None) -> None:
+        self.store = store
+        self.sock = sock
+
+    def shut(self) -> None:
+        """Break the connection under a blocked call; never blocks."""
+        if self.sock is not None:
+            _shut(self.sock)
+
+    def local_port(self) -> int | None:
+        """Return the connection's own port number, where known."""
+        try:
+            return None if self.sock is None else int(self.sock.getsockname()[1])
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        """Drop it.  The C++ side closes its descriptor once no call is under way on it."""
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+        self.store = None
+
+
+def connect(address: str, port: int, deadline: float, operation_timeout: float) -> Connection:
+    """Connect to the TCPStore at ``address`` by ``deadline`` (monotonic seconds).
+
+    ``operation_timeout`` (seconds) bounds each operation on it, where the socket was found.
+
+    Raises:
+        RuntimeError: what answers is not a TCPStore, or it did not answer in time.
+    """
+    tcp_store = load_tcp_store()
+    # torch tries again until its own time-out; one try is enough, the caller has a better idea of when to stop.
+    timeout = timedelta(seconds=1)
+    connection = _construct(
+        lambda: tcp_store(address, port, None, False, timeout, wait_for_workers=False),
+        port,
+        deadline,
+        operation_timeout,
+    )
+    connection.store.set_timeout(timedelta(seconds=max(1.0, operation_timeout)))
+    return connection
+
+
+def host(listening: socket.socket, address: str, operation_timeout: float) -> Connection:
+    """Start a TCPStore server on ``listening`` and connect to it at ``address``.
+
+    The server owns the descriptor from here on, and closes it when the returned store is collected.
+
+    Raises:
+        RuntimeError: it could not be started; the descriptor is closed.
+    """
+    tcp_store = load_tcp_store()
+    port = listening.getsockname()[1]
+    descriptor = listening.detach()
+    timeout = timedelta(seconds=max(1.0, operation_timeout))
+    try:
+        return _construct(
+            lambda: tcp_store(address, port, None, True, timeout, wait_for_workers=False, master_listen_fd=descriptor),
+            port,
+            monotonic() + 30.0,
+            operation_timeout,
+        )
+    except RuntimeError:
+        _close_if_listening(descriptor, port)
+        raise
+
+
+def _close_if_listening(descriptor: int, port: int) -> None:
+    """Close ``descriptor`` unless torch has done so already (and somebody else may have got its number)."""
+    for duplicate in _sockets(lambda sock: sock.getsockname()[1] == port, [descriptor]):
+        duplicate.close()
+        os.close(descriptor)
+
+
+def _construct(make: Callable[[], Any], port: int, deadline: float, operation_timeout: float) -> Connection:
+    with _constructing:
+        before = set()
+        for sock in _with_peer_port(port):
+            before.add(os.fstat(sock.fileno()).st_ino)
+            sock.close()
+
+        def find() -> list[socket.socket]:
+            found = []
+            for sock in _with_peer_port(port):
+                if os.fstat(sock.fileno()).st_ino in before:
+                    sock.close()
+                else:
+                    found.append(sock)
+            return found
+
+        done = threading.Event()
+
+        def cut() -> None:
+            # A server that accepts and says nothing would hold torch's constructor for ever.  Once its connection is
+            # cut it opens another, until its own time-out has passed: cut these as well.
+            pause = max(0.05, deadline - monotonic())
+            while not done.wait(pause):
+                pause = 0.05
+                for sock in find():
+                    _shut(sock)
+                    sock.close()
+
+        watchdog = threading.Thread(target=cut, name="quorate-c10d-connect", daemon=True)
+        watchdog.start()
+        try:
+            store = make()
+        finally:
+            done.set()
+            watchdog.join()
+        found = find()
+    if len(found) != 1:
+        # Somebody else in this process connected to the same port meanwhile; ours cannot be told from theirs.
+        for sock in found:
+            sock.close()
+        return Connection(store, None)
+    _prepare(found[0], operation_timeout)
+    return Connection(store, found[0])
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is broken already
+
+
+def _prepare(sock: socket.socket, operation_timeout: float) -> None:
+    """Bound every send and receive, and notice a host that vanished without a word within about half a minute."""
+    seconds = int(operation_timeout)
+    interval = struct.pack("ll", seconds, int((operation_timeout - seconds) * 1_000_000))
+    settings: list[tuple[int, int, int | bytes]] = [
+        (socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval),
+        (socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    ]
+    for name, number in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        option = getattr(socket, name, None)
+        if option is not None:
+            settings.append((socket.IPPROTO_TCP, option, number))
+    for level, option, value in settings:
+        try:
+            sock.setsockopt(level, option, value)
+        except OSError:
+            pass  # an improvement only; the connection works without
+
+
+def _with_peer_port(port: int) -> list[socket.socket]:
+    return _sockets(lambda sock: sock.getpeername()[1] == port)
+
+
+def accepted_sockets(port: int) -> list[socket.socket]:
+    """Return duplicates of the connections that this process has accepted on ``port``; the caller closes them."""
+    return _sockets(lambda sock: sock.getsockname()[1] == port and bool(sock.getpeername()))
+
+
+def _sockets(wanted: Callable[[socket.socket], bool], descriptors: list[int] | None = None) -> list[socket.socket]:
+    """Return duplicates of this process's TCP sockets for which ``wanted`` is true (an OSError means it is not)."""
+    if socket.getdefaulttimeout() is not None:
+        # Wrapping a descriptor would then make the connection itself non-blocking, also for its owner.
+        return []
+    # By inode: a number that was listed may by now be that of a duplicate of our own.
+    result: dict[int, socket.socket] = {}
+    for descriptor in _open_descriptors() if descriptors is None else descriptors:
+        duplicate = _duplicate(descriptor)
+        if duplicate is None:
+            continue
+        inode = os.fstat(duplicate.fileno()).st_ino
+        try:
+            keep = inode not in result and duplicate.family in (socket.AF_INET, socket.AF_INET6) and wanted(duplicate)
+        except OSError:
+            keep = False
+        if keep:
+            result[inode] = duplicate
+        else:
+            duplicate.close()
+    return list(result.values())
+
+
+def _open_descriptors() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        return []
+
+
+def _duplicate(descriptor: int) -> socket.socket | None:
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return None
+        duplicate = os.dup(descriptor)
+    except OSError:
+        return None  # closed by another thread meanwhile
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        return None

@@ -1,0 +1,47 @@
+"""How the host of the store lets the others go first.
+
+The kernel knows who is still connected, also after a member was killed: no counting keys are needed.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterable
+
+from quorate.clock import monotonic
+
+from ._connection import accepted_sockets
+
+__all__ = ["await_departures"]
+
+
+def await_departures(port: int, own_ports: Iterable[int | None], deadline: float) -> bool:
+    """Wait until every connection accepted on ``port`` is closed by its peer, but those from ``own_ports``.
+
+    Returns whether all have left by ``deadline`` (monotonic seconds).
+    """
+    own = set(own_ports)
+    members = {}
+    for sock in accepted_sockets(port):
+        try:
+            if sock.getpeername()[1] not in own:
+                members[sock.fileno()] = sock
+                continue
+        except OSError:
+            pass  # it has left just now
+        sock.close()
+    poller = select.poll()
+    for descriptor in members:
+        poller.register(descriptor, getattr(select, "POLLRDHUP", 0))
+    try:
+        while members:
+            left = deadline - monotonic()
+            if left <= 0:
+                return False
+            for descriptor, _ in poller.poll(left * 1000):
+                poller.unregister(descriptor)
+                members.pop(descriptor).close()
+    finally:
+        for sock in members.values():
+            sock.close()
+    return True

@@ -1,0 +1,192 @@
+"""Opening the store: be its host, or find the one who is; and find it again when a connection breaks.
+
+Who hosts is not asked of host names: whoever owns the endpoint's address and is the first to listen on its port is
+the host, everybody else is a client.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from typing import final
+
+from attrs import frozen
+
+from quorate.clock import monotonic
+from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
+
+from ._connection import Connection, connect, host, load_tcp_store
+from ._endpoint import REFUSED, Listening, NotLocalError, PortTakenError, find_answering, listen_on, resolve
+from ._settings import Settings, format_endpoint
+
+__all__ = ["ABSENT", "Opened", "open_connections", "reconnect"]
+
+#: What compare-and-set is told to expect when a key shall be read and not written.  Nobody ever writes it.
+ABSENT = b"\x00absent"
+# Made once in a store's life: who finds another value there after a reconnect is talking to another store.
+_IDENTITY_KEY = "quorate#identity"
+_ATTEMPT_SECONDS = 15.0
+_SETTLE_SECONDS = 0.05
+_SILENT = "it takes connections and says nothing"
+
+
+@final
+@frozen
+class Opened:
+    """A working connection to a store, where that store is, and how to recognise it."""
+
+    connection: Connection
+    address: str
+    port: int
+    identity: bytes
+    is_host: bool
+
+
+def open_connections(settings: Settings) -> Opened:
+    """Host the store or connect to it.
+
+    Raises:
+        UsageError: this node was told to host and may not listen on the port.
+        StoreUnavailableError: neither worked within ``connect_timeout``; the message says what was tried.
+    """
+    # The import takes seconds; a host does it before others can connect to its port, and wait for its answer.
+    load_tcp_store()
+    started = monotonic()
+    deadline = started + settings.connect_timeout_seconds
+    pause = 0.05
+    while True:
+        tried: list[str] = []
+        if settings.is_host is not False:
+            listening = _try_to_listen(settings, tried)
+            if listening is not None:
+                return _host(settings, listening)
+        if settings.is_host is not True:
+            opened = _try_to_connect(settings, deadline, tried)
+            if opened is not None:
+                return opened
+        left = deadline - monotonic()
+        if left <= 0:
+            raise StoreUnavailableError(_unreachable(settings, monotonic() - started, tried))
+        # Jittered, so that many nodes that wait for one host do not fall upon it together.
+        threading.Event().wait(min(left, pause * random.uniform(0.5, 1.0)))
+        pause = min(1.0, pause * 1.6)
+
+
+def _unreachable(settings: Settings, seconds: float, tried: list[str]) -> str:
+    endpoint = format_endpoint(settings.host, settings.port)
+    what = "; ".join(tried) or "nothing"
+    if settings.is_host:
+        return (
+            f"this node cannot host the c10d store at {endpoint} ({seconds:.1f} s): {what}. "
+            "Stop what listens there, choose another port in --rdzv-endpoint, or leave is_host out to join it"
+        )
+    return (
+        f"no c10d store at {endpoint} after {seconds:.1f} s; tried {what}. Start the node that owns this address (or "
+        "give it --rdzv-conf is_host=true), check --rdzv-endpoint and the firewall, or raise connect_timeout"
+    )
+
+
+def _try_to_listen(settings: Settings, tried: list[str]) -> Listening | None:
+    told = settings.is_host is True
+    try:
+        addresses = resolve(settings.host, settings.port)
+    except OSError as error:
+        if not told:
+            return None  # connecting will say so
+        tried.append(f"the name {settings.host!r} does not resolve ({error.strerror or error})")
+        addresses = []
+    try:
+        return listen_on(addresses, settings.port, any_address=told)
+    except PortTakenError:
+        if told:
+            tried.append(f"port {settings.port} is in use on this node")
+        return None
+    except NotLocalError:
+        return None
+    except PermissionError as error:
+        raise UsageError(
+            f"this node may not listen on port {settings.port} ({error.strerror}); "
+            "choose a port above 1023 in --rdzv-endpoint"
+        ) from error
+    except OSError as error:
+        tried.append(f"listening on port {settings.port}: {error.strerror or error}")
+        return None
+
+
+def _host(settings: Settings, listening: Listening) -> Opened:
+    try:
+        connection = host(listening.sock, listening.address, settings.operation_timeout_seconds)
+    except RuntimeError as error:
+        raise StoreUnavailableError(
+            f"torch could not start its TCPStore at {format_endpoint(listening.address, listening.port)}: "
+            f"{_first_line(error)}"
+        ) from error
+    identity = _identify(connection)
+    return Opened(connection, listening.address, listening.port, identity, is_host=True)
+
+
+def _try_to_connect(settings: Settings, deadline: float, tried: list[str]) -> Opened | None:
+    address, problems = find_answering(settings.host, settings.port, deadline)
+    tried += problems
+    if address is None:
+        return None
+    where = format_endpoint(address, settings.port)
+    attempt_deadline = min(max(deadline, monotonic() + 1.0), monotonic() + _ATTEMPT_SECONDS)
+    try:
+        connection = connect(address, settings.port, attempt_deadline, settings.operation_timeout_seconds)
+    except RuntimeError as error:
+        tried.append(f"{where} accepts connections but does not answer as a TCPStore ({_first_line(error)})")
+        return None
+    try:
+        identity = _identify(connection)
+    except RuntimeError as error:
+        connection.close()
+        tried.append(f"{where}: {_first_line(error)}")
+        return None
+    return Opened(connection, address, settings.port, identity, is_host=False)
+
+
+def _identify(connection: Connection) -> bytes:
+    return bytes(connection.store.compare_set(_IDENTITY_KEY, b"", os.urandom(16).hex().encode()))
+
+
+def reconnect(address: str, port: int, identity: bytes, deadline: float, operation_timeout: float) -> Connection:
+    """Open a connection to the store that is recognised by ``identity``, by ``deadline`` (monotonic seconds).
+
+    Raises:
+        StoreLostError: nobody listens there any more, or another store does.
+        StoreUnavailableError: no answer in time; the store may be there still.
+    """
+    where = format_endpoint(address, port)
+    while True:
+        answering, problems = find_answering(address, port, deadline, _SETTLE_SECONDS)
+        problem = "; ".join(problems)
+        if answering is None and problem.endswith(REFUSED):
+            raise StoreLostError(f"{where} refuses connections")
+        if monotonic() >= deadline:
+            raise StoreUnavailableError(f"the host of the c10d store at {where} does not answer ({problem or _SILENT})")
+        if answering is not None:
+            try:
+                connection = connect(address, port, deadline, operation_timeout)
+            except RuntimeError:
+                pass  # the next look at the port tells whether its host is gone
+            else:
+                return _recognise(connection, identity, where)
+        threading.Event().wait(0.02)
+
+
+def _recognise(connection: Connection, identity: bytes, where: str) -> Connection:
+    try:
+        present = bytes(connection.store.compare_set(_IDENTITY_KEY, ABSENT, ABSENT))
+    except RuntimeError as error:
+        connection.close()
+        raise StoreUnavailableError(f"the c10d store at {where} does not answer ({_first_line(error)})") from error
+    if present != identity:
+        connection.close()
+        raise StoreLostError(f"another store listens at {where} now")
+    return connection
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].strip()[:200]

@@ -1,0 +1,358 @@
+"""The core's store contract on a TCPStore.
+
+A TCPStore lives in the memory of the node that hosts it, and dies with it.  It has no "create" and no "get if there":
+both are made of its compare-and-set, which writes to an absent key only where the expected value is empty, and answers
+with the value that is there afterwards.  So every value is written behind a stamp that no other write shares: equal
+values cannot make two winners, and an expected value that nobody ever writes reads without writing.  Counters
+(``add``) are plain digits and are told from stamped values by their first byte.
+
+What does not live here: finding the endpoint and opening connections (:mod:`._opening`, :mod:`._connection`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, NoReturn, TypeVar, final
+
+from quorate.clock import monotonic
+from quorate.errors import StoreLostError, StoreUnavailableError
+
+from ._connection import Connection
+from ._opening import ABSENT, Opened, open_connections, reconnect
+from ._settings import Settings, format_endpoint
+
+__all__ = ["C10dStore", "open_store"]
+
+_T = TypeVar("_T")
+
+_STAMPED = b"\x01"
+_STAMP_BYTES = 17
+# The server reads a request again from its start with every piece that arrives: large requests cost their square.
+_KEYS_AT_ONCE = 256
+_BYTES_AT_ONCE = 48 * 1024
+_FEW_KEYS = 4
+# Without a duplicate of the socket nothing can end a wait from outside; it then looks up this often.
+_SLICE_SECONDS = 1.0
+
+
+def open_store(parameters: Any) -> C10dStore:
+    """Host or join the TCPStore at the endpoint of ``parameters`` (RendezvousParameters).
+
+    Raises:
+        UsageError: settings that cannot be used.
+        StoreUnavailableError: nothing could be reached (or hosted) within ``connect_timeout``.
+    """
+    settings = Settings.from_parameters(parameters)
+    return C10dStore(settings, open_connections(settings))
+
+
+@final
+class C10dStore:
+    """One node's handle on the store.  Has the abilities ``batch`` and ``interrupt``.
+
+    ``endpoint`` is where the store is (with the real port where the setting said 0); ``is_host`` tells whether it
+    lives in this process.  At most two connections: one to work, and one to wait, opened by the first wait.
+    """
+
+    def __init__(self, settings: Settings, opened: Opened) -> None:
+        self._settings = settings
+        self._address, self._port = opened.address, opened.port
+        self._identity = opened.identity
+        self._server = opened.connection.store if opened.is_host else None
+        self.is_host = opened.is_host
+        self.endpoint = format_endpoint(opened.address if settings.port == 0 else settings.host, opened.port)
+        # A run id may hold slashes; escaped, no run's keys begin with another's prefix.
+        self._prefix = f"quorate/{settings.run_id.replace('%', '%25').replace('/', '%2F')}/"
+        self._writer = os.urandom(8)
+        self._writes = 0
+        self._unsure: dict[str, bytes] = {}
+        self._written: set[str] = set()
+        self._working = threading.RLock()
+        self._work: Connection | None = opened.connection
+        self._state = threading.Lock()
+        self._waiter: Connection | None = None
+        self._waiting = False
+        self._interrupted = False
+        self._closed = False
+        self._lost = ""
+
+    # --- the contract ---------------------------------------------------------------------------------------------
+
+    def create(self, key: str, value: bytes) -> bool:
+        """Write ``key`` once; returns whether this call wrote it.
+
+        After StoreUnavailableError the same call again tells the truth about both: it writes the same stamp.
+        """
+        full = self._prefix + key
+        stamped = self._unsure.pop(full, b"")
+        if stamped[_STAMP_BYTES:] != value or not stamped:
+            stamped = self._stamp(value)
+        try:
+            present = self._run(lambda store: store.compare_set(full, b"", stamped))
+        except StoreUnavailableError:
+            self._unsure[full] = stamped
+            raise
+        self._note(full)
+        return bool(bytes(present) == stamped)
+
+    def put(self, key: str, value: bytes) -> None:
+        """Write ``key``; the last write wins."""
+        full = self._prefix + key
+        stamped = self._stamp(value)
+        self._run(lambda store: store.set(full, stamped))
+        self._note(full)
+
+    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Write ``items`` in as few round trips as the server digests well; not atomic."""
+        keys: list[str] = []
+        values: list[bytes] = []
+        size = 0
+        for key, value in items:
+            if keys and (len(keys) >= _KEYS_AT_ONCE or size + len(value) > _BYTES_AT_ONCE):
+                self._put_batch(keys, values)
+                keys, values, size = [], [], 0
+            keys.append(self._prefix + key)
+            values.append(self._stamp(value))
+            size += len(value) + len(key)
+        if keys:
+            self._put_batch(keys, values)
+
+    def _put_batch(self, keys: list[str], values: list[bytes]) -> None:
+        def write(store: Any) -> None:
+            if len(keys) > 1 and hasattr(store, "multi_set"):
+                store.multi_set(keys, values)
+                return
+            for key, value in zip(keys, values):  # noqa: B905 - equally long by construction
+                store.set(key, value)
+
+        self._run(write)
+        for key in keys:
+            self._note(key)
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to the counter ``key``; returns the new count.  After StoreUnavailableError it may have been added."""
+        full = self._prefix + key
+        count = int(self._run(lambda store: store.add(full, amount)))
+        self._note(full)
+        return count
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of ``keys``: two round trips for many that exist, a few more for each that does not."""
+        full = [self._prefix + key for key in keys]
+        result: list[bytes | None] = []
+        for start in range(0, len(full), _KEYS_AT_ONCE):
+            chunk = full[start : start + _KEYS_AT_ONCE]
+            result += self._run(partial(_read, keys=chunk))
+        return result
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        """Block until ``key`` exists; ``None`` after ``timeout`` seconds or an :meth:`interrupt`."""
+        full = self._prefix + key
+        deadline = monotonic() + timeout
+        with self._state:
+            if self._interrupted:
+                self._interrupted = False
+                return None
+            self._waiting = True
+        try:
+            while True:
+                try:
+                    return self._wait_once(full, deadline)
+                except _TimedOutError:
+                    if monotonic() >= deadline:
+                        return None
+                except _InterruptedError:
+                    return None
+                except _RestoredError:
+                    continue
+        finally:
+            with self._state:
+                self._waiting = False
+                broken = self._interrupted
+                self._interrupted = False
+            if (broken or self._closed) and self._waiter is not None:
+                waiter, self._waiter = self._waiter, None
+                waiter.close()
+
+    def interrupt(self) -> None:
+        """Make a wait that is under way return ``None`` soon; without one, the next wait returns at once."""
+        with self._state:
+            self._interrupted = True
+            if self._waiting and self._waiter is not None:
+                self._waiter.shut()
+
+    def delete(self, prefix: str) -> None:
+        """Remove every key that starts with ``prefix``.
+
+        An older torch's TCPStore cannot list its keys; what this handle itself has written is then removed.
+        """
+        start = self._prefix + prefix
+
+        def remove(store: Any) -> None:
+            known = store.list_keys() if hasattr(store, "list_keys") else list(self._written)
+            for key in known:
+                if key.startswith(start):
+                    store.delete_key(key)
+
+        self._run(remove)
+        self._written = {key for key in self._written if not key.startswith(start)}
+
+    def close(self) -> None:
+        """Leave.  The host first lets the others go, for at most ``linger_seconds``; its server ends then."""
+        with self._state:
+            if self._closed:
+                return
+            self._closed = True
+        self.interrupt()
+        with self._state:
+            idle = None if self._waiting else self._waiter
+            if idle is not None:
+                self._waiter = None
+        if idle is not None:
+            idle.close()
+        if self._server is not None and self._settings.linger_seconds > 0:
+            from ._linger import await_departures
+
+            own = [self._work.local_port() if self._work is not None else None]
+            await_departures(self._port, own, monotonic() + self._settings.linger_seconds)
+        # A call that is under way on the working connection is bounded by the operation time-out.
+        with self._working:
+            work, self._work, self._server = self._work, None, None
+        if work is not None:
+            work.close()
+
+    # --- working --------------------------------------------------------------------------------------------------
+
+    def _stamp(self, value: bytes) -> bytes:
+        with self._state:
+            self._writes += 1
+            return _STAMPED + self._writer + self._writes.to_bytes(8, "big") + value
+
+    def _note(self, key: str) -> None:
+        # Only where delete() will need it: this set lives as long as the job.
+        if self._work is not None and not hasattr(self._work.store, "list_keys"):
+            self._written.add(key)
+
+    def _run(self, operation: Callable[[Any], _T]) -> _T:
+        with self._working:
+            self._refuse_if_over()
+            if self._work is None:
+                self._work = self._restore()
+            try:
+                return operation(self._work.store)
+            except RuntimeError as error:
+                broken, self._work = self._work, None
+                broken.close()
+                # Whether the host is gone is worth knowing at once; if it is not, the next call finds the way open.
+                self._work = self._restore()
+                raise StoreUnavailableError(
+                    f"the connection to the c10d store at {self.endpoint} failed ({_first_line(error)}) and was "
+                    "opened again; the last operation may or may not have been applied"
+                ) from error
+
+    def _refuse_if_over(self) -> None:
+        if self._closed:
+            raise StoreLostError(f"this handle on the c10d store at {self.endpoint} is closed")
+        if self._lost:
+            raise StoreLostError(self._lost)
+
+    def _restore(self) -> Connection:
+        """Open a connection to the same store again.
+
+        Raises:
+            StoreLostError: it is gone, or another one has taken its place.
+            StoreUnavailableError: its host does not answer.
+        """
+        limit = min(3.0, self._settings.operation_timeout_seconds)
+        try:
+            return reconnect(
+                self._address, self._port, self._identity, monotonic() + limit, self._settings.operation_timeout_seconds
+            )
+        except StoreLostError as error:
+            self._lost = (
+                f"the node that hosted the c10d store ({self.endpoint}) is gone, and the store with it: {error}. "
+                "Start the job again; with the etcd backend a job survives the loss of any node"
+            )
+            self._raise_lost()
+
+    def _raise_lost(self) -> NoReturn:
+        raise StoreLostError(self._lost)
+
+    # --- waiting --------------------------------------------------------------------------------------------------
+
+    def _wait_once(self, key: str, deadline: float) -> bytes | None:
+        waiter = self._open_waiter()
+        left = deadline - monotonic()
+        if waiter.sock is None:
+            left = min(left, _SLICE_SECONDS)
+        try:
+            if left > 0:
+                # A time-out of 0 ms would mean none at all.
+                waiter.store.wait([key], timedelta(milliseconds=max(1, int(left * 1000))))
+            found = _read_one(waiter.store, key)
+        except RuntimeError as error:
+            if self._interrupted:
+                raise _InterruptedError from None
+            if type(error).__name__ == "DistStoreError" and "timeout" in str(error):
+                raise _TimedOutError from None
+            self._waiter = None
+            waiter.close()
+            self._open_waiter()
+            raise _RestoredError from None
+        if found is None:
+            raise _TimedOutError  # it was there and is deleted again, or the deadline had passed: look at the clock
+        return found
+
+    def _open_waiter(self) -> Connection:
+        with self._state:
+            if self._waiter is not None:
+                return self._waiter
+        self._refuse_if_over()
+        waiter = self._restore()
+        with self._state:
+            self._waiter = waiter
+            if self._interrupted:
+                raise _InterruptedError
+        return waiter
+
+
+@final
+class _TimedOutError(Exception):
+    """The time given to one wait is over."""
+
+
+@final
+class _InterruptedError(Exception):
+    """Somebody called ``interrupt``."""
+
+
+@final
+class _RestoredError(Exception):
+    """The waiting connection broke and was opened again; nothing is lost, a wait has no effect."""
+
+
+def _read(store: Any, keys: Sequence[str]) -> list[bytes | None]:
+    """Return the values of ``keys``.  One check and one read where all exist; else the halves are read alike."""
+    if len(keys) <= _FEW_KEYS or not hasattr(store, "multi_get"):
+        return [_read_one(store, key) for key in keys]
+    if store.check(list(keys)):
+        return [_strip(bytes(value)) for value in store.multi_get(list(keys))]
+    middle = len(keys) // 2
+    return _read(store, keys[:middle]) + _read(store, keys[middle:])
+
+
+def _read_one(store: Any, key: str) -> bytes | None:
+    value = bytes(store.compare_set(key, ABSENT, ABSENT))
+    return None if value == ABSENT else _strip(value)
+
+
+def _strip(value: bytes) -> bytes:
+    return value[_STAMP_BYTES:] if value.startswith(_STAMPED) and len(value) >= _STAMP_BYTES else value
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].strip()[:200]
