@@ -1,0 +1,1 @@
+"""What spans distributions: the behaviours of the whole system, with real agents, workers and stores."""

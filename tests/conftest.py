@@ -1,0 +1,73 @@
+"""Fixtures of the behaviours: a job on a fresh endpoint of each backend, ears and gates, and the check for leftovers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# The workers' and hosts' functions are found by name in other processes, which are given this path.
+ROOT = str(Path(__file__).resolve().parent.parent)
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+from tests.backends import BACKENDS, Backend  # noqa: E402
+from tests.harness import Ear, Gate, Job, children, processes_with, wait_for_end  # noqa: E402
+
+# Imported once, before the hosts are forked: importing torch takes longer than most tests.
+_PRELOAD = ["torch", "torch.distributed", "quorate.agent._runner", "quorate.agent._reports", "tests.harness"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> None:
+    """Start the server that hosts are forked from, so that it is no test's leftover."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    process = context.Process(target=os.getpid)
+    process.start()
+    process.join()
+    process.close()
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each rendezvous backend in turn."""
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def job(backend: Backend, tmp_path: Path, _fork_server: None) -> Iterator[Job]:
+    """A job whose agents and workers must all be gone at the end of the test."""
+    before = set(threading.enumerate()), children()
+    with backend.fresh_endpoint() as endpoint:
+        job = Job(backend, endpoint, tmp_path)
+        yield job
+        unfinished = [host.pid for host in job.hosts if not host.is_killed and host._outcomes is None]
+        job.close()
+    # A killed agent's workers are killed by the kernel, a little later.
+    wait_for_end(list(processes_with(job.token)), 10.0)
+    assert not unfinished, f"the test did not wait for the agents {unfinished}"
+    assert (set(threading.enumerate()), children()) == before
+    if not any(host.is_killed for host in job.hosts):
+        assert not list(job.temporary.iterdir())
+
+
+@pytest.fixture
+def ear(tmp_path: Path) -> Iterator[Ear]:
+    """Where workers tell what happens to them."""
+    ear = Ear(tmp_path / "ear")
+    yield ear
+    ear.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """What holds workers back until the test opens it."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.close()

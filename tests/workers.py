@@ -1,0 +1,225 @@
+"""What the workers of the tests do.  Imported by name in worker processes: torch only where a function needs it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any, NoReturn
+
+#: The variables of BEHAVIOUR B that every worker has.
+VARIABLES = (
+    "RANK LOCAL_RANK GROUP_RANK ROLE_RANK ROLE_NAME WORLD_SIZE LOCAL_WORLD_SIZE GROUP_WORLD_SIZE ROLE_WORLD_SIZE "
+    "MASTER_ADDR MASTER_PORT TORCHELASTIC_RESTART_COUNT TORCHELASTIC_MAX_RESTARTS TORCHELASTIC_RUN_ID "
+    "TORCHELASTIC_USE_AGENT_STORE TORCHELASTIC_ERROR_FILE TORCH_NCCL_ASYNC_ERROR_HANDLING"
+).split()
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def restart_count() -> int:
+    return int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+
+def tell(ear: str, event: str, **facts: Any) -> None:
+    """Tell the test something; one write, so that the words of several workers do not mix."""
+    numbers = {
+        name.lower(): int(os.environ[name])
+        for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_PORT")
+    }
+    facts = {"event": event, "pid": os.getpid(), "agent": os.getppid(), "at": time.monotonic(), **numbers, **facts}
+    facts |= {"restart_count": restart_count(), "master_addr": os.environ["MASTER_ADDR"]}
+    descriptor = os.open(ear, os.O_WRONLY)
+    try:
+        os.write(descriptor, json.dumps(facts).encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def pass_gate(gate: str) -> None:
+    """Wait until the test opens the gate (or ends)."""
+    descriptor = os.open(gate, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def give(*values: Any) -> Any:
+    """Return what was given to this rank, or everything where only one thing was."""
+    return values[rank()] if len(values) > 1 else values[0]
+
+
+def give_tensor(size: int) -> Any:
+    import torch
+
+    return torch.full((size, size), float(rank()))
+
+
+def environment(*names: str) -> dict[str, str | None]:
+    """Return the named variables of this worker, all of BEHAVIOUR B without names."""
+    return {name: os.environ.get(name) for name in names or VARIABLES}
+
+
+def meet(ear: str, gate: str) -> int:
+    """Tell that it runs, wait for the gate, return the rank.  Never communicates with another worker."""
+    tell(ear, "started")
+    pass_gate(gate)
+    return rank()
+
+
+def meet_on_restart(ear: str, gate: str, world_size: int) -> int:
+    """As ``meet``, but only a world of ``world_size`` workers may end."""
+    tell(ear, "started")
+    if int(os.environ["WORLD_SIZE"]) != world_size:
+        hold()
+    pass_gate(gate)
+    return rank()
+
+
+def hold() -> NoReturn:
+    """Stay until stopped."""
+    while True:
+        signal.pause()
+
+
+def raise_on(failing: list[int], attempts: int, message: str = "told to") -> int:
+    """Raise on these ranks in the first ``attempts`` attempts; the others return their rank."""
+    if rank() in failing and restart_count() < attempts:
+        raise ValueError(f"rank {rank()} fails: {message}")
+    return rank()
+
+
+def raise_or_hold(failing: int, ear: str, gate: str) -> None:
+    """One rank raises when the gate opens; the others would stay for good."""
+    tell(ear, "started")
+    if rank() != failing:
+        hold()
+    pass_gate(gate)
+    raise ValueError(f"rank {rank()} fails")
+
+
+def die_by(number: int, failing: int, attempts: int) -> int:
+    """The rank ``failing`` is killed by a signal in the first ``attempts`` attempts."""
+    if rank() == failing and restart_count() < attempts:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+        os.kill(os.getpid(), number)
+        hold()
+    return rank()
+
+
+def fail_in_turn(ear: str, failing: list[int], gates: list[str]) -> int:
+    """In attempt k the rank ``failing[k]`` raises when ``gates[k]`` opens, all others hold; then all end well."""
+    attempt = restart_count()
+    tell(ear, "started")
+    if attempt == len(gates):
+        return rank()
+    if rank() != failing[attempt]:
+        hold()
+    pass_gate(gates[attempt])
+    raise ValueError(f"rank {rank()} fails in attempt {attempt}")
+
+
+def exit_with(code: int) -> NoReturn:
+    print("this is the last line of stderr", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def wait_for_ranks(ear: str, gate: str, late: int) -> int:
+    """Only the rank ``late`` waits for the gate; all tell when they are through."""
+    if rank() == late:
+        tell(ear, "started")
+        pass_gate(gate)
+    tell(ear, "done")
+    return rank()
+
+
+def trap(ear: str, ends: bool) -> NoReturn:
+    """Tell of every SIGTERM and SIGINT; end upon it if ``ends`` (with a clean exit), else stay."""
+
+    def caught(number: int, frame: FrameType | None) -> None:
+        tell(ear, "signalled", signal=number)
+        if ends:
+            tell(ear, "saved")
+            sys.exit(0)
+
+    signal.signal(signal.SIGTERM, caught)
+    signal.signal(signal.SIGINT, caught)
+    tell(ear, "started")
+    hold()
+
+
+def print_lines(words: list[str]) -> None:
+    for word in words:
+        print(f"{word} of {rank()}", flush=True)
+        print(f"{word} error of {rank()}", file=sys.stderr, flush=True)
+
+
+def write_error_file(text: str, code: int) -> NoReturn:
+    """Leave any bytes as error file and exit."""
+    with open(os.environ["TORCHELASTIC_ERROR_FILE"], "w") as file:
+        file.write(text)
+    os._exit(code)
+
+
+# --- with torch -----------------------------------------------------------------------------------------------------
+
+
+def all_reduce() -> tuple[int, int]:
+    """Form a gloo group from the environment alone; return the sum of the ranks and the world's size."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    total = torch.tensor([dist.get_rank()])
+    dist.all_reduce(total)
+    size = dist.get_world_size()
+    dist.barrier()
+    dist.destroy_process_group()
+    return int(total.item()), size
+
+
+def all_reduce_and_meet(ear: str, gate: str) -> tuple[int, int]:
+    total, size = all_reduce()
+    tell(ear, "reduced", total=total)
+    tell(ear, "started")
+    pass_gate(gate)
+    return total, size
+
+
+def _add(left: int, right: int) -> tuple[int, str]:
+    return left + right, os.environ["ROLE_NAME"]
+
+
+def rpc_master(peer: str) -> Any:
+    """Call a function on the worker named ``peer``."""
+    import torch.distributed.rpc as rpc
+
+    rpc.init_rpc("master", rank=rank(), world_size=int(os.environ["WORLD_SIZE"]), rpc_backend_options=_rpc_options())
+    answer = rpc.rpc_sync(peer, _add, args=(40, 2))
+    rpc.shutdown()
+    return answer
+
+
+def rpc_worker(name: str) -> None:
+    import torch.distributed.rpc as rpc
+
+    rpc.init_rpc(name, rank=rank(), world_size=int(os.environ["WORLD_SIZE"]), rpc_backend_options=_rpc_options())
+    rpc.shutdown()
+
+
+def _rpc_options() -> Any:
+    from torch.distributed.rpc import TensorPipeRpcBackendOptions
+
+    # On loopback, whatever the host's name resolves to.
+    os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
+    return TensorPipeRpcBackendOptions(init_method="env://", rpc_timeout=50)
