@@ -176,7 +176,10 @@ def children() -> set[int]:
     """Return the children of this process, zombies included."""
     result: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
-        result |= {int(pid) for pid in path.read_text().split()}
+        try:
+            result |= {int(pid) for pid in path.read_text().split()}
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # this thread has just ended
     return result
 
 
@@ -185,9 +188,9 @@ class Host:
 
     def __init__(self, plans: Sequence[Plan], folder: Path, environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        self._console = folder / f"console-{os.urandom(4).hex()}"
+        self.console_path = folder / f"console-{os.urandom(4).hex()}"
         self._receiver, sender = context.Pipe(duplex=False)
-        arguments = (sender, list(plans), str(self._console), dict(environment))
+        arguments = (sender, list(plans), str(self.console_path), dict(environment))
         self._process = context.Process(target=_host_main, args=arguments, daemon=False)
         self._process.start()
         sender.close()
@@ -230,7 +233,7 @@ class Host:
 
     def console(self) -> str:
         """Return what its agents, and their workers through them, have printed so far."""
-        return self._console.read_text(errors="replace") if self._console.exists() else ""
+        return self.console_path.read_text(errors="replace") if self.console_path.exists() else ""
 
     def close(self) -> None:
         if self._process.is_alive():

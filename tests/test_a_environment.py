@@ -67,13 +67,6 @@ def test_threads_of_workers_that_share_a_node(
     assert seen == {rank: {"OMP_NUM_THREADS": expected} for rank in range(count)}
 
 
-def test_a_notice_tells_of_the_thread_limit(job: Job) -> None:
-    """B: the default of OMP_NUM_THREADS comes with a notice."""
-    host = job.start(job.plan(workers.environment, "OMP_NUM_THREADS", workers=2))
-    host.outcomes()
-    assert "OMP_NUM_THREADS" in host.console()
-
-
 @pytest.mark.parametrize(("visible", "own"), [(None, ("0", "1")), ("4,7", ("4", "7"))])
 def test_virtual_local_ranks_see_one_device_each(job: Job, visible: str | None, own: tuple[str, str]) -> None:
     """B: LOCAL_RANK is 0 everywhere and CUDA_VISIBLE_DEVICES holds the worker's own device only."""

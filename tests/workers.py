@@ -158,6 +158,16 @@ def trap(ear: str, ends: bool) -> NoReturn:
     hold()
 
 
+def start_grandchild(ear: str) -> NoReturn:
+    """Start a child in a session of its own, as a daemon would, and stay."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        hold()
+    tell(ear, "grandchild", child=child)
+    hold()
+
+
 def print_lines(words: list[str]) -> None:
     for word in words:
         print(f"{word} of {rank()}", flush=True)
