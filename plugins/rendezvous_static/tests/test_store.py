@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +105,18 @@ def test_a_full_store_says_so_and_keeps_what_it_has(connect: Any, monkeypatch: p
     assert store.get(["a", "b"]) == [bytes(900), None]
     store.delete("a")
     store.put("b", bytes(900))
+
+
+def test_the_example_of_the_readme_does_what_it_says() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    values: dict[str, Any] = {}
+    for line in example.splitlines():
+        code, _, comment = line.partition("  # ")
+        if comment.startswith(("True", "2", "None")):
+            assert repr(eval(code, values)) == re.split(r"[; ]", comment)[0]
+        else:
+            exec(code, values)
 
 
 # --- waiting --------------------------------------------------------------------------------------------------------

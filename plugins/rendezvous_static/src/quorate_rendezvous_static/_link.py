@@ -170,8 +170,8 @@ class Link:
                 be sent twice.
             StoreLostError: the server is gone.
         """
-        how = ""
-        for _ in range(2):
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
             if self._socket is None:
                 self._dial_again(deadline)
             self._request = (self._request + 1) % (1 << 32)
@@ -185,11 +185,11 @@ class Link:
                 ) from None
             except Broken as error:
                 how = str(error)
-                self._disconnect()
-                self._dial_again(deadline)
-                if not repeatable:
-                    break
-        raise StoreUnavailableError(f"the connection to the store at {self._target.endpoint} broke: {how}")
+            self._disconnect()
+            self._dial_again(deadline)  # whether it is gone should be known at once
+            if not repeatable or not self._pause(pause, deadline):
+                raise StoreUnavailableError(f"the connection to the store at {self._target.endpoint} broke: {how}")
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def listen(self, request: int, deadline: float) -> Message | None:
         """Return the next answer to ``request``; ``None`` at ``deadline``.  Raises Broken and Interrupted."""
