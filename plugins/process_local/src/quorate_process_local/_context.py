@@ -200,7 +200,24 @@ class LocalContext:
         if exit_code != 0 and worker.errors is not None:
             self._pump.drain(worker.errors)
         self._ended.append(worker)
+        if not worker.process.is_held:
+            self._remember_session(worker)
         self._must_look = self._must_look or not self._running()
+
+    def _remember_session(self, worker: Worker) -> None:
+        """Hold on to what is in an ended worker's session now, because its number may soon be somebody else's.
+
+        As long as one of them lives the number cannot pass on, and :meth:`_look` goes by it.
+        """
+        known = {other.pid for other in self._workers} | self._leftovers.keys()
+        for leftover in find_leftovers(self._id, {worker.pid: worker.local_rank}, known):
+            if leftover.session != worker.pid:
+                release(leftover.pidfd)
+                continue
+            self._leftovers[leftover.pid] = leftover
+            self._watch(leftover.pidfd, leftover)
+            if self._signal:
+                leftover.send(self._signal)
 
     def _drop(self, leftover: Leftover) -> None:
         del self._leftovers[leftover.pid]
@@ -248,7 +265,9 @@ class LocalContext:
         sessions = {
             worker.pid: worker.local_rank
             for worker in self._workers
-            if worker.exit_code is None or worker.process.is_held
+            if worker.exit_code is None
+            or worker.process.is_held
+            or any(leftover.session == worker.pid for leftover in self._leftovers.values())
         }
         known = {worker.pid for worker in self._workers} | self._leftovers.keys() | self._ignored
         for leftover in find_leftovers(self._id, sessions, known):

@@ -26,10 +26,10 @@ def marker_of(context_id: str, local_rank: int, environment: Mapping[str, str]) 
 class Leftover:
     """A process that a worker left behind.  ``pidfd`` is -1 where the kernel offers none."""
 
-    __slots__ = ("local_rank", "pid", "pidfd")
+    __slots__ = ("local_rank", "pid", "pidfd", "session")
 
-    def __init__(self, pid: int, local_rank: int, pidfd: int) -> None:
-        self.pid, self.local_rank, self.pidfd = pid, local_rank, pidfd
+    def __init__(self, pid: int, local_rank: int, pidfd: int, session: int) -> None:
+        self.pid, self.local_rank, self.pidfd, self.session = pid, local_rank, pidfd, session
 
     def send(self, signal_number: int) -> bool:
         """Send a signal; return whether it may be sent at all (false: another user's process)."""
@@ -81,10 +81,14 @@ def find_leftovers(context_id: str, sessions: Mapping[int, int], known: Collecti
         except ProcessLookupError:
             continue
         # Looked at again: before the pidfd was opened the number could have changed hands.
-        if _belongs(pid, needle, sessions) is None:
+        try:
+            session = os.getsid(pid)
+        except ProcessLookupError:
+            session = 0
+        if not session or _belongs(pid, needle, sessions) is None:
             release(pidfd)
             continue
-        yield Leftover(pid, local_rank, pidfd)
+        yield Leftover(pid, local_rank, pidfd, session)
 
 
 def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int]) -> int | None:
