@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from .failures import ChildFailedError as ChildFailedError
     from .failures import ProcessFailure as ProcessFailure
     from .hookspecs import hookimpl as hookimpl
-    from .launch import elastic_launch as elastic_launch
-    from .launch import launch as launch
+    from .launcher import elastic_launch as elastic_launch
+    from .launcher import launch as launch
     from .logs_specs import DefaultLogsSpecs as DefaultLogsSpecs
     from .logs_specs import LogsDest as LogsDest
     from .logs_specs import LogsSpecs as LogsSpecs
@@ -65,7 +65,7 @@ _HOMES = {
     "StoreUnavailableError UnknownBackendError UsageError",
     "failures": "ChildFailedError ProcessFailure",
     "hookspecs": "hookimpl",
-    "launch": "elastic_launch launch",
+    "launcher": "elastic_launch launch",
     "logs_specs": "DefaultLogsSpecs LogsDest LogsSpecs Std",
     "plugins": "PluginHost",
     "recording": "record",

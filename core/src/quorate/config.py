@@ -2,7 +2,7 @@
 
 The relations between time-outs are checked here too (:class:`Timeouts`; ``docs/timeouts.md`` tells what each is for).
 What does not live here: where the values come from (:mod:`quorate.cli`) and what is done with them
-(:mod:`quorate.launch`).
+(:mod:`quorate.launcher`).
 """
 
 from __future__ import annotations

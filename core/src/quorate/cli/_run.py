@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     _check_start_method(host, parsed.settings["start-method"])
     _prepare_log_dir(parsed.settings["log-dir"].value)
     _note(parsed.settings, config)
-    from ..launch import launch
+    from ..launcher import launch
 
     launch(config, command, host=host)(*arguments)
     return ExitCode.OK
@@ -237,7 +237,7 @@ def build_command(parsed: Parsed) -> Command:
     if not script:
         raise UsageError("a script is missing; write: quorate run [FLAGS] SCRIPT [ARGUMENTS]")
     if value["run-path"]:
-        from ..launch import run_script_path
+        from ..launcher import run_script_path
 
         _check_script(script)
         return run_script_path, (os.path.abspath(script), *arguments)

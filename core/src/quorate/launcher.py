@@ -1,5 +1,6 @@
 """``launch``: runs one node of a job from a :class:`~quorate.config.LaunchConfig`, in this process.
 
+The module is not called ``launch``: a submodule of that name would hide the public ``quorate.launch``.
 What does not live here: reading flags (:mod:`quorate.cli`), and everything that happens while the job runs
 (:mod:`quorate.agent`).
 """

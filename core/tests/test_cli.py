@@ -1,0 +1,491 @@
+"""The command ``quorate`` as a process: outcomes, exit codes and sentences (BEHAVIOUR C and D); and what its flags
+amount to.  How single flags are read is in ``test_parse``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorate import LaunchConfig, LogsSpecs, PluginError, UsageError
+from quorate.catalogue import CliOption
+from quorate.cli import ExitCode, main
+from quorate.cli._devices import count_cpus, count_gpus, count_workers
+from quorate.cli._flags import FLAGS
+from quorate.cli._help import docs_table
+from quorate.cli._parse import parse
+from quorate.cli._run import build_command, build_config, flags_with
+from quorate.rendezvous import PortReservation
+
+DOCS = Path(__file__).parents[2] / "docs"
+SECONDS = 60.0
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    own = ("PET_", "TORCHELASTIC_", "TORCH_ELASTIC_", "QUORATE_", "OMP_NUM", "PYTHON_EXEC", "RANK", "WORLD_SIZE")
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(own)}, **more}
+
+
+def quorate(*argv: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command and return what came of it."""
+    command = Path(sys.executable).with_name("quorate")
+    return subprocess.run(
+        [str(command), *argv],
+        cwd=cwd,
+        env=clean_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text("import os, sys\nprint(os.environ['RANK'], *sys.argv[1:], flush=True)\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(os.environ) - set(clean_environment()):
+        monkeypatch.delenv(name)
+
+
+# --- wrong use: one sentence, exit code 2 -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["a command is missing", "quorate run SCRIPT"]),
+        (["rum"], ["'rum'", "did you mean 'quorate run'?"]),
+        (["--nnodes=2", "x.py"], ["did you mean 'quorate run --nnodes=2"]),
+        (["train.py"], ["did you mean 'quorate run train.py"]),
+        (["plugins", "all"], ["takes no argument", "'all'"]),
+        (["run"], ["a script is missing", "quorate run [FLAGS] SCRIPT"]),
+        (["run", "--nnodez=2", "x.py"], ["unknown flag --nnodez", "--nnodes"]),
+        (["run", "--nnodes=4:2", "x.py"], ["minimum", "(4)", "maximum (2)", "--nnodes=MIN:MAX"]),
+        (["run", "--nnodes=0", "x.py"], ["min_nodes is 0", "--nnodes"]),
+        (["run", "absent.py"], ["the script absent.py does not exist"]),
+        (["run", "absent"], ["the script absent does not exist", "-m", "--no-python"]),
+        (["run", "--no-python", "no-such-program"], ["no-such-program", "PATH"]),
+        (["run", "--no-python", "-m", "x"], ["--no-python and --module"]),
+        (["run", "--rdzv-backend=nowhere", "-m", "x"], ["'nowhere'", "standalone, static", "quorate plugins"]),
+        (
+            ["run", "--rdzv-backend=etcd", "--rdzv-id=j", "--nnodes=2", "-m", "x"],
+            ["pip install quorate-rendezvous-etcd"],
+        ),
+        (["run", "--rdzv-backend=etcd", "--nnodes=2", "-m", "x"], ["set --rdzv-id"]),
+        (
+            ["run", "--rdzv-backend=tcp", "--rdzv-endpoint=a:b:c", "--nnodes=2", "-m", "x"],
+            ["'a:b:c'", "--rdzv-endpoint"],
+        ),
+        (["run", "--nnodes=2", "--node-rank=2", "-m", "x"], ["node_rank is 2", "--nnodes"]),
+        (["run", "--nnodes=2", "--master-port=65535", "-m", "x"], ["--master-port=65535", "65534"]),
+        (["run", "--standalone", "--nnodes=2", "-m", "x"], ["--standalone", "--nnodes"]),
+        (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "plugin"]),
+        (["run", "--logs-specs=none-such", "-m", "x"], ["'none-such'", "torchrun.logs_specs"]),
+        (["run", "--start-method=teleport", "-m", "x"], ["'teleport'", "spawn"]),
+        (["run", "--event-log-handler=pigeon", "-m", "x"], ["'pigeon'"]),
+        (["run", "--signals-to-handle=SIGKILL", "-m", "x"], ["SIGKILL", "--signals-to-handle"]),
+        (["run", "--log-dir=/dev/null/logs", "-m", "x"], ["/dev/null/logs", "--log-dir"]),
+    ],
+    ids=lambda value: " ".join(value) if value and str(value[0]).islower() else "",
+)
+def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: list[str], tmp_path: Path) -> None:
+    """BEHAVIOUR C and D."""
+    result = quorate(*argv, cwd=tmp_path)
+    assert result.returncode == ExitCode.USAGE, result.stderr
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("quorate: warning: ")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("quorate: error: ")
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_a_variable_of_the_wrong_form_is_named(script: Path) -> None:
+    result = quorate("run", str(script), PET_MAX_RESTARTS="many")
+    assert result.returncode == ExitCode.USAGE
+    assert "PET_MAX_RESTARTS=many" in result.stderr
+
+
+# --- what the command shows -------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_flag_and_command() -> None:
+    top, run, plugins = quorate("--help"), quorate("run", "-h"), quorate("plugins", "--help")
+    assert {top.returncode, run.returncode, plugins.returncode} == {0}
+    assert all(command in top.stdout for command in ("run", "plugins"))
+    assert [flag.name for flag in FLAGS if f"--{flag.name}" not in run.stdout] == []
+    assert max(len(line) for line in run.stdout.splitlines()) <= 100
+    assert (top.stdout + run.stdout + plugins.stdout).isascii(), "a terminal of any encoding can show it"
+
+
+def test_the_version_is_told() -> None:
+    import quorate as package
+
+    assert quorate("--version").stdout == f"quorate {package.__version__}\n"
+
+
+def test_python_m_quorate_is_the_same_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "quorate", "--version"], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert (result.returncode, result.stdout) == (0, quorate("--version").stdout)
+
+
+def test_show_config_tells_each_value_and_where_it_came_from() -> None:
+    """BEHAVIOUR C."""
+    result = quorate("run", "--show-config", "--nnodes", "2:4", "--rdzv_conf=join_timeout=9", PET_MAX_RESTARTS="7")
+    assert result.returncode == 0, result.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
+    assert rows["--nnodes"] == ["2:4", "argument"]
+    assert rows["--max-restarts"] == ["7", "environment", "PET_MAX_RESTARTS"]
+    assert rows["--monitor-interval"] == ["0.1", "default"]
+    assert [flag.name for flag in FLAGS if f"--{flag.name}" not in rows] == []
+    assert rows["join_timeout"] == ["9"]
+    assert rows["connect_timeout"] == ["9"]
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        result = subprocess.run(
+            [sys.executable, "-m", "quorate", "run", "--help"], stdout=gone, stderr=subprocess.PIPE, timeout=SECONDS
+        )
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_the_docs_hold_the_table_of_flags() -> None:
+    """The table is derived: print(quorate.cli._help.docs_table(FLAGS)) writes it anew."""
+    assert docs_table(FLAGS) in (DOCS / "command-line.md").read_text(encoding="utf-8")
+
+
+def test_the_docs_explain_every_exit_code() -> None:
+    text = (DOCS / "exit-codes.md").read_text(encoding="utf-8")
+    assert [code.name for code in ExitCode if f"| {code.value} | `{code.name}` |" not in text] == []
+
+
+def test_the_docs_explain_every_time_out() -> None:
+    import attrs
+
+    from quorate.config import Timeouts
+
+    text = (DOCS / "timeouts.md").read_text(encoding="utf-8")
+    assert [
+        name for name, seconds in attrs.asdict(Timeouts()).items() if f"| `{name}` | {seconds:g} |" not in text
+    ] == []
+
+
+# --- jobs of one node -------------------------------------------------------------------------------------------------
+
+
+def test_a_script_runs_in_every_worker_with_its_arguments(script: Path) -> None:
+    result = quorate("run", "--standalone", "--nproc-per-node=2", str(script), "--nnodes=9", "rank-${local_rank}")
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == ["0 --nnodes=9 rank-0", "1 --nnodes=9 rank-1"]
+    assert "OMP_NUM_THREADS=1" in result.stderr
+
+
+def test_the_environment_alone_can_say_it_all(script: Path) -> None:
+    result = quorate("run", str(script), PET_NPROC_PER_NODE="2", PET_STANDALONE="1", OMP_NUM_THREADS="1")
+    assert sorted(result.stdout.split()) == ["0", "1"]
+    assert result.stderr == ""
+
+
+def test_a_module_runs_as_by_python_m(script: Path) -> None:
+    result = quorate("run", "-m", "train", "a", cwd=script.parent)
+    assert (result.returncode, result.stdout) == (0, "0 a\n")
+
+
+def test_a_program_runs_without_python(tmp_path: Path) -> None:
+    result = quorate("run", "--no-python", "sh", "-c", "echo $RANK of $WORLD_SIZE")
+    assert (result.returncode, result.stdout) == (0, "0 of 1\n")
+
+
+def test_master_flags_reach_the_workers_of_a_single_node(tmp_path: Path) -> None:
+    result = quorate("run", "--master-port=29533", "--no-python", "sh", "-c", "echo $MASTER_PORT")
+    assert (result.returncode, result.stdout) == (0, "29533\n")
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_run_path_runs_the_script_as_the_main_program(tmp_path: Path, start_method: str) -> None:
+    path = tmp_path / "main.py"
+    path.write_text("import sys\nif __name__ == '__main__':\n    print(sys.argv[1:], flush=True)\n")
+    result = quorate("run", "--run-path", f"--start-method={start_method}", str(path), "a", "b")
+    assert (result.returncode, result.stdout) == (0, "['a', 'b']\n"), result.stderr
+
+
+def test_a_failed_worker_gives_exit_code_1_and_one_report(tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text("raise ValueError('a very special cause')\n")
+    result = quorate("run", "--standalone", str(path))
+    assert result.returncode == ExitCode.WORKER_FAILED
+    assert "bad.py failed" in result.stderr
+    assert result.stderr.count("root cause:") == 1
+    assert "rank 0" in result.stderr
+    assert "exit code 1" in result.stderr
+
+
+def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
+    """BEHAVIOUR D: a clear error within its deadline."""
+    held = PortReservation()
+    try:
+        endpoint = f"--rdzv-endpoint=127.0.0.1:{held.reserve('127.0.0.1')}"
+        result = quorate("run", "--nnodes=2", endpoint, "--rdzv-conf=join_timeout=1", str(script))
+    finally:
+        held.release()
+    assert result.returncode == ExitCode.RENDEZVOUS, result.stderr
+    assert "1 of 2 nodes" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_job_and_shows_in_the_exit_code(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "wait.py"
+    # The worker dies of the signal itself, without Python's own report of it.
+    path.write_text(
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\nprint('ready', flush=True)\nsignal.pause()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quorate", "run", "--standalone", str(path)],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=SECONDS)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+
+
+# --- in this process --------------------------------------------------------------------------------------------------
+
+
+def config_of(*argv: str, **environment: str) -> LaunchConfig:
+    return build_config(parse(argv, environment, FLAGS).settings)
+
+
+def meeting_of(*argv: str) -> tuple[Any, ...]:
+    made = config_of(*argv)
+    return made.rdzv_backend, made.rdzv_endpoint, made.node_rank, made.master_addr, made.master_port
+
+
+@pytest.mark.parametrize(
+    ("argv", "meeting"),
+    [
+        ([], ("standalone", "", None, None, None)),
+        (["--standalone", "--master-port=5"], ("standalone", "", None, None, None)),
+        (["--standalone", "--rdzv-backend=c10d", "--rdzv-endpoint=h:1"], ("standalone", "", None, None, None)),
+        (["--master-addr=h", "--master-port=5"], ("standalone", "", None, "h", 5)),
+        (["--master-port=0"], ("standalone", "", None, None, None)),
+        (["--nnodes=2"], ("static", "127.0.0.1:29501", 0, "127.0.0.1", 29500)),
+        (["--nnodes=2", "--node-rank=1", "--master-addr=h"], ("static", "h:29501", 1, "h", 29500)),
+        (["--nnodes=2", "--master-addr=[::1]", "--master-port=7"], ("static", "[::1]:8", 0, "::1", 7)),
+        (["--nnodes=2", "--rdzv-endpoint=h:9"], ("static", "h:9", 0, None, None)),
+        (["--nnodes=2", "--rdzv-endpoint=h:9", "--master-port=7"], ("static", "h:9", 0, None, 7)),
+        (["--nnodes=2:4", "--rdzv-backend=c10d", "--rdzv-endpoint=h"], ("c10d", "h", None, None, None)),
+        (["--nnodes=2", "--rdzv-backend=c10d", "--node-rank=1", "--master-addr=h"], ("c10d", "", 1, None, None)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_where_the_nodes_meet(argv: list[str], meeting: tuple[Any, ...]) -> None:
+    assert meeting_of(*argv) == meeting
+
+
+def test_flags_reach_the_configuration() -> None:
+    made = config_of(
+        *["--nnodes=2:3", "--nproc-per-node=4", "--role=r", "--rdzv-id=j", "--max-restarts=5", "--monitor-interval=2"],
+        *["--shutdown-timeout=6", "--exit-barrier-timeout=7", "--signals-to-handle=SIGUSR1", "--start-method=fork"],
+        *["--virtual-local-rank", "--event-log-handler=console", "--log-dir=logs", "--local-ranks-filter=0,12"],
+        *["--duplicate-stdout-filters=a,b", "--local-addr=here"],
+        PET_RDZV_CONF="join_timeout=8",
+    )
+    assert (made.min_nodes, made.max_nodes, made.nproc_per_node, made.role, made.run_id) == (2, 3, 4, "r", "j")
+    assert (made.max_restarts, made.monitor_interval, made.shutdown_timeout, made.exit_barrier_timeout) == (5, 2, 6, 7)
+    assert (made.signals_to_handle, made.start_method, made.virtual_local_rank) == (("SIGUSR1",), "fork", True)
+    assert (made.event_log_handler, made.local_addr, made.timeouts().join_timeout) == ("console", "here", 8.0)
+    specs = made.worker_logs_specs()
+    assert (specs.root_log_dir, specs.local_ranks_filter) == ("logs", frozenset({0, 12}))
+    assert specs.duplicate_stdout_filters == ("a", "b")
+
+
+def command_of(*argv: str) -> tuple[Any, Sequence[str]]:
+    return build_command(parse(argv, {}, FLAGS))
+
+
+def test_commands(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command_of(str(script), "a") == (sys.executable, ("-u", str(script), "a"))
+    assert command_of("-m", "pkg.mod", "a") == (sys.executable, ("-u", "-m", "pkg.mod", "a"))
+    assert command_of("--no-python", "sh", "a") == ("sh", ("a",))
+    assert command_of("node-${local_rank}.py")[1] == ("-u", "node-${local_rank}.py")
+    monkeypatch.setenv("PYTHON_EXEC", "/opt/python")
+    assert command_of(str(script))[0] == "/opt/python"
+
+
+def test_options_of_plugins_are_flags_too() -> None:
+    seen: list[str] = []
+
+    def remember(value: str, settings: dict[str, Any]) -> None:
+        seen.append(value)
+        settings["cells"] = value
+
+    options = {
+        "cell_size": CliOption("cell_size", "how large", "3", remember),
+        "numa-binding": CliOption("numa-binding", "binds", None, remember),
+    }
+    flags = flags_with(options)
+    assert [flag.name for flag in flags if flag.section == "From plugins"] == ["numa-binding", "cell-size"]
+    made = build_config(parse(["--cell-size=5", "--numa-binding=node"], {}, flags).settings, options)
+    assert (seen, made.settings) == (["5", "node"], {"cells": "node"})
+    assert build_config(parse([], {}, flags).settings, options).settings == {"cells": "3"}
+    with pytest.raises(PluginError, match="--nnodes"):
+        flags_with({"nnodes": CliOption("nnodes", "no")})
+
+
+def test_logs_specs_are_found_by_their_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_logs.py").write_text(
+        "from quorate import DefaultLogsSpecs\nclass Mine(DefaultLogsSpecs):\n    pass\nother = 3\n"
+    )
+    info = tmp_path / "own_logs-1.0.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text(
+        "[torchrun.logs_specs]\nmine = own_logs:Mine\nother = own_logs:other\ngone = own_logs:absent\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    specs = config_of("--logs-specs=mine", "--log-dir=here").logs_specs
+    assert isinstance(specs, LogsSpecs)
+    assert (type(specs).__name__, specs.root_log_dir) == ("Mine", "here")
+    assert type(config_of("--logs-specs=default").logs_specs).__name__ == "DefaultLogsSpecs"
+    for name, word in (("other", "no subclass"), ("gone", "AttributeError")):
+        with pytest.raises(PluginError, match=word):
+            config_of(f"--logs-specs={name}")
+
+
+def test_what_is_ignored_is_told(script: Path) -> None:
+    result = quorate("run", "--standalone", "--rdzv-backend=c10d", str(script), PET_RDZV_ENDPOINT="h:1")
+    assert result.returncode == 0, result.stderr
+    assert "--rdzv-backend is ignored with --standalone" in result.stderr
+    assert "rdzv-endpoint" not in result.stderr
+
+
+def test_a_mistake_of_ours_is_told_apart_and_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(argv: object) -> int:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("quorate.cli._run.run", broken)
+    assert main(["run"]) == ExitCode.INTERNAL
+    errors = capsys.readouterr().err
+    assert "ZeroDivisionError: ours" in errors
+    assert "quorate: internal error" in errors
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "installed", "count"),
+    [
+        ({}, 8, 8),
+        ({}, 0, 0),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 8, 0),
+        ({"CUDA_VISIBLE_DEVICES": "0,2, 3"}, 8, 3),
+        ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, 8, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,9,1"}, 8, 1),
+        ({"CUDA_VISIBLE_DEVICES": "1,1"}, 8, 0),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a,MIG-b"}, 1, 2),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, 0, 0),
+        ({"HIP_VISIBLE_DEVICES": "0,1"}, 4, 2),
+    ],
+)
+def test_visible_gpus_are_counted_as_the_driver_does(environment: dict[str, str], installed: int, count: int) -> None:
+    assert count_gpus(environment, lambda: installed) == count
+
+
+def test_cpus_are_those_that_this_process_may_use() -> None:
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+            "from quorate.cli._devices import count_workers; print(count_workers('cpu'))",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert result.stdout == "1\n", result.stderr
+    assert count_cpus() == len(os.sched_getaffinity(0))
+
+
+def test_auto_is_one_per_gpu_else_one_per_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert count_workers("auto") == count_cpus()
+    with pytest.raises(UsageError, match="no GPU is visible"):
+        count_workers("gpu")
+    monkeypatch.setattr("quorate.cli._devices._count_installed", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert (count_workers("auto"), count_workers("gpu")) == (2, 2)
+
+
+# --- what the fast path may cost --------------------------------------------------------------------------------------
+
+
+def test_the_way_to_the_first_worker_imports_nothing_heavy(script: Path) -> None:
+    """Importing these would cost more than starting a worker does."""
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys\n"
+            "import quorate.launcher\n"
+            "from quorate.cli import main\n"
+            "class Stop:\n"
+            "    def __init__(self, config, command, **more): pass\n"
+            "    def __call__(self, *arguments): print(*sorted(sys.modules))\n"
+            "before = set(sys.modules)\n"
+            "quorate.launcher.launch = Stop\n"
+            "main(sys.argv[1:])\n",
+            "run",
+            "--standalone",
+            "--nproc-per-node=1",
+            str(script),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env=clean_environment(),
+    )
+    heavy = {
+        "argparse",
+        "asyncio",
+        "subprocess",
+        "logging",
+        "multiprocessing",
+        "torch",
+        "importlib.metadata",
+        "difflib",
+    }
+    heavy |= {"dataclasses", "tempfile", "shutil", "uuid", "traceback"}
+    assert heavy & set(result.stdout.split()) == set(), result.stderr

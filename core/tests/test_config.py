@@ -1,0 +1,200 @@
+"""``LaunchConfig`` and ``Timeouts``: what they refuse, and what follows from them (BEHAVIOUR D and F)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quorate import DefaultLogsSpecs, LaunchConfig, UsageError
+from quorate.config import Timeouts
+
+
+def config(min_nodes: int = 1, max_nodes: int = 1, nproc_per_node: int = 1, **others: Any) -> LaunchConfig:
+    return LaunchConfig(min_nodes, max_nodes, nproc_per_node, **others)
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+
+
+def test_defaults_are_those_that_programs_rely_on() -> None:
+    """BEHAVIOUR F."""
+    made = LaunchConfig(min_nodes=1, max_nodes=2, nproc_per_node=3)
+    assert (made.min_nodes, made.max_nodes, made.nproc_per_node) == (1, 2, 3)
+    assert (made.run_id, made.role, made.max_restarts, made.monitor_interval) == ("", "default_role", 3, 0.1)
+    assert (made.start_method, made.event_log_handler, made.shutdown_timeout) == ("spawn", "null", 30.0)
+    assert made.signals_to_handle == ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    assert type(made.logs_specs) is DefaultLogsSpecs
+    assert made.local_addr is None
+    assert made.log_line_prefix_template is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"min_nodes": 0}, ["min_nodes is 0", "--nnodes"]),
+        ({"min_nodes": 3, "max_nodes": 2}, ["minimum number of nodes (3)", "maximum (2)", "--nnodes=MIN:MAX"]),
+        ({"nproc_per_node": 0}, ["nproc_per_node is 0", "--nproc-per-node"]),
+        ({"nproc_per_node": "2"}, ["nproc_per_node is '2'", "whole number"]),
+        ({"nproc_per_node": True}, ["nproc_per_node is True"]),
+        ({"max_restarts": -1}, ["max_restarts is -1", "--max-restarts"]),
+        ({"monitor_interval": 0}, ["monitor_interval is 0", "--monitor-interval"]),
+        ({"monitor_interval": float("nan")}, ["monitor_interval", "finite"]),
+        ({"exit_barrier_timeout": -1}, ["exit_barrier_timeout", "at least 0"]),
+        ({"shutdown_timeout": -1}, ["shutdown_timeout", "at least 0"]),
+        ({"rdzv_timeout": -5}, ["rdzv_timeout is -5"]),
+        ({"node_rank": 1}, ["node_rank is 1", "at most 1", "--nnodes"]),
+        ({"node_rank": -1}, ["node_rank is -1"]),
+        ({"master_port": 65536}, ["master_port is 65536", "--master-port"]),
+        ({"role": ""}, ["role is empty", "--role"]),
+        ({"start_method": ""}, ["start_method is empty", "--start-method"]),
+        ({"signals_to_handle": "SIGTERM,SIGKILL"}, ["SIGKILL", "--signals-to-handle"]),
+        ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "no signal"]),
+        ({"signals_to_handle": " , "}, ["signals_to_handle is empty"]),
+        ({"duplicate_stdout_filters": "word"}, ["list of words", "'word'"]),
+        ({"rdzv_configs": {"join_timeout": "soon"}}, ["join_timeout", "'soon'", "seconds"]),
+        ({"rdzv_configs": {"join_timeout": 0}}, ["join_timeout is 0"]),
+        ({"rdzv_configs": {"lease_timeout": 0.1}}, ["lease_timeout=0.1", "0.2"]),
+        ({"rdzv_configs": {"join_timeout": 5, "connect_timeout": 6}}, ["connect_timeout=6", "join_timeout=5"]),
+        ({"rdzv_configs": {"join_timeout": 5, "last_call_timeout": 6}}, ["last_call_timeout=6", "join_timeout=5"]),
+        (
+            {"rdzv_configs": {"lease_timeout": 9, "store_outage_timeout": 8}},
+            ["lease_timeout=9", "store_outage_timeout=8"],
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_name_and_remedy(changes: dict[str, Any], words: list[str]) -> None:
+    """BEHAVIOUR D: each gives one clear error that names the thing and the remedy."""
+    with pytest.raises(UsageError) as caught:
+        config(**changes)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shutdown_timeout_comes_from_the_environment_when_it_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "7")
+    assert config().shutdown_timeout == 7.0
+    assert config(shutdown_timeout=8).shutdown_timeout == 8.0
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "long")
+    with pytest.raises(UsageError, match="TORCH_ELASTIC_SHUTDOWN_TIMEOUT is 'long'"):
+        config()
+
+
+def test_signals_are_a_string_or_a_sequence() -> None:
+    assert config(signals_to_handle="sigterm, SIGUSR1,SIGTERM").signals_to_handle == ("SIGTERM", "SIGUSR1")
+    assert config(signals_to_handle=["SIGUSR2"]).signals_to_handle == ("SIGUSR2",)
+
+
+# --- time-outs --------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_of_time_outs_give_way_to_what_was_set() -> None:
+    short = Timeouts.from_settings({"join_timeout": "2"})
+    assert (short.join_timeout, short.connect_timeout, short.last_call_timeout) == (2.0, 2.0, 2.0)
+    long = Timeouts.from_settings({"connect_timeout": 900})
+    assert (long.connect_timeout, long.join_timeout) == (900.0, 900.0)
+    assert Timeouts.from_settings({"lease_timeout": 400}).store_outage_timeout == 400.0
+    assert Timeouts.from_settings({"lease_timeout": 2}).heartbeat_interval == 0.5
+
+
+def test_the_spellings_of_torchelastic_are_understood() -> None:
+    assert Timeouts.from_settings({"timeout": "900"}).join_timeout == 900.0
+    assert Timeouts.from_settings({"timeout": "900", "join_timeout": 70}).join_timeout == 70.0
+    assert Timeouts.from_settings({"keep_alive_interval": "2", "keep_alive_max_attempt": "4"}).lease_timeout == 8.0
+    assert Timeouts.from_settings({"keep_alive_interval": 1, "lease_timeout": 2}).lease_timeout == 2.0
+    assert config(rdzv_timeout=44).timeouts().join_timeout == 44.0
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.floats(0.2, 2000)
+            for name in (
+                "join_timeout",
+                "last_call_timeout",
+                "connect_timeout",
+                "lease_timeout",
+                "store_outage_timeout",
+            )
+        },
+    )
+)
+def test_time_outs_are_consistent_or_refused_and_what_was_set_is_kept(settings: dict[str, float]) -> None:
+    try:
+        made = Timeouts.from_settings(settings)
+    except UsageError:
+        assert len(settings) >= 2, "a single setting never contradicts a default"
+        return
+    assert max(made.connect_timeout, made.last_call_timeout, made.settle_timeout) <= made.join_timeout
+    assert made.lease_timeout <= made.store_outage_timeout
+    assert {name: getattr(made, name) for name in settings} == settings
+
+
+# --- what follows -----------------------------------------------------------------------------------------------------
+
+
+def test_all_time_outs_reach_the_rendezvous_beside_the_backends_own_settings() -> None:
+    made = config(rdzv_configs={"join_timeout": 30, "is_host": "1"})
+    parameters = made.rendezvous_parameters()
+    assert parameters.get_as_bool("is_host") is True
+    assert {name: parameters.get(name) for name in attrs.asdict(made.timeouts())} == attrs.asdict(made.timeouts())
+
+
+def test_one_node_without_an_endpoint_stands_alone_and_several_meet_over_tcp() -> None:
+    assert config().rendezvous_parameters().backend == "standalone"
+    assert config(rdzv_endpoint="h:1").rendezvous_parameters().backend == "tcp"
+    assert config(max_nodes=2, rdzv_endpoint="h:1").rendezvous_parameters().backend == "tcp"
+    assert config(rdzv_backend="static").rendezvous_parameters().backend == "static"
+
+
+def test_a_single_nodes_job_gets_a_new_run_id_at_each_launch() -> None:
+    made = config()
+    first, second = made.rendezvous_parameters().run_id, made.rendezvous_parameters().run_id
+    assert len({first, second, "none", ""}) == 4
+
+
+def test_nodes_that_spell_the_endpoint_differently_still_agree_on_the_run_id() -> None:
+    ids = {
+        config(2, 2, rdzv_backend="c10d", rdzv_endpoint=endpoint).rendezvous_parameters().run_id
+        for endpoint in ("localhost:29400", "127.0.0.1:29400", "[::1]:29400")
+    }
+    assert len(ids) == 1
+
+
+def test_a_store_that_others_use_too_needs_a_run_id() -> None:
+    shared = config(2, 2, rdzv_backend="etcd", rdzv_endpoint="h:2379")
+    with pytest.raises(UsageError, match="set --rdzv-id"):
+        shared.rendezvous_parameters()
+    assert attrs.evolve(shared, run_id="mine").rendezvous_parameters().run_id == "mine"
+
+
+def test_the_rank_is_a_setting_of_the_backend_and_a_hint_for_the_ranks() -> None:
+    made = config(2, 2, rdzv_backend="static", rdzv_endpoint="h:1", node_rank=1)
+    assert made.rendezvous_parameters().get_as_int("rank") == 1
+    assert made.rank_hint() == 1
+    assert config(2, 2, rdzv_endpoint="h:1", rdzv_configs={"rank": "1"}).rank_hint() == 1
+    assert config(2, 2, rdzv_endpoint="h:1").rank_hint() is None
+
+
+def test_duplicate_filters_join_given_logs_specs_without_changing_them() -> None:
+    given_specs = DefaultLogsSpecs(log_dir="logs", duplicate_stderr_filters=["kept"])
+    made = config(logs_specs=given_specs, duplicate_stdout_filters=["loss"])
+    specs = made.worker_logs_specs()
+    assert specs.duplicate_stdout_filters == ("loss",)
+    assert specs.duplicate_stderr_filters == ("kept",)
+    assert specs.root_log_dir == "logs"
+    assert given_specs.duplicate_stdout_filters == ()
+    assert config(logs_specs=given_specs).worker_logs_specs() is given_specs
+
+
+def test_the_callers_settings_are_copied() -> None:
+    settings = {"join_timeout": 30}
+    made = config(rdzv_configs=settings)
+    settings["join_timeout"] = -1
+    assert made.timeouts().join_timeout == 30.0
