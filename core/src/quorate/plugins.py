@@ -40,6 +40,7 @@ _OURS: Mapping[tuple[str, str], str] = {
     ("rendezvous backend", "etcd-v2"): "quorate-rendezvous-etcd",
     ("rendezvous backend", "static"): "quorate-rendezvous-static",
     ("rendezvous backend", "standalone"): "quorate-rendezvous-static",
+    ("rendezvous backend", "tcp"): "quorate-rendezvous-static",
     ("start method", "exec"): "quorate-process-local",
     ("start method", "spawn"): "quorate-process-local",
     ("start method", "fork"): "quorate-process-local",
