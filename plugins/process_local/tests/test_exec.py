@@ -165,10 +165,14 @@ def test_a_second_stop_shortens_the_grace_and_never_lengthens_it(sh: Shell, ear:
     group = sh(f"trap '' TERM INT; echo ready >'{ear.path}'; while :; do sleep 1000; done")
     ear.words(1)
     group.stop(grace_seconds=1000.0)
+    assert group.context.wake_at() == 0.0  # the agent is to look at once
+    group.context.advance(0.0)
     far = group.context.wake_at()
     group.stop(signal.SIGINT, 0.3)
+    group.context.advance(0.0)
     near = group.context.wake_at()
     group.stop(grace_seconds=2000.0)
+    group.context.advance(0.0)
     assert far is not None
     assert near is not None
     assert near < far

@@ -55,6 +55,7 @@ class LocalContext:
         self._signal = 0
         self._kill_at: float | None = None
         self._is_killing = self._must_look = self._is_swept = self._is_closed = False
+        self._has_news = False
         self._ignored: set[int] = set()
         self._epoll = select.epoll()
         hold_with(self._epoll.fileno(), self._epoll.close)
@@ -103,7 +104,9 @@ class LocalContext:
         return {worker.local_rank: worker.pid for worker in self._workers}
 
     def wake_at(self) -> float | None:
-        times = [worker.deadline for worker in self._ended[:1] if not worker.is_reportable(0.0)]
+        if self._has_news:
+            return 0.0  # long past: at once
+        times = [worker.deadline for worker in self._ended[:1]]
         if not self._is_swept:
             if self._kill_at is not None:
                 times.append(self._kill_at + (_KILL_PATIENCE_SECONDS if self._is_killing else 0.0))
@@ -114,6 +117,7 @@ class LocalContext:
         return min(times, default=None)
 
     def advance(self, now: float) -> Sequence[WorkerExited]:
+        self._has_news = False
         self._collect(now)
         self._go_on(now)
         reports = []
@@ -128,7 +132,9 @@ class LocalContext:
         return self._is_swept and not self._ended and self._pump.is_done
 
     def stop(self, signal_number: int, grace_seconds: float, now: float) -> None:
-        self._collect(now)  # who has ended by now was not stopped
+        # Who has ended by now was not stopped.  The descriptor may no longer tell of what is seen here.
+        self._has_news = True
+        self._collect(now)
         if self._is_swept or self._is_killing:
             return
         kill_at = now + max(0.0, grace_seconds)
@@ -142,6 +148,7 @@ class LocalContext:
         self._is_closed = True
         now = monotonic()
         self.stop(signal.SIGKILL, 0.0, now)
+        self._has_news = False
         while not self._is_swept:
             wake_at = self.wake_at()
             self._epoll.poll(None if wake_at is None else max(0.0, wake_at - now))
