@@ -121,7 +121,7 @@ def find_answering(host: str, port: int, deadline: float, settle_seconds: float 
     """Try every address of ``host`` once, until one accepts a connection or ``deadline`` (monotonic seconds) is over.
 
     A process that is dying may still accept, and drop the connection a moment later: ``settle_seconds`` is how long
-    it must hold to count.  Returns the numeric address that did, or ``None``, and one sentence for each address that did not.
+    it must hold to count.  Returns the numeric address that did, or ``None``, and one sentence for each that did not.
     """
     tried: list[str] = []
     try:

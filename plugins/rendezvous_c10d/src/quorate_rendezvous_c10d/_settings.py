@@ -24,8 +24,9 @@ class Settings:
     """What the backend needs to know to open the store.
 
     ``is_host`` is ``None`` where the endpoint decides: whoever owns its address and can bind its port is the host.
-    Port 0 means any free port.  All time-outs are in seconds.  Settings that are not listed here belong to others
-    (the core's time-outs, TorchElastic's ``store_type``) and are left alone.
+    Port 0 means any free port.  All time-outs are in seconds.  ``linger_seconds`` is 0 because the core has the
+    members say farewell before it closes the store; who uses the store without the core may want some.  Settings
+    that are not listed here belong to others (the core's time-outs, TorchElastic's ``store_type``) and are left alone.
     """
 
     host: str
@@ -62,7 +63,7 @@ class Settings:
             is_host=is_host,
             connect_timeout_seconds=parameters.get_as_float("connect_timeout", 60.0),
             operation_timeout_seconds=operation_timeout,
-            linger_seconds=parameters.get_as_float("linger_seconds", 5.0),
+            linger_seconds=parameters.get_as_float("linger_seconds", 0.0),
         )
 
 
