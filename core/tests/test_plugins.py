@@ -1,0 +1,338 @@
+"""``PluginHost`` and ``quorate plugins`` against trees of installed distributions made for each test (BEHAVIOUR D)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorate import PluginError, PluginHost, UnknownBackendError, hookimpl
+from quorate._discovery import find_plugins
+from quorate.catalogue import EventSink
+from quorate.cli._plugins import describe
+from quorate.errors import DuplicatePluginError
+from quorate.records import Event, RoundSummary
+
+GOOD = """
+from quorate import hookimpl
+from quorate.catalogue import EventSink
+
+class plugin:
+    @staticmethod
+    @hookimpl
+    def quorate_register_event_sink():
+        return [EventSink({sink!r}, "a sink", lambda event: None)]
+"""
+
+
+class Tree:
+    """A folder of installed distributions, on ``sys.path`` for as long as the test runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sentences: list[str] = []
+
+    def install(self, distribution: str, source: str, name: str = "", group: str = "quorate") -> None:
+        """Install a distribution with one module and one entry point."""
+        module = distribution.replace("-", "_")
+        (self.folder / f"{module}.py").write_text(source)
+        info = self.folder / f"{module}-1.5.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name or distribution} = {module}:plugin\n")
+
+    def host(self, **others: Any) -> PluginHost:
+        return PluginHost([str(self.folder)], warn=self.sentences.append, **others)
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("QUORATE_DISABLE_PLUGINS", raising=False)
+    before = set(sys.modules)
+    yield Tree(tmp_path)
+    # The next test's modules have the same names.
+    for name in set(sys.modules) - before:
+        if name.endswith("_plug"):
+            del sys.modules[name]
+
+
+def names(host: PluginHost) -> list[str]:
+    return [plugin.found.name for plugin in host.loaded]
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+def test_plugins_are_found_sorted_with_their_distribution_and_version(tree: Tree) -> None:
+    tree.install("zeta-plug", GOOD.format(sink="z"))
+    tree.install("alpha-plug", GOOD.format(sink="a"))
+    tree.install("foreign-plug", GOOD.format(sink="f"), group="somebody.else")
+    host = tree.host()
+    assert names(host) == ["alpha-plug", "zeta-plug"]
+    assert (host.loaded[0].found.distribution, host.loaded[0].found.version) == ("alpha-plug", "1.5")
+    assert sorted(host.catalogue("event log handler")) == ["a", "z"]
+    assert host.digest() == "alpha-plug=1.5,zeta-plug=1.5"
+    assert tree.sentences == []
+
+
+def test_a_distribution_earlier_on_the_path_hides_the_same_one_later(tmp_path: Path) -> None:
+    for place, target in (("first", "one"), ("second", "two")):
+        info = tmp_path / place / "the_plug-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "entry_points.txt").write_text(f"# ours\n[other]\nx = y\n[quorate]\nplug = {target}:plugin # why\n")
+    found = find_plugins([str(tmp_path / "first"), str(tmp_path / "absent"), str(tmp_path / "second")])
+    assert [(plugin.name, plugin.target) for plugin in found] == [("plug", "one:plugin")]
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_plugin_that_does_not_import_is_told_with_its_own_error_and_the_others_load(tree: Tree) -> None:
+    tree.install("bad-plug", "import no_such_module_anywhere\n")
+    tree.install("good-plug", GOOD.format(sink="good"))
+    host = tree.host()
+    assert names(host) == ["good-plug"]
+    (broken,) = host.broken
+    assert isinstance(broken.error, ModuleNotFoundError)
+    (sentence,) = tree.sentences
+    assert "bad-plug" in sentence
+    assert "no_such_module_anywhere" in sentence
+
+
+def test_a_broken_plugin_is_fatal_only_if_its_name_is_asked_for(tree: Tree) -> None:
+    tree.install("bad-plug", "raise RuntimeError('half installed')\n", name="pigeon")
+    tree.install("good-plug", GOOD.format(sink="good"))
+    host = tree.host()
+    assert host.choose("event log handler", "good").name == "good"
+    with pytest.raises(PluginError, match=r"'pigeon'.*bad-plug 1\.5.*half installed"):
+        host.choose("event log handler", "pigeon")
+    with pytest.raises(UnknownBackendError, match=r"'owl'; installed: good\. Run 'quorate plugins'"):
+        host.choose("event log handler", "owl")
+
+
+def test_a_misspelt_hook_breaks_its_plugin(tree: Tree) -> None:
+    tree.install(
+        "typo-plug",
+        "from quorate import hookimpl\nclass plugin:\n    @staticmethod\n    @hookimpl\n"
+        "    def quorate_register_rendezvuos():\n        return []\n",
+    )
+    host = tree.host()
+    assert names(host) == []
+    assert "quorate_register_rendezvuos" in tree.sentences[0]
+    assert "docs/hooks.md" in tree.sentences[0]
+
+
+def test_an_implementation_with_an_unknown_argument_breaks_its_plugin(tree: Tree) -> None:
+    tree.install(
+        "arg-plug",
+        "from quorate import hookimpl\nclass plugin:\n    @staticmethod\n    @hookimpl\n"
+        "    def quorate_decide_cause(failure, colour):\n        return None\n",
+    )
+    host = tree.host()
+    assert names(host) == []
+    assert "colour" in tree.sentences[0]
+
+
+def test_two_distributions_with_one_name_are_an_error_that_names_both(tree: Tree) -> None:
+    tree.install("one-plug", GOOD.format(sink="same"))
+    tree.install("two-plug", GOOD.format(sink="same"))
+    with pytest.raises(DuplicatePluginError) as caught:
+        tree.host().choose("event log handler", "same")
+    assert all(
+        word in str(caught.value) for word in ("one-plug 1.5", "two-plug 1.5", "QUORATE_DISABLE_PLUGINS=two-plug")
+    )
+    assert tree.host(disabled=["two-plug"]).choose("event log handler", "same").name == "same"
+
+
+def test_a_register_hook_that_raises_loses_only_its_own_offers(tree: Tree) -> None:
+    tree.install(
+        "raise-plug",
+        "from quorate import hookimpl\nclass plugin:\n    @staticmethod\n    @hookimpl\n"
+        "    def quorate_register_event_sink():\n        raise OSError('no disk')\n",
+    )
+    tree.install("good-plug", GOOD.format(sink="good"))
+    host = tree.host()
+    assert list(host.catalogue("event log handler")) == ["good"]
+    assert "no disk" in tree.sentences[0]
+
+
+@pytest.mark.parametrize("name", ["short", "long-plug"])
+def test_a_plugin_is_disabled_by_entry_point_or_distribution(
+    tree: Tree, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree.install("long-plug", "raise RuntimeError('never imported')\n", name="short")
+    monkeypatch.setenv("QUORATE_DISABLE_PLUGINS", f" other , {name} ")
+    host = tree.host()
+    assert (names(host), host.broken, tree.sentences) == ([], [], [])
+    assert host.disabled == {"other", name}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "package"),
+    [
+        ("rendezvous backend", "etcd", "quorate-rendezvous-etcd"),
+        ("rendezvous backend", "c10d", "quorate-rendezvous-c10d"),
+        ("start method", "spawn", "quorate-process-local"),
+        ("error recorder", "file", "quorate-errors"),
+    ],
+)
+def test_a_missing_name_of_ours_comes_with_the_command_that_installs_it(
+    tree: Tree, kind: str, name: str, package: str
+) -> None:
+    with pytest.raises(UnknownBackendError, match=rf"installed: none\. Install it with: pip install {package}$"):
+        tree.host().choose(kind, name)
+
+
+# --- deciding and observing -------------------------------------------------------------------------------------------
+
+
+def deciding(answer: Callable[[], bool | None]) -> Any:
+    class Plugin:
+        @hookimpl
+        def quorate_decide_rescale(self, summary: RoundSummary) -> bool | None:
+            return answer()
+
+    return Plugin()
+
+
+def test_the_first_answer_in_alphabetical_order_wins_and_the_core_answers_last(tree: Tree) -> None:
+    summary = RoundSummary(1, 2, 2, 1, 2, 0)
+    asked: list[str] = []
+
+    def answering(name: str, value: bool | None) -> tuple[str, Any]:
+        return name, deciding(lambda: (asked.append(name), value)[1])
+
+    host = tree.host(extra=[answering("c", False), answering("a", None), answering("b", True)])
+    assert host.decide("rescale", summary, 1) is True
+    assert asked == ["a", "b"]
+    full = tree.host()
+    assert full.decide("rescale", summary, 1) is False
+    assert full.decide("rescale", RoundSummary(1, 1, 1, 1, 2, 0), 1) is True
+
+
+def test_a_decision_that_raises_is_told_and_counts_as_none(tree: Tree) -> None:
+    def fail() -> bool:
+        raise OSError("scheduler gone")
+
+    host = tree.host(extra=[("bad", deciding(fail))])
+    assert host.decide_or(True, "rescale", RoundSummary(1, 1, 1, 1, 1, 0), 0) is True
+    assert "scheduler gone" in tree.sentences[0]
+
+
+def test_an_observer_that_raises_is_told_once_and_muted_and_the_others_still_hear(tree: Tree) -> None:
+    heard: list[str] = []
+
+    class Bad:
+        @hookimpl
+        def quorate_observe_event(self, event: Event) -> None:
+            raise OSError("disk full")
+
+    class Good:
+        @hookimpl
+        def quorate_observe_event(self, event: Event) -> None:
+            heard.append(event.name)
+
+    host = tree.host(extra=[("bad", Bad()), ("good", Good())])
+    assert host.has_observers()
+    assert not tree.host().has_observers()
+    for name in ("one", "two"):
+        host.observe(Event(name, "because"))
+    assert heard == ["one", "two"]
+    assert len(tree.sentences) == 1
+    assert "disk full" in tree.sentences[0]
+
+
+# --- quorate plugins --------------------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_offers_hooks_and_what_is_wrong(tree: Tree) -> None:
+    tree.install("good-plug", GOOD.format(sink="good"))
+    tree.install("bad-plug", "raise RuntimeError('half\\ninstalled')\n")
+    text, healthy = describe(tree.host(disabled=["quiet"], extra=[("own", deciding(lambda: None))]))
+    assert not healthy
+    lines = text.splitlines()
+    assert lines[1].split() == ["good-plug", "good-plug", "1.5", "event", "log", "handler:", "good"]
+    assert lines[2].split() == ["own", "-", "-", "decide_rescale"]
+    assert lines[3] == "disabled by QUORATE_DISABLE_PLUGINS: quiet"
+    assert lines[4] == "broken: bad-plug (bad-plug 1.5): RuntimeError: half installed"
+    assert len(lines) == 5
+
+
+def test_the_table_survives_a_conflict(tree: Tree) -> None:
+    tree.install("one-plug", GOOD.format(sink="same"))
+    tree.install("two-plug", GOOD.format(sink="same"))
+    text, healthy = describe(tree.host())
+    assert not healthy
+    assert "conflict: event log handler 'same' is offered twice" in text
+    assert "one-plug" in text.splitlines()[1]
+
+
+def test_no_plugins_at_all_come_with_a_remedy(tree: Tree) -> None:
+    assert describe(tree.host()) == ("no plugins are installed; install the usual ones: pip install quorate", True)
+
+
+def test_extra_plugins_of_a_program_are_offered_like_installed_ones(tree: Tree) -> None:
+    class Own:
+        @hookimpl
+        def quorate_register_event_sink(self) -> list[EventSink]:
+            return [EventSink("own", "mine", lambda event: None)]
+
+    assert tree.host(extra=[("own", Own())]).choose("event log handler", "own").summary == "mine"
+
+
+def run_plugins(tree: Tree, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("QUORATE_", "PET_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "quorate", *argv],
+        env={**own, "PYTHONPATH": str(tree.folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+    )
+
+
+def test_the_command_shows_the_installed_plugins(tree: Tree) -> None:
+    result = run_plugins(tree, "plugins")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "rendezvous backend: standalone, static" in result.stdout
+
+
+def test_the_command_returns_4_where_a_plugin_is_broken(tree: Tree) -> None:
+    tree.install("bad-plug", "raise RuntimeError('half installed')\n")
+    result = run_plugins(tree, "plugins")
+    assert (result.returncode, result.stderr) == (4, "")
+    assert "broken: bad-plug (bad-plug 1.5): RuntimeError: half installed" in result.stdout
+    healthy = run_plugins(tree, "plugins", QUORATE_DISABLE_PLUGINS="bad-plug")
+    assert healthy.returncode == 0
+    assert "disabled by QUORATE_DISABLE_PLUGINS: bad-plug" in healthy.stdout
+
+
+def test_a_job_runs_beside_a_broken_plugin_and_says_so_but_not_through_it(tree: Tree) -> None:
+    """BEHAVIOUR D: a plugin that does not import."""
+    tree.install("bad-plug", "import no_such_module_anywhere\n", name="pigeon")
+    beside = run_plugins(tree, "run", "--no-python", "true")
+    assert beside.returncode == 0
+    assert "no_such_module_anywhere" in beside.stderr
+    through = run_plugins(tree, "run", "--rdzv-backend=pigeon", "--no-python", "true")
+    assert through.returncode == 4
+    assert "quorate: error: rendezvous backend 'pigeon' belongs to bad-plug 1.5" in through.stderr
+    assert "Traceback" not in through.stderr
+
+
+def test_two_plugins_with_one_flag_give_exit_code_4(tree: Tree) -> None:
+    option = (
+        "from quorate import hookimpl, CliOption\nclass plugin:\n    @staticmethod\n    @hookimpl\n"
+        "    def quorate_register_cli_options():\n        return [CliOption('cells', 'how many')]\n"
+    )
+    tree.install("one-plug", option)
+    alone = run_plugins(tree, "run", "--show-config", PET_CELLS="3")
+    assert any(line.split() == ["--cells", "3", "environment", "PET_CELLS"] for line in alone.stdout.splitlines())
+    tree.install("two-plug", option)
+    both = run_plugins(tree, "run", "--cells=3", "--no-python", "true")
+    assert both.returncode == 4
+    assert "'cells' is offered twice" in both.stderr
