@@ -39,7 +39,7 @@ def test_a_round_is_there_at_once(handler: StandaloneHandler) -> None:
     assert (info.rank, info.world_size, info.store) == (0, 1, None)
     seat = info.assignment
     assert seat is not None
-    assert (seat.round_number, seat.node_id, seat.role, seat.restart_count) == (1, "node", "trainer", 0)
+    assert (seat.round_number, seat.node_id, seat.role, seat.restart_count) == (0, "node", "trainer", 0)
     assert (seat.first_rank, seat.world_size, seat.first_role_rank, seat.role_world_size) == (0, 3, 0, 3)
     assert (seat.group_rank, seat.group_world_size, seat.local_world_size) == (0, 1, 3)
     bootstrap = info.bootstrap_store_info
@@ -59,7 +59,7 @@ def test_without_a_node_record_the_membership_is_known_all_the_same() -> None:
 
 
 def test_the_worker_can_listen_on_the_port_that_is_held(handler: StandaloneHandler) -> None:
-    for number in (1, 2):
+    for number in (0, 1):
         info = handler.next_rendezvous().bootstrap_store_info
         with socket.create_server((info.master_addr, info.master_port)) as listener:
             socket.create_connection(listener.getsockname(), LONG).close()
@@ -68,26 +68,26 @@ def test_the_worker_can_listen_on_the_port_that_is_held(handler: StandaloneHandl
 
 def test_the_restart_count_of_an_end_reaches_the_next_round(handler: StandaloneHandler) -> None:
     handler.next_rendezvous()
-    handler.end_round(end(1, Verdict.RESTART, restart_count=1))
+    handler.end_round(end(0, Verdict.RESTART, restart_count=1))
+    seat = handler.next_rendezvous().assignment
+    assert seat is not None
+    assert (seat.round_number, seat.restart_count) == (1, 1)
+    handler.end_round(end(1, Verdict.RESCALE, restart_count=1))
     seat = handler.next_rendezvous().assignment
     assert seat is not None
     assert (seat.round_number, seat.restart_count) == (2, 1)
-    handler.end_round(end(2, Verdict.RESCALE, restart_count=1))
-    seat = handler.next_rendezvous().assignment
-    assert seat is not None
-    assert (seat.round_number, seat.restart_count) == (3, 1)
 
 
 def test_only_the_first_end_of_a_round_counts(handler: StandaloneHandler) -> None:
     handler.next_rendezvous()
-    first = end(1, Verdict.RESTART, restart_count=1)
+    first = end(0, Verdict.RESTART, restart_count=1)
     handler.end_round(first)
-    handler.end_round(end(1, Verdict.FAILED, restart_count=9))
+    handler.end_round(end(0, Verdict.FAILED, restart_count=9))
     handler.report_done()
     assert handler.wait_for_change(LONG) == first
     assert not handler.is_closed()
     handler.next_rendezvous()
-    handler.end_round(end(1, Verdict.FAILED))  # of the round before: too late
+    handler.end_round(end(0, Verdict.FAILED))  # of the round before: too late
     assert handler.wait_for_change(0.0) is None
 
 
@@ -95,7 +95,7 @@ def test_wait_for_change_wakes_when_the_round_ends(handler: StandaloneHandler, i
     handler.next_rendezvous()
     assert handler.wait_for_change(0.01) is None
     waiter = in_thread(lambda: handler.wait_for_change(LONG))
-    restart = end(1, Verdict.RESTART, restart_count=1)
+    restart = end(0, Verdict.RESTART, restart_count=1)
     handler.end_round(restart)
     assert waiter.result() == restart
 
@@ -103,7 +103,7 @@ def test_wait_for_change_wakes_when_the_round_ends(handler: StandaloneHandler, i
 @pytest.mark.parametrize("verdict", [Verdict.SUCCEEDED, Verdict.FAILED, Verdict.STOPPED])
 def test_a_terminal_verdict_closes_the_job_with_its_reason(handler: StandaloneHandler, verdict: Verdict) -> None:
     handler.next_rendezvous()
-    handler.end_round(end(1, verdict))
+    handler.end_round(end(0, verdict))
     assert handler.is_closed()
     handler.set_closed()  # the first reason stays
     with pytest.raises(RendezvousClosedError, match=f"it was {verdict.value}") as caught:
@@ -127,7 +127,7 @@ def test_the_end_of_the_only_nodes_workers_is_success(handler: StandaloneHandler
 
 def test_it_can_be_closed_between_two_rounds_and_during_a_delay(handler: StandaloneHandler, in_thread: Any) -> None:
     handler.next_rendezvous()
-    handler.end_round(end(1, Verdict.RESTART, delay_seconds=10 * LONG))
+    handler.end_round(end(0, Verdict.RESTART, delay_seconds=10 * LONG))
     joining = in_thread(handler.next_rendezvous)
     handler.set_closed()
     with pytest.raises(RendezvousClosedError, match="the job was closed"):
@@ -138,7 +138,7 @@ def test_it_can_be_closed_between_two_rounds_and_during_a_delay(handler: Standal
 def test_shutdown_frees_who_is_blocked(handler: StandaloneHandler, in_thread: Any, blocked: str) -> None:
     handler.next_rendezvous()
     if blocked == "next_rendezvous":
-        handler.end_round(end(1, Verdict.RESTART, delay_seconds=10 * LONG))
+        handler.end_round(end(0, Verdict.RESTART, delay_seconds=10 * LONG))
         joining = in_thread(handler.next_rendezvous)
         handler.shutdown()
         with pytest.raises(RendezvousClosedError, match="left"):

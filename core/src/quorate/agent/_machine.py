@@ -16,6 +16,7 @@ from typing import Any
 
 from attrs import evolve
 
+from ..failures import signal_name
 from ..records import Cause, RestartBudget, RoundEnd, Verdict
 from ._protocol import (
     AgentStep,
@@ -290,14 +291,14 @@ def _follow(turn: _Turn, end: RoundEnd) -> None:
 def _signal_while_joining(turn: _Turn, event: SignalReceived) -> None:
     turn.set(signal_number=event.number)
     turn.tell(Leave())
-    turn.finish(Outcome.SIGNAL, f"stopped by signal {event.number} while joining")
+    turn.finish(Outcome.SIGNAL, f"stopped by {signal_name(-event.number)} while joining")
 
 
 def _signal(turn: _Turn, event: SignalReceived) -> None:
     """This node goes away, on purpose: the others re-form without it at once."""
     seat = turn.state.assignment
     assert seat is not None
-    reason = f"node {turn.state.host or seat.node_id} was stopped by signal {event.number}"
+    reason = f"node {turn.state.host or seat.node_id} was stopped by {signal_name(-event.number)}"
     end = RoundEnd(
         seat.round_number,
         Cause.NODE_LEFT,

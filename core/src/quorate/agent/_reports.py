@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from ..clock import wall_time_ns
+from ..failures import signal_name
 from ..records import Event, WorkerLaunch
 from ._protocol import Phase, State
 
@@ -61,14 +62,17 @@ class Reporter:
                 rank=end.rank,
                 host=end.host,
                 restart_count=end.restart_count,
-                level=2 if end.verdict.value == "succeeded" else 1,
+                level=2 if end.verdict.value == "succeeded" or new.signal_number is not None else 1,
             )
         if new.trouble is not None and new.trouble is not old.trouble:
-            self.emit("rendezvous.failed", new.trouble.problem, kind=new.trouble.kind, level=1)
+            # While joining it is the run's error, which whoever called prints.
+            level = 2 if new.phase is Phase.FINISHED else 1
+            self.emit("rendezvous.failed", new.trouble.problem, kind=new.trouble.kind, level=level)
         if new.stood_by and new.reason != old.reason and new.phase is Phase.JOINING:
             self.emit("round.standby", new.reason, level=1)
         if new.signal_number is not None and old.signal_number is None:
-            self.emit("agent.signalled", f"signal {new.signal_number} received", signal=new.signal_number, level=1)
+            name = signal_name(-new.signal_number)
+            self.emit("agent.signalled", f"{name} received, leaving the job", signal=new.signal_number, level=1)
         if new.phase is not old.phase:
             self.emit("agent.phase", new.reason, phase=new.phase.value, was=old.phase.value, level=2)
 

@@ -100,11 +100,7 @@ def step(state: State, event: Input, now: float) -> Step:
 def _tick(turn: Turn, event: Tick) -> None:
     state, now = turn.state, turn.now
     if state.phase in JOINING and state.join_deadline is not None and now >= state.join_deadline:
-        trouble = " The store could not be reached." if state.outage_since is not None else ""
-        turn.give_up(
-            "timeout",
-            f"no round was formed within {state.settings.join_timeout:g} s: {state.reason}.{trouble}",
-        )
+        turn.give_up("timeout", f"no round was formed within {state.settings.join_timeout:g} s: {_hindrance(state)}")
         return
     if state.retry_at is not None and now >= state.retry_at:
         _retry(turn)
@@ -118,6 +114,15 @@ def _tick(turn: Turn, event: Tick) -> None:
         look(turn)
     if turn.state.phase is Phase.GATHERING and state.seal_at is not None and now >= state.seal_at:
         consider_sealing(turn)
+
+
+def _hindrance(state: State) -> str:
+    """Say what kept the round from being formed: the store's silence, if it is silent, else who is missing."""
+    if state.outage_since is not None:
+        return f"the store could not be reached ({state.problem})"
+    if state.phase is Phase.LOCATING:
+        return "the store has not answered yet"
+    return state.reason
 
 
 def _beat(turn: Turn) -> None:
@@ -178,7 +183,7 @@ def _trouble(turn: Turn, event: Failed) -> None:
         failed = state.failed if tag in state.failed else (*state.failed, tag)
         wait = _RETRY_SECONDS[min(state.attempt, len(_RETRY_SECONDS) - 1)]
         retry_at = now + wait if state.retry_at is None else state.retry_at
-        turn.set(failed=failed, outage_since=since, retry_at=retry_at)
+        turn.set(failed=failed, outage_since=since, problem=event.problem, retry_at=retry_at)
 
 
 def _left_in_trouble(turn: Turn, event: Failed) -> None:

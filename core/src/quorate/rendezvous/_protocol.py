@@ -163,6 +163,7 @@ class State:
     retry_at: float | None = None
     attempt: int = 0
     outage_since: float | None = None
+    problem: str = ""  # what the store last said of itself
     waiting_for: str | None = None
     reason: str = ""
 

@@ -50,7 +50,7 @@ class StandaloneHandler(RendezvousHandler):
         self._changed = threading.Condition()
         self._port = PortReservation()
         self._node: NodeRecord | None = None
-        self._round_number = 0
+        self._round_number = -1  # rounds count from 0, as everywhere
         self._restart_count = 0
         self._end: RoundEnd | None = None  # of the current round
         self._closed: RoundEnd | None = None  # of the job
