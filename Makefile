@@ -9,6 +9,8 @@ PRIVATE_HOSTS := tests/with-private-hosts
 
 PROJECTS := core $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 SOURCES := $(PROJECTS:%=%/src)
+# The examples' folders too: an example's modules import each other by their bare names.
+TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
@@ -31,7 +33,7 @@ format: $(STAMP) ## ruff format, as a check
 	$(BIN)/ruff format --check .
 
 types: $(STAMP) ## mypy --strict over all sources
-	MYPYPATH=$(subst $(space),:,$(SOURCES)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
+	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
 
 tests: $(STAMP) ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest
