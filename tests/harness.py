@@ -290,7 +290,7 @@ class Job:
     """One job of a test: its endpoint, its hosts, and the plans of its agents."""
 
     def __init__(self, backend: Backend, endpoint: str, folder: Path) -> None:
-        self.backend, self.folder = backend, folder
+        self.backend, self.endpoint, self.folder = backend, endpoint, folder
         self.token = os.urandom(8).hex()
         self.temporary = folder / "tmp"
         self.temporary.mkdir()

@@ -129,6 +129,36 @@ def fail_in_turn(ear: str, failing: list[int], gates: list[str]) -> int:
     raise ValueError(f"rank {rank()} fails in attempt {attempt}")
 
 
+def end_or_raise(failing: int, ear: str, gate: str) -> int:
+    """One rank raises when the gate opens, all others are done at once."""
+    if rank() == failing:
+        tell(ear, "started")
+        pass_gate(gate)
+        raise ValueError(f"rank {rank()} fails")
+    tell(ear, "done")
+    return rank()
+
+
+def give_lambda() -> Any:
+    return lambda: None
+
+
+def print_then_raise(attempts: int) -> int:
+    """Print the attempt's number and raise in the first ``attempts`` of them."""
+    print(f"attempt {restart_count()}", flush=True)
+    if restart_count() < attempts:
+        raise ValueError(f"attempt {restart_count()}")
+    return restart_count()
+
+
+def trap_or_fail(ear: str, gate: str, failing: int) -> None:
+    """One rank fails when the gate opens; the other one stays, whatever signals come."""
+    if rank() != failing:
+        trap(ear, False)
+    pass_gate(gate)
+    raise ValueError("told to")
+
+
 def exit_with(code: int) -> NoReturn:
     print("this is the last line of stderr", file=sys.stderr)
     raise SystemExit(code)
