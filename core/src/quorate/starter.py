@@ -8,7 +8,7 @@ from typing import Protocol, final, runtime_checkable
 from ._record import frozen
 from .records import WorkerExited, WorkerLaunch
 
-__all__ = ["ProcessContext", "Starter"]
+__all__ = ["ProcessContext", "Starter", "StarterRequest"]
 
 
 @runtime_checkable

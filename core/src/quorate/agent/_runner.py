@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
+#: Beyond the grace: what the starter needs to kill, sweep and drain, even from an uninterruptible wait.
+_LAST_RESORT_SECONDS = 10.0
+
 
 @final
 class Runner:
@@ -92,7 +95,7 @@ class Runner:
         self._epoll: select.epoll | None = None
         self._membership: Membership | None = None
         self._context: ProcessContext | None = None
-        self._stopping = False
+        self._stop_deadline: float | None = None
         self._finish: Finish | None = None
 
     def _make_starter(self, start_method: str) -> Starter:
@@ -157,7 +160,7 @@ class Runner:
     def _timeout(self) -> float | None:
         times = [self.state.wake_at]
         if self._context is not None:
-            times.append(self._context.wake_at())
+            times += [self._context.wake_at(), self._stop_deadline]
         due = [time for time in times if time is not None]
         return max(0.0, min(due) - monotonic()) if due else None
 
@@ -171,8 +174,10 @@ class Runner:
                 if exit.exit_code == 0 and self.state.assignment is not None:
                     self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
             self._feed(WorkersExited(tuple(exits)))
-        if self._stopping and self._context is context and context.is_gone():
-            self._close_context()
+        if self._stop_deadline is None or self._context is not context:
+            return
+        if context.is_gone() or monotonic() >= self._stop_deadline:
+            self._close_context()  # which kills whatever a stalled console or an uninterruptible wait has left
             self._feed(WorkersGone())
 
     def _feed(self, event: Input) -> None:
@@ -229,7 +234,7 @@ class Runner:
         )
 
     def _start(self, seat: Assignment) -> Input | None:
-        self._stopping = False
+        self._stop_deadline = None
         try:
             launches = build_launches(
                 self._spec, seat, self._logs_specs, self._run_id, self._prefix_template, self._change_launch
@@ -249,10 +254,15 @@ class Runner:
         return launch if changed is None else changed
 
     def _stop(self, command: StopWorkers) -> Input | None:
-        self._stopping = True
+        now = monotonic()
+        deadline = now + command.grace_seconds + _LAST_RESORT_SECONDS
+        if self._stop_deadline is None or command.grace_seconds == 0.0:
+            self._stop_deadline = deadline
+        else:
+            self._stop_deadline = max(self._stop_deadline, deadline)
         if self._context is None:
             return WorkersGone()
-        self._context.stop(command.signal_number, command.grace_seconds, monotonic())
+        self._context.stop(command.signal_number, command.grace_seconds, now)
         if self._context.is_gone():
             self._close_context()
             return WorkersGone()
