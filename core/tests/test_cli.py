@@ -143,6 +143,14 @@ def test_python_m_quorate_is_the_same_command() -> None:
     assert (result.returncode, result.stdout) == (0, quorate("--version").stdout)
 
 
+def test_the_process_ends_with_its_exit_handlers_run_and_its_output_written() -> None:
+    program = "import atexit, sys; atexit.register(print, 'bye'); from quorate.cli import main; main(); print('never')"
+    result = subprocess.run(
+        [sys.executable, "-c", program, "--version"], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert (result.returncode, result.stdout.split()[2:], result.stderr) == (0, ["bye"], "")
+
+
 def test_show_config_tells_each_value_and_where_it_came_from() -> None:
     """BEHAVIOUR C."""
     result = quorate("run", "--show-config", "--nnodes", "2:4", "--rdzv_conf=join_timeout=9", PET_MAX_RESTARTS="7")

@@ -205,7 +205,11 @@ def test_the_first_answer_in_alphabetical_order_wins_and_the_core_answers_last(t
     asked: list[str] = []
 
     def answering(name: str, value: bool | None) -> tuple[str, Any]:
-        return name, deciding(lambda: (asked.append(name), value)[1])
+        def answer() -> bool | None:
+            asked.append(name)
+            return value
+
+        return name, deciding(answer)
 
     host = tree.host(extra=[answering("c", False), answering("a", None), answering("b", True)])
     assert host.decide("rescale", summary, 1) is True

@@ -104,6 +104,10 @@ def _reconciled(chosen: dict[str, float]) -> dict[str, float]:
     return values
 
 
+def _copied(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return dict(settings)
+
+
 def _shutdown_timeout(value: float | None) -> float:
     if value is not None:
         return _seconds("shutdown_timeout (--shutdown-timeout)", value)
@@ -170,7 +174,7 @@ class LaunchConfig:
     role: str = field(default="default_role", kw_only=True)
     rdzv_endpoint: str = field(default="", kw_only=True)
     rdzv_backend: str = field(default="", kw_only=True)
-    rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=dict, kw_only=True)
+    rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied, kw_only=True)
     rdzv_timeout: float = field(default=-1, kw_only=True)
     max_restarts: int = field(default=3, kw_only=True)
     monitor_interval: float = field(default=0.1, kw_only=True)
