@@ -40,7 +40,7 @@ def render() -> str:
     parts = [HEAD]
     hooks = [value for name, value in vars(hookspecs).items() if name.startswith("quorate_")]
     for hook in sorted(hooks, key=lambda hook: int(hook.__code__.co_firstlineno)):
-        text = inspect.getdoc(hook) or ""
+        text = (inspect.getdoc(hook) or "").replace("``", "`")
         body, _, facts = text.partition("\n\nCalled:")
         lines = ("Called:" + facts).splitlines()
         items: list[str] = []
@@ -52,7 +52,7 @@ def render() -> str:
         signature = str(inspect.signature(hook)).replace("'", "")
         parts.append(f"## `{hook.__name__}`\n\n```python\ndef {hook.__name__}{signature}\n```\n\n{body}\n")
         parts.append("\n".join(f"- **{item.partition(':')[0]}**:{item.partition(':')[2]}" for item in items) + "\n")
-    return "\n".join(parts).replace("``", "`")
+    return "\n".join(parts)
 
 
 def test_the_page_is_what_the_code_says() -> None:
