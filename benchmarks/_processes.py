@@ -1,0 +1,170 @@
+"""Starts the launchers that are compared, and reads what the kernel knows of them.
+
+What does not live here: which measurements are made, and how they are told (``launch.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, final
+
+WORKER = str(Path(__file__).with_name("_worker.py"))
+DEADLINE_SECONDS = 120.0
+
+
+class BenchmarkError(Exception):
+    """A launcher did not do what it was started for."""
+
+
+@final
+@dataclass(frozen=True)
+class Peer:
+    """A launcher: its name, and its command line for a number of workers and their arguments."""
+
+    name: str
+    command: Callable[[int, Sequence[str]], list[str]]
+
+
+def find_peers() -> tuple[list[Peer], list[str]]:
+    """Return the launchers that are installed, ours first, and the names of those that are not."""
+    quorate, mpirun, torchrun = _program("quorate"), shutil.which("mpirun"), _program("torchrun")
+    peers: list[Peer] = []
+    missing: list[str] = []
+    if quorate is None:
+        raise BenchmarkError("quorate is not installed beside this interpreter; run: make bench")
+    run = [quorate, "run", "--standalone", "--max-restarts=1"]
+    peers.append(Peer("quorate", lambda n, args: [*run, f"--nproc-per-node={n}", WORKER, *args]))
+    if mpirun is None:
+        missing.append("mpirun")
+    else:
+        root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+        mpi = [mpirun, *root, "--oversubscribe"]
+        peers.append(Peer("mpirun", lambda n, args: [*mpi, "-n", str(n), sys.executable, "-u", WORKER, *args]))
+    if torchrun is None:
+        missing.append("torchrun")
+    else:
+        elastic = [torchrun, "--standalone", "--max-restarts=1"]
+        peers.append(Peer("torchrun", lambda n, args: [*elastic, f"--nproc-per-node={n}", WORKER, *args]))
+    return peers, missing
+
+
+def interpreter_alone() -> Peer:
+    """Return a bare Python with the same worker: what no launcher can undercut."""
+    return Peer("python", lambda n, args: [sys.executable, "-u", WORKER, *args])
+
+
+def _program(name: str) -> str | None:
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+@final
+class Launcher:
+    """One run of a launcher; ends, with its workers, at the end of the ``with`` block."""
+
+    def __init__(self, peer: Peer, workers: int, arguments: Sequence[str] = ()) -> None:
+        self.peer = peer
+        self._buffer = b""
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.began = time.monotonic()
+        self._process = subprocess.Popen(
+            peer.command(workers, arguments),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
+        assert self._process.stdout is not None
+        self._pipe = self._process.stdout
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._pipe.close()
+        self._errors.close()
+
+    def next_pid(self) -> int:
+        """Return the process id in the next worker's line.
+
+        Raises:
+            BenchmarkError: the launcher ended, or nothing came before the deadline.
+        """
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._pipe], [], [], max(0.0, deadline - time.monotonic()))
+            data = os.read(self._pipe.fileno(), 4096) if ready else b""
+            if not data:
+                raise BenchmarkError(f"{self.peer.name} started no worker: {self._last_words()}")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return int(line)
+
+    def wait(self) -> float:
+        """Return the monotonic second at which the launcher has ended, which it must do with success."""
+        code = self._process.wait(DEADLINE_SECONDS)
+        ended = time.monotonic()
+        if code != 0:
+            raise BenchmarkError(f"{self.peer.name} ended with exit code {code}: {self._last_words()}")
+        return ended
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()[-500:].decode(errors="replace").strip() or "it said nothing"
+
+
+@final
+@dataclass(frozen=True)
+class Usage:
+    """What a process has used so far: CPU milliseconds, and how often it woke up, over all of its threads."""
+
+    cpu_ms: float
+    wake_ups: int
+
+
+def usage_of(pid: int) -> Usage:
+    """Read what the kernel has counted; CPU time in nanoseconds where it tells, else in clock ticks."""
+    tasks = Path(f"/proc/{pid}/task")
+    wake_ups = sum(int(_status(task / "status")["voluntary_ctxt_switches"]) for task in tasks.iterdir())
+    try:
+        spent = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
+        return Usage(spent / 1e6, wake_ups)
+    except OSError:
+        # The name in parentheses may hold blanks: count the fields behind it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Usage((int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK"), wake_ups)
+
+
+def resident_mb(pid: int) -> float:
+    """Return the resident memory of the process in MB (10^6 bytes)."""
+    return int(_status(Path(f"/proc/{pid}/status"))["VmRSS"].split()[0]) * 1024 / 1e6
+
+
+def _status(path: Path) -> Mapping[str, str]:
+    pairs = (line.partition(":") for line in path.read_text().splitlines())
+    return {name: value.strip() for name, _, value in pairs}
