@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from quorate import LaunchConfig, LogsSpecs, PluginError, UsageError
+from quorate import LaunchConfig, LogsSpecs, PluginError, UsageError, errors
 from quorate.catalogue import CliOption
 from quorate.cli import ExitCode, main
 from quorate.cli._devices import count_cpus, count_gpus, count_workers
+from quorate.cli._exit import code_of
 from quorate.cli._flags import FLAGS
 from quorate.cli._help import docs_table
 from quorate.cli._parse import parse
@@ -258,6 +259,35 @@ def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_written() -> None:
+    """BEHAVIOUR C and A2: the line that torchrun's users write for fixed nodes."""
+    held = PortReservation()
+    try:
+        port = held.reserve("127.0.0.1") - 1  # the nodes meet one port above the master's
+        nodes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "quorate", "run", "--nnodes=2", f"--node-rank={rank}", f"--master-port={port}"]
+                + ["--master-addr=127.0.0.1", "--no-python", "sh", "-c", "echo $RANK $WORLD_SIZE $MASTER_PORT"],
+                env=clean_environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in (1, 0)
+        ]
+        try:
+            outputs = [node.communicate(timeout=SECONDS) for node in nodes]
+        finally:
+            for node in nodes:
+                if node.poll() is None:
+                    node.kill()
+                    node.communicate()
+    finally:
+        held.release()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert [out for out, _ in outputs] == [f"1 2 {port}\n", f"0 2 {port}\n"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_job_and_shows_in_the_exit_code(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "wait.py"
@@ -284,6 +314,28 @@ def test_a_signal_stops_the_job_and_shows_in_the_exit_code(tmp_path: Path, numbe
             process.communicate()
     assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.UsageError("x"), 2),
+        (errors.UnknownBackendError("kind", "x", [], ""), 2),
+        (errors.PluginError("x"), 4),
+        (errors.RendezvousTimeoutError("x"), 3),
+        (errors.StoreLostError("x"), 3),
+        (errors.RendezvousStateError("x"), 3),
+        (errors.RendezvousClosedError("done", succeeded=True), 0),
+        (errors.RendezvousClosedError("failed elsewhere"), 1),
+        (errors.StartError("x"), 1),
+        (errors.SignalException("x", 15), 143),
+        (KeyboardInterrupt(), 130),
+        (ValueError("x"), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_outcome_has_its_exit_code(error: BaseException, code: int | None) -> None:
+    assert code_of(error) == code
 
 
 # --- in this process --------------------------------------------------------------------------------------------------
