@@ -102,6 +102,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._outputs: list[Output] = []
         self._changed = threading.Condition()
         self._started = self._shut_down = False
+        self._is_out = threading.Event()  # this node has left, or there is nothing left to leave
         self._final: Closed | GaveUp | None = None
         self._driver = Driver(
             settings_of(parameters),
@@ -155,6 +156,8 @@ class StoreRendezvousHandler(RendezvousHandler):
                 output = GaveUp("state", f"the bootstrap port could not be opened: {error}")
         if isinstance(output, (Closed, GaveUp)):
             self._final = output
+        if isinstance(output, (Closed, GaveUp, Gone)):
+            self._is_out.set()
         with self._changed:
             self._outputs.append(output)
             self._changed.notify_all()
@@ -247,14 +250,9 @@ class StoreRendezvousHandler(RendezvousHandler):
     def shutdown(self) -> bool:
         if self._shut_down:
             return True
-        if self._started and self._final is None:
-            left = threading.Event()
-            with self._changed:
-                previous = self._subscriber
-                self._subscriber = lambda output: left.set() if isinstance(output, (Gone, Closed, GaveUp)) else None
+        if self._started and not self._is_out.is_set():
             self.request_leave()
-            left.wait(self._close_timeout)
-            self._subscriber = previous
+            self._is_out.wait(self._close_timeout)
         with self._changed:
             self._shut_down = True
             self._changed.notify_all()
