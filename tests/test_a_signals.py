@@ -12,7 +12,7 @@ import pytest
 
 from quorate import SignalException
 from tests import workers
-from tests.harness import DEADLINE, Ear, Gate, Job, Outcome, wait_for_end
+from tests.harness import DEADLINE, Ear, Gate, Job, Outcome, as_store_client, as_store_host, wait_for_end
 from tests.watching import wait_for_text
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -74,8 +74,8 @@ def test_a_signal_while_workers_are_stopped_for_a_restart(job: Job, ear: Ear, ga
     gate.open()
     ear.hear(1, event="signalled", rank=0)
     host.send_signal(signal.SIGTERM)
-    ear.hear(2, event="signalled", rank=0)
-    host.send_signal(signal.SIGTERM)
+    wait_for_text(host.console_path, "SIGTERM received", DEADLINE)
+    host.send_signal(signal.SIGINT)
     assert_stopped_by(host.outcome(), signal.SIGTERM)
     assert len(ear.all(event="started")) == 1
 
@@ -83,7 +83,7 @@ def test_a_signal_while_workers_are_stopped_for_a_restart(job: Job, ear: Ear, ga
 def test_the_other_node_is_not_stopped_by_it(job: Job, ear: Ear) -> None:
     """A node that is told to go leaves a 2:2 job waiting for another one; told as well, that one leaves, too."""
     plan = job.plan(workers.trap, ear.path, True, nodes=(2, 2))
-    hosts = [job.start(plan), job.start(plan)]
+    hosts = [job.start(as_store_host(plan)), job.start(as_store_client(plan))]
     ear.hear(2, event="started")
     hosts[1].send_signal(signal.SIGTERM)
     assert_stopped_by(hosts[1].outcome(), signal.SIGTERM)
