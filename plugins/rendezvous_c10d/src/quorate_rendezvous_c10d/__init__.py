@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["plugin"]
 
 
-def _open_store(parameters: RendezvousParameters) -> Store:
+# None of these three is called as a module here is: importing one sets the package's attribute of that name.
+def _open(parameters: RendezvousParameters) -> Store:
     from ._store import open_store
 
     return open_store(parameters)
 
 
-def _bootstrap() -> Bootstrap:
+def _make_bootstrap() -> Bootstrap:
     from ._bootstrap import TCPStoreBootstrap
 
     return TCPStoreBootstrap()
 
 
-def _check(parameters: RendezvousParameters) -> None:
+def _check_parameters(parameters: RendezvousParameters) -> None:
     from ._settings import Settings
 
     Settings.from_parameters(parameters)
@@ -46,9 +47,9 @@ class _Plugin:
             RendezvousBackend(
                 name="c10d",
                 summary="torch's TCPStore, hosted by the node whose address the endpoint names",
-                open_store=_open_store,
-                bootstrap=_bootstrap,
-                check=_check,
+                open_store=_open,
+                bootstrap=_make_bootstrap,
+                check=_check_parameters,
             )
         ]
 

@@ -101,10 +101,7 @@ class C10dStore:
 
     def put(self, key: str, value: bytes) -> None:
         """Write ``key``; the last write wins."""
-        full = self._prefix + key
-        stamped = self._stamp(value)
-        self._run(lambda store: store.set(full, stamped))
-        self._note(full)
+        self._put_batch([self._prefix + key], [self._stamp(value)])
 
     def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
         """Write ``items`` in as few round trips as the server digests well; not atomic."""
@@ -125,7 +122,13 @@ class C10dStore:
         def write(store: Any) -> None:
             if len(keys) > 1 and hasattr(store, "multi_set"):
                 store.multi_set(keys, values)
-                return
+            else:
+                write_each(store)
+            # A set is sent and not answered: into a connection that has just broken it vanishes without an error.
+            # The server works off a connection in order, so the answer to a question stands for what went before.
+            store.check(keys[-1:])
+
+        def write_each(store: Any) -> None:
             for key, value in zip(keys, values):  # noqa: B905 - equally long by construction
                 store.set(key, value)
 
