@@ -46,7 +46,8 @@ def quorate(*argv: str, cwd: Path | None = None, **environment: str) -> subproce
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "train.py"
-    path.write_text("import os, sys\nprint(os.environ['RANK'], *sys.argv[1:], flush=True)\n")
+    line = "' '.join([os.environ['RANK'], *sys.argv[1:]]) + '\\n'"
+    path.write_text(f"import os, sys\nsys.stdout.write({line})\n")  # one write: whole lines from several workers
     return path
 
 

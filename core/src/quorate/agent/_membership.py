@@ -21,6 +21,7 @@ from ._protocol import Input, JobClosed, RendezvousFailed, RoundEnded, RoundJoin
 __all__ = ["Membership", "open_membership"]
 
 _LOOK_SECONDS = 1.0
+_CLOSE_SECONDS = 0.2
 
 
 class Membership(Protocol):
@@ -128,6 +129,9 @@ class _ThreadMembership:
     def close(self) -> None:
         self._closed = True
         self._requests.put(None)
+        if self._thread is not None:
+            # Normally at once.  A handler that still blocks is woken by its owner's shutdown(), which comes next.
+            self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
         while not self._closed:
