@@ -1,4 +1,4 @@
-"""Fixtures of the behaviours: a job on a fresh endpoint of each backend, ears and gates, and the check for leftovers."""
+"""Fixtures of the behaviours: a job on a fresh endpoint of each backend, ears, gates, and the check for leftovers."""
 
 from __future__ import annotations
 

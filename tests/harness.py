@@ -25,8 +25,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from quorate import LocalElasticAgent, PluginHost, RendezvousHandler, RendezvousParameters, RunResult, WorkerSpec
-from quorate import DefaultLogsSpecs, get_rendezvous_handler
+from quorate import (
+    DefaultLogsSpecs,
+    LocalElasticAgent,
+    PluginHost,
+    RendezvousHandler,
+    RendezvousParameters,
+    RunResult,
+    WorkerSpec,
+    get_rendezvous_handler,
+)
 
 from .backends import Backend
 
@@ -108,9 +116,7 @@ def run_plan(plan: Plan) -> Outcome:
         handler = get_rendezvous_handler(parameters, host)
         if plan.change_handler:
             _find(plan.change_handler)(handler)
-        spec = WorkerSpec(
-            plan.role, plan.workers, handler, plan.entrypoint, plan.args, plan.max_restarts, **plan.spec
-        )
+        spec = WorkerSpec(plan.role, plan.workers, handler, plan.entrypoint, plan.args, plan.max_restarts, **plan.spec)
         agent = LocalElasticAgent(spec, DefaultLogsSpecs(**plan.logs), host=host, **plan.agent)
         result = agent.run(plan.role)
     except Exception as caught:

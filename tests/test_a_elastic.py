@@ -183,6 +183,39 @@ def test_a_frozen_agent_stops_its_workers_and_comes_back(job: Job, ear: Ear, gat
     assert sorted(rank for host in (keeper, frozen) for rank in host.outcome().values) == [0, 1]
 
 
+def test_a_standby_that_is_told_to_go_disturbs_nobody(job: Job, ear: Ear, gate: Gate) -> None:
+    """DESIGN 4: the running nodes do not even begin a new round for it."""
+    plan = meeting(job, ear, gate, (1, 2))
+    running = job.start_in_order(ear, plan, plan)
+    ear.hear(2, event="started", group_world_size=2)
+    standby = job.start(as_store_client(plan))
+    wait_for_text(standby.console_path, "stand", DEADLINE)
+    standby.send_signal(signal.SIGTERM)
+    assert type(standby.outcome().error).__name__ == "SignalException"
+    gate.open()
+    assert sorted(rank for host in running for rank in host.outcome().values) == [0, 1]
+    assert len(ear.all(event="started", group_world_size=2)) == 2
+
+
+def test_a_store_that_stands_still_for_a_while_stops_nobody(job: Job, ear: Ear, gate: Gate) -> None:
+    """DESIGN law 8: a hiccup of the store, longer than the lease, costs no round and no worker."""
+    if not job.backend.dies_with_host:
+        pytest.skip("this store is not served by an agent that could be frozen")
+    lease = 1.0
+    plan = meeting(job, ear, gate, (2, 2))
+    plan = replace(plan, rdzv={**plan.rdzv, "lease_timeout": lease})
+    keeper, other = job.start(as_store_host(plan)), job.start(as_store_client(plan))
+    ear.hear(2, event="started")
+    keeper.send_signal(signal.SIGSTOP)
+    # Time itself is the subject here: several leases must pass, and nothing may come of it.
+    with pytest.raises(AssertionError, match="heard"):
+        ear.hear(3, seconds=2.5 * lease)
+    keeper.send_signal(signal.SIGCONT)
+    gate.open()
+    assert sorted(rank for host in (keeper, other) for rank in host.outcome().values) == [0, 1]
+    assert len(ear.all(event="started")) == 2
+
+
 def test_the_end_of_the_store_is_a_clear_verdict(job: Job, ear: Ear, gate: Gate) -> None:
     """D: where an agent serves the store and is killed, the others stop their workers and say what happened."""
     if not job.backend.dies_with_host:

@@ -57,9 +57,7 @@ def test_a_setting_of_the_agent_environment_wins(job: Job, already: str | None, 
 @pytest.mark.parametrize(
     ("count", "already", "expected"), [(1, None, None), (2, None, "1"), (2, "6", "6")], ids=["alone", "two", "set"]
 )
-def test_threads_of_workers_that_share_a_node(
-    job: Job, count: int, already: str | None, expected: str | None
-) -> None:
+def test_threads_of_workers_that_share_a_node(job: Job, count: int, already: str | None, expected: str | None) -> None:
     """B: OMP_NUM_THREADS is 1 where several workers share a node and nobody said otherwise."""
     plan = job.plan(workers.environment, "OMP_NUM_THREADS", workers=count)
     given = {} if already is None else {"OMP_NUM_THREADS": already}

@@ -67,7 +67,7 @@ def test_bounds_that_contradict_each_other(backend: Backend) -> None:
 
 def test_a_backend_that_is_not_installed() -> None:
     """D: an unknown backend lists those that are installed."""
-    with pytest.raises(UnknownBackendError, match="installed: .*tcp"):
+    with pytest.raises(UnknownBackendError, match=r"installed: .*tcp"):
         get_rendezvous_handler(RendezvousParameters("carrier-pigeon", "roof:1", "job", 1, 1))
 
 
