@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +11,7 @@ import pytest
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_c10d import plugin
 
-# The harness is a module beside the tests, which importlib mode does not put on the path.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from c10d_harness import Member
+from .c10d_harness import Member
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from c10d_harness import DEADLINE_SECONDS, HERE, descriptors, settles
 
 from quorate.errors import StoreUnavailableError
 from quorate.rendezvous import Bootstrap
 from quorate_rendezvous_c10d import plugin
+
+from .c10d_harness import DEADLINE_SECONDS, HERE, descriptors, settles
 
 
 @pytest.fixture

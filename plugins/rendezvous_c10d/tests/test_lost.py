@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from c10d_harness import DEADLINE_SECONDS, Member, descriptors, settles
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
+
+from .c10d_harness import DEADLINE_SECONDS, Member, descriptors, settles
 
 
 def test_a_killed_host_ends_a_blocked_wait(
@@ -33,9 +34,9 @@ def test_a_killed_host_ends_a_blocked_wait(
     # The verdict is final: it is not looked for again, also where somebody else has taken the port.
     replacement = member(endpoint)
     assert replacement.opened()
-    for call in (lambda: store.get(["key"]), lambda: store.create("key", b""), lambda: store.wait("key", 3600.0)):
+    for name, arguments in (("get", (["key"],)), ("create", ("key", b"")), ("wait", ("key", 3600.0))):
         with pytest.raises(StoreLostError, match="the node that hosted the c10d store"):
-            call()
+            getattr(store, name)(*arguments)
 
 
 def test_a_killed_host_fails_the_next_operation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from quorate.errors import UsageError
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_c10d import plugin
+from quorate_rendezvous_c10d._endpoint import widen
 from quorate_rendezvous_c10d._settings import Settings, format_endpoint, parse_endpoint
 
 
@@ -39,6 +41,23 @@ def test_endpoints_are_split(text: str, host: str, port: int) -> None:
 def test_malformed_endpoints_are_refused_with_the_remedy(text: str) -> None:
     with pytest.raises(UsageError, match=r"HOST:PORT"):
         parse_endpoint(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses", "widened"),
+    [
+        ("node1", ["127.0.1.1"], True),
+        ("node1", ["::1", "127.0.0.1"], True),
+        ("node1", ["127.0.1.1", "10.0.0.1"], False),
+        ("node1", ["10.0.0.1"], False),
+        ("localhost", ["::1", "127.0.0.1"], False),
+        ("127.0.1.1", ["127.0.1.1"], False),
+        ("gone", [], False),
+    ],
+)
+def test_a_name_that_only_its_own_machine_takes_for_loopback(host: str, addresses: list[str], widened: bool) -> None:
+    families = [(socket.AF_INET6 if ":" in address else socket.AF_INET, address) for address in addresses]
+    assert (widen(host, families) != families) is widened
 
 
 def test_ipv6_endpoints_are_written_with_brackets() -> None:

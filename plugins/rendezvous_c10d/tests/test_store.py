@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from c10d_harness import DEADLINE_SECONDS, Member, descriptors, settles
 
 from quorate.clock import monotonic
-from quorate.rendezvous import BatchStore, InterruptibleStore, Store
+from quorate.rendezvous import BatchStore, HostedStore, InterruptibleStore, Store
+
+from .c10d_harness import DEADLINE_SECONDS, Member, descriptors, settles
 
 
 def test_abilities_are_declared(endpoint: str, open_store: Callable[..., Any]) -> None:
@@ -20,6 +21,7 @@ def test_abilities_are_declared(endpoint: str, open_store: Callable[..., Any]) -
     assert isinstance(store, Store)
     assert isinstance(store, BatchStore)
     assert isinstance(store, InterruptibleStore)
+    assert isinstance(store, HostedStore)
     assert store.is_host
 
 

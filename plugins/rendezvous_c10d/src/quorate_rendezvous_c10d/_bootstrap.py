@@ -10,7 +10,7 @@ from typing import Any, final
 from quorate.errors import StoreUnavailableError
 
 from ._connection import Connection, host
-from ._endpoint import Listening, listen_on, resolve
+from ._endpoint import Listening, listen_on, resolve, widen
 from ._settings import format_endpoint
 
 __all__ = ["TCPStoreBootstrap"]
@@ -38,7 +38,7 @@ class TCPStoreBootstrap:
         addresses: list[Any] = []
         if address:
             try:
-                addresses = resolve(address, 0)
+                addresses = widen(address, resolve(address, 0))
             except OSError:
                 addresses = []  # other nodes may know the name; we listen everywhere
         self._listening = listen_on(addresses, 0, any_address=True)

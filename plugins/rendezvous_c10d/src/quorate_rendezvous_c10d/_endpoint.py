@@ -16,7 +16,7 @@ from quorate.clock import monotonic
 
 from ._settings import format_endpoint
 
-__all__ = ["REFUSED", "Listening", "NotLocalError", "PortTakenError", "find_answering", "listen_on", "resolve"]
+__all__ = ["REFUSED", "Listening", "NotLocalError", "PortTakenError", "find_answering", "listen_on", "resolve", "widen"]
 
 #: What :func:`find_answering` says of an address where nothing listens.
 REFUSED = "connection refused"
@@ -63,6 +63,19 @@ def _with_scope(where: tuple[object, ...]) -> str:
     if len(where) == 4 and where[3] and "%" not in address:
         return f"{address}%{where[3]}"
     return address
+
+
+def widen(host: str, addresses: list[_Address]) -> list[_Address]:
+    """Return where to listen for ``host``: its ``addresses``, or all of this machine's where those mislead.
+
+    Many machines' ``/etc/hosts`` gives their own name a loopback address.  Others know that name by another one.
+    """
+    named = {"localhost", "ip6-localhost", *(address for _, address in addresses)}
+    if not addresses or host in named or host.endswith((".localhost", ".localdomain")):
+        return addresses
+    if all(address == "::1" or address.startswith("127.") for _, address in addresses):
+        return [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")]
+    return addresses
 
 
 def listen_on(addresses: list[_Address], port: int, *, any_address: bool = False) -> Listening:

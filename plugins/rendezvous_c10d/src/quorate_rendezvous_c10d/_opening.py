@@ -17,7 +17,7 @@ from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
 
 from ._connection import Connection, connect, host, load_tcp_store
-from ._endpoint import REFUSED, Listening, NotLocalError, PortTakenError, find_answering, listen_on, resolve
+from ._endpoint import REFUSED, Listening, NotLocalError, PortTakenError, find_answering, listen_on, resolve, widen
 from ._settings import Settings, format_endpoint
 
 __all__ = ["ABSENT", "Opened", "open_connections", "reconnect"]
@@ -90,7 +90,7 @@ def _unreachable(settings: Settings, seconds: float, tried: list[str]) -> str:
 def _try_to_listen(settings: Settings, tried: list[str]) -> Listening | None:
     told = settings.is_host is True
     try:
-        addresses = resolve(settings.host, settings.port)
+        addresses = widen(settings.host, resolve(settings.host, settings.port))
     except OSError as error:
         if not told:
             return None  # connecting will say so

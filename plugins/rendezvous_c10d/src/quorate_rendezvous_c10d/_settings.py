@@ -53,7 +53,7 @@ class Settings:
                 f"the rendezvous endpoint {parameters.endpoint!r} has port 0, which other nodes cannot find; "
                 f"give all nodes one port, such as {format_endpoint(host, DEFAULT_PORT)}"
             )
-        operation_timeout = parameters.get_as_float("operation_timeout", 10.0)
+        operation_timeout = parameters.get_as_float("operation_timeout", 5.0)
         if operation_timeout == 0.0:
             raise UsageError("the rendezvous setting operation_timeout is 0; give it some seconds")
         return cls(
