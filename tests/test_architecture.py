@@ -1,0 +1,138 @@
+"""The diagrams in ``docs/architecture.md`` show the machines as they are: what is drawn happens, what happens is drawn.
+
+The agent's machine is led through all its states by all its inputs; the rendezvous machines live in simulated worlds
+with crashes, pauses and lost messages.  Every change of phase is collected with the input that led to it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from quorate.agent import _machine as agent
+from quorate.agent import _protocol as agent_protocol
+from quorate.records import (
+    Assignment,
+    Cause,
+    FailureRecord,
+    RestartDecision,
+    RoundEnd,
+    Verdict,
+    WorkerExited,
+)
+from quorate.rendezvous import _protocol as rendezvous_protocol
+from quorate.testing import Faults, SimulatedNode, World, _simulation
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/architecture.md"
+Edge = tuple[str, str, str]
+
+
+def drawn(heading: str) -> set[Edge]:
+    """Return ``(from, to, input)`` of the diagram under a heading."""
+    _, _, section = PAGE.read_text().partition(f"\n## {heading}\n")
+    diagram = re.search(r"```mermaid\nstateDiagram-v2\n(.*?)```", section, re.DOTALL)
+    assert diagram, f"no diagram under {heading!r}"
+    arrows = re.findall(r"^ +(\w+) --> (\w+): (.*)$", diagram[1], re.MULTILINE)
+    return {(source, target, name.strip()) for source, target, names in arrows for name in names.split(",")}
+
+
+# --- the agent ------------------------------------------------------------------------------------------------------
+
+SEAT = Assignment(0, "n", "r", 1, 0, 1, 0, 1, 0, 1, "127.0.0.1", 1)
+GOOD, BAD = WorkerExited(0, 1, 0, 0), WorkerExited(0, 1, 1, 0)
+FAILURE = FailureRecord(0, 0, 1, 1, Cause.EXIT_CODE, "", 0)
+
+
+def agent_inputs() -> list[agent_protocol.Input]:
+    ends = {verdict: RoundEnd(0, Cause.EXIT_CODE, verdict, "why") for verdict in Verdict}
+    return [
+        agent_protocol.Begin(),
+        agent_protocol.RoundJoined(SEAT),
+        agent_protocol.StandingBy("full"),
+        *(
+            agent_protocol.JobClosed(end) if verdict.is_terminal else agent_protocol.RoundEnded(end)
+            for verdict, end in ends.items()
+        ),
+        agent_protocol.RendezvousFailed("lost", "gone"),
+        agent_protocol.WorkersExited((GOOD,)),
+        agent_protocol.WorkersExited((BAD,)),
+        agent_protocol.StartFailed(BAD),
+        *(agent_protocol.Diagnosed(FAILURE, RestartDecision(verdict)) for verdict in (Verdict.RESTART, Verdict.FAILED)),
+        agent_protocol.WorkersGone(),
+        agent_protocol.SignalReceived(15),
+        agent_protocol.Clock(due=True),
+    ]
+
+
+def test_diagram_of_the_agent_is_its_machine() -> None:
+    inputs, found = agent_inputs(), set[Edge]()
+    first = agent.initial_state(max_restarts=1, exit_barrier_timeout=300.0)
+    seen, fresh = {first}, [first]
+    while fresh:
+        state = fresh.pop()
+        for event in inputs:
+            after = agent.step(state, event, 0.0).state
+            if after.phase is not state.phase:
+                found.add((state.phase.value, after.phase.value, type(event).__name__))
+            # What is only told to people, and what only grows, does not make another state.
+            after = evolve(after, reason="", failures=())
+            if after not in seen:
+                seen.add(after)
+                fresh.append(after)
+    assert found == drawn("The agent's machine")
+
+
+# --- the rendezvous -------------------------------------------------------------------------------------------------
+
+
+def live(seed: int) -> None:
+    """Let a world of up to five nodes go through what a seed brings."""
+    world = World(seed)
+    choose = random.Random(seed)
+    settings = rendezvous_protocol.Settings(1, 3, join_timeout=30.0, last_call_timeout=1.0, store_outage_timeout=20.0)
+    nodes = [world.add_node(f"n{i}", settings, joins_at=choose.uniform(0, 9) * (i % 2)) for i in range(1 + seed % 5)]
+    for _ in range(choose.randrange(8)):
+        node, when = choose.choice(nodes), choose.uniform(0, 10)
+        world.at(when, lambda node=node: trouble(world, node, choose))  # type: ignore[misc]
+    if seed % 2:
+        world.faults = Faults(request_lost=0.1, answer_lost=0.1)
+        world.at(8.0, lambda: setattr(world, "faults", Faults()))
+    for node in nodes:
+        world.at(14.0, lambda node=node: node.feed(rendezvous_protocol.Done()))  # type: ignore[misc]
+    world.run(24.0)
+
+
+def trouble(world: World, node: SimulatedNode, choose: random.Random) -> None:
+    kind = choose.randrange(4)
+    if kind == 0:
+        world.crash(node)
+    elif kind == 1:
+        world.pause(node, choose.uniform(1, 8))
+    elif kind == 2:
+        world.fail_worker(node, choose.choice([Verdict.RESTART, Verdict.RESTART, Verdict.FAILED]))
+    else:
+        node.feed(rendezvous_protocol.Leave())
+
+
+def test_diagram_of_the_rendezvous_is_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set[Edge]()
+    real = _simulation.step
+
+    def step(
+        state: rendezvous_protocol.State, event: rendezvous_protocol.Input, now: float
+    ) -> rendezvous_protocol.Step:
+        result = real(state, event, now)
+        if result.state.phase is not state.phase:
+            found.add((state.phase.value, result.state.phase.value, type(event).__name__))
+        return result
+
+    monkeypatch.setattr(_simulation, "step", step)
+    for seed in range(200):
+        live(seed)
+    # Ways out that every phase has are told in the text, not drawn.
+    everywhere = {("left", "Leave"), ("failed", "Tick"), ("failed", "Failed")}
+    assert {edge for edge in found if edge[1:] not in everywhere} == drawn("The rendezvous machine")
