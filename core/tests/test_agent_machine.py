@@ -92,6 +92,27 @@ def test_trouble_in_the_barrier_does_not_fail_workers_that_succeeded() -> None:
     assert finish.outcome is p.Outcome.SUCCEEDED
 
 
+def test_trouble_that_overtakes_the_last_success_does_not_undo_it() -> None:
+    """A18: the workers had ended well before the store was lost, the agent only learns it in the other order."""
+    script = Script().running()
+    script.feed(exited(0, 0))
+    assert script.feed(p.RendezvousFailed("lost", "the store is gone")) == (p.StopWorkers(15, 8.0),)
+    script.feed(exited(1, 0))
+    (finish,) = script.feed(p.WorkersGone())
+    assert isinstance(finish, p.Finish)
+    assert finish.outcome is p.Outcome.SUCCEEDED
+
+
+def test_a_worker_that_obeys_the_stop_has_not_succeeded() -> None:
+    script = Script().running()
+    script.feed(exited(0, 0))
+    script.feed(p.RendezvousFailed("lost", "the store is gone"))
+    script.feed(exited(1, 0, stopped=True))
+    (finish,) = script.feed(p.WorkersGone())
+    assert isinstance(finish, p.Finish)
+    assert finish.outcome is p.Outcome.ERROR
+
+
 def test_a_failure_is_diagnosed_recorded_and_the_group_stopped() -> None:
     """A9: the restart is counted for the job."""
     script = Script().running()

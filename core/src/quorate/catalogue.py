@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from attrs import field
 from attrs.validators import gt, min_len
 
 from ._record import frozen
 from .records import Event
-from .starter import Starter, StarterRequest
+
+if TYPE_CHECKING:
+    from .starter import Starter
 
 __all__ = [
     "CliOption",
@@ -18,9 +20,24 @@ __all__ = [
     "EventSink",
     "HealthCheck",
     "StarterBackend",
+    "StarterRequest",
     "WatchdogBackend",
     "WatchdogService",
 ]
+
+
+@final
+@frozen
+class StarterRequest:
+    """What a starter's factory is told: where its node's temporary things may go, and the agent's unique token.
+
+    ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``, so that whatever a worker starts can
+    be recognised, and swept, whatever session or process group it moved to.
+    """
+
+    start_method: str
+    token: str
+    term_grace_seconds: float = 30.0
 
 
 @final

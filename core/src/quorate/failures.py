@@ -6,7 +6,6 @@ agent understands files written by TorchElastic, by the plugin, or by anything e
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -45,6 +44,8 @@ def signal_name(exit_code: int) -> str:
 
 def read_error_file(path: str) -> dict[str, Any] | None:
     """Return the JSON object in the error file ``path``; ``None`` if it is absent, torn, too large or not an object."""
+    import json  # only a failure pays for it
+
     try:
         if os.path.getsize(path) > _LARGEST_ERROR_FILE_BYTES:
             return None
@@ -160,6 +161,8 @@ def copy_error_data(data: Mapping[str, Any], path: str | None) -> None:
     """
     if not path:
         return
+    import json
+
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "w", encoding="utf-8") as file:

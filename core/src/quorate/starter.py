@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, final, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from ._record import frozen
+from .catalogue import StarterRequest
 from .records import WorkerExited, WorkerLaunch
 
 __all__ = ["ProcessContext", "Starter", "StarterRequest"]
@@ -62,17 +62,3 @@ class Starter(Protocol):
             StartError: one of them cannot be started; those already started are gone when this raises.
         """
         ...
-
-
-@final
-@frozen
-class StarterRequest:
-    """What a starter's factory is told: where its node's temporary things may go, and the agent's unique token.
-
-    ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``, so that whatever a worker starts can
-    be recognised, and swept, whatever session or process group it moved to.
-    """
-
-    start_method: str
-    token: str
-    term_grace_seconds: float = 30.0

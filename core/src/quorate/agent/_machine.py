@@ -132,7 +132,7 @@ def _failed_while_joining(turn: _Turn, event: RendezvousFailed) -> None:
 
 def _exited(turn: _Turn, event: WorkersExited) -> None:
     """Count successes; have the failures diagnosed, the first of them with a decision."""
-    good = {exit.local_rank for exit in event.exits if exit.exit_code == 0}
+    good = {exit.local_rank for exit in event.exits if exit.exit_code == 0 and not exit.stopped}
     turn.set(succeeded=turn.state.succeeded | good)
     bad = [exit for exit in event.exits if exit.exit_code != 0 and not exit.stopped]
     for exit in bad:
@@ -142,8 +142,7 @@ def _exited(turn: _Turn, event: WorkersExited) -> None:
         budget = RestartBudget(seat.restart_count, turn.state.max_restarts)
         turn.tell(Diagnose(exit, budget if decide else None))
     state = turn.state
-    all_good = state.assignment is not None and len(state.succeeded) == state.assignment.local_world_size
-    if all_good and state.phase is Phase.RUNNING:
+    if state.phase is Phase.RUNNING and _all_succeeded(state):
         turn.go(
             Phase.BARRIER,
             "all workers of this node have succeeded; waiting for the others",
@@ -152,6 +151,10 @@ def _exited(turn: _Turn, event: WorkersExited) -> None:
         turn.tell(ReportDone())
         if state.exit_barrier_timeout <= 0:
             _barrier_is_over(turn, Clock())
+
+
+def _all_succeeded(state: State) -> bool:
+    return state.assignment is not None and len(state.succeeded) == state.assignment.local_world_size
 
 
 def _start_failed(turn: _Turn, event: StartFailed) -> None:
@@ -268,6 +271,8 @@ def _go_on(turn: _Turn) -> None:
         turn.finish(Outcome.SUCCEEDED, state.reason)
     elif state.end is not None:
         _follow(turn, state.end)
+    elif state.trouble is not None and _all_succeeded(state):
+        turn.finish(Outcome.SUCCEEDED, f"all workers of this node have succeeded ({state.trouble.problem})")
     elif state.trouble is not None:
         failed = state.proposed is not None and state.proposed.verdict.is_terminal
         turn.set(end=state.proposed if failed else None)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import queue
 import select
-import uuid
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, final
 
 from attrs import evolve
 
+from ..catalogue import StarterRequest
 from ..clock import monotonic, wall_time_ns
 from ..errors import QuorateError, StartError
 from ..failures import message_from_stderr, read_error_file, signal_name
 from ..logs_specs import LogsSpecs
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, WorkerExited, WorkerLaunch
 from ..rendezvous._address import host_name
-from ..starter import ProcessContext, Starter, StarterRequest
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
@@ -50,6 +49,7 @@ from ._spec import WorkerSpec
 
 if TYPE_CHECKING:
     from ..plugins import PluginHost
+    from ..starter import ProcessContext, Starter
 
 __all__ = ["Runner"]
 
@@ -87,7 +87,7 @@ class Runner:
         self.state = initial_state(spec.max_restarts, exit_barrier_timeout, grace, host=host_name())
         self.return_values: dict[int, Any] = {}
         self._run_id = spec.rdzv_handler.get_run_id()
-        self._node_id = uuid.uuid4().hex
+        self._node_id = os.urandom(16).hex()
         self._starter = self._make_starter(start_method)
         self._signals = SignalCatcher(spec.signals_to_handle)
         self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()

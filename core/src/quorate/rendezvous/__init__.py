@@ -5,22 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._api import (
-    Bootstrap,
     RendezvousBackend,
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
     RendezvousStoreInfo,
 )
-from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 if TYPE_CHECKING:
     from ._cell import Cell, CellStore
     from ._handler import StoreRendezvousHandler
     from ._memory import InMemoryStore
     from ._open import get_rendezvous_handler
-    from ._port import PortReservation
+    from ._port import Bootstrap, PortReservation
     from ._ranks import assign_ranks, order_nodes
+    from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 __all__ = [
     "BatchStore",
@@ -44,10 +43,15 @@ __all__ = [
 ]
 
 _HOME = {
+    "BatchStore": "_store",
+    "Bootstrap": "_port",
     "Cell": "_cell",
     "CellStore": "_cell",
+    "HostedStore": "_store",
     "InMemoryStore": "_memory",
+    "InterruptibleStore": "_store",
     "PortReservation": "_port",
+    "Store": "_store",
     "StoreRendezvousHandler": "_handler",
     "assign_ranks": "_ranks",
     "get_rendezvous_handler": "_open",

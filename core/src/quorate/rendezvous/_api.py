@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 from attrs import field
 from attrs.validators import min_len
@@ -15,10 +15,12 @@ from attrs.validators import min_len
 from .._record import frozen
 from ..errors import UsageError
 from ..records import Assignment, NodeRecord, RoundEnd
-from ._store import Store
+
+if TYPE_CHECKING:
+    from ._port import Bootstrap
+    from ._store import Store
 
 __all__ = [
-    "Bootstrap",
     "RendezvousBackend",
     "RendezvousHandler",
     "RendezvousInfo",
@@ -213,29 +215,6 @@ class RendezvousHandler(ABC):
 
     def prepare(self, node: NodeRecord) -> None:  # noqa: B027 - optional
         """Told once before the first :meth:`next_rendezvous`: role, local world size and address of this node."""
-
-
-class Bootstrap(Protocol):
-    """Holds the port that becomes ``MASTER_PORT`` should this node be the first of a round.
-
-    One is made per join.  ``reserve`` is called before the port is published, ``activate`` only on the round's first
-    node after the seal and before its workers start, ``release`` always, when the round is over.
-    """
-
-    #: Whether a store listens on the port after ``activate`` (workers are then all clients of it).
-    shares_store: bool
-
-    def reserve(self, address: str) -> int:
-        """Take a free port on ``address`` and hold it; returns the port."""
-        ...
-
-    def activate(self) -> None:
-        """This node is the round's first: make the port usable by its workers."""
-        ...
-
-    def release(self) -> None:
-        """Give the port back.  May be called twice."""
-        ...
 
 
 @final

@@ -58,7 +58,7 @@ def evaluate(state: State, now: float) -> Readiness:
     """Decide whether the sealer may seal.
 
     1. Not before a delay that the last round's end asked for.
-    2. At once when ``max_nodes`` are here.
+    2. At once when ``max_nodes`` are here, unless a standby would so take the place of a survivor (see 4).
     3. Never with fewer than ``min_nodes``.
     4. After a previous round: once all its surviving members are back.
     5. At first: once nobody came for ``last_call_timeout`` seconds.
@@ -69,14 +69,14 @@ def evaluate(state: State, now: float) -> Readiness:
     delay_until = state.gather_since + _delay(state)
     if now < delay_until:
         return Readiness(False, f"holding the next round back for {delay_until - now:.1f} s more", delay_until)
-    if count >= settings.max_nodes:
+    missing = missing_survivors(state, now)
+    if count >= settings.max_nodes and not missing:
         return Readiness(True, f"all {settings.max_nodes} nodes are here: {names}")
     if count < settings.min_nodes:
         return Readiness(
             False, f"waiting for {settings.min_nodes - count} of {settings.min_nodes} nodes; here: {names}"
         )
     if state.previous is not None:
-        missing = missing_survivors(state, now)
         if missing:
             return Readiness(False, f"waiting for the group rank(s) {missing} of the last round to stop their workers")
         return Readiness(True, f"{count} nodes are here, and all survivors among them: {names}")

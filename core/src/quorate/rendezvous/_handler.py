@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import threading
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
@@ -17,7 +17,6 @@ from ..errors import (
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
 from ._address import advertised_address, host_name
 from ._api import (
-    Bootstrap,
     RendezvousBackend,
     RendezvousHandler,
     RendezvousInfo,
@@ -26,7 +25,7 @@ from ._api import (
 )
 from ._driver import Driver
 from ._open import failure_of
-from ._port import PortReservation
+from ._port import Bootstrap, PortReservation
 from ._protocol import (
     Closed,
     Done,
@@ -96,7 +95,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._parameters, self._backend, self._host = parameters, backend, host
         self._linger_timeout = parameters.get_as_float("linger_timeout", 5.0)
         self._close_timeout = parameters.get_as_float("close_timeout", 5.0)
-        self._node = NodeRecord(uuid.uuid4().hex, "default", 1, host=host_name(), plugin_digest=host.digest())
+        self._node = NodeRecord(os.urandom(16).hex(), "default", 1, host=host_name(), plugin_digest=host.digest())
         self._bootstrap: Bootstrap | None = None
         self._subscriber: Callable[[Output], None] | None = None
         self._outputs: list[Output] = []

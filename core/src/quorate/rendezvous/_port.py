@@ -1,4 +1,4 @@
-"""The default bootstrap: a port that stays ours from before it is published until the worker has bound it.
+"""What holds a round's ``MASTER_PORT``, and the default: a port that is ours until the worker has bound it.
 
 The socket is bound but does not listen, with ``SO_REUSEADDR``: no other program is given the port, yet the worker,
 whose store sets the same option, can bind and listen on it.  (Binding, closing and hoping is a race.)
@@ -7,9 +7,32 @@ whose store sets the same option, can bind and listen on it.  (Binding, closing 
 from __future__ import annotations
 
 import socket
-from typing import final
+from typing import Protocol, final
 
-__all__ = ["PortReservation"]
+__all__ = ["Bootstrap", "PortReservation"]
+
+
+class Bootstrap(Protocol):
+    """Holds the port that becomes ``MASTER_PORT`` should this node be the first of a round.
+
+    One is made per join.  ``reserve`` is called before the port is published, ``activate`` only on the round's first
+    node after the seal and before its workers start, ``release`` always, when the round is over.
+    """
+
+    #: Whether a store listens on the port after ``activate`` (workers are then all clients of it).
+    shares_store: bool
+
+    def reserve(self, address: str) -> int:
+        """Take a free port on ``address`` and hold it; returns the port."""
+        ...
+
+    def activate(self) -> None:
+        """This node is the round's first: make the port usable by its workers."""
+        ...
+
+    def release(self) -> None:
+        """Give the port back.  May be called twice."""
+        ...
 
 
 @final

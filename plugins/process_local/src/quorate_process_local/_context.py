@@ -15,12 +15,11 @@ import os
 import select
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import StartError
 from quorate.records import WorkerExited, WorkerLaunch
-from quorate.starter import StarterRequest
 
 from ._fds import forget, hold_with, release, warn
 from ._guardian import Guardian
@@ -28,6 +27,9 @@ from ._leftovers import MARKER_VARIABLE, Leftover, find_leftovers, marker_of, st
 from ._pump import Pump
 from ._streams import Output, plan_output
 from ._workers import Process, Worker
+
+if TYPE_CHECKING:
+    from quorate.starter import StarterRequest
 
 __all__ = ["LocalContext"]
 

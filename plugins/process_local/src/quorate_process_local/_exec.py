@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from quorate.errors import StartError
 from quorate.records import WorkerLaunch
-from quorate.starter import ProcessContext, StarterRequest
 
 from ._commands import explain, find_command, find_death_wrapper, has_known_format
 from ._context import LocalContext
 from ._streams import Output
 from ._workers import ChildProcess
+
+if TYPE_CHECKING:
+    from quorate.starter import ProcessContext, StarterRequest
 
 __all__ = ["ExecStarter", "leaking_descriptors", "spawn_program"]
 

@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 from multiprocessing import context as contexts
 from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from quorate.errors import StartError
 from quorate.records import WorkerLaunch
-from quorate.starter import ProcessContext, StarterRequest
 
 from ._commands import find_death_wrapper
 from ._context import LocalContext
@@ -30,6 +29,9 @@ from ._leftovers import state_of
 from ._streams import Output
 from ._task import Setup, Task, load_result
 from ._workers import ChildProcess, Process
+
+if TYPE_CHECKING:
+    from quorate.starter import ProcessContext, StarterRequest
 
 __all__ = ["FunctionStarter"]
 

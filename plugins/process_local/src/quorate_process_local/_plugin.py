@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from quorate.catalogue import StarterBackend
 from quorate.hookspecs import hookimpl
-from quorate.starter import Starter, StarterRequest
+
+if TYPE_CHECKING:
+    from quorate.starter import Starter, StarterRequest
 
 __all__ = ["plugin"]
 
