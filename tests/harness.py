@@ -175,7 +175,19 @@ def _left_behind(sockets: set[str]) -> list[str]:
     """Say what the agents of this process have left in it."""
     found = [f"thread {thread.name}" for thread in threading.enumerate() if thread is not threading.main_thread()]
     found += [f"descriptor {name}" for name in sorted(_sockets() - sockets)]
-    return found + [f"child {pid}" for pid in children()]
+    return found + [f"child {pid} {command_of(pid)}" for pid in children() if not _serves_multiprocessing(pid)]
+
+
+def _serves_multiprocessing(pid: int) -> bool:
+    """Whether it is one of the standard library's own servers, which end with the process that they serve."""
+    return "multiprocessing.forkserver" in command_of(pid) or "multiprocessing.resource_tracker" in command_of(pid)
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def children() -> set[int]:
@@ -356,7 +368,7 @@ def processes_with(token: str) -> dict[int, str]:
     for pid in _pids():
         try:
             if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found[pid] = command_of(pid)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
     return found

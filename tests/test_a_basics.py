@@ -26,6 +26,14 @@ def test_return_values_are_keyed_by_global_rank_over_all_agents(job: Job) -> Non
     assert all(outcome.total_execution_time > 0 for outcome in outcomes)
 
 
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_every_start_method_gives_the_same(job: Job, method: str) -> None:
+    """A1, F: however a function is started."""
+    plan = job.plan(workers.give, None, ("a", 1), workers=2, agent={"start_method": method})
+    (outcome,) = job.run(plan)
+    assert outcome.values == {0: None, 1: ("a", 1)}
+
+
 def test_a_tensor_comes_back_whole(job: Job) -> None:
     """A1: a tensor of 100 x 100 arrives by value."""
     import torch

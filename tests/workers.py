@@ -110,6 +110,26 @@ def raise_on(failing: list[int], attempts: int, message: str = "told to") -> int
     return rank()
 
 
+def raise_all_once(ear: str, gate: str) -> int:
+    """All ranks raise when the gate opens, in the first attempt only."""
+    tell(ear, "started")
+    pass_gate(gate)
+    if restart_count() == 0:
+        raise ValueError(f"rank {rank()} fails")
+    return rank()
+
+
+def raise_when_small(ear: str, gate: str, world_size: int) -> int:
+    """In a world that is too small: raise in the first attempt when the gate opens, stay in any later one."""
+    tell(ear, "started")
+    pass_gate(gate)
+    if int(os.environ["WORLD_SIZE"]) < world_size:
+        if restart_count() == 0:
+            raise ValueError(f"rank {rank()} fails")
+        hold()
+    return rank()
+
+
 def raise_or_hold(failing: int, ear: str, gate: str) -> None:
     """One rank raises when the gate opens; the others would stay for good."""
     tell(ear, "started")
