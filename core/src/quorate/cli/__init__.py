@@ -32,11 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without ``argv`` it is this process's own command line, and the process ends here.
     """
-    if argv is not None:
-        return _run_to_code(list(argv))
-    # Imports make many objects and little garbage: the default threshold spends a twentieth of the launch on looking.
-    gc.set_threshold(50_000, 20, 20)
-    _leave(_run_to_code(sys.argv[1:]))
+    if argv is None:
+        # Imports make many objects and little garbage: with the default threshold, looking for it is a twentieth of
+        # the launch.
+        gc.set_threshold(50_000, 20, 20)
+        _leave(_run_to_code(sys.argv[1:]))
+    return _run_to_code(list(argv))
 
 
 def _run_to_code(arguments: list[str]) -> int:
