@@ -41,7 +41,7 @@ def test_eight_nodes_that_come_at_any_time_end_in_one_world(job: Job, ear: Ear, 
 
 
 def test_a_node_that_dies_before_the_round_is_not_waited_for(job: Job, ear: Ear, gate: Gate) -> None:
-    """A13 while nodes gather: one of three is killed before the others have come; its replacement completes the world."""
+    """A13 while nodes gather: one of three is killed before the others have come; its replacement is taken."""
     plan = job.plan(workers.meet, ear.path, gate.path, nodes=(3, 3), rdzv={"lease_timeout": LEASE})
     keeper = job.start(as_store_host(plan), QUORATE_LOG="debug")
     victim = job.start(as_store_client(plan), QUORATE_LOG="debug")
