@@ -106,17 +106,16 @@ def judge_members(turn: Turn) -> None:
         if rank == seat.group_rank:
             continue
         beat = state.liveness.beat(key)
+        name = f"group rank {rank}" + (f" ({beat.host})" if beat is not None and beat.host else "")
         if beat is not None and beat.state.is_done:
             finished += 1
         elif beat is not None and beat.state.is_gone:
             ranks.append(rank)
-            lost.append(f"group rank {rank} ({beat.host}), which left")
+            lost.append(f"{name} left")
         elif state.liveness.still_for(key, turn.now) > state.settings.patience:
             ranks.append(rank)
-            lost.append(f"group rank {rank}" + (f" ({beat.host})" if beat is not None and beat.host else ""))
+            lost.append(f"{name} is lost: no heartbeat within the lease of {state.settings.lease_timeout:g} s")
     if lost and "end" not in state.pending:
-        lease = state.settings.lease_timeout
-        reason = f"lost {', '.join(lost)} (no heartbeat within the lease of {lease:g} s, or said so)"
-        end_with(turn, Cause.NODE_LOST, Verdict.RESCALE, reason, tuple(ranks))
+        end_with(turn, Cause.NODE_LOST, Verdict.RESCALE, "; ".join(lost), tuple(ranks))
     elif finished == seat.group_world_size and "end" not in state.pending:
         end_with(turn, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of all nodes have succeeded")
