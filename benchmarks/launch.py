@@ -8,6 +8,8 @@ here: how launchers are started and read (``_processes.py``).
 from __future__ import annotations
 
 import argparse
+import compileall
+import importlib.util
 import json
 import os
 import platform
@@ -18,6 +20,8 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from quorate._discovery import find_plugins
 
 from ._processes import BenchmarkError, Launcher, Peer, find_peers, interpreter_alone, resident_mb, usage_of
 
@@ -47,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(repeats: int, idle_seconds: float, worker_counts: Sequence[int]) -> dict[str, Samples]:
     """Run everything and print as it goes; returns title -> launcher -> samples."""
+    compile_sources()
     peers, missing = find_peers()
     for name in missing:
         print(f"{name} is not installed and left out")
@@ -80,6 +85,14 @@ def measure(repeats: int, idle_seconds: float, worker_counts: Sequence[int]) -> 
 
 
 # --- measurements ---------------------------------------------------------------------------------------------------
+
+
+def compile_sources() -> None:
+    """Write quorate's bytecode, as an installer does: a checkout that may not write any would compile at each start."""
+    for name in {found.distribution.replace("-", "_") for found in find_plugins()} | {"quorate"}:
+        found = importlib.util.find_spec(name)
+        for folder in (found.submodule_search_locations or ()) if found is not None else ():
+            compileall.compile_dir(folder, quiet=1)
 
 
 def launches(peers: Sequence[Peer], workers: int, repeats: int) -> tuple[Samples, Samples]:
