@@ -90,6 +90,8 @@ def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empt
 def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[empty-body] # specs have no body
     """Offer node checks that run before each join; an unhealthy node does not join.
 
+    The agent of this release collects them and does not run them yet.
+
     Called: once, before the first join.
     Thread: the agent's thread.
     Answer: an iterable of HealthCheck; each check runs under the core's own time-out.
@@ -100,6 +102,8 @@ def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[em
 @hookspec
 def quorate_register_watchdog() -> Iterable[WatchdogBackend]:  # type: ignore[empty-body] # specs have no body
     """Offer watchdogs: services that live as long as the agent and report hung workers to it.
+
+    The agent of this release collects them and does not start them yet.
 
     Called: once, before the first join.
     Thread: the agent's thread.
