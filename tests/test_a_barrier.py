@@ -8,7 +8,8 @@ import pytest
 
 from quorate import RendezvousHandler
 from tests import workers
-from tests.harness import Ear, Gate, Job, as_store_client, as_store_host
+from tests.harness import DEADLINE, Ear, Gate, Job, as_store_client, as_store_host
+from tests.watching import wait_for_text
 
 #: Seconds of the exit barrier in tests whose nodes must not sit it out.
 LONG = 300.0
@@ -95,8 +96,8 @@ def test_the_loss_of_the_store_in_the_barrier_fails_nothing(job: Job, ear: Ear, 
         pytest.skip("this store outlives every agent")
     plan = job.plan(workers.wait_for_ranks, ear.path, gate.path, 0, nodes=(2, 2), spec={"node_rank": 0})
     other = job.plan(workers.wait_for_ranks, ear.path, gate.path, 0, nodes=(2, 2), spec={"node_rank": 1})
-    keeper, waiting = job.start(as_store_host(plan)), job.start(as_store_client(other))
-    ear.hear(1, event="done", rank=1)
+    keeper, waiting = job.start(as_store_host(plan)), job.start(as_store_client(other), QUORATE_LOG="debug")
     ear.hear(1, event="started", rank=0)
+    wait_for_text(waiting.console_path, "all workers of this node have succeeded", DEADLINE)
     keeper.kill()
     assert waiting.outcome().values == {1: 1}
