@@ -231,6 +231,20 @@ def test_the_end_of_the_store_is_a_clear_verdict(job: Job, ear: Ear, gate: Gate)
     wait_for_end(workers_there, 1.0)
 
 
+def test_a_host_that_leaves_ends_the_job_it_cannot_serve_any_more(job: Job, ear: Ear, gate: Gate) -> None:
+    """D: the agent that serves the store is told to go; the others hear why before their store is gone for good."""
+    if not job.backend.dies_with_host:
+        pytest.skip("this store outlives every agent")
+    plan = meeting(job, ear, gate, (1, 2))
+    keeper, other = job.start_in_order(ear, *[replace(plan, rdzv={**plan.rdzv, "linger_timeout": 0.5})] * 2)
+    ear.hear(2, event="started", group_world_size=2)
+    keeper.send_signal(signal.SIGTERM)
+    assert type(keeper.outcome().error).__name__ == "SignalException"
+    assert type(other.outcome().error).__name__ == "StoreLostError"
+    assert "was stopped by SIGTERM" in other.console()
+    wait_for_end([m["pid"] for m in ear.all(event="started")], 1.0)
+
+
 def test_an_agent_that_is_killed_takes_its_workers_children_along(job: Job, ear: Ear) -> None:
     """DESIGN 5: a worker never outlives its agent, and nor do its children, whatever session they moved to."""
     host = job.start(job.plan(workers.start_grandchild, ear.path))
