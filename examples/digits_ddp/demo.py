@@ -141,6 +141,10 @@ def kill_an_agent(stage: Stage, story: Story, guest: Agent) -> None:
     story.shrink_seconds = seen.at - killed_at
     went_on(stage, seen, saved)
     story.say(f"training went on at epoch {seen.epoch} with two workers, {story.shrink_seconds:.1f} s after the kill")
+    # The replacement must not end this round before it has left something behind.
+    stage.wait_for(
+        "two workers finish an epoch", lambda m: m.kind == "checkpoint" and m.round == seen.round, PATIENCE_SECONDS
+    )
 
 
 # --- evidence -------------------------------------------------------------------------------------------------------
