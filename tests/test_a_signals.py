@@ -80,7 +80,6 @@ def test_a_signal_while_workers_are_stopped_for_a_restart(job: Job, ear: Ear, ga
     assert len(ear.all(event="started")) == 1
 
 
-@pytest.mark.slow(reason="the agent that serves the store lingers for a member that it cannot know to be gone")
 def test_the_other_node_is_not_stopped_by_it(job: Job, ear: Ear) -> None:
     """A node that is told to go leaves a 2:2 job waiting for another one; told as well, that one leaves, too."""
     plan = job.plan(workers.trap, ear.path, True, nodes=(2, 2))

@@ -256,11 +256,18 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._shut_down = True
             self._changed.notify_all()
         if self._started:
-            # A host whose workers are done, and that left the others running, keeps the store for them for longer.
-            early = self._driver.state.phase is Phase.LEFT and self._driver.state.done
-            self._driver.close(self._close_timeout, self._linger_timeout * (12 if early else 1))
+            self._driver.close(self._close_timeout, self._patience())
         self._release()
         return True
+
+    def _patience(self) -> float:
+        """Return for how long the host of a store keeps it for the others, who may still want to read it."""
+        state = self._driver.state
+        if state.phase is Phase.CLOSED:
+            return self._linger_timeout
+        if state.phase is Phase.LEFT and state.done:
+            return 12 * self._linger_timeout  # their workers still run, and will want to say that they have finished
+        return 0.0
 
     def _release(self) -> None:
         if self._bootstrap is not None:
