@@ -102,6 +102,7 @@ def _join(turn: _Turn, reason: str) -> None:
         failures=(),
         proposed=None,
         end=None,
+        last_end=turn.state.end,
         gone=False,
         wake_at=None,
     )

@@ -71,6 +71,7 @@ class State:
     failures: tuple[FailureRecord, ...] = ()
     proposed: RoundEnd | None = None  # what this agent wanted recorded
     end: RoundEnd | None = None  # what was recorded
+    last_end: RoundEnd | None = None  # the same of the round before, to be told even if it was followed at once
     trouble: RendezvousFailed | None = None
     signal_number: int | None = None
     gone: bool = False  # all workers, and whatever they started, have ended

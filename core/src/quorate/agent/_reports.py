@@ -51,8 +51,8 @@ class Reporter:
                 restart_count=seat.restart_count,
                 level=2,
             )
-        if new.end is not None and new.end is not old.end:
-            end = new.end
+        end = new.end or new.last_end
+        if end is not None and end is not old.end and end is not old.last_end:
             self.emit(
                 "round.ended",
                 f"round {end.round_number} ended ({end.cause.value} -> {end.verdict.value}): {end.reason}",

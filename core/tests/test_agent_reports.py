@@ -1,0 +1,52 @@
+"""What the agent tells: each round's end once, whatever comes first, the end or the last worker's death."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import evolve
+
+from quorate import PluginHost, hookimpl
+from quorate.agent import _protocol as p
+from quorate.agent._machine import initial_state, step
+from quorate.agent._reports import Reporter
+from quorate.records import Assignment, Cause, Event, FailureRecord, RestartDecision, RoundEnd, Verdict
+
+SEAT = Assignment(0, "me", "default", 1, 0, 1, 0, 1, 0, 1, "10.0.0.1", 4711)
+FAILURE = FailureRecord(0, 0, 7, 1, Cause.EXIT_CODE, "exit code 1", 0)
+END = RoundEnd(0, Cause.EXIT_CODE, Verdict.RESTART, "rank 0 failed", restart_count=1)
+
+
+class Listener:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[Event] = []
+
+    @hookimpl
+    def quorate_observe_event(self, event: Event) -> None:
+        self.heard.append(event)
+
+
+@pytest.mark.parametrize(
+    "last_of_round_0",
+    [(p.RoundEnded(END), p.WorkersGone()), (p.WorkersGone(), p.RoundEnded(END))],
+    ids=["the end first", "the workers first"],
+)
+def test_each_end_is_told_once(last_of_round_0: tuple[p.Input, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    listener = Listener()
+    reporter = Reporter(PluginHost(paths=[], extra=[("listener", listener)]), None)
+    state = initial_state(3, 300.0)
+    second = evolve(END, round_number=1, reason="node b joined", verdict=Verdict.RESCALE)
+    round_0 = (p.RoundJoined(SEAT), p.Diagnosed(FAILURE, RestartDecision(Verdict.RESTART)), *last_of_round_0)
+    round_1 = (p.RoundJoined(evolve(SEAT, round_number=1)), p.RoundEnded(second), p.WorkersGone())
+    for event in (p.Begin(), *round_0, *round_1):
+        old, state = state, step(state, event, 0.0).state
+        reporter.changed(old, state)
+    told = [event.reason for event in listener.heard if event.name == "round.ended"]
+    assert told == [
+        "round 0 ended (exit_code -> restart): rank 0 failed",
+        "round 1 ended (exit_code -> rescale): node b joined",
+    ]
+    assert [line for line in capsys.readouterr().err.splitlines() if " ended " in line] == [
+        f"quorate: {sentence}" for sentence in told
+    ]
