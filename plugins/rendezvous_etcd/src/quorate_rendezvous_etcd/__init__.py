@@ -1,0 +1,63 @@
+"""Rendezvous over etcd: a store that outlives every node of the job.
+
+Offers the backend ``etcd`` and, for tests and jobs of one machine, :class:`EtcdServer`.  What lives here is the plugin
+object alone; neither gRPC nor protobuf nor an etcd client is imported until a backend is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, final
+
+from quorate.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from quorate.rendezvous import RendezvousBackend, RendezvousParameters, Store
+
+    from ._server import EtcdServer
+
+__all__ = ["EtcdServer", "plugin"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "EtcdServer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ._server import EtcdServer
+
+    globals()[name] = EtcdServer
+    return EtcdServer
+
+
+# None of these is called as a module here is: importing one sets the package's attribute of that name.
+def _open(parameters: RendezvousParameters) -> Store:
+    from ._store import open_store
+
+    return open_store(parameters)
+
+
+def _check_parameters(parameters: RendezvousParameters) -> None:
+    from ._settings import Settings
+
+    Settings.from_parameters(parameters)
+
+
+@final
+class _Plugin:
+    """What the entry point names."""
+
+    @hookimpl
+    def quorate_register_rendezvous(self) -> Iterable[RendezvousBackend]:
+        """Offer ``etcd``."""
+        from quorate.rendezvous import RendezvousBackend
+
+        return [
+            RendezvousBackend(
+                name="etcd",
+                summary="an etcd cluster (API v3), which outlives every node of the job",
+                open_store=_open,
+                check=_check_parameters,
+            )
+        ]
+
+
+plugin = _Plugin()

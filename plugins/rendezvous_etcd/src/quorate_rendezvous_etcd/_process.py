@@ -1,0 +1,161 @@
+"""One etcd process: its ports, its command line, its output, its signals.
+
+What does not live here: how several of them form a cluster (:mod:`._server`).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import IO, final
+
+from quorate.errors import StoreUnavailableError, UsageError
+
+__all__ = ["Member", "Ports", "features_of", "find_binary"]
+
+# etcd 3.4, 3.5 and 3.6 all say so once they serve, "securely" or "insecurely".
+_READY = b"serving client traffic"
+_LINES_KEPT = 30
+_END_SECONDS = 10.0
+
+
+def find_binary(binary: str | None = None) -> str:
+    """Return the path of the etcd program: ``binary``, else ``QUORATE_ETCD_BINARY``, else ``etcd`` on ``PATH``.
+
+    Raises:
+        UsageError: there is none; says how to install it.
+    """
+    named = binary or os.environ.get("QUORATE_ETCD_BINARY", "")
+    found = shutil.which(named or "etcd")
+    if found is not None:
+        return found
+    what = f"the etcd program {named!r} cannot be run" if named else "no etcd program is on PATH"
+    raise UsageError(
+        f"{what}. Install one (Debian and Ubuntu: apt-get install etcd-server; others: https://etcd.io/docs/), or say "
+        "where it is with EtcdServer(binary=…) or QUORATE_ETCD_BINARY"
+    )
+
+
+def features_of(binary: str) -> frozenset[str]:
+    """Return the options that this etcd knows, such as ``--enable-v2``.  Raises UsageError if it cannot be run."""
+    try:
+        done = subprocess.run(
+            [binary, "--help"], check=False, capture_output=True, timeout=_END_SECONDS, env=_environment()
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"the etcd program {binary!r} cannot be run: {error}") from None
+    words = (done.stdout + done.stderr).decode(errors="replace").split()
+    return frozenset(word for word in words if word.startswith("--"))
+
+
+def _environment() -> dict[str, str]:
+    # Options of etcd may come from the environment, too; what the caller set for another etcd is not for ours.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+    if platform.machine() == "aarch64":
+        environment["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # etcd 3.4 refuses to start there without it
+    return environment
+
+
+@final
+class Ports:
+    """Free ports of 127.0.0.1, held for as long as this object is open.
+
+    The sockets are bound and do not listen, with SO_REUSEADDR: nobody else is given the ports, yet etcd, which sets
+    the same option, can listen on them, again and again.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._sockets: list[socket.socket] = []
+        try:
+            for _ in range(count):
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+                self._sockets.append(sock)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("127.0.0.1", 0))
+        except OSError:
+            self.close()
+            raise
+
+    @property
+    def numbers(self) -> list[int]:
+        """The ports."""
+        return [sock.getsockname()[1] for sock in self._sockets]
+
+    def close(self) -> None:
+        """Give the ports back."""
+        for sock in self._sockets:
+            sock.close()
+
+
+@final
+class Member:
+    """A running etcd process with ``arguments``.  A thread reads its log, which tells when it is ready."""
+
+    def __init__(self, name: str, binary: str, arguments: Sequence[str]) -> None:
+        self.name = name
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._ready = threading.Event()
+        self._is_ready = False
+        self._process = subprocess.Popen(
+            [binary, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            start_new_session=True,
+        )
+        assert self._process.stderr is not None
+        self._reader = threading.Thread(
+            target=self._read, args=(self._process.stderr,), name=f"quorate-etcd-{name}", daemon=True
+        )
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def _read(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            self._lines.append(line.decode(errors="replace").rstrip())
+            if _READY in line:
+                self._is_ready = True
+                self._ready.set()
+        self._ready.set()
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait until it serves clients.
+
+        Raises:
+            StoreUnavailableError: it ended before, or did not get there within ``seconds``.
+        """
+        self._ready.wait(seconds)
+        if not self._is_ready:
+            problem = "ended" if self._ready.is_set() else f"was not ready within {seconds:g} s"
+            raise StoreUnavailableError(
+                f"etcd member {self.name} {problem}; its last lines:\n" + "\n".join(self._lines)
+            )
+
+    def send_signal(self, number: int) -> None:
+        """Send the process a signal, if it still runs."""
+        self._process.send_signal(number)
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal, and SIGKILL if that did not end it, and wait until the process and its thread are gone."""
+        self._process.send_signal(number)
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()

@@ -1,0 +1,259 @@
+"""EtcdServer: a private etcd cluster on this machine, for tests and for jobs that run on one machine.
+
+What does not live here: one etcd process (:mod:`._process`) and what outlives a killed owner (:mod:`._guardian`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import final
+
+from quorate.clock import monotonic
+from quorate.errors import StoreUnavailableError, UsageError
+
+from ._guardian import Guardian
+from ._process import Member, Ports, features_of, find_binary
+
+__all__ = ["EtcdServer"]
+
+_PORTS_PER_MEMBER = 3  # clients, peers, metrics
+_LOOK_SECONDS = 0.05
+
+
+@final
+class EtcdServer:
+    """An etcd cluster of one or three processes on free ports of 127.0.0.1.  Also a context manager.
+
+    Everything is gone after :meth:`stop`, and after the death of this process, however it died.
+
+    Arguments:
+        members: 1, or 3 for a cluster that survives the loss of one.
+        enable_v2: serve API v2, too (etcd 3.4 and 3.5 can; 3.6 cannot).
+        binary: the etcd program; default ``QUORATE_ETCD_BINARY``, else ``etcd`` on ``PATH``.
+        data_dir: where to keep data; it is then left there.  Default: a private folder, removed by :meth:`stop`.
+        cert, key: the server's certificate and key (PEM files); clients then have to use TLS.
+        ca_cert: clients have to show a certificate signed by this one (PEM file).
+        arguments: further options for each etcd.
+        start_timeout: seconds that :meth:`start` and :meth:`restart` wait until the members serve clients.
+
+    Raises:
+        UsageError: another number of members, no etcd program, or one that cannot do what is asked for.
+    """
+
+    def __init__(
+        self,
+        members: int = 1,
+        enable_v2: bool = False,
+        binary: str | None = None,
+        data_dir: str | None = None,
+        *,
+        cert: str = "",
+        key: str = "",
+        ca_cert: str = "",
+        arguments: Sequence[str] = (),
+        start_timeout: float = 30.0,
+    ) -> None:
+        if members not in (1, 3):
+            raise UsageError(f"EtcdServer(members={members}): a private etcd has 1 member or 3")
+        if bool(cert) != bool(key):
+            raise UsageError("EtcdServer needs cert and key together")
+        self._count = members
+        self._binary = find_binary(binary)
+        self._features = features_of(self._binary)
+        if enable_v2 and "--enable-v2" not in self._features:
+            raise UsageError(
+                f"{self._binary} does not serve etcd's API v2, which etcd 3.6 has removed; "
+                "use etcd 3.4 or 3.5, or the rendezvous backend 'etcd', which speaks API v3"
+            )
+        self._enable_v2 = enable_v2
+        self._tls = (cert, key, ca_cert)
+        self._extra = list(arguments)
+        self._data_dir = data_dir
+        self._start_timeout = start_timeout
+        self._folder = ""
+        self._ports: Ports | None = None
+        self._guardian: Guardian | None = None
+        self._members: dict[int, Member] = {}
+
+    def __enter__(self) -> EtcdServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- the whole ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all members and wait until they serve clients; does nothing if it has been started.
+
+        Raises:
+            StoreUnavailableError: a member ended or was not ready in time; the message has its last lines.
+        """
+        if self._ports is not None:
+            return
+        try:
+            self._folder = self._data_dir or tempfile.mkdtemp(prefix="quorate-etcd-")
+            self._ports = Ports(_PORTS_PER_MEMBER * self._count)
+            self._guardian = Guardian("" if self._data_dir else self._folder)
+            for index in range(self._count):
+                self._launch(index)
+            for index in range(self._count):
+                self._await(index)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End all members and remove their data.  May be called twice."""
+        # All are told first: a member that sees the others leave in order would wait for them.
+        for index in list(self._members):
+            self.kill(index)
+        if self._guardian is not None:
+            self._guardian.close()
+            self._guardian = None
+        if self._ports is not None:
+            self._ports.close()
+            self._ports = None
+        if self._folder and not self._data_dir:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = ""
+
+    def get_endpoint(self) -> str:
+        """Return ``host:port`` of each member, with commas between them: what ``--rdzv-endpoint`` takes.
+
+        Raises:
+            UsageError: it has not been started.
+        """
+        return ",".join(f"127.0.0.1:{self._port(index, 0)}" for index in range(self._count))
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the members that run, in order."""
+        return [member.pid for _, member in sorted(self._members.items())]
+
+    # --- one member: what can happen to a cluster ------------------------------------------------------------------
+
+    def kill(self, index: int = 0) -> None:
+        """Kill a member with SIGKILL, as a power cut would, and wait until it is gone."""
+        self._end(index, signal.SIGKILL)
+
+    def terminate(self, index: int = 0) -> None:
+        """End a member in an orderly way (SIGTERM), and wait until it is gone."""
+        self._end(index, signal.SIGTERM)
+
+    def restart(self, index: int = 0, *, wait: bool = True) -> None:
+        """Start a member again, with its data and ports; ``wait`` until it serves clients.
+
+        Without a quorum it cannot serve: start several with ``wait=False`` and then :meth:`await_ready`.
+        """
+        if index not in self._members:
+            self._launch(index)
+        if wait:
+            self._await(index)
+
+    def await_ready(self) -> None:
+        """Wait until every member that runs serves clients.  Raises StoreUnavailableError."""
+        for index in list(self._members):
+            self._await(index)
+
+    def pause(self, index: int = 0) -> None:
+        """Freeze a member (SIGSTOP): it keeps its connections and says nothing."""
+        self._members[index].send_signal(signal.SIGSTOP)
+
+    def resume(self, index: int = 0) -> None:
+        """Let a frozen member go on (SIGCONT)."""
+        self._members[index].send_signal(signal.SIGCONT)
+
+    def leader(self, timeout: float = 10.0) -> int:
+        """Return the index of the member that leads.
+
+        Raises:
+            StoreUnavailableError: there is no leader within ``timeout`` seconds.
+        """
+        deadline = monotonic() + timeout
+        while monotonic() < deadline:
+            for index in self._members:
+                if "\netcd_server_is_leader 1\n" in self._metrics(index):
+                    return index
+            # An election cannot be waited for from outside, only looked at.
+            threading.Event().wait(_LOOK_SECONDS)
+        raise StoreUnavailableError(f"the etcd cluster at {self.get_endpoint()} has had no leader for {timeout:g} s")
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
+
+    def _metrics(self, index: int) -> str:
+        from http.client import HTTPConnection, HTTPException
+
+        connection = HTTPConnection("127.0.0.1", self._port(index, 2), timeout=1.0)
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode(errors="replace")
+        except (OSError, HTTPException):
+            return ""  # a frozen or dead member leads nobody
+        finally:
+            connection.close()
+
+    def _port(self, index: int, which: int) -> int:
+        if self._ports is None:
+            raise UsageError("the EtcdServer has not been started; call start()")
+        return self._ports.numbers[_PORTS_PER_MEMBER * index + which]
+
+    def _end(self, index: int, number: int) -> None:
+        member = self._members.pop(index, None)
+        if member is not None:
+            pid = member.pid
+            member.end(number)
+            if self._guardian is not None:
+                self._guardian.forget(pid)
+
+    def _await(self, index: int) -> None:
+        self._members[index].wait_until_ready(self._start_timeout)
+
+    def _launch(self, index: int) -> None:
+        assert self._guardian is not None
+        member = Member(f"m{index}", self._binary, self._arguments(index))
+        self._members[index] = member
+        self._guardian.watch(member.pid)
+
+    def _arguments(self, index: int) -> list[str]:
+        cert, key, ca_cert = self._tls
+        scheme = "https" if cert else "http"
+        client = f"{scheme}://127.0.0.1:{self._port(index, 0)}"
+        peers = [f"m{i}=http://127.0.0.1:{self._port(i, 1)}" for i in range(self._count)]
+        own_peer = peers[index].partition("=")[2]
+        options = {
+            "--name": f"m{index}",
+            "--data-dir": os.path.join(self._folder, f"m{index}"),
+            "--listen-client-urls": client,
+            "--advertise-client-urls": client,
+            "--listen-peer-urls": own_peer,
+            "--initial-advertise-peer-urls": own_peer,
+            "--initial-cluster": ",".join(peers),
+            "--listen-metrics-urls": f"http://127.0.0.1:{self._port(index, 2)}",
+            # All on one machine: the network takes microseconds, so a dead leader can be noticed soon.
+            "--heartbeat-interval": "10",
+            "--election-timeout": "100",
+            # Heartbeats of nodes are many small writes; their history is of use to nobody.
+            "--auto-compaction-mode": "periodic",
+            "--auto-compaction-retention": "5m",
+            "--logger": "zap",
+            "--log-outputs": "stderr",
+        }
+        if cert:
+            options |= {"--cert-file": cert, "--key-file": key}
+        if ca_cert:
+            options |= {"--client-cert-auth": "true", "--trusted-ca-file": ca_cert}
+        if self._enable_v2:
+            options["--enable-v2"] = "true"
+        if "--unsafe-no-fsync" in self._features:
+            options["--unsafe-no-fsync"] = "true"
+        return [f"{name}={value}" for name, value in options.items()] + self._extra

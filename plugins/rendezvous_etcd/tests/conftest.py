@@ -1,0 +1,69 @@
+"""What the tests share: private etcd servers, and a check that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorate_rendezvous_etcd import EtcdServer
+
+from .etcd_harness import DEADLINE_SECONDS, settles
+
+
+def _leftovers() -> set[str]:
+    """Return the children of this process, and the sockets and pipes that it has open."""
+    found = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        found |= {f"child {pid}" for pid in path.read_text().split()}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the descriptor of this very listing
+        if target.startswith(("socket:", "pipe:")):
+            found.add(target)
+    return found
+
+
+@pytest.fixture(scope="session")
+def shared_etcd() -> Iterator[EtcdServer]:
+    """One member that all tests which do it no harm share."""
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture
+def nothing_left(shared_etcd: EtcdServer) -> Iterator[None]:
+    """Fail a test that leaves a thread, a child, a socket or a pipe behind."""
+    # gRPC opens some descriptors once in a process's life, with its first channel.
+    from .etcd_harness import warm_grpc_up
+
+    warm_grpc_up()
+    threads, before = set(threading.enumerate()), _leftovers()
+    yield
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(DEADLINE_SECONDS)
+        assert not thread.is_alive(), f"{thread.name} is left"
+    # gRPC closes a channel's socket on a thread of its own, a little later.
+    assert settles(lambda: _leftovers() <= before), _leftovers() - before
+
+
+@pytest.fixture
+def start_etcd(nothing_left: None) -> Iterator[Callable[..., EtcdServer]]:
+    """``start_etcd(members=1, **more)`` → a private EtcdServer that is gone after the test."""
+    servers: list[EtcdServer] = []
+
+    def start(*arguments: Any, **more: Any) -> EtcdServer:
+        server = EtcdServer(*arguments, **more)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
