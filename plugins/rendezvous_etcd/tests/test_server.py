@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -136,11 +137,16 @@ sys.stdin.read()
     assert owner.stdout is not None
     folder, *pids = owner.stdout.readline().split()
     assert Path(folder).is_dir()
+    # Who adopts them may reap them late; a pidfd tells of the end itself.
+    descriptors = [os.pidfd_open(int(pid)) for pid in pids]
     owner.send_signal(number)
     assert owner.wait(DEADLINE_SECONDS) == -number
     owner.stdin.close()
     owner.stdout.close()
-    assert settles(lambda: not any(_exists(int(pid)) for pid in pids))
+    for descriptor in descriptors:
+        ready, _, _ = select.select([descriptor], [], [], DEADLINE_SECONDS)
+        assert ready
+        os.close(descriptor)
     assert settles(lambda: not Path(folder).exists())
 
 
