@@ -1,7 +1,7 @@
 """Rendezvous over etcd: a store that outlives every node of the job.
 
-Offers the backend ``etcd`` and, for tests and jobs of one machine, :class:`EtcdServer`.  What lives here is the plugin
-object alone; neither gRPC nor protobuf nor an etcd client is imported until a backend is opened.
+Offers the backends ``etcd`` and ``etcd-v2`` and, for tests and jobs of one machine, :class:`EtcdServer`.  What lives
+here is the plugin object alone; neither gRPC nor protobuf nor an etcd client is imported until a backend is opened.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class _Plugin:
 
     @hookimpl
     def quorate_register_rendezvous(self) -> Iterable[RendezvousBackend]:
-        """Offer ``etcd``."""
+        """Offer ``etcd`` and ``etcd-v2``."""
         from quorate.rendezvous import RendezvousBackend
+
+        from ._v2_backend import v2_backend
 
         return [
             RendezvousBackend(
@@ -56,7 +58,8 @@ class _Plugin:
                 summary="an etcd cluster (API v3), which outlives every node of the job",
                 open_store=_open,
                 check=_check_parameters,
-            )
+            ),
+            v2_backend(),
         ]
 
 

@@ -1,0 +1,384 @@
+"""Requests to etcd's API v2 through python-etcd: deadlines, the next endpoint when one does not answer, interruption.
+
+python-etcd by itself sends a request that got no answer again and again; here it is told not to, so that whoever
+calls knows that a write may have been sent twice, and every request has one deadline.  What does not live here: what
+the requests mean (:mod:`._v2_store`, :mod:`._v2_member`).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Mapping
+from typing import Any, final
+
+from attrs import frozen
+
+from quorate.clock import monotonic
+from quorate.errors import (
+    QuorateError,
+    RendezvousStateError,
+    StoreCorruptError,
+    StoreLostError,
+    StoreUnavailableError,
+    UsageError,
+)
+
+from ._v2_settings import PASSWORD_VARIABLE, V2Settings
+from ._v2_transport import Sockets, load_etcd, make_pool_manager, make_timeout
+
+__all__ = [
+    "COMPARE_FAILED",
+    "EXISTS",
+    "NOT_EMPTY",
+    "NOT_FOUND",
+    "Answer",
+    "Caller",
+    "InterruptedCallError",
+    "RefusedError",
+    "Route",
+    "unexpected",
+]
+
+#: What etcd answers when a condition of the request does not hold.
+NOT_FOUND, COMPARE_FAILED, NOT_FILE, NOT_DIRECTORY, EXISTS, NOT_EMPTY, CLEARED = 100, 101, 102, 104, 105, 108, 401
+_CONDITIONS = frozenset((NOT_FOUND, COMPARE_FAILED, NOT_FILE, NOT_DIRECTORY, EXISTS, NOT_EMPTY, CLEARED))
+
+
+@final
+@frozen
+class Answer:
+    """etcd's answer: the node that was read or written, and the store's index then."""
+
+    node: Mapping[str, Any]
+    index: int
+
+
+@final
+class RefusedError(Exception):
+    """A condition of the request does not hold; an outcome, not a failure."""
+
+    def __init__(self, code: int, index: int, message: str) -> None:
+        self.code, self.index = code, index
+        super().__init__(message)
+
+
+@final
+class InterruptedCallError(Exception):
+    """Somebody called :meth:`Caller.interrupt`."""
+
+
+@final
+class _Unanswered(Exception):  # noqa: N818 - never leaves this module
+    """One request got no usable answer; the next endpoint, or the same one later, may give one."""
+
+    def __init__(self, problem: str, *, is_tls: bool = False, is_over: bool = False) -> None:
+        self.problem, self.is_tls, self.is_over = problem, is_tls, is_over
+        super().__init__(problem)
+
+
+@final
+class Route:
+    """Which endpoint is asked first; shared by the callers of one store, so that one finding helps all."""
+
+    def __init__(self, settings: V2Settings) -> None:
+        self.settings = settings
+        self.etcd = load_etcd()
+        self.cluster_id: str | None = None
+        self._state = threading.Lock()
+        # Members of a job begin at different endpoints, which spreads the work.
+        self._first = random.randrange(len(settings.endpoints))
+        self._callers: list[Caller] = []
+
+    def add(self, caller: Caller) -> None:
+        """Have ``caller`` leave an endpoint that another caller found dead."""
+        self._callers.append(caller)
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Return the endpoint to ask now."""
+        return self.settings.endpoints[self._first]
+
+    def leave(self, endpoint: tuple[str, int]) -> None:
+        """Ask another endpoint from now on, if ``endpoint`` is still the one to ask."""
+        with self._state:
+            if len(self.settings.endpoints) == 1 or self.endpoint != endpoint:
+                return
+            self._first = (self._first + 1) % len(self.settings.endpoints)
+        for caller in self._callers:
+            caller.leave(endpoint)
+
+
+@final
+class Caller:
+    """A line to etcd for one thread at a time: at most one connection to each endpoint.
+
+    :meth:`interrupt` and :meth:`close` may be called from any thread.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self._route, self._settings = route, route.settings
+        #: How many requests got no answer so far: after one, what etcd holds is to be looked at again.
+        self.failures = 0
+        self._sockets = Sockets()
+        self._clients: dict[tuple[str, int], Any] = {}
+        self._polling: tuple[str, int] | None = None
+        self._stop = threading.Event()
+        self._closed = False
+        route.add(self)
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def get(self, path: str, deadline: float) -> Answer:
+        """Read a node, by consensus, so that no member's lag is seen.  Raises as :meth:`call` does."""
+        return self.call("GET", path, deadline, {"quorum": "true"})
+
+    def put(self, path: str, deadline: float, **options: object) -> Answer:
+        """Write a node.  Options are API v2's: ``value``, ``dir``, ``ttl``, ``prevExist``, ``prevIndex``, ..."""
+        return self.call("PUT", path, deadline, {name: _spell(value) for name, value in options.items()})
+
+    def delete(self, path: str, deadline: float, **options: object) -> bool:
+        """Remove a node; returns whether it was there.  Raises as :meth:`call` does."""
+        try:
+            self.call("DELETE", path, deadline, {name: _spell(value) for name, value in options.items()})
+        except RefusedError as refused:
+            if refused.code == NOT_FOUND:
+                return False
+            raise
+        return True
+
+    def call(self, method: str, path: str, deadline: float, options: Mapping[str, str]) -> Answer:
+        """Send a request until it is answered; an earlier, unanswered sending may have been applied, too.
+
+        Raises:
+            RefusedError: a condition does not hold.
+            StoreUnavailableError: no answer by ``deadline`` (monotonic seconds).
+            UsageError: wrong credentials or certificates, or a server without the API.
+            InterruptedCallError: see :meth:`interrupt`.
+        """
+        problems: dict[tuple[str, int], _Unanswered] = {}
+        pause = 0.02
+        while True:
+            self._refuse_if_stopped()
+            endpoint = self._route.endpoint
+            # Enough for each endpoint to be tried, and for one endpoint to be tried twice.
+            share = self._settings.operation_timeout_seconds / (len(self._settings.endpoints) + 1)
+            left = max(0.05, min(deadline - monotonic(), max(1.0, share)))
+            try:
+                return self._once(endpoint, method, path, options, left)
+            except _Unanswered as unanswered:
+                self.failures += 1
+                problems[endpoint] = unanswered
+                self._route.leave(endpoint)
+            self._refuse_if_stopped()
+            tried_all = len(problems) == len(self._settings.endpoints)
+            if tried_all and self._route.cluster_id is None and all(problem.is_tls for problem in problems.values()):
+                raise self._no_trust(problems)
+            left = deadline - monotonic()
+            if left <= 0:
+                raise self._unavailable(problems)
+            if tried_all:
+                self._stop.wait(min(left, pause * random.uniform(0.5, 1.0)))
+                pause = min(1.0, pause * 2)
+
+    def poll(self, path: str, index: int, timeout: float, *, recursive: bool = False) -> Answer | None:
+        """Wait for the next change of ``path`` from ``index`` on, for ``timeout`` seconds; ``None`` without one.
+
+        Also ``None`` where the connection broke: whoever waits looks again and asks for what came since.
+        """
+        self._refuse_if_stopped()
+        endpoint = self._route.endpoint
+        self._polling = endpoint
+        try:
+            if self._route.endpoint != endpoint:
+                return None  # it was left just now, and nobody would tell us a second time
+            options = {"wait": "true", "waitIndex": str(index), "recursive": _spell(recursive)}
+            return self._once(endpoint, "GET", path, options, timeout)
+        except RefusedError as refused:
+            if refused.code == CLEARED:
+                return None
+            raise
+        except _Unanswered as unanswered:
+            self._refuse_if_stopped()
+            self.failures += not unanswered.is_over
+            return None
+        finally:
+            self._polling = None
+
+    def _once(
+        self, endpoint: tuple[str, int], method: str, path: str, options: Mapping[str, str], timeout: float
+    ) -> Answer:
+        etcd = self._route.etcd
+        client = self._client(endpoint)
+        limits = make_timeout(min(timeout, self._settings.dial_timeout_seconds), timeout)
+        client.expected_cluster_id = self._route.cluster_id
+        try:
+            response = client.api_execute(client.key_endpoint + path, method, params=dict(options), timeout=limits)
+            return Answer(json.loads(response.data)["node"], int(response.headers["X-Etcd-Index"]))
+        except etcd.EtcdWatchTimedOut as error:
+            raise _Unanswered("no change in time", is_over=True) from error
+        except etcd.EtcdClusterIdChanged as error:
+            raise StoreLostError(
+                f"another etcd cluster answers at {_spell_endpoint(self._settings, endpoint)}; "
+                "the one that held the job is gone. Start the job again"
+            ) from error
+        except etcd.EtcdException as error:
+            raise self._explain(endpoint, client, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise _Unanswered("it does not answer as etcd does") from error
+        finally:
+            self._route.cluster_id = self._route.cluster_id or client.expected_cluster_id
+
+    def _client(self, endpoint: tuple[str, int]) -> Any:
+        client = self._clients.get(endpoint)
+        if client is None:
+            settings = self._settings
+            client = self._route.etcd.Client(
+                host=endpoint[0],
+                port=endpoint[1],
+                protocol=settings.protocol,
+                read_timeout=settings.operation_timeout_seconds,
+                allow_redirect=False,
+                allow_reconnect=False,
+                username=settings.user,
+                password=settings.password,
+            )
+            client.http = make_pool_manager(settings, self._sockets)
+            self._clients[endpoint] = client
+        return client
+
+    # --- what went wrong ------------------------------------------------------------------------------------------
+
+    def _explain(self, endpoint: tuple[str, int], client: Any, error: Exception) -> Exception:
+        etcd = self._route.etcd
+        where = _spell_endpoint(self._settings, endpoint)
+        if isinstance(error, etcd.EtcdConnectionFailed):
+            return _describe(error)
+        answer: Any = getattr(error, "payload", None)
+        answer = answer if isinstance(answer, dict) else {}
+        code, cause = answer.get("errorCode"), str(answer.get("cause", ""))
+        if code in _CONDITIONS:
+            return RefusedError(code, int(answer.get("index", 0)), f"{where}: {error}")
+        if isinstance(error, etcd.EtcdInsufficientPermissions):
+            return self._no_permission(where, str(answer.get("message", "")))
+        if cause.startswith("404 page not found"):
+            return self._no_such_api(where, client)
+        if "HTTP request to an HTTPS server" in cause:
+            return UsageError(f"etcd at {where} speaks TLS; set --rdzv-conf protocol=https,ca_cert=FILE")
+        status = answer.get("status")
+        if "errorCode" not in answer or code in (300, 301) or (isinstance(status, int) and status >= 500):
+            # Among these: no leader just now, too many requests, a proxy that has lost its server.
+            return _Unanswered(f"it answers {str(answer.get('message') or error)[:100]!r} {cause[:100]!r}")
+        return RendezvousStateError(f"etcd at {where} refuses the request: {error}")
+
+    def _no_permission(self, where: str, message: str) -> UsageError:
+        who = f"user {self._settings.user!r}" if self._settings.user else "access without a user"
+        return UsageError(
+            f"etcd at {where} refuses {who} ({message}); give a user with the right to read and write "
+            f"/{self._settings.prefix}/*: --rdzv-conf user=NAME, and the password in the variable {PASSWORD_VARIABLE}"
+        )
+
+    def _no_such_api(self, where: str, client: Any) -> QuorateError:
+        try:
+            version = str(client.version)
+        except Exception:
+            # Whatever it says there, it does not say it as etcd does.
+            return UsageError(f"what answers at {where} is not etcd; check --rdzv-endpoint")
+        return UsageError(
+            f"etcd {version} at {where} does not serve API v2. Start it with --enable-v2=true (etcd 3.5 and older; "
+            "etcd 3.6 has removed it), or use API v3 with --rdzv-backend=etcd"
+        )
+
+    def _no_trust(self, problems: Mapping[tuple[str, int], _Unanswered]) -> UsageError:
+        return UsageError(
+            f"no TLS connection to etcd: {self._list(problems)}. Check --rdzv-conf ca_cert, cert and key, "
+            "and that the endpoint is named as its certificate names it"
+        )
+
+    def _unavailable(self, problems: Mapping[tuple[str, int], _Unanswered]) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"etcd does not answer: {self._list(problems)}. Check --rdzv-endpoint, and that etcd runs"
+        )
+
+    def _list(self, problems: Mapping[tuple[str, int], _Unanswered]) -> str:
+        return "; ".join(
+            f"{_spell_endpoint(self._settings, endpoint)}: {problem.problem}" for endpoint, problem in problems.items()
+        )
+
+    # --- from other threads ---------------------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """Make the request under way, and every later one, raise InterruptedCallError, until :meth:`resume`."""
+        self._stop.set()
+        self._sockets.shut()
+
+    def resume(self) -> None:
+        """Allow requests again."""
+        if not self._closed:
+            self._stop.clear()
+            self._sockets.open()
+
+    def leave(self, endpoint: tuple[str, int]) -> None:
+        """Break off a poll at ``endpoint``, which is dead."""
+        if self._polling == endpoint:
+            self._sockets.shut()
+            self._sockets.open()
+
+    def close(self) -> None:
+        """Break off what is under way, and close all connections."""
+        self._closed = True
+        self.interrupt()
+        clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
+            client.http.clear()
+
+    def _refuse_if_stopped(self) -> None:
+        if self._stop.is_set():
+            raise InterruptedCallError
+
+
+def unexpected(refused: RefusedError, path: str) -> QuorateError:
+    """Return the error for an answer that only foreign hands below the prefix can bring about."""
+    if refused.code in (NOT_FILE, NOT_DIRECTORY):
+        return StoreCorruptError(path, f"something else is stored on the way to it ({refused})")
+    return RendezvousStateError(f"etcd refused a request that it should not have refused: {refused}")
+
+
+def _spell(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _spell_endpoint(settings: V2Settings, endpoint: tuple[str, int]) -> str:
+    return f"{settings.protocol}://{endpoint[0]}:{endpoint[1]}"
+
+
+def _describe(error: Exception) -> _Unanswered:
+    """Return what broke a connection, in a few words, and whether it was TLS."""
+    cause: BaseException = getattr(error, "cause", None) or error
+    name = type(cause).__name__
+    if name == "SSLError":
+        return _Unanswered(f"TLS: {_root(cause)}", is_tls=True)
+    if name == "ConnectTimeoutError":
+        return _Unanswered("no connection in time")
+    if name == "ReadTimeoutError":
+        return _Unanswered("no answer in time")
+    if name == "NameResolutionError":
+        return _Unanswered("the name does not resolve")
+    return _Unanswered(_root(cause))
+
+
+def _root(error: BaseException) -> str:
+    """Return the words of the operating system or library at the bottom of ``error``."""
+    seen = error
+    for _ in range(8):
+        inner = (
+            seen.__cause__
+            or seen.__context__
+            or next((word for word in seen.args if isinstance(word, BaseException)), None)
+        )
+        if inner is None:
+            break
+        seen = inner
+    words = getattr(seen, "strerror", None) or str(seen) or type(seen).__name__
+    return str(words)[:200]

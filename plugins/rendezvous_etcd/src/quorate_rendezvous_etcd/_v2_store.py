@@ -1,0 +1,327 @@
+"""The store's operations on etcd's API v2.
+
+Nothing polls: a wait is a read followed by etcd's long poll from the index of that read, so that no write in between
+is missed.  Every write carries a stamp; whether a write without an answer was applied is then seen from what is
+stored.  What does not live here: requests (:mod:`._v2_client`) and the job's directory (:mod:`._v2_member`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, final
+
+from quorate.clock import monotonic
+from quorate.errors import RendezvousStateError, StoreCorruptError, StoreLostError, StoreUnavailableError
+
+from ._v2_client import (
+    COMPARE_FAILED,
+    EXISTS,
+    NOT_FOUND,
+    Answer,
+    Caller,
+    InterruptedCallError,
+    RefusedError,
+    Route,
+    unexpected,
+)
+from ._v2_format import Counter, Value, key_path, new_stamp, pack, split_prefix, unpack
+from ._v2_member import Membership
+from ._v2_settings import V2Settings
+
+__all__ = ["EtcdV2Store", "open_v2_store"]
+
+_T = TypeVar("_T")
+# From this many keys on, one listing of their common directory is cheaper than a read for each.
+_MANY_KEYS = 4
+# A long poll is begun anew this often: a member of the cluster that is frozen looks just like one with nothing to tell.
+_RENEW_SECONDS = 30.0
+_SLOWEST_RETRY_SECONDS = 0.3
+
+
+def open_v2_store(settings: V2Settings) -> EtcdV2Store:
+    """Reach etcd and join the job.
+
+    Raises:
+        StoreUnavailableError: etcd did not answer within ``connect_timeout``.
+        UsageError: python-etcd is missing, credentials or certificates are wrong, or etcd does not serve API v2.
+        StoreCorruptError: something else is stored where the job would be.
+    """
+    route = Route(settings)
+    membership = Membership(settings, route)
+    try:
+        membership.join(monotonic() + settings.connect_timeout_seconds)
+    except BaseException:
+        membership.leave()
+        raise
+    return EtcdV2Store(settings, route, membership)
+
+
+@final
+class EtcdV2Store:
+    """Implements :class:`quorate.rendezvous.Store` with the ability ``interrupt``.  Made by :func:`open_v2_store`."""
+
+    def __init__(self, settings: V2Settings, route: Route, membership: Membership) -> None:
+        self._settings, self._membership = settings, membership
+        self._work = Caller(route)
+        self._waiter = Caller(route)
+        self._unsure: dict[str, Value] = {}
+        self._state = threading.Lock()
+        self._waiting = self._interrupted = self._closed = False
+        self._process = os.getpid()
+
+    # --- the contract ---------------------------------------------------------------------------------------------
+
+    def create(self, key: str, value: bytes) -> bool:
+        """Write ``key`` once; returns whether this call wrote it.
+
+        After StoreUnavailableError the same call again tells the truth about both: it writes the same stamp.
+        """
+        mine = self._unsure.pop(key, None)
+        if mine is None or mine.data != value:
+            mine = Value(value, new_stamp())
+        path, text = self._path(key), pack(mine)
+
+        def write(deadline: float) -> bool:
+            try:
+                self._work.put(path, deadline, value=text, prevExist=False)
+            except RefusedError as refused:
+                if refused.code != EXISTS:
+                    raise
+                # What is there may be ours: sent twice, by this client or by a proxy on the way.
+                found = self._read(path, deadline)[0]
+                return isinstance(found, Value) and found.stamp == mine.stamp
+            return True
+
+        try:
+            return self._run(write)
+        except StoreLostError:
+            raise
+        except StoreUnavailableError:
+            self._unsure[key] = mine
+            raise
+
+    def put(self, key: str, value: bytes) -> None:
+        """Write ``key``; the last write wins."""
+        path, text = self._path(key), pack(Value(value, new_stamp()))
+        self._run(lambda deadline: self._work.put(path, deadline, value=text))
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to the counter ``key``; returns the new count.
+
+        A compare-and-swap that is tried again, after a random pause, whenever another node was faster.
+        """
+        path = self._path(key)
+        return self._run(lambda deadline: self._add(path, amount, deadline))
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of ``keys``.
+
+        API v2 cannot be asked for several keys.  A few are read one by one; of many, the one directory that all are
+        in is listed, whatever else is in it.
+        """
+        if not keys:
+            return []
+        return self._run(lambda deadline: self._get(keys, deadline))
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        """Block until ``key`` exists; ``None`` after ``timeout`` seconds or an :meth:`interrupt`."""
+        deadline = monotonic() + timeout
+        with self._state:
+            if self._interrupted:
+                self._interrupted = False
+                return None
+            self._waiting = True
+        try:
+            return self._guard(lambda: self._wait(self._path(key), deadline))
+        except InterruptedCallError:
+            if self._closed:
+                self._refuse_if_over()
+            return None
+        finally:
+            with self._state:
+                self._waiting = self._interrupted = False
+                if not self._closed:
+                    self._waiter.resume()
+
+    def interrupt(self) -> None:
+        """Make a wait that is under way return ``None`` soon; without one, the next wait returns at once."""
+        with self._state:
+            self._interrupted = True
+            if self._waiting:
+                self._waiter.interrupt()
+
+    def delete(self, prefix: str) -> None:
+        """Remove every key that starts with ``prefix``."""
+        directory, starts = split_prefix(prefix)
+        path = self._membership.keys + (f"/{directory}" if directory else "")
+
+        def remove(deadline: float) -> None:
+            if not starts[0]:
+                self._work.delete(path, deadline, recursive=True)
+                return
+            for name in self._names(path, deadline):
+                if name.startswith(starts):
+                    self._work.delete(f"{path}/{name}", deadline, recursive=True)
+
+        self._run(remove)
+
+    def close(self) -> None:
+        """Leave the job; its last member removes what is left of it in etcd."""
+        with self._state:
+            if self._closed:
+                return
+            self._closed = True
+        self._work.close()
+        self._waiter.close()
+        # A forked child has a copy of this object, but is not the member.
+        if os.getpid() == self._process:
+            self._membership.leave()
+
+    # --- working --------------------------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> str:
+        return f"{self._membership.keys}/{key_path(key)}"
+
+    def _run(self, operation: Callable[[float], _T]) -> _T:
+        """Carry out an operation within the operation time-out."""
+
+        def run() -> _T:
+            self._membership.check()
+            failures = self._work.failures
+            result = operation(monotonic() + self._settings.operation_timeout_seconds)
+            if self._work.failures != failures:
+                # etcd was away in between; does it still have what it had?
+                self._membership.verify()
+            return result
+
+        try:
+            return self._guard(run)
+        except InterruptedCallError:
+            self._refuse_if_over()
+            raise StoreUnavailableError("the operation was broken off") from None
+
+    def _guard(self, operation: Callable[[], _T]) -> _T:
+        self._refuse_if_over()
+        try:
+            return operation()
+        except RefusedError as refused:
+            raise unexpected(refused, self._membership.keys) from refused
+
+    def _refuse_if_over(self) -> None:
+        if self._closed:
+            raise StoreLostError("this handle on the etcd store is closed")
+        if os.getpid() != self._process:
+            raise StoreLostError(
+                f"this handle on the etcd store belongs to process {self._process}; open another one in this process"
+            )
+
+    def _read(self, path: str, deadline: float) -> tuple[Value | Counter | None, int]:
+        """Return what ``path`` holds, and its index; where it holds nothing, the index of the store."""
+        try:
+            answer = self._work.get(path, deadline)
+        except RefusedError as refused:
+            if refused.code != NOT_FOUND:
+                raise
+            return None, refused.index
+        return unpack(answer.node.get("value"), path), int(answer.node["modifiedIndex"])
+
+    # --- counting -------------------------------------------------------------------------------------------------
+
+    def _add(self, path: str, amount: int, deadline: float) -> int:
+        present, index = self._read_counter(path, deadline)
+        pause = 0.002
+        while amount:
+            stamp = new_stamp()
+            wanted = present.plus(amount, stamp)
+            condition: dict[str, object] = {"prevIndex": index} if present.writes else {"prevExist": False}
+            try:
+                self._work.put(path, deadline, value=pack(wanted), **condition)
+                return wanted.count
+            except RefusedError as refused:
+                if refused.code not in (COMPARE_FAILED, EXISTS, NOT_FOUND):
+                    raise
+            # Either another node was faster, or this very write was: sent twice, it lost against itself.
+            present, index = self._read_counter(path, deadline)
+            applied = present.holds(stamp, wanted.writes)
+            if applied:
+                return wanted.count
+            if applied is None:
+                raise StoreUnavailableError(f"whether the counter at {path} was changed can no longer be told")
+            if deadline - monotonic() <= pause:
+                raise StoreUnavailableError(f"too many nodes change the counter at {path} at once")
+            threading.Event().wait(random.uniform(0.0, pause))
+            pause = min(_SLOWEST_RETRY_SECONDS, 2 * pause)
+        return present.count
+
+    def _read_counter(self, path: str, deadline: float) -> tuple[Counter, int]:
+        found, index = self._read(path, deadline)
+        if found is None:
+            return Counter(0, 0, ()), index
+        if isinstance(found, Value):
+            raise StoreCorruptError(path, "it is no counter")
+        return found, index
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def _get(self, keys: Sequence[str], deadline: float) -> list[bytes | None]:
+        paths = [self._path(key) for key in keys]
+        parents = {path.rpartition("/")[0] for path in paths}
+        if len(paths) < _MANY_KEYS or len(parents) > len(paths) // 2:
+            found = {path: self._read(path, deadline)[0] for path in set(paths)}
+        else:
+            found = {}
+            for parent in parents:
+                found.update(self._list(parent, deadline))
+        return [None if value is None else value.data for value in (found.get(path) for path in paths)]
+
+    def _list(self, directory: str, deadline: float) -> dict[str, Value | Counter]:
+        """Return what is in ``directory``, without what is in directories below it."""
+        return {
+            path: unpack(node.get("value"), path)
+            for path, node in self._nodes(directory, deadline)
+            if not node.get("dir")
+        }
+
+    def _names(self, directory: str, deadline: float) -> list[str]:
+        return [path.rpartition("/")[2] for path, _ in self._nodes(directory, deadline)]
+
+    def _nodes(self, directory: str, deadline: float) -> list[tuple[str, Mapping[str, Any]]]:
+        try:
+            answer = self._work.get(directory, deadline)
+        except RefusedError as refused:
+            if refused.code != NOT_FOUND:
+                raise
+            return []
+        return [(str(node["key"]), node) for node in answer.node.get("nodes") or ()]
+
+    # --- waiting --------------------------------------------------------------------------------------------------
+
+    def _wait(self, path: str, deadline: float) -> bytes | None:
+        failures = self._waiter.failures
+        while True:
+            self._membership.check()
+            if self._waiter.failures != failures:
+                self._membership.verify()
+                failures = self._waiter.failures
+            left = deadline - monotonic()
+            limit = min(self._settings.operation_timeout_seconds, max(0.0, left) + 1.0)
+            try:
+                answer: Answer | None = self._waiter.get(path, monotonic() + limit)
+                index = 0
+            except RefusedError as refused:
+                if refused.code != NOT_FOUND:
+                    raise
+                answer, index = None, refused.index
+            left = deadline - monotonic()
+            if answer is None and left > 0:
+                renew = _RENEW_SECONDS * random.uniform(0.8, 1.0)
+                answer = self._waiter.poll(path, index + 1, min(left, renew))
+            if answer is not None and "value" in answer.node:
+                return unpack(answer.node["value"], path).data
+            if answer is not None and answer.node.get("dir"):
+                raise RendezvousStateError(f"there is a directory at {path} in etcd, where a value should be")
+            if left <= 0:
+                return None
