@@ -12,8 +12,8 @@ from typing import final
 
 __all__ = ["Guardian"]
 
-# "+ PID" puts a process under guard, "- PID" takes it out.  A member leads a session of its own, so that its process
-# group bears its number.
+# "+ PID" puts a process under guard, "- PID" takes it out.  etcd has no children, so its own number is enough (and not
+# every shell can kill a group).
 _SCRIPT = r"""
 trap '' HUP INT QUIT TERM PIPE
 members=" "
@@ -23,7 +23,7 @@ while read -r sign pid; do
         -) members="${members%% "$pid" *} ${members#* "$pid" }" ;;
     esac
 done
-for pid in $members; do kill -KILL -- "-$pid"; done
+for pid in $members; do kill -KILL "$pid"; done
 rm -rf -- "$1"
 """
 
