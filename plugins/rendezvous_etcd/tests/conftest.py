@@ -19,7 +19,10 @@ def _leftovers() -> set[str]:
     """Return the children of this process, and the sockets and pipes that it has open."""
     found = set()
     for path in Path("/proc/self/task").glob("*/children"):
-        found |= {f"child {pid}" for pid in path.read_text().split()}
+        try:
+            found |= {f"child {pid}" for pid in path.read_text().split()}
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # this thread has just ended
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
