@@ -100,7 +100,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: list[str], tmp_path: Path) -> None:
     """BEHAVIOUR C and D."""
-    result = quorate(*argv, cwd=tmp_path)
+    # As if nobody had installed the etcd plugin, whether or not somebody has.
+    result = quorate(*argv, cwd=tmp_path, QUORATE_DISABLE_PLUGINS="quorate-rendezvous-etcd")
     assert result.returncode == ExitCode.USAGE, result.stderr
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if not line.startswith("quorate: warning: ")]

@@ -90,6 +90,18 @@ def test_survivors_keep_their_ranks_and_a_replacement_takes_the_vacated_one() ->
     assert replacement.running.restart_count == 0  # losing a node is nobody's failure
 
 
+def test_a_failure_over_a_node_that_died_costs_no_restart() -> None:
+    """The survivors' collectives break before the lease is over; a node's death is free all the same."""
+    world, nodes = three()
+    world.crash(nodes[2])
+    world.fail_worker(nodes[0])
+    assert world.run(20, lambda: all_run(world, nodes[:2], 1)), world.explain("not re-formed")
+    assert {node.running.restart_count for node in nodes[:2] if node.running} == {0}
+    world.fail_worker(nodes[1])
+    assert world.run(40, lambda: all_run(world, nodes[:2], 2)), world.explain("not restarted")
+    assert {node.running.restart_count for node in nodes[:2] if node.running} == {1}
+
+
 def test_a_lost_node_is_noticed_within_the_lease_whichever_rank_it_had() -> None:
     for victim in range(3):
         world, nodes = three(victim)

@@ -173,7 +173,7 @@ class RunResult:
         reason: str = "",
     ) -> None:
         self.state = state
-        self.return_values = dict(return_values or {})
+        self.return_values = dict(sorted((return_values or {}).items()))
         self.failures = dict(failures or {})
         self.reason = reason
 

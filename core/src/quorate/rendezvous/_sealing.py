@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import StoreCorruptError, UsageError
-from ..records import RoundSummary
+from ..records import RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings
 from ._liveness import Liveness
 from ._protocol import (
@@ -155,8 +155,20 @@ def on_seal(turn: Turn, value: Any) -> None:
 
 
 def _restart_count(state: State) -> int:
-    ended = state.previous.ended if state.previous is not None else None
-    return ended.restart_count if ended is not None else 0
+    """Return the job's restarts so far.
+
+    When a node dies, the workers of the others often fail over it before its lease is over, and the round is ended
+    as if they were the cause.  Losing a node costs no restart: a member that does not come back takes it off again.
+    """
+    previous = state.previous
+    if previous is None or previous.ended is None:
+        return 0
+    ended, number = previous.ended, previous.summary.round_number
+    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number}
+    lost_one = len(back) < previous.summary.group_world_size
+    if ended.verdict is Verdict.RESTART and lost_one:
+        return min(ended.restart_count, previous.summary.restart_count)
+    return ended.restart_count
 
 
 def sealed(turn: Turn, event: Appeared) -> None:
