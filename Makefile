@@ -14,7 +14,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test lint format types tests bench clean system-packages
+.PHONY: help demo test lint format types tests bench clean system-packages etcd
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,7 +35,7 @@ format: $(STAMP) ## ruff format, as a check
 types: $(STAMP) ## mypy --strict over all sources
 	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
 
-tests: $(STAMP) ## pytest alone
+tests: $(STAMP) etcd ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest
 
 bench: $(STAMP) ## launch, restart and idle cost, side by side with mpirun and torchrun
@@ -58,7 +58,18 @@ $(STAMP): Makefile constraints.txt pyproject.toml $(PROJECTS:%=%/pyproject.toml)
 	@touch $@
 
 # Debian splits venv off python3.
+system-packages: APT_PACKAGES := python3-venv
 system-packages:
-	@command -v apt-get >/dev/null || { echo "python3 has no venv module; install it with your package manager" >&2; exit 1; }
-	@sudo=$$([ "$$(id -u)" -eq 0 ] || command -v sudo || true); \
-	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y python3-venv
+	$(APT_INSTALL)
+
+# The tests of the etcd backends run a real etcd of their own.
+etcd: APT_PACKAGES := etcd-server
+etcd:
+	@[ -n "$$QUORATE_ETCD_BINARY" ] || command -v etcd >/dev/null || { $(APT_INSTALL); }
+
+# sudo only where there is one and it is needed.
+define APT_INSTALL
+command -v apt-get >/dev/null || { echo "install $(APT_PACKAGES) with your package manager" >&2; exit 1; }; \
+sudo=$$([ "$$(id -u)" -eq 0 ] || command -v sudo || true); \
+$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(APT_PACKAGES) >/dev/null
+endef
