@@ -62,7 +62,8 @@ class Reporter:
                 rank=end.rank,
                 host=end.host,
                 restart_count=end.restart_count,
-                level=2 if end.verdict.value == "succeeded" or new.signal_number is not None else 1,
+                # The job's own end is the run's result, which whoever called prints.
+                level=2 if end.verdict.is_terminal or new.signal_number is not None else 1,
             )
         if new.trouble is not None and new.trouble is not old.trouble:
             # While joining it is the run's error, which whoever called prints.
