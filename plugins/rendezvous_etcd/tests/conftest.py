@@ -13,6 +13,7 @@ import pytest
 from quorate_rendezvous_etcd import EtcdServer
 
 from .etcd_harness import DEADLINE_SECONDS, settles
+from .v2_harness import OpenV2
 
 
 def _leftovers() -> set[str]:
@@ -70,3 +71,21 @@ def start_etcd(nothing_left: None) -> Iterator[Callable[..., EtcdServer]]:
     yield start
     for server in servers:
         server.stop()
+
+
+# --- API v2 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shared_v2() -> Iterator[EtcdServer]:
+    """One member that serves API v2, for all tests which do it no harm."""
+    with EtcdServer(enable_v2=True) as server:
+        yield server
+
+
+@pytest.fixture
+def open_v2(shared_v2: EtcdServer, nothing_left: None, request: pytest.FixtureRequest) -> Iterator[OpenV2]:
+    """``open_v2(run_id=…, endpoint=…, **settings)`` → a store of the backend ``etcd-v2``, closed after the test."""
+    opener = OpenV2(shared_v2.get_endpoint(), request.node.name)
+    yield opener
+    opener.close()

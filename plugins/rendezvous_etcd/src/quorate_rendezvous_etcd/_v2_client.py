@@ -26,7 +26,7 @@ from quorate.errors import (
 )
 
 from ._v2_settings import PASSWORD_VARIABLE, V2Settings
-from ._v2_transport import Sockets, load_etcd, make_pool_manager, make_timeout
+from ._v2_transport import Sockets, close_pool_manager, load_etcd, make_pool_manager, make_timeout
 
 __all__ = [
     "COMPARE_FAILED",
@@ -331,7 +331,7 @@ class Caller:
         self.interrupt()
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
-            client.http.clear()
+            close_pool_manager(client.http)
 
     def _refuse_if_stopped(self) -> None:
         if self._stop.is_set():

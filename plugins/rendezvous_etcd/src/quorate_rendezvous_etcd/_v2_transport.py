@@ -17,7 +17,7 @@ from quorate.errors import UsageError
 
 from ._v2_settings import V2Settings
 
-__all__ = ["Sockets", "load_etcd", "make_pool_manager", "make_timeout"]
+__all__ = ["Sockets", "close_pool_manager", "load_etcd", "make_pool_manager", "make_timeout"]
 
 _PYOPENSSL = "urllib3.contrib.pyopenssl"
 # A member that vanished without a word is noticed after about half a minute, also by who only waits.
@@ -145,3 +145,13 @@ def make_pool_manager(settings: V2Settings, sockets: Sockets) -> Any:
     manager = PoolManager(retries=False, maxsize=1, block=False, socket_options=options, **trust)
     manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return manager
+
+
+def close_pool_manager(manager: Any) -> None:
+    """Close its idle connections; those in use are closed by who uses them."""
+    # By itself it would only forget them, and an error's traceback may hold on to them for long.
+    for key in list(manager.pools.keys()):
+        pool = manager.pools.get(key)
+        if pool is not None:
+            pool.close()
+    manager.clear()
