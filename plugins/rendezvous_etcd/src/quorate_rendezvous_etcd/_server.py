@@ -90,7 +90,7 @@ class EtcdServer:
     ) -> None:
         self.stop()
 
-    # --- the whole ------------------------------------------------------------------------------------------------
+    # --- the whole ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start all members and wait until they serve clients; does nothing if it has been started.
@@ -140,7 +140,7 @@ class EtcdServer:
         """The process ids of the members that run, in order."""
         return [member.pid for _, member in sorted(self._members.items())]
 
-    # --- one member: what can happen to a cluster ------------------------------------------------------------------
+    # --- one member: what can happen to a cluster ---------------------------------------------------------------------
 
     def kill(self, index: int = 0) -> None:
         """Kill a member with SIGKILL, as a power cut would, and wait until it is gone."""
@@ -188,7 +188,7 @@ class EtcdServer:
             threading.Event().wait(_LOOK_SECONDS)
         raise StoreUnavailableError(f"the etcd cluster at {self.get_endpoint()} has had no leader for {timeout:g} s")
 
-    # --- the rest ---------------------------------------------------------------------------------------------------
+    # --- the rest -----------------------------------------------------------------------------------------------------
 
     def _metrics(self, index: int) -> str:
         from http.client import HTTPConnection, HTTPException

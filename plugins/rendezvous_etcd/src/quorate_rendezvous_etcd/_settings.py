@@ -1,0 +1,199 @@
+"""The settings of the ``etcd`` backend, validated without any I/O.
+
+What does not live here: reaching the endpoints (:mod:`._transport`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import final
+
+from attrs import field, frozen
+
+from quorate.errors import UsageError
+from quorate.rendezvous import RendezvousParameters
+
+__all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Endpoint", "Settings", "parse_endpoints"]
+
+#: The port of an endpoint that names none.
+DEFAULT_PORT = 2379
+#: Where the password is looked for when the setting is not given: a process's command line is for all to see.
+PASSWORD_VARIABLE = "QUORATE_ETCD_PASSWORD"
+_EXAMPLE = "--rdzv-endpoint=HOST:PORT,HOST:PORT"
+# etcd grants no lease below its own minimum, which is 2 s with the usual election time-out.
+_SHORTEST_TTL_SECONDS = 2
+
+
+@final
+@frozen
+class Endpoint:
+    """Where one member of the cluster serves clients.  An IPv6 ``host`` comes without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@final
+@frozen
+class Settings:
+    """What the backend needs to know to open the store.  All times are in seconds.
+
+    ``secure`` tells whether to use TLS; ``ca_cert``, ``cert`` and ``key`` are paths of PEM files, empty if not given.
+    Settings that are not listed here belong to others and are left alone.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    run_id: str
+    min_nodes: int
+    max_nodes: int
+    prefix: str = "quorate"
+    secure: bool = False
+    ca_cert: str = ""
+    cert: str = ""
+    key: str = ""
+    user: str = ""
+    password: str = field(default="", repr=False)
+    connect_timeout_seconds: float = 60.0
+    dial_timeout_seconds: float = 1.0
+    operation_timeout_seconds: float = 5.0
+    key_ttl_seconds: int = 600
+    member_ttl_seconds: int = 30
+    keep: bool = False
+
+    @property
+    def where(self) -> str:
+        """The endpoints, as people write them."""
+        return ",".join(map(str, self.endpoints))
+
+    @classmethod
+    def from_parameters(cls, parameters: RendezvousParameters) -> Settings:
+        """Read ``parameters``.
+
+        Raises:
+            UsageError: an endpoint or setting that cannot be used; the message names it and the remedy.
+        """
+        is_https, endpoints = parse_endpoints(parameters.endpoint)
+        ca_cert, cert, key = (_text(parameters, name) for name in ("ca_cert", "cert", "key"))
+        if bool(cert) != bool(key):
+            given, missing = ("cert", "key") if cert else ("key", "cert")
+            raise UsageError(f"the rendezvous setting {given} is given without {missing}; the two go together")
+        if is_https is False and (ca_cert or cert):
+            raise UsageError("certificates are given, yet the endpoint says http://; write https:// or leave it out")
+        user = _text(parameters, "user")
+        password = _text(parameters, "password") or os.environ.get(PASSWORD_VARIABLE, "")
+        if user and not password:
+            raise UsageError(
+                f"the rendezvous setting user={user!r} needs a password; put it into the variable {PASSWORD_VARIABLE}"
+            )
+        if _text(parameters, "password") and not user:
+            raise UsageError("the rendezvous setting password is given without user; the two go together")
+        key_ttl, member_ttl = _times_to_live(parameters)
+        return cls(
+            endpoints=endpoints,
+            run_id=parameters.run_id,
+            min_nodes=parameters.min_nodes,
+            max_nodes=parameters.max_nodes,
+            prefix=_prefix(parameters),
+            secure=bool(is_https or ca_cert or cert),
+            ca_cert=ca_cert,
+            cert=cert,
+            key=key,
+            user=user,
+            password=password if user else "",
+            connect_timeout_seconds=_positive(parameters, "connect_timeout", 60.0),
+            dial_timeout_seconds=_positive(parameters, "dial_timeout", 1.0),
+            operation_timeout_seconds=_positive(parameters, "operation_timeout", 5.0),
+            key_ttl_seconds=key_ttl,
+            member_ttl_seconds=member_ttl,
+            keep=bool(parameters.get_as_bool("keep", False)),
+        )
+
+
+def _text(parameters: RendezvousParameters, name: str) -> str:
+    value = parameters.get(name)
+    return "" if value is None else str(value)
+
+
+def _positive(parameters: RendezvousParameters, name: str, default: float) -> float:
+    number = parameters.get_as_float(name, default)
+    if number == 0.0:
+        raise UsageError(f"the rendezvous setting {name} must be more than 0 seconds")
+    return number
+
+
+def _times_to_live(parameters: RendezvousParameters) -> tuple[int, int]:
+    # etcd must remember the job for longer than the job itself is told to bear an outage.
+    outage = parameters.get_as_float("store_outage_timeout", 300.0)
+    key_ttl = parameters.get_as_float("key_ttl", max(600.0, 2 * outage))
+    member_ttl = parameters.get_as_float("member_ttl", min(30.0, key_ttl))
+    if member_ttl < _SHORTEST_TTL_SECONDS:
+        raise UsageError(
+            f"the rendezvous setting member_ttl={member_ttl:g} is too short; etcd grants no lease below "
+            f"{_SHORTEST_TTL_SECONDS} s"
+        )
+    if key_ttl < max(outage, member_ttl):
+        raise UsageError(
+            f"the rendezvous setting key_ttl={key_ttl:g} must not be below store_outage_timeout={outage:g} and "
+            f"member_ttl={member_ttl:g}, or etcd would forget a job that is still there"
+        )
+    return int(key_ttl), int(member_ttl)
+
+
+def _prefix(parameters: RendezvousParameters) -> str:
+    prefix = str(parameters.get("prefix", "quorate"))
+    if not prefix.strip("/") or not prefix.isprintable() or any(character.isspace() for character in prefix):
+        raise UsageError(f"the rendezvous setting prefix={prefix!r} cannot be used; write a name such as quorate")
+    return prefix.rstrip("/")
+
+
+def parse_endpoints(text: str) -> tuple[bool | None, tuple[Endpoint, ...]]:
+    """Split ``host1:2379,host2:2379`` (each with or without ``http://`` or ``https://``).
+
+    Returns:
+        Whether it says https (``None`` where no protocol is written), and the endpoints, each once.
+
+    Raises:
+        UsageError: it is empty, malformed, or mixes protocols.
+    """
+    schemes: set[str] = set()
+    endpoints: dict[Endpoint, None] = {}
+    for part in text.split(","):
+        entry = part.strip()
+        if not entry:
+            continue
+        scheme, separator, rest = entry.rpartition("://")
+        if separator and scheme not in ("http", "https"):
+            raise _malformed(entry, f"the protocol {scheme!r} is neither http nor https")
+        schemes.add(scheme)
+        endpoints[_parse_one(entry, rest.rstrip("/"))] = None
+    if not endpoints:
+        raise UsageError(f"the etcd rendezvous has no endpoint; set {_EXAMPLE}, the members of the etcd cluster")
+    if len(schemes) > 1:
+        raise UsageError(f"the rendezvous endpoint {text!r} mixes protocols; write the same for all members, or none")
+    scheme = schemes.pop()
+    return (scheme == "https") if scheme else None, tuple(endpoints)
+
+
+def _parse_one(entry: str, text: str) -> Endpoint:
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        well_formed = bool(bracket) and ":" in host and (not rest or rest.startswith(":"))
+        port_text = rest[1:] if rest else str(DEFAULT_PORT)
+    elif text.count(":") > 1:
+        raise _malformed(entry, "an IPv6 address needs brackets")
+    else:
+        host, colon, rest = text.partition(":")
+        port_text = rest if colon else str(DEFAULT_PORT)
+        well_formed = bool(host)
+    if not well_formed or any(character.isspace() or character in "/@?#" for character in host):
+        raise _malformed(entry, "it is not HOST:PORT")
+    if not (port_text.isascii() and port_text.isdigit()) or not 0 < int(port_text) <= 65535:
+        raise _malformed(entry, f"the port {port_text!r} is not a number from 1 to 65535")
+    return Endpoint(host, int(port_text))
+
+
+def _malformed(entry: str, problem: str) -> UsageError:
+    return UsageError(f"the rendezvous endpoint {entry!r} cannot be used: {problem}. Write {_EXAMPLE} or [IPV6]:PORT")
