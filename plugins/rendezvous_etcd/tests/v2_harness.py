@@ -138,12 +138,22 @@ class LossyProxy:
             except OSError:
                 return  # the other side left, or the test is over
 
-    def close(self) -> None:
-        for sock in self._open:
+    def lead_to(self, endpoint: str) -> None:
+        """Break all connections; new ones go to another server."""
+        host, _, port = endpoint.rpartition(":")
+        self._target = (host, int(port))
+        self._shut(self._open[1:])
+
+    @staticmethod
+    def _shut(sockets: list[socket.socket]) -> None:
+        for sock in sockets:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # closed already
+
+    def close(self) -> None:
+        self._shut(self._open)
         self._listener.close()
         for thread in self._threads:
             thread.join(DEADLINE_SECONDS)

@@ -61,6 +61,8 @@ class RefusedError(Exception):
 
     def __init__(self, code: int, index: int, message: str) -> None:
         self.code, self.index = code, index
+        #: Whether an earlier sending of the request went unanswered, and may be what it now failed on.
+        self.was_sent_before = False
         super().__init__(message)
 
 
@@ -73,8 +75,8 @@ class InterruptedCallError(Exception):
 class _Unanswered(Exception):  # noqa: N818 - never leaves this module
     """One request got no usable answer; the next endpoint, or the same one later, may give one."""
 
-    def __init__(self, problem: str, *, is_tls: bool = False, is_over: bool = False) -> None:
-        self.problem, self.is_tls, self.is_over = problem, is_tls, is_over
+    def __init__(self, problem: str, *, is_tls: bool = False) -> None:
+        self.problem, self.is_tls = problem, is_tls
         super().__init__(problem)
 
 
@@ -119,14 +121,17 @@ class Caller:
 
     def __init__(self, route: Route) -> None:
         self._route, self._settings = route, route.settings
-        #: How many requests got no answer so far: after one, what etcd holds is to be looked at again.
-        self.failures = 0
         self._sockets = Sockets()
         self._clients: dict[tuple[str, int], Any] = {}
         self._polling: tuple[str, int] | None = None
         self._stop = threading.Event()
         self._closed = False
         route.add(self)
+
+    @property
+    def connections(self) -> int:
+        """How many connections were made so far: on a new one, etcd may no longer be what it was."""
+        return self._sockets.made
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -167,8 +172,10 @@ class Caller:
             left = max(0.05, min(deadline - monotonic(), max(1.0, share)))
             try:
                 return self._once(endpoint, method, path, options, left)
+            except RefusedError as refused:
+                refused.was_sent_before = bool(problems)
+                raise
             except _Unanswered as unanswered:
-                self.failures += 1
                 problems[endpoint] = unanswered
                 self._route.leave(endpoint)
             self._refuse_if_stopped()
@@ -199,9 +206,8 @@ class Caller:
             if refused.code == CLEARED:
                 return None
             raise
-        except _Unanswered as unanswered:
+        except _Unanswered:
             self._refuse_if_stopped()
-            self.failures += not unanswered.is_over
             return None
         finally:
             self._polling = None
@@ -212,23 +218,31 @@ class Caller:
         etcd = self._route.etcd
         client = self._client(endpoint)
         limits = make_timeout(min(timeout, self._settings.dial_timeout_seconds), timeout)
-        client.expected_cluster_id = self._route.cluster_id
+        client.expected_cluster_id = None  # to be learned: python-etcd would leak the connection on a mismatch
         try:
             response = client.api_execute(client.key_endpoint + path, method, params=dict(options), timeout=limits)
-            return Answer(json.loads(response.data)["node"], int(response.headers["X-Etcd-Index"]))
+            answer = Answer(json.loads(response.data)["node"], int(response.headers["X-Etcd-Index"]))
         except etcd.EtcdWatchTimedOut as error:
-            raise _Unanswered("no change in time", is_over=True) from error
-        except etcd.EtcdClusterIdChanged as error:
-            raise StoreLostError(
-                f"another etcd cluster answers at {_spell_endpoint(self._settings, endpoint)}; "
-                "the one that held the job is gone. Start the job again"
-            ) from error
+            raise _Unanswered("no change in time") from error
         except etcd.EtcdException as error:
+            self._recognise(endpoint, client.expected_cluster_id)
             raise self._explain(endpoint, client, error) from error
         except (ValueError, KeyError, TypeError) as error:
             raise _Unanswered("it does not answer as etcd does") from error
-        finally:
-            self._route.cluster_id = self._route.cluster_id or client.expected_cluster_id
+        self._recognise(endpoint, client.expected_cluster_id)
+        return answer
+
+    def _recognise(self, endpoint: tuple[str, int], cluster_id: str | None) -> None:
+        """Make sure that it is the same cluster that answers, whatever has become of its addresses."""
+        if cluster_id is None:
+            return
+        if self._route.cluster_id is None:
+            self._route.cluster_id = cluster_id
+        elif self._route.cluster_id != cluster_id:
+            raise StoreLostError(
+                f"another etcd cluster answers at {_spell_endpoint(self._settings, endpoint)}; "
+                "the one that held the job is gone. Start the job again"
+            )
 
     def _client(self, endpoint: tuple[str, int]) -> Any:
         client = self._clients.get(endpoint)
@@ -264,8 +278,6 @@ class Caller:
             return self._no_permission(where, str(answer.get("message", "")))
         if cause.startswith("404 page not found"):
             return self._no_such_api(where, client)
-        if "HTTP request to an HTTPS server" in cause:
-            return UsageError(f"etcd at {where} speaks TLS; set --rdzv-conf protocol=https,ca_cert=FILE")
         status = answer.get("status")
         if "errorCode" not in answer or code in (300, 301) or (isinstance(status, int) and status >= 500):
             # Among these: no leader just now, too many requests, a proxy that has lost its server.
@@ -297,9 +309,11 @@ class Caller:
         )
 
     def _unavailable(self, problems: Mapping[tuple[str, int], _Unanswered]) -> StoreUnavailableError:
-        return StoreUnavailableError(
-            f"etcd does not answer: {self._list(problems)}. Check --rdzv-endpoint, and that etcd runs"
-        )
+        advice = "Check --rdzv-endpoint, and that etcd runs"
+        if self._settings.protocol == "http" and self._route.cluster_id is None:
+            # A server that wants TLS closes a plain connection without a word.
+            advice += "; if it wants TLS, set --rdzv-conf ca_cert=FILE"
+        return StoreUnavailableError(f"etcd does not answer: {self._list(problems)}. {advice}")
 
     def _list(self, problems: Mapping[tuple[str, int], _Unanswered]) -> str:
         return "; ".join(
@@ -322,8 +336,14 @@ class Caller:
     def leave(self, endpoint: tuple[str, int]) -> None:
         """Break off a poll at ``endpoint``, which is dead."""
         if self._polling == endpoint:
+            self.break_off()
+
+    def break_off(self) -> None:
+        """Make a poll under way return ``None`` now."""
+        if self._polling is not None:
             self._sockets.shut()
-            self._sockets.open()
+            if not self._stop.is_set():
+                self._sockets.open()
 
     def close(self) -> None:
         """Break off what is under way, and close all connections."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from typing import NoReturn, final
 
 from quorate.clock import monotonic
@@ -50,7 +51,8 @@ _LEAVE_SECONDS = 2.0
 class Membership:
     """This node's membership in the job that ``settings`` name.
 
-    ``keys`` is the path below which the job's keys are, once :meth:`join` has returned.
+    ``keys`` is the path below which the job's keys are, once :meth:`join` has returned; ``on_lost`` is called, on any
+    thread, when the job is found to be gone.
     """
 
     def __init__(self, settings: V2Settings, route: Route) -> None:
@@ -59,6 +61,7 @@ class Membership:
         self._name = escape(new_stamp())
         self._token = ""
         self.keys = ""
+        self.on_lost: Callable[[], None] = lambda: None
         self._caller = Caller(route)
         self._state = threading.Lock()
         self._verifying = threading.Lock()
@@ -301,6 +304,7 @@ class Membership:
             f"etcd no longer has the job {self._settings.run_id!r} that this node belonged to (at {self._root}): "
             "it was removed, expired while nobody could refresh it, or etcd lost its data. Start the job again"
         )
+        self.on_lost()
         raise StoreLostError(self._lost)
 
     def _keep(self) -> None:

@@ -11,16 +11,16 @@ import os
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar, final
 
 from quorate.clock import monotonic
-from quorate.errors import RendezvousStateError, StoreCorruptError, StoreLostError, StoreUnavailableError
+from quorate.errors import StoreCorruptError, StoreLostError, StoreUnavailableError
 
 from ._v2_client import (
     COMPARE_FAILED,
     EXISTS,
     NOT_FOUND,
-    Answer,
     Caller,
     InterruptedCallError,
     RefusedError,
@@ -67,6 +67,7 @@ class EtcdV2Store:
         self._settings, self._membership = settings, membership
         self._work = Caller(route)
         self._waiter = Caller(route)
+        membership.on_lost = self._waiter.break_off
         self._unsure: dict[str, Value] = {}
         self._state = threading.Lock()
         self._waiting = self._interrupted = self._closed = False
@@ -190,18 +191,22 @@ class EtcdV2Store:
 
         def run() -> _T:
             self._membership.check()
-            failures = self._work.failures
-            result = operation(monotonic() + self._settings.operation_timeout_seconds)
-            if self._work.failures != failures:
-                # etcd was away in between; does it still have what it had?
-                self._membership.verify()
-            return result
+            deadline = monotonic() + self._settings.operation_timeout_seconds
+            return self._verified(self._work, lambda: operation(deadline))
 
         try:
             return self._guard(run)
         except InterruptedCallError:
             self._refuse_if_over()
             raise StoreUnavailableError("the operation was broken off") from None
+
+    def _verified(self, caller: Caller, step: Callable[[], _T]) -> _T:
+        """Take a step; where that took a new connection, etcd was away: make sure that it still has the job."""
+        connections = caller.connections
+        result = step()
+        if caller.connections != connections:
+            self._membership.verify()
+        return result
 
     def _guard(self, operation: Callable[[], _T]) -> _T:
         self._refuse_if_over()
@@ -243,12 +248,13 @@ class EtcdV2Store:
             except RefusedError as refused:
                 if refused.code not in (COMPARE_FAILED, EXISTS, NOT_FOUND):
                     raise
+                was_sent_before = refused.was_sent_before
             # Either another node was faster, or this very write was: sent twice, it lost against itself.
             present, index = self._read_counter(path, deadline)
             applied = present.holds(stamp, wanted.writes)
             if applied:
                 return wanted.count
-            if applied is None:
+            if applied is None and was_sent_before:
                 raise StoreUnavailableError(f"whether the counter at {path} was changed can no longer be told")
             if deadline - monotonic() <= pause:
                 raise StoreUnavailableError(f"too many nodes change the counter at {path} at once")
@@ -300,28 +306,26 @@ class EtcdV2Store:
     # --- waiting --------------------------------------------------------------------------------------------------
 
     def _wait(self, path: str, deadline: float) -> bytes | None:
-        failures = self._waiter.failures
         while True:
             self._membership.check()
-            if self._waiter.failures != failures:
-                self._membership.verify()
-                failures = self._waiter.failures
+            node, index = self._verified(self._waiter, lambda: self._look(path, deadline))
             left = deadline - monotonic()
-            limit = min(self._settings.operation_timeout_seconds, max(0.0, left) + 1.0)
-            try:
-                answer: Answer | None = self._waiter.get(path, monotonic() + limit)
-                index = 0
-            except RefusedError as refused:
-                if refused.code != NOT_FOUND:
-                    raise
-                answer, index = None, refused.index
-            left = deadline - monotonic()
-            if answer is None and left > 0:
-                renew = _RENEW_SECONDS * random.uniform(0.8, 1.0)
-                answer = self._waiter.poll(path, index + 1, min(left, renew))
-            if answer is not None and "value" in answer.node:
-                return unpack(answer.node["value"], path).data
-            if answer is not None and answer.node.get("dir"):
-                raise RendezvousStateError(f"there is a directory at {path} in etcd, where a value should be")
+            if node is None and left > 0:
+                limit = min(left, _RENEW_SECONDS * random.uniform(0.8, 1.0))
+                change = self._verified(self._waiter, partial(self._waiter.poll, path, index + 1, limit))
+                # A change without a value is the end of something; what is there now will be seen.
+                node = change.node if change is not None and "value" in change.node else None
+            if node is not None:
+                return unpack(node.get("value"), path).data
             if left <= 0:
                 return None
+
+    def _look(self, path: str, deadline: float) -> tuple[Mapping[str, Any] | None, int]:
+        """Return what is at ``path``; else the index of the store, from which on nothing is there."""
+        limit = min(self._settings.operation_timeout_seconds, max(0.0, deadline - monotonic()) + 1.0)
+        try:
+            return self._waiter.get(path, monotonic() + limit).node, 0
+        except RefusedError as refused:
+            if refused.code != NOT_FOUND:
+                raise
+            return None, refused.index

@@ -63,12 +63,15 @@ class Sockets:
         self._state = threading.Lock()
         self._open: list[socket.socket] = []
         self._is_shut = False
+        #: How many there have been.
+        self.made = 0
 
     def add(self, sock: socket.socket) -> None:
         """Take note of a new connection; it is broken at once where :meth:`shut` came first."""
         with self._state:
             self._open = [known for known in self._open if known.fileno() >= 0]
             self._open.append(sock)
+            self.made += 1
             if self._is_shut:
                 _shut(sock)
 

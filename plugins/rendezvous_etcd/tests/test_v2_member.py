@@ -1,0 +1,182 @@
+"""Membership on ``etcd-v2``: who keeps a job alive, who removes it, and what a member that was away finds."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from quorate.errors import StoreLostError
+from quorate_rendezvous_etcd import EtcdServer
+
+from .etcd_harness import DEADLINE_SECONDS, settles
+from .v2_harness import OpenV2, V2Member, v2, v2_tree
+
+_SHORT = {"member_ttl": 2, "key_ttl": 2, "store_outage_timeout": 2}
+
+
+def _expires_in(endpoint: str, path: str) -> int | None:
+    """Return after how many seconds ``path`` expires; ``None`` if it stays for ever."""
+    ttl: int | None = v2(endpoint, f"keys/{path}", quorum="true")["node"].get("ttl")
+    return ttl
+
+
+def test_a_job_is_a_directory_that_expires_and_holds_everything(open_v2: OpenV2) -> None:
+    first, second = open_v2("job"), open_v2("job")
+    first.put("1/key", b"value")
+    assert 590 <= (_expires_in(open_v2.endpoint, "quorate/job") or 0) <= 600
+    paths = [path for path in v2_tree(open_v2.endpoint) if path.startswith("/quorate/job/")]
+    token = v2_tree(open_v2.endpoint)["/quorate/job/current"]
+    members = [path for path in paths if path.startswith(f"/quorate/job/{token}/members/")]
+    assert len(members) == 2
+    assert all(0 < (_expires_in(open_v2.endpoint, path[1:]) or 0) <= 30 for path in members)
+    assert set(paths) - set(members) == {"/quorate/job/current", f"/quorate/job/{token}/k/1/=key"}
+    first.close()
+    second.close()
+    assert v2(open_v2.endpoint, "keys/quorate/job")["errorCode"] == 100
+
+
+def test_a_job_outlives_its_time_to_live_while_a_member_is_there(open_v2: OpenV2) -> None:
+    store = open_v2(**_SHORT)
+    store.put("key", b"value")
+    seen: set[str] = set()
+
+    def has_been_refreshed_often() -> bool:
+        # Each refresh moves the end at least half a second ahead: six of them are more than the time to live.
+        seen.add(v2(open_v2.endpoint, f"keys/quorate/{open_v2.run_id}")["node"]["expiration"])
+        return len(seen) > 6
+
+    assert settles(has_been_refreshed_often)
+    assert store.get(["key"]) == [b"value"]
+
+
+def test_the_job_of_a_killed_agent_goes_by_itself(open_v2: OpenV2) -> None:
+    with V2Member(open_v2.endpoint, open_v2.run_id, **_SHORT) as member:
+        assert member.receive() == ("open", None)
+        member.call("put", "key", b"value")
+        member.kill()
+        path = f"keys/quorate/{open_v2.run_id}"
+        assert settles(lambda: v2(open_v2.endpoint, path, quorum="true").get("errorCode") == 100)
+
+
+@pytest.mark.slow
+def test_a_run_id_can_be_used_again_after_all_agents_were_killed(open_v2: OpenV2) -> None:
+    """Slow: the dead member's entry has to expire, and the newcomer waits for members that may come back."""
+    with V2Member(open_v2.endpoint, open_v2.run_id, member_ttl=2) as member:
+        assert member.receive() == ("open", None)
+        member.call("create", "0/ended", b"by the job before")
+        member.kill()
+    members = f"keys/quorate/{open_v2.run_id}/{v2_tree(open_v2.endpoint)[f'/quorate/{open_v2.run_id}/current']}/members"
+    assert settles(lambda: not v2(open_v2.endpoint, members, quorum="true")["node"].get("nodes"))
+    store = open_v2()
+    assert store.get(["0/ended"]) == [None]
+
+
+def test_an_agent_that_was_frozen_past_the_end_of_the_job_learns_it(open_v2: OpenV2) -> None:
+    with V2Member(open_v2.endpoint, open_v2.run_id, **_SHORT) as member:
+        assert member.receive() == ("open", None)
+        member.call("put", "key", b"of the job before")
+        member.process.send_signal(signal.SIGSTOP)
+        path = f"keys/quorate/{open_v2.run_id}"
+        assert settles(lambda: v2(open_v2.endpoint, path, quorum="true").get("errorCode") == 100)
+        successor = open_v2()
+        successor.put("key", b"of the next job")
+        member.send("put", "key", b"too late")
+        member.process.send_signal(signal.SIGCONT)
+        kind, message = member.receive()
+        assert kind == "StoreLostError"
+        assert "no longer has the job" in message
+        assert successor.get(["key"]) == [b"of the next job"]
+        assert len([path for path in v2_tree(open_v2.endpoint, "quorate") if "/k/" in path]) == 1
+
+
+def test_an_agent_that_was_frozen_while_the_job_went_on_comes_back(open_v2: OpenV2) -> None:
+    other = open_v2()
+    with V2Member(open_v2.endpoint, open_v2.run_id, member_ttl=2) as member:
+        assert member.receive() == ("open", None)
+        entries = [path for path in v2_tree(open_v2.endpoint) if "/members/" in path]
+        assert len(entries) == 2
+        member.process.send_signal(signal.SIGSTOP)
+        assert settles(lambda: len([path for path in v2_tree(open_v2.endpoint) if "/members/" in path]) == 1)
+        other.put("key", b"value")
+        member.process.send_signal(signal.SIGCONT)
+        assert member.call("get", ["key"]) == [b"value"]
+        assert settles(lambda: len([path for path in v2_tree(open_v2.endpoint) if "/members/" in path]) == 2)
+
+
+def test_members_that_come_and_go_at_once_always_share_one_job(open_v2: OpenV2, shared_v2: EtcdServer) -> None:
+    """Whoever opens sees all that members who are still there have written, and nothing is left in the end."""
+
+    def come_and_go(number: int) -> None:
+        for attempt in range(6):
+            mine = open_v2("crowd", prefix="crowded")
+            mine.create(f"{number}/{attempt}", b"x")
+            witness = open_v2("crowd", prefix="crowded")
+            assert witness.get([f"{number}/{attempt}"]) == [b"x"]
+            mine.close()
+            assert witness.get([f"{number}/{attempt}"]) == [b"x"]
+            witness.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        for outcome in [pool.submit(come_and_go, number) for number in range(6)]:
+            outcome.result(DEADLINE_SECONDS)
+    assert v2(shared_v2.get_endpoint(), "keys/crowded")["errorCode"] == 100
+
+
+def test_a_job_that_its_last_member_was_about_to_remove_can_be_joined(open_v2: OpenV2) -> None:
+    """The last member died between marking the job and removing it, or it is just slower than who comes in."""
+    last = open_v2("job")
+    last.put("key", b"value")
+    token = last._membership._token
+    v2(open_v2.endpoint, "keys/quorate/job/current", "PUT", value=f"closing:{token}")
+    newcomer = open_v2("job")
+    assert newcomer.get(["key"]) == [b"value"]
+    assert v2_tree(open_v2.endpoint)["/quorate/job/current"] == token
+
+
+def test_a_job_that_its_last_member_did_not_finish_to_remove_is_begun_anew(open_v2: OpenV2) -> None:
+    v2(open_v2.endpoint, "keys/quorate/job/0123/k/=key", "PUT", value="v1:stamp:AAAA")
+    v2(open_v2.endpoint, "keys/quorate/job/current", "PUT", value="closing:0123")
+    newcomer = open_v2("job")
+    assert newcomer.get(["key"]) == [None]
+    assert not [path for path in v2_tree(open_v2.endpoint) if "/0123/" in path]
+    # What had no time to live has one now.
+    assert 0 < (_expires_in(open_v2.endpoint, "quorate/job") or 0) <= 600
+
+
+def test_a_forked_child_neither_uses_nor_ends_its_parents_membership(open_v2: OpenV2) -> None:
+    script = f"""
+import os, sys
+from quorate.errors import StoreLostError
+from quorate.rendezvous import RendezvousParameters
+from quorate_rendezvous_etcd import plugin
+backend, = (one for one in plugin.quorate_register_rendezvous() if one.name == "etcd-v2")
+store = backend.open_store(RendezvousParameters("etcd-v2", {open_v2.endpoint!r}, "forked", 1, 2))
+store.put("key", b"value")
+child = os.fork()
+if child == 0:
+    try:
+        store.get(["key"])
+    except StoreLostError as error:
+        store.close()
+        os._exit(0 if "belongs to process" in str(error) else 2)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert store.get(["key"]) == [b"value"]
+store.close()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=DEADLINE_SECONDS)
+    assert v2(open_v2.endpoint, "keys/quorate/forked")["errorCode"] == 100
+
+
+def test_a_lost_store_can_still_be_closed(open_v2: OpenV2) -> None:
+    store: Any = open_v2()
+    v2(open_v2.endpoint, f"keys/quorate/{open_v2.run_id}", "DELETE", recursive="true")
+    with pytest.raises(StoreLostError):
+        store._membership.verify()
+    store.close()
+    assert v2(open_v2.endpoint, f"keys/quorate/{open_v2.run_id}")["errorCode"] == 100
