@@ -1,4 +1,4 @@
-"""Calls to an etcd cluster: one connection, to one member at a time, and another one when that does not answer.
+"""Calls to an etcd cluster: one connection to work and one to wait, and others when a member does not answer.
 
 Each attempt has a short deadline and each call a long one; every request may be sent twice, so whoever builds one makes
 sure that being applied twice is being applied once.  What does not live here: what the requests mean (:mod:`._job`,
@@ -82,6 +82,7 @@ class Transport:
         # Members of a large job spread over the cluster.
         self._index = random.randrange(len(settings.endpoints))
         self._connection: Connection | None = None
+        self._watching: set[Connection] = set()
         self._token = ""
         self._closed = threading.Event()
         self._is_foreign = False
@@ -96,15 +97,17 @@ class Transport:
         """Close the connection; calls that are under way raise StoreLostError."""
         self._closed.set()
         with self._lock:
-            connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.channel.close()
+            open_ones = [*self._watching, self._connection]
+            self._connection = None
+        for connection in open_ones:
+            if connection is not None:
+                connection.channel.close()
 
     def close_after_fork(self) -> list[Any]:
         """Make this copy, in a forked child, refuse; returns what must never be torn down there."""
         self._is_foreign = True
         self._closed.set()
-        return [self._connection]
+        return [self._connection, *self._watching]
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -120,7 +123,7 @@ class Transport:
         pause, patience = _FIRST_PAUSE_SECONDS, self._settings.dial_timeout_seconds
         tried: dict[str, str] = {}
         while True:
-            connection = self.connect()
+            connection = self._connect()
             timeout = max(0.05, min(patience, deadline - monotonic()))
             try:
                 metadata = self._metadata(connection, method, timeout)
@@ -140,13 +143,35 @@ class Transport:
                 raise StoreUnavailableError(f"no answer from etcd in time ({story})")
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    def open_watch(self, connection: Connection, request: Any, timeout: float) -> Any:
+    def begin_watch(self) -> Connection:
+        """Open a connection to watch over.
+
+        Closing its channel is how a watch is ended: gRPC keeps a connection for good whose stream was cancelled.
+        """
+        with self._lock:
+            self._check_open()
+            connection = self._dial()
+            self._watching.add(connection)
+            return connection
+
+    def watch(self, connection: Connection, request: Any, timeout: float) -> Any:
         """Send a watch's ``request``; returns the stream of answers.  What fails is in :attr:`failures`.
 
         A member that has lost its leader ends the stream, instead of staying silent for ever.
         """
         metadata = self._metadata(connection, "Watch", self._settings.dial_timeout_seconds)
         return connection.calls["Watch"](request, timeout=timeout, metadata=(*metadata, ("hasleader", "true")))
+
+    def end_watch(self, connection: Connection, stream: Any) -> None:
+        """Close what :meth:`begin_watch` has opened, and read ``stream``, if there is one, to its end."""
+        connection.channel.close()
+        with self._lock:
+            self._watching.discard(connection)
+        try:
+            for _ in stream or ():
+                pass
+        except self.failures:
+            pass  # the end of a stream whose channel is closed is an error
 
     def note_failure(self, connection: Connection, error: BaseException) -> None:
         """Draw the consequence of a failed watch; whether it failed for good is for the next call to find out."""
@@ -181,35 +206,45 @@ class Transport:
             return
         connection.misses += 1
         # A connection to the only member heals by itself, unless it hangs.
-        if len(self._settings.endpoints) > 1 or connection.misses > 1:
-            with self._lock:
-                if self._connection is not connection:
-                    return
-                self._connection = None
-                self._index = (self._index + 1) % len(self._settings.endpoints)
-            connection.channel.close()
+        if len(self._settings.endpoints) == 1 and connection.misses == 1:
+            return
+        with self._lock:
+            if self._connection is not None and self._connection.endpoint != connection.endpoint:
+                return  # another thread has moved on already
+            given_up = [other for other in self._watching if other.endpoint == connection.endpoint]
+            if self._connection is not None:
+                given_up.append(self._connection)
+            self._connection = None
+            self._index = (self._index + 1) % len(self._settings.endpoints)
+        for other in given_up:
+            other.channel.close()
 
     # --- connecting ---------------------------------------------------------------------------------------------------
 
-    def connect(self) -> Connection:
-        """Return the connection of the moment.  Raises StoreLostError after :meth:`close`, and in a forked child."""
+    def _connect(self) -> Connection:
+        with self._lock:
+            self._check_open()
+            if self._connection is None:
+                self._connection = self._dial()
+            return self._connection
+
+    def _check_open(self) -> None:
         if self._is_foreign:
             raise StoreLostError(
                 "this connection to etcd belongs to the process that this one was forked from; open another one here"
             )
-        with self._lock:
-            if self._closed.is_set():
-                raise StoreLostError(f"this connection to etcd at {self._settings.where} was closed")
-            if self._connection is None:
-                endpoint = self._settings.endpoints[self._index]
-                kind = "ipv6" if ":" in endpoint.host else "ipv4" if _is_ipv4(endpoint.host) else "dns"
-                target = f"dns:///{endpoint}" if kind == "dns" else f"{kind}:{endpoint}"
-                if self._credentials is None:
-                    channel = self._grpc.insecure_channel(target, options=_OPTIONS)
-                else:
-                    channel = self._grpc.secure_channel(target, self._credentials, options=_OPTIONS)
-                self._connection = Connection(channel, str(endpoint), self._calls(channel))
-            return self._connection
+        if self._closed.is_set():
+            raise StoreLostError(f"this connection to etcd at {self._settings.where} was closed")
+
+    def _dial(self) -> Connection:
+        endpoint = self._settings.endpoints[self._index]
+        kind = "ipv6" if ":" in endpoint.host else "ipv4" if _is_ipv4(endpoint.host) else "dns"
+        target = f"dns:///{endpoint}" if kind == "dns" else f"{kind}:{endpoint}"
+        if self._credentials is None:
+            channel = self._grpc.insecure_channel(target, options=_OPTIONS)
+        else:
+            channel = self._grpc.secure_channel(target, self._credentials, options=_OPTIONS)
+        return Connection(channel, str(endpoint), self._calls(channel))
 
     def _calls(self, channel: Any) -> dict[str, Call]:
         calls: dict[str, Call] = {}

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from quorate.clock import monotonic
 
-from ._transport import Transport
+from ._transport import Connection, Transport
 
 __all__ = ["Watcher"]
 
@@ -28,16 +28,16 @@ class Watcher:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._state = threading.Lock()
-        self._stream: Any = None
+        self._connection: Connection | None = None
         self._woken = threading.Event()
 
     def interrupt(self) -> None:
         """Make the wait that is under way, or else the next one, end.  Never blocks."""
         with self._state:
             self._woken.set()
-            stream = self._stream
-        if stream is not None:
-            stream.cancel()
+            connection = self._connection
+        if connection is not None:
+            connection.channel.close()
 
     def wait(self, look: Callable[[], tuple[Any, int]], request_from: Callable[[int], Any], deadline: float) -> Any:
         """Return etcd's record of a key once it exists; ``None`` at ``deadline`` or when interrupted.
@@ -70,27 +70,26 @@ class Watcher:
 
         Whether the reason is one that stays is for the next look to find out.
         """
-        connection = self._transport.connect()
-        stream: Any = None
+        transport = self._transport
+        connection, stream = transport.begin_watch(), None
+        with self._state:
+            self._connection = connection
+            is_late = self._woken.is_set()
         try:
-            stream = self._transport.open_watch(connection, request, max(0.001, deadline - monotonic()))
-            with self._state:
-                self._stream = stream
-                is_late = self._woken.is_set()
             if is_late:
                 return None
+            stream = transport.watch(connection, request, max(0.001, deadline - monotonic()))
             for answer in stream:
                 if answer.events:
                     return answer.events[-1].kv
                 if answer.canceled:
                     return None
             return None
-        except self._transport.failures as error:
+        except transport.failures as error:
             if not self._woken.is_set() and monotonic() < deadline:
-                self._transport.note_failure(connection, error)
+                transport.note_failure(connection, error)
             return None
         finally:
             with self._state:
-                self._stream = None
-            if stream is not None:
-                stream.cancel()
+                self._connection = None
+            transport.end_watch(connection, stream)
