@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,24 @@ def _fork_server() -> None:
     process.close()
 
 
+@pytest.fixture(scope="session")
+def _serve() -> Iterator[Callable[[Backend], None]]:
+    """Run what serves a backend's store, from its first test until the last test of all."""
+    with ExitStack() as stack:
+        served: set[str] = set()
+
+        def serve(backend: Backend) -> None:
+            if backend.name not in served:
+                stack.enter_context(backend.serve())
+                served.add(backend.name)
+
+        yield serve
+
+
 @pytest.fixture(params=list(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Backend:
+def backend(request: pytest.FixtureRequest, _serve: Callable[[Backend], None]) -> Backend:
     """Each rendezvous backend in turn."""
+    _serve(BACKENDS[request.param])
     return BACKENDS[request.param]
 
 

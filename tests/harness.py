@@ -155,7 +155,7 @@ def _host_main(connection: Connection, plans: Sequence[Plan], console: str, envi
         for thread in threads:
             thread.join()
     # By value: a tensor must not come as a descriptor of this process, which ends now.
-    connection.send_bytes(pickle.dumps((outcomes, _left_behind(before))))
+    connection.send_bytes(pickle.dumps((outcomes, _left_for_good(before))))
     connection.close()
 
 
@@ -169,6 +169,15 @@ def _sockets() -> set[str]:
         if target.startswith(("socket:", "anon_inode:[eventpoll]", "anon_inode:[pidfd]")):
             result.add(f"{name} {target}")
     return result
+
+
+def _left_for_good(sockets: set[str]) -> list[str]:
+    """Say what is left once libraries with threads of their own, such as gRPC, have closed what they were told to."""
+    ticker = threading.Event()
+    end = time.monotonic() + 5.0
+    while (left := _left_behind(sockets)) and time.monotonic() < end:
+        ticker.wait(0.01)
+    return left
 
 
 def _left_behind(sockets: set[str]) -> list[str]:
