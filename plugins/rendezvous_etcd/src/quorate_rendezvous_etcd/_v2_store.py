@@ -38,7 +38,9 @@ _T = TypeVar("_T")
 _MANY_KEYS = 4
 # A long poll is begun anew this often: a member of the cluster that is frozen looks just like one with nothing to tell.
 _RENEW_SECONDS = 30.0
-_SLOWEST_RETRY_SECONDS = 0.3
+# A compare-and-swap that lost is tried again after a random pause of up to this, which doubles each time: long enough
+# in the end for a few hundred nodes to get out of each other's way.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.008, 2.0
 
 
 def open_v2_store(settings: V2Settings) -> EtcdV2Store:
@@ -236,9 +238,12 @@ class EtcdV2Store:
     # --- counting -------------------------------------------------------------------------------------------------
 
     def _add(self, path: str, amount: int, deadline: float) -> int:
-        present, index = self._read_counter(path, deadline)
-        pause = 0.002
-        while amount:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            # Read after the pause, not before it: what is swapped against must be as fresh as can be.
+            present, index = self._read_counter(path, deadline)
+            if not amount:
+                return present.count
             stamp = new_stamp()
             wanted = present.plus(amount, stamp)
             condition: dict[str, object] = {"prevIndex": index} if present.writes else {"prevExist": False}
@@ -248,19 +253,19 @@ class EtcdV2Store:
             except RefusedError as refused:
                 if refused.code not in (COMPARE_FAILED, EXISTS, NOT_FOUND):
                     raise
-                was_sent_before = refused.was_sent_before
-            # Either another node was faster, or this very write was: sent twice, it lost against itself.
-            present, index = self._read_counter(path, deadline)
-            applied = present.holds(stamp, wanted.writes)
-            if applied:
-                return wanted.count
-            if applied is None and was_sent_before:
-                raise StoreUnavailableError(f"whether the counter at {path} was changed can no longer be told")
+                if refused.was_sent_before and self._was_applied(path, stamp, wanted.writes, deadline):
+                    return wanted.count
             if deadline - monotonic() <= pause:
-                raise StoreUnavailableError(f"too many nodes change the counter at {path} at once")
+                raise StoreUnavailableError(f"too many nodes change the counter at {path} at once; it is unchanged")
             threading.Event().wait(random.uniform(0.0, pause))
-            pause = min(_SLOWEST_RETRY_SECONDS, 2 * pause)
-        return present.count
+            pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
+
+    def _was_applied(self, path: str, stamp: str, number: int, deadline: float) -> bool:
+        """Tell whether a write that was sent twice lost only against itself."""
+        applied = self._read_counter(path, deadline)[0].holds(stamp, number)
+        if applied is None:
+            raise StoreUnavailableError(f"whether the counter at {path} was changed can no longer be told")
+        return applied
 
     def _read_counter(self, path: str, deadline: float) -> tuple[Counter, int]:
         found, index = self._read(path, deadline)
