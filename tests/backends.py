@@ -13,7 +13,7 @@ from typing import Any
 
 from quorate_rendezvous_etcd import EtcdServer
 
-__all__ = ["BACKENDS", "Backend"]
+__all__ = ["BACKENDS", "Backend", "loopback_port"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Backend:
 
 
 @contextmanager
-def _loopback_port() -> Iterator[str]:
+def loopback_port() -> Iterator[str]:
     """Hold a free port: nobody else is given it, yet a listener that sets the same option can have it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,8 +63,8 @@ _etcd_v2 = _SharedEtcd(enable_v2=True)
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("c10d", _loopback_port, dies_with_host=True),
-        Backend("tcp", _loopback_port, dies_with_host=True),
+        Backend("c10d", loopback_port, dies_with_host=True),
+        Backend("tcp", loopback_port, dies_with_host=True),
         Backend("etcd", _etcd.endpoint, dies_with_host=False, serve=_etcd.serve),
         Backend("etcd-v2", _etcd_v2.endpoint, dies_with_host=False, serve=_etcd_v2.serve),
     )

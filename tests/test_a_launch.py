@@ -92,7 +92,7 @@ def test_a_signal_before_the_command_has_found_the_others(job: Job, tmp_path: Pa
     file = tmp_path / "script.py"
     file.write_text("")
     argv = [sys.executable, "-m", "quorate", "run", f"--rdzv-backend={job.backend.name}", "--nnodes=2"]
-    argv += [f"--rdzv-endpoint={job.endpoint}", str(file)]
+    argv += [f"--rdzv-endpoint={job.endpoint}", f"--rdzv-id={job.token}", str(file)]
     environment = {**os.environ, **job.environment, "QUORATE_LOG": "debug"}
     with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -17,7 +17,7 @@ from quorate import (
     get_rendezvous_handler,
 )
 from tests import workers
-from tests.backends import Backend
+from tests.backends import Backend, loopback_port
 from tests.harness import DEADLINE, Job, as_store_client, as_store_host
 
 
@@ -32,23 +32,21 @@ def test_an_endpoint_where_nobody_listens(job: Job) -> None:
     """D: the error names the endpoint, within the time that connecting may take."""
     plan = as_store_client(job.plan(workers.give, 1, rdzv={"connect_timeout": 1.0, "join_timeout": 2.0}))
     began = time.monotonic()
-    (outcome,) = job.run(plan)
+    with loopback_port() as endpoint:
+        (outcome,) = job.run(replace(plan, endpoint=endpoint))
     assert isinstance(outcome.error, (RendezvousConnectionError, RendezvousTimeoutError)), outcome.error
-    assert job.endpoint in str(outcome.error)
+    assert endpoint in str(outcome.error)
     assert outcome.ended_at - began < DEADLINE / 2
 
 
 def test_an_endpoint_where_somebody_else_listens(job: Job) -> None:
     """D: a program that is no store at all holds the port; the error names the endpoint, nothing hangs."""
-    host, _, port = job.endpoint.rpartition(":")
-    with socket.socket() as stranger:
-        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        stranger.bind((host, int(port)))
-        stranger.listen()
-        plan = as_store_host(job.plan(workers.give, 1, rdzv={"connect_timeout": 1.0, "join_timeout": 3.0}))
-        (outcome,) = job.run(plan)
+    plan = as_store_host(job.plan(workers.give, 1, rdzv={"connect_timeout": 1.0, "join_timeout": 3.0}))
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        endpoint = f"127.0.0.1:{stranger.getsockname()[1]}"
+        (outcome,) = job.run(replace(plan, endpoint=endpoint))
     assert outcome.error is not None
-    assert job.endpoint in str(outcome.error)
+    assert endpoint in str(outcome.error)
 
 
 def test_an_endpoint_that_is_none(backend: Backend) -> None:
@@ -73,8 +71,8 @@ def test_a_backend_that_is_not_installed() -> None:
 
 def test_nodes_with_different_bounds(job: Job) -> None:
     """D: two nodes that were started with different ``--nnodes`` do not run two different jobs."""
-    first = job.plan(workers.give, 1, nodes=(2, 2), rdzv={"join_timeout": 20.0})
-    second = job.plan(workers.give, 1, nodes=(2, 3), rdzv={"join_timeout": 20.0})
+    first = job.plan(workers.give, 1, nodes=(2, 2), rdzv={"join_timeout": 10.0})
+    second = job.plan(workers.give, 1, nodes=(2, 3), rdzv={"join_timeout": 10.0})
     outcomes = job.run(first, second)
     kinds = {type(outcome.error).__name__ for outcome in outcomes}
     assert kinds == {"NoneType"} or "RendezvousStateError" in kinds, outcomes
