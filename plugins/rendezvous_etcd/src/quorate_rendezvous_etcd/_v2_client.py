@@ -26,7 +26,7 @@ from quorate.errors import (
 )
 
 from ._v2_settings import PASSWORD_VARIABLE, V2Settings
-from ._v2_transport import Sockets, close_pool_manager, load_etcd, make_pool_manager, make_timeout
+from ._v2_transport import Sockets, close_client, load_etcd, make_client, make_timeout
 
 __all__ = [
     "COMPARE_FAILED",
@@ -218,7 +218,7 @@ class Caller:
         etcd = self._route.etcd
         client = self._client(endpoint)
         limits = make_timeout(min(timeout, self._settings.dial_timeout_seconds), timeout)
-        client.expected_cluster_id = None  # to be learned: python-etcd would leak the connection on a mismatch
+        client.expected_cluster_id = None
         try:
             response = client.api_execute(client.key_endpoint + path, method, params=dict(options), timeout=limits)
             answer = Answer(json.loads(response.data)["node"], int(response.headers["X-Etcd-Index"]))
@@ -247,18 +247,7 @@ class Caller:
     def _client(self, endpoint: tuple[str, int]) -> Any:
         client = self._clients.get(endpoint)
         if client is None:
-            settings = self._settings
-            client = self._route.etcd.Client(
-                host=endpoint[0],
-                port=endpoint[1],
-                protocol=settings.protocol,
-                read_timeout=settings.operation_timeout_seconds,
-                allow_redirect=False,
-                allow_reconnect=False,
-                username=settings.user,
-                password=settings.password,
-            )
-            client.http = make_pool_manager(settings, self._sockets)
+            client = make_client(self._route.etcd, self._settings, endpoint, self._sockets)
             self._clients[endpoint] = client
         return client
 
@@ -351,7 +340,7 @@ class Caller:
         self.interrupt()
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
-            close_pool_manager(client.http)
+            close_client(client)
 
     def _refuse_if_stopped(self) -> None:
         if self._stop.is_set():

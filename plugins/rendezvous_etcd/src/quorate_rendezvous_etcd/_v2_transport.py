@@ -17,7 +17,7 @@ from quorate.errors import UsageError
 
 from ._v2_settings import V2Settings
 
-__all__ = ["Sockets", "close_pool_manager", "load_etcd", "make_pool_manager", "make_timeout"]
+__all__ = ["Sockets", "close_client", "load_etcd", "make_client", "make_timeout"]
 
 _PYOPENSSL = "urllib3.contrib.pyopenssl"
 # A member that vanished without a word is noticed after about half a minute, also by who only waits.
@@ -101,12 +101,36 @@ def make_timeout(connect: float, read: float) -> Any:
     return import_module("urllib3").Timeout(connect=connect, read=read)
 
 
-def make_pool_manager(settings: V2Settings, sockets: Sockets) -> Any:
-    """Return what python-etcd shall connect through: no blind retries, trust as told, one connection per endpoint.
+def make_client(etcd: Any, settings: V2Settings, endpoint: tuple[str, int], sockets: Sockets) -> Any:
+    """Return python-etcd's client for one endpoint; connects to nothing yet.  ``sockets`` learns of its connections.
+
+    Its ``expected_cluster_id`` tells which cluster gave the last answer.
 
     Raises:
         UsageError: a certificate or key that cannot be read.
     """
+
+    class Client(etcd.Client):  # type: ignore[misc]
+        def _check_cluster_id(self, response: Any) -> None:
+            # Its own way needs what urllib3 is about to remove, and leaks the connection where the cluster is another.
+            self.expected_cluster_id = response.headers.get("X-Etcd-Cluster-Id")
+
+    client = Client(
+        host=endpoint[0],
+        port=endpoint[1],
+        protocol=settings.protocol,
+        read_timeout=settings.operation_timeout_seconds,
+        allow_redirect=False,
+        allow_reconnect=False,
+        username=settings.user,
+        password=settings.password,
+    )
+    client.http = _make_pool_manager(settings, sockets)
+    return client
+
+
+def _make_pool_manager(settings: V2Settings, sockets: Sockets) -> Any:
+    """Return what python-etcd shall connect through: no blind retries, trust as told, one connection per endpoint."""
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
@@ -150,11 +174,12 @@ def make_pool_manager(settings: V2Settings, sockets: Sockets) -> Any:
     return manager
 
 
-def close_pool_manager(manager: Any) -> None:
+def close_client(client: Any) -> None:
     """Close its idle connections; those in use are closed by who uses them."""
     # By itself it would only forget them, and an error's traceback may hold on to them for long.
-    for key in list(manager.pools.keys()):
-        pool = manager.pools.get(key)
+    pools = client.http.pools
+    for key in list(pools.keys()):
+        pool = pools.get(key)
         if pool is not None:
             pool.close()
-    manager.clear()
+    client.http.clear()
