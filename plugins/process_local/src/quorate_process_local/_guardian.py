@@ -16,13 +16,15 @@ from ._fds import hold, release, warn
 __all__ = ["Guardian"]
 
 # Only the tools grep and sleep are needed besides the shell, and only once the agent has died.  The last loop looks
-# again every 20 ms for at most five seconds: a shell cannot wait for processes that are not its children.
+# again every 20 ms for at most five seconds: a shell cannot wait for processes that are not its children.  It ends
+# once it has found nothing three times in a row: a process has no environment to be known by in the midst of an exec.
 _SCRIPT = r"""
 trap '' HUP INT QUIT TERM PIPE
 groups=
 while read -r number; do groups="$groups $number"; done
 marker=$1
 round=0
+clean=0
 while [ "$round" -lt 250 ]; do
     left=
     if [ "$round" -eq 0 ]; then
@@ -43,7 +45,8 @@ while [ "$round" -lt 250 ]; do
         pid=${path#/proc/}
         kill -KILL "${pid%/environ}" && left=1
     done
-    [ -n "$left" ] || exit 0
+    if [ -n "$left" ]; then clean=0; else clean=$((clean + 1)); fi
+    [ "$clean" -lt 3 ] || exit 0
     sleep 0.02
     round=$((round + 1))
 done

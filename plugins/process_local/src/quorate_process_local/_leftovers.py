@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from time import sleep
 from typing import final
 
 from ._fds import open_pidfd, release
@@ -15,6 +16,10 @@ __all__ = ["MARKER_VARIABLE", "Leftover", "find_leftovers", "marker_of", "state_
 
 #: Holds one ``<context>.<local rank>.`` per context that a process descends from, outermost first.
 MARKER_VARIABLE = "QUORATE_CONTEXT"
+
+_EXEC_LOOKS = 200
+_BARE_LOOKS = 3
+_PF_KTHREAD = 0x00200000  # of /proc/<pid>/stat's flags: a kernel thread, which never has an environment
 
 
 def marker_of(context_id: str, local_rank: int, environment: Mapping[str, str]) -> str:
@@ -99,12 +104,36 @@ def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int]) -> int | None
         return None
     if session in sessions:
         return sessions[session] if state_of(pid) not in ("", "Z", "X") else None
-    environment = _read(f"/proc/{pid}/environ")
+    environment = _read(f"/proc/{pid}/environ") or _environment_after_exec(pid)
     start = environment.find(needle)
     if start < 0:
         return None
     digits = environment[start + len(needle) : start + len(needle) + 10].split(b".", 1)[0]
     return int(digits) if digits.isdigit() else None
+
+
+def _environment_after_exec(pid: int) -> bytes:
+    """Return the environment of a process that showed none: in the midst of an exec it has neither that nor arguments.
+
+    An exec takes far less than a millisecond, but on a busy machine the process may have to wait for its turn in it;
+    nothing can be waited for, so this looks again, for at most about 0.2 s.
+    """
+    bare = 0
+    for _ in range(_EXEC_LOOKS):
+        flags = _read(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
+        if not flags or flags[0] in (b"Z", b"X") or int(flags[6]) & _PF_KTHREAD:
+            return b""
+        environment = _read(f"/proc/{pid}/environ")
+        if environment:
+            return environment
+        if not _read(f"/proc/{pid}/cmdline"):
+            sleep(0.001)
+            continue
+        # Arguments but no environment: it was started without one, or its exec came to an end between the two looks.
+        bare += 1
+        if bare == _BARE_LOOKS:
+            return b""
+    return b""
 
 
 def state_of(pid: int) -> str:
