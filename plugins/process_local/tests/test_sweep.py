@@ -191,7 +191,7 @@ def test_the_guardian_is_quiet_clean_and_gone_at_the_end(sh: Shell, ear: Ear) ->
 
 
 def test_a_process_is_known_even_in_the_midst_of_an_exec() -> None:
-    """In an exec a process shows no environment for a moment; a single look that took that for its own missed 1 in 12."""
+    """An exec leaves a process without an environment for a moment; a sweep that looked but once missed 1 in 12."""
     environment = {**os.environ, MARKER_VARIABLE: marker_of("exec-test", 0, {})}
     missed = 0
     for _ in range(100):
