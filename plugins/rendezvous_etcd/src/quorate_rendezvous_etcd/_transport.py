@@ -77,6 +77,9 @@ class Transport:
         self._grpc = import_module("grpc")
         #: What an attempt raises that did not work (gRPC raises ValueError on a channel that was closed meanwhile).
         self.failures: tuple[type[Exception], ...] = (self._grpc.RpcError, ValueError)
+        # Where there is no other member to ask, giving up on an answer early would only double the questions.
+        alone = len(settings.endpoints) == 1
+        self._patience = max(settings.dial_timeout_seconds, settings.operation_timeout_seconds / 2 if alone else 0.0)
         self._credentials = _load_credentials(self._grpc, settings)
         self._lock = threading.Lock()
         # Members of a large job spread over the cluster.
@@ -120,7 +123,7 @@ class Transport:
             UsageError, RendezvousStateError: an answer that trying again cannot change.
             RefusedError: an answer that the caller knows what to do with.
         """
-        pause, patience = _FIRST_PAUSE_SECONDS, self._settings.dial_timeout_seconds
+        pause, patience = _FIRST_PAUSE_SECONDS, self._patience
         tried: dict[str, str] = {}
         while True:
             connection = self._connect()
@@ -184,7 +187,7 @@ class Transport:
     def _judge(self, error: BaseException) -> tuple[Trouble, str]:
         """Return what an attempt has met, and a sentence; raises what trying again cannot change."""
         if isinstance(error, ValueError):
-            if "closed channel" not in str(error):
+            if "closed" not in str(error):
                 raise error
             return Trouble.BUSY, "the connection was given up"  # by another thread, for a new one
         code, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
