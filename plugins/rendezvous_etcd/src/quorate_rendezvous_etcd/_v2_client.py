@@ -165,7 +165,8 @@ class Caller:
         problems: dict[tuple[str, int], _Unanswered] = {}
         pause = 0.02
         while True:
-            self._refuse_if_stopped()
+            self._sockets.open()
+            self._refuse_if_stopped()  # in this order: an interrupt in between is seen, one after it shuts the sockets
             endpoint = self._route.endpoint
             # Enough for each endpoint to be tried, and for one endpoint to be tried twice.
             share = self._settings.operation_timeout_seconds / (len(self._settings.endpoints) + 1)
@@ -320,7 +321,6 @@ class Caller:
         """Allow requests again."""
         if not self._closed:
             self._stop.clear()
-            self._sockets.open()
 
     def leave(self, endpoint: tuple[str, int]) -> None:
         """Break off a poll at ``endpoint``, which is dead."""
@@ -328,11 +328,8 @@ class Caller:
             self.break_off()
 
     def break_off(self) -> None:
-        """Make a poll under way return ``None`` now."""
-        if self._polling is not None:
-            self._sockets.shut()
-            if not self._stop.is_set():
-                self._sockets.open()
+        """Make a poll that is under way, or follows the last :meth:`call`, return ``None`` at once."""
+        self._sockets.shut()
 
     def close(self) -> None:
         """Break off what is under way, and close all connections."""
