@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from quorate_rendezvous_etcd import EtcdServer
+from quorate.rendezvous import RendezvousBackend, RendezvousParameters
+from quorate_rendezvous_etcd import EtcdServer, plugin
 
-from .etcd_harness import DEADLINE_SECONDS, settles
+from .etcd_harness import DEADLINE_SECONDS, Admin, settles, warm_grpc_up
 from .v2_harness import OpenV2
 
 
@@ -45,8 +46,6 @@ def shared_etcd() -> Iterator[EtcdServer]:
 def nothing_left(shared_etcd: EtcdServer) -> Iterator[None]:
     """Fail a test that leaves a thread, a child, a socket or a pipe behind."""
     # gRPC opens some descriptors once in a process's life, with its first channel.
-    from .etcd_harness import warm_grpc_up
-
     warm_grpc_up()
     threads, before = set(threading.enumerate()), _leftovers()
     yield
@@ -89,3 +88,48 @@ def open_v2(shared_v2: EtcdServer, nothing_left: None, request: pytest.FixtureRe
     opener = OpenV2(shared_v2.get_endpoint(), request.node.name)
     yield opener
     opener.close()
+
+
+def _backend() -> RendezvousBackend:
+    (backend,) = (backend for backend in plugin.quorate_register_rendezvous() if backend.name == "etcd")
+    return backend
+
+
+@pytest.fixture
+def open_store(nothing_left: None, shared_etcd: EtcdServer, run_id: str) -> Iterator[Callable[..., Any]]:
+    """``open_store(endpoint=…, run_id=…, min_nodes=1, max_nodes=8, **settings)`` → EtcdStore, closed after the test."""
+    opener = _backend().open_store
+    assert opener is not None
+    stores: list[Any] = []
+
+    def start(**settings: Any) -> Any:
+        endpoint = settings.pop("endpoint", None) or shared_etcd.get_endpoint()
+        bounds = settings.pop("min_nodes", 1), settings.pop("max_nodes", 8)
+        stores.append(
+            opener(RendezvousParameters("etcd", endpoint, settings.pop("run_id", run_id), *bounds, **settings))
+        )
+        return stores[-1]
+
+    yield start
+    for store in reversed(stores):
+        store.close()
+
+
+@pytest.fixture
+def run_id() -> str:
+    """A run id that no other test has."""
+    return f"job-{os.urandom(6).hex()}"
+
+
+@pytest.fixture
+def admin(nothing_left: None) -> Iterator[Callable[..., Admin]]:
+    """``admin(server, user="", password="")`` → Admin, closed after the test."""
+    made: list[Admin] = []
+
+    def open_admin(server: EtcdServer, user: str = "", password: str = "") -> Admin:
+        made.append(Admin(server.get_endpoint(), user, password))
+        return made[-1]
+
+    yield open_admin
+    for one in made:
+        one.close()

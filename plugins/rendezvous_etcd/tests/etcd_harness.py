@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any, final
 
-__all__ = ["DEADLINE_SECONDS", "settles", "warm_grpc_up"]
+from quorate_rendezvous_etcd._definitions import load_messages
+
+__all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "settles", "warm_grpc_up"]
 
 DEADLINE_SECONDS = 60.0
 
@@ -25,3 +28,109 @@ def warm_grpc_up() -> None:
     import grpc
 
     grpc.insecure_channel("127.0.0.1:1").close()
+
+
+@final
+class InThread:
+    """Runs a function on a thread; :meth:`result` hands out what it returned or raised."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._function, self._arguments = function, arguments
+        self._outcome: list[tuple[bool, Any]] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome.append((True, self._function(*self._arguments)))
+        except BaseException as error:
+            self._outcome.append((False, error))
+
+    @property
+    def is_running(self) -> bool:
+        return not self._outcome
+
+    def result(self, seconds: float = DEADLINE_SECONDS) -> Any:
+        self._thread.join(seconds)
+        assert self._outcome, f"no result within {seconds} s"
+        good, value = self._outcome[0]
+        if not good:
+            raise value
+        return value
+
+
+@final
+class Admin:
+    """What an operator does to an etcd, by the same messages but none of the code under test."""
+
+    def __init__(self, endpoint: str, user: str = "", password: str = "") -> None:
+        import grpc
+
+        self._messages = load_messages()
+        self._channel = grpc.insecure_channel(endpoint.split(",")[0])
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        if user:
+            answer = self.call("Auth", "Authenticate", name=user, password=password)
+            self._metadata = (("token", answer.token),)
+
+    def call(self, service: str, method: str, request: str = "", answer: str = "", **fields: Any) -> Any:
+        """Call a method; its messages are named after it, if they are not named here."""
+        made = getattr(self._messages, request or f"{method}Request")(**fields)
+        read = getattr(self._messages, answer or f"{method}Response").FromString
+        remote = self._channel.unary_unary(f"/etcdserverpb.{service}/{method}", type(made).SerializeToString, read)
+        return remote(made, timeout=DEADLINE_SECONDS, metadata=self._metadata)
+
+    def stored(self, prefix: str = "") -> dict[str, bytes]:
+        """Return all that starts with ``prefix``."""
+        start = prefix.encode() or b"\0"
+        end = start[:-1] + bytes([start[-1] + 1]) if prefix else b"\0"
+        return {kv.key.decode(): kv.value for kv in self.call("KV", "Range", key=start, range_end=end).kvs}
+
+    def leases(self) -> set[int]:
+        """Return the ids of all leases."""
+        return {lease.ID for lease in self.call("Lease", "LeaseLeases").leases}
+
+    def put(self, key: str, value: bytes) -> int:
+        """Write a key; returns the revision."""
+        answer = self.call("KV", "Put", key=key.encode(), value=value)
+        return int(answer.header.revision)
+
+    def revision(self) -> int:
+        """Return the cluster's present revision."""
+        return int(self.call("KV", "Range", key=b"any").header.revision)
+
+    def compact(self) -> None:
+        """Have etcd forget all but the present."""
+        self.call("KV", "Compact", "CompactionRequest", "CompactionResponse", revision=self.revision(), physical=True)
+
+    def enable_auth(self, password: str) -> None:
+        """Make ``root`` with this password and require credentials from now on."""
+        self.call("Auth", "UserAdd", "AuthUserAddRequest", "AuthUserAddResponse", name="root", password=password)
+        self.call("Auth", "RoleAdd", "AuthRoleAddRequest", "AuthRoleAddResponse", name="root")
+        self.grant_role("root", "root")
+        self.call("Auth", "AuthEnable", "AuthEnableRequest", "AuthEnableResponse")
+
+    def add_user(self, name: str, password: str, prefix: str) -> None:
+        """Make a user who may read and write below ``prefix``."""
+        start = prefix.encode()
+        self.call("Auth", "UserAdd", "AuthUserAddRequest", "AuthUserAddResponse", name=name, password=password)
+        self.call("Auth", "RoleAdd", "AuthRoleAddRequest", "AuthRoleAddResponse", name=name)
+        permission = {"permType": 2, "key": start, "range_end": start[:-1] + bytes([start[-1] + 1])}
+        self.call(
+            "Auth",
+            "RoleGrantPermission",
+            "AuthRoleGrantPermissionRequest",
+            "AuthRoleGrantPermissionResponse",
+            name=name,
+            perm=permission,
+        )
+        self.grant_role(name, name)
+
+    def grant_role(self, user: str, role: str) -> None:
+        """Give a role to a user."""
+        self.call(
+            "Auth", "UserGrantRole", "AuthUserGrantRoleRequest", "AuthUserGrantRoleResponse", user=user, role=role
+        )
+
+    def close(self) -> None:
+        self._channel.close()

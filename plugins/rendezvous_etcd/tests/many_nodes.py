@@ -1,0 +1,59 @@
+"""Many nodes of one job in one process, each with its own handler and store: ``ENDPOINT RUN_ID HERE ALL``.
+
+Prints the ranks that its nodes have got, and how the job has ended for them.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from quorate import PluginHost, RendezvousHandler, RendezvousParameters, get_rendezvous_handler
+
+# Nobody dies here; heartbeats of a thousand nodes in a handful of processes would only measure those processes.
+_SETTINGS = {"lease_timeout": 120.0, "join_timeout": 120.0, "connect_timeout": 60.0, "operation_timeout": 20.0}
+
+
+def main() -> None:
+    endpoint, run_id, here, everywhere = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    host = PluginHost()
+    ranks: list[int] = []
+    ends: list[str] = []
+    problems: list[str] = []
+    threading.stack_size(512 * 1024)
+    handlers: list[RendezvousHandler] = []
+    for _ in range(here):
+        parameters = RendezvousParameters("etcd", endpoint, run_id, everywhere, everywhere, "127.0.0.1", **_SETTINGS)
+        handlers.append(get_rendezvous_handler(parameters, host))
+
+    def join(handler: RendezvousHandler) -> None:
+        try:
+            info = handler.next_rendezvous()
+            assert info.world_size == everywhere
+            ranks.append(info.rank)
+        except Exception as error:
+            problems.append(repr(error))
+
+    def end(handler: RendezvousHandler) -> None:
+        handler.report_done()
+        round_end = handler.wait_for_change(60.0)
+        ends.append(round_end.verdict.value if round_end is not None else "none")
+        handler.shutdown()
+
+    _for_each(join, handlers)
+    print(*ranks, *problems, flush=True)
+    sys.stdin.readline()
+    _for_each(end, handlers)
+    print(*sorted(set(ends)), flush=True)
+
+
+def _for_each(act: object, handlers: list[RendezvousHandler]) -> None:
+    threads = [threading.Thread(target=act, args=(handler,)) for handler in handlers]  # type: ignore[arg-type]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""When etcd loses members, leaders, its past, or everybody: what the store does, and what a job of two nodes sees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorate import PluginHost, RendezvousHandler, RendezvousParameters, get_rendezvous_handler
+from quorate.errors import StoreLostError, StoreUnavailableError
+from quorate.records import Verdict
+from quorate_rendezvous_etcd import EtcdServer
+from quorate_rendezvous_etcd._answers import Refused, RefusedError, Trouble, judge
+from quorate_rendezvous_etcd._settings import Settings
+
+from .etcd_harness import DEADLINE_SECONDS, Admin, InThread, settles
+
+Open = Callable[..., Any]
+Start = Callable[..., EtcdServer]
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+
+def test_a_dead_etcd_is_unavailable_and_then_there_again(start_etcd: Start, open_store: Open) -> None:
+    server = start_etcd()
+    store = open_store(endpoint=server.get_endpoint(), operation_timeout=0.5)
+    store.put("key", b"value")
+    server.kill()
+    for call in (lambda: store.get(["key"]), lambda: store.create("other", b""), lambda: store.wait("absent", 60.0)):
+        with pytest.raises(StoreUnavailableError, match=r"no answer from etcd in time \(127.*refused") as caught:
+            call()
+        assert not isinstance(caught.value, StoreLostError)
+    server.restart()
+    assert store.get(["key"]) == [b"value"]
+    assert store.create("other", b"")
+
+
+def test_a_frozen_etcd_is_unavailable_and_then_there_again(start_etcd: Start, open_store: Open) -> None:
+    server = start_etcd()
+    store = open_store(endpoint=server.get_endpoint(), operation_timeout=0.5)
+    store.put("key", b"value")
+    server.pause()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="no answer"):
+            store.add("count", 1)
+    server.resume()
+    assert store.get(["key"]) == [b"value"]
+    assert store.add("count", 1) == 1, "what was asked for thrice has happened once"
+
+
+def test_closing_does_not_wait_for_a_dead_etcd(start_etcd: Start, open_store: Open) -> None:
+    server = start_etcd()
+    store = open_store(endpoint=server.get_endpoint())
+    server.pause()
+    InThread(store.close).result(8.0)
+    server.resume()
+
+
+def test_the_loss_of_the_member_that_is_talked_to(start_etcd: Start, open_store: Open) -> None:
+    """Killed or frozen: another one is asked, and no wait is lost."""
+    server = start_etcd(members=3)
+    endpoints = server.get_endpoint().split(",")
+    store, other = (open_store(endpoint=server.get_endpoint(), operation_timeout=20) for _ in range(2))
+    for number, (harm, mend) in enumerate(((server.kill, server.restart), (server.pause, server.resume))):
+        waiting = InThread(store.wait, f"awaited/{number}", 3600.0)
+        assert settles(lambda: bool(store._transport._watching))
+        victim = endpoints.index(store._transport._connect().endpoint)
+        harm(victim)
+        assert [store.add("count", 1), other.add("count", 1)] == [2 * number + 1, 2 * number + 2]
+        other.put(f"awaited/{number}", b"come")
+        assert waiting.result() == b"come"
+        mend(victim)
+        server.leader()
+
+
+def test_counting_goes_on_while_leaders_die(start_etcd: Start, open_store: Open) -> None:
+    server = start_etcd(members=3)
+    stores = [open_store(endpoint=server.get_endpoint(), operation_timeout=30) for _ in range(3)]
+    threads = [InThread(lambda store=store: [store.add("count", 1) for _ in range(150)]) for store in stores]
+    for _ in range(2):
+        victim = server.leader()
+        server.kill(victim)
+        server.leader()
+        server.restart(victim)
+    counts = [number for thread in threads for number in thread.result()]
+    assert sorted(counts) == list(range(1, 451))
+
+
+def test_compaction_does_not_end_a_wait(start_etcd: Start, open_store: Open, admin: Callable[..., Admin]) -> None:
+    server = start_etcd()
+    operator = admin(server)
+    store, other = (open_store(endpoint=server.get_endpoint()) for _ in range(2))
+    waiting = InThread(store.wait, "key", 3600.0)
+    assert settles(lambda: bool(store._transport._watching))
+    other.put_many([(f"noise/{number}", b"") for number in range(200)])
+    operator.compact()
+    # The watch has to begin anew, at a revision that is gone.
+    server.kill()
+    server.restart()
+    other.put("key", b"value")
+    assert waiting.result() == b"value"
+
+
+def test_a_watch_that_begins_in_the_forgotten_past_looks_again(
+    start_etcd: Start, open_store: Open, admin: Callable[..., Admin]
+) -> None:
+    server = start_etcd()
+    operator = admin(server)
+    store, other = (open_store(endpoint=server.get_endpoint()) for _ in range(2))
+    begin = store._requests.watch
+
+    def begin_late(key: bytes, revision: int) -> Any:
+        """Between the look and the watch, the key is written, and etcd forgets that it was."""
+        store._requests.watch = begin
+        other.put("key", b"value")
+        other.put("noise", b"")
+        operator.compact()
+        return begin(key, revision)
+
+    store._requests.watch = begin_late
+    assert store.wait("key", 60.0) == b"value"
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "verdict"),
+    [
+        ("RESOURCE_EXHAUSTED", "etcdserver: too many requests", Trouble.BUSY),
+        ("UNAVAILABLE", "etcdserver: leader changed", Trouble.BUSY),
+        ("UNAVAILABLE", "etcdserver: request timed out", Trouble.BUSY),
+        ("UNAVAILABLE", "etcdserver: no leader", Trouble.AWAY),
+        ("UNAVAILABLE", "etcdserver: server stopped", Trouble.AWAY),
+        ("UNAVAILABLE", "failed to connect to all addresses", Trouble.AWAY),
+        ("UNKNOWN", "Stream removed", Trouble.AWAY),
+        ("NOT_FOUND", "etcdserver: requested lease not found", Refused.LEASE_GONE),
+        ("FAILED_PRECONDITION", "etcdserver: lease already exists", Refused.LEASE_EXISTS),
+        ("OUT_OF_RANGE", "etcdserver: mvcc: required revision has been compacted", Refused.COMPACTED),
+        ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", StoreUnavailableError),
+    ],
+)
+def test_what_answers_mean(code: str, details: str, verdict: object) -> None:
+    """Those that a test cannot provoke at will; the texts are etcd's own."""
+    settings = Settings.from_parameters(RendezvousParameters("etcd", "h:1", "job", 1, 1))
+    answer = judge(code, details, settings)
+    if isinstance(verdict, Trouble):
+        assert answer is verdict
+    elif isinstance(verdict, Refused):
+        assert isinstance(answer, RefusedError)
+        assert answer.kind is verdict
+    else:
+        assert type(answer) is verdict
+
+
+def test_a_full_database_is_told_with_the_remedy(start_etcd: Start, open_store: Open) -> None:
+    server = start_etcd(arguments=["--quota-backend-bytes=200000"])
+    store = open_store(endpoint=server.get_endpoint())
+
+    def fill() -> None:
+        for number in range(100):
+            store.put(f"key/{number}", bytes(100_000))
+
+    with pytest.raises(StoreUnavailableError, match=r"its database is full.*etcdctl alarm disarm"):
+        fill()
+
+
+# --- a job of two nodes ---------------------------------------------------------------------------------------------
+
+Handlers = Callable[[EtcdServer, int], list[RendezvousHandler]]
+
+
+@pytest.fixture
+def make_handlers(nothing_left: None, run_id: str) -> Iterator[Handlers]:
+    """``make_handlers(server, count)`` → that many nodes of one job that needs them all; shut down after the test."""
+    made: list[RendezvousHandler] = []
+    host = PluginHost()
+
+    def make(server: EtcdServer, count: int) -> list[RendezvousHandler]:
+        for _ in range(count):
+            endpoint = server.get_endpoint()
+            made.append(
+                get_rendezvous_handler(
+                    RendezvousParameters("etcd", endpoint, run_id, count, count, "127.0.0.1", lease_timeout=5), host
+                )
+            )
+        return made
+
+    yield make
+    with ThreadPoolExecutor(len(made) or 1) as pool:
+        assert all(pool.map(lambda handler: handler.shutdown(), made))
+
+
+def _succeed(handlers: list[RendezvousHandler]) -> None:
+    """Report that all workers are done; the job must end well, in the very round that runs."""
+    for handler in handlers:
+        handler.report_done()
+    for handler in handlers:
+        end = handler.wait_for_change(DEADLINE_SECONDS)
+        assert end is not None
+        assert (end.verdict, end.round_number) == (Verdict.SUCCEEDED, 0)
+
+
+def test_the_leader_is_killed_while_nodes_gather(start_etcd: Start, make_handlers: Handlers) -> None:
+    server = start_etcd(members=3)
+    first, second = make_handlers(server, 2)
+    early = InThread(first.next_rendezvous)
+    assert settles(lambda: first._driver.state.ticket == 1)  # type: ignore[attr-defined]
+    server.kill(server.leader())
+    ranks = [second.next_rendezvous().rank, early.result().rank]
+    assert sorted(ranks) == [0, 1]
+    _succeed([first, second])
+
+
+def test_the_leader_is_killed_at_the_seal(start_etcd: Start, make_handlers: Handlers) -> None:
+    """All come at once, and the leader dies while their tickets, records and seats are being written."""
+    server = start_etcd(members=3)
+    handlers = make_handlers(server, 6)
+    leader = server.leader()
+    joining = [InThread(handler.next_rendezvous) for handler in handlers]
+    assert settles(lambda: any(handler._driver.state.ticket for handler in handlers))  # type: ignore[attr-defined]
+    server.kill(leader)
+    assert sorted(thread.result().rank for thread in joining) == list(range(6))
+    _succeed(handlers)
+
+
+def test_the_leader_is_killed_while_workers_run(start_etcd: Start, make_handlers: Handlers) -> None:
+    server = start_etcd(members=3)
+    handlers = make_handlers(server, 2)
+    for thread in [InThread(handler.next_rendezvous) for handler in handlers]:
+        thread.result()
+    for _ in range(2):
+        victim = server.leader()
+        server.kill(victim)
+        server.leader()
+        server.restart(victim)
+        assert handlers[0].wait_for_change(0.5) is None
+    _succeed(handlers)
+
+
+def test_all_members_are_stopped_for_longer_than_the_lease(start_etcd: Start, make_handlers: Handlers) -> None:
+    """No node is declared lost for what was etcd's silence, not its own."""
+    server = start_etcd(members=3)
+    handlers = make_handlers(server, 2)
+    for thread in [InThread(handler.next_rendezvous) for handler in handlers]:
+        thread.result()
+    for index in range(3):
+        server.kill(index)
+    # Time itself is the subject: more than the lease of 5 s has to pass.
+    assert handlers[0].wait_for_change(7.0) is None
+    for index in range(3):
+        server.restart(index, wait=False)
+    server.await_ready()
+    assert handlers[1].wait_for_change(1.0) is None
+    _succeed(handlers)
+
+
+# --- a crowd --------------------------------------------------------------------------------------------------------
+
+
+def _run_crowd(server: EtcdServer, run_id: str, nodes: int, processes: int) -> tuple[float, float]:
+    """Have ``nodes`` agree on a round; returns the requests and bytes per node, as etcd has counted them."""
+    script = Path(__file__).with_name("many_nodes.py")
+    command = [sys.executable, str(script), server.get_endpoint(), run_id, str(nodes // processes), str(nodes)]
+    before = _traffic(server)
+    with ExitStack() as stack:
+        crowd = [
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(processes)
+        ]
+        for process in crowd:
+            stack.callback(process.kill)
+        said = [_hear(process) for process in crowd]
+        after = _traffic(server)
+        assert sorted(int(word) for words in said for word in words) == list(range(nodes)), said
+        for process in crowd:
+            assert process.stdin is not None
+            process.stdin.close()
+        assert [_hear(process) for process in crowd] == [["succeeded"]] * processes
+        assert [process.wait(DEADLINE_SECONDS) for process in crowd] == [0] * processes
+    return (after[0] - before[0]) / nodes, (after[1] - before[1]) / nodes
+
+
+def _hear(process: subprocess.Popen[str]) -> list[str]:
+    assert process.stdout is not None
+    return process.stdout.readline().split()
+
+
+def _traffic(server: EtcdServer) -> tuple[float, float]:
+    requests = traffic = 0.0
+    for line in server._metrics(0).splitlines():
+        name, _, value = line.rpartition(" ")
+        if name.startswith("grpc_server_started_total"):
+            requests += float(value)
+        elif name.startswith("etcd_network_client_grpc_"):
+            traffic += float(value)
+    return requests, traffic
+
+
+@pytest.mark.parametrize(
+    ("nodes", "processes"),
+    [
+        (60, 2),
+        pytest.param(
+            1000,
+            10,
+            marks=[
+                pytest.mark.slow(reason="a thousand nodes share the cores of one machine"),
+                pytest.mark.timeout(400),
+            ],
+        ),
+    ],
+)
+def test_the_cost_of_a_node_does_not_depend_on_their_number(
+    start_etcd: Start, admin: Callable[..., Admin], run_id: str, nodes: int, processes: int
+) -> None:
+    server = start_etcd()
+    few = _run_crowd(server, f"{run_id}-few", 10, 2)
+    many = _run_crowd(server, f"{run_id}-many", nodes, processes)
+    assert many[0] <= 1.3 * few[0] + 2, "requests per node"
+    assert many[1] <= 1.3 * few[1] + 500, "bytes per node"
+    assert admin(server).stored() == {}
+    assert admin(server).leases() == set()
