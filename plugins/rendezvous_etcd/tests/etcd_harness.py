@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from quorate_rendezvous_etcd._definitions import load_messages
+from quorate_rendezvous_etcd._fork import load_grpc
 
 __all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "settles", "warm_grpc_up"]
 
@@ -24,10 +25,8 @@ def settles(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) ->
 
 
 def warm_grpc_up() -> None:
-    """Let gRPC open what it opens once in a process's life."""
-    import grpc
-
-    grpc.insecure_channel("127.0.0.1:1").close()
+    """Let gRPC open what it opens once in a process's life, the way the plugin does."""
+    load_grpc()
 
 
 @final

@@ -28,7 +28,7 @@ import sys
 from quorate import PluginHost, RendezvousParameters, get_rendezvous_handler
 host = PluginHost()
 get_rendezvous_handler(RendezvousParameters("etcd", "127.0.0.1:1", "job", 1, 1), host)
-print(*sorted({name.split(".")[0] for name in sys.modules} & {"grpc", "google", "etcd3", "etcd", "tenacity", "torch"}))
+print(*sorted({"grpc", "google.protobuf", "etcd3", "etcd", "tenacity", "torch"} & set(sys.modules)))
 """
     assert _run(script) == ""
 

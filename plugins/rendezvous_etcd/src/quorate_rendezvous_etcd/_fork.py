@@ -8,9 +8,30 @@ from __future__ import annotations
 
 import os
 import weakref
+from importlib import import_module
 from typing import Any, Protocol
 
-__all__ = ["close_in_children"]
+__all__ = ["close_in_children", "load_grpc"]
+
+_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
+
+
+def load_grpc() -> Any:
+    """Return the module ``grpc``, with its own fork handlers off unless somebody chose otherwise.
+
+    They are for children that go on to use gRPC, which ours never do, and they crash about one child in thirteen
+    when other threads are inside gRPC at the moment of the fork.  gRPC reads the variable once, when it is first
+    used, so it stands in the environment no longer than that.
+    """
+    if _FORK_SUPPORT in os.environ:
+        return import_module("grpc")
+    os.environ[_FORK_SUPPORT] = "0"
+    try:
+        grpc = import_module("grpc")
+        grpc.insecure_channel("127.0.0.1:1").close()
+        return grpc
+    finally:
+        del os.environ[_FORK_SUPPORT]
 
 
 class Holder(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, final
 
 from quorate.clock import monotonic
@@ -18,7 +17,7 @@ from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError, 
 
 from ._answers import RefusedError, Trouble, judge
 from ._definitions import Messages, load_messages
-from ._fork import close_in_children
+from ._fork import close_in_children, load_grpc
 from ._settings import Settings
 
 __all__ = ["Call", "Connection", "Transport"]
@@ -74,7 +73,7 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.messages: Messages = load_messages()
-        self._grpc = import_module("grpc")
+        self._grpc = load_grpc()
         #: What an attempt raises that did not work (gRPC raises ValueError on a channel that was closed meanwhile).
         self.failures: tuple[type[Exception], ...] = (self._grpc.RpcError, ValueError)
         # Where there is no other member to ask, giving up on an answer early would only double the questions.
