@@ -107,6 +107,8 @@ class TcpStoreServer:
         }
         self._listeners = listen(bind_addresses(host, port, resolve_timeout))
         self.port: int = self._listeners[0].getsockname()[1]
+        # Asked for now: another thread may read them while the server's closes the listeners.
+        self._addresses = [str(Address(sock.family, sock.getsockname())) for sock in self._listeners]
         self._reachable_host = reachable_host(self._listeners[0])
         self._selector = selectors.DefaultSelector()
         self._wake_out, self._wake_in = socket.socketpair()
@@ -121,7 +123,7 @@ class TcpStoreServer:
     @property
     def addresses(self) -> list[str]:
         """What is listened on, each as ``host:port``; empty once the server is closed."""
-        return [str(Address(sock.family, sock.getsockname())) for sock in list(self._listeners) if sock.fileno() >= 0]
+        return list(self._addresses) if self._listeners else []
 
     @property
     def reachable_host(self) -> str:
