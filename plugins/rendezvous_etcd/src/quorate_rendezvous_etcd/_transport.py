@@ -85,6 +85,7 @@ class Transport:
         self._index = random.randrange(len(settings.endpoints))
         self._connection: Connection | None = None
         self._watching: set[Connection] = set()
+        self._is_away = False  # the last call ended without an answer
         self._token = ""
         self._closed = threading.Event()
         self._is_foreign = False
@@ -116,6 +117,9 @@ class Transport:
     def call(self, method: str, request: Any, deadline: float) -> Any:
         """Send ``request``, again and again until it is answered or ``deadline`` (monotonic seconds) has passed.
 
+        Once a call has ended without an answer, the next ones ask each member once only, until one answers: whoever
+        calls tries again by itself, and what it has in line must not take a deadline each.
+
         Raises:
             StoreUnavailableError: no answer in time; the message names what was tried.
             StoreLostError: this transport is closed.
@@ -124,23 +128,28 @@ class Transport:
         """
         pause, patience = _FIRST_PAUSE_SECONDS, self._patience
         tried: dict[str, str] = {}
+        attempts = 0
         while True:
             connection = self._connect()
+            attempts += 1
             timeout = max(0.05, min(patience, deadline - monotonic()))
             try:
                 metadata = self._metadata(connection, method, timeout)
                 answer = connection.calls[method](request, timeout=timeout, metadata=metadata)
                 connection.misses = 0
+                self._is_away = False
                 return answer
             except self.failures as error:
                 trouble, tried[connection.endpoint] = self._judge(error)
             self._note(connection, trouble)
             # An answer that is merely slow must have a chance; it need not come twice.
             patience *= 2
-            seconds = min(pause * random.uniform(0.5, 1.5), max(0.0, deadline - monotonic()))
+            enough = self._is_away and attempts >= len(self._settings.endpoints)
+            seconds = 0.0 if enough else min(pause * random.uniform(0.5, 1.5), max(0.0, deadline - monotonic()))
             if self._closed.wait(seconds):
                 continue  # to be told so
-            if monotonic() >= deadline:
+            if enough or monotonic() >= deadline:
+                self._is_away = True
                 story = "; ".join(f"{where}: {problem}" for where, problem in tried.items())
                 raise StoreUnavailableError(f"no answer from etcd in time ({story})")
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
