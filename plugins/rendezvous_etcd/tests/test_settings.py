@@ -89,6 +89,8 @@ def test_wrong_settings(config: dict[str, Any], words: str, monkeypatch: pytest.
 def test_certificates_do_not_go_with_http() -> None:
     assert settings(ca_cert="ca.pem").secure
     assert settings("https://h:1").secure
+    moved = settings(cacert="ca.pem", ssl_cert="c.pem", ssl_cert_key="k.pem")
+    assert (moved.ca_cert, moved.cert, moved.key) == ("ca.pem", "c.pem", "k.pem")
     with pytest.raises(UsageError, match="http://"):
         settings("http://h:1", ca_cert="ca.pem")
 

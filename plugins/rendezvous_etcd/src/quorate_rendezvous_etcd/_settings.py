@@ -76,7 +76,10 @@ class Settings:
             UsageError: an endpoint or setting that cannot be used; the message names it and the remedy.
         """
         is_https, endpoints = parse_endpoints(parameters.endpoint)
-        ca_cert, cert, key = (_text(parameters, name) for name in ("ca_cert", "cert", "key"))
+        # The second names are those that TorchElastic's backend of this name takes.
+        ca_cert = _text(parameters, "ca_cert", "cacert")
+        cert = _text(parameters, "cert", "ssl_cert")
+        key = _text(parameters, "key", "ssl_cert_key")
         if bool(cert) != bool(key):
             given, missing = ("cert", "key") if cert else ("key", "cert")
             raise UsageError(f"the rendezvous setting {given} is given without {missing}; the two go together")
@@ -112,9 +115,8 @@ class Settings:
         )
 
 
-def _text(parameters: RendezvousParameters, name: str) -> str:
-    value = parameters.get(name)
-    return "" if value is None else str(value)
+def _text(parameters: RendezvousParameters, *names: str) -> str:
+    return next((str(value) for value in map(parameters.get, names) if value not in (None, "")), "")
 
 
 def _positive(parameters: RendezvousParameters, name: str, default: float) -> float:
