@@ -62,10 +62,10 @@ system-packages: APT_PACKAGES := python3-venv
 system-packages:
 	$(APT_INSTALL)
 
-# The tests of the etcd backends run a real etcd of their own.
-etcd: APT_PACKAGES := etcd-server
+# The tests of the etcd backends run a real etcd of their own, with certificates that openssl makes.
+etcd: APT_PACKAGES := etcd-server openssl
 etcd:
-	@[ -n "$$QUORATE_ETCD_BINARY" ] || command -v etcd >/dev/null || { $(APT_INSTALL); }
+	@{ [ -n "$$QUORATE_ETCD_BINARY" ] || command -v etcd >/dev/null; } && command -v openssl >/dev/null || { $(APT_INSTALL); }
 
 # sudo only where there is one and it is needed.
 define APT_INSTALL
