@@ -28,7 +28,7 @@ clean=0
 while [ "$round" -lt 250 ]; do
     left=
     if [ "$round" -eq 0 ]; then
-        for group in $groups; do kill -KILL -- "-$group"; done
+        for group in $groups; do kill -s KILL -- "-$group"; done
     fi
     for path in /proc/[0-9]*/stat; do
         read -r line <"$path" || continue
