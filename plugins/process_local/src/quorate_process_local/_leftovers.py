@@ -17,9 +17,10 @@ __all__ = ["MARKER_VARIABLE", "Leftover", "find_leftovers", "marker_of", "state_
 #: Holds one ``<context>.<local rank>.`` per context that a process descends from, outermost first.
 MARKER_VARIABLE = "QUORATE_CONTEXT"
 
-_EXEC_LOOKS = 200
-_BARE_LOOKS = 3
-_PF_KTHREAD = 0x00200000  # of /proc/<pid>/stat's flags: a kernel thread, which never has an environment
+_EXEC_LOOKS = 500
+# Fields of /proc/<pid>/stat (proc_pid_stat(5)), counted from the state on.
+_FLAGS, _START_CODE, _SIGNALS = 6, 23, 28
+_PF_KTHREAD = 0x00200000  # of the flags: a kernel thread, which never has an environment
 
 
 def marker_of(context_id: str, local_rank: int, environment: Mapping[str, str]) -> str:
@@ -113,27 +114,30 @@ def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int]) -> int | None
 
 
 def _environment_after_exec(pid: int) -> bytes:
-    """Return the environment of a process that showed none: in the midst of an exec it has neither that nor arguments.
+    """Return the environment of a process that showed none: in the midst of an exec it has none yet.
 
-    An exec takes far less than a millisecond, but on a busy machine the process may have to wait for its turn in it;
-    nothing can be waited for, so this looks again, for at most about 0.2 s.
+    The kernel maps the new program's memory first, then its arguments, then its environment, and sets the bounds of its
+    code last, so these tell an exec from a process without an environment.  An exec takes far less than a millisecond,
+    but on a busy machine the process may have to wait for its turn in it; nothing can be waited for, so this looks
+    again, for at most about half a second.
     """
-    bare = 0
     for _ in range(_EXEC_LOOKS):
-        flags = _read(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
-        if not flags or flags[0] in (b"Z", b"X") or int(flags[6]) & _PF_KTHREAD:
+        before = _fields(pid)
+        if not before or before[0] in (b"Z", b"X") or int(before[_FLAGS]) & _PF_KTHREAD:
             return b""
         environment = _read(f"/proc/{pid}/environ")
         if environment:
             return environment
-        if not _read(f"/proc/{pid}/cmdline"):
+        if before[_START_CODE] == b"0":
             sleep(0.001)
-            continue
-        # Arguments but no environment: it was started without one, or its exec came to an end between the two looks.
-        bare += 1
-        if bare == _BARE_LOOKS:
-            return b""
+        elif _fields(pid)[_START_CODE:_SIGNALS] == before[_START_CODE:_SIGNALS]:
+            return b""  # the same program before and after the look
     return b""
+
+
+def _fields(pid: int) -> list[bytes]:
+    """Return what /proc/<pid>/stat says after the command's name; nothing if there is no such process."""
+    return _read(f"/proc/{pid}/stat").rpartition(b") ")[2].split()
 
 
 def state_of(pid: int) -> str:

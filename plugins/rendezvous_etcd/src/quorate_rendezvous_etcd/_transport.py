@@ -150,6 +150,8 @@ class Transport:
                 continue  # to be told so
             if enough or monotonic() >= deadline:
                 self._is_away = True
+                # Whoever calls next shall dial, not be told of a connection that rests between two attempts.
+                self._give_up(connection)
                 story = "; ".join(f"{where}: {problem}" for where, problem in tried.items())
                 raise StoreUnavailableError(f"no answer from etcd in time ({story})")
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -229,6 +231,13 @@ class Transport:
             self._index = (self._index + 1) % len(self._settings.endpoints)
         for other in given_up:
             other.channel.close()
+
+    def _give_up(self, connection: Connection) -> None:
+        with self._lock:
+            if self._connection is not connection:
+                return  # another thread has moved on already
+            self._connection = None
+        connection.channel.close()
 
     # --- connecting ---------------------------------------------------------------------------------------------------
 
