@@ -51,6 +51,9 @@ def agent_inputs() -> list[agent_protocol.Input]:
     ends = {verdict: RoundEnd(0, Cause.EXIT_CODE, verdict, "why") for verdict in Verdict}
     return [
         agent_protocol.Begin(),
+        agent_protocol.NodeChecked(),
+        agent_protocol.NodeChecked(("disk: full",)),
+        agent_protocol.NodeUnhealthy("disk: full"),
         agent_protocol.RoundJoined(SEAT),
         agent_protocol.StandingBy("full"),
         *(
@@ -61,6 +64,8 @@ def agent_inputs() -> list[agent_protocol.Input]:
         agent_protocol.WorkersExited((GOOD,)),
         agent_protocol.WorkersExited((BAD,)),
         agent_protocol.StartFailed(BAD),
+        agent_protocol.WorkerHung(0, 1, "no progress"),
+        agent_protocol.StacksDumped(),
         *(agent_protocol.Diagnosed(FAILURE, RestartDecision(verdict)) for verdict in (Verdict.RESTART, Verdict.FAILED)),
         agent_protocol.WorkersGone(),
         agent_protocol.SignalReceived(15),
@@ -79,7 +84,7 @@ def test_diagram_of_the_agent_is_its_machine() -> None:
             if after.phase is not state.phase:
                 found.add((state.phase.value, after.phase.value, type(event).__name__))
             # What is only told to people, and what only grows, does not make another state.
-            after = evolve(after, reason="", failures=())
+            after = evolve(after, reason="", failures=(), history=())
             if after not in seen:
                 seen.add(after)
                 fresh.append(after)

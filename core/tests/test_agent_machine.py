@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quorate.agent import _protocol as p
 from quorate.agent._machine import initial_state, step
+from quorate.policy import default_restart
 from quorate.records import (
     Assignment,
     Cause,
     FailureRecord,
+    RestartBudget,
     RestartDecision,
     RoundEnd,
     Verdict,
@@ -39,6 +42,7 @@ class Script:
 
     def running(self) -> Script:
         self.feed(p.Begin())
+        self.feed(p.NodeChecked())
         assert self.feed(p.RoundJoined(SEAT)) == (p.StartWorkers(SEAT),)
         return self
 
@@ -47,8 +51,10 @@ def exited(local_rank: int, code: int, stopped: bool = False) -> p.WorkersExited
     return p.WorkersExited((WorkerExited(local_rank, 70 + local_rank, code, 0, stopped=stopped),))
 
 
-def test_a_run_begins_with_a_join() -> None:
-    assert Script().feed(p.Begin()) == (p.JoinRound(),)
+def test_a_run_begins_with_a_check_of_the_node_and_a_join() -> None:
+    script = Script()
+    assert script.feed(p.Begin()) == (p.CheckNode(),)
+    assert script.feed(p.NodeChecked()) == (p.JoinRound(),)
 
 
 def test_success_waits_for_the_others_and_finishes_with_the_recorded_reason() -> None:
@@ -127,7 +133,8 @@ def test_a_failure_is_diagnosed_recorded_and_the_group_stopped() -> None:
     assert end_round.end.reason == "rank 1 (local rank 1) on alpha failed: ValueError: no; restart 2 of 3"
     assert stop == p.StopWorkers(15, 5.0)
     assert script.feed(p.WorkersGone()) == ()  # the recorded end is not known yet
-    assert script.feed(p.RoundEnded(ended(Verdict.RESTART))) == (p.JoinRound(),)
+    assert script.feed(p.RoundEnded(ended(Verdict.RESTART))) == (p.CheckNode(),)
+    assert script.feed(p.NodeChecked()) == (p.JoinRound(),)
 
 
 def test_what_was_recorded_counts_and_not_what_was_proposed() -> None:
@@ -136,7 +143,7 @@ def test_what_was_recorded_counts_and_not_what_was_proposed() -> None:
     script.feed(exited(1, 1))
     script.feed(p.Diagnosed(FAILURE, RestartDecision(Verdict.FAILED)))
     script.feed(p.RoundEnded(ended(Verdict.RESCALE, Cause.NODE_LOST)))
-    assert script.feed(p.WorkersGone()) == (p.JoinRound(),)
+    assert script.feed(p.WorkersGone()) == (p.CheckNode(),)
 
 
 def test_without_an_answer_the_proposal_counts_after_a_while() -> None:
@@ -155,7 +162,7 @@ def test_the_end_of_another_nodes_making_stops_the_workers_with_the_grace_of_its
         script = Script().running()
         assert script.feed(p.RoundEnded(ended(verdict))) == (p.StopWorkers(15, grace),)
         assert script.feed(exited(0, -15, stopped=True)) == ()
-        assert script.feed(p.WorkersGone()) == (p.JoinRound(),)
+        assert script.feed(p.WorkersGone()) == (p.CheckNode(),)
 
 
 def test_a_restart_reaches_nodes_that_wait_in_the_barrier() -> None:
@@ -163,7 +170,7 @@ def test_a_restart_reaches_nodes_that_wait_in_the_barrier() -> None:
     script.feed(exited(0, 0))
     script.feed(exited(1, 0))
     script.feed(p.RoundEnded(ended(Verdict.RESTART)))
-    assert script.feed(p.WorkersGone()) == (p.JoinRound(),)
+    assert script.feed(p.WorkersGone()) == (p.CheckNode(),)
     assert script.state.succeeded == frozenset()
 
 
@@ -230,6 +237,145 @@ def test_workers_that_cannot_start_are_diagnosed_as_such() -> None:
     assert diagnose.start_failed
 
 
+# --- the node's health ------------------------------------------------------------------------------------------------
+
+
+def outcome_of(command: p.Command) -> tuple[p.Outcome, str]:
+    assert isinstance(command, p.Finish)
+    return command.outcome, command.reason
+
+
+def test_an_unfit_node_does_not_join() -> None:
+    script = Script()
+    script.feed(p.Begin())
+    leave, finish = script.feed(p.NodeChecked(("disk: full", "memory: none")))
+    assert leave == p.Leave()
+    assert outcome_of(finish) == (p.Outcome.UNHEALTHY, "disk: full; memory: none")
+
+
+def test_a_node_that_becomes_unfit_ends_the_round_without_itself_and_leaves() -> None:
+    script = Script().running()
+    end_round, stop = script.feed(p.NodeUnhealthy("disk: full"))
+    assert isinstance(end_round, p.EndRound)
+    end = end_round.end
+    assert (end.cause, end.verdict, end.lost, end.lost_ranks) == (Cause.UNHEALTHY, Verdict.RESCALE, ("me",), (0,))
+    assert end.reason == "node alpha is unhealthy: disk: full"
+    assert end.restart_count == SEAT.restart_count, "it costs no restart"
+    assert stop == p.StopWorkers(15, 7.0)
+    script.feed(p.RoundEnded(end))
+    leave, finish = script.feed(p.WorkersGone())
+    assert leave == p.Leave()
+    assert outcome_of(finish) == (p.Outcome.UNHEALTHY, "disk: full")
+
+
+def test_a_node_that_becomes_unfit_while_it_waits_leaves() -> None:
+    script = Script()
+    script.feed(p.Begin())
+    script.feed(p.NodeChecked())
+    assert script.feed(p.NodeUnhealthy("disk: full"))[0] == p.Leave()
+    assert script.state.phase is p.Phase.FINISHED
+
+
+def test_a_node_whose_workers_have_succeeded_need_not_be_fit_any_more() -> None:
+    script = Script().running()
+    script.feed(exited(0, 0))
+    script.feed(exited(1, 0))
+    assert script.feed(p.NodeUnhealthy("disk: full")) == ()
+
+
+def test_a_policy_may_exclude_the_node_of_a_failure() -> None:
+    script = Script().running()
+    script.feed(exited(1, 1))
+    decision = RestartDecision(Verdict.RESTART, "restart 2 of 3", exclude_node=True)
+    end_round, _ = script.feed(p.Diagnosed(FAILURE, decision))
+    assert isinstance(end_round, p.EndRound)
+    assert end_round.end.lost == ("me",)
+    assert end_round.end.reason.endswith("restart 2 of 3; its node is excluded")
+    script.feed(p.RoundEnded(end_round.end))
+    leave, finish = script.feed(p.WorkersGone())
+    assert leave == p.Leave()
+    assert outcome_of(finish)[0] is p.Outcome.UNHEALTHY
+
+
+# --- hangs ------------------------------------------------------------------------------------------------------------
+
+HUNG = p.WorkerHung(1, 71, "scope 'step' is 2 s over its time", 5)
+
+
+def test_a_hung_worker_first_leaves_its_stacks_then_ends_the_round() -> None:
+    script = Script().running()
+    assert script.feed(HUNG) == (p.DumpStacks(1),)
+    assert script.feed(HUNG) == (), "once is enough"
+    (diagnose,) = script.feed(p.StacksDumped())
+    assert diagnose == p.Diagnose(WorkerExited(1, 71, -9, 5, problem=HUNG.problem), RestartBudget(1, 3), hung=True)
+    failure = evolve(FAILURE, cause=Cause.HANG, message=HUNG.problem)
+    end_round, stop = script.feed(p.Diagnosed(failure, RestartDecision(Verdict.RESTART)))
+    assert isinstance(end_round, p.EndRound)
+    assert end_round.end.cause is Cause.HANG
+    assert end_round.end.reason == f"rank 1 (local rank 1) on alpha hangs: {HUNG.problem}"
+    assert stop == p.StopWorkers(15, 5.0)
+
+
+def test_workers_that_the_dump_has_ended_are_not_the_cause() -> None:
+    script = Script().running()
+    script.feed(HUNG)
+    assert script.feed(exited(1, -6)) == ()
+    (diagnose,) = script.feed(p.StacksDumped())
+    assert isinstance(diagnose, p.Diagnose)
+    assert diagnose.hung
+
+
+def test_a_dump_that_does_not_end_is_not_waited_for() -> None:
+    script = Script().running()
+    script.feed(HUNG)
+    script.now = script.state.wake_at or 0.0
+    (diagnose,) = script.feed(p.Clock(due=True))
+    assert isinstance(diagnose, p.Diagnose)
+    assert diagnose.hung
+
+
+def test_the_rounds_end_overtakes_a_dump() -> None:
+    script = Script().running()
+    script.feed(HUNG)
+    script.feed(p.RoundEnded(ended(Verdict.RESTART)))
+    assert script.feed(p.StacksDumped()) == ()
+    script.feed(p.WorkersGone())
+    assert script.state.hang is None
+
+
+def test_the_policy_is_told_of_repeats() -> None:
+    """Rounds that only changed the world neither count nor interrupt the row."""
+    script = Script().running()
+    ends = [
+        evolve(ended(Verdict.RESTART, Cause.SIGNAL), rank=0),
+        evolve(ended(Verdict.RESTART), rank=1),
+        ended(Verdict.RESCALE, Cause.NODE_JOINED),
+        evolve(ended(Verdict.RESTART), rank=1),
+    ]
+    for end in ends:
+        script.feed(p.RoundEnded(end))
+        script.feed(p.WorkersGone())
+        script.feed(p.NodeChecked())
+        script.feed(p.RoundJoined(SEAT))
+    (diagnose,) = script.feed(exited(1, 1))
+    assert isinstance(diagnose, p.Diagnose)
+    assert diagnose.budget is not None
+    assert diagnose.budget.repeats_of(FAILURE) == 2
+    assert diagnose.budget.repeats_of(evolve(FAILURE, rank=0)) == 0
+    assert diagnose.budget.repeats_of(evolve(FAILURE, cause=Cause.HANG)) == 0
+
+
+def test_a_failure_that_repeats_is_given_a_growing_pause() -> None:
+    def delay(repeats: int) -> float:
+        return default_restart(FAILURE, RestartBudget(1, 99, FAILURE.cause, FAILURE.rank, repeats)).delay_seconds
+
+    assert delay(0) == 0.0
+    assert 0.5 <= delay(1) <= 1.0
+    assert 2.0 <= delay(3) <= 4.0
+    assert 30.0 <= delay(1000) <= 60.0
+    assert len({delay(1) for _ in range(8)}) > 1, "jitter"
+
+
 # --- any sequence ---------------------------------------------------------------------------------------------------
 
 EVENTS: st.SearchStrategy[p.Input] = st.one_of(
@@ -242,12 +388,14 @@ EVENTS: st.SearchStrategy[p.Input] = st.one_of(
     st.just(p.WorkersGone()),
     st.sampled_from([2, 15]).map(p.SignalReceived),
     st.just(p.Clock(due=True)),
+    st.sampled_from([p.NodeChecked(), p.NodeChecked(("unfit",)), p.NodeUnhealthy("unfit")]),
+    st.sampled_from([HUNG, p.StacksDumped()]),
 )
 
 
-@given(st.lists(EVENTS, max_size=40), st.sampled_from([0.0, 300.0]), st.sampled_from(list(Verdict)))
+@given(st.lists(EVENTS, max_size=40), st.sampled_from([0.0, 300.0]), st.sampled_from(list(Verdict)), st.booleans())
 def test_workers_never_outlive_their_round_and_the_agent_finishes_once(
-    events: list[p.Input], barrier: float, verdict: Verdict
+    events: list[p.Input], barrier: float, verdict: Verdict, exclude: bool
 ) -> None:
     """No start while workers may be left, no join or finish before they are gone, nothing after the finish."""
     script = Script(barrier=barrier)
@@ -266,8 +414,11 @@ def test_workers_never_outlive_their_round_and_the_agent_finishes_once(
                     workers_may_be_left = True
                 elif isinstance(command, p.JoinRound):
                     assert not workers_may_be_left
+                    assert not script.state.unhealthy
+                elif isinstance(command, p.CheckNode):
+                    backlog.append(p.NodeChecked())
                 elif isinstance(command, p.Diagnose) and command.budget is not None:
-                    backlog.append(p.Diagnosed(FAILURE, RestartDecision(verdict)))
+                    backlog.append(p.Diagnosed(FAILURE, RestartDecision(verdict, exclude_node=exclude)))
                 elif isinstance(command, p.Finish):
                     assert not workers_may_be_left
                     finished = True

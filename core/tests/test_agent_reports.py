@@ -37,8 +37,13 @@ def test_each_end_is_told_once(last_of_round_0: tuple[p.Input, ...], capsys: pyt
     reporter = Reporter(PluginHost(paths=[], extra=[("listener", listener)]), None)
     state = initial_state(3, 300.0)
     second = evolve(END, round_number=1, reason="node b joined", verdict=Verdict.RESCALE)
-    round_0 = (p.RoundJoined(SEAT), p.Diagnosed(FAILURE, RestartDecision(Verdict.RESTART)), *last_of_round_0)
-    round_1 = (p.RoundJoined(evolve(SEAT, round_number=1)), p.RoundEnded(second), p.WorkersGone())
+    round_0 = (
+        p.NodeChecked(),
+        p.RoundJoined(SEAT),
+        p.Diagnosed(FAILURE, RestartDecision(Verdict.RESTART)),
+        *last_of_round_0,
+    )
+    round_1 = (p.NodeChecked(), p.RoundJoined(evolve(SEAT, round_number=1)), p.RoundEnded(second), p.WorkersGone())
     for event in (p.Begin(), *round_0, *round_1):
         old, state = state, step(state, event, 0.0).state
         reporter.changed(old, state)

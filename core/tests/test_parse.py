@@ -31,6 +31,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "max-restarts": ("5", 5),
     "monitor-interval": ("0.5", 0.5),
     "shutdown-timeout": ("12", 12.0),
+    "health-interval": ("30", 30.0),
     "exit-barrier-timeout": ("0", 0.0),
     "signals-to-handle": ("SIGUSR1", "SIGUSR1"),
     "log-dir": ("logs", "logs"),

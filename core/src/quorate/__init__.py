@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .catalogue import ErrorRecorder as ErrorRecorder
     from .catalogue import EventSink as EventSink
     from .catalogue import HealthCheck as HealthCheck
+    from .catalogue import ServiceBackend as ServiceBackend
     from .catalogue import StarterBackend as StarterBackend
-    from .catalogue import WatchdogBackend as WatchdogBackend
     from .config import LaunchConfig as LaunchConfig
     from .errors import PluginError as PluginError
     from .errors import QuorateError as QuorateError
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .errors import StoreCorruptError as StoreCorruptError
     from .errors import StoreLostError as StoreLostError
     from .errors import StoreUnavailableError as StoreUnavailableError
+    from .errors import UnhealthyNodeError as UnhealthyNodeError
     from .errors import UnknownBackendError as UnknownBackendError
     from .errors import UsageError as UsageError
     from .failures import ChildFailedError as ChildFailedError
@@ -55,14 +56,19 @@ if TYPE_CHECKING:
     from .rendezvous import RendezvousStoreInfo as RendezvousStoreInfo
     from .rendezvous import Store as Store
     from .rendezvous import get_rendezvous_handler as get_rendezvous_handler
+    from .services import AgentService as AgentService
+    from .services import AgentSnapshot as AgentSnapshot
+    from .services import AgentView as AgentView
+    from .services import HangReport as HangReport
+    from .services import WorkerSnapshot as WorkerSnapshot
 
 _HOMES = {
     "agent": "LocalElasticAgent RunResult Worker WorkerGroup WorkerSpec WorkerState",
-    "catalogue": "CliOption ErrorRecorder EventSink HealthCheck StarterBackend WatchdogBackend",
+    "catalogue": "CliOption ErrorRecorder EventSink HealthCheck ServiceBackend StarterBackend",
     "config": "LaunchConfig",
     "errors": "PluginError QuorateError RendezvousClosedError RendezvousConnectionError RendezvousError "
     "RendezvousStateError RendezvousTimeoutError SignalException StartError StoreCorruptError StoreLostError "
-    "StoreUnavailableError UnknownBackendError UsageError",
+    "StoreUnavailableError UnhealthyNodeError UnknownBackendError UsageError",
     "failures": "ChildFailedError ProcessFailure",
     "hookspecs": "hookimpl",
     "launcher": "elastic_launch launch",
@@ -71,6 +77,7 @@ _HOMES = {
     "recording": "record",
     "rendezvous": "Bootstrap RendezvousBackend RendezvousHandler RendezvousInfo RendezvousParameters "
     "RendezvousStoreInfo Store get_rendezvous_handler",
+    "services": "AgentService AgentSnapshot AgentView HangReport WorkerSnapshot",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 from attrs import field
 from attrs.validators import gt, min_len
@@ -12,6 +12,7 @@ from ._record import frozen
 from .records import Event
 
 if TYPE_CHECKING:
+    from .services import AgentService, AgentView
     from .starter import Starter
 
 __all__ = [
@@ -19,10 +20,9 @@ __all__ = [
     "ErrorRecorder",
     "EventSink",
     "HealthCheck",
+    "ServiceBackend",
     "StarterBackend",
     "StarterRequest",
-    "WatchdogBackend",
-    "WatchdogService",
 ]
 
 
@@ -71,34 +71,30 @@ class ErrorRecorder:
 @final
 @frozen
 class HealthCheck:
-    """One check of the node.  ``check()`` returns ``None`` if well, else one sentence; it may block until killed."""
+    """One check of the node, before each join and, if asked (``--health-interval``), while workers run.
 
-    name: str = field(validator=min_len(1))
-    summary: str
-    check: Callable[[], str | None]
-    timeout_seconds: float = field(default=10.0, validator=gt(0.0))
-
-
-class WatchdogService(Protocol):
-    """A running watchdog."""
-
-    def close(self) -> None:
-        """Stop and release everything."""
-        ...
-
-
-@final
-@frozen
-class WatchdogBackend:
-    """A watchdog.  ``start(environment, report)`` returns a running service, or ``None`` if it is not wanted.
-
-    ``environment`` is the agent's environment; ``report(local_rank, sentence)`` may be called from any thread when a
-    worker hangs: the agent, not the watchdog, acts on it.
+    ``check(agent)`` returns ``None`` if the node is well, else one sentence that names the trouble and the remedy.  It
+    runs on a thread of its own; one that has not answered after ``timeout_seconds`` counts as trouble.
     """
 
     name: str = field(validator=min_len(1))
     summary: str
-    start: Callable[[Mapping[str, str], Callable[[int, str], None]], WatchdogService | None]
+    check: Callable[[AgentView], str | None]
+    timeout_seconds: float = field(default=10.0, validator=gt(0.0))
+
+
+@final
+@frozen
+class ServiceBackend:
+    """Something that lives beside the agent: a watchdog, a health server.
+
+    ``start(agent)`` returns the running service, or ``None`` if it is not wanted here; it must be quick, because the
+    first join waits for it.
+    """
+
+    name: str = field(validator=min_len(1))
+    summary: str
+    start: Callable[[AgentView], AgentService | None]
 
 
 @final
@@ -116,7 +112,8 @@ class EventSink:
 class CliOption:
     """One more flag of ``quorate run``: ``--name VALUE``, also read from ``PET_NAME``.
 
-    ``apply(value, settings)`` puts it where the plugin looks for it (``settings`` are the launch's free settings).
+    ``apply(value, settings)`` puts it where the plugin looks for it: ``settings`` are the launch's free settings, which
+    services and health checks find as ``agent.settings``.  It raises UsageError for a value that cannot be used.
     """
 
     name: str = field(validator=min_len(1))

@@ -190,6 +190,7 @@ class LaunchConfig:
     shutdown_timeout: float = field(default=None, converter=_shutdown_timeout, kw_only=True)
     exit_barrier_timeout: float = field(default=300.0, kw_only=True)
     virtual_local_rank: bool = field(default=False, kw_only=True)
+    health_interval: float = field(default=0.0, kw_only=True)
     node_rank: int | None = field(default=None, kw_only=True)
     master_addr: str | None = field(default=None, kw_only=True)
     master_port: int | None = field(default=None, kw_only=True)
@@ -228,6 +229,7 @@ class LaunchConfig:
         if _seconds("monitor_interval (--monitor-interval)", self.monitor_interval) <= 0:
             raise UsageError("monitor_interval is 0; set --monitor-interval to seconds above 0")
         _seconds("exit_barrier_timeout (--exit-barrier-timeout)", self.exit_barrier_timeout)
+        _seconds("health_interval (--health-interval)", self.health_interval)
         if self.rdzv_timeout != -1:
             _seconds("rdzv_timeout", self.rdzv_timeout)
         self.timeouts()

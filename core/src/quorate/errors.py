@@ -22,6 +22,7 @@ __all__ = [
     "StoreCorruptError",
     "StoreLostError",
     "StoreUnavailableError",
+    "UnhealthyNodeError",
     "UnknownBackendError",
     "UsageError",
 ]
@@ -109,6 +110,11 @@ class StartError(QuorateError):
     def __init__(self, message: str, *, local_rank: int = 0) -> None:
         self.local_rank = local_rank
         super().__init__(message)
+
+
+@final
+class UnhealthyNodeError(QuorateError):
+    """This node does not take part (any longer): a check found it unfit, or the restart policy excluded it."""
 
 
 class SignalException(QuorateError):  # noqa: N818 - the name that TorchElastic's users already catch

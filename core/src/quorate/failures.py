@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from .records import FailureRecord
+from .records import Cause, FailureRecord
 
 __all__ = [
     "ChildFailedError",
@@ -226,6 +226,8 @@ def _when(failure: ProcessFailure) -> int:
 
 
 def _headline(failure: ProcessFailure) -> str:
+    if failure.record is not None and failure.record.cause is Cause.HANG:
+        return f"hung, pid {failure.pid}"
     how = f"killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
     return f"{how}, pid {failure.pid}"
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 if TYPE_CHECKING:
-    from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, StarterBackend, WatchdogBackend
+    from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, ServiceBackend, StarterBackend
     from .records import (
         Assignment,
         Cause,
@@ -88,9 +88,7 @@ def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empt
 
 @hookspec
 def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[empty-body] # specs have no body
-    """Offer node checks that run before each join; an unhealthy node does not join.
-
-    The agent of this release collects them and does not run them yet.
+    """Offer node checks that run before each join; an unhealthy node does not join, or leaves.
 
     Called: once, before the first join.
     Thread: the agent's thread.
@@ -100,15 +98,26 @@ def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[em
 
 
 @hookspec
-def quorate_register_watchdog() -> Iterable[WatchdogBackend]:  # type: ignore[empty-body] # specs have no body
+def quorate_register_watchdog() -> Iterable[ServiceBackend]:  # type: ignore[empty-body] # specs have no body
     """Offer watchdogs: services that live as long as the agent and report hung workers to it.
 
-    The agent of this release collects them and does not start them yet.
+    The agent, not the watchdog, acts: it has every local worker dump its stacks, then ends the round.
 
-    Called: once, before the first join.
+    Called: once per run of an agent, before its first join.
     Thread: the agent's thread.
-    Answer: an iterable of WatchdogBackend.
+    Answer: an iterable of ServiceBackend, whose ``start(agent)`` is called at once.
     If it raises: the plugin is reported as broken and its watchdog does not run.
+    """
+
+
+@hookspec
+def quorate_register_service() -> Iterable[ServiceBackend]:  # type: ignore[empty-body] # specs have no body
+    """Offer services that live as long as the agent and show what it does: health servers, dashboards.
+
+    Called: once per run of an agent, before its first join.
+    Thread: the agent's thread.
+    Answer: an iterable of ServiceBackend, whose ``start(agent)`` is called at once.
+    If it raises: the plugin is reported as broken and its service does not run.
     """
 
 
@@ -185,7 +194,7 @@ def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
 
     The core's default: a negative exit code is ``signal``, recorded error data is ``exception``, else ``exit_code``.
 
-    Called: when a worker ended with a non-zero exit code, before the restart policy.
+    Called: when a worker ended with a non-zero exit code or hangs, before the restart policy.
     Thread: the agent's thread; it must not block.
     Answer: the cause.
     If it raises: reported, and taken as no opinion.
@@ -196,11 +205,13 @@ def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
 def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDecision | None:
     """Say what happens after a worker's failure: restart, rescale without this node, or fail the job.
 
-    The core's default: a worker that could not start fails the job; otherwise restart while the budget lasts.
+    The core's default: a worker that could not start fails the job; otherwise restart while the budget lasts, after
+    a growing, jittered delay where the same rank failed in the same way before.
 
     Called: on the node whose worker failed first, before the round is ended.
     Thread: the agent's thread; it must not block.
-    Answer: a RestartDecision; its ``delay_seconds`` holds back the next round on every node.
+    Answer: a RestartDecision; its ``delay_seconds`` holds back the next round on every node, and ``exclude_node``
+        takes this node out of the job.
     If it raises: reported, and taken as no opinion.
     """
 

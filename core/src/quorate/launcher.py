@@ -93,6 +93,8 @@ def _run(
             virtual_local_rank=config.virtual_local_rank,
             environment=config.environment,
             event_log_handler=config.event_log_handler,
+            health_interval=config.health_interval,
+            settings=config.settings,
         )
         agent = LocalElasticAgent(
             spec,

@@ -30,6 +30,7 @@ _KINDS: Mapping[str, str] = {
     "start method": "quorate_register_starter",
     "health check": "quorate_register_health_check",
     "watchdog": "quorate_register_watchdog",
+    "service": "quorate_register_service",
     "error recorder": "quorate_register_error_recorder",
     "event log handler": "quorate_register_event_sink",
 }

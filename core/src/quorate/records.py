@@ -178,10 +178,22 @@ class RoundSummary:
 @final
 @frozen
 class RestartBudget:
-    """The job's restarts: how many were used, how many are allowed in all."""
+    """The job's restarts: how many were used, how many are allowed in all.
+
+    ``last_cause`` and ``last_rank`` tell how the round before this one ended; ``repeats`` counts the rounds in a row
+    that ended in that way (0 if the last one did not end by a failure).
+    """
 
     used: int
     allowed: int
+    last_cause: Cause | None = None
+    last_rank: int | None = None
+    repeats: int = 0
+
+    def repeats_of(self, failure: FailureRecord) -> int:
+        """Return how many rounds in a row, just before this one, the same rank ended by the same cause."""
+        same = self.last_cause is failure.cause and self.last_rank == failure.rank
+        return self.repeats if same else 0
 
     @property
     def remaining(self) -> int:
@@ -191,11 +203,15 @@ class RestartBudget:
 @final
 @frozen
 class RestartDecision:
-    """A policy's answer to a failure: what happens next, why, and how many seconds to wait first."""
+    """A policy's answer to a failure: what happens next, why, and how many seconds to wait first.
+
+    ``exclude_node`` takes the node whose worker failed out of the job, unless the job ends anyway.
+    """
 
     verdict: Verdict
     reason: str = ""
     delay_seconds: float = field(default=0.0, validator=ge(0.0))
+    exclude_node: bool = False
 
 
 @final

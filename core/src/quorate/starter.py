@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from .catalogue import StarterRequest
 from .records import WorkerExited, WorkerLaunch
 
-__all__ = ["ProcessContext", "Starter", "StarterRequest"]
+__all__ = ["ProcessContext", "StackDumper", "Starter", "StarterRequest"]
 
 
 @runtime_checkable
@@ -48,6 +48,19 @@ class ProcessContext(Protocol):
 
     def close(self) -> None:
         """Kill whatever is left and release every descriptor, thread and temporary file.  Called exactly once."""
+        ...
+
+
+@runtime_checkable
+class StackDumper(Protocol):
+    """An ability that a process context may have besides: finding out where hung workers are."""
+
+    def dump_stacks(self, timeout: float) -> None:
+        """Have every running worker write the stacks of all its threads into its log.
+
+        Called on a thread of its own, while the other methods go on being called; blocks for at most ``timeout``
+        seconds.  It need not leave the workers alive: they are stopped next.
+        """
         ...
 
 

@@ -41,6 +41,8 @@ def worker_environment(
             "QUORATE_ROUND": str(seat.round_number),
         }
     )
+    # So that a fatal signal, and the agent's wish to know where a hung worker is, leave the Python stacks in the log.
+    environment.setdefault("PYTHONFAULTHANDLER", "1")
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if seat.local_world_size > 1:
         environment.setdefault("OMP_NUM_THREADS", "1")
@@ -64,13 +66,16 @@ def build_launches(
     run_id: str,
     prefix_template: str | None,
     change: Callable[[WorkerLaunch, Assignment], WorkerLaunch],
+    defaults: Mapping[str, str] | None = None,
 ) -> list[WorkerLaunch]:
     """Return what to start on this node, one launch per local rank.
+
+    ``defaults`` are variables that workers get unless this process has them already.
 
     Raises:
         UsageError: the log directory cannot be used.
     """
-    base = dict(os.environ)
+    base = {**(defaults or {}), **os.environ}
     environments = {
         local_rank: worker_environment(spec, seat, local_rank, run_id, base)
         for local_rank in range(seat.local_world_size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 
 from ..catalogue import EventSink
 from ..clock import monotonic
-from ..errors import RendezvousClosedError, RendezvousError, SignalException
+from ..errors import RendezvousClosedError, RendezvousError, SignalException, UnhealthyNodeError
 from ..failures import ProcessFailure, copy_error_data
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..records import Event, Verdict
@@ -21,6 +21,7 @@ __all__ = ["LocalElasticAgent"]
 
 _WORKER_STATES = {
     Phase.NEW: WorkerState.INIT,
+    Phase.CHECKING: WorkerState.INIT,
     Phase.JOINING: WorkerState.INIT,
     Phase.RUNNING: WorkerState.HEALTHY,
     Phase.BARRIER: WorkerState.SUCCEEDED,
@@ -100,12 +101,13 @@ class LocalElasticAgent:
             SignalException: the agent was signalled; the workers got their grace and are gone.
             RendezvousTimeoutError, RendezvousConnectionError, RendezvousStateError: the rendezvous cannot go on.
             RendezvousClosedError: the job had failed or been stopped before this node got in.
+        UnhealthyNodeError: a check found this node unfit, or the restart policy excluded it.
         """
         from ._reports import Reporter
         from ._runner import Runner
 
         self._started_at = monotonic()
-        reporter = Reporter(self._host, self._sink)
+        reporter = Reporter(self._host, self._sink, os.urandom(16).hex())
         runner = Runner(
             self._spec,
             self._logs_specs,
@@ -158,6 +160,8 @@ class LocalElasticAgent:
         if outcome is Outcome.ERROR:
             assert state.trouble is not None
             raise _error(state.trouble.kind, state.trouble.problem)
+        if outcome is Outcome.UNHEALTHY:
+            raise UnhealthyNodeError(f"this node does not take part: {finish.reason}")
         if outcome is Outcome.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
             return RunResult(WorkerState.SUCCEEDED, values, reason=finish.reason)

@@ -1,7 +1,8 @@
 """The agent of one node, as a pure state machine: ``step(state, input, now)``.
 
-Theory of operation.  The agent joins a round, starts its workers, and waits for whichever comes first: its workers'
-end, the round's recorded end, trouble with the rendezvous, or a signal.  Whatever it is, the workers and everything
+Theory of operation.  The agent checks its node, joins a round, starts its workers, and waits for whichever comes
+first: its workers' end, the round's recorded end, a worker that hangs, trouble with the rendezvous or with the node, or
+a signal.  Whatever it is, the workers and everything
 they started are gone before anything else happens; only then does the agent join the next round or finish.  A
 worker's failure is decided upon here (through the ``decide_restart`` hook) but *recorded* in the round's end, where
 the first writer wins: what is recorded, not what was proposed, is what this agent then does.
@@ -17,20 +18,24 @@ from typing import Any
 from attrs import evolve
 
 from ..failures import signal_name
-from ..records import Cause, RestartBudget, RoundEnd, Verdict
+from ..records import Assignment, Cause, RestartBudget, RoundEnd, Verdict, WorkerExited
 from ._protocol import (
     AgentStep,
     Begin,
+    CheckNode,
     Clock,
     Command,
     Diagnose,
     Diagnosed,
+    DumpStacks,
     EndRound,
     Finish,
     Input,
     JobClosed,
     JoinRound,
     Leave,
+    NodeChecked,
+    NodeUnhealthy,
     Outcome,
     Phase,
     RendezvousFailed,
@@ -38,11 +43,13 @@ from ._protocol import (
     RoundEnded,
     RoundJoined,
     SignalReceived,
+    StacksDumped,
     StandingBy,
     StartFailed,
     StartWorkers,
     State,
     StopWorkers,
+    WorkerHung,
     WorkersExited,
     WorkersGone,
 )
@@ -50,6 +57,7 @@ from ._protocol import (
 __all__ = ["initial_state", "step"]
 
 _SIGKILL, _SIGTERM = 9, 15
+_LONGEST_HISTORY = 100
 
 initial_state = State
 
@@ -90,23 +98,45 @@ class _Turn:
 
 
 def _begin(turn: _Turn, event: Begin) -> None:
-    _join(turn, "joining the job")
+    _check(turn, "joining the job")
 
 
-def _join(turn: _Turn, reason: str) -> None:
+def _check(turn: _Turn, reason: str) -> None:
+    """Before each join: whatever was is over, and this node may have become unfit meanwhile."""
+    state = turn.state
     turn.go(
-        Phase.JOINING,
+        Phase.CHECKING,
         reason,
         assignment=None,
         succeeded=frozenset(),
         failures=(),
         proposed=None,
         end=None,
-        last_end=turn.state.end,
+        last_end=state.end,
+        history=state.history if state.end is None else (*state.history, state.end)[-_LONGEST_HISTORY:],
+        hang=None,
         gone=False,
         wake_at=None,
     )
-    turn.tell(JoinRound())
+    turn.tell(CheckNode())
+
+
+def _checked(turn: _Turn, event: NodeChecked) -> None:
+    if event.problems:
+        _unfit_while_joining(turn, NodeUnhealthy("; ".join(event.problems)))
+    else:
+        turn.go(Phase.JOINING, turn.state.reason)
+        turn.tell(JoinRound())
+
+
+def _unfit_while_joining(turn: _Turn, event: NodeUnhealthy) -> None:
+    turn.set(unhealthy=event.problem)
+    _give_up_as_unfit(turn)
+
+
+def _give_up_as_unfit(turn: _Turn) -> None:
+    turn.tell(Leave())
+    turn.finish(Outcome.UNHEALTHY, turn.state.unhealthy)
 
 
 def _joined(turn: _Turn, event: RoundJoined) -> None:
@@ -136,12 +166,13 @@ def _exited(turn: _Turn, event: WorkersExited) -> None:
     good = {exit.local_rank for exit in event.exits if exit.exit_code == 0 and not exit.stopped}
     turn.set(succeeded=turn.state.succeeded | good)
     bad = [exit for exit in event.exits if exit.exit_code != 0 and not exit.stopped]
+    if turn.state.hang is not None:
+        bad = []  # they are victims: where a worker cannot dump its stack and live, the dump ends it
     for exit in bad:
         seat = turn.state.assignment
         assert seat is not None
         decide = turn.state.phase is Phase.RUNNING and exit is bad[0]
-        budget = RestartBudget(seat.restart_count, turn.state.max_restarts)
-        turn.tell(Diagnose(exit, budget if decide else None))
+        turn.tell(Diagnose(exit, _budget(turn.state, seat) if decide else None))
     state = turn.state
     if state.phase is Phase.RUNNING and _all_succeeded(state):
         turn.go(
@@ -161,7 +192,43 @@ def _all_succeeded(state: State) -> bool:
 def _start_failed(turn: _Turn, event: StartFailed) -> None:
     seat = turn.state.assignment
     assert seat is not None
-    turn.tell(Diagnose(event.exit, RestartBudget(seat.restart_count, turn.state.max_restarts), start_failed=True))
+    turn.tell(Diagnose(event.exit, _budget(turn.state, seat), start_failed=True))
+
+
+def _budget(state: State, seat: Assignment) -> RestartBudget:
+    """Return what the restart policy is told; rounds that only changed the world neither count nor interrupt."""
+    restarts = [end for end in state.history if end.verdict is Verdict.RESTART]
+    last = restarts[-1] if restarts else None
+    repeats = 0
+    for end in reversed(restarts):
+        if last is None or (end.cause, end.rank) != (last.cause, last.rank):
+            break
+        repeats += 1
+    return RestartBudget(
+        seat.restart_count, state.max_restarts, last.cause if last else None, last.rank if last else None, repeats
+    )
+
+
+def _hung(turn: _Turn, event: WorkerHung) -> None:
+    """Stacks first: they are what tells people why, and a stop would destroy them."""
+    if turn.state.hang is not None or event.local_rank in turn.state.succeeded:
+        return
+    turn.set(hang=event, wake_at=turn.now + turn.state.dump_timeout)
+    turn.tell(DumpStacks(event.local_rank))
+
+
+def _dumped(turn: _Turn, event: StacksDumped) -> None:
+    hang, seat = turn.state.hang, turn.state.assignment
+    if hang is None or seat is None:
+        return
+    turn.set(wake_at=None)
+    exit = WorkerExited(hang.local_rank, hang.pid, -_SIGKILL, hang.timestamp_ns, problem=hang.problem)
+    turn.tell(Diagnose(exit, _budget(turn.state, seat), hung=True))
+
+
+def _dumped_enough(turn: _Turn, event: Clock) -> None:
+    if event.due:
+        _dumped(turn, StacksDumped())
 
 
 def _diagnosed(turn: _Turn, event: Diagnosed) -> None:
@@ -174,9 +241,13 @@ def _diagnosed(turn: _Turn, event: Diagnosed) -> None:
     again = decision.verdict is Verdict.RESTART
     summary = failure.message.strip().splitlines()[0] if failure.message.strip() else ""
     where = f" on {failure.host}" if failure.host else ""
-    reason = f"rank {failure.rank} (local rank {failure.local_rank}){where} failed: {summary}"
+    did = "hangs" if failure.cause is Cause.HANG else "failed"
+    reason = f"rank {failure.rank} (local rank {failure.local_rank}){where} {did}: {summary}"
     if decision.reason:
         reason += f"; {decision.reason}"
+    excluded = decision.exclude_node and not decision.verdict.is_terminal
+    if excluded:
+        reason += "; its node is excluded"
     end = RoundEnd(
         seat.round_number,
         failure.cause,
@@ -187,11 +258,13 @@ def _diagnosed(turn: _Turn, event: Diagnosed) -> None:
         rank=failure.rank,
         restart_count=seat.restart_count + (1 if again else 0),
         delay_seconds=decision.delay_seconds,
+        lost=(seat.node_id,) if excluded else (),
+        lost_ranks=(seat.group_rank,) if excluded else (),
         failure=failure,
     )
     grace = state.grace.restart if not decision.verdict.is_terminal else state.grace.exit
     turn.tell(EndRound(end))
-    _stop(turn, reason, _SIGTERM, grace, proposed=end)
+    _stop(turn, reason, _SIGTERM, grace, proposed=end, unhealthy=reason if excluded else "")
 
 
 def _stop(turn: _Turn, reason: str, with_signal: int, grace: float, **changes: Any) -> None:
@@ -237,6 +310,11 @@ def _barrier_trouble(turn: _Turn, event: RendezvousFailed) -> None:
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------
+
+
+def _note_unfit(turn: _Turn, event: NodeUnhealthy) -> None:
+    turn.set(unhealthy=event.problem)
+    _go_on(turn)
 
 
 def _note_end(turn: _Turn, event: RoundEnded | JobClosed) -> None:
@@ -285,10 +363,12 @@ def _follow(turn: _Turn, end: RoundEnd) -> None:
         turn.finish(Outcome.SUCCEEDED, end.reason)
     elif end.verdict.is_terminal:
         turn.finish(Outcome.FAILED, end.reason)
+    elif turn.state.unhealthy:
+        _give_up_as_unfit(turn)
     elif turn.state.trouble is not None:
         turn.finish(Outcome.ERROR, turn.state.trouble.problem)
     else:
-        _join(turn, end.reason)
+        _check(turn, end.reason)
 
 
 # --- signals --------------------------------------------------------------------------------------------------------
@@ -302,12 +382,28 @@ def _signal_while_joining(turn: _Turn, event: SignalReceived) -> None:
 
 def _signal(turn: _Turn, event: SignalReceived) -> None:
     """This node goes away, on purpose: the others re-form without it at once."""
+    reason = f"node {_name(turn)} was stopped by {signal_name(-event.number)}"
+    _depart(turn, reason, Cause.NODE_LEFT, event.number, signal_number=event.number)
+
+
+def _unfit(turn: _Turn, event: NodeUnhealthy) -> None:
+    """This node goes away because something is wrong with it."""
+    reason = f"node {_name(turn)} is unhealthy: {event.problem}"
+    _depart(turn, reason, Cause.UNHEALTHY, _SIGTERM, unhealthy=event.problem)
+
+
+def _name(turn: _Turn) -> str:
     seat = turn.state.assignment
     assert seat is not None
-    reason = f"node {turn.state.host or seat.node_id} was stopped by {signal_name(-event.number)}"
+    return turn.state.host or seat.node_id
+
+
+def _depart(turn: _Turn, reason: str, cause: Cause, with_signal: int, **changes: Any) -> None:
+    seat = turn.state.assignment
+    assert seat is not None
     end = RoundEnd(
         seat.round_number,
-        Cause.NODE_LEFT,
+        cause,
         Verdict.RESCALE,
         reason,
         node_id=seat.node_id,
@@ -317,7 +413,7 @@ def _signal(turn: _Turn, event: SignalReceived) -> None:
         lost_ranks=(seat.group_rank,),
     )
     turn.tell(EndRound(end))
-    _stop(turn, reason, event.number, turn.state.grace.preemption, proposed=end, signal_number=event.number)
+    _stop(turn, reason, with_signal, turn.state.grace.preemption, proposed=end, **changes)
 
 
 def _signal_while_stopping(turn: _Turn, event: SignalReceived) -> None:
@@ -340,30 +436,42 @@ _Handler = Callable[[_Turn, Any], None]
 #: input -> phase -> handler; whatever is not listed changes nothing
 _TABLE: Mapping[type, Mapping[Phase, _Handler]] = {
     Begin: {Phase.NEW: _begin},
+    NodeChecked: {Phase.CHECKING: _checked},
+    NodeUnhealthy: {
+        Phase.CHECKING: _unfit_while_joining,
+        Phase.JOINING: _unfit_while_joining,
+        Phase.RUNNING: _unfit,
+        Phase.STOPPING: _note_unfit,
+    },
     RoundJoined: {Phase.JOINING: _joined},
     StandingBy: {Phase.JOINING: _standing_by},
+    WorkerHung: {Phase.RUNNING: _hung},
+    StacksDumped: {Phase.RUNNING: _dumped},
     WorkersExited: {Phase.RUNNING: _exited, Phase.STOPPING: _exited},
     StartFailed: {Phase.RUNNING: _start_failed},
     Diagnosed: {Phase.RUNNING: _diagnosed, Phase.STOPPING: _diagnosed},
     WorkersGone: {Phase.STOPPING: _gone},
     RoundEnded: {Phase.RUNNING: _ended, Phase.BARRIER: _ended, Phase.STOPPING: _note_end},
     JobClosed: {
+        Phase.CHECKING: _closed_while_joining,
         Phase.JOINING: _closed_while_joining,
         Phase.RUNNING: _ended,
         Phase.BARRIER: _ended,
         Phase.STOPPING: _note_end,
     },
     RendezvousFailed: {
+        Phase.CHECKING: _failed_while_joining,
         Phase.JOINING: _failed_while_joining,
         Phase.RUNNING: _trouble,
         Phase.BARRIER: _barrier_trouble,
         Phase.STOPPING: _note_trouble,
     },
     SignalReceived: {
+        Phase.CHECKING: _signal_while_joining,
         Phase.JOINING: _signal_while_joining,
         Phase.RUNNING: _signal,
         Phase.BARRIER: _signal,
         Phase.STOPPING: _signal_while_stopping,
     },
-    Clock: {Phase.BARRIER: _barrier_is_over, Phase.STOPPING: _waited_enough},
+    Clock: {Phase.RUNNING: _dumped_enough, Phase.BARRIER: _barrier_is_over, Phase.STOPPING: _waited_enough},
 }

@@ -26,6 +26,7 @@ class Phase(str, Enum):
     """Where the agent is."""
 
     NEW = "new"
+    CHECKING = "checking"  # no workers; finding out whether this node is fit for a round
     JOINING = "joining"  # no workers; waiting for a sealed round
     RUNNING = "running"  # workers run
     BARRIER = "barrier"  # own workers have succeeded; waiting for the other nodes
@@ -42,6 +43,7 @@ class Outcome(str, Enum):
     CLOSED = "closed"  # the job had ended before this node got in
     SIGNAL = "signal"
     ERROR = "error"  # the rendezvous could not go on
+    UNHEALTHY = "unhealthy"  # this node is not fit for the job, or was excluded from it
 
 
 @final
@@ -64,6 +66,7 @@ class State:
     exit_barrier_timeout: float
     grace: Grace = field(factory=Grace)
     close_timeout: float = 5.0
+    dump_timeout: float = 5.0
     host: str = ""
     phase: Phase = Phase.NEW
     assignment: Assignment | None = None
@@ -74,6 +77,9 @@ class State:
     last_end: RoundEnd | None = None  # the same of the round before, to be told even if it was followed at once
     trouble: RendezvousFailed | None = None
     signal_number: int | None = None
+    hang: WorkerHung | None = None  # stacks are being dumped for it
+    unhealthy: str = ""  # why this node leaves the job when its workers are gone
+    history: tuple[RoundEnd, ...] = ()  # the rounds that ended, oldest first
     gone: bool = False  # all workers, and whatever they started, have ended
     left: bool = False  # out of the exit barrier without the others
     stood_by: bool = False
@@ -89,6 +95,22 @@ class State:
 @frozen
 class Begin:
     """Run."""
+
+
+@final
+@frozen
+class NodeChecked:
+    """The checks of this node are over; ``problems`` are sentences, none if it is well."""
+
+    problems: tuple[str, ...] = ()
+
+
+@final
+@frozen
+class NodeUnhealthy:
+    """A check has found this node unfit while its workers run."""
+
+    problem: str
 
 
 @final
@@ -130,6 +152,23 @@ class RendezvousFailed:
 
     kind: str
     problem: str
+
+
+@final
+@frozen
+class WorkerHung:
+    """A worker makes no progress."""
+
+    local_rank: int
+    pid: int
+    problem: str
+    timestamp_ns: int = 0
+
+
+@final
+@frozen
+class StacksDumped:
+    """The workers have written their stacks, as far as they could."""
 
 
 @final
@@ -181,11 +220,15 @@ class Clock:
 
 Input = Union[
     Begin,
+    NodeChecked,
+    NodeUnhealthy,
     RoundJoined,
     StandingBy,
     RoundEnded,
     JobClosed,
     RendezvousFailed,
+    WorkerHung,
+    StacksDumped,
     WorkersExited,
     StartFailed,
     Diagnosed,
@@ -195,6 +238,12 @@ Input = Union[
 ]
 
 # --- commands -------------------------------------------------------------------------------------------------------
+
+
+@final
+@frozen
+class CheckNode:
+    """Run the node's checks; answered by :class:`NodeChecked`."""
 
 
 @final
@@ -219,6 +268,15 @@ class Diagnose:
     exit: WorkerExited
     budget: RestartBudget | None
     start_failed: bool = False
+    hung: bool = False
+
+
+@final
+@frozen
+class DumpStacks:
+    """Have all workers write their stacks into their logs; answered by :class:`StacksDumped`."""
+
+    local_rank: int
 
 
 @final
@@ -259,7 +317,9 @@ class Finish:
     reason: str
 
 
-Command = Union[JoinRound, StartWorkers, Diagnose, StopWorkers, EndRound, ReportDone, Leave, Finish]
+Command = Union[
+    CheckNode, JoinRound, StartWorkers, Diagnose, DumpStacks, StopWorkers, EndRound, ReportDone, Leave, Finish
+]
 
 
 @final

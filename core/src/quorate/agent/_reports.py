@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from ..clock import wall_time_ns
 from ..failures import signal_name
-from ..records import Event, WorkerLaunch
+from ..records import Event, FailureRecord, WorkerLaunch
 from ._protocol import Phase, State
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ class Reporter:
     """
 
     def __init__(self, host: PluginHost, sink: EventSink | None, node_id: str = "") -> None:
-        self._host, self._sink, self._node_id = host, sink, node_id
+        self._host, self._sink, self.node_id = host, sink, node_id
         self._level = _LEVELS.get(os.environ.get("QUORATE_LOG", "info").lower(), 1)
         self.pids: dict[int, int] = {}
         self.error_files: dict[int, str] = {}
+        self.listeners: list[Callable[[Event], None]] = []  # told besides plugins' observers
 
     def changed(self, old: State, new: State) -> None:
         """Told after each step of the agent."""
@@ -83,6 +84,20 @@ class Reporter:
         self.error_files = {launch.local_rank: launch.error_file for launch in launches}
         self.emit("workers.started", f"{len(self.pids)} worker(s) started", pids=list(self.pids.values()), level=2)
 
+    def failed(self, failure: FailureRecord) -> None:
+        """Told of each worker that failed or hangs, causes and victims alike."""
+        self.emit(
+            "worker.failed",
+            f"rank {failure.rank} (local rank {failure.local_rank}): {failure.cause.value}: {failure.message}",
+            rank=failure.rank,
+            local_rank=failure.local_rank,
+            pid=failure.pid,
+            cause=failure.cause.value,
+            exit_code=failure.exit_code,
+            restart_count=failure.restart_count,
+            level=2,
+        )
+
     def say(self, level: int, sentence: str) -> None:
         """Print one sentence for people."""
         if level <= self._level:
@@ -95,9 +110,11 @@ class Reporter:
     def emit(self, name: str, reason: str, *, level: int, **details: Any) -> None:
         """Tell observers, the sink and, at ``level``, people."""
         self.say(level, reason)
-        if self._sink is None and not self._host.has_observers():
+        if self._sink is None and not self.listeners and not self._host.has_observers():
             return
-        event = Event(name, reason, self._node_id, wall_time_ns(), details)
+        event = Event(name, reason, self.node_id, wall_time_ns(), details)
         self._host.observe(event)
+        for listener in self.listeners:
+            listener(event)
         if self._sink is not None:
             self._sink.emit(event)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import queue
 import select
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 from attrs import evolve
@@ -18,15 +19,19 @@ from ..failures import message_from_stderr, read_error_file, signal_name
 from ..logs_specs import LogsSpecs
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, WorkerExited, WorkerLaunch
 from ..rendezvous._address import host_name
+from ..services import AgentSnapshot, WorkerSnapshot
+from ..starter import StackDumper
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
 from ._protocol import (
     Begin,
+    CheckNode,
     Clock,
     Command,
     Diagnose,
     Diagnosed,
+    DumpStacks,
     EndRound,
     Finish,
     Grace,
@@ -36,14 +41,17 @@ from ._protocol import (
     RendezvousFailed,
     ReportDone,
     SignalReceived,
+    StacksDumped,
     StartFailed,
     StartWorkers,
     State,
     StopWorkers,
+    WorkerHung,
     WorkersExited,
     WorkersGone,
 )
 from ._reports import Reporter
+from ._services import Checks, Services, View
 from ._signals import SignalCatcher
 from ._spec import WorkerSpec
 
@@ -87,10 +95,16 @@ class Runner:
         self.state = initial_state(spec.max_restarts, exit_barrier_timeout, grace, host=host_name())
         self.return_values: dict[int, Any] = {}
         self._run_id = spec.rdzv_handler.get_run_id()
-        self._node_id = os.urandom(16).hex()
+        self._node_id = reporter.node_id
+        self._workers: tuple[WorkerSnapshot, ...] = ()
         self._starter = self._make_starter(start_method)
         self._signals = SignalCatcher(spec.signals_to_handle)
-        self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Input | Callable[[], None]] = queue.SimpleQueue()
+        self._view = View(
+            spec.settings, self.snapshot, spec.rdzv_handler, self.post, lambda text: reporter.say(1, text)
+        )
+        self._services: Services | None = None
+        self._checks: Checks | None = None
         self._wake = -1
         self._epoll: select.epoll | None = None
         self._membership: Membership | None = None
@@ -114,6 +128,7 @@ class Runner:
             if self._signals.is_installed:
                 self._epoll.register(self._signals.fileno(), select.EPOLLIN)
             self._membership = open_membership(self._spec.rdzv_handler, self.post)
+            self._open_services()
             self._feed(Begin())
             while self._finish is None:
                 self._turn()
@@ -122,13 +137,53 @@ class Runner:
             if self._membership is not None:
                 self._membership.close()
             self._close_context()
+            self._close_services()
             self._signals.restore()
             self._epoll.close()
             wake, self._wake = self._wake, -1
             os.close(wake)
 
-    def post(self, event: Input) -> None:
-        """Hand the agent an input; from any thread."""
+    def _open_services(self) -> None:
+        self._services = Services(self._host, self._view, self._warn)
+        if self._services:
+            self._reporter.listeners.append(self._services.observe)
+        checks = list(self._host.catalogue("health check").values())
+        self._checks = Checks(checks, self._view, self.post, self._spec.health_interval)
+
+    def _close_services(self) -> None:
+        self._reporter.listeners.clear()
+        if self._checks is not None:
+            self._checks.close()
+        if self._services is not None:
+            self._services.close()
+
+    def _warn(self, sentence: str) -> None:
+        self._reporter.say(1, f"warning: {sentence}")
+
+    def snapshot(self) -> AgentSnapshot:
+        """Return what is known after the last step; from any thread."""
+        state, seat = self.state, self.state.assignment
+        ends = state.history if state.end is None else (*state.history, state.end)
+        return AgentSnapshot(
+            self._run_id,
+            self._node_id,
+            state.host,
+            self._spec.role,
+            state.phase.value,
+            state.reason,
+            state.max_restarts,
+            restart_count=seat.restart_count if seat is not None else (ends[-1].restart_count if ends else 0),
+            round_number=seat.round_number if seat is not None else None,
+            group_rank=seat.group_rank if seat is not None else None,
+            group_world_size=seat.group_world_size if seat is not None else None,
+            world_size=seat.world_size if seat is not None else None,
+            workers=self._workers,
+            ends=ends,
+            log_dir=self._logs_specs.root_log_dir or "",
+        )
+
+    def post(self, event: Input | Callable[[], None]) -> None:
+        """Hand the agent an input, or a call to make on its thread; from any thread."""
         self._inbox.put(event)
         wake = self._wake
         if wake >= 0:
@@ -152,7 +207,10 @@ class Runner:
                 event = self._inbox.get_nowait()
             except queue.Empty:
                 break
-            self._feed(event)
+            if callable(event):
+                event()
+            else:
+                self._feed(event)
         self._advance_context()
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
             self._feed(Clock(due=True))
@@ -173,6 +231,7 @@ class Runner:
             for exit in exits:
                 if exit.exit_code == 0 and self.state.assignment is not None:
                     self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
+            self._note_exits(exits)
             self._feed(WorkersExited(tuple(exits)))
         if self._stop_deadline is None or self._context is not context:
             return
@@ -180,7 +239,18 @@ class Runner:
             self._close_context()  # which kills whatever a stalled console or an uninterruptible wait has left
             self._feed(WorkersGone())
 
+    def _note_exits(self, exits: Sequence[WorkerExited]) -> None:
+        ended = {exit.local_rank: exit for exit in exits}
+        self._workers = tuple(
+            evolve(worker, state=_state_of(ended[worker.local_rank]), exit_code=ended[worker.local_rank].exit_code)
+            if worker.local_rank in ended
+            else worker
+            for worker in self._workers
+        )
+
     def _feed(self, event: Input) -> None:
+        if isinstance(event, WorkerHung) and not self._is_running(event.local_rank, event.pid):
+            return  # it was about a worker of an earlier round
         backlog: deque[Input] = deque([event])
         while backlog and self._finish is None:
             result = step(self.state, backlog.popleft(), monotonic())
@@ -200,6 +270,11 @@ class Runner:
             self._finish = command
         elif isinstance(command, StartWorkers):
             return self._start(command.assignment)
+        elif isinstance(command, CheckNode):
+            assert self._checks is not None
+            return self._checks.begin()
+        elif isinstance(command, DumpStacks):
+            return self._dump_stacks()
         elif isinstance(command, StopWorkers):
             return self._stop(command)
         elif isinstance(command, Diagnose):
@@ -237,7 +312,13 @@ class Runner:
         self._stop_deadline = None
         try:
             launches = build_launches(
-                self._spec, seat, self._logs_specs, self._run_id, self._prefix_template, self._change_launch
+                self._spec,
+                seat,
+                self._logs_specs,
+                self._run_id,
+                self._prefix_template,
+                self._change_launch,
+                self._services.environment if self._services is not None else {},
             )
             self._context = self._starter.start(launches)
         except Exception as error:
@@ -246,7 +327,41 @@ class Runner:
             return StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
         assert self._epoll is not None
         self._epoll.register(self._context.fileno(), select.EPOLLIN)
-        self._reporter.started(self._context.pids(), launches)
+        pids, now = self._context.pids(), wall_time_ns()
+        self._workers = tuple(
+            WorkerSnapshot(
+                launch.local_rank,
+                launch.rank,
+                pids.get(launch.local_rank, 0),
+                started_ns=now,
+                stdout=launch.logs.stdout or "",
+                stderr=launch.logs.stderr or "",
+                error_file=launch.error_file,
+            )
+            for launch in launches
+        )
+        self._reporter.started(pids, launches)
+        return None
+
+    def _is_running(self, local_rank: int, pid: int) -> bool:
+        return any(
+            worker.local_rank == local_rank and worker.pid == pid and worker.exit_code is None
+            for worker in self._workers
+        )
+
+    def _dump_stacks(self) -> Input | None:
+        context = self._context
+        if not isinstance(context, StackDumper):
+            return StacksDumped()
+
+        def dump() -> None:
+            try:
+                context.dump_stacks(self.state.dump_timeout)
+            except Exception as error:
+                self._warn(f"the workers' stacks could not be dumped: {error or type(error).__name__}")
+            self.post(StacksDumped())
+
+        threading.Thread(target=dump, name="quorate-stacks", daemon=True).start()
         return None
 
     def _change_launch(self, launch: WorkerLaunch, seat: Assignment) -> WorkerLaunch:
@@ -282,7 +397,7 @@ class Runner:
     def _diagnose(self, command: Diagnose) -> Input:
         seat = self.state.assignment
         assert seat is not None
-        failure = self._failure_record(command.exit, seat, command.start_failed)
+        failure = self._failure_record(command, seat)
         cause = self._host.decide_or(failure.cause, "cause", failure)
         failure = evolve(failure, cause=cause)
         decision = None
@@ -291,17 +406,26 @@ class Runner:
 
             fallback = default_restart(failure, command.budget)
             decision = self._host.decide_or(fallback, "restart", failure, command.budget)
+        self._reporter.failed(failure)
         return Diagnosed(failure, decision)
 
-    def _failure_record(self, exit: WorkerExited, seat: Assignment, start_failed: bool) -> FailureRecord:
+    def _failure_record(self, command: Diagnose, seat: Assignment) -> FailureRecord:
+        exit = command.exit
         error_file = self._reporter.error_files.get(exit.local_rank, "")
-        data = read_error_file(error_file) if error_file and not start_failed else None
+        ran = not command.start_failed and not command.hung
+        data = read_error_file(error_file) if error_file and ran else None
+        if command.start_failed:
+            cause = Cause.START_FAILED
+        elif command.hung:
+            cause = Cause.HANG
+        else:
+            cause = Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE
         return FailureRecord(
             rank=seat.first_rank + exit.local_rank,
             local_rank=exit.local_rank,
             pid=exit.pid,
             exit_code=exit.exit_code,
-            cause=Cause.START_FAILED if start_failed else (Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE),
+            cause=cause,
             message=_message(exit, data),
             timestamp_ns=exit.timestamp_ns,
             error_file=error_file,
@@ -312,6 +436,12 @@ class Runner:
             restart_count=seat.restart_count,
             stderr_tail=tuple(exit.stderr_tail),
         )
+
+
+def _state_of(exit: WorkerExited) -> str:
+    if exit.stopped:
+        return "stopped"
+    return "succeeded" if exit.exit_code == 0 else "failed"
 
 
 def _message(exit: WorkerExited, data: dict[str, Any] | None) -> str:

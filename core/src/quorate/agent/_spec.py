@@ -51,6 +51,8 @@ class WorkerSpec:
         virtual_local_rank: show each worker ``LOCAL_RANK=0`` and its own device only.
         environment: more variables for the workers.
         event_log_handler: name of the event sink.
+        health_interval: seconds between checks of the node while workers run; 0 to check before each join only.
+        settings: free settings, for plugins.
 
     Raises:
         UsageError: a value out of its range.
@@ -76,6 +78,8 @@ class WorkerSpec:
         virtual_local_rank: bool = False,
         environment: Mapping[str, str] | None = None,
         event_log_handler: str = "null",
+        health_interval: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if local_world_size < 1:
             raise UsageError(f"local_world_size is {local_world_size}, it must be at least 1; set --nproc-per-node")
@@ -85,6 +89,8 @@ class WorkerSpec:
             raise UsageError(f"monitor_interval is {monitor_interval}, it must be above 0 s; set --monitor-interval")
         if shutdown_timeout < 0:
             raise UsageError(f"shutdown_timeout is {shutdown_timeout}, it must be at least 0 s")
+        if health_interval < 0:
+            raise UsageError(f"health_interval is {health_interval}, it must be at least 0 s; set --health-interval")
         unknown = set(grace or ()) - {"restart", "rescale", "preemption", "exit"}
         if unknown:
             raise UsageError(f"unknown causes of a stop: {', '.join(sorted(unknown))}")
@@ -105,6 +111,8 @@ class WorkerSpec:
         self.virtual_local_rank = virtual_local_rank
         self.environment = dict(environment or {})
         self.event_log_handler = event_log_handler
+        self.health_interval = health_interval
+        self.settings = dict(settings or {})
 
     def get_entrypoint_name(self) -> str:
         """Return the last part of a command's path, or the qualified name of a callable."""

@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     USAGE = 2  # a flag, an argument or the configuration is wrong
     RENDEZVOUS = 3  # the nodes could not agree: too few in time, no connection, state that does not fit
     PLUGIN = 4  # a plugin is broken, or two offer the same name
+    UNHEALTHY = 5  # this node was found unfit, or was excluded; the others may go on without it
     INTERNAL = 70  # a mistake in quorate itself; the only exit with a traceback
 
 
@@ -34,6 +35,7 @@ def code_of(error: BaseException) -> int | None:
         (errors.UsageError, ExitCode.USAGE),
         (errors.PluginError, ExitCode.PLUGIN),
         (errors.RendezvousError, ExitCode.RENDEZVOUS),
+        (errors.UnhealthyNodeError, ExitCode.UNHEALTHY),
         (errors.QuorateError, ExitCode.WORKER_FAILED),
     ):
         if isinstance(error, kind):

@@ -111,6 +111,14 @@ FLAGS: tuple[Flag, ...] = (
         _RUNNING,
     ),
     Flag(
+        "health-interval",
+        "SECONDS",
+        "0",
+        kind.seconds,
+        "time between checks of this node while workers run; 0: only before each join",
+        _RUNNING,
+    ),
+    Flag(
         "exit-barrier-timeout",
         "SECONDS",
         "300",

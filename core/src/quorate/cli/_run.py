@@ -127,6 +127,7 @@ def build_config(settings: Mapping[str, Setting], options: Mapping[str, CliOptio
         shutdown_timeout=value["shutdown-timeout"],
         exit_barrier_timeout=value["exit-barrier-timeout"],
         virtual_local_rank=value["virtual-local-rank"],
+        health_interval=value["health-interval"],
         settings=_plugin_settings(settings, options or {}),
         **_meeting(value, max_nodes),
     )

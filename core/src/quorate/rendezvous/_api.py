@@ -213,6 +213,14 @@ class RendezvousHandler(ABC):
     def report_done(self) -> None:  # noqa: B027 - optional
         """Tell that this node's workers have all succeeded (the exit barrier)."""
 
+    def measure_latency(self, timeout: float) -> float | None:
+        """Return the seconds that one small read of the backend took; ``None`` where that cannot be told.
+
+        Raises:
+            StoreUnavailableError: no answer within ``timeout`` seconds.
+        """
+        return None
+
     def prepare(self, node: NodeRecord) -> None:  # noqa: B027 - optional
         """Told once before the first :meth:`next_rendezvous`: role, local world size and address of this node."""
 

@@ -246,6 +246,13 @@ class StoreRendezvousHandler(RendezvousHandler):
             return 0
         return self._driver.query(lambda store: store.add(Key.tickets(state.round_number + 1), 0), self._close_timeout)
 
+    def measure_latency(self, timeout: float) -> float | None:
+        if not self._started or self._shut_down or self._driver.state.phase in (Phase.IDLE, Phase.CLOSED, Phase.LEFT):
+            return None
+        begun_at = monotonic()
+        self._driver.query(lambda store: store.get([Key.ROUND]), timeout)
+        return monotonic() - begun_at
+
     def shutdown(self) -> bool:
         if self._shut_down:
             return True
