@@ -26,7 +26,8 @@ class WorkerSnapshot:
 
     ``state`` is ``running``, ``succeeded``, ``failed`` or ``stopped``; ``exit_code`` is ``None`` while it runs and
     negative for a signal.  ``stdout``, ``stderr`` and ``error_file`` are paths, empty where there is none.
-    ``started_ns`` is wall time, for people.
+    ``started_ns`` is wall time, for people.  ``heartbeat_at`` is the second of the agent's monotonic clock at which it
+    last showed a sign of life, ``None`` where nothing listens for any.
     """
 
     local_rank: int
@@ -38,6 +39,7 @@ class WorkerSnapshot:
     stdout: str = ""
     stderr: str = ""
     error_file: str = ""
+    heartbeat_at: float | None = None
 
 
 @final
@@ -123,6 +125,13 @@ class AgentView(Protocol):
 
         Raises:
             StoreUnavailableError: no answer within ``timeout`` seconds.
+        """
+        ...
+
+    def note_heartbeat(self, local_rank: int, pid: int) -> None:
+        """Note that this worker has just shown a sign of life; costs a dictionary's write, so it may come often.
+
+        ``pid`` keeps a late sign from an earlier round's worker apart.
         """
         ...
 

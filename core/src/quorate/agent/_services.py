@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
+from attrs import evolve
+
 from ..clock import monotonic, wall_time_ns
 from ..records import Event
-from ..services import AgentService, AgentSnapshot, HangReport
+from ..services import AgentService, AgentSnapshot, HangReport, WorkerSnapshot
 from ._protocol import Input, NodeChecked, NodeUnhealthy, WorkerHung
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class View:
         say: Callable[[str], None],
     ) -> None:
         self._settings, self._snapshot, self._handler, self._post, self._say = settings, snapshot, handler, post, say
+        self._heartbeats: dict[int, tuple[int, float]] = {}  # local rank -> pid, monotonic second
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -48,7 +51,17 @@ class View:
         return self._settings
 
     def snapshot(self) -> AgentSnapshot:
-        return self._snapshot()
+        snapshot = self._snapshot()
+        if not self._heartbeats:
+            return snapshot
+        return evolve(snapshot, workers=tuple(map(self._with_heartbeat, snapshot.workers)))
+
+    def _with_heartbeat(self, worker: WorkerSnapshot) -> WorkerSnapshot:
+        pid, at = self._heartbeats.get(worker.local_rank, (0, 0.0))
+        return evolve(worker, heartbeat_at=at) if pid == worker.pid else worker
+
+    def note_heartbeat(self, local_rank: int, pid: int) -> None:
+        self._heartbeats[local_rank] = pid, monotonic()
 
     def turn(self, timeout: float) -> float | None:
         answered = threading.Event()
