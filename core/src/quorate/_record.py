@@ -1,34 +1,235 @@
-"""``frozen``: attrs' frozen, slotted classes at half the price of a class.
+"""``frozen``, ``field``, ``evolve``: attrs' own for the type checker and for whoever asks, without its price at start.
 
-attrs writes and compiles ``__eq__``, ``__hash__`` and ``__repr__`` for each class, which for the core's records is a
-tenth of the time to the first worker.  Here all classes share three plain ones; everything else is attrs'.
+Importing attrs takes as long as starting Python, and each class of it a tenth of a millisecond: together a third of the
+time to a job's first worker (docs/decisions/0014).  So the core's records are made here, frozen and slotted, by a
+decorator that means what ``attrs.frozen`` means; their attrs half (``__attrs_attrs__``, and with it ``attrs.evolve``,
+``attrs.asdict``, ``attrs.fields``) is made by attrs itself the first time that somebody asks for it.
+
+What is left out of attrs, because no record needs it: inheritance between records, ``super()`` in a record, ``order``,
+``on_setattr``, and validators with more than one check.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, final
 
-__all__ = ["frozen"]
+__all__ = ["Field", "as_dict", "evolve", "field", "fields_of", "frozen", "ge", "gt", "min_len"]
+
+
+@final
+class _Missing:
+    """Stands for "no default"; equal to nothing that a field could hold."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+_MISSING: Any = _Missing()
+
+
+@final
+class Field:
+    """One field of a record: what ``attrs.Attribute`` is to attrs.  ``type`` is the annotation's text."""
+
+    __slots__ = ("converter", "default", "factory", "kw_only", "name", "repr", "type", "validator")
+
+    def __init__(
+        self,
+        default: Any = _MISSING,
+        factory: Callable[[], Any] | None = None,
+        validator: Callable[[Any, Any, Any], None] | None = None,
+        converter: Callable[[Any], Any] | None = None,
+        kw_only: bool = False,
+        repr: bool = True,
+    ) -> None:
+        self.name = self.type = ""
+        self.default, self.factory, self.validator, self.converter = default, factory, validator, converter
+        self.kw_only, self.repr = kw_only, repr
+
+
+def fields_of(record: type) -> tuple[Field, ...]:
+    """Return the fields of a record's class, in order."""
+    fields: tuple[Field, ...] = record.__quorate_fields__  # type: ignore[attr-defined] # put there by frozen()
+    return fields
+
+
+def as_dict(record: Any) -> dict[str, Any]:
+    """Return name -> value of a record, one level deep."""
+    return {each.name: getattr(record, each.name) for each in fields_of(type(record))}
+
+
+def _comparing(bound: Any, is_right: Callable[[Any, Any], bool], text: str) -> Callable[[Any, Any, Any], None]:
+    def check(record: Any, checked: Any, value: Any) -> None:
+        if not is_right(value, bound):
+            raise ValueError(f"{checked.name} is {value!r}; it must be {text} {bound!r}")
+
+    return check
+
+
+def ge(bound: float) -> Callable[[Any, Any, Any], None]:
+    """Return a validator: at least ``bound``."""
+    return _comparing(bound, lambda value, least: bool(value >= least), "at least")
+
+
+def gt(bound: float) -> Callable[[Any, Any, Any], None]:
+    """Return a validator: above ``bound``."""
+    return _comparing(bound, lambda value, least: bool(value > least), "above")
+
+
+def min_len(length: int) -> Callable[[Any, Any, Any], None]:
+    """Return a validator: of at least ``length`` characters or items."""
+    return _comparing(length, lambda value, least: len(value) >= least, "at least this long:")
+
 
 if TYPE_CHECKING:
+    from attrs import evolve as evolve
+    from attrs import field as field
     from attrs import frozen as frozen
 else:
-    import attrs
+    field = Field
+    _set = object.__setattr__
 
-    def _values(self: Any) -> tuple[Any, ...]:
-        return tuple(getattr(self, attribute.name) for attribute in self.__attrs_attrs__)
-
-    def _eq(self: Any, other: object) -> Any:
-        return _values(self) == _values(other) if type(self) is type(other) else NotImplemented
-
-    def _hash(self: Any) -> int:
-        return hash((type(self), _values(self)))
-
-    def _repr(self: Any) -> str:
-        shown = (f"{a.name}={getattr(self, a.name)!r}" for a in self.__attrs_attrs__ if a.repr)
-        return f"{type(self).__qualname__}({', '.join(shown)})"
+    def evolve(record: Any, **changes: Any) -> Any:
+        """Return a copy of ``record`` with ``changes``."""
+        for name in record.__slots__:
+            if name not in changes and name != "__weakref__":
+                changes[name] = getattr(record, name)
+        return type(record)(**changes)
 
     def frozen(cls: type) -> type:
-        """Make ``cls`` a frozen, slotted attrs class."""
-        cls.__eq__, cls.__hash__, cls.__repr__ = _eq, _hash, _repr
-        return attrs.frozen(cls, eq=False, repr=False)
+        """Make ``cls`` a frozen, slotted record of its annotated names."""
+        annotations = vars(cls).get("__annotations__", {})
+        fields = tuple(_take(cls, name, text) for name, text in annotations.items())
+        names = tuple(each.name for each in fields)
+        body = {name: value for name, value in cls.__dict__.items() if name not in names and name not in _INSTANCE_ONLY}
+        body.update(
+            __slots__=(*names, "__weakref__"),
+            __quorate_fields__=fields,
+            __attrs_attrs__=_AttrsHalf(),
+            __match_args__=tuple(each.name for each in fields if not each.kw_only),
+            __init__=_first_init,
+            __setattr__=_refuse,
+            __delattr__=_refuse,
+            __getstate__=_get_state,
+            __setstate__=_set_state,
+        )
+        for name, method in (("__eq__", _eq), ("__hash__", _hash), ("__repr__", _repr)):
+            body[name] = method
+        return type(cls)(cls.__name__, cls.__bases__, body)
+
+
+_INSTANCE_ONLY = frozenset({"__dict__", "__weakref__"})
+
+
+def _take(cls: type, name: str, annotation: Any) -> Field:
+    value = cls.__dict__.get(name, _MISSING)
+    taken = value if isinstance(value, Field) else Field(value)
+    taken.name, taken.type = name, annotation
+    return taken
+
+
+def _first_init(self: Any, *args: Any, **kwargs: Any) -> None:
+    """Stand in for ``__init__`` until the first instance: most classes of a run are never made one of."""
+    cls = type(self)
+    if cls.__init__ is _first_init:
+        cls.__init__ = _compile_init(cls)
+    cls.__init__(self, *args, **kwargs)
+
+
+def _compile_init(cls: type) -> Any:
+    """Write ``__init__`` as a person would: arguments in order, converters, assignments, validators, post-init."""
+    names: dict[str, Any] = {"_set": object.__setattr__, "_missing": _MISSING}
+    arguments, keywords = ["self"], list[str]()
+    lines, checks = list[str](), list[str]()
+    for number, each in enumerate(fields_of(cls)):
+        name, default = each.name, ""
+        value = name
+        if each.factory is not None:
+            names[f"_factory{number}"], default = each.factory, "=_missing"
+            value = f"(_factory{number}() if {name} is _missing else {name})"
+        elif each.default is not _MISSING:
+            names[f"_default{number}"], default = each.default, f"=_default{number}"
+        if each.converter is not None:
+            names[f"_convert{number}"] = each.converter
+            value = f"_convert{number}({value})"
+        (keywords if each.kw_only else arguments).append(name + default)
+        lines.append(f"    _set(self, {name!r}, {value})")
+        if each.validator is not None:
+            names[f"_check{number}"], names[f"_field{number}"] = each.validator, each
+            checks.append(f"    _check{number}(self, _field{number}, self.{name})")
+    if hasattr(cls, "__attrs_post_init__"):
+        checks.append("    self.__attrs_post_init__()")
+    signature = ", ".join([*arguments, *(["*", *keywords] if keywords else [])])
+    exec("\n".join([f"def __init__({signature}):", *lines, *checks, "    return None"]), names)
+    return names["__init__"]
+
+
+@final
+class _AttrsHalf:
+    """``__attrs_attrs__``, made by attrs when first asked for."""
+
+    def __get__(self, record: Any, cls: type) -> Any:
+        import attrs
+
+        make: Any = attrs.field  # whose types know no annotations that are texts
+        twins = {}
+        for each in fields_of(cls):
+            default = attrs.Factory(each.factory) if each.factory is not None else each.default
+            twins[each.name] = make(
+                default=attrs.NOTHING if default is _MISSING else default,
+                validator=each.validator,
+                converter=each.converter,
+                kw_only=each.kw_only,
+                repr=each.repr,
+                type=each.type,
+            )
+        made: Any = attrs.make_class(cls.__name__, twins)
+        type.__setattr__(cls, "__attrs_attrs__", made.__attrs_attrs__)
+        return made.__attrs_attrs__
+
+
+def _values(record: Any) -> tuple[Any, ...]:
+    names = record.__slots__[:-1]
+    if len(names) > 1:
+        values: tuple[Any, ...] = _getter(type(record), names)(record)
+        return values
+    return tuple(getattr(record, name) for name in names)
+
+
+_getters: dict[type, Callable[[Any], Any]] = {}
+
+
+def _getter(cls: type, names: tuple[str, ...]) -> Callable[[Any], Any]:
+    if cls not in _getters:
+        _getters[cls] = attrgetter(*names)
+    return _getters[cls]
+
+
+def _eq(self: Any, other: object) -> Any:
+    return _values(self) == _values(other) if type(self) is type(other) else NotImplemented
+
+
+def _hash(self: Any) -> int:
+    return hash((type(self), _values(self)))
+
+
+def _repr(self: Any) -> str:
+    shown = (f"{each.name}={getattr(self, each.name)!r}" for each in fields_of(type(self)) if each.repr)
+    return f"{type(self).__qualname__}({', '.join(shown)})"
+
+
+def _refuse(self: Any, name: str, value: Any = None) -> None:
+    from attrs.exceptions import FrozenInstanceError
+
+    raise FrozenInstanceError
+
+
+def _get_state(self: Any) -> Mapping[str, Any]:
+    return as_dict(self)
+
+
+def _set_state(self: Any, state: Mapping[str, Any]) -> None:
+    for name, value in state.items():
+        object.__setattr__(self, name, value)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
-from attrs import field
-from attrs.validators import gt, min_len
-
-from ._record import frozen
+from ._record import field, frozen, gt, min_len
 from .records import Event
 
 if TYPE_CHECKING:

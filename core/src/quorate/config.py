@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any, final
 
-from attrs import field, fields_dict
-
-from ._record import frozen
+from ._record import as_dict, field, fields_of, frozen
 from .errors import UsageError
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
 
@@ -73,7 +71,7 @@ class Timeouts:
         return cls(**_reconciled(chosen))
 
 
-_TIMEOUTS: Mapping[str, float] = {name: float(it.default or 0) for name, it in fields_dict(Timeouts).items()}
+_TIMEOUTS: Mapping[str, float] = {it.name: float(it.default or 0) for it in fields_of(Timeouts)}
 
 
 def _reconciled(chosen: dict[str, float]) -> dict[str, float]:
@@ -265,11 +263,9 @@ class LaunchConfig:
         Raises:
             UsageError: a run id is needed, or the backend is not named.
         """
-        from attrs import asdict
-
         from .rendezvous import RendezvousParameters
 
-        settings = {**self.rdzv_configs, **asdict(self.timeouts())}
+        settings = {**self.rdzv_configs, **as_dict(self.timeouts())}
         if self.node_rank is not None:
             settings.setdefault("rank", self.node_rank)
         return RendezvousParameters(

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Set
 from enum import IntFlag
 from typing import Union, final
 
-from attrs import field
-
-from ._record import frozen
+from ._record import field, frozen
 from .errors import UsageError
 
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std"]

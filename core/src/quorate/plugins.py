@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, final
 
 import pluggy
-from attrs import evolve, field
 
 from . import hookspecs
 from ._discovery import FoundPlugin, find_plugins
-from ._record import frozen
+from ._record import evolve, field, frozen
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
 from .records import Event
 

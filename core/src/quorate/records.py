@@ -10,10 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, final
 
-from attrs import field
-from attrs.validators import ge, min_len
-
-from ._record import frozen
+from ._record import evolve, field, frozen, ge, min_len
 
 __all__ = [
     "Assignment",
@@ -29,6 +26,7 @@ __all__ = [
     "WorkerExited",
     "WorkerLaunch",
     "WorkerLogs",
+    "evolve",
 ]
 
 
@@ -41,12 +39,14 @@ class Cause(str, Enum):
     EXIT_CODE = "exit_code"
     SIGNAL = "signal"
     OUT_OF_MEMORY = "out_of_memory"
+    BROKEN_COLLECTIVE = "broken_collective"  # a worker failed because its connection to another one broke
     HANG = "hang"
     START_FAILED = "start_failed"
     UNHEALTHY = "unhealthy"
     NODE_JOINED = "node_joined"
     NODE_LEFT = "node_left"
     NODE_LOST = "node_lost"
+    TOO_FEW_NODES = "too_few_nodes"
     STORE_LOST = "store_lost"
     CONFIGURATION = "configuration"
     STOPPED = "stopped"
@@ -94,7 +94,10 @@ class NodeRecord:
 @final
 @frozen
 class Assignment:
-    """One node's place in a sealed round.  All ranks count from 0; ``first_*`` are the ranks of local rank 0."""
+    """One node's place in a sealed round.  All ranks count from 0; ``first_*`` are the ranks of local rank 0.
+
+    ``missing`` names the nodes of the round before that did not come back although nobody had said that they would not.
+    """
 
     round_number: int
     node_id: str
@@ -112,6 +115,7 @@ class Assignment:
     restart_count: int = 0
     standby: bool = False
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @final
@@ -145,7 +149,8 @@ class RoundEnd:
     """Why a round ended, as recorded by the first node that said so; every node prints the same one.
 
     ``restart_count`` is the job-wide count that the *next* round exports (or, for a terminal verdict, the last).
-    ``lost`` names the node ids that the next round must not wait for.
+    ``lost`` names the node ids that the next round must not wait for.  ``missing`` is not recorded but added when the
+    next round is sealed: the nodes that turned out to be lost with this round, or left (see :class:`Assignment`).
     """
 
     round_number: int
@@ -160,6 +165,7 @@ class RoundEnd:
     lost: tuple[str, ...] = ()
     lost_ranks: tuple[int, ...] = ()
     failure: FailureRecord | None = None
+    missing: tuple[str, ...] = ()
 
 
 @final

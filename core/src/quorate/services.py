@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, final
 
-from attrs import field
-from attrs.validators import ge
-
-from ._record import frozen
+from ._record import field, frozen, ge
 from .records import Event, RoundEnd
 
 __all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "WorkerSnapshot"]

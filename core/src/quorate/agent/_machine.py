@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import evolve
-
+from .._record import evolve
 from ..failures import signal_name
 from ..records import Assignment, Cause, RestartBudget, RoundEnd, Verdict, WorkerExited
 from ._protocol import (

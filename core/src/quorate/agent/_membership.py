@@ -11,8 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol, final
 
-from attrs import evolve
-
+from .._record import evolve
 from ..errors import RendezvousClosedError, RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import RendezvousHandler, RendezvousInfo

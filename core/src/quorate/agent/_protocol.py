@@ -8,9 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Union, final
 
-from attrs import field
-
-from .._record import frozen
+from .._record import field, frozen
 from ..records import (
     Assignment,
     FailureRecord,
@@ -67,11 +65,13 @@ class State:
     grace: Grace = field(factory=Grace)
     close_timeout: float = 5.0
     dump_timeout: float = 5.0
+    loss_timeout: float = 0.0  # within which others say that a node is lost; 0: nobody does
     host: str = ""
     phase: Phase = Phase.NEW
     assignment: Assignment | None = None
     succeeded: frozenset[int] = frozenset()
     failures: tuple[FailureRecord, ...] = ()
+    deferred: RoundEnd | None = None  # what this agent will want recorded unless somebody knows better
     proposed: RoundEnd | None = None  # what this agent wanted recorded
     end: RoundEnd | None = None  # what was recorded
     last_end: RoundEnd | None = None  # the same of the round before, to be told even if it was followed at once
@@ -190,7 +190,7 @@ class StartFailed:
 @final
 @frozen
 class Diagnosed:
-    """The answer to :class:`Diagnose`."""
+    """The answer to :class:`Diagnose` and :class:`Decide`."""
 
     failure: FailureRecord
     decision: RestartDecision | None
@@ -273,6 +273,15 @@ class Diagnose:
 
 @final
 @frozen
+class Decide:
+    """Ask what to do about a failure that is known already; answered by :class:`Diagnosed`."""
+
+    failure: FailureRecord
+    budget: RestartBudget
+
+
+@final
+@frozen
 class DumpStacks:
     """Have all workers write their stacks into their logs; answered by :class:`StacksDumped`."""
 
@@ -318,7 +327,7 @@ class Finish:
 
 
 Command = Union[
-    CheckNode, JoinRound, StartWorkers, Diagnose, DumpStacks, StopWorkers, EndRound, ReportDone, Leave, Finish
+    CheckNode, JoinRound, StartWorkers, Diagnose, Decide, DumpStacks, StopWorkers, EndRound, ReportDone, Leave, Finish
 ]
 
 

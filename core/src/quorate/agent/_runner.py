@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-from attrs import evolve
-
+from .._record import evolve
 from ..catalogue import StarterRequest
 from ..clock import monotonic, wall_time_ns
 from ..errors import QuorateError, StartError

@@ -12,8 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
-from attrs import evolve
-
+from .._record import evolve
 from ..clock import monotonic, wall_time_ns
 from ..records import Event
 from ..services import AgentService, AgentSnapshot, HangReport, WorkerSnapshot

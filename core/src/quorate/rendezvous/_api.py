@@ -9,10 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, final
 
-from attrs import field
-from attrs.validators import min_len
-
-from .._record import frozen
+from .._record import field, frozen, min_len
 from ..errors import UsageError
 from ..records import Assignment, NodeRecord, RoundEnd
 
@@ -196,6 +193,11 @@ class RendezvousHandler(ABC):
     def use_agent_store(self) -> bool:
         """Whether workers may use the store at ``MASTER_ADDR:MASTER_PORT`` as clients only."""
         return False
+
+    @property
+    def loss_timeout(self) -> float:
+        """Seconds within which the others learn that a node has died; 0 where nobody watches them."""
+        return 0.0
 
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
         """Block until the current round should end, and say why; ``None`` after ``timeout`` seconds without.

@@ -7,8 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
-from attrs import evolve
-
+from .._record import evolve
 from ..clock import monotonic
 from ..errors import (
     RendezvousClosedError,
@@ -178,6 +177,11 @@ class StoreRendezvousHandler(RendezvousHandler):
     @property
     def use_agent_store(self) -> bool:
         return self._bootstrap is not None and self._bootstrap.shares_store
+
+    @property
+    def loss_timeout(self) -> float:
+        settings = self._driver.state.settings
+        return settings.lease_timeout + settings.beat_interval
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self._final is None:

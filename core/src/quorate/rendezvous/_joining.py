@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import evolve
-
+from .._record import evolve
 from ..records import Cause, RoundEnd, Verdict
 from ._protocol import (
     Appeared,

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import final
 
-from attrs import field
-
-from .._record import frozen
+from .._record import field, frozen
 
 __all__ = ["Beat", "BeatState", "Liveness"]
 

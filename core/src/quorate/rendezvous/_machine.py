@@ -21,8 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import evolve
-
+from .._record import evolve
 from ..errors import StoreCorruptError
 from ..records import Cause, Verdict
 from ._joining import (

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Union, final
 
-from attrs import field
-
-from .._record import frozen
+from .._record import field, frozen
 from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
 from ._liveness import Liveness
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import evolve
-
+from .._record import evolve
 from ..records import Assignment, Cause, Verdict
 from ._liveness import Beat, BeatState, Liveness
 from ._protocol import (

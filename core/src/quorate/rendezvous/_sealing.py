@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
+
 from ..errors import StoreCorruptError, UsageError
 from ..records import RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings
@@ -109,8 +111,9 @@ def on_ordered(turn: Turn, event: Ordered) -> None:
     except UsageError as error:
         _seal(turn, {"refusal": str(error)})
         return
+    missing = _missing(state)
     seats = [
-        (Key.seat(state.round_number, state.ticket, by_id[node_id][0]), encode(assignment))
+        (Key.seat(state.round_number, state.ticket, by_id[node_id][0]), encode(evolve(assignment, missing=missing)))
         for node_id, assignment in assignments.items()
     ]
     first = assignments[event.order[0]]
@@ -163,12 +166,35 @@ def _restart_count(state: State) -> int:
     previous = state.previous
     if previous is None or previous.ended is None:
         return 0
-    ended, number = previous.ended, previous.summary.round_number
-    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number}
-    lost_one = len(back) < previous.summary.group_world_size
-    if ended.verdict is Verdict.RESTART and lost_one:
+    ended = previous.ended
+    if ended.verdict is Verdict.RESTART and _absent(state, previous):
         return min(ended.restart_count, previous.summary.restart_count)
     return ended.restart_count
+
+
+def _absent(state: State, previous: Previous) -> list[int]:
+    """Return the group ranks of the round before whose nodes are not here."""
+    number = previous.summary.round_number
+    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number}
+    return [rank for rank in range(previous.summary.group_world_size) if rank not in back]
+
+
+def _missing(state: State) -> tuple[str, ...]:
+    """Say which nodes of the round before are not here although its recorded end does not tell: at most 16 of them.
+
+    One of them may be why the round ended, whatever its first writer took for the cause.
+    """
+    previous = state.previous
+    if previous is None or previous.ended is None:
+        return ()
+    sentences = []
+    for rank in _absent(state, previous):
+        if rank in previous.ended.lost_ranks:
+            continue
+        beat = state.liveness.beat(Key.rank_beat(previous.summary.round_number, rank))
+        host = f" ({beat.host})" if beat is not None and beat.host else ""
+        sentences.append(f"group rank {rank}{host} {'left' if beat is not None and beat.state.is_gone else 'was lost'}")
+    return tuple(sentences[:16])
 
 
 def sealed(turn: Turn, event: Appeared) -> None:

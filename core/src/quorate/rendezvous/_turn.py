@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import evolve
-
+from .._record import evolve
 from ..errors import StoreCorruptError
 from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
+from .._record import fields_of
 from ..errors import StoreCorruptError, UsageError
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 
@@ -62,7 +63,7 @@ def decode_node(key: str, value: bytes) -> NodeRecord:
 
 
 def decode_assignment(key: str, value: bytes) -> Assignment:
-    return _build(key, Assignment, decode_object(key, value, "assignment"), {"warnings": _texts})
+    return _build(key, Assignment, decode_object(key, value, "assignment"), {"warnings": _texts, "missing": _texts})
 
 
 def decode_failure(key: str, data: Mapping[str, Any]) -> FailureRecord:
@@ -78,6 +79,7 @@ def decode_end(key: str, value: bytes) -> RoundEnd:
             "cause": Cause,
             "verdict": Verdict,
             "lost": _texts,
+            "missing": _texts,
             "lost_ranks": lambda raw: tuple(_exactly(int, item) for item in _list(raw)),
             "delay_seconds": lambda raw: float(_exactly((int, float), raw)),
             "failure": lambda raw: None if raw is None else decode_failure(key, _mapping(raw)),
@@ -95,7 +97,7 @@ _KINDS: Mapping[type, str] = {
 
 def _fields(record: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for attribute in type(record).__attrs_attrs__:
+    for attribute in fields_of(type(record)):
         value = getattr(record, attribute.name)
         if value != attribute.default:
             result[attribute.name] = _short(value)
@@ -123,7 +125,7 @@ def _plain(value: Any) -> Any:
 def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping[str, Callable[[Any], Any]]) -> _T:
     arguments: dict[str, Any] = {}
     try:
-        for attribute in cast(Any, record).__attrs_attrs__:
+        for attribute in fields_of(record):
             if attribute.name not in data:
                 continue
             raw = data[attribute.name]

@@ -8,11 +8,9 @@ from __future__ import annotations
 import threading
 from typing import final
 
-from attrs import evolve
-
 from quorate.clock import monotonic
 from quorate.errors import RendezvousClosedError, UsageError
-from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
+from quorate.records import Cause, NodeRecord, RoundEnd, Verdict, evolve
 from quorate.rendezvous import (
     PortReservation,
     RendezvousHandler,
