@@ -1,4 +1,4 @@
-"""Runs the rendezvous machine against a real store.  Decides nothing.
+"""Runs the rendezvous machine against a real store.  Decides nothing; what is to be decided, ``_interpreter`` does.
 
 Three threads, so that a store that hangs can neither hold up the machine's clock nor the agent:
 
@@ -11,34 +11,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, final
 
 from ..clock import monotonic
 from ..errors import QuorateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
-from ._machine import initial_state, step
-from ._protocol import (
-    Appeared,
-    AskRescale,
-    Call,
-    Command,
-    Failed,
-    GaveUp,
-    Input,
-    Key,
-    Ordered,
-    OrderNodes,
-    Output,
-    Reply,
-    Rescaled,
-    Settings,
-    State,
-    Tick,
-    Wait,
-    wake_at,
-)
+from ._interpreter import Interpreter, WaitDesk
+from ._protocol import Call, Failed, GaveUp, Input, Key, Output, Reply, Settings, State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
 
 __all__ = ["Driver"]
@@ -69,20 +49,15 @@ class Driver:
         tell: Callable[[Output], None],
         operation_timeout: float = 10.0,
     ) -> None:
-        self._state: State = initial_state(settings)
         self._open_store = open_store
-        self._decide_ranks, self._decide_rescale = decide_ranks, decide_rescale
-        self._tell = tell
-        self._operation_timeout = operation_timeout
+        self.decide_ranks, self.decide_rescale, self.tell = decide_ranks, decide_rescale, tell
+        self._interpreter = Interpreter(settings, self, monotonic, operation_timeout)
         self._inputs: queue.SimpleQueue[Input | None] = queue.SimpleQueue()
         self._calls: queue.SimpleQueue[Call | Callable[[Store], None] | None] = queue.SimpleQueue()
-        self._overdue: deque[tuple[float, Call]] = deque()
         self._store: Store | None = None
         self._opening = False
         self._opened = threading.Event()
-        self._target: str | None = None
-        self._target_changed = threading.Condition()
-        self._in_wait = False
+        self._desk, self._desk_changed = WaitDesk(), threading.Condition()
         self._closing = False
         self._linger = 0.0
         self._threads: list[threading.Thread] = []
@@ -90,7 +65,7 @@ class Driver:
     @property
     def state(self) -> State:
         """The machine's last state (a frozen record, safe to read from any thread)."""
-        return self._state
+        return self._interpreter.state
 
     def start(self) -> None:
         """Start the threads.  Called once."""
@@ -135,7 +110,7 @@ class Driver:
         self._closing, self._linger = True, linger
         self._inputs.put(None)
         self._calls.put(None)
-        self._aim(None)
+        self.aim(None)
         self._opened.set()
         deadline = monotonic() + timeout + linger
         for thread in self._threads:
@@ -145,62 +120,35 @@ class Driver:
     # --- the rendezvous thread ------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        backlog: deque[Input] = deque()
         while True:
-            event = backlog.popleft() if backlog else self._next_input()
+            event = self._next_input()
             if event is None:
                 return
-            result = step(self._state, event, monotonic())
-            self._state = result.state
-            for command in result.commands:
-                answer = self._execute(command)
-                if answer is not None:
-                    backlog.append(answer)
+            self._interpreter.feed(event)
 
     def _next_input(self) -> Input | None:
-        """Return the next input; a Tick when time is due, before anything else, so that no flood delays it."""
-        now = monotonic()
-        due = wake_at(self._state)
-        if due is not None and due <= now:
-            return Tick()
-        if self._overdue and self._overdue[0][0] <= now:
-            return self._call_is_overdue(now)
-        times = [time for time in (due, self._overdue[0][0] if self._overdue else None) if time is not None]
-        try:
-            return self._inputs.get(timeout=max(0.0, min(times) - now) if times else None)
-        except queue.Empty:
-            return self._next_input()
-
-    def _call_is_overdue(self, now: float) -> Input | None:
-        _, call = self._overdue.popleft()
-        if self._opening:
-            self._overdue.append((now + self._operation_timeout, call))
-            return Tick()
-        if self._is_answered(call):
-            return Tick()
-        return Failed(call, f"no answer within {self._operation_timeout:g} s")
-
-    def _is_answered(self, call: Call) -> bool:
-        return self._state.pending.get(call.tag) is not call
-
-    def _execute(self, command: Command) -> Input | None:
-        if isinstance(command, Call):
-            self._overdue.append((monotonic() + self._operation_timeout, command))
-            while self._overdue and self._is_answered(self._overdue[0][1]):
-                self._overdue.popleft()
-            self._calls.put(command)
-        elif isinstance(command, Wait):
-            self._aim(command.key)
-        elif isinstance(command, OrderNodes):
+        while True:
+            event = self._interpreter.timely(self._opening)
+            if event is not None:
+                return event
+            due = self._interpreter.next_due()
             try:
-                return Ordered(tuple(self._decide_ranks(command.nodes, command.previous)))
-            except Exception as error:
-                return Ordered((), str(error) if isinstance(error, QuorateError) else f"decide_ranks raised {error!r}")
-        elif isinstance(command, AskRescale):
-            return Rescaled(bool(self._decide_rescale(command.summary, command.waiting)))
-        else:
-            self._tell(command)
-        return None
+                return self._inputs.get(timeout=None if due is None else max(0.0, due - monotonic()))
+            except queue.Empty:
+                pass
+
+    def call(self, call: Call) -> None:
+        """Queue a call for the store thread."""
+        self._calls.put(call)
+
+    def aim(self, key: str | None) -> None:
+        """Have the wait thread wait for ``key`` instead of whatever it waits for."""
+        with self._desk_changed:
+            is_waiting = self._desk.aim(key)
+            self._desk_changed.notify_all()
+            store = self._store
+            if is_waiting and isinstance(store, InterruptibleStore):
+                store.interrupt()
 
     # --- the store thread -----------------------------------------------------------------------------------------
 
@@ -231,7 +179,7 @@ class Driver:
 
     def _say_farewell(self, store: Store) -> None:
         """Count this node out of the last round; the store's host stays until all are out, or ``linger`` is over."""
-        state = self._state
+        state = self.state
         if state.assignment is not None:
             number, members = state.assignment.round_number, state.assignment.group_world_size
         elif state.previous is not None:
@@ -258,44 +206,34 @@ class Driver:
         """A store that raises what the contract does not name, or wrong settings: nothing to retry."""
         kind = "state" if isinstance(error, QuorateError) else "crash"
         text = str(error) if isinstance(error, QuorateError) else f"the store raised {type(error).__name__}: {error}"
-        self._tell(GaveUp(kind, text))
+        self.tell(GaveUp(kind, text))
 
     # --- the wait thread ------------------------------------------------------------------------------------------
-
-    def _aim(self, key: str | None) -> None:
-        with self._target_changed:
-            self._target = key
-            self._target_changed.notify_all()
-            store = self._store
-            if self._in_wait and isinstance(store, InterruptibleStore):
-                store.interrupt()
 
     def _run_wait(self) -> None:
         self._opened.wait()
         while True:
-            with self._target_changed:
-                while self._target is None and not self._closing:
-                    self._target_changed.wait()
+            with self._desk_changed:
+                while (key := self._desk.begin()) is None and not self._closing:
+                    self._desk_changed.wait()
                 if self._closing:
                     return
-                key, store = self._target, self._store
-                self._in_wait = True
+            store = self._store
             assert store is not None
             assert key is not None
-            value, event = None, None
+            value, trouble = None, None
             try:
                 can_stop = isinstance(store, InterruptibleStore)
                 value = store.wait(key, _LONG_WAIT_SECONDS if can_stop else _SLICE_SECONDS)
             except StoreUnavailableError as error:
-                event = Failed(None, str(error), isinstance(error, StoreLostError))
+                trouble = Failed(None, str(error), isinstance(error, StoreLostError))
             except Exception as error:
                 self._crash(error)
                 return
-            with self._target_changed:
-                self._in_wait = False
-                if self._target == key and (value is not None or event is not None):
-                    self._target = None
-                    self.post(event or Appeared(key, value or b""))
+            with self._desk_changed:
+                event = self._desk.finish(key, value, trouble)
+                if event is not None:
+                    self.post(event)
 
 
 def _perform(store: Store, call: Call) -> Any:
