@@ -100,8 +100,7 @@ else:
 
     def frozen(cls: type) -> type:
         """Make ``cls`` a frozen, slotted record of its annotated names."""
-        annotations = vars(cls).get("__annotations__", {})
-        fields = tuple(_take(cls, name, text) for name, text in annotations.items())
+        fields = tuple(_take(cls, name, text) for name, text in cls.__annotations__.items())
         names = tuple(each.name for each in fields)
         body = {name: value for name, value in cls.__dict__.items() if name not in names and name not in _INSTANCE_ONLY}
         body.update(

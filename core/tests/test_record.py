@@ -1,0 +1,154 @@
+"""The core's records mean what attrs' mean: the same definitions, made by both, behave alike."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quorate import _record, records
+from quorate._record import Field, fields_of
+from quorate.records import Cause, NodeRecord, RestartBudget
+
+
+@_record.frozen
+class Point:
+    """A record with something of everything."""
+
+    x: int = _record.field(validator=_record.ge(0))
+    label: str = "none"
+    tags: list[str] = _record.field(factory=list)
+    scale: float = _record.field(default=1, converter=float, kw_only=True)
+    secret: str = _record.field(default="", repr=False, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.label == "bad":
+            raise ValueError("bad label")
+
+    @property
+    def double(self) -> int:
+        return 2 * self.x
+
+
+def _twin() -> Any:
+    """Return the same definition, made by attrs."""
+
+    def post_init(self: Any) -> None:
+        if self.label == "bad":
+            raise ValueError("bad label")
+
+    return attrs.make_class(
+        "Point",
+        {
+            "x": attrs.field(validator=attrs.validators.ge(0)),
+            "label": attrs.field(default="none"),
+            "tags": attrs.field(factory=list),
+            "scale": attrs.field(default=1, converter=float, kw_only=True),
+            "secret": attrs.field(default="", repr=False, kw_only=True),
+        },
+        frozen=True,
+        slots=True,
+        class_body={"__attrs_post_init__": post_init},
+    )
+
+
+TWIN = _twin()
+ARGUMENTS = st.tuples(
+    st.lists(st.one_of(st.integers(-2, 5), st.sampled_from(["", "a", "bad"])), max_size=4),
+    st.dictionaries(st.sampled_from(["x", "label", "tags", "scale", "secret", "no"]), st.integers(-2, 5), max_size=3),
+)
+
+
+def outcome(make: Callable[..., Any], arguments: tuple[list[Any], dict[str, Any]]) -> Any:
+    try:
+        made = make(*arguments[0], **arguments[1])
+    except (TypeError, ValueError) as error:
+        return type(error)
+    return attrs.asdict(made), repr(made)
+
+
+@given(ARGUMENTS)
+def test_any_call_has_the_outcome_that_attrs_gives_it(arguments: tuple[list[Any], dict[str, Any]]) -> None:
+    assert outcome(Point, arguments) == outcome(TWIN, arguments)
+
+
+def test_attrs_knows_our_records() -> None:
+    point = Point(1, tags=["a"])
+    assert attrs.has(Point)
+    assert [each.name for each in attrs.fields(Point)] == [each.name for each in attrs.fields(TWIN)]
+    assert attrs.evolve(point, x=2) == Point(2, tags=["a"])
+    assert attrs.asdict(point) == {"x": 1, "label": "none", "tags": ["a"], "scale": 1.0, "secret": ""}
+
+
+def test_every_record_of_the_core_is_one_that_attrs_knows() -> None:
+    classes = [value for value in vars(records).values() if isinstance(value, type) and attrs.has(value)]
+    assert NodeRecord in classes
+    for cls in classes:
+        assert [each.name for each in attrs.fields(cls)] == [each.name for each in fields_of(cls)]
+
+
+def test_a_record_is_frozen_slotted_and_weakly_referable() -> None:
+    point: Any = Point(1)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        point.x = 2
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        del point.x
+    assert not hasattr(point, "__dict__")
+    import weakref
+
+    assert weakref.ref(point)() is point
+
+
+def test_records_are_values() -> None:
+    one, same, other = RestartBudget(1, 3), RestartBudget(1, 3), RestartBudget(1, 3, Cause.HANG)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != (1, 3)
+    assert len({one, same, other}) == 2
+
+
+def test_a_default_made_by_a_factory_is_each_instances_own() -> None:
+    one, other = Point(1), Point(1)
+    one.tags.append("a")
+    assert other.tags == []
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_record_can_be_copied_and_pickled(again: Callable[[Any], Any]) -> None:
+    record = NodeRecord("n", "role", 2, host="h", rank_hint=1)
+    assert again(record) == record
+
+
+def test_a_record_matches_by_position() -> None:
+    assert RestartBudget.__match_args__[:2] == ("used", "allowed")  # type: ignore[attr-defined] # as attrs' classes
+    assert "scale" not in Point.__match_args__  # type: ignore[attr-defined] # keyword-only
+
+
+def test_what_a_field_refuses_is_named() -> None:
+    with pytest.raises(ValueError, match="x is -1; it must be at least 0"):
+        Point(-1)
+
+
+def test_fields_keep_their_annotations_as_text() -> None:
+    assert {each.name: each.type for each in fields_of(RestartBudget)}["last_cause"] == "Cause | None"
+    assert all(isinstance(each, Field) for each in fields_of(Point))
+
+
+def test_attrs_is_not_imported_until_it_is_asked_for() -> None:
+    """That is what the records' own decorator is for."""
+    code = (
+        "import sys, quorate.records as r; assert 'attr' not in sys.modules\n"
+        "budget = r.evolve(r.RestartBudget(1, 3), used=2); repr(budget), hash(budget), budget == budget\n"
+        "assert 'attr' not in sys.modules\n"
+        "import attrs; assert attrs.evolve(budget, used=1) == r.RestartBudget(1, 3)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
