@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from .._record import evolve
 from ..errors import RendezvousClosedError, RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
@@ -17,7 +17,10 @@ from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import RendezvousHandler, RendezvousInfo
 from ._protocol import Input, JobClosed, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
 
-__all__ = ["Membership", "open_membership"]
+if TYPE_CHECKING:
+    from ..rendezvous import _protocol as rendezvous
+
+__all__ = ["Membership", "agent_input", "open_membership"]
 
 _LOOK_SECONDS = 1.0
 _CLOSE_SECONDS = 0.2
@@ -46,26 +49,35 @@ def open_membership(handler: RendezvousHandler, post: Callable[[Input], None]) -
     return _ThreadMembership(handler, post)
 
 
+def agent_input(output: rendezvous.Output) -> Input | None:
+    """Return what an output of the rendezvous machine is to the agent's."""
+    from ..rendezvous import _protocol as rendezvous
+
+    if isinstance(output, rendezvous.Joined):
+        return RoundJoined(output.assignment)
+    if isinstance(output, rendezvous.Ended):
+        return RoundEnded(output.end)
+    if isinstance(output, rendezvous.Closed):
+        return JobClosed(output.end)
+    if isinstance(output, rendezvous.GaveUp):
+        return RendezvousFailed(output.kind, output.problem)
+    if isinstance(output, rendezvous.StandingBy):
+        return StandingBy(output.reason)
+    return None
+
+
 @final
 class _StoreMembership:
     def __init__(self, handler: RendezvousHandler, post: Callable[[Input], None]) -> None:
         from ..rendezvous import StoreRendezvousHandler
-        from ..rendezvous import _protocol as rendezvous
 
         assert isinstance(handler, StoreRendezvousHandler)
         self._handler = handler
 
         def hear(output: rendezvous.Output) -> None:
-            if isinstance(output, rendezvous.Joined):
-                post(RoundJoined(output.assignment))
-            elif isinstance(output, rendezvous.Ended):
-                post(RoundEnded(output.end))
-            elif isinstance(output, rendezvous.Closed):
-                post(JobClosed(output.end))
-            elif isinstance(output, rendezvous.GaveUp):
-                post(RendezvousFailed(output.kind, output.problem))
-            elif isinstance(output, rendezvous.StandingBy):
-                post(StandingBy(output.reason))
+            event = agent_input(output)
+            if event is not None:
+                post(event)
 
         handler.subscribe(hear)
 
