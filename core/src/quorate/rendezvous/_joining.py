@@ -58,6 +58,9 @@ def on_look_round(turn: Turn, values: list[bytes | None]) -> None:
             _look_at_round(turn, number - 1)  # the counter ran ahead: its increment was retried
             return
         ended = decode_end(Key.ended(number - 1), before_ended)
+        if ended.verdict.is_terminal:  # its writer counts the round, whatever the verdict
+            close(turn, ended)
+            return
         turn.set(previous=Previous(read_summary(number - 1, before_sealed), ended))
     sealed, over = values[-2:]
     if over is not None:

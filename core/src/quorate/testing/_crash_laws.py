@@ -1,0 +1,199 @@
+"""Laws about nodes that die, stop or live in another time: the others go on, and nobody is split off in silence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import IO, final
+
+from ..errors import RendezvousClosedError
+from ..records import Cause
+from ..records import Verdict as RoundVerdict
+from ._gate import Gate
+from ._law import Ability, Tier, law
+from ._membership_laws import require_one_world
+from ._subject import Job, Member, Subject, join_all, require, result_of, settle, start
+
+_LEASE_SECONDS = 1.0
+#: Above the number of calls that a node makes from its first one until its round has ended.
+_MOST_CALLS = 24
+
+
+@law(Tier.MEMBERSHIP, Ability.STORE, Ability.SEVERAL_NODES)
+def dead_member_is_superseded(subject: Subject) -> None:
+    """A member that falls silent is taken for lost after its lease, and the others form the next round without it.
+
+    Each node's counter must be seen to stand still: a store that serves old values, or none, hides it.
+    """
+    job, gate = subject.job(), Gate()
+    alive, dead = job.member(1, 2), job.member(1, 2, gate=gate)
+    join_all([alive, dead], subject.patience)
+    gate.shut()
+    end = alive.await_change()
+    require(end is not None and end.cause is Cause.NODE_LOST, f"the round should have ended for a lost node, not {end}")
+    require_one_world([alive.join()])
+
+
+@law(Tier.MEMBERSHIP, Ability.STORE, Ability.SEVERAL_NODES)
+def returning_member_learns_its_loss(subject: Subject) -> None:
+    """A member that was taken for lost, and goes on after all, learns that its round has ended, and joins again.
+
+    Its wait must end with the key that was written in the meantime. Two worlds that both run are the worst there is.
+    """
+    job, gate = subject.job(), Gate()
+    alive, away = job.member(1, 2), job.member(1, 2, gate=gate)
+    join_all([alive, away], subject.patience)
+    gate.shut()
+    alive.await_change()
+    require_one_world([alive.join()])
+    gate.open()
+    away.await_change()
+    joining = away.joining()
+    alive.await_change()
+    require_one_world([alive.join(), result_of(joining, subject.patience, "next_rendezvous of the node that was away")])
+
+
+@law(Tier.MEMBERSHIP, Ability.STORE, Ability.SEVERAL_NODES)
+def crash_at_any_call_is_survived(subject: Subject) -> None:
+    """A node may die after any of its calls of the store, whichever: the other one gets its round and its job ends.
+
+    What is shown is after how many calls the node died. The protocol is the core's, so look for a store whose writes
+    are half done when a client goes silent, or for locks that die with their owner.
+    """
+    if subject.is_hosted:  # one endpoint, one job at a time
+        for number in range(0, _MOST_CALLS, 4):
+            with subject:
+                _survive_crash(subject, number)
+        return
+    surviving = {number: start(_survive_crash, subject, number) for number in range(_MOST_CALLS)}
+    for number, future in surviving.items():
+        result_of(future, 2 * subject.patience, f"the node that survives a crash after {number} calls")
+
+
+def _survive_crash(subject: Subject, number: int) -> None:
+    job, gate = subject.job(), Gate(number)
+    doomed, survivor = job.member(1, 2, gate=gate), job.member(1, 2)
+    doing = start(_do_work, doomed)
+    if number % 2:
+        settle(doing, 0.1)  # sometimes it comes first, sometimes both come at once
+    working = start(_do_work, survivor)
+    settle(working, subject.patience)
+    require(
+        working.done(), f"after a node has died at call {number + 1} of the store, the other one's job does not end"
+    )
+    verdict = working.result()
+    require(
+        verdict is RoundVerdict.SUCCEEDED,
+        f"after a node has died at call {number + 1}, the other one's job ended as {verdict.value}",
+    )
+    gate.open()
+    settle(doing, subject.patience)
+
+
+def _do_work(member: Member) -> RoundVerdict:
+    """Run rounds, with work that is done at once, until the job has ended; returns how it ended."""
+    while True:
+        try:
+            member.join()
+        except RendezvousClosedError as error:
+            return RoundVerdict.SUCCEEDED if error.succeeded else RoundVerdict.STOPPED
+        member.handler.report_done()
+        end = member.await_change()
+        if end is not None and end.verdict.is_terminal:
+            return end.verdict
+
+
+# --- real processes ---------------------------------------------------------------------------------------------------
+
+
+@final
+class _Child:
+    """A node of the job in a process of its own (``_member``), for what cannot be done to a thread."""
+
+    def __init__(self, job: Job, skew_seconds: float = 0.0) -> None:
+        parameters = job.parameters()
+        settings = ",".join(f"{name}={value}" for name, value in parameters.config.items())
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [sys.executable, "-m", "quorate.testing._member", parameters.backend, parameters.endpoint]
+        self._process = subprocess.Popen(
+            [*command, parameters.run_id, settings, str(skew_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        job.subject.cleanup(self.close)
+        self._patience = job.subject.patience
+
+    def joined(self) -> str:
+        """Wait until it has joined; returns ``"rank of size"``."""
+        assert self._process.stdout is not None
+        pipe: IO[bytes] = self._process.stdout
+        line = result_of(start(pipe.readline), 2 * self._patience, "a node in another process").decode().strip()
+        require(line, "a node in another process has ended without joining; see its traceback")
+        return line
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it, and wait until it is gone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(self._patience)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+        self.kill()
+        self._process.stdout.close()
+
+
+@law(Tier.MEMBERSHIP, Ability.ENTRY_POINT, Ability.SEVERAL_NODES)
+def killed_process_is_superseded(subject: Subject) -> None:
+    """A node whose process is killed with SIGKILL is superseded like any other: the rest forms the next round.
+
+    Whatever the client library keeps in the server for a member must end with it, without a goodbye.
+    """
+    job = subject.job()
+    alive = job.member(1, 2)
+    joining = alive.joining()
+    if subject.is_hosted:  # the store must not die with the child
+        result_of(joining, subject.patience, "next_rendezvous")
+    child = _Child(job)
+    _meet(alive, child, joining.result(subject.patience).world_size, subject)
+    child.kill()
+    alive.await_change()
+    require_one_world([alive.join()])
+
+
+@law(Tier.MEMBERSHIP, Ability.ENTRY_POINT, Ability.SEVERAL_NODES)
+def clock_skew_changes_nothing(subject: Subject) -> None:
+    """Nodes whose clocks differ by an hour meet, stay together for several leases, and part in order.
+
+    Compare no times of different hosts: no expiry that one node computes and another one judges. Let the server
+    count down, or have each node count on its own monotonic clock.
+    """
+    job = subject.job()
+    alive = job.member(1, 2)
+    size = alive.join().world_size
+    child = _Child(job, skew_seconds=3600.0)
+    _meet(alive, child, size, subject)
+    watching = start(alive.handler.wait_for_change, 2.5 * _LEASE_SECONDS)
+    end = result_of(watching, subject.patience, "wait_for_change")
+    require(end is None, f"a round with a node whose clock is an hour ahead ended: {end.reason if end else ''}")
+    require(alive.handler.num_nodes_waiting() == 0, "a member whose clock is an hour ahead was taken for lost")
+    alive.handler.set_closed()
+    alive.await_change()
+
+
+def _meet(alive: Member, child: _Child, world_size: int, subject: Subject) -> None:
+    """Go through rounds until both nodes are in one; joining takes as many as it takes."""
+    if world_size < 2:
+        alive.await_change()
+        require_size = alive.join().world_size
+        require(require_size == 2, f"the round after a node has come has {require_size} nodes, not 2")
+    words = child.joined()
+    require(words.endswith(" of 2"), f"two nodes meet, yet one of them is told {words}")

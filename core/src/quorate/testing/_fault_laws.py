@@ -1,0 +1,145 @@
+"""Laws about a server that is cut off, stopped or restarted: a node may learn nothing, but it must not learn a lie.
+
+What does not live here: nodes that crash or pause (``_crash_laws``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..clock import monotonic
+from ..errors import StoreLostError, StoreUnavailableError
+from ..rendezvous import Store
+from ._law import Ability, LawBrokenError, Tier, law
+from ._subject import Subject, require, settle, start
+
+_T = TypeVar("_T")
+#: What ``operation_timeout`` is set to; the deadline of an operation of a backend that has no such setting.
+_OPERATION_SECONDS = 1.0
+_SLACK_SECONDS = 10.0
+
+
+def _open(subject: Subject) -> tuple[Store, Store]:
+    job = subject.job()
+    settings = {"operation_timeout": _OPERATION_SECONDS, **subject.settings}
+    return job.open(**settings), job.open(**settings)
+
+
+def _once_it_answers(subject: Subject, call: Callable[[], _T], what: str) -> _T:
+    """Return what ``call`` answers, once the store answers again."""
+    deadline = monotonic() + subject.patience
+    while True:
+        try:
+            return call()
+        except StoreLostError:
+            raise
+        except StoreUnavailableError as error:
+            if monotonic() > deadline:
+                raise LawBrokenError(f"{what} {subject.patience:g} s after the fault is over: {error}") from error
+        threading.Event().wait(0.1)
+
+
+def _require_unavailable(subject: Subject, store: Store, fault: str) -> None:
+    """Every operation must say that it got no answer, and wait may also time out, all within the deadline."""
+    calls: dict[str, Callable[[], Any]] = {
+        "get": lambda: store.get(["before"]),
+        "put": lambda: store.put("during", b"?"),
+        "wait": lambda: store.wait("absent", 0.5),
+    }
+    for name, call in calls.items():
+        calling = start(call)
+        settle(calling, _OPERATION_SECONDS + _SLACK_SECONDS)
+        require(calling.done(), f"{name} hangs while the server is {fault}")
+        error = calling.exception()
+        if error is None:
+            require(
+                name == "wait" and calling.result() is None,
+                f"{name} answers {calling.result()!r} while the server is {fault}",
+            )
+        elif not isinstance(error, StoreUnavailableError):
+            raise LawBrokenError(f"{name} raises {type(error).__name__} while the server is {fault}: {error}")
+
+
+def _require_intact(subject: Subject, store: Store, fault: str) -> None:
+    """After the fault, what was written is there, and may be written to; or the store is known to be lost."""
+    try:
+        again = _once_it_answers(subject, lambda: store.get(["before"]), "get fails")
+        require(again == [b"value"], f"after the server was {fault}, a key that was written reads {again[0]!r}")
+        created = _once_it_answers(subject, lambda: store.create("before", b"other"), "create fails")
+        require(not created, f"after the server was {fault}, create wrote over a key that existed")
+    except StoreLostError:
+        return
+    _once_it_answers(subject, lambda: store.put("after", b"value"), "put fails")
+    value = _once_it_answers(subject, lambda: store.wait("after", 5.0), "wait fails")
+    require(value == b"value", f"after the server was {fault}, wait does not see a key that is there")
+
+
+@law(Tier.STORE, Ability.PARTITION)
+def partition_is_told_and_survived(subject: Subject) -> None:
+    """Cut off from its server, every operation raises StoreUnavailableError within its deadline; later the same store
+    works again, with all that it held.
+
+    Give every request a deadline (`operation_timeout`), turn the client's exceptions into StoreUnavailableError, and
+    connect again after a failure. Answering None or [] for "no answer" starts a second job.
+    """
+    store, _ = _open(subject)
+    store.put("before", b"value")
+    with subject.server.partition():
+        _require_unavailable(subject, store, "cut off")
+    _require_intact(subject, store, "cut off")
+
+
+@law(Tier.STORE, Ability.PARTITION)
+def wait_survives_a_partition(subject: Subject) -> None:
+    """A key that is written after a partition reaches the member that was waiting through it.
+
+    Either the wait goes on by itself, or it raises StoreUnavailableError or returns None in time, and the next wait
+    finds the key. A connection that died without a word must not be waited on for ever.
+    """
+    waiter, writer = _open(subject)
+    timeout = 2.0 * subject.patience
+    waiting = start(waiter.wait, "key", timeout)
+    threading.Event().wait(0.1)
+    with subject.server.partition():
+        threading.Event().wait(0.5)
+    _once_it_answers(subject, lambda: writer.create("key", b"value"), "create fails")
+    settle(waiting, subject.patience)
+    require(waiting.done(), "a wait that began before a partition never ends")
+    if waiting.exception() is None and waiting.result() is not None:
+        require(waiting.result() == b"value", f"the wait returned {waiting.result()!r}")
+        return
+    error = waiting.exception()
+    require(error is None or isinstance(error, StoreUnavailableError), f"the wait raised {type(error).__name__}")
+    again = _once_it_answers(subject, lambda: waiter.wait("key", subject.patience), "wait fails")
+    require(again == b"value", f"the wait after the partition returned {again!r}")
+
+
+@law(Tier.STORE, Ability.PAUSE)
+def pause_is_told_and_survived(subject: Subject) -> None:
+    """A server that is stopped keeps its connections open and answers nothing: operations end at their deadline, and
+    work again once it goes on.
+
+    A connect time-out is not enough: each read needs a time-out, too.
+    """
+    store, _ = _open(subject)
+    store.put("before", b"value")
+    with subject.server.pause():
+        _require_unavailable(subject, store, "stopped")
+    _require_intact(subject, store, "stopped")
+
+
+@law(Tier.STORE, Ability.RESTART)
+def restart_loses_nothing_in_silence(subject: Subject) -> None:
+    """After a restart of the server, stores that were open work again with all that they held, or raise
+    StoreLostError. Never does a job find its own store empty and begin anew.
+
+    Connect again. If the server does not keep its data, mark the job when it is opened, and raise StoreLostError when
+    the mark has gone.
+    """
+    store, other = _open(subject)
+    store.put("before", b"value")
+    subject.server.restart()
+    for one in (store, other):
+        _require_intact(subject, one, "restarted")

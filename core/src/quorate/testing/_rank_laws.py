@@ -1,0 +1,95 @@
+"""Laws about ranks, for nodes of any roles and sizes: what workers compute with must be dense and agreed upon.
+
+The shapes come from Hypothesis, seeded alike each time, so that a law that is broken is broken again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..records import Assignment, NodeRecord
+from ..rendezvous import assign_ranks
+from ._law import Ability, LawBrokenError, Tier, law
+from ._membership_laws import require_one_world
+from ._subject import Subject, join_all, require
+
+_ROLES = ("master", "trainer", "ps")
+Shape = tuple[str, int]
+
+
+def require_ranks(seats: Sequence[Assignment]) -> None:
+    """Raise LawBrokenError unless ``seats`` are all the places of one round."""
+    seats = sorted(seats, key=lambda seat: seat.group_rank)
+    groups = [seat.group_rank for seat in seats]
+    require(groups == list(range(len(seats))), f"the group ranks are {groups}")
+    world = sum(seat.local_world_size for seat in seats)
+    ranks = [seat.first_rank + local for seat in seats for local in range(seat.local_world_size)]
+    require(ranks == list(range(world)), f"the global ranks, by group rank, are {ranks}")
+    require({seat.world_size for seat in seats} == {world}, f"members are told different sizes of a world of {world}")
+    for role in {seat.role for seat in seats}:
+        own = [seat for seat in seats if seat.role == role]
+        size = sum(seat.local_world_size for seat in own)
+        found = sorted(seat.first_role_rank + local for seat in own for local in range(seat.local_world_size))
+        require(found == list(range(size)), f"the ranks within the role {role!r} are {found}")
+        require({seat.role_world_size for seat in own} == {size}, f"the size of the role {role!r} is told differently")
+
+
+def _for_shapes(count: int, largest: int, test: Callable[[list[Shape]], None]) -> None:
+    """Run ``test`` with ``count`` sets of up to ``largest`` nodes, each a role and a local world size."""
+    try:
+        from hypothesis import HealthCheck, Phase, given, settings
+        from hypothesis import strategies as st
+    except ImportError:
+        raise LawBrokenError(
+            "it cannot be tried without Hypothesis; install it with: pip install 'quorate-core[testing]'"
+        ) from None
+    shapes = st.lists(st.tuples(st.sampled_from(_ROLES), st.integers(1, 8)), min_size=1, max_size=largest)
+    run: Any = given(shapes)(test)
+    settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate] if count < 50 else [Phase.generate, Phase.shrink],
+    )(run)()
+
+
+@law(Tier.RANKS, Ability.STORE)
+def ranks_are_dense_for_any_nodes(subject: Subject) -> None:
+    """Whatever roles and sizes nodes have, global ranks and ranks within roles count from 0 without gaps, and those of
+    one node are consecutive.
+
+    The order of nodes comes from the hook decide_ranks of the installed plugins: it must answer every member once.
+    """
+
+    def test(shapes: list[Shape]) -> None:
+        nodes = [NodeRecord(f"n{index}", role, size) for index, (role, size) in enumerate(shapes)]
+        order = subject.host.decide("ranks", nodes, [])
+        require(sorted(order) == sorted(node.node_id for node in nodes), f"decide_ranks answers {order}")
+        require_ranks(list(assign_ranks(nodes, order, round_number=0, restart_count=0).values()))
+
+    _for_shapes(60, 12, test)
+
+
+@law(Tier.RANKS, Ability.SEVERAL_NODES)
+def unequal_nodes_are_ranked_together(subject: Subject) -> None:
+    """Nodes of different roles and sizes that meet on the backend are one world, each with the shape it came with.
+
+    A handler of its own may leave the ranks of workers to the core, and then only the group ranks count.
+    """
+
+    def test(shapes: list[Shape]) -> None:
+        with subject:
+            job, size = subject.job(), len(shapes)
+            members = [job.member(size, size, role=role, local_world_size=local) for role, local in shapes]
+            infos = join_all(members, subject.patience)
+            require_one_world(infos)
+            seats = [info.assignment for info in infos if info.assignment is not None]
+            if len(seats) == size:
+                require_ranks(seats)
+                told = [(seat.role, seat.local_world_size) for seat in seats]
+                require(told == shapes, f"nodes that came as {shapes} are told {told}")
+
+    _for_shapes(4, 4, test)

@@ -1,0 +1,221 @@
+"""What the author of a backend's tests serves it with: a server program, a way through that can be cut, free ports.
+
+What does not live here: the laws that make use of it (``_fault_laws``).
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import final
+
+from ..clock import monotonic
+from ..errors import UsageError
+from ..rendezvous._address import parse_endpoint
+
+__all__ = ["CuttableProxy", "FreshPorts", "ServerProcess", "free_port"]
+
+_CHUNK = 1 << 16
+_START_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 on which nobody listens, and which the next to ask is unlikely to get."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@final
+class FreshPorts:
+    """The ``server`` of a backend that one of the nodes hosts: each job meets at a port of its own."""
+
+    @property
+    def endpoint(self) -> str:
+        """Another endpoint each time."""
+        return f"127.0.0.1:{free_port()}"
+
+
+@final
+class CuttableProxy:
+    """Forwards TCP connections to ``target`` until it is cut; then it is as if every packet were lost.
+
+    Connections stay open while it is cut, and go on when it is not any more, as those of a network do.
+
+    Arguments:
+        target: ``host:port`` of the real server.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = parse_endpoint(target)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._wake, self._woken = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._peers: dict[socket.socket, socket.socket] = {}
+        self._is_cut = self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="cuttable proxy", daemon=True)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._thread.start()
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients connect to."""
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @contextmanager
+    def partition(self) -> Iterator[None]:
+        """Cut the server off for as long as the context is open."""
+        self._set_cut(True)
+        try:
+            yield
+        finally:
+            self._set_cut(False)
+
+    def close(self) -> None:
+        """Close everything."""
+        self._is_closed = True
+        self._wake.send(b"x")
+        self._thread.join(_START_SECONDS)
+        for sock in (self._listener, self._wake, self._woken, *self._peers):
+            sock.close()
+        self._selector.close()
+
+    def _set_cut(self, value: bool) -> None:
+        self._is_cut = value
+        self._wake.send(b"x")
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            # While it is cut only the wake-up is listened to: what clients send stays where it is.
+            for key, _ in self._selector.select():
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                if sock is self._woken:
+                    sock.recv(_CHUNK)
+                    self._listen_to_clients(not self._is_cut)
+                elif not self._is_cut and sock is self._listener:
+                    self._accept()
+                elif not self._is_cut and sock in self._peers:
+                    self._forward(sock)
+
+    def _listen_to_clients(self, listen: bool) -> None:
+        for sock in (self._listener, *self._peers):
+            is_registered = sock in self._selector.get_map()
+            if listen and not is_registered:
+                self._selector.register(sock, selectors.EVENT_READ)
+            elif not listen and is_registered:
+                self._selector.unregister(sock)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        try:
+            server = socket.create_connection(self._target, timeout=5.0)
+        except OSError:
+            client.close()  # the server is away: the client sees its connection end at once
+            return
+        for one, other in ((client, server), (server, client)):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            one.settimeout(5.0)
+            self._peers[one] = other
+            self._selector.register(one, selectors.EVENT_READ)
+
+    def _forward(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(_CHUNK)
+            if data:
+                self._peers[sock].sendall(data)
+                return
+        except OSError:
+            pass
+        for one in (sock, self._peers[sock]):
+            del self._peers[one]
+            self._selector.unregister(one)
+            one.close()
+
+
+@final
+class ServerProcess:
+    """A server program on this machine, behind a proxy, so that it can be cut off, stopped and restarted.
+
+    Also a context manager.  ``endpoint`` is the proxy's; it stays the same over restarts.
+
+    Arguments:
+        command: the program and its arguments; it has to listen on ``port`` of 127.0.0.1, in the foreground.
+        port: that port, such as :func:`free_port` gives.
+
+    Raises:
+        UsageError: the program ends, or does not listen within half a minute.
+    """
+
+    def __init__(self, command: Sequence[str], port: int) -> None:
+        self._command, self._port = list(command), port
+        self._process = self._start()
+        self._proxy = CuttableProxy(f"127.0.0.1:{port}")
+
+    @property
+    def endpoint(self) -> str:
+        """Where clients connect to."""
+        return self._proxy.endpoint
+
+    @contextmanager
+    def partition(self) -> Iterator[None]:
+        """Cut the server off for as long as the context is open."""
+        with self._proxy.partition():
+            yield
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Stop the server (SIGSTOP) for as long as the context is open."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Kill the server (SIGKILL) and start it again."""
+        self._end()
+        self._process = self._start()
+
+    def close(self) -> None:
+        """End the server."""
+        self._end()
+        self._proxy.close()
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        try:
+            process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        except OSError as error:
+            raise UsageError(f"the server {self._command[0]!r} cannot be started: {error.strerror}") from None
+        deadline = monotonic() + _START_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self._port), timeout=1.0).close()
+                return process
+            except OSError:
+                pass
+            if process.poll() is not None or monotonic() > deadline:
+                process.kill()
+                process.wait()
+                raise UsageError(f"{' '.join(self._command)} does not listen on port {self._port}")
+            threading.Event().wait(0.02)

@@ -1,0 +1,36 @@
+"""The conformance kit on the stores of the core: the in-memory store, and one compare-and-swap cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from quorate.rendezvous import CellStore, InMemoryStore, RendezvousBackend
+from quorate.testing import StoreConformance
+
+from .memory import MemoryCell, shared_by_run
+
+ABSENT = {
+    "entry_point": "it is a part of the core",
+    "endpoint": "it lives in this process",
+    "partition": "there is no network",
+    "pause": "there is no server",
+    "restart": "there is no server",
+}
+
+
+class TestInMemoryStore(StoreConformance):
+    backend = RendezvousBackend("memory", "for tests", open_store=shared_by_run(InMemoryStore, InMemoryStore.clone))
+    absent = ABSENT
+
+    @pytest.fixture
+    def server(self) -> str:
+        return ""
+
+
+class TestCellStore(StoreConformance):
+    backend = RendezvousBackend("cell", "for tests", open_store=shared_by_run(MemoryCell, CellStore))
+    absent = {**ABSENT, "interrupt": "a cell is waited for in slices"}
+
+    @pytest.fixture
+    def server(self) -> str:
+        return ""
