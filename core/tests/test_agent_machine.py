@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,8 +32,9 @@ def ended(verdict: Verdict, cause: Cause = Cause.EXCEPTION, restarts: int = 1) -
 class Script:
     """Feeds the machine and keeps what it said."""
 
-    def __init__(self, max_restarts: int = 3, barrier: float = 300.0) -> None:
-        self.state = initial_state(max_restarts, barrier, p.Grace(5.0, 6.0, 7.0, 8.0), host="alpha")
+    def __init__(self, max_restarts: int = 3, barrier: float = 300.0, loss: float = 0.0) -> None:
+        grace = p.Grace(5.0, 6.0, 7.0, 8.0)
+        self.state = initial_state(max_restarts, barrier, grace, host="alpha", loss_timeout=loss)
         self.now = 0.0
 
     def feed(self, event: p.Input) -> tuple[p.Command, ...]:
@@ -130,7 +132,10 @@ def test_a_failure_is_diagnosed_recorded_and_the_group_stopped() -> None:
     assert isinstance(end_round, p.EndRound)
     assert end_round.end.restart_count == 2
     assert end_round.end.delay_seconds == 0.5
-    assert end_round.end.reason == "rank 1 (local rank 1) on alpha failed: ValueError: no; restart 2 of 3"
+    assert (
+        end_round.end.reason
+        == "rank 1 (local rank 1) on alpha failed: ValueError: no; restart 2 of 3, after a pause of 0.5 s"
+    )
     assert stop == p.StopWorkers(15, 5.0)
     assert script.feed(p.WorkersGone()) == ()  # the recorded end is not known yet
     assert script.feed(p.RoundEnded(ended(Verdict.RESTART))) == (p.CheckNode(),)
@@ -235,6 +240,81 @@ def test_workers_that_cannot_start_are_diagnosed_as_such() -> None:
     (diagnose,) = script.feed(p.StartFailed(WorkerExited(0, 0, 127, 0, problem="no such command")))
     assert isinstance(diagnose, p.Diagnose)
     assert diagnose.start_failed
+
+
+# --- victims of another worker's failure ------------------------------------------------------------------------------
+
+VICTIM = evolve(FAILURE, cause=Cause.BROKEN_COLLECTIVE, message="RuntimeError: Connection closed by peer")
+
+
+def with_victim(decision: RestartDecision, seat: Assignment = SEAT) -> Script:
+    """A script whose worker failed over a broken connection; nothing is recorded yet."""
+    script = Script(loss=4.0)
+    script.feed(p.Begin())
+    script.feed(p.NodeChecked())
+    script.feed(p.RoundJoined(seat))
+    script.feed(exited(1, 1))
+    (stop,) = script.feed(p.Diagnosed(VICTIM, decision))
+    assert isinstance(stop, p.StopWorkers), "the workers are stopped at once"
+    return script
+
+
+def test_a_victim_lets_others_say_what_happened() -> None:
+    """Also where no restart is left: losing a node costs none."""
+    script = with_victim(RestartDecision(Verdict.FAILED))
+    assert script.state.wake_at == 4.0
+    assert script.feed(p.WorkersGone()) == ()
+    assert script.state.wake_at == 4.0
+    assert script.feed(p.RoundEnded(ended(Verdict.RESCALE, Cause.NODE_LOST))) == (p.CheckNode(),)
+    assert script.state.history[-1].cause is Cause.NODE_LOST
+    assert script.state.deferred is None
+
+
+@pytest.mark.parametrize("gone_first", [True, False])
+def test_what_a_victim_saw_is_recorded_when_nobody_knows_better(gone_first: bool) -> None:
+    script = with_victim(RestartDecision(Verdict.RESTART, "restart 2 of 3"))
+    if gone_first:
+        script.feed(p.WorkersGone())
+    script.now = 4.0
+    (end_round,) = script.feed(p.Clock(due=True))
+    assert isinstance(end_round, p.EndRound)
+    assert end_round.end.cause is Cause.BROKEN_COLLECTIVE
+    if not gone_first:
+        script.feed(p.WorkersGone())
+    assert script.state.wake_at == 4.0 + script.state.close_timeout
+    assert script.feed(p.RoundEnded(end_round.end)) == (p.CheckNode(),)
+
+
+def test_a_failure_of_this_node_that_comes_to_light_is_recorded_instead() -> None:
+    script = with_victim(RestartDecision(Verdict.RESTART))
+    real = evolve(FAILURE, rank=0, local_rank=0)
+    (decide,) = script.feed(p.Diagnosed(real, None))
+    assert decide == p.Decide(real, RestartBudget(1, 3))
+    (end_round,) = script.feed(p.Diagnosed(real, RestartDecision(Verdict.RESTART)))
+    assert isinstance(end_round, p.EndRound)
+    assert end_round.end.failure == real
+    assert script.state.failures == (VICTIM, real)
+
+
+def test_alone_a_victim_waits_for_what_came_to_light_with_it_and_no_longer() -> None:
+    script = with_victim(RestartDecision(Verdict.RESTART), evolve(SEAT, group_world_size=1, world_size=2))
+    assert script.state.wake_at == 0.0
+
+
+def test_a_victim_of_a_lost_store_is_no_failure_of_the_job() -> None:
+    script = with_victim(RestartDecision(Verdict.FAILED))
+    script.feed(p.RendezvousFailed("lost", "the store is gone"))
+    (finish,) = script.feed(p.WorkersGone())
+    assert outcome_of(finish)[0] is p.Outcome.ERROR
+
+
+def test_the_history_learns_who_did_not_come_back() -> None:
+    script = Script().running()
+    script.feed(p.RoundEnded(ended(Verdict.RESTART)))
+    script.feed(p.WorkersGone())
+    script.feed(p.NodeChecked())
+    script.feed(p.RoundJoined(evolve(SEAT, round_number=4, missing=("group rank 1 was lost",))))
+    assert script.state.history[-1].missing == ("group rank 1 was lost",)
 
 
 # --- the node's health ------------------------------------------------------------------------------------------------
@@ -393,12 +473,17 @@ EVENTS: st.SearchStrategy[p.Input] = st.one_of(
 )
 
 
-@given(st.lists(EVENTS, max_size=40), st.sampled_from([0.0, 300.0]), st.sampled_from(list(Verdict)), st.booleans())
+CAUSES = st.sampled_from([Cause.EXCEPTION, Cause.BROKEN_COLLECTIVE])
+
+
+@given(
+    st.lists(EVENTS, max_size=40), st.sampled_from([0.0, 300.0]), st.sampled_from(list(Verdict)), st.booleans(), CAUSES
+)
 def test_workers_never_outlive_their_round_and_the_agent_finishes_once(
-    events: list[p.Input], barrier: float, verdict: Verdict, exclude: bool
+    events: list[p.Input], barrier: float, verdict: Verdict, exclude: bool, cause: Cause
 ) -> None:
     """No start while workers may be left, no join or finish before they are gone, nothing after the finish."""
-    script = Script(barrier=barrier)
+    script = Script(barrier=barrier, loss=4.0)
     workers_may_be_left = finished = False
     for event in events:
         if isinstance(event, p.WorkersGone):
@@ -418,7 +503,8 @@ def test_workers_never_outlive_their_round_and_the_agent_finishes_once(
                 elif isinstance(command, p.CheckNode):
                     backlog.append(p.NodeChecked())
                 elif isinstance(command, p.Diagnose) and command.budget is not None:
-                    backlog.append(p.Diagnosed(FAILURE, RestartDecision(verdict, exclude_node=exclude)))
+                    failure = evolve(FAILURE, cause=cause)
+                    backlog.append(p.Diagnosed(failure, RestartDecision(verdict, exclude_node=exclude)))
                 elif isinstance(command, p.Finish):
                     assert not workers_may_be_left
                     finished = True

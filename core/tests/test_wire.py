@@ -35,6 +35,7 @@ SEATS = st.builds(
     shares_store=st.booleans(),
     restart_count=COUNT,
     warnings=st.lists(TEXT, max_size=3).map(tuple),
+    missing=st.lists(TEXT, max_size=3).map(tuple),
 )
 FAILURES = st.builds(
     FailureRecord,
@@ -70,6 +71,24 @@ def test_an_assignment_survives_the_wire(seat: Assignment) -> None:
 @given(ENDS)
 def test_a_rounds_end_survives_the_wire(end: RoundEnd) -> None:
     assert decode_end("k", encode(end)) == end
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"message": "m" * 10**6},
+        {"message": "m", **{f"key {number}": "x" * 10**4 for number in range(100)}},
+        {"message": "m", "deep": [["x" * 100] * 100] * 100},
+    ],
+)
+def test_whatever_a_worker_recorded_a_rounds_end_stays_small(data: dict[str, object]) -> None:
+    """Every node reads it; one that is larger than anybody accepts would break them all."""
+    failure = FailureRecord(0, 0, 1, 1, Cause.EXCEPTION, "why", 0, error_data=data, stderr_tail=("y" * 10**5,) * 20)
+    value = encode(RoundEnd(0, Cause.EXCEPTION, Verdict.FAILED, "why", failure=failure))
+    assert len(value) <= 1 << 16
+    end = decode_end("k", value)
+    assert end.failure is not None
+    assert end.failure.message == "why"
 
 
 @given(st.binary(max_size=300))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from ._record import field, frozen, gt, min_len
-from .records import Event
+from .records import Event, FailureRecord
 
 if TYPE_CHECKING:
     from .services import AgentService, AgentView
@@ -26,7 +26,7 @@ __all__ = [
 @final
 @frozen
 class StarterRequest:
-    """What a starter's factory is told: where its node's temporary things may go, and the agent's unique token.
+    """What a starter's factory is told: the name it was chosen by, the agent's unique token, and the free settings.
 
     ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``, so that whatever a worker starts can
     be recognised, and swept, whatever session or process group it moved to.
@@ -40,7 +40,10 @@ class StarterRequest:
 @final
 @frozen
 class StarterBackend:
-    """A way to start workers.  ``kind`` is ``"command"`` or ``"function"``: what its entrypoints are."""
+    """A way to start workers.  ``kind`` tells what its entrypoints are: ``"command"``, ``"function"`` or ``"any"``.
+
+    A command is started by ``exec`` when the start method asked for takes functions only.
+    """
 
     name: str = field(validator=min_len(1))
     summary: str
@@ -51,11 +54,12 @@ class StarterBackend:
 @final
 @frozen
 class ErrorRecorder:
-    """Records a worker's exception.  All three are called in the worker, except ``read`` (in the agent).
+    """Records a worker's exception.  The first two are called in the worker, the others in the agent.
 
     ``initialize(error_file)`` prepares the worker (may be called in a worker that never fails: be quick);
     ``record_exception(exception, error_file)`` writes it; ``read(error_file)`` returns the recorded JSON object,
-    ``None`` where there is none or it is torn.  None of them may raise.
+    ``None`` where there is none or it is torn; ``complete(error_file, failure)`` adds what only the agent knows when
+    the worker is gone, and makes the file where there is none.  None of them may raise.
     """
 
     name: str = field(validator=min_len(1))
@@ -64,6 +68,7 @@ class ErrorRecorder:
     record_exception: Callable[[BaseException, str], None]
     read: Callable[[str], Mapping[str, Any] | None]
 
+    complete: Callable[[str, FailureRecord], object] | None = None
 
 @final
 @frozen

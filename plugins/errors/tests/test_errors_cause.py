@@ -17,6 +17,7 @@ from quorate_errors._cause import classify
 from quorate_errors._memory import MemoryKills, counter_files
 
 NO_KILLS = MemoryKills([])
+BROKEN = Cause.BROKEN_COLLECTIVE
 
 
 def _failure(exit_code: int, **changes: Any) -> FailureRecord:
@@ -65,6 +66,45 @@ def test_recorded_errors_are_exceptions_whatever_the_exit_code() -> None:
     recorded = {"message": {"message": "ValueError: x"}}
     assert classify(_failure(127, error_data=recorded), NO_KILLS) is Cause.EXCEPTION
     assert classify(_failure(-6, error_data=recorded), NO_KILLS) is Cause.SIGNAL
+
+
+GLOO = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:53972."
+NCCL = "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited or network"
+STORE = "torch.distributed.DistNetworkError: failed to recv, got 0 bytes"
+WATCHDOG = "[rank3]:[E1] [PG ID 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9) ran for 600015 ms"
+
+
+@pytest.mark.parametrize("line", [GLOO, NCCL, STORE])
+def test_a_connection_that_broke_is_another_workers_doing(line: str) -> None:
+    """Wherever it stands: printed, recorded, or somewhere in the traceback of what the script made of it."""
+    assert classify(_failure(1, stderr_tail=("Traceback (most recent call last):", line)), NO_KILLS) is BROKEN
+    assert classify(_failure(1, message=line, error_data={"message": line}), NO_KILLS) is BROKEN
+    callstack = f"Traceback ...\n{line}\n\nThe above exception ...\nValueError: step 7 failed\n"
+    recorded = {"message": {"message": "ValueError: step 7 failed", "extraInfo": {"py_callstack": callstack}}}
+    assert classify(_failure(1, error_data=recorded), NO_KILLS) is BROKEN
+
+
+def test_a_watchdog_that_aborts_its_worker_is_no_signal_from_anywhere() -> None:
+    assert classify(_failure(-6, stderr_tail=(WATCHDOG,)), NO_KILLS) is BROKEN
+    assert classify(_failure(-9, stderr_tail=(WATCHDOG,)), NO_KILLS) is Cause.SIGNAL
+    assert classify(_failure(-6, stderr_tail=("free(): invalid pointer",)), NO_KILLS) is Cause.SIGNAL
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ConnectionResetError: [Errno 104] Connection reset by peer",  # a script's own connection
+        "RuntimeError: [gloo/transport/tcp/device.cc:83] unable to find address for: eth7",
+        "torch.distributed.DistBackendError: NCCL error: ncclUnhandledCudaError: out of memory",
+    ],
+)
+def test_not_everything_that_torch_or_a_connection_says_is_a_broken_collective(line: str) -> None:
+    assert classify(_failure(1, stderr_tail=("Traceback (most recent call last):", line)), NO_KILLS) is Cause.EXCEPTION
+
+
+@pytest.mark.parametrize("data", [{"message": 7}, {"message": {"extraInfo": 7}}, {"message": {"extraInfo": {}}}])
+def test_a_recorded_error_of_any_shape_is_read(data: dict[str, Any]) -> None:
+    assert classify(_failure(1, error_data=data), NO_KILLS) is Cause.EXCEPTION
 
 
 @pytest.mark.parametrize("cause", [Cause.START_FAILED, Cause.HANG, Cause.UNHEALTHY])

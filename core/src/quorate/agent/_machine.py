@@ -7,6 +7,10 @@ they started are gone before anything else happens; only then does the agent joi
 worker's failure is decided upon here (through the ``decide_restart`` hook) but *recorded* in the round's end, where
 the first writer wins: what is recorded, not what was proposed, is what this agent then does.
 
+A worker whose connection to another one broke is a victim as long as nobody knows better.  Its agent stops its workers
+at once, but lets the others have the first word: an agent whose own worker failed says so within a round trip, and a
+node that died is noticed within its lease.  Only then it records what it has seen itself.
+
 No I/O, no clock, no threads, no hooks here.  ``_TABLE`` is the whole machine.
 """
 
@@ -17,13 +21,15 @@ from typing import Any
 
 from .._record import evolve
 from ..failures import signal_name
-from ..records import Assignment, Cause, RestartBudget, RoundEnd, Verdict, WorkerExited
+from ..records import Cause, FailureRecord, RestartDecision, RoundEnd, Verdict, WorkerExited
+from ._ends import budget_of, end_by_departure, end_by_failure
 from ._protocol import (
     AgentStep,
     Begin,
     CheckNode,
     Clock,
     Command,
+    Decide,
     Diagnose,
     Diagnosed,
     DumpStacks,
@@ -109,6 +115,7 @@ def _check(turn: _Turn, reason: str) -> None:
         assignment=None,
         succeeded=frozenset(),
         failures=(),
+        deferred=None,
         proposed=None,
         end=None,
         last_end=state.end,
@@ -139,8 +146,11 @@ def _give_up_as_unfit(turn: _Turn) -> None:
 
 
 def _joined(turn: _Turn, event: RoundJoined) -> None:
-    turn.go(Phase.RUNNING, "workers run", assignment=event.assignment, was_member=True)
-    turn.tell(StartWorkers(event.assignment))
+    seat, history = event.assignment, turn.state.history
+    if seat.missing and history and history[-1].round_number == seat.round_number - 1:
+        turn.set(history=(*history[:-1], evolve(history[-1], missing=seat.missing)))
+    turn.go(Phase.RUNNING, "workers run", assignment=seat, was_member=True)
+    turn.tell(StartWorkers(seat))
 
 
 def _standing_by(turn: _Turn, event: StandingBy) -> None:
@@ -168,10 +178,8 @@ def _exited(turn: _Turn, event: WorkersExited) -> None:
     if turn.state.hang is not None:
         bad = []  # they are victims: where a worker cannot dump its stack and live, the dump ends it
     for exit in bad:
-        seat = turn.state.assignment
-        assert seat is not None
         decide = turn.state.phase is Phase.RUNNING and exit is bad[0]
-        turn.tell(Diagnose(exit, _budget(turn.state, seat) if decide else None))
+        turn.tell(Diagnose(exit, budget_of(turn.state) if decide else None))
     state = turn.state
     if state.phase is Phase.RUNNING and _all_succeeded(state):
         turn.go(
@@ -189,23 +197,7 @@ def _all_succeeded(state: State) -> bool:
 
 
 def _start_failed(turn: _Turn, event: StartFailed) -> None:
-    seat = turn.state.assignment
-    assert seat is not None
-    turn.tell(Diagnose(event.exit, _budget(turn.state, seat), start_failed=True))
-
-
-def _budget(state: State, seat: Assignment) -> RestartBudget:
-    """Return what the restart policy is told; rounds that only changed the world neither count nor interrupt."""
-    restarts = [end for end in state.history if end.verdict is Verdict.RESTART]
-    last = restarts[-1] if restarts else None
-    repeats = 0
-    for end in reversed(restarts):
-        if last is None or (end.cause, end.rank) != (last.cause, last.rank):
-            break
-        repeats += 1
-    return RestartBudget(
-        seat.restart_count, state.max_restarts, last.cause if last else None, last.rank if last else None, repeats
-    )
+    turn.tell(Diagnose(event.exit, budget_of(turn.state), start_failed=True))
 
 
 def _hung(turn: _Turn, event: WorkerHung) -> None:
@@ -222,7 +214,7 @@ def _dumped(turn: _Turn, event: StacksDumped) -> None:
         return
     turn.set(wake_at=None)
     exit = WorkerExited(hang.local_rank, hang.pid, -_SIGKILL, hang.timestamp_ns, problem=hang.problem)
-    turn.tell(Diagnose(exit, _budget(turn.state, seat), hung=True))
+    turn.tell(Diagnose(exit, budget_of(turn.state), hung=True))
 
 
 def _dumped_enough(turn: _Turn, event: Clock) -> None:
@@ -231,39 +223,39 @@ def _dumped_enough(turn: _Turn, event: Clock) -> None:
 
 
 def _diagnosed(turn: _Turn, event: Diagnosed) -> None:
-    state = turn.state
-    turn.set(failures=(*state.failures, event.failure))
-    if event.decision is None or state.phase is not Phase.RUNNING:
-        return
-    seat, failure, decision = state.assignment, event.failure, event.decision
+    state, failure = turn.state, event.failure
+    if failure not in state.failures:
+        turn.set(failures=(*state.failures, failure))
+    if event.decision is not None and state.phase is Phase.RUNNING:
+        _decided(turn, failure, event.decision)
+    elif state.deferred is not None and failure.cause is not Cause.BROKEN_COLLECTIVE:
+        if event.decision is None:  # it is no victim: here is what the others' connections broke over
+            turn.tell(Decide(failure, budget_of(state)))
+        else:
+            _propose(turn, end_by_failure(state, failure, event.decision))
+
+
+def _decided(turn: _Turn, failure: FailureRecord, decision: RestartDecision) -> None:
+    """Stop the workers, and record why, at once or, for a victim, when nobody else has done so in time."""
+    state, seat = turn.state, turn.state.assignment
     assert seat is not None
-    again = decision.verdict is Verdict.RESTART
-    summary = failure.message.strip().splitlines()[0] if failure.message.strip() else ""
-    where = f" on {failure.host}" if failure.host else ""
-    did = "hangs" if failure.cause is Cause.HANG else "failed"
-    reason = f"rank {failure.rank} (local rank {failure.local_rank}){where} {did}: {summary}"
-    if decision.reason:
-        reason += f"; {decision.reason}"
-    excluded = decision.exclude_node and not decision.verdict.is_terminal
-    if excluded:
-        reason += "; its node is excluded"
-    end = RoundEnd(
-        seat.round_number,
-        failure.cause,
-        decision.verdict,
-        reason,
-        node_id=seat.node_id,
-        host=failure.host,
-        rank=failure.rank,
-        restart_count=seat.restart_count + (1 if again else 0),
-        delay_seconds=decision.delay_seconds,
-        lost=(seat.node_id,) if excluded else (),
-        lost_ranks=(seat.group_rank,) if excluded else (),
-        failure=failure,
-    )
+    end = end_by_failure(state, failure, decision)
+    excluded = bool(end.lost)
     grace = state.grace.restart if not decision.verdict.is_terminal else state.grace.exit
+    if failure.cause is Cause.BROKEN_COLLECTIVE and seat.world_size > 1 and not excluded:
+        _stop(turn, end.reason, _SIGTERM, grace, deferred=end)
+        # Alone, only a failure that came to light in the same moment can tell more.
+        turn.set(wake_at=turn.now + (state.loss_timeout if seat.group_world_size > 1 else 0.0))
+    else:
+        turn.tell(EndRound(end))
+        _stop(turn, end.reason, _SIGTERM, grace, proposed=end, unhealthy=end.reason if excluded else "")
+
+
+def _propose(turn: _Turn, end: RoundEnd) -> None:
+    """Record what was held back."""
+    wake_at = turn.now + turn.state.close_timeout if turn.state.gone else None
+    turn.set(reason=end.reason, deferred=None, proposed=end, wake_at=wake_at)
     turn.tell(EndRound(end))
-    _stop(turn, reason, _SIGTERM, grace, proposed=end, unhealthy=reason if excluded else "")
 
 
 def _stop(turn: _Turn, reason: str, with_signal: int, grace: float, **changes: Any) -> None:
@@ -317,7 +309,7 @@ def _note_unfit(turn: _Turn, event: NodeUnhealthy) -> None:
 
 
 def _note_end(turn: _Turn, event: RoundEnded | JobClosed) -> None:
-    turn.set(end=event.end)
+    turn.set(end=event.end, deferred=None)
     _go_on(turn)
 
 
@@ -327,13 +319,20 @@ def _note_trouble(turn: _Turn, event: RendezvousFailed) -> None:
 
 
 def _gone(turn: _Turn, event: WorkersGone) -> None:
-    turn.set(gone=True, wake_at=turn.now + turn.state.close_timeout)
+    turn.set(gone=True)
+    if turn.state.deferred is None:
+        turn.set(wake_at=turn.now + turn.state.close_timeout)
     _go_on(turn)
 
 
 def _waited_enough(turn: _Turn, event: Clock) -> None:
-    if event.due and turn.state.end is None:
-        turn.set(end=turn.state.proposed)
+    state = turn.state
+    if not event.due or state.end is not None:
+        return
+    if state.deferred is not None:
+        _propose(turn, state.deferred)
+    else:
+        turn.set(end=state.proposed)
         _go_on(turn)
 
 
@@ -398,19 +397,7 @@ def _name(turn: _Turn) -> str:
 
 
 def _depart(turn: _Turn, reason: str, cause: Cause, with_signal: int, **changes: Any) -> None:
-    seat = turn.state.assignment
-    assert seat is not None
-    end = RoundEnd(
-        seat.round_number,
-        cause,
-        Verdict.RESCALE,
-        reason,
-        node_id=seat.node_id,
-        host=turn.state.host,
-        restart_count=seat.restart_count,
-        lost=(seat.node_id,),
-        lost_ranks=(seat.group_rank,),
-    )
+    end = end_by_departure(turn.state, cause, reason)
     turn.tell(EndRound(end))
     _stop(turn, reason, with_signal, turn.state.grace.preemption, proposed=end, **changes)
 

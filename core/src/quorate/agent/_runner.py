@@ -16,10 +16,20 @@ from ..clock import monotonic, wall_time_ns
 from ..errors import QuorateError, StartError
 from ..failures import message_from_stderr, read_error_file, signal_name
 from ..logs_specs import LogsSpecs
-from ..records import Assignment, Cause, FailureRecord, NodeRecord, WorkerExited, WorkerLaunch
+from ..records import (
+    Assignment,
+    Cause,
+    FailureRecord,
+    NodeRecord,
+    RestartBudget,
+    RestartDecision,
+    WorkerExited,
+    WorkerLaunch,
+)
 from ..rendezvous._address import host_name
 from ..services import AgentSnapshot, WorkerSnapshot
 from ..starter import StackDumper
+from ._checks import Checks
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
@@ -29,6 +39,7 @@ from ._protocol import (
     Clock,
     Command,
     Diagnose,
+    Decide,
     Diagnosed,
     DumpStacks,
     EndRound,
@@ -50,7 +61,7 @@ from ._protocol import (
     WorkersGone,
 )
 from ._reports import Reporter
-from ._services import Checks, Services, View
+from ._services import Services, View
 from ._signals import SignalCatcher
 from ._spec import WorkerSpec
 
@@ -91,7 +102,13 @@ class Runner:
         grace = Grace(
             *(spec.grace.get(key, spec.shutdown_timeout) for key in ("restart", "rescale", "preemption", "exit"))
         )
-        self.state = initial_state(spec.max_restarts, exit_barrier_timeout, grace, host=host_name())
+        self.state = initial_state(
+            spec.max_restarts,
+            exit_barrier_timeout,
+            grace,
+            host=host_name(),
+            loss_timeout=spec.rdzv_handler.loss_timeout,
+        )
         self.return_values: dict[int, Any] = {}
         self._run_id = spec.rdzv_handler.get_run_id()
         self._node_id = reporter.node_id
@@ -112,6 +129,7 @@ class Runner:
         self._finish: Finish | None = None
 
     def _make_starter(self, start_method: str) -> Starter:
+        self._to_complete: list[FailureRecord] = []
         name = "exec" if isinstance(self._spec.entrypoint, str) else start_method
         backend = self._host.choose("start method", name)
         starter: Starter = backend.create(StarterRequest(name, self._node_id, self._spec.shutdown_timeout))
@@ -295,6 +313,8 @@ class Runner:
         elif isinstance(command, ReportDone):
             membership.report_done()
         elif isinstance(command, Leave):
+        elif isinstance(command, Decide):
+            return Diagnosed(command.failure, self._decide(command.failure, command.budget))
             membership.leave()
 
     def _node_record(self) -> NodeRecord:
@@ -399,20 +419,16 @@ class Runner:
         failure = self._failure_record(command, seat)
         cause = self._host.decide_or(failure.cause, "cause", failure)
         failure = evolve(failure, cause=cause)
-        decision = None
-        if command.budget is not None:
-            from ..policy import default_restart
-
-            fallback = default_restart(failure, command.budget)
-            decision = self._host.decide_or(fallback, "restart", failure, command.budget)
+        decision = None if command.budget is None else self._decide(failure, command.budget)
         self._reporter.failed(failure)
         return Diagnosed(failure, decision)
 
     def _failure_record(self, command: Diagnose, seat: Assignment) -> FailureRecord:
         exit = command.exit
-        error_file = self._reporter.error_files.get(exit.local_rank, "")
-        ran = not command.start_failed and not command.hung
-        data = read_error_file(error_file) if error_file and ran else None
+        self._complete_error_files()
+        # Workers that were not started have written nothing; what the reporter knows is of the round before.
+        error_file = "" if command.start_failed else self._reporter.error_files.get(exit.local_rank, "")
+        data = read_error_file(error_file) if error_file and not command.hung else None
         if command.start_failed:
             cause = Cause.START_FAILED
         elif command.hung:
@@ -424,8 +440,28 @@ class Runner:
             local_rank=exit.local_rank,
             pid=exit.pid,
             exit_code=exit.exit_code,
+        self._to_complete.append(failure)
             cause=cause,
             message=_message(exit, data),
+    def _decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:
+        from ..policy import default_restart
+
+        decision: RestartDecision = self._host.decide_or(default_restart(failure, budget), "restart", failure, budget)
+        return decision
+
+    def _complete_error_files(self) -> None:
+        """Add to the error files what only the agent knows; when the workers are gone, nothing waits for it."""
+        failures, self._to_complete = self._to_complete, []
+        if not failures:
+            return
+        try:
+            recorder = self._host.choose("error recorder", os.environ.get("QUORATE_ERROR_RECORDER", "file"))
+            for failure in failures:
+                if failure.error_file and recorder.complete is not None:
+                    recorder.complete(failure.error_file, failure)
+        except Exception as error:
+            self._warn(f"the error files could not be completed: {error or type(error).__name__}")
+
             timestamp_ns=exit.timestamp_ns,
             error_file=error_file,
             error_data=data,

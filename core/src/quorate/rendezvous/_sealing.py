@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import evolve
-
+from .._record import evolve
 from ..errors import StoreCorruptError, UsageError
 from ..records import RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-from .._record import fields_of
+from .._record import evolve, fields_of
 from ..errors import StoreCorruptError, UsageError
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 
@@ -27,7 +27,10 @@ __all__ = [
 
 VERSION = 1
 _LARGEST_BYTES = 1 << 18
-_LONGEST_TEXT = 8192
+#: Every node of a job reads a round's end, so it should be small; the limits for its texts are tried in turn.
+_LARGEST_WRITTEN_BYTES = 1 << 16
+_LONGEST_TEXTS = (8192, 2048, 256)
+_MOST_LINES = 20
 _T = TypeVar("_T")
 
 
@@ -37,8 +40,17 @@ def encode_object(kind: str, fields: Mapping[str, Any]) -> bytes:
 
 
 def encode(record: NodeRecord | Assignment | RoundEnd | FailureRecord) -> bytes:
-    """Return a record as bytes; defaults are left out, over-long texts are cut."""
-    return encode_object(_KINDS[type(record)], _fields(record))
+    """Return a record as bytes; defaults are left out, over-long texts are cut, and more so where there are many."""
+    value = b""
+    for longest in _LONGEST_TEXTS:
+        value = encode_object(_KINDS[type(record)], _fields(record, longest))
+        if len(value) <= _LARGEST_WRITTEN_BYTES:
+            return value
+    failure = getattr(record, "failure", None)
+    if failure is not None:  # what a worker recorded may be anything at all
+        bare = evolve(failure, error_data=None, stderr_tail=failure.stderr_tail[-_MOST_LINES:])
+        value = encode_object(_KINDS[type(record)], _fields(evolve(record, failure=bare), _LONGEST_TEXTS[-1]))
+    return value
 
 
 def decode_object(key: str, value: bytes, kind: str) -> dict[str, Any]:
@@ -95,31 +107,29 @@ _KINDS: Mapping[type, str] = {
 }
 
 
-def _fields(record: Any) -> dict[str, Any]:
+def _fields(record: Any, longest: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for attribute in fields_of(type(record)):
         value = getattr(record, attribute.name)
         if value != attribute.default:
-            result[attribute.name] = _short(value)
+            result[attribute.name] = _short(value, longest)
     return result
 
 
-def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
-        return value[: _LONGEST_TEXT // 2] + " … " + value[-_LONGEST_TEXT // 2 :]
+def _short(value: Any, longest: int) -> Any:
+    if isinstance(value, str) and len(value) > longest:
+        return value[: longest // 2] + " … " + value[-longest // 2 :]
+    if type(value) in _KINDS:
+        return _fields(value, longest)
     if isinstance(value, Mapping):
-        return {str(key): _short(item) for key, item in list(value.items())[:64]}
+        return {str(key): _short(item, longest) for key, item in list(value.items())[:64]}
     if isinstance(value, (list, tuple)):
-        return [_short(item) for item in value]
+        return [_short(item, longest) for item in value]
     return value
 
 
 def _plain(value: Any) -> Any:
-    if type(value) in _KINDS:
-        return _fields(value)
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    return str(value)
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping[str, Callable[[Any], Any]]) -> _T:

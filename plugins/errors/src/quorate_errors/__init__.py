@@ -66,6 +66,7 @@ class _Plugin:
                 initialize=_initialize,
                 record_exception=_record_exception,
                 read=_read,
+                complete=write_failure,
             )
         ]
 
