@@ -67,8 +67,8 @@ class ErrorRecorder:
     initialize: Callable[[str], None]
     record_exception: Callable[[BaseException, str], None]
     read: Callable[[str], Mapping[str, Any] | None]
-
     complete: Callable[[str, FailureRecord], object] | None = None
+
 
 @final
 @frozen

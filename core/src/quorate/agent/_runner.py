@@ -38,8 +38,8 @@ from ._protocol import (
     CheckNode,
     Clock,
     Command,
-    Diagnose,
     Decide,
+    Diagnose,
     Diagnosed,
     DumpStacks,
     EndRound,
@@ -127,6 +127,7 @@ class Runner:
         self._context: ProcessContext | None = None
         self._stop_deadline: float | None = None
         self._finish: Finish | None = None
+        self._to_complete: list[FailureRecord] = []
 
     def _make_starter(self, start_method: str) -> Starter:
         self._to_complete: list[FailureRecord] = []
@@ -146,6 +147,7 @@ class Runner:
                 self._epoll.register(self._signals.fileno(), select.EPOLLIN)
             self._membership = open_membership(self._spec.rdzv_handler, self.post)
             self._open_services()
+            self._prepare_starter()
             self._feed(Begin())
             while self._finish is None:
                 self._turn()
@@ -296,6 +298,8 @@ class Runner:
             return self._stop(command)
         elif isinstance(command, Diagnose):
             return self._diagnose(command)
+        elif isinstance(command, Decide):
+            return Diagnosed(command.failure, self._decide(command.failure, command.budget))
         else:
             try:
                 self._tell_membership(self._membership, command)
@@ -313,8 +317,6 @@ class Runner:
         elif isinstance(command, ReportDone):
             membership.report_done()
         elif isinstance(command, Leave):
-        elif isinstance(command, Decide):
-            return Diagnosed(command.failure, self._decide(command.failure, command.budget))
             membership.leave()
 
     def _node_record(self) -> NodeRecord:
@@ -412,6 +414,7 @@ class Runner:
         except (OSError, ValueError):
             pass  # its descriptor is already closed
         context.close()
+        self._complete_error_files()
 
     def _diagnose(self, command: Diagnose) -> Input:
         seat = self.state.assignment
@@ -421,28 +424,9 @@ class Runner:
         failure = evolve(failure, cause=cause)
         decision = None if command.budget is None else self._decide(failure, command.budget)
         self._reporter.failed(failure)
+        self._to_complete.append(failure)
         return Diagnosed(failure, decision)
 
-    def _failure_record(self, command: Diagnose, seat: Assignment) -> FailureRecord:
-        exit = command.exit
-        self._complete_error_files()
-        # Workers that were not started have written nothing; what the reporter knows is of the round before.
-        error_file = "" if command.start_failed else self._reporter.error_files.get(exit.local_rank, "")
-        data = read_error_file(error_file) if error_file and not command.hung else None
-        if command.start_failed:
-            cause = Cause.START_FAILED
-        elif command.hung:
-            cause = Cause.HANG
-        else:
-            cause = Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE
-        return FailureRecord(
-            rank=seat.first_rank + exit.local_rank,
-            local_rank=exit.local_rank,
-            pid=exit.pid,
-            exit_code=exit.exit_code,
-        self._to_complete.append(failure)
-            cause=cause,
-            message=_message(exit, data),
     def _decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:
         from ..policy import default_restart
 
@@ -462,6 +446,24 @@ class Runner:
         except Exception as error:
             self._warn(f"the error files could not be completed: {error or type(error).__name__}")
 
+    def _failure_record(self, command: Diagnose, seat: Assignment) -> FailureRecord:
+        exit = command.exit
+        # Workers that were not started have written nothing; what the reporter knows is of the round before.
+        error_file = "" if command.start_failed else self._reporter.error_files.get(exit.local_rank, "")
+        data = read_error_file(error_file) if error_file and not command.hung else None
+        if command.start_failed:
+            cause = Cause.START_FAILED
+        elif command.hung:
+            cause = Cause.HANG
+        else:
+            cause = Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE
+        return FailureRecord(
+            rank=seat.first_rank + exit.local_rank,
+            local_rank=exit.local_rank,
+            pid=exit.pid,
+            exit_code=exit.exit_code,
+            cause=cause,
+            message=_message(exit, data),
             timestamp_ns=exit.timestamp_ns,
             error_file=error_file,
             error_data=data,
