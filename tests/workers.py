@@ -88,6 +88,21 @@ def meet(ear: str, gate: str) -> int:
     return rank()
 
 
+def meet_until_stopped(ear: str, gate: str) -> int:
+    """As ``meet``, but tell of the end, too, be it by SIGTERM."""
+
+    def caught(number: int, frame: FrameType | None) -> None:
+        tell(ear, "stopped")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, caught)
+    tell(ear, "started")
+    pass_gate(gate)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tell(ear, "stopped")
+    return rank()
+
+
 def meet_on_restart(ear: str, gate: str, world_size: int) -> int:
     """As ``meet``, but only a world of ``world_size`` workers may end."""
     tell(ear, "started")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,7 +86,8 @@ def shared_v2() -> Iterator[EtcdServer]:
 @pytest.fixture
 def open_v2(shared_v2: EtcdServer, nothing_left: None, request: pytest.FixtureRequest) -> Iterator[OpenV2]:
     """``open_v2(run_id=…, endpoint=…, **settings)`` → a store of the backend ``etcd-v2``, closed after the test."""
-    opener = OpenV2(shared_v2.get_endpoint(), request.node.name)
+    # A name that etcd's paths take as it is.
+    opener = OpenV2(shared_v2.get_endpoint(), re.sub(r"\W+", "-", request.node.name))
     yield opener
     opener.close()
 

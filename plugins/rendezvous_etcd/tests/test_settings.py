@@ -51,6 +51,8 @@ def test_endpoints(text: str, is_https: bool | None, endpoints: list[str]) -> No
         (":1", "not HOST:PORT"),
         ("a b:1", "not HOST:PORT"),
         ("a/b:1", "not HOST:PORT"),
+        ("user@a:1", "not HOST:PORT"),
+        ("a:b", "port 'b'"),
         ("::1:2379", "needs brackets"),
         ("[::1", "not HOST:PORT"),
         ("ftp://a:1", "'ftp' is neither"),
@@ -74,6 +76,9 @@ def test_wrong_endpoints(text: str, words: str) -> None:
         ({"dial_timeout": 0}, "dial_timeout must be more than 0"),
         ({"operation_timeout": "0"}, "operation_timeout must be more than 0"),
         ({"connect_timeout": "soon"}, "connect_timeout"),
+        ({"protocol": "gopher"}, "http or https"),
+        ({"protocol": "http", "ca_cert": "ca.pem"}, "certificates are given"),
+        ({"key_ttl": "nan"}, "key_ttl"),
         ({"member_ttl": 1}, "etcd grants no lease below 2 s"),
         ({"key_ttl": 100}, "must not be below store_outage_timeout=300"),
         ({"key_ttl": 5, "store_outage_timeout": 4, "member_ttl": 6}, "member_ttl=6"),
@@ -91,8 +96,11 @@ def test_certificates_do_not_go_with_http() -> None:
     assert settings("https://h:1").secure
     moved = settings(cacert="ca.pem", ssl_cert="c.pem", ssl_cert_key="k.pem")
     assert (moved.ca_cert, moved.cert, moved.key) == ("ca.pem", "c.pem", "k.pem")
+    assert settings(protocol="https").protocol == "https"
     with pytest.raises(UsageError, match="http://"):
         settings("http://h:1", ca_cert="ca.pem")
+    with pytest.raises(UsageError, match="contradicts the endpoint, which says https"):
+        settings("https://h:1", protocol="http")
 
 
 def test_the_password_comes_from_the_environment_and_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

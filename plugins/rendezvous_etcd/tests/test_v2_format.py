@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from quorate.errors import StoreCorruptError, UsageError
 from quorate.rendezvous import RendezvousParameters
+from quorate_rendezvous_etcd._settings import Settings
 from quorate_rendezvous_etcd._v2_format import Counter, Value, escape, key_path, new_stamp, pack, split_prefix, unpack
-from quorate_rendezvous_etcd._v2_settings import PASSWORD_VARIABLE, V2Settings, parse_endpoints
 
 _KEYS = st.text(st.characters(min_codepoint=1, max_codepoint=126), max_size=12)
 
@@ -88,46 +88,8 @@ def test_a_counter_tells_which_of_its_last_writes_were_applied() -> None:
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
-def _settings(endpoint: str = "a:1", **config: object) -> V2Settings:
-    return V2Settings.from_parameters(RendezvousParameters("etcd-v2", endpoint, "job", 1, 2, **config))
-
-
-@pytest.mark.parametrize(
-    ("text", "scheme", "endpoints"),
-    [
-        ("host", None, (("host", 2379),)),
-        ("a:1,b:2", None, (("a", 1), ("b", 2))),
-        (" a:1 , a:1,", None, (("a", 1),)),
-        ("http://a:1,http://b", "http", (("a", 1), ("b", 2379))),
-        ("https://[::1]:5/", "https", (("[::1]", 5),)),
-        ("[fe80::1]", None, (("[fe80::1]", 2379),)),
-    ],
-)
-def test_endpoints(text: str, scheme: str | None, endpoints: tuple[tuple[str, int], ...]) -> None:
-    assert parse_endpoints(text) == (scheme, endpoints)
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "no endpoint"),
-        (",", "no endpoint"),
-        ("a:b", "port 'b'"),
-        ("a:0", "port '0'"),
-        ("a:70000", "port '70000'"),
-        ("::1", "brackets"),
-        (":5", "HOST:PORT"),
-        ("[::1", "HOST:PORT"),
-        ("ftp://a:1", "neither http nor https"),
-        ("http://a:1,b:2", "mixes protocols"),
-        ("user@a:1", "HOST:PORT"),
-    ],
-)
-def test_malformed_endpoints_are_refused_with_the_remedy(text: str, problem: str) -> None:
-    """BEHAVIOUR D."""
-    with pytest.raises(UsageError, match=problem) as caught:
-        parse_endpoints(text)
-    assert "--rdzv-endpoint" in str(caught.value) or "http" in str(caught.value)
+def _settings(endpoint: str = "a:1", **config: object) -> Settings:
+    return Settings.from_parameters(RendezvousParameters("etcd-v2", endpoint, "job", 1, 2, **config), is_v2=True)
 
 
 def test_defaults_and_the_names_that_torchelastic_uses() -> None:
@@ -143,44 +105,19 @@ def test_defaults_and_the_names_that_torchelastic_uses() -> None:
     assert (moved.protocol, moved.operation_timeout_seconds, moved.prefix) == ("https", 7.0, "a/b")
 
 
-def test_the_job_outlives_the_outage_that_it_is_told_to_outlive() -> None:
-    assert _settings(store_outage_timeout=1000).key_ttl_seconds == 2000
-    with pytest.raises(UsageError, match="store_outage_timeout"):
-        _settings(store_outage_timeout=1000, key_ttl=600)
-
-
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        ({"key": "file"}, "without cert"),
-        ({"user": "me"}, PASSWORD_VARIABLE),
-        ({"protocol": "gopher"}, "http or https"),
-        ({"protocol": "http", "ca_cert": "ca"}, "certificates are given"),
         ({"prefix": "_hidden"}, "prefix"),
         ({"prefix": "a//b"}, "prefix"),
         ({"prefix": ""}, "prefix"),
-        ({"operation_timeout": 0}, "operation_timeout"),
-        ({"dial_timeout": "soon"}, "dial_timeout"),
-        ({"member_ttl": 1}, "member_ttl"),
-        ({"key_ttl": "nan"}, "key_ttl"),
+        ({"prefix": "a b"}, "prefix"),
     ],
 )
-def test_unusable_settings_are_refused(
-    config: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """BEHAVIOUR D."""
-    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+def test_unusable_settings_are_refused(config: dict[str, object], problem: str) -> None:
+    """BEHAVIOUR D; what both backends share is tested with the settings."""
     with pytest.raises(UsageError, match=problem):
         _settings(**config)
-
-
-def test_the_password_comes_from_the_environment_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PASSWORD_VARIABLE, "secret")
-    settings = _settings(user="me")
-    assert settings.password == "secret"
-    assert "secret" not in repr(settings)
-    assert _settings(user="me", password="other").password == "other"
-    assert _settings().password is None
 
 
 def test_nothing_is_imported_before_the_backend_is_opened() -> None:

@@ -139,7 +139,7 @@ def test_a_frozen_member_is_left_by_works_and_waits(start_etcd: StartEtcd, open_
     other = open_at(endpoint=server.get_endpoint(), operation_timeout=8.0)
     waiting = in_background(store.wait, "key", 3600.0)
     assert settles(lambda: is_waiting(store))
-    asked = "{}:{}".format(*store._waiter._polling)
+    asked = str(store._waiter._polling)
     server.pause(endpoints.index(asked))
     assert store.add("count", 1) == 1  # finds out, and tells the wait
     other.put("key", b"value")
@@ -305,6 +305,7 @@ def test_a_key_where_the_job_would_be(open_v2: OpenV2, path: str) -> None:
     message = _fails(lambda: open_v2("job", prefix="somebodys-key"), StoreCorruptError)
     assert "somebodys-key" in message
     assert v2_tree(open_v2.endpoint, "somebodys-key") == {f"/{path}": "precious"}
+    assert "ttl" not in v2(open_v2.endpoint, f"keys/{path}")["node"]
     v2(open_v2.endpoint, "keys/somebodys-key", "DELETE", recursive="true")
 
 

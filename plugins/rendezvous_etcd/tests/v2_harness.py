@@ -38,7 +38,8 @@ class OpenV2:
 
     def __call__(self, run_id: str | None = None, endpoint: str | None = None, **settings: Any) -> Any:
         assert self._backend.open_store is not None
-        parameters = RendezvousParameters("etcd-v2", endpoint or self.endpoint, run_id or self.run_id, 1, 8, **settings)
+        where, bounds = endpoint or self.endpoint, settings.pop("nodes", (1, 8))
+        parameters = RendezvousParameters("etcd-v2", where, run_id or self.run_id, *bounds, **settings)
         self._stores.append(self._backend.open_store(parameters))
         return self._stores[-1]
 

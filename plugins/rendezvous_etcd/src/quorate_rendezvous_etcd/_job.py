@@ -34,7 +34,7 @@ from quorate.errors import (
 
 from ._answers import Refused, RefusedError
 from ._requests import Requests
-from ._settings import Settings
+from ._settings import Settings, refuse_other_bounds
 from ._transport import Transport
 
 __all__ = ["FIRST_MARKER", "Membership"]
@@ -101,14 +101,11 @@ class Membership:
         answer = self._run([], [requests.first_key(members)], deadline)
         if not answer.responses[0].response_range.kvs:
             return self._replace(revision, token, lease, deadline)
-        if bounds != (self._settings.min_nodes, self._settings.max_nodes):
+        try:
+            refuse_other_bounds(self._settings, bounds)
+        except RendezvousStateError:
             self._revoke(self.member_lease, deadline)
-            mine = f"{self._settings.min_nodes}:{self._settings.max_nodes}"
-            raise RendezvousStateError(
-                f"another job runs under the id {self._settings.run_id!r} in etcd at {self._settings.where}: it has "
-                f"--nnodes={bounds[0]}:{bounds[1]}, this one {mine}. Give each job an --rdzv-id of its own, and all "
-                "nodes of a job the same --nnodes"
-            )
+            raise
         self._take(token, lease, revision)
         return self._enter([requests.is_at(self._job, revision)], [self._put_member()], deadline) is not None
 

@@ -1,6 +1,6 @@
-"""The settings of the ``etcd`` backend, validated without any I/O.
+"""The settings of both backends, validated without any I/O.
 
-What does not live here: reaching the endpoints (:mod:`._transport`).
+What does not live here: reaching the endpoints (:mod:`._transport`, :mod:`._v2_transport`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import final
 
 from attrs import field, frozen
 
-from quorate.errors import UsageError
+from quorate.errors import RendezvousStateError, UsageError
 from quorate.rendezvous import RendezvousParameters
 
-__all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Endpoint", "Settings", "parse_endpoints"]
+__all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Endpoint", "Settings", "parse_endpoints", "refuse_other_bounds"]
 
 #: The port of an endpoint that names none.
 DEFAULT_PORT = 2379
@@ -22,6 +22,7 @@ PASSWORD_VARIABLE = "QUORATE_ETCD_PASSWORD"
 _EXAMPLE = "--rdzv-endpoint=HOST:PORT,HOST:PORT"
 # etcd grants no lease below its own minimum, which is 2 s with the usual election time-out.
 _SHORTEST_TTL_SECONDS = 2
+_V2_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 @final
@@ -39,7 +40,7 @@ class Endpoint:
 @final
 @frozen
 class Settings:
-    """What the backend needs to know to open the store.  All times are in seconds.
+    """What a backend needs to know to open its store.  All times are in seconds.
 
     ``secure`` tells whether to use TLS; ``ca_cert``, ``cert`` and ``key`` are paths of PEM files, empty if not given.
     Settings that are not listed here belong to others and are left alone.
@@ -68,23 +69,26 @@ class Settings:
         """The endpoints, as people write them."""
         return ",".join(map(str, self.endpoints))
 
+    @property
+    def protocol(self) -> str:
+        """``http`` or ``https``."""
+        return "https" if self.secure else "http"
+
     @classmethod
-    def from_parameters(cls, parameters: RendezvousParameters) -> Settings:
-        """Read ``parameters``.
+    def from_parameters(cls, parameters: RendezvousParameters, *, is_v2: bool = False) -> Settings:
+        """Read ``parameters``; ``is_v2`` tells that they are for API v2, where a prefix is a path of plain names.
 
         Raises:
             UsageError: an endpoint or setting that cannot be used; the message names it and the remedy.
         """
         is_https, endpoints = parse_endpoints(parameters.endpoint)
-        # The second names are those that TorchElastic's backend of this name takes.
+        # The second names, and ``protocol``, are those that TorchElastic's backends of these names take.
         ca_cert = _text(parameters, "ca_cert", "cacert")
         cert = _text(parameters, "cert", "ssl_cert")
         key = _text(parameters, "key", "ssl_cert_key")
         if bool(cert) != bool(key):
             given, missing = ("cert", "key") if cert else ("key", "cert")
             raise UsageError(f"the rendezvous setting {given} is given without {missing}; the two go together")
-        if is_https is False and (ca_cert or cert):
-            raise UsageError("certificates are given, yet the endpoint says http://; write https:// or leave it out")
         user = _text(parameters, "user")
         password = _text(parameters, "password") or os.environ.get(PASSWORD_VARIABLE, "")
         if user and not password:
@@ -93,25 +97,36 @@ class Settings:
             )
         if _text(parameters, "password") and not user:
             raise UsageError("the rendezvous setting password is given without user; the two go together")
+        operation_timeout = "operation_timeout" if "operation_timeout" in parameters.config else "read_timeout"
         key_ttl, member_ttl = _times_to_live(parameters)
         return cls(
             endpoints=endpoints,
             run_id=parameters.run_id,
             min_nodes=parameters.min_nodes,
             max_nodes=parameters.max_nodes,
-            prefix=_prefix(parameters),
-            secure=bool(is_https or ca_cert or cert),
+            prefix=_v2_prefix(parameters) if is_v2 else _prefix(parameters),
+            secure=_is_secure(parameters, is_https, bool(ca_cert or cert)),
             ca_cert=ca_cert,
             cert=cert,
             key=key,
             user=user,
             password=password if user else "",
             connect_timeout_seconds=_positive(parameters, "connect_timeout", 60.0),
-            dial_timeout_seconds=_positive(parameters, "dial_timeout", 1.0),
-            operation_timeout_seconds=_positive(parameters, "operation_timeout", 5.0),
+            dial_timeout_seconds=_positive(parameters, "dial_timeout", 2.0 if is_v2 else 1.0),
+            operation_timeout_seconds=_positive(parameters, operation_timeout, 5.0),
             key_ttl_seconds=key_ttl,
             member_ttl_seconds=member_ttl,
             keep=bool(parameters.get_as_bool("keep", False)),
+        )
+
+
+def refuse_other_bounds(settings: Settings, bounds: tuple[int, int] | None) -> None:
+    """Raise RendezvousStateError if the job that runs under this run id has other ``bounds`` than these settings."""
+    if bounds is not None and bounds != (settings.min_nodes, settings.max_nodes):
+        raise RendezvousStateError(
+            f"another job runs under the id {settings.run_id!r} in etcd at {settings.where}: it has "
+            f"--nnodes={bounds[0]}:{bounds[1]}, this one {settings.min_nodes}:{settings.max_nodes}. Give each job an "
+            "--rdzv-id of its own, and all nodes of a job the same --nnodes"
         )
 
 
@@ -144,11 +159,38 @@ def _times_to_live(parameters: RendezvousParameters) -> tuple[int, int]:
     return int(key_ttl), int(member_ttl)
 
 
+def _is_secure(parameters: RendezvousParameters, is_https: bool | None, has_certificates: bool) -> bool:
+    told = _text(parameters, "protocol")
+    if told not in ("", "http", "https"):
+        raise UsageError(f"the rendezvous setting protocol={told!r} must be http or https")
+    if told and is_https is not None and (told == "https") is not is_https:
+        raise UsageError(
+            f"the rendezvous setting protocol={told} contradicts the endpoint, which says "
+            f"{'https' if is_https else 'http'}://"
+        )
+    says_http = told == "http" or is_https is False
+    if says_http and has_certificates:
+        raise UsageError("certificates are given, yet the protocol is http://; write https:// or leave it out")
+    return has_certificates or told == "https" or bool(is_https)
+
+
 def _prefix(parameters: RendezvousParameters) -> str:
     prefix = str(parameters.get("prefix", "quorate"))
     if not prefix.strip("/") or not prefix.isprintable() or any(character.isspace() for character in prefix):
         raise UsageError(f"the rendezvous setting prefix={prefix!r} cannot be used; write a name such as quorate")
     return prefix.rstrip("/")
+
+
+def _v2_prefix(parameters: RendezvousParameters) -> str:
+    prefix = str(parameters.get("prefix", "quorate")).strip("/")
+    for part in prefix.split("/"):
+        # etcd hides names that begin with an underscore from listings, and "." and ".." are steps, not names.
+        if not part or part[0] in "._" or not _V2_NAME.issuperset(part):
+            raise UsageError(
+                f"the rendezvous setting prefix={prefix!r} cannot be used; write names of letters, digits, '-', '_' "
+                "and '.', joined by '/', none of which begins with '_' or '.'"
+            )
+    return prefix
 
 
 def parse_endpoints(text: str) -> tuple[bool | None, tuple[Endpoint, ...]]:

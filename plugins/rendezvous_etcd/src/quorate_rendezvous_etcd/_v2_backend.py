@@ -23,13 +23,13 @@ def v2_backend() -> RendezvousBackend:
 
 
 def _open(parameters: RendezvousParameters) -> Store:
-    from ._v2_settings import V2Settings
+    from ._settings import Settings
     from ._v2_store import open_v2_store
 
-    return open_v2_store(V2Settings.from_parameters(parameters))
+    return open_v2_store(Settings.from_parameters(parameters, is_v2=True))
 
 
 def _check_parameters(parameters: RendezvousParameters) -> None:
-    from ._v2_settings import V2Settings
+    from ._settings import Settings
 
-    V2Settings.from_parameters(parameters)
+    Settings.from_parameters(parameters, is_v2=True)

@@ -25,13 +25,14 @@ from quorate.errors import (
     UsageError,
 )
 
-from ._v2_settings import PASSWORD_VARIABLE, V2Settings
+from ._settings import PASSWORD_VARIABLE, Endpoint, Settings
 from ._v2_transport import Sockets, close_client, load_etcd, make_client, make_timeout
 
 __all__ = [
     "COMPARE_FAILED",
     "EXISTS",
     "NOT_EMPTY",
+    "NOT_FILE",
     "NOT_FOUND",
     "Answer",
     "Caller",
@@ -43,6 +44,7 @@ __all__ = [
 
 #: What etcd answers when a condition of the request does not hold.
 NOT_FOUND, COMPARE_FAILED, NOT_FILE, NOT_DIRECTORY, EXISTS, NOT_EMPTY, CLEARED = 100, 101, 102, 104, 105, 108, 401
+_INTERNAL, _ELECTION = 300, 301
 _CONDITIONS = frozenset((NOT_FOUND, COMPARE_FAILED, NOT_FILE, NOT_DIRECTORY, EXISTS, NOT_EMPTY, CLEARED))
 
 
@@ -84,10 +86,12 @@ class _Unanswered(Exception):  # noqa: N818 - never leaves this module
 class Route:
     """Which endpoint is asked first; shared by the callers of one store, so that one finding helps all."""
 
-    def __init__(self, settings: V2Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.etcd = load_etcd()
         self.cluster_id: str | None = None
+        #: Whether the last request of any caller ended without an answer.
+        self.is_away = False
         self._state = threading.Lock()
         # Members of a job begin at different endpoints, which spreads the work.
         self._first = random.randrange(len(settings.endpoints))
@@ -98,11 +102,11 @@ class Route:
         self._callers.append(caller)
 
     @property
-    def endpoint(self) -> tuple[str, int]:
+    def endpoint(self) -> Endpoint:
         """Return the endpoint to ask now."""
         return self.settings.endpoints[self._first]
 
-    def leave(self, endpoint: tuple[str, int]) -> None:
+    def leave(self, endpoint: Endpoint) -> None:
         """Ask another endpoint from now on, if ``endpoint`` is still the one to ask."""
         with self._state:
             if len(self.settings.endpoints) == 1 or self.endpoint != endpoint:
@@ -122,8 +126,8 @@ class Caller:
     def __init__(self, route: Route) -> None:
         self._route, self._settings = route, route.settings
         self._sockets = Sockets()
-        self._clients: dict[tuple[str, int], Any] = {}
-        self._polling: tuple[str, int] | None = None
+        self._clients: dict[Endpoint, Any] = {}
+        self._polling: Endpoint | None = None
         self._stop = threading.Event()
         self._closed = False
         route.add(self)
@@ -156,13 +160,16 @@ class Caller:
     def call(self, method: str, path: str, deadline: float, options: Mapping[str, str]) -> Answer:
         """Send a request until it is answered; an earlier, unanswered sending may have been applied, too.
 
+        Once a request has ended without an answer, the next ones ask each endpoint once only, until one answers:
+        whoever calls tries again by itself, and what it has in line must not take a deadline each.
+
         Raises:
             RefusedError: a condition does not hold.
             StoreUnavailableError: no answer by ``deadline`` (monotonic seconds).
             UsageError: wrong credentials or certificates, or a server without the API.
             InterruptedCallError: see :meth:`interrupt`.
         """
-        problems: dict[tuple[str, int], _Unanswered] = {}
+        problems: dict[Endpoint, _Unanswered] = {}
         pause = 0.02
         while True:
             self._sockets.open()
@@ -172,8 +179,11 @@ class Caller:
             share = self._settings.operation_timeout_seconds / (len(self._settings.endpoints) + 1)
             left = max(0.05, min(deadline - monotonic(), max(1.0, share)))
             try:
-                return self._once(endpoint, method, path, options, left)
+                answer = self._once(endpoint, method, path, options, left)
+                self._route.is_away = False
+                return answer
             except RefusedError as refused:
+                self._route.is_away = False
                 refused.was_sent_before = bool(problems)
                 raise
             except _Unanswered as unanswered:
@@ -184,7 +194,8 @@ class Caller:
             if tried_all and self._route.cluster_id is None and all(problem.is_tls for problem in problems.values()):
                 raise self._no_trust(problems)
             left = deadline - monotonic()
-            if left <= 0:
+            if left <= 0 or (tried_all and self._route.is_away):
+                self._route.is_away = True
                 raise self._unavailable(problems)
             if tried_all:
                 self._stop.wait(min(left, pause * random.uniform(0.5, 1.0)))
@@ -213,9 +224,7 @@ class Caller:
         finally:
             self._polling = None
 
-    def _once(
-        self, endpoint: tuple[str, int], method: str, path: str, options: Mapping[str, str], timeout: float
-    ) -> Answer:
+    def _once(self, endpoint: Endpoint, method: str, path: str, options: Mapping[str, str], timeout: float) -> Answer:
         etcd = self._route.etcd
         client = self._client(endpoint)
         limits = make_timeout(min(timeout, self._settings.dial_timeout_seconds), timeout)
@@ -233,7 +242,7 @@ class Caller:
         self._recognise(endpoint, client.expected_cluster_id)
         return answer
 
-    def _recognise(self, endpoint: tuple[str, int], cluster_id: str | None) -> None:
+    def _recognise(self, endpoint: Endpoint, cluster_id: str | None) -> None:
         """Make sure that it is the same cluster that answers, whatever has become of its addresses."""
         if cluster_id is None:
             return
@@ -245,7 +254,7 @@ class Caller:
                 "the one that held the job is gone. Start the job again"
             )
 
-    def _client(self, endpoint: tuple[str, int]) -> Any:
+    def _client(self, endpoint: Endpoint) -> Any:
         client = self._clients.get(endpoint)
         if client is None:
             client = make_client(self._route.etcd, self._settings, endpoint, self._sockets)
@@ -254,7 +263,7 @@ class Caller:
 
     # --- what went wrong ------------------------------------------------------------------------------------------
 
-    def _explain(self, endpoint: tuple[str, int], client: Any, error: Exception) -> Exception:
+    def _explain(self, endpoint: Endpoint, client: Any, error: Exception) -> Exception:
         etcd = self._route.etcd
         where = _spell_endpoint(self._settings, endpoint)
         if isinstance(error, etcd.EtcdConnectionFailed):
@@ -264,12 +273,14 @@ class Caller:
         code, cause = answer.get("errorCode"), str(answer.get("cause", ""))
         if code in _CONDITIONS:
             return RefusedError(code, int(answer.get("index", 0)), f"{where}: {error}")
+        if code == _INTERNAL and "Not a file" in cause:
+            return RefusedError(NOT_FILE, 0, f"{where}: {error}")  # how etcd 3.5 says so
         if isinstance(error, etcd.EtcdInsufficientPermissions):
             return self._no_permission(where, str(answer.get("message", "")))
         if cause.startswith("404 page not found"):
             return self._no_such_api(where, client)
         status = answer.get("status")
-        if "errorCode" not in answer or code in (300, 301) or (isinstance(status, int) and status >= 500):
+        if "errorCode" not in answer or code in (_INTERNAL, _ELECTION) or (isinstance(status, int) and status >= 500):
             # Among these: no leader just now, too many requests, a proxy that has lost its server.
             return _Unanswered(f"it answers {str(answer.get('message') or error)[:100]!r} {cause[:100]!r}")
         return RendezvousStateError(f"etcd at {where} refuses the request: {error}")
@@ -292,20 +303,20 @@ class Caller:
             "etcd 3.6 has removed it), or use API v3 with --rdzv-backend=etcd"
         )
 
-    def _no_trust(self, problems: Mapping[tuple[str, int], _Unanswered]) -> UsageError:
+    def _no_trust(self, problems: Mapping[Endpoint, _Unanswered]) -> UsageError:
         return UsageError(
             f"no TLS connection to etcd: {self._list(problems)}. Check --rdzv-conf ca_cert, cert and key, "
             "and that the endpoint is named as its certificate names it"
         )
 
-    def _unavailable(self, problems: Mapping[tuple[str, int], _Unanswered]) -> StoreUnavailableError:
+    def _unavailable(self, problems: Mapping[Endpoint, _Unanswered]) -> StoreUnavailableError:
         advice = "Check --rdzv-endpoint, and that etcd runs"
         if self._settings.protocol == "http" and self._route.cluster_id is None:
             # A server that wants TLS closes a plain connection without a word.
             advice += "; if it wants TLS, set --rdzv-conf ca_cert=FILE"
         return StoreUnavailableError(f"etcd does not answer: {self._list(problems)}. {advice}")
 
-    def _list(self, problems: Mapping[tuple[str, int], _Unanswered]) -> str:
+    def _list(self, problems: Mapping[Endpoint, _Unanswered]) -> str:
         return "; ".join(
             f"{_spell_endpoint(self._settings, endpoint)}: {problem.problem}" for endpoint, problem in problems.items()
         )
@@ -322,7 +333,7 @@ class Caller:
         if not self._closed:
             self._stop.clear()
 
-    def leave(self, endpoint: tuple[str, int]) -> None:
+    def leave(self, endpoint: Endpoint) -> None:
         """Break off a poll at ``endpoint``, which is dead."""
         if self._polling == endpoint:
             self.break_off()
@@ -355,8 +366,8 @@ def _spell(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _spell_endpoint(settings: V2Settings, endpoint: tuple[str, int]) -> str:
-    return f"{settings.protocol}://{endpoint[0]}:{endpoint[1]}"
+def _spell_endpoint(settings: Settings, endpoint: Endpoint) -> str:
+    return f"{settings.protocol}://{endpoint}"
 
 
 def _describe(error: Exception) -> _Unanswered:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, final
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreLostError, StoreUnavailableError
 
+from ._settings import Settings
 from ._v2_client import (
     COMPARE_FAILED,
     EXISTS,
@@ -29,7 +30,6 @@ from ._v2_client import (
 )
 from ._v2_format import Counter, Value, key_path, new_stamp, pack, split_prefix, unpack
 from ._v2_member import Membership
-from ._v2_settings import V2Settings
 
 __all__ = ["EtcdV2Store", "open_v2_store"]
 
@@ -43,7 +43,7 @@ _RENEW_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.008, 2.0
 
 
-def open_v2_store(settings: V2Settings) -> EtcdV2Store:
+def open_v2_store(settings: Settings) -> EtcdV2Store:
     """Reach etcd and join the job.
 
     Raises:
@@ -65,7 +65,7 @@ def open_v2_store(settings: V2Settings) -> EtcdV2Store:
 class EtcdV2Store:
     """Implements :class:`quorate.rendezvous.Store` with the ability ``interrupt``.  Made by :func:`open_v2_store`."""
 
-    def __init__(self, settings: V2Settings, route: Route, membership: Membership) -> None:
+    def __init__(self, settings: Settings, route: Route, membership: Membership) -> None:
         self._settings, self._membership = settings, membership
         self._work = Caller(route)
         self._waiter = Caller(route)

@@ -15,7 +15,7 @@ from typing import Any, final
 
 from quorate.errors import UsageError
 
-from ._v2_settings import V2Settings
+from ._settings import Endpoint, Settings
 
 __all__ = ["Sockets", "close_client", "load_etcd", "make_client", "make_timeout"]
 
@@ -101,7 +101,7 @@ def make_timeout(connect: float, read: float) -> Any:
     return import_module("urllib3").Timeout(connect=connect, read=read)
 
 
-def make_client(etcd: Any, settings: V2Settings, endpoint: tuple[str, int], sockets: Sockets) -> Any:
+def make_client(etcd: Any, settings: Settings, endpoint: Endpoint, sockets: Sockets) -> Any:
     """Return python-etcd's client for one endpoint; connects to nothing yet.  ``sockets`` learns of its connections.
 
     Its ``expected_cluster_id`` tells which cluster gave the last answer.
@@ -116,20 +116,20 @@ def make_client(etcd: Any, settings: V2Settings, endpoint: tuple[str, int], sock
             self.expected_cluster_id = response.headers.get("X-Etcd-Cluster-Id")
 
     client = Client(
-        host=endpoint[0],
-        port=endpoint[1],
+        host=f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host,
+        port=endpoint.port,
         protocol=settings.protocol,
         read_timeout=settings.operation_timeout_seconds,
         allow_redirect=False,
         allow_reconnect=False,
-        username=settings.user,
-        password=settings.password,
+        username=settings.user or None,
+        password=settings.password or None,
     )
     client.http = _make_pool_manager(settings, sockets)
     return client
 
 
-def _make_pool_manager(settings: V2Settings, sockets: Sockets) -> Any:
+def _make_pool_manager(settings: Settings, sockets: Sockets) -> Any:
     """Return what python-etcd shall connect through: no blind retries, trust as told, one connection per endpoint."""
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
     from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -161,13 +161,13 @@ def _make_pool_manager(settings: V2Settings, sockets: Sockets) -> Any:
     if settings.protocol == "https":
         for name in ("ca_cert", "cert", "key"):
             file = getattr(settings, name)
-            if file is not None and not os.access(file, os.R_OK):
+            if file and not os.access(file, os.R_OK):
                 raise UsageError(f"the rendezvous setting {name}={file!r} is not a file that can be read")
         trust = {
             "cert_reqs": "CERT_REQUIRED",
-            "ca_certs": settings.ca_cert,
-            "cert_file": settings.cert,
-            "key_file": settings.key,
+            "ca_certs": settings.ca_cert or None,
+            "cert_file": settings.cert or None,
+            "key_file": settings.key or None,
         }
     manager = PoolManager(retries=False, maxsize=1, block=False, socket_options=options, **trust)
     manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
