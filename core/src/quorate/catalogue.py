@@ -76,7 +76,8 @@ class HealthCheck:
     """One check of the node, before each join and, if asked (``--health-interval``), while workers run.
 
     ``check(agent)`` returns ``None`` if the node is well, else one sentence that names the trouble and the remedy.  It
-    runs on a thread of its own; one that has not answered after ``timeout_seconds`` counts as trouble.
+    runs on a thread that is not the agent's; one that has not answered after ``timeout_seconds`` counts as trouble, and
+    no other check waits for it.
     """
 
     name: str = field(validator=min_len(1))

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["monotonic", "wall_seconds", "wall_time_ns"]
+__all__ = ["boot_seconds", "monotonic", "wall_seconds", "wall_time_ns"]
 
 
 def monotonic() -> float:
     """Return this host's monotonic time in seconds; meaningful only as a difference."""
     return time.monotonic()
+
+
+def boot_seconds() -> float:
+    """Return seconds since the machine's boot, those that it spent suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def wall_time_ns() -> int:

@@ -1,29 +1,27 @@
-"""What lives beside an agent: its services and its node's checks.  They look and report; the agent decides.
+"""What lives beside an agent: its services, and what they and the node's checks see of it.  The agent decides.
 
-What does not live here: what services are (:mod:`quorate.services`), and what is done about their reports (the
-machine).
+What does not live here: what services are (:mod:`quorate.services`), how checks are run (``_checks``), and what is
+done about reports (the machine).
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from .._record import evolve
 from ..clock import monotonic, wall_time_ns
 from ..records import Event
 from ..services import AgentService, AgentSnapshot, HangReport, WorkerSnapshot
-from ._protocol import Input, NodeChecked, NodeUnhealthy, WorkerHung
+from ._protocol import Input, NodeUnhealthy, WorkerHung
 
 if TYPE_CHECKING:
-    from ..catalogue import HealthCheck
     from ..plugins import PluginHost
     from ..rendezvous import RendezvousHandler
 
-__all__ = ["Checks", "Services", "View"]
+__all__ = ["Services", "View"]
 
 
 @final
@@ -40,6 +38,9 @@ class View:
     ) -> None:
         self._settings, self._snapshot, self._handler, self._post, self._say = settings, snapshot, handler, post, say
         self._heartbeats: dict[int, tuple[int, float]] = {}  # local rank -> pid, monotonic second
+        self._lock = threading.Lock()
+        self._questions: set[threading.Event] = set()
+        self._is_closed = False
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -65,8 +66,23 @@ class View:
     def turn(self, timeout: float) -> float | None:
         answered = threading.Event()
         asked_at = monotonic()
-        self._post(answered.set)
-        return monotonic() - asked_at if answered.wait(timeout) else None
+        with self._lock:
+            if not self._is_closed:
+                self._questions.add(answered)
+                self._post(answered.set)
+            else:
+                answered.set()
+        try:
+            return monotonic() - asked_at if answered.wait(timeout) else None
+        finally:
+            self._questions.discard(answered)
+
+    def close(self) -> None:
+        """Answer whoever asks for a turn: the agent's thread, which calls this, has made its last one."""
+        with self._lock:
+            self._is_closed = True
+            for question in self._questions:
+                question.set()
 
     def store_latency(self, timeout: float) -> float | None:
         return self._handler.measure_latency(timeout)
@@ -86,7 +102,7 @@ class Services:
     """The services of one run.  Everything is called on the agent's thread."""
 
     def __init__(self, host: PluginHost, view: View, warn: Callable[[str], None]) -> None:
-        self._warn = warn
+        self._warn, self._view = warn, view
         self._running: dict[str, AgentService] = {}
         self.environment: dict[str, str] = {}
         for kind in ("watchdog", "service"):
@@ -114,7 +130,8 @@ class Services:
                 self._close(name, service)
 
     def close(self) -> None:
-        """Close them all, the newest first."""
+        """Close them all, the newest first; none of their threads waits for this one meanwhile."""
+        self._view.close()
         while self._running:
             self._close(*self._running.popitem())
 
@@ -123,79 +140,3 @@ class Services:
             service.close()
         except Exception as error:
             self._warn(f"service {name!r} could not be closed: {error or type(error).__name__}")
-
-
-@final
-class Checks:
-    """The checks of one node: all at once, each on a thread of its own and under its own time-out.
-
-    Arguments:
-        checks: what to check.
-        view: given to each.
-        post: takes the result, from another thread.
-        interval: seconds between rounds of checks while workers run; 0 for never.
-    """
-
-    def __init__(
-        self, checks: Sequence[HealthCheck], view: View, post: Callable[[Input], None], interval: float
-    ) -> None:
-        self._checks, self._view, self._post, self._interval = tuple(checks), view, post, interval
-        self._closed = threading.Event()
-        if self._checks and interval > 0:
-            threading.Thread(target=self._watch, name="quorate-health-checks", daemon=True).start()
-
-    def begin(self) -> Input | None:
-        """Check once and post the answer; returns it at once where there is nothing to check."""
-        if not self._checks:
-            return NodeChecked()
-        threading.Thread(target=self._check_once, name="quorate-health-checks", daemon=True).start()
-        return None
-
-    def close(self) -> None:
-        """Stop checking.  A check that is stuck keeps its thread until it answers or the process ends."""
-        self._closed.set()
-
-    def _check_once(self) -> None:
-        self._post(NodeChecked(self.problems()))
-
-    def _watch(self) -> None:
-        while not self._closed.wait(self._interval):
-            problems = self.problems()
-            if problems and not self._closed.is_set():
-                self._post(NodeUnhealthy("; ".join(problems)))
-                return  # it leaves; checks before a join of its own would tell again
-
-    def problems(self) -> tuple[str, ...]:
-        """Run every check and return what is wrong, in the order of the checks."""
-        answers: queue.SimpleQueue[tuple[int, str | None]] = queue.SimpleQueue()
-        begun_at = monotonic()
-        for number, check in enumerate(self._checks):
-            threading.Thread(
-                target=_answer,
-                args=(check, self._view, number, answers),
-                name=f"quorate-check-{check.name}",
-                daemon=True,
-            ).start()
-        found: dict[int, str | None] = {}
-        waiting = dict(enumerate(self._checks))
-        while waiting:
-            deadline = begun_at + min(check.timeout_seconds for check in waiting.values())
-            try:
-                number, problem = answers.get(timeout=max(0.0, deadline - monotonic()))
-            except queue.Empty:
-                for number, check in list(waiting.items()):
-                    if begun_at + check.timeout_seconds <= monotonic():
-                        found[number] = f"{check.name}: no answer within {check.timeout_seconds:g} s"
-                        del waiting[number]
-                continue
-            if waiting.pop(number, None) is not None:
-                found[number] = problem
-        return tuple(problem for _, problem in sorted(found.items()) if problem)
-
-
-def _answer(check: HealthCheck, view: View, number: int, answers: queue.SimpleQueue[tuple[int, str | None]]) -> None:
-    try:
-        problem = check.check(view)
-    except Exception as error:
-        problem = f"the check raised {type(error).__name__}: {error}"
-    answers.put((number, f"{check.name}: {problem}" if problem else None))

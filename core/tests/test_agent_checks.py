@@ -1,0 +1,180 @@
+"""How an agent runs the checks of its node: in order, none held up by another, each under its own time-out."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from quorate.agent._checks import Checks
+from quorate.agent._protocol import Input, NodeChecked, NodeUnhealthy
+from quorate.catalogue import HealthCheck
+from quorate.services import AgentSnapshot, HangReport
+
+DEADLINE = 30.0
+
+
+class StubView:
+    """As much of an agent as running checks takes."""
+
+    environment: Mapping[str, str] = {}
+    settings: Mapping[str, Any] = {}
+
+    def __init__(self) -> None:
+        self.phase = "running"
+
+    def snapshot(self) -> AgentSnapshot:
+        return AgentSnapshot("run", "node", "host", "role", self.phase, "", 0)
+
+    def turn(self, timeout: float) -> float | None:
+        return None
+
+    def store_latency(self, timeout: float) -> float | None:
+        return None
+
+    def report_hang(self, report: HangReport) -> None:
+        raise AssertionError
+
+    def report_unhealthy(self, problem: str) -> None:
+        raise AssertionError
+
+    def note_heartbeat(self, local_rank: int, pid: int) -> None:
+        raise AssertionError
+
+    def say(self, sentence: str) -> None:
+        raise AssertionError
+
+
+class Bench:
+    """Runs checks and keeps what they post."""
+
+    def __init__(self) -> None:
+        self.view = StubView()
+        self.posted: queue.SimpleQueue[Input] = queue.SimpleQueue()
+        self.running: list[Checks] = []
+        self.gate = threading.Event()
+
+    def start(self, *checks: HealthCheck, interval: float = 0.0) -> Checks:
+        self.running.append(Checks(checks, self.view, self.posted.put, interval))
+        return self.running[-1]
+
+    def once(self, *checks: HealthCheck) -> tuple[str, ...]:
+        assert self.start(*checks).begin() is None
+        answer = self.posted.get(timeout=DEADLINE)
+        assert isinstance(answer, NodeChecked)
+        return answer.problems
+
+    def stuck(self, agent: object) -> str | None:
+        self.gate.wait(DEADLINE)
+        return "late"
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    before = set(threading.enumerate())
+    bench = Bench()
+    yield bench
+    bench.gate.set()
+    for checks in bench.running:
+        checks.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+
+
+def says(name: str, problem: str | None, seconds: float = DEADLINE) -> HealthCheck:
+    return HealthCheck(name, f"a {name}", lambda agent: problem, seconds)
+
+
+def looks(name: str, look: Callable[[object], str | None], seconds: float = DEADLINE) -> HealthCheck:
+    return HealthCheck(name, f"a {name}", look, seconds)
+
+
+def test_nothing_to_check_is_answered_at_once(bench: Bench) -> None:
+    assert bench.start().begin() == NodeChecked()
+
+
+def test_problems_come_in_the_order_of_the_checks_and_carry_their_names(bench: Bench) -> None:
+    assert bench.once(says("a", "is bad"), says("b", None), says("c", "is worse")) == ("a: is bad", "c: is worse")
+
+
+def test_a_check_that_raises_is_a_problem(bench: Bench) -> None:
+    def fail(agent: object) -> str | None:
+        raise OSError("no such thing")
+
+    assert bench.once(looks("a", fail), says("b", None)) == ("a: the check raised OSError: no such thing",)
+
+
+def test_checks_that_answer_at_once_share_one_thread(bench: Bench) -> None:
+    seen: list[str] = []
+
+    def note(agent: object) -> str | None:
+        seen.append(threading.current_thread().name + str(threading.get_ident()))
+        return None
+
+    assert bench.once(*(looks(f"c{n}", note) for n in range(8))) == ()
+    assert len(seen) == 8
+    assert len(set(seen)) <= 2, "a machine that stalls may cost a second thread, no more"
+
+
+def test_a_stuck_check_costs_its_time_out_and_nothing_else(bench: Bench) -> None:
+    """The others have long answered; the sentence says what it was about."""
+    began = time.monotonic()
+    problems = bench.once(looks("disk", bench.stuck, 0.5), says("b", "is bad"), looks("c", bench.stuck, 0.7))
+    assert problems == ("disk: no answer within 0.5 s (a disk)", "b: is bad", "c: no answer within 0.7 s (a c)")
+    assert time.monotonic() - began < DEADLINE / 2
+
+
+def test_a_check_that_waits_for_a_later_one_is_answered(bench: Bench) -> None:
+    """A slow check never keeps the ones behind it from running."""
+    met = threading.Event()
+
+    def meet(agent: object) -> str | None:
+        return None if met.wait(DEADLINE) else "nobody came"
+
+    def come(agent: object) -> str | None:
+        met.set()
+        return None
+
+    assert bench.once(looks("first", meet), looks("second", come)) == ()
+
+
+def test_closing_waits_for_no_stuck_check_and_posts_nothing(bench: Bench) -> None:
+    entered = threading.Event()
+
+    def enter(agent: object) -> str | None:
+        entered.set()
+        return bench.stuck(agent)
+
+    checks = bench.start(looks("a", enter))
+    checks.begin()
+    assert entered.wait(DEADLINE)
+    began = time.monotonic()
+    checks.close()
+    assert time.monotonic() - began < DEADLINE / 2
+    assert bench.posted.empty()
+
+
+def test_checks_repeat_while_workers_run_until_one_finds_something(bench: Bench) -> None:
+    answers = iter([None, None, "is bad"])
+    bench.start(looks("a", lambda agent: next(answers)), interval=0.01)
+    assert bench.posted.get(timeout=DEADLINE) == NodeUnhealthy("a: is bad")
+    assert next(answers, "over") == "over", "it was asked three times, and not again after it had told"
+
+
+def test_checks_do_not_repeat_beside_those_before_a_join(bench: Bench) -> None:
+    bench.view.phase = "checking"
+    asked = threading.Event()
+
+    def ask(agent: object) -> str | None:
+        asked.set()
+        return "is bad"
+
+    bench.start(looks("a", ask), interval=0.001)
+    assert not asked.wait(0.1)
+    bench.view.phase = "running"
+    assert bench.posted.get(timeout=DEADLINE) == NodeUnhealthy("a: is bad")
