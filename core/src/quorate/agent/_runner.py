@@ -29,7 +29,6 @@ from ..records import (
 from ..rendezvous._address import host_name
 from ..services import AgentSnapshot, WorkerSnapshot
 from ..starter import StackDumper
-from ._checks import Checks
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
@@ -61,7 +60,7 @@ from ._protocol import (
     WorkersGone,
 )
 from ._reports import Reporter
-from ._services import Services, View
+from ._services import Checks, Services, View
 from ._signals import SignalCatcher
 from ._spec import WorkerSpec
 
@@ -130,7 +129,6 @@ class Runner:
         self._to_complete: list[FailureRecord] = []
 
     def _make_starter(self, start_method: str) -> Starter:
-        self._to_complete: list[FailureRecord] = []
         name = "exec" if isinstance(self._spec.entrypoint, str) else start_method
         backend = self._host.choose("start method", name)
         starter: Starter = backend.create(StarterRequest(name, self._node_id, self._spec.shutdown_timeout))
@@ -147,7 +145,6 @@ class Runner:
                 self._epoll.register(self._signals.fileno(), select.EPOLLIN)
             self._membership = open_membership(self._spec.rdzv_handler, self.post)
             self._open_services()
-            self._prepare_starter()
             self._feed(Begin())
             while self._finish is None:
                 self._turn()
