@@ -29,6 +29,7 @@ from ..records import (
 from ..rendezvous._address import host_name
 from ..services import AgentSnapshot, WorkerSnapshot
 from ..starter import StackDumper
+from ._checks import Checks
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
@@ -60,7 +61,7 @@ from ._protocol import (
     WorkersGone,
 )
 from ._reports import Reporter
-from ._services import Checks, Services, View
+from ._services import Services, View
 from ._signals import SignalCatcher
 from ._spec import WorkerSpec
 
