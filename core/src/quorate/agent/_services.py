@@ -75,7 +75,8 @@ class View:
         try:
             return monotonic() - asked_at if answered.wait(timeout) else None
         finally:
-            self._questions.discard(answered)
+            with self._lock:
+                self._questions.discard(answered)
 
     def close(self) -> None:
         """Answer whoever asks for a turn: the agent's thread, which calls this, has made its last one."""

@@ -34,10 +34,12 @@ def _set_host(text: str, settings: dict[str, Any]) -> None:
 
 def _start_server(agent: AgentView) -> AgentService | None:
     if "health_port" not in agent.settings and not agent.environment.get(_PORT_VARIABLE):
+        if "health_host" in agent.settings:
+            agent.say("--health-host has no effect without --health-port")
         return None
     from ._service import start
 
-    return start(agent)
+    return start(agent, _PORT_VARIABLE)
 
 
 @final

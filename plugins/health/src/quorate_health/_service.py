@@ -1,15 +1,119 @@
-"""The running health server: from the wish for one to its end."""
+"""The running health server: from the wish for one to its end.
+
+Loaded on the way to the first worker, so the libraries are not: they are imported on the server's own thread.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import socket
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
+
+from ._imports import importing
+from ._journal import Journal
 
 if TYPE_CHECKING:
-    from quorate.services import AgentService, AgentView
+    from quorate.records import Event
+    from quorate.services import AgentView
 
-__all__ = ["start"]
+    from ._server import Server
+
+__all__ = ["HealthService", "start"]
+
+#: How long the agent's end waits for an answer that is being made.
+_LAST_ANSWER_SECONDS = 2.0
 
 
-def start(agent: AgentView) -> AgentService | None:
-    """Serve at the port that was asked for; ``None``, and a sentence for people, where that cannot be done."""
-    return None
+def start(agent: AgentView, variable: str) -> HealthService | None:
+    """Serve at the port that was asked for; ``None``, and a sentence for people, where that cannot be done.
+
+    Arguments:
+        agent: what is asked about.
+        variable: names the environment variable that holds the port where no flag gave one.
+    """
+    port = agent.settings.get("health_port")
+    if port is None:
+        text = agent.environment.get(variable, "")
+        port = int(text) if text.isascii() and text.isdecimal() else -1
+        if not 0 <= port <= 65535:
+            agent.say(f"warning: {variable}={text} is not a port; there is no health server")
+            return None
+    host = agent.settings.get("health_host") or "127.0.0.1"
+    try:
+        listener = _bind(host, port)
+    except OSError as error:
+        where = f"{host} port {port}"
+        agent.say(f"warning: no health server at {where}: {error.strerror or error}; the job runs without one")
+        return None
+    return HealthService(agent, listener, host)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
+        listener.bind(address)
+        listener.listen()  # whoever asks before the server is loaded waits for it
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+@final
+class HealthService:
+    """Serves until it is closed; ``port`` is the one that it listens at."""
+
+    def __init__(self, agent: AgentView, listener: socket.socket, host: str) -> None:
+        self._agent, self._listener = agent, listener
+        self._journal = Journal()
+        self._lock = threading.Lock()
+        self._server: Server | None = None
+        self._closed = False
+        address = listener.getsockname()
+        self.port: int = address[1]
+        self._own_name = host.lower() if address[0] == "::1" or address[0].startswith("127.") else ""
+        shown = f"[{host}]" if ":" in host else host
+        agent.say(f"health server at http://{shown}:{self.port}/status")
+        self._thread = threading.Thread(target=self._serve, name="quorate-health", daemon=True)
+        self._thread.start()
+
+    @property
+    def worker_environment(self) -> Mapping[str, str]:
+        return {}
+
+    def observe(self, event: Event) -> None:
+        self._journal.observe(event)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._server is not None:
+                self._server.stop()
+        self._thread.join(_LAST_ANSWER_SECONDS)
+        if self._server is not None:
+            self._server.join(_LAST_ANSWER_SECONDS)
+
+    def _serve(self) -> None:
+        try:
+            with importing:
+                from ._app import Application
+                from ._server import Server
+
+            application = Application(self._agent, self._journal, self._own_name)
+            with self._lock:
+                if self._closed:
+                    self._listener.close()
+                    return
+                self._server = Server(application, self._listener)
+        except Exception as error:
+            self._listener.close()
+            self._agent.say(f"warning: the health server could not be loaded: {error or type(error).__name__}")
+            return
+        self._server.run()

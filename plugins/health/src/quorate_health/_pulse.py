@@ -1,0 +1,76 @@
+"""Asks the agent whether it still turns, and its store how fast it answers: seldom, however often clients ask."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, final
+
+from attrs import frozen
+
+from quorate.clock import monotonic
+from quorate.errors import QuorateError
+
+if TYPE_CHECKING:
+    from quorate.services import AgentView
+
+__all__ = ["DEADLINE_SECONDS", "Pulse", "StoreProbe", "StoreState"]
+
+#: An agent that has not taken a turn within this time does not live.
+DEADLINE_SECONDS = 5.0
+#: For how long an answer is passed on to others; a missing one a little longer, because asking for it takes long.
+_FRESH_SECONDS, _FRESH_SILENCE_SECONDS = 0.25, 1.0
+
+
+@final
+class Pulse:
+    """The agent's turn time, asked for by one client at a time and shared by all that ask meanwhile."""
+
+    def __init__(self, agent: AgentView, deadline: float = DEADLINE_SECONDS) -> None:
+        self._agent, self._deadline = agent, deadline
+        self._lock = threading.Lock()
+        self._seconds: float | None = None
+        self._fresh_until: float | None = None
+
+    def ask(self) -> float | None:
+        """Return the seconds that the agent's last turn took; ``None`` if it took none within its deadline."""
+        with self._lock:
+            if self._fresh_until is None or monotonic() >= self._fresh_until:
+                self._seconds = self._agent.turn(self._deadline)
+                fresh = _FRESH_SILENCE_SECONDS if self._seconds is None else _FRESH_SECONDS
+                self._fresh_until = monotonic() + fresh
+            return self._seconds
+
+
+@final
+@frozen
+class StoreState:
+    """``is_known`` is false while there is no store to ask; ``latency_seconds`` is ``None`` if it did not answer."""
+
+    is_known: bool
+    latency_seconds: float | None = None
+
+
+@final
+class StoreProbe:
+    """The store's latency, measured at most every few seconds: each measurement is a read that the store must serve."""
+
+    def __init__(self, agent: AgentView, interval: float = 5.0, timeout: float = 1.0) -> None:
+        self._agent, self._interval, self._timeout = agent, interval, timeout
+        self._lock = threading.Lock()
+        self._state = StoreState(False)
+        self._next_at: float | None = None
+
+    def measure(self) -> StoreState:
+        """Return the newest measurement, made now if the last one is too old."""
+        with self._lock:
+            if self._next_at is None or monotonic() >= self._next_at:
+                self._state = self._measure()
+                self._next_at = monotonic() + self._interval
+            return self._state
+
+    def _measure(self) -> StoreState:
+        try:
+            latency = self._agent.store_latency(self._timeout)
+        except QuorateError:
+            return StoreState(True)
+        return StoreState(latency is not None, latency)
