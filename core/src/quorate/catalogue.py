@@ -35,6 +35,7 @@ class StarterRequest:
     start_method: str
     token: str
     term_grace_seconds: float = 30.0
+    settings: Mapping[str, Any] = field(factory=dict)
 
 
 @final

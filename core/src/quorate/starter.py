@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from .catalogue import StarterRequest
 from .records import WorkerExited, WorkerLaunch
 
-__all__ = ["ProcessContext", "StackDumper", "Starter", "StarterRequest"]
+__all__ = ["PreparingStarter", "ProcessContext", "StackDumper", "Starter", "StarterRequest"]
 
 
 @runtime_checkable
@@ -74,4 +74,34 @@ class Starter(Protocol):
         Raises:
             StartError: one of them cannot be started; those already started are gone when this raises.
         """
+        ...
+
+
+@runtime_checkable
+class PreparingStarter(Starter, Protocol):
+    """An ability that a starter may have besides: getting ready while the nodes of the job still find each other.
+
+    All methods are called by the agent's one owner thread, and none but :meth:`close` may block.
+    """
+
+    def prepare(
+        self, entrypoint: str | Callable[..., Any], args: Sequence[Any], environment: Mapping[str, str]
+    ) -> None:
+        """Begin; called once, before the first join.  ``environment`` is what all workers will have in common.
+
+        Raises:
+            UsageError: this starter can never start such an entrypoint.
+        """
+        ...
+
+    def fileno(self) -> int:
+        """Return a descriptor, from :meth:`prepare` on, that is readable whenever :meth:`is_ready` should be called."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Carry the preparation forward; return whether ``start`` need not wait (even if only to raise)."""
+        ...
+
+    def close(self) -> None:
+        """End whatever was prepared; its workers are gone by then.  Called once, when the agent's run is over."""
         ...

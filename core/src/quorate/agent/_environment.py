@@ -10,7 +10,7 @@ from ..logs_specs import LogsSpecs
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import WorkerSpec
 
-__all__ = ["build_launches", "worker_environment"]
+__all__ = ["build_launches", "common_environment", "worker_environment"]
 
 _LOCAL_RANK_MACRO = "${local_rank}"
 _PREFIX_WHEN_TEED = "[${role_name}${local_rank}]: "
@@ -20,7 +20,7 @@ def worker_environment(
     spec: WorkerSpec, seat: Assignment, local_rank: int, run_id: str, base: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the whole environment of one worker.  ``base`` is the agent's own."""
-    environment = {**base, **spec.environment}
+    environment = common_environment(spec, seat.local_world_size, base)
     environment.update(
         {
             "RANK": str(seat.first_rank + local_rank),
@@ -41,13 +41,19 @@ def worker_environment(
             "QUORATE_ROUND": str(seat.round_number),
         }
     )
+    if spec.virtual_local_rank:
+        _virtualize(environment, local_rank)
+    return environment
+
+
+def common_environment(spec: WorkerSpec, local_world_size: int, base: Mapping[str, str]) -> dict[str, str]:
+    """Return what of a worker's environment is known before its ranks are.  ``base`` is the agent's own."""
+    environment = {**base, **spec.environment}
     # So that a fatal signal, and the agent's wish to know where a hung worker is, leave the Python stacks in the log.
     environment.setdefault("PYTHONFAULTHANDLER", "1")
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-    if seat.local_world_size > 1:
+    if local_world_size > 1:
         environment.setdefault("OMP_NUM_THREADS", "1")
-    if spec.virtual_local_rank:
-        _virtualize(environment, local_rank)
     return environment
 
 

@@ -36,7 +36,8 @@ class LocalElasticAgent:
     Arguments:
         spec: the worker group.
         logs_specs: where its output goes.
-        start_method: how function entrypoints are started (``spawn``, ``fork``, ``forkserver``, or a plugin's).
+        start_method: how function entrypoints are started (``spawn``, ``fork``, ``forkserver``, or a plugin's);
+            commands too, if it takes them (``warm``), else those are started by ``exec``.
         exit_barrier_timeout: seconds to wait, after this node's workers have succeeded, for the other nodes.
         log_line_prefix_template: put before each console line of a worker (see ``docs/logs.md``).
         host: the plugins to use (default: those installed).
@@ -71,8 +72,10 @@ class LocalElasticAgent:
         self._restarts_used = 0
         self._started_at: float | None = None
         self._total = 0.0
+        from ._preparation import choose_starter
+
         # Asked for now, so that a wrong name is reported before anything runs.
-        host.choose("start method", "exec" if isinstance(spec.entrypoint, str) else start_method)
+        choose_starter(host, spec.entrypoint, start_method)
         self._sink = _find_sink(host, spec.event_log_handler)
 
     @property

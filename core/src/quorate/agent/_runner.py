@@ -33,6 +33,7 @@ from ._checks import Checks
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
+from ._preparation import Preparation, choose_starter
 from ._protocol import (
     Begin,
     CheckNode,
@@ -114,6 +115,7 @@ class Runner:
         self._node_id = reporter.node_id
         self._workers: tuple[WorkerSnapshot, ...] = ()
         self._starter = self._make_starter(start_method)
+        self._preparation = Preparation(self._starter)
         self._signals = SignalCatcher(spec.signals_to_handle)
         self._inbox: queue.SimpleQueue[Input | Callable[[], None]] = queue.SimpleQueue()
         self._view = View(
@@ -130,10 +132,9 @@ class Runner:
         self._to_complete: list[FailureRecord] = []
 
     def _make_starter(self, start_method: str) -> Starter:
-        name = "exec" if isinstance(self._spec.entrypoint, str) else start_method
-        backend = self._host.choose("start method", name)
-        starter: Starter = backend.create(StarterRequest(name, self._node_id, self._spec.shutdown_timeout))
-        return starter
+        spec = self._spec
+        backend = choose_starter(self._host, spec.entrypoint, start_method)
+        return backend.create(StarterRequest(backend.name, self._node_id, spec.shutdown_timeout, spec.settings))
 
     def run(self) -> Finish:
         """Run until the machine finishes.  Whatever happens, no worker is left when this returns or raises."""
@@ -146,6 +147,7 @@ class Runner:
                 self._epoll.register(self._signals.fileno(), select.EPOLLIN)
             self._membership = open_membership(self._spec.rdzv_handler, self.post)
             self._open_services()
+            self._prepare_starter()
             self._feed(Begin())
             while self._finish is None:
                 self._turn()
@@ -154,6 +156,7 @@ class Runner:
             if self._membership is not None:
                 self._membership.close()
             self._close_context()
+            self._preparation.close()
             self._close_services()
             self._signals.restore()
             self._epoll.close()
@@ -166,6 +169,12 @@ class Runner:
             self._reporter.listeners.append(self._services.observe)
         checks = list(self._host.catalogue("health check").values())
         self._checks = Checks(checks, self._view, self.post, self._spec.health_interval)
+
+    def _prepare_starter(self) -> None:
+        assert self._epoll is not None
+        self._preparation.begin(self._spec, self._services.environment if self._services is not None else {})
+        if self._preparation.descriptor >= 0:
+            self._epoll.register(self._preparation.descriptor, select.EPOLLIN)
 
     def _close_services(self) -> None:
         self._reporter.listeners.clear()
@@ -219,6 +228,8 @@ class Runner:
             elif descriptor == self._signals.fileno():
                 for number in self._signals.take():
                     self._feed(SignalReceived(number))
+            elif descriptor == self._preparation.descriptor:
+                self._start_held_back()
         while self._finish is None:
             try:
                 event = self._inbox.get_nowait()
@@ -231,6 +242,12 @@ class Runner:
         self._advance_context()
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
             self._feed(Clock(due=True))
+
+    def _start_held_back(self) -> None:
+        seat = self._preparation.take_ready()
+        answer = None if seat is None else self._start(seat)
+        if answer is not None:
+            self._feed(answer)
 
     def _timeout(self) -> float | None:
         times = [self.state.wake_at]
@@ -286,7 +303,7 @@ class Runner:
         if isinstance(command, Finish):
             self._finish = command
         elif isinstance(command, StartWorkers):
-            return self._start(command.assignment)
+            return None if self._preparation.holds_back(command.assignment) else self._start(command.assignment)
         elif isinstance(command, CheckNode):
             assert self._checks is not None
             return self._checks.begin()
@@ -388,6 +405,7 @@ class Runner:
         return launch if changed is None else changed
 
     def _stop(self, command: StopWorkers) -> Input | None:
+        self._preparation.cancel()
         now = monotonic()
         deadline = now + command.grace_seconds + _LAST_RESORT_SECONDS
         if self._stop_deadline is None or command.grace_seconds == 0.0:

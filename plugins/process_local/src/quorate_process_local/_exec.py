@@ -22,7 +22,7 @@ from ._workers import ChildProcess
 if TYPE_CHECKING:
     from quorate.starter import ProcessContext, StarterRequest
 
-__all__ = ["ExecStarter", "leaking_descriptors", "spawn_program"]
+__all__ = ["ExecStarter", "checked_words", "leaking_descriptors", "spawn_program"]
 
 
 @final
@@ -62,21 +62,32 @@ class ExecStarter:
 
 def _program(launch: WorkerLaunch) -> tuple[str, list[str]]:
     """Return the file and argument vector of one worker, the wrapper for parent death included."""
-    words = [launch.entrypoint, *launch.args]
-    for word in words:
-        if not isinstance(word, str):
-            raise StartError(
-                f"the start method exec runs commands, but {word!r} is no string; "
-                "use --start-method=spawn for a function",
-                local_rank=launch.local_rank,
-            )
-        if "\0" in word:
-            raise StartError(f"the argument {word!r} holds a NUL byte", local_rank=launch.local_rank)
+    words = checked_words(launch.entrypoint, launch.args, "exec", launch.local_rank)
     path = find_command(words[0], launch.environment, launch.local_rank)
     wrapper = find_death_wrapper(os.environ.get("PATH", os.defpath)) if has_known_format(path) else ()
     if wrapper:
         return wrapper[0], [*wrapper, path, *words[1:]]
     return path, words
+
+
+def checked_words(entrypoint: object, args: Sequence[object], method: str, local_rank: int) -> list[str]:
+    """Return the words of a command.
+
+    Raises:
+        StartError: one of them cannot be a word of a command.
+    """
+    words: list[str] = []
+    for word in (entrypoint, *args):
+        if not isinstance(word, str):
+            raise StartError(
+                f"the start method {method} runs commands, but {word!r} is no string; "
+                "use --start-method=spawn for a function",
+                local_rank=local_rank,
+            )
+        if "\0" in word:
+            raise StartError(f"the argument {word!r} holds a NUL byte", local_rank=local_rank)
+        words.append(word)
+    return words
 
 
 def spawn_program(

@@ -33,7 +33,7 @@ from ._workers import ChildProcess, Process
 if TYPE_CHECKING:
     from quorate.starter import ProcessContext, StarterRequest
 
-__all__ = ["FunctionStarter"]
+__all__ = ["FunctionStarter", "prepare_call", "unpicklable"]
 
 
 @final
@@ -70,7 +70,8 @@ class FunctionStarter:
         return context
 
 
-def _prepare(method: str, launch: WorkerLaunch, setup: Setup | None, result: int) -> tuple[Task, BaseProcess]:
+def prepare_call(method: str, launch: WorkerLaunch, setup: Setup | None, result: int) -> tuple[Task, BaseProcess]:
+    """Return the task that calls ``launch``'s function, and a process object that runs it."""
     assert not isinstance(launch.entrypoint, str)
     task = Task((launch.entrypoint, launch.args), result, setup, launch.error_file)
     # Process is there in every start method's context, whatever the stubs of the base class say.
@@ -83,7 +84,7 @@ def _fork(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> 
     agent = os.getpid()
     result = hold(memory_file("quorate-result"))
     kept = os.dup(result)  # the child's: what is held is closed in it
-    _, process = _prepare("fork", launch, Setup(environment, agent, True, output.stdout, output.stderr), kept)
+    _, process = prepare_call("fork", launch, Setup(environment, agent, True, output.stdout, output.stderr), kept)
     _flush()
     # A signal for the worker must not run the agent's handlers in it; Setup lets signals in again.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -168,14 +169,14 @@ def _spawn(launch: WorkerLaunch, environment: dict[str, str], output: Output) ->
     result = hold(memory_file("quorate-result"))
     if launch.error_file:
         environment.setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
-    task, process = _prepare("spawn", launch, None, result)
+    task, process = prepare_call("spawn", launch, None, result)
     try:
         child = _Spawn(process, environment, output, result).child
         assert child is not None
         return child
     except Exception as error:
         release(result)
-        raise _unpicklable(launch, "spawn", error) from error
+        raise unpicklable(launch, "spawn", error) from error
     finally:
         task.close()
 
@@ -185,7 +186,8 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _unpicklable(launch: WorkerLaunch, method: str, error: Exception) -> Exception:
+def unpicklable(launch: WorkerLaunch, method: str, error: Exception) -> Exception:
+    """Return what to raise for an error in pickling a worker's call."""
     if isinstance(error, OSError):
         return error
     name = getattr(launch.entrypoint, "__qualname__", repr(launch.entrypoint))
@@ -200,12 +202,12 @@ def _fork_by_server(launch: WorkerLaunch, environment: dict[str, str], output: O
     result = hold(memory_file("quorate-result"))
     _disown_server()
     setup = Setup(environment, os.getpid(), False, output.stdout, output.stderr)
-    task, process = _prepare("forkserver", launch, setup, result)
+    task, process = prepare_call("forkserver", launch, setup, result)
     try:
         return _ServedProcess(popen_forkserver.Popen(process), result)
     except Exception as error:
         release(result)
-        raise _unpicklable(launch, "forkserver", error) from error
+        raise unpicklable(launch, "forkserver", error) from error
     finally:
         task.close()
 

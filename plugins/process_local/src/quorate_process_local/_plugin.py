@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
-from quorate.catalogue import StarterBackend
+from quorate.catalogue import CliOption, StarterBackend
 from quorate.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -17,13 +17,38 @@ __all__ = ["plugin"]
 def _command_starter(request: StarterRequest) -> Starter:
     from ._exec import ExecStarter
 
+    _warn_of_preload(request)
     return ExecStarter(request)
 
 
 def _function_starter(request: StarterRequest) -> Starter:
     from ._functions import FunctionStarter
 
+    _warn_of_preload(request)
     return FunctionStarter(request)
+
+
+def _warm_starter(request: StarterRequest) -> Starter:
+    from ._warm import WarmStarter
+
+    return WarmStarter(request)
+
+
+def _warn_of_preload(request: StarterRequest) -> None:
+    if request.settings.get("preload"):
+        from ._fds import warn
+
+        warn(f"--preload is ignored: the start method is {request.start_method}, and only warm imports anything ahead")
+
+
+def _note_preload(value: str, settings: dict[str, Any]) -> None:
+    from quorate.errors import UsageError
+
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(f"--preload takes names of modules, separated by commas, and {name!r} is none")
+    settings["preload"] = tuple(names)
 
 
 @final
@@ -33,10 +58,21 @@ class plugin:  # noqa: N801 - the entry point's name
     @staticmethod
     @hookimpl
     def quorate_register_starter() -> Iterable[StarterBackend]:
-        """Offer one start method for commands and three for functions."""
+        """Offer one start method for commands, three for functions, and one for both."""
         return (
             StarterBackend("exec", "runs a command", "command", _command_starter),
             StarterBackend("spawn", "calls a function in a new interpreter", "function", _function_starter),
             StarterBackend("fork", "calls a function in a copy of the agent", "function", _function_starter),
             StarterBackend("forkserver", "calls a function in a copy of a clean server", "function", _function_starter),
+            StarterBackend(
+                "warm", "runs Python in a copy of a process that has imported --preload", "any", _warm_starter
+            ),
+        )
+
+    @staticmethod
+    @hookimpl
+    def quorate_register_cli_options() -> Iterable[CliOption]:
+        """Offer the flag that says what warm workers find imported."""
+        return (
+            CliOption("preload", "--start-method=warm: modules to import before workers start", None, _note_preload),
         )

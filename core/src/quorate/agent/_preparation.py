@@ -1,0 +1,83 @@
+"""Which starter a run uses, and holding back the workers of one that still gets ready.
+
+What does not live here: starting them (:mod:`._runner`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, final
+
+from ..catalogue import StarterBackend
+from ..records import Assignment
+from ..starter import PreparingStarter, Starter
+from ._environment import common_environment
+from ._spec import WorkerSpec
+
+if TYPE_CHECKING:
+    from ..plugins import PluginHost
+
+__all__ = ["Preparation", "choose_starter"]
+
+
+def choose_starter(host: PluginHost, entrypoint: str | Callable[..., Any], start_method: str) -> StarterBackend:
+    """Return the starter for ``entrypoint``: ``exec`` for a command, unless the one asked for takes commands too.
+
+    Raises:
+        UnknownBackendError: no plugin offers it.
+    """
+    if isinstance(entrypoint, str):
+        asked: StarterBackend | None = host.catalogue("start method").get(start_method)
+        if asked is None or asked.kind == "function":
+            start_method = "exec"
+    backend: StarterBackend = host.choose("start method", start_method)
+    return backend
+
+
+@final
+class Preparation:
+    """What a starter may do before it can start; of one without that ability nothing is asked.
+
+    ``descriptor`` is readable when :meth:`take_ready` should be called, -1 where there is nothing to wait for.
+    """
+
+    def __init__(self, starter: Starter) -> None:
+        self._starter = starter if isinstance(starter, PreparingStarter) else None
+        self._held_back: Assignment | None = None
+        self.descriptor = -1
+
+    def begin(self, spec: WorkerSpec, defaults: Mapping[str, str]) -> None:
+        """Have the starter begin; ``defaults`` as for ``build_launches``.
+
+        Raises:
+            UsageError: it can never start this entrypoint.
+        """
+        if self._starter is not None:
+            environment = common_environment(spec, spec.local_world_size, {**defaults, **os.environ})
+            self._starter.prepare(spec.entrypoint, spec.args, environment)
+            self.descriptor = self._starter.fileno()
+
+    def holds_back(self, seat: Assignment) -> bool:
+        """Return whether the workers of ``seat`` have to wait; if so :meth:`take_ready` gives it back in time."""
+        if self._starter is None or self._starter.is_ready():
+            return False
+        self._held_back = seat
+        return True
+
+    def take_ready(self) -> Assignment | None:
+        """Carry the preparation forward; return the seat whose workers can now be started."""
+        if self._starter is None or not self._starter.is_ready():
+            return None
+        seat, self._held_back = self._held_back, None
+        return seat
+
+    def cancel(self) -> None:
+        """Forget the workers that wait: their round is over."""
+        self._held_back = None
+
+    def close(self) -> None:
+        """End what was prepared."""
+        starter, self._starter = self._starter, None
+        if starter is not None:
+            starter.close()

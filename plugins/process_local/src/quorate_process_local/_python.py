@@ -1,0 +1,76 @@
+"""Takes a Python command line apart: what the interpreter is told, what it runs, and with which arguments.
+
+Only reads; what is done with the parts is the warm starter's business.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+__all__ = ["PythonCommand", "is_python", "take_apart"]
+
+_NAMES = re.compile(r"(python|pypy)[0-9.]*t?(-dbg|d)?")
+_SWITCHES = frozenset("bBdEIOPqsSuv")
+_WITH_VALUE = frozenset("WX")
+_HASH_CHECK = "--check-hash-based-pycs"
+
+
+@final
+class PythonCommand(NamedTuple):
+    """One command: ``kind`` is ``script``, ``module`` or ``code``, and ``target`` its path, name or text."""
+
+    options: tuple[str, ...]
+    kind: str
+    target: str
+    arguments: tuple[str, ...]
+
+    @property
+    def argv(self) -> list[str]:
+        """What ``sys.argv`` is when the program begins."""
+        first = {"script": self.target, "module": "-m", "code": "-c"}[self.kind]
+        return [first, *self.arguments]
+
+
+def is_python(path: str) -> bool:
+    """Return whether the program at ``path`` is a Python interpreter, by its name or because it runs us."""
+    if _NAMES.fullmatch(os.path.basename(path)):
+        return True
+    return bool(sys.executable) and os.path.realpath(path) == os.path.realpath(sys.executable)
+
+
+def take_apart(words: Sequence[str]) -> PythonCommand:
+    """Return the parts of what follows the interpreter in a command.
+
+    Raises:
+        ValueError: it runs no script, module or code; the text says what it does instead.
+    """
+    options: list[str] = []
+    rest = list(words)
+    while rest and rest[0].startswith("-") and rest[0] != "-":
+        word = rest.pop(0)
+        if word.startswith("--"):
+            if word != _HASH_CHECK or not rest:
+                raise ValueError(f"the option {word} of Python is not for a program that runs")
+            options += [word, rest.pop(0)]
+            continue
+        for position, letter in enumerate(word[1:], 1):
+            if letter in _SWITCHES:
+                continue
+            if letter not in _WITH_VALUE and letter not in "mc":
+                raise ValueError(f"the option -{letter} of Python is not for a program that runs")
+            if position > 1:
+                options.append(word[:position])
+            value = word[position + 1 :] or (rest.pop(0) if rest else "")
+            if letter in "mc":
+                return PythonCommand(tuple(options), {"m": "module", "c": "code"}[letter], value, tuple(rest))
+            options += [f"-{letter}", value]
+            break
+        else:
+            options.append(word)
+    if not rest or rest[0] == "-":
+        raise ValueError("Python would read its program from standard input")
+    return PythonCommand(tuple(options), "script", rest[0], tuple(rest[1:]))

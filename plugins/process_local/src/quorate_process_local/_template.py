@@ -1,0 +1,238 @@
+"""A template process as the agent sees it: starting it, hearing from it, having it fork workers.
+
+Workers become children of the agent itself: the template forks an intermediate process, that one forks the workers and
+ends, and the kernel hands its children to the agent, which is a *subreaper* for just that moment.  So everything else
+in this package treats them like any other child, and the template may die without a word about them.  What runs in the
+template is :mod:`._template_main`; when there is one, and for what, is decided in :mod:`._warm`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, final
+
+from quorate.errors import StartError
+
+from . import _template_main
+from ._exec import leaking_descriptors, spawn_program
+from ._fds import forget, hold_with
+from ._leftovers import MARKER_VARIABLE
+from ._streams import Output
+from ._template_main import receive, send
+
+__all__ = ["IMPORT_PATIENCE_SECONDS", "Forking", "Template"]
+
+#: How long the imports may take.
+IMPORT_PATIENCE_SECONDS = 600
+#: How long a template that is ready may take for one answer: a fork, even on a machine that is swapping.
+_ANSWER_PATIENCE_SECONDS = 60.0
+
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
+
+
+@final
+class Template:
+    """A running template.
+
+    Arguments:
+        python, options: the interpreter and what it is told.
+        environment: of the template; what of it an import reads, its workers cannot have otherwise.
+        plan: ``modules`` to import, and ``kind``, ``target`` and ``sys_path`` of the programs to come.
+        room: bytes to reserve where workers show their command line.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+
+    def __init__(
+        self, python: str, options: Sequence[str], environment: Mapping[str, str], plan: Mapping[str, Any], room: int
+    ) -> None:
+        self.is_ready = False
+        #: Why it cannot be used, ``""`` while nothing is known against it.
+        self.problem = ""
+        self._modules = ", ".join(plan["modules"]) or "nothing"
+        self.channel, theirs = socket.socketpair()
+        try:
+            marker = environment.get(MARKER_VARIABLE, "") + _template_main.ROOM
+            argv = [python, *options, _template_main.__file__, str(theirs.fileno()), "-" * room]
+            self.pid = spawn_program(
+                python,
+                argv,
+                {**environment, MARKER_VARIABLE: marker},
+                Output(),
+                leaking_descriptors(),
+                [theirs.fileno()],
+            )
+        except BaseException:
+            self.channel.close()
+            raise
+        finally:
+            theirs.close()
+        hold_with(self.channel.fileno(), self.channel.close)
+        try:
+            send(self.channel, {**plan, "agent": os.getpid(), "seconds": IMPORT_PATIENCE_SECONDS})
+        except ConnectionError:
+            pass  # it has ended already, which the next look will tell
+
+    def look(self) -> None:
+        """Take in what it has said; to be called when ``channel`` is readable.  Afterwards one of three holds:
+
+        it is ready, or has a problem, or neither yet.
+        """
+        if self.problem:
+            return
+        try:
+            self.channel.setblocking(False)
+            ended = not self.channel.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            ended = True
+        self.channel.settimeout(_ANSWER_PATIENCE_SECONDS)
+        if ended:
+            self.problem = self._how_it_ended()
+        else:
+            self.problem = self._ask()["problem"]
+            self.is_ready = not self.problem
+
+    def wait(self) -> None:
+        """Wait until it is ready or has a problem; its imports end it if they take too long."""
+        while not self.is_ready and not self.problem:
+            self.channel.setblocking(True)
+            try:
+                self.channel.recv(1, socket.MSG_PEEK)
+            except ConnectionError:
+                pass
+            self.look()
+
+    def _ask(self, message: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()) -> dict[str, Any]:
+        """Send ``message`` if there is one, and return the answer; a problem if there is none."""
+        try:
+            self.channel.settimeout(_ANSWER_PATIENCE_SECONDS)
+            if message is not None:
+                send(self.channel, dict(message), descriptors)
+            received = receive(self.channel)
+        except (ConnectionError, TimeoutError):
+            received = None
+        return {"problem": "the template process no longer answers"} if received is None else received[0]
+
+    def _how_it_ended(self) -> str:
+        # Its end of the channel is closed, so it is about to end if it has not yet.
+        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        assert status is not None
+        if status.si_code != os.CLD_EXITED and status.si_status == signal.SIGALRM and not self.is_ready:
+            return f"importing {self._modules} took longer than {IMPORT_PATIENCE_SECONDS} s"
+        how = "exit code" if status.si_code == os.CLD_EXITED else "signal"
+        when = "while it waited" if self.is_ready else f"while it imported {self._modules}"
+        return f"the template process ended by {how} {status.si_status} {when}"
+
+    def close(self) -> None:
+        """Kill and reap it, and what its imports may have started."""
+        if self.channel.fileno() >= 0:
+            forget(self.channel.fileno())
+            self.channel.close()
+            for send_signal in (os.killpg, os.kill):
+                try:
+                    send_signal(self.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            try:
+                os.waitpid(self.pid, 0)
+            except ChildProcessError:
+                pass  # somebody else in the agent's process has reaped it
+
+    def fork_workers(self) -> Forking:
+        """Return the context manager in which workers are forked; when it ends they are the agent's children."""
+        return Forking(self)
+
+
+@final
+class Forking:
+    """One group of workers being forked by a template that is ready."""
+
+    def __init__(self, template: Template) -> None:
+        self._template = template
+        self._intermediate = 0
+
+    def __enter__(self) -> Forking:
+        _adopt_orphans(True)
+        try:
+            answer = self._template._ask({})
+            if "intermediate" not in answer:
+                raise StartError(f"the workers cannot be forked: {answer['problem']}")
+            self._intermediate = answer["intermediate"]
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def fork(self, order: Mapping[str, Any], descriptors: Sequence[int], local_rank: int) -> int:
+        """Have one worker forked; return its pid.  It begins once the context has ended.
+
+        Raises:
+            StartError: it could not be.
+        """
+        answer = self._template._ask({**order, "agent": os.getpid()}, descriptors)
+        if "pid" not in answer:
+            raise StartError(
+                f"the worker of local rank {local_rank} cannot be forked: {answer['problem']}", local_rank=local_rank
+            )
+        pid: int = answer["pid"]
+        return pid
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._intermediate or "adopted" not in self._template._ask({}):
+                self._clear_up()
+                if kind is None and self._intermediate:
+                    raise StartError("the template process ended while it forked the workers")
+        finally:
+            _adopt_orphans(False)
+
+    def _clear_up(self) -> None:
+        """End the template and its intermediate, so that all workers there are become the agent's children."""
+        self._template.close()
+        self._template.problem = self._template.problem or "it ended while it forked workers"
+        try:
+            # Its number is only ours to use if it is our child now; else it was reaped before.
+            os.waitid(os.P_PID, self._intermediate, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.kill(self._intermediate, signal.SIGKILL)
+            os.waitpid(self._intermediate, 0)
+        except (ChildProcessError, ProcessLookupError):
+            pass
+
+
+_lock = threading.Lock()
+_adopting = 0
+_was_adopting = 0
+
+
+def _adopt_orphans(on: bool) -> None:
+    """Make this process the parent of its descendants' orphans, or, after as many calls, what it was before.
+
+    Raises:
+        StartError: the kernel refuses.
+    """
+    global _adopting, _was_adopting
+    with _lock:
+        library = ctypes.CDLL(None, use_errno=True)
+        if on and _adopting == 0:
+            before = ctypes.c_int(0)
+            library.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+            _was_adopting = before.value
+            if library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+                raise StartError(
+                    f"the kernel does not let this process adopt workers ({os.strerror(ctypes.get_errno())}); "
+                    "use --start-method=exec"
+                )
+        elif not on and _adopting == 1 and not _was_adopting:
+            library.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        _adopting += 1 if on else -1

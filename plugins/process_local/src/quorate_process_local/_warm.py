@@ -1,0 +1,319 @@
+"""The start method ``warm``: workers are forked from a process that has already imported what they need.
+
+Decided here: what the template is, when there is a new one, and what each worker is told.  The template process itself
+is :mod:`._template`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from quorate.errors import StartError, UsageError
+
+from ._commands import find_command
+from ._context import LocalContext
+from ._exec import checked_words
+from ._fds import forget, hold, hold_with, memory_file, release, warn
+from ._python import PythonCommand, is_python, take_apart
+from ._streams import Output
+from ._template import Forking, Template
+from ._workers import ChildProcess
+
+if TYPE_CHECKING:
+    from quorate.records import WorkerLaunch
+    from quorate.starter import ProcessContext, StarterRequest
+
+__all__ = ["WarmStarter"]
+
+#: How often a template that dies while nobody needs it is replaced before the next start.
+_MOST_REBUILDS = 3
+#: Beyond the command as it was announced: macros in it become longer.
+_SPARE_BYTES = 64
+#: Variables that an interpreter or a library reads when it starts, so that a worker cannot have another value than its
+#: template.  (What is read later, such as CUDA_VISIBLE_DEVICES, is not among them.)
+_READ_AT_IMPORT = (
+    *("PYTHON", "LC_", "LANG", "LD_", "TZ", "GLIBC_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_"),
+    *("BLIS_", "NUMEXPR_", "TORCH_", "PYTORCH_"),
+)
+
+
+@final
+class _Mould(NamedTuple):
+    """What a template is made for; a launch that asks for another one needs another template."""
+
+    python: str
+    options: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...]
+
+
+@final
+class _Program(NamedTuple):
+    """What one worker runs; for a function ``command`` is ``None``."""
+
+    python: str
+    words: list[str]
+    command: PythonCommand | None
+
+    def mould(self, environment: Mapping[str, str]) -> _Mould:
+        options = _own_options() if self.command is None else self.command.options
+        return _Mould(self.python, options, _variables(environment))
+
+
+@final
+class WarmStarter:
+    """Starts Python commands and functions; implements :class:`quorate.starter.PreparingStarter`.
+
+    The modules are those of the setting ``preload``.  Without :meth:`prepare` the first start waits for the template.
+    """
+
+    def __init__(self, request: StarterRequest) -> None:
+        self._request = request
+        self._modules: tuple[str, ...] = tuple(request.settings.get("preload", ()))
+        self._template: Template | None = None
+        self._mould: _Mould | None = None
+        self._rebuild: Callable[[], Template] | None = None
+        self._rebuilds = 0
+        self._epoll: select.epoll | None = None
+
+    # --- the interface of the core --------------------------------------------------------------------------------
+
+    def prepare(
+        self, entrypoint: str | Callable[..., Any], args: Sequence[Any], environment: Mapping[str, str]
+    ) -> None:
+        """See :class:`quorate.starter.PreparingStarter`, as for the methods below."""
+        self._epoll = select.epoll()
+        hold_with(self._epoll.fileno(), self._epoll.close)
+        try:
+            program = _program(entrypoint, args, environment, 0)
+        except StartError as error:
+            raise UsageError(str(error)) from None
+        self._build(program, environment)
+
+    def fileno(self) -> int:
+        assert self._epoll is not None
+        return self._epoll.fileno()
+
+    def is_ready(self) -> bool:
+        template = self._template
+        if template is None:
+            return True
+        was_ready = template.is_ready
+        template.look()
+        if template.problem and was_ready and self._rebuild is not None and self._rebuilds < _MOST_REBUILDS:
+            warn(f"{template.problem}; a new one takes its place")
+            self._rebuilds += 1
+            try:
+                self._replace(self._rebuild)
+            except StartError:
+                return True  # start() tries again, and says so
+        elif template.problem:
+            self._unwatch()  # start() will say so
+        return template.is_ready or bool(template.problem and template is self._template)
+
+    def start(self, launches: Sequence[WorkerLaunch]) -> ProcessContext:
+        programs = [_program(it.entrypoint, it.args, it.environment, it.local_rank) for it in launches]
+        self._find_template(programs, launches)
+        template = self._template
+        assert template is not None
+        if not template.is_ready:
+            self._drop()
+            raise StartError(f"no worker can be started warm: {template.problem}{_remedy(template.problem)}")
+        context = LocalContext(self._request)
+        try:
+            with template.fork_workers() as forking:
+                for launch, program in zip(launches, programs, strict=True):
+
+                    def start(
+                        launch: WorkerLaunch,
+                        environment: dict[str, str],
+                        output: Output,
+                        program: _Program = program,
+                        forking: Forking = forking,
+                    ) -> ChildProcess:
+                        return _start(forking, launch, environment, output, program)
+
+                    context.launch(launch, start)
+            context.begin()
+        except BaseException:
+            context.close()
+            raise
+        self._rebuilds = 0
+        return context
+
+    def close(self) -> None:
+        self._drop()
+        if self._epoll is not None:
+            forget(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    # --- the template ---------------------------------------------------------------------------------------------
+
+    def _find_template(self, programs: Sequence[_Program], launches: Sequence[WorkerLaunch]) -> None:
+        """See to it that the template is the right one and has done its imports, well or not."""
+        first = programs[0].mould(launches[0].environment)
+        for program, launch in zip(programs, launches, strict=True):
+            if program.mould(launch.environment) != first:
+                raise StartError(
+                    _difference(first, program.mould(launch.environment), launch.local_rank),
+                    local_rank=launch.local_rank,
+                )
+        if self._template is not None:
+            self._template.look()
+        if self._template is None or self._mould != first or (self._template.is_ready and self._template.problem):
+            common = set(launches[0].environment.items()).intersection(*(it.environment.items() for it in launches))
+            self._build(programs[0], dict(common))
+        assert self._template is not None
+        self._template.wait()
+
+    def _build(self, program: _Program, environment: Mapping[str, str]) -> None:
+        command = program.command
+        modules = self._modules if command is not None else (*self._modules, "quorate_process_local._warm_call")
+        plan = {
+            "modules": modules,
+            "kind": "call" if command is None else command.kind,
+            "target": "" if command is None else command.target,
+            "sys_path": None if command is not None else list(sys.path),
+        }
+        room = sum(len(os.fsencode(word)) + 1 for word in program.words) + _SPARE_BYTES
+        mould = program.mould(environment)
+        fixed = dict(environment)
+
+        def build() -> Template:
+            return Template(mould.python, mould.options, fixed, plan, room)
+
+        self._mould, self._rebuild = mould, build
+        self._replace(build)
+
+    def _replace(self, build: Callable[[], Template]) -> None:
+        self._drop()
+        try:
+            self._template = build()
+        except OSError as error:
+            raise StartError(f"the template process cannot be started: {error.strerror or error}") from error
+        if self._epoll is not None:
+            self._epoll.register(self._template.channel.fileno(), select.EPOLLIN)
+
+    def _unwatch(self) -> None:
+        if self._epoll is not None and self._template is not None:
+            try:
+                self._epoll.unregister(self._template.channel.fileno())
+            except (OSError, ValueError):
+                pass  # it is not watched any more
+
+    def _drop(self) -> None:
+        if self._template is not None:
+            self._unwatch()
+            self._template.close()
+            self._template = None
+
+
+def _program(
+    entrypoint: str | Callable[..., Any], args: Sequence[Any], environment: Mapping[str, str], local_rank: int
+) -> _Program:
+    """Return what a worker is to run.
+
+    Raises:
+        StartError: it is no Python program, or its interpreter cannot be found.
+    """
+    if not isinstance(entrypoint, str):
+        name = getattr(entrypoint, "__qualname__", repr(entrypoint))
+        return _Program(sys.executable, [sys.executable, *_own_options(), name], None)
+    words = checked_words(entrypoint, args, "warm", local_rank)
+    path = find_command(words[0], environment, local_rank)
+    if not is_python(path):
+        raise StartError(
+            f"the start method warm runs Python programs, but the command is {words[0]}; "
+            "leave out --no-python and name the script, or use --start-method=exec",
+            local_rank=local_rank,
+        )
+    try:
+        return _Program(path, [path, *words[1:]], take_apart(words[1:]))
+    except ValueError as error:
+        raise StartError(
+            f"the start method warm cannot run this command: {error}; use --start-method=exec", local_rank=local_rank
+        ) from None
+
+
+def _start(
+    forking: Forking, launch: WorkerLaunch, environment: dict[str, str], output: Output, program: _Program
+) -> ChildProcess:
+    streams = [(source, target) for source, target in ((output.stdout, 1), (output.stderr, 2)) if source >= 0]
+    order: dict[str, Any] = {
+        "streams": [target for _, target in streams],
+        "environment": environment,
+        "words": program.words,
+        "folder": os.getcwd(),
+    }
+    descriptors = [source for source, _ in streams]
+    command = program.command
+    if command is None:
+        return _start_function(forking, launch, order, descriptors)
+    order |= {"kind": command.kind, "target": command.target, "argv": command.argv}
+    return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
+
+
+def _start_function(
+    forking: Forking, launch: WorkerLaunch, order: dict[str, Any], descriptors: list[int]
+) -> ChildProcess:
+    from multiprocessing import resource_tracker
+
+    from ._functions import prepare_call, unpicklable
+    from ._warm_call import pack
+
+    if launch.error_file:
+        order["environment"].setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
+    order |= {"kind": "call", "target": "", "argv": sys.argv}
+    result = hold(memory_file("quorate-result"))
+    task, process = prepare_call("spawn", launch, None, result)
+    packed = memory_file("quorate-task")
+    try:
+        data, referred = pack(process)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(packed, view) :]
+        tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
+        passed = [*descriptors, packed, packed if tracker is None else tracker, *referred]
+        return ChildProcess(forking.fork(order, passed, launch.local_rank), result)
+    except StartError:
+        release(result)
+        raise
+    except Exception as error:
+        release(result)
+        raise unpicklable(launch, "warm", error) from error
+    finally:
+        os.close(packed)
+        task.close()
+
+
+def _own_options() -> tuple[str, ...]:
+    from multiprocessing import util
+
+    options: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined] # what spawn passes on
+    return tuple(options)
+
+
+def _variables(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in environment.items() if item[0].startswith(_READ_AT_IMPORT)))
+
+
+def _difference(first: _Mould, other: _Mould, local_rank: int) -> str:
+    ours, theirs = dict(first.variables), dict(other.variables)
+    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    what = f"another value of {', '.join(names)}" if names else "another interpreter or other options of it"
+    return (
+        f"local rank {local_rank} is to have {what} than the worker before it, but all are copies of one process "
+        "that has read it already; give all the same, or use --start-method=exec"
+    )
+
+
+def _remedy(problem: str) -> str:
+    if problem.startswith("importing"):
+        return "; correct --preload"
+    if problem.startswith("an import"):
+        return "; leave that module out of --preload, or use --start-method=exec"
+    return ""
