@@ -1,4 +1,4 @@
-"""The command ``quorate``: ``run`` and ``plugins``.
+"""The command ``quorate``: ``run``, ``plugins`` and ``conformance``.
 
 This module chooses the subcommand and turns every outcome into an exit code and one sentence; each subcommand is
 imported when it is asked for.
@@ -19,8 +19,9 @@ _USAGE = """\
 usage: quorate COMMAND ...
 
 commands:
-  run      run one node of a job; see: quorate run --help
-  plugins  show which plugins are installed, what they offer, and what is wrong with them
+  run          run one node of a job; see: quorate run --help
+  plugins      show which plugins are installed, what they offer, and what is wrong with them
+  conformance  try a rendezvous backend against the conformance kit; see: quorate conformance --help
 
 options:
   --help, --version
@@ -79,6 +80,10 @@ def _dispatch(arguments: list[str]) -> int:
         from ._plugins import show
 
         return show(arguments[1:])
+    if command == "conformance":
+        from ._conformance import prove
+
+        return prove(arguments[1:])
     if command in ("-h", "--help", "help"):
         print(_USAGE, end="")
         return ExitCode.OK
@@ -99,8 +104,8 @@ def _unknown(command: str) -> Exception:
         return UsageError(f"{command} is no command; did you mean 'quorate run {command} ...'?")
     from difflib import get_close_matches
 
-    near = get_close_matches(command, ["run", "plugins"], 1)
-    remedy = f"did you mean 'quorate {near[0]}'?" if near else "the commands are run and plugins"
+    near = get_close_matches(command, ["run", "plugins", "conformance"], 1)
+    remedy = f"did you mean 'quorate {near[0]}'?" if near else "the commands are run, plugins and conformance"
     return UsageError(f"{command!r} is no command; {remedy}")
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from ..errors import UsageError
 from ..rendezvous import RendezvousBackend
-from ._law import Ability, Law, LawBrokenError, Tier, Verdict, all_laws, try_law
+from ._law import Ability, Law, LawBrokenError, Verdict, all_laws, try_law
 from ._subject import Server, Subject, check_absent
 
 __all__ = ["NewLawWarning", "RendezvousConformance", "StoreConformance"]
@@ -96,5 +96,5 @@ class StoreConformance(_Conformance):
 
 for _law in all_laws():
     setattr(StoreConformance, _test_name(_law), _make_test(_law))
-    if _law.tier is not Tier.STORE and Ability.STORE not in _law.needs:
+    if Ability.STORE not in _law.needs:
         setattr(RendezvousConformance, _test_name(_law), _make_test(_law))

@@ -27,7 +27,9 @@ def dead_member_is_superseded(subject: Subject) -> None:
     Each node's counter must be seen to stand still: a store that serves old values, or none, hides it.
     """
     job, gate = subject.job(), Gate()
-    alive, dead = job.member(1, 2), job.member(1, 2, gate=gate)
+    last_call = subject.patience  # two are sealed as soon as they are there
+    alive = job.member(1, 2, last_call_timeout=last_call)
+    dead = job.member(1, 2, last_call_timeout=last_call, gate=gate)
     join_all([alive, dead], subject.patience)
     gate.shut()
     end = alive.await_change()
@@ -42,7 +44,9 @@ def returning_member_learns_its_loss(subject: Subject) -> None:
     Its wait must end with the key that was written in the meantime. Two worlds that both run are the worst there is.
     """
     job, gate = subject.job(), Gate()
-    alive, away = job.member(1, 2), job.member(1, 2, gate=gate)
+    last_call = subject.patience  # two are sealed as soon as they are there
+    alive = job.member(1, 2, last_call_timeout=last_call)
+    away = job.member(1, 2, last_call_timeout=last_call, gate=gate)
     join_all([alive, away], subject.patience)
     gate.shut()
     alive.await_change()
@@ -159,11 +163,9 @@ def killed_process_is_superseded(subject: Subject) -> None:
     """
     job = subject.job()
     alive = job.member(1, 2)
-    joining = alive.joining()
-    if subject.is_hosted:  # the store must not die with the child
-        result_of(joining, subject.patience, "next_rendezvous")
+    size = alive.join().world_size
     child = _Child(job)
-    _meet(alive, child, joining.result(subject.patience).world_size, subject)
+    _meet(alive, child, size)
     child.kill()
     alive.await_change()
     require_one_world([alive.join()])
@@ -180,7 +182,7 @@ def clock_skew_changes_nothing(subject: Subject) -> None:
     alive = job.member(1, 2)
     size = alive.join().world_size
     child = _Child(job, skew_seconds=3600.0)
-    _meet(alive, child, size, subject)
+    _meet(alive, child, size)
     watching = start(alive.handler.wait_for_change, 2.5 * _LEASE_SECONDS)
     end = result_of(watching, subject.patience, "wait_for_change")
     require(end is None, f"a round with a node whose clock is an hour ahead ended: {end.reason if end else ''}")
@@ -189,11 +191,11 @@ def clock_skew_changes_nothing(subject: Subject) -> None:
     alive.await_change()
 
 
-def _meet(alive: Member, child: _Child, world_size: int, subject: Subject) -> None:
+def _meet(alive: Member, child: _Child, world_size: int) -> None:
     """Go through rounds until both nodes are in one; joining takes as many as it takes."""
     if world_size < 2:
         alive.await_change()
-        require_size = alive.join().world_size
-        require(require_size == 2, f"the round after a node has come has {require_size} nodes, not 2")
+        size = alive.join().world_size
+        require(size == 2, f"the round after a node has come has {size} nodes, not 2")
     words = child.joined()
     require(words.endswith(" of 2"), f"two nodes meet, yet one of them is told {words}")

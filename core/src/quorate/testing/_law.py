@@ -132,7 +132,8 @@ def law(tier: Tier, *needs: Ability, since: str = "0.1") -> Callable[[Callable[[
         if not text or not advice:
             raise UsageError(f"the law {function.__name__} needs a docstring of two paragraphs: the law, and advice")
         major, minor = since.split(".")
-        made = Law(function.__name__, tier, needs, text, advice, (int(major), int(minor)), function)
+        first = (Ability.STORE,) if tier is Tier.STORE and Ability.STORE not in needs else ()
+        made = Law(function.__name__, tier, (*first, *needs), text, advice, (int(major), int(minor)), function)
         if made.name in _laws:
             raise UsageError(f"there are two laws {made.name}")
         _laws[made.name] = made
@@ -153,13 +154,16 @@ def check(subject: Subject, names: Iterable[str] = ()) -> Iterator[Outcome]:
     """Try all laws (or those in ``names``) on ``subject``, one after the other.
 
     Raises:
-        UsageError: there is no law of a given name, or none of the names binds this kind of backend.
+        UsageError: there is no law of a given name.
     """
     chosen, laws = set(names), all_laws()
     unknown = chosen - {law.name for law in laws}
     if unknown:
-        known = ", ".join(law.name for law in laws)
-        raise UsageError(f"there is no law {', '.join(sorted(unknown))}; the laws are {known}")
+        from difflib import get_close_matches
+
+        near = [name for word in unknown for name in get_close_matches(word, [law.name for law in laws], 3)]
+        remedy = f"did you mean {' or '.join(near)}?" if near else "see: quorate conformance --list"
+        raise UsageError(f"there is no law {', '.join(sorted(unknown))}; {remedy}")
     for law in laws:
         if law.name in chosen or not chosen:
             yield try_law(law, subject)
@@ -176,6 +180,8 @@ def try_law(law: Law, subject: Subject, seconds: float = _LAW_SECONDS) -> Outcom
         problem = _run(law, subject, seconds)
     except LawBrokenError as error:
         problem = error
+    except Exception as error:
+        problem = LawBrokenError(f"what the backend can do cannot be told: {_unforeseen(error)}")
     took = monotonic() - began
     if problem is None:
         return Outcome(law, Verdict.KEPT, "", took)

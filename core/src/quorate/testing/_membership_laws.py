@@ -103,7 +103,7 @@ def surplus_node_stands_by(subject: Subject) -> None:
     Count it in num_nodes_waiting, and let it in when a member has left.
     """
     job = subject.job()
-    members = job.members(3, 1, 2)
+    members = job.members(3, 1, 2, last_call_timeout=subject.patience)  # two are sealed as soon as they are there
     joining = [member.joining() for member in members]
     deadline = monotonic() + subject.patience
     while sum(future.done() for future in joining) < 2 and monotonic() < deadline:
@@ -144,12 +144,12 @@ def closing_is_final(subject: Subject) -> None:
     Raise RendezvousClosedError from next_rendezvous, with the reason that was recorded; closing again changes nothing.
     """
     job = subject.job()
-    members = job.members(2, 2, 2)
+    members = job.members(2, 2, 3)
     join_all(members, subject.patience)
     members[0].handler.set_closed()
     ends = [member.await_change() for member in members]
     members[1].handler.set_closed()
-    late = job.member(1, 2)
+    late = job.member(2, 3)
     reasons = set()
     for member in [*members, late]:
         joining = member.joining()
@@ -205,7 +205,7 @@ def short_outage_ends_no_round(subject: Subject) -> None:
     The store must raise StoreUnavailableError during the outage and work again after it, in every thread.
     """
     job = subject.job()
-    members = job.members(2, 1, 2, operation_timeout=1.0)
+    members = job.members(2, 1, 2, last_call_timeout=subject.patience, operation_timeout=1.0)
     join_all(members, subject.patience)
     with subject.server.partition():
         threading.Event().wait(2.0)

@@ -35,12 +35,19 @@ def free_port() -> int:
 
 @final
 class FreshPorts:
-    """The ``server`` of a backend that one of the nodes hosts: each job meets at a port of its own."""
+    """The ``server`` of a backend that one of the nodes hosts: each job meets at a port of its own.
+
+    Arguments:
+        address: of this host, where the nodes meet.
+    """
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self._address = address
 
     @property
     def endpoint(self) -> str:
         """Another endpoint each time."""
-        return f"127.0.0.1:{free_port()}"
+        return f"{self._address}:{free_port()}"
 
 
 @final

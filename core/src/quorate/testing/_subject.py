@@ -184,6 +184,11 @@ class Subject:
             return hasattr(self.server, ability.value)
         return {Ability.BATCH: "put_many", Ability.INTERRUPT: "interrupt"}[ability] in self._optional_methods()
 
+    def probe(self) -> None:
+        """Open the store once, if the backend has one, to see that it is there; lets every error through."""
+        if self.backend.open_store is not None:
+            self._optional_methods()
+
     def _optional_methods(self) -> frozenset[str]:
         if self._methods is None:
             with self:
@@ -289,6 +294,8 @@ class Job:
         """
         parameters = self.parameters(min_nodes, max_nodes, **{**_MEMBER_SETTINGS, **self._times(), **settings})
         self._check(parameters)
+        if self.subject.is_hosted and not self._stores:
+            self.open()  # the kit itself is the host, so that any member may leave
         backend = self.subject.backend
         node = NodeRecord(os.urandom(8).hex(), role, local_world_size, host=f"node{len(self._members)}")
         if backend.open_handler is not None:
