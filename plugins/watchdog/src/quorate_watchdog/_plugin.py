@@ -1,0 +1,66 @@
+"""The entry point's object: the flags, and whether the watchdog is wanted.  Each part is imported when it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, final
+
+from quorate.catalogue import CliOption, ServiceBackend
+from quorate.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from quorate.services import AgentService, AgentView
+
+__all__ = ["plugin"]
+
+
+def _seconds(flag: str, setting: str) -> Callable[[str, dict[str, Any]], None]:
+    def apply(text: str, settings: dict[str, Any]) -> None:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = -1.0
+        if not 0.0 <= seconds < 1e9:
+            from quorate.errors import UsageError
+
+            raise UsageError(f"--{flag}={text} is not a number of seconds; 0 turns it off")
+        settings[setting] = seconds
+
+    return apply
+
+
+def _start(agent: AgentView) -> AgentService | None:
+    from ._service import WatchdogService
+
+    return WatchdogService(agent)
+
+
+@final
+class _Plugin:
+    """What the entry point names."""
+
+    @hookimpl
+    def quorate_register_cli_options(self) -> Iterable[CliOption]:
+        """Offer what has to be asked for; timers are always there."""
+        return [
+            CliOption(
+                "heartbeat-timeout",
+                "a worker hangs if its next quorate_watchdog.heartbeat() is late by this many seconds; 0: never",
+                "0",
+                _seconds("heartbeat-timeout", "heartbeat_timeout"),
+            ),
+            CliOption(
+                "hang-after",
+                "a worker hangs if it has used no CPU and written no output for this many seconds; 0: never",
+                "0",
+                _seconds("hang-after", "hang_after"),
+            ),
+        ]
+
+    @hookimpl
+    def quorate_register_watchdog(self) -> Iterable[ServiceBackend]:
+        """Offer the watchdog; without timers and flags it is an idle pipe."""
+        return [ServiceBackend("watchdog", "timers, heartbeats and silence of workers", _start)]
+
+
+plugin = _Plugin()

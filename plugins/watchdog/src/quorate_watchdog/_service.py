@@ -1,0 +1,87 @@
+"""The watchdog beside one agent: opens the pipes at once, and starts what watches when there are workers to watch.
+
+What does not live here: the threads themselves (:mod:`._server`, :mod:`._silence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
+
+from ._channels import Channel, ChannelError, anonymous_channel, named_channel
+
+if TYPE_CHECKING:
+    from quorate.records import Event
+    from quorate.services import AgentView
+
+    from ._server import TimerServer
+    from ._silence import SilenceWatch
+
+__all__ = ["WatchdogService"]
+
+#: How TorchElastic's users ask for a timer server, and where it is to listen.
+_ENABLE_VARIABLE, _FILE_VARIABLE = "TORCHELASTIC_ENABLE_FILE_TIMER", "TORCHELASTIC_TIMER_FILE"
+#: How TorchElastic's users ask that a worker in a wait that no signal ends is noticed: after so many seconds.
+_KERNEL_WAIT_VARIABLE = "TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"
+
+
+@final
+class WatchdogService:
+    """Implements :class:`quorate.services.AgentService`."""
+
+    def __init__(self, agent: AgentView) -> None:
+        self._agent = agent
+        self._server: TimerServer | None = None
+        self._silence: SilenceWatch | None = None
+        own = anonymous_channel()
+        self._channels = [own]
+        self._environment = {"QUORATE_TIMER_CHANNEL": f"{own.path}:{own.inode}"}
+        if agent.environment.get(_ENABLE_VARIABLE) == "1":
+            self._open_for_torch(own)
+
+    def _open_for_torch(self, own: Channel) -> None:
+        path = self._agent.environment.get(_FILE_VARIABLE, "")
+        if not path:
+            self._environment[_FILE_VARIABLE] = own.path
+            return
+        try:
+            self._channels.append(named_channel(path))
+        except ChannelError as error:
+            self._agent.say(f"warning: {_FILE_VARIABLE}: {error}; torch's timers are not watched")
+
+    @property
+    def worker_environment(self) -> Mapping[str, str]:
+        """See :class:`quorate.services.AgentService`, as for all methods below."""
+        return self._environment
+
+    def observe(self, event: Event) -> None:
+        # Not before: what is on the way to the first worker must be quick, and a pipe keeps what is written to it.
+        if event.name == "workers.started" and self._server is None:
+            self._watch()
+
+    def _watch(self) -> None:
+        from ._server import TimerServer
+
+        settings = self._agent.settings
+        self._server = TimerServer(self._agent, self._channels, float(settings.get("heartbeat_timeout", 0.0)))
+        hang_after = float(settings.get("hang_after", 0.0))
+        kernel_wait = _number(self._agent.environment.get(_KERNEL_WAIT_VARIABLE, ""))
+        if hang_after > 0.0 or kernel_wait > 0.0:
+            from ._silence import SilenceWatch
+
+            self._silence = SilenceWatch(self._agent, hang_after, kernel_wait)
+
+    def close(self) -> None:
+        for part in (self._silence, self._server):
+            if part is not None:
+                part.close()
+        self._silence = self._server = None
+        for channel in self._channels:
+            channel.close()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

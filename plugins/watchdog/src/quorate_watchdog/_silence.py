@@ -1,0 +1,171 @@
+"""Finds workers that hang without a line of their code: no CPU used and no output written for a while.
+
+Also those in a wait of the kernel's that no signal ends.  It looks four times in the time that it is given, on a thread
+of its own, and only where it was asked for: silence makes nothing readable that could be waited for.  What does not
+live here: how /proc is read (:mod:`._processes`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import final
+
+from quorate.clock import monotonic
+from quorate.services import AgentView, HangReport, WorkerSnapshot
+
+from ._processes import ProcessTimes, activity_of, is_frozen_in_kernel, wait_channel
+
+__all__ = ["Record", "SilenceWatch", "judge"]
+
+_LOOKS = 4
+#: Threads that libraries keep beside a waiting worker wake up now and then: less than this share of a core is silence.
+_IDLE_SHARE = 0.01
+#: The kernel counts in ticks, mostly of 10 ms; a few of them are noise.
+_IDLE_SECONDS = 0.03
+
+
+@final
+class Record:
+    """What is known of one worker: its totals when it last was active, and when that was, in monotonic seconds."""
+
+    __slots__ = ("active_at", "cpu_seconds", "looked_at", "looked_cpu_seconds", "output")
+
+    def __init__(self, now: float, times: ProcessTimes, output: int) -> None:
+        self.active_at = self.looked_at = now
+        self.cpu_seconds = self.looked_cpu_seconds = times.cpu_seconds
+        self.output = output
+
+    def look(self, now: float, times: ProcessTimes, output: int) -> float:
+        """Take another look; return for how many seconds it has been silent.
+
+        Within the interval in which it fell silent it is taken to have worked first and waited then: so of two that
+        fell silent in the same one, that which had worked less was the first.
+        """
+        used = times.cpu_seconds - self.cpu_seconds
+        if output != self.output or times.is_runnable or used < 0.0:
+            self._note_active(now, times, output)
+        elif used > _IDLE_SECONDS + _IDLE_SHARE * (now - self.active_at):
+            lately = times.cpu_seconds - self.looked_cpu_seconds
+            self._note_active(min(now, self.looked_at + max(0.0, lately)), times, output)
+        self.looked_at, self.looked_cpu_seconds = now, times.cpu_seconds
+        return now - self.active_at
+
+    def _note_active(self, at: float, times: ProcessTimes, output: int) -> None:
+        self.active_at, self.cpu_seconds, self.output = at, times.cpu_seconds, output
+
+
+@final
+class SilenceWatch:
+    """Watches until :meth:`close`.
+
+    Arguments:
+        agent: whose workers are watched; told of those that hang.
+        hang_after: seconds of silence, 0 for any.
+        kernel_wait: seconds in a wait that no signal ends, 0 for any.
+    """
+
+    def __init__(self, agent: AgentView, hang_after: float, kernel_wait: float) -> None:
+        self._agent, self._hang_after, self._kernel_wait = agent, hang_after, kernel_wait
+        self._interval = min(seconds for seconds in (hang_after, kernel_wait) if seconds > 0.0) / _LOOKS
+        self._records: dict[int, Record] = {}
+        self._frozen_since: dict[int, float] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="quorate-silence", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        from signal import SIG_BLOCK, pthread_sigmask, valid_signals
+
+        pthread_sigmask(SIG_BLOCK, valid_signals())
+        last = monotonic()
+        while not self._closed.wait(self._interval):
+            now = monotonic()
+            if now - last > 2.0 * self._interval + 1.0:
+                # The agent, or the whole machine, stood still: nothing is known of that time.
+                self._records.clear()
+                self._frozen_since.clear()
+            last = now
+            try:
+                self._look(now)
+            except OSError:
+                continue  # out of descriptors, say; the next look may succeed
+
+    def _look(self, now: float) -> None:
+        snapshot = self._agent.snapshot()
+        workers = {worker.pid: worker for worker in snapshot.workers if worker.exit_code is None}
+        if not snapshot.is_running or not workers:
+            self._records.clear()
+            self._frozen_since.clear()
+            return
+        if self._kernel_wait > 0.0:
+            self._look_for_kernel_waits(now, workers)
+        if self._hang_after > 0.0:
+            self._look_for_silence(now, workers)
+
+    def _look_for_kernel_waits(self, now: float, workers: dict[int, WorkerSnapshot]) -> None:
+        frozen = {pid: self._frozen_since.get(pid, now) for pid in workers if is_frozen_in_kernel(pid)}
+        self._frozen_since = frozen
+        for pid, since in frozen.items():
+            seconds = now - since
+            if seconds >= self._kernel_wait:
+                problem = f"process {pid} has been in an uninterruptible wait of the kernel's ({wait_channel(pid)}) "
+                problem += f"for {seconds:.1f} s"
+                report = HangReport(workers[pid].local_rank, pid, problem, "kernel wait", seconds - self._kernel_wait)
+                self._agent.report_hang(report)
+
+    def _look_for_silence(self, now: float, workers: dict[int, WorkerSnapshot]) -> None:
+        activity = activity_of(workers)
+        silent: dict[int, float] = {}
+        for pid, times in activity.items():
+            output = _output_of(workers[pid], times)
+            record = self._records.get(pid)
+            if record is None:
+                record = self._records[pid] = Record(now, times, output)
+            silent[pid] = record.look(now, times, output)
+        for pid in self._records.keys() - activity.keys():
+            del self._records[pid]
+        found = judge(silent, self._hang_after, self._interval)
+        if found:
+            first, *others = (workers[pid] for pid in found)
+            problem = f"no CPU used and no output written for {silent[first.pid]:.1f} s"
+            if others:
+                ranks = ", ".join(str(worker.rank) for worker in others)
+                problem += f" (silent since about then, perhaps waiting for it: rank {ranks})"
+            overdue = silent[first.pid] - self._hang_after
+            self._agent.report_hang(HangReport(first.local_rank, first.pid, problem, "silence", overdue))
+
+
+def judge(silent: dict[int, float], hang_after: float, interval: float) -> list[int]:
+    """Return whom to report, given for how long each worker has been silent: the longest silent first.
+
+    With it come those that are silent as well and fell so within one ``interval`` of it, since no look lay between.
+    """
+    if not silent:
+        return []
+    order = sorted(silent, key=lambda pid: -silent[pid])
+    longest = silent[order[0]]
+    if longest < hang_after:
+        return []
+    return [pid for pid in order if longest - silent[pid] <= interval]
+
+
+def _output_of(worker: WorkerSnapshot, times: ProcessTimes) -> int:
+    """Return a number that changes with the worker's output.
+
+    The sizes of its log files, if both streams have one; else what all its processes have written to anything.
+    """
+    if not worker.stdout or not worker.stderr:
+        return times.written_bytes
+    size = 0
+    for path in (worker.stdout, worker.stderr):
+        try:
+            size += os.stat(path).st_size
+        except OSError:
+            pass
+    return size

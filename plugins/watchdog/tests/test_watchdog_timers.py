@@ -1,0 +1,452 @@
+"""Timers and heartbeats from real processes, through the pipe, to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import quorate_watchdog
+from quorate_watchdog import _client
+from quorate_watchdog._channels import ChannelError, anonymous_channel, named_channel
+
+from .conftest import DEADLINE_SECONDS, View, Worker, descriptors, wait_until
+
+Watch = Callable[..., Any]
+Work = Callable[..., Worker]
+ENABLED = "TORCHELASTIC_ENABLE_FILE_TIMER"
+FILE = "TORCHELASTIC_TIMER_FILE"
+
+
+def test_a_block_that_takes_too_long_is_reported_with_its_scope(view: View, watch: Watch, work: Work) -> None:
+    worker = work(watch(), "from quorate_watchdog import expires\nwith expires(after=0.2, scope='st\"ep ü'): wait()")
+    report = view.report()
+    assert (report.local_rank, report.pid, report.scope) == (0, worker.pid, 'st"ep ü')
+    assert report.overdue_seconds >= 0.0
+    assert report.problem.startswith("scope 'st\"ep ü' is ")
+    assert report.problem.endswith(" s over its 0.2 s")
+
+
+def test_blocks_that_end_in_time_are_nothing(view: View, watch: Watch, work: Work) -> None:
+    """The last of them shows that the earlier ones, whose time was shorter, were let go."""
+    code = """
+from quorate_watchdog import expires
+for _ in range(1000):
+    with expires(after=0.5), expires(after=0.4): pass
+timer = expires(after=1.0, scope='the last')
+with timer: pass
+with timer: wait()
+"""
+    work(watch(), code)
+    assert view.report().scope == "the last"
+    assert view.reports.empty()
+
+
+def test_the_usual_scope_is_where_the_block_stands(view: View, watch: Watch, work: Work) -> None:
+    work(watch(), "from quorate_watchdog import expires\nwith expires(0.1): wait()")
+    assert view.report().scope == "<string>:5"
+
+
+def test_a_process_that_a_worker_started_counts_as_the_worker(view: View, watch: Watch, work: Work) -> None:
+    code = """
+from quorate_watchdog import expires, heartbeat
+with expires(after=1000): # the parent's own, which its child neither ends nor inherits
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with expires(after=0.1, scope='loader'): time.sleep(1000)
+    say(child)
+    wait()
+"""
+    worker = work(watch(), code)
+    report = view.report()
+    child = int(worker.hear())
+    assert report.pid == worker.pid
+    assert report.problem.startswith(f"scope 'loader' of its process {child} is ")
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_timer_of_a_process_that_has_died_is_nothing(view: View, watch: Watch, work: Work) -> None:
+    code = """
+from quorate_watchdog import expires
+child = os.fork()
+if child == 0:
+    expires(after=0.3, scope='dead').__enter__()
+    os._exit(0)
+os.waitpid(child, 0)
+with expires(after=0.6, scope='alive'): wait()
+"""
+    work(watch(), code)
+    assert view.report().scope == "alive"
+    assert view.reports.empty()
+
+
+def test_a_later_process_of_the_same_number_is_not_blamed(view: View, watch: Watch, work: Work) -> None:
+    """The number is the same, the time of start is not: what the timers' owner is known by."""
+    service = watch()
+    worker = work(service, "from quorate_watchdog import expires\nwith expires(0.5, 'x'): say('in'); wait()")
+    assert worker.hear() == "in"
+    wait_until(lambda: len(service._server._timers) == 1)
+    (key,) = service._server._timers
+    timers = service._server._timers
+    timer = timers._timers.pop(key)
+    timers._timers[(key[0], "0", key[2])] = timer
+    timers._rebuild()
+    wait_until(lambda: not len(timers))
+    assert view.reports.empty()
+
+
+def test_a_worker_that_has_ended_or_was_of_an_earlier_round_is_not_reported(
+    view: View, watch: Watch, work: Work
+) -> None:
+    service = watch()
+    code = "from quorate_watchdog import expires\nwith expires(0.3, sys.argv[0]): say('in'); wait()"
+    worker = work(service, code)
+    view.has(worker.pid, exit_code=0)
+    assert worker.hear() == "in"
+    wait_until(lambda: service._server._timers.next_deadline() is not None)
+    wait_until(lambda: not len(service._server._timers))
+    assert view.reports.empty()
+
+
+def test_a_stranger_cannot_have_anybody_found_hung(view: View, watch: Watch, work: Work) -> None:
+    service = watch()
+    worker = work(service, "wait()")
+    del worker
+    line = {"pid": os.getpid(), "namespace": 0, "agent": "", "rank": 10, "round": 0, "timer": 1, "after": 0.0}
+    write(service._channels[0].path, json.dumps(line).encode() + b"\n")
+    wait_until(lambda: not len(service._server._timers))
+    assert view.reports.empty()
+
+
+def test_a_worker_in_another_namespace_is_known_by_its_rank(view: View, watch: Watch, work: Work) -> None:
+    """Its pid is somebody else's here; agent, rank and round tell whose the timer is."""
+    service = watch()
+    worker = work(service, "wait()")
+    line = {"pid": os.getpid(), "namespace": 1, "agent": "node-of-the-test", "rank": 10, "round": 0, "timer": 1}
+    for changed, after in (({"round": 7}, 0.0), ({"agent": "another"}, 0.0), ({}, 0.1)):
+        message = {**line, **changed, "after": after, "scope": json.dumps(changed)}
+        write(service._channels[0].path, json.dumps(message).encode() + b"\n")
+    report = view.report()
+    assert (report.pid, report.scope) == (worker.pid, "{}")
+    assert view.reports.empty()
+
+
+def test_a_thousand_timers_end_in_their_order(view: View, watch: Watch, work: Work) -> None:
+    code = """
+from quorate_watchdog import expires
+timers = [expires(after=2.0 + i % 7 / 10, scope=str(i)) for i in range(1000)]
+for timer in timers: timer.__enter__()
+for timer in timers[7:]: timer.__exit__(None, None, None)
+wait()
+"""
+    work(watch(), code)
+    scopes = [view.report().scope for _ in range(7)]
+    assert scopes == [str(i) for i in range(7)]
+    assert view.reports.empty()
+
+
+def write(path: str, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\n\n",
+        b"no json\n",
+        b"\xff\x00\xfe\n",
+        b"[1]\n{}\n",
+        b'{"pid":1e999,"scope_id":"x","expiration_time":1}\n',
+        b'{"pid":true,"timer":1,"after":1}\n',
+        b'{"pid":1,"scope_id":"x","expiration_time":NaN,"signal":9}\n',
+        b"[" * 5000 + b"\n",
+        b"x" * 100_000 + b"\n",
+        b'{"pid":12,"scope_id":"torn',
+    ],
+    ids=lambda garbage: repr(garbage[:14]),
+)
+def test_garbage_is_survived(view: View, watch: Watch, work: Work, garbage: bytes) -> None:
+    """Whatever stands before it, the next whole line counts, even behind one that a dying process left unfinished."""
+    service = watch()
+    worker = work(service, "from quorate_watchdog import expires\nwait()\nwith expires(0.1, 'whole'): wait()")
+    write(service._channels[0].path, garbage)
+    worker.go_on()
+    assert view.report().scope == "whole"
+
+
+# --- the writer -----------------------------------------------------------------------------------------------------
+
+
+def test_without_an_agent_nothing_happens(work: Work) -> None:
+    code = """
+from quorate_watchdog import expires, heartbeat
+with expires(after=1.0): heartbeat()
+say(len(os.listdir('/proc/self/fd')))
+say('quorate_watchdog._plugin' in sys.modules)
+"""
+    worker = work(None, code, QUORATE_TIMER_CHANNEL="")
+    assert int(worker.hear()) <= 5
+    assert worker.hear() == "False"
+
+
+@pytest.mark.parametrize("after", [0, -1, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(after: float) -> None:
+    with pytest.raises(ValueError, match="no positive number of seconds"):
+        quorate_watchdog.expires(after)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/nowhere", "{file}", ""])
+def test_a_channel_that_is_not_the_agents_is_never_written(work: Work, path: str, tmp_path: Path) -> None:
+    """In another process namespace the path may lead to anything."""
+    file = tmp_path / "precious"
+    file.write_text("precious")
+    path = path.format(file=file)
+    worker = work(
+        None,
+        "from quorate_watchdog import expires, heartbeat\nwith expires(after=1.0): heartbeat()\nsay('done')",
+        QUORATE_TIMER_CHANNEL=f"{path}:{file.stat().st_ino}",
+    )
+    assert worker.hear() == "done"
+    assert file.read_text() == "precious"
+
+
+def test_a_number_that_is_another_files_by_now_is_never_written(watch: Watch, work: Work, tmp_path: Path) -> None:
+    code = f"""
+from quorate_watchdog import _client, expires, heartbeat
+timer = expires(after=100.0)
+timer.__enter__()
+number = _client._channel.descriptor
+os.closerange(3, 100)
+file = os.open({str(tmp_path / "precious")!r}, os.O_CREAT | os.O_WRONLY)
+os.dup2(file, number)
+timer.__exit__(None, None, None)
+with timer: heartbeat()
+say('done')
+"""
+    assert work(watch(), code).hear() == "done"
+    assert (tmp_path / "precious").read_bytes() == b""
+
+
+def fill(descriptor: int) -> None:
+    try:
+        while True:
+            os.write(descriptor, b"x" * 4095 + b"\n")
+    except BlockingIOError:
+        pass
+
+
+def test_a_full_pipe_never_stops_the_worker(view: View, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begins are dropped, ends are owed: they go with the next message that finds room."""
+    channel = anonymous_channel()
+    monkeypatch.setattr(_client, "_channel", None)
+    monkeypatch.setenv("QUORATE_TIMER_CHANNEL", f"{channel.path}:{channel.inode}")
+    try:
+        begun = quorate_watchdog.expires(after=100.0, scope="begun")
+        begun.__enter__()
+        fill(channel._writer)
+        started = time.monotonic()
+        begun.__exit__(None, None, None)
+        for _ in range(100):
+            with quorate_watchdog.expires(after=100.0, scope="dropped"):
+                pass
+        assert time.monotonic() - started < 10.0
+        assert len(os.read(channel.reader, 1 << 20)) >= 1 << 16
+        with quorate_watchdog.expires(after=100.0, scope="later"):
+            pass
+        lines = os.read(channel.reader, 1 << 16).splitlines()
+        assert [(json.loads(line)["timer"], json.loads(line)["after"]) for line in lines] == [
+            (json.loads(lines[0])["timer"], -1),
+            (json.loads(lines[1])["timer"], 100.0),
+            (json.loads(lines[1])["timer"], -1),
+        ]
+    finally:
+        assert _client._channel is not None
+        os.close(_client._channel.descriptor)
+        channel.close()
+
+
+def test_an_agent_that_dies_is_not_noticed_by_its_worker(work: Work) -> None:
+    channel = anonymous_channel()
+    code = """
+from quorate_watchdog import expires
+with expires(9.0): say(1); wait()
+say(2)
+"""
+    worker = work(None, code, QUORATE_TIMER_CHANNEL=f"{channel.path}:{channel.inode}")
+    assert worker.hear() == "1"
+    channel.close()
+    worker.go_on()
+    assert worker.hear() == "2"
+
+
+def test_a_forked_process_keeps_no_end_of_the_agents_pipe() -> None:
+    channel = anonymous_channel()
+    inode = channel.inode
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(any(f"[{inode}]" in link for link in descriptors()))
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    channel.close()
+
+
+def test_a_frozen_agent_does_not_blame_its_workers(view: View, work: Work) -> None:
+    """What came to an end while the agent stood still is read before anything is judged."""
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from conftest import View, NODE
+from quorate.records import Event
+from quorate_watchdog._service import WatchdogService
+view = View()
+service = WatchdogService(view)
+service.observe(Event("workers.started", "", NODE, 0, {}))
+print(service.worker_environment["QUORATE_TIMER_CHANNEL"], flush=True)
+view.has(int(sys.stdin.readline()))
+view.report()
+view.report = lambda: None
+print(view.reports.empty(), flush=True)
+sys.stdin.readline()
+service.close()
+"""
+    folder = str(Path(__file__).parent)
+    agent = subprocess.Popen(
+        [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert agent.stdin is not None
+    assert agent.stdout is not None
+    try:
+        worker = work(
+            None,
+            """
+from quorate_watchdog import expires
+step = expires(after=0.5, scope='step')
+step.__enter__(); say('in'); wait()
+step.__exit__(None, None, None)
+say('out'); wait()
+with expires(after=0.1, scope='the last'): wait()
+""",
+            QUORATE_TIMER_CHANNEL=agent.stdout.readline().strip(),
+        )
+        agent.stdin.write(f"{worker.pid}\n")
+        assert worker.hear() == "in"
+        os.kill(agent.pid, signal.SIGSTOP)
+        worker.go_on()
+        assert worker.hear() == "out"
+        with pytest.raises(subprocess.TimeoutExpired):
+            agent.wait(1.0)  # the step's time passes
+        os.kill(agent.pid, signal.SIGCONT)
+        worker.go_on()
+        assert agent.stdout.readline().strip() == "True"  # one report came, and no other
+        agent.stdin.write("\n")
+        assert agent.wait(DEADLINE_SECONDS) == 0
+    finally:
+        agent.kill()
+        agent.wait()
+        agent.stdin.close()
+        agent.stdout.close()
+
+
+# --- heartbeats -----------------------------------------------------------------------------------------------------
+
+
+def test_heartbeats_are_noted_for_their_worker(view: View, watch: Watch, work: Work) -> None:
+    code = "from quorate_watchdog import heartbeat\nwhile True: [heartbeat() for _ in range(1000)]; time.sleep(0.05)"
+    worker = work(watch(), code)
+    assert [view.beats.get(timeout=DEADLINE_SECONDS) for _ in range(3)] == 3 * [(0, worker.pid)]
+
+
+def test_missing_heartbeats_are_a_hang_after_the_first(view: View, watch: Watch, work: Work) -> None:
+    code = "from quorate_watchdog import heartbeat\nwait()\nheartbeat(); wait()"
+    worker = work(watch(heartbeat_timeout=0.4), code)
+    with pytest.raises(queue.Empty):
+        view.reports.get(timeout=0.6)
+    worker.go_on()
+    report = view.report()
+    assert (report.pid, report.scope) == (worker.pid, "heartbeat")
+    assert report.problem.startswith("no heartbeat for 0.")
+    assert report.problem.endswith(" s more than --heartbeat-timeout")
+
+
+# --- torch's client -------------------------------------------------------------------------------------------------
+
+
+def test_torch_finds_its_timer_server(view: View, watch: Watch, work: Work, fifo: str) -> None:
+    """A4: torch's own client, at the named pipe; released timers and those without a signal end nothing."""
+    service = watch({ENABLED: "1", FILE: fifo})
+    assert stat.S_ISFIFO(os.stat(fifo).st_mode)
+    code = """
+import torch.distributed.elastic.timer as timer
+timer.configure(timer.FileTimerClient(os.environ['TORCHELASTIC_TIMER_FILE']))
+with timer.expires(after=2, scope='in time'): pass
+timer.configure(timer.FileTimerClient(os.environ['TORCHELASTIC_TIMER_FILE'], signal=0))
+with timer.expires(after=0.1, scope='told'): wait()
+timer.configure(timer.FileTimerClient(os.environ['TORCHELASTIC_TIMER_FILE']))
+with timer.expires(after=0.3, scope='too late'): wait()
+"""
+    worker = work(service, code, **{FILE: fifo})
+    told = view.sentences.get(timeout=DEADLINE_SECONDS)
+    assert told.startswith("rank 10 (local rank 0): scope 'told' is ")
+    worker.go_on()
+    report = view.report()
+    assert (report.local_rank, report.pid, report.scope) == (0, worker.pid, "too late")
+    service.close()
+    assert not os.path.exists(fifo)
+
+
+def test_torch_is_served_without_a_file_too(view: View, watch: Watch, work: Work) -> None:
+    service = watch({ENABLED: "1"})
+    code = """
+import torch.distributed.elastic.timer as timer
+timer.configure(timer.FileTimerClient(os.environ['TORCHELASTIC_TIMER_FILE']))
+with timer.expires(after=0.1, scope='unnamed'): wait()
+"""
+    work(service, code)
+    assert view.report().scope == "unnamed"
+
+
+def test_what_is_at_the_path_is_left_alone_unless_it_is_an_abandoned_pipe(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(ChannelError, match="is no pipe"):
+        named_channel(str(file))
+    with pytest.raises(ChannelError, match="cannot be made"):
+        named_channel(str(tmp_path / "nowhere" / "pipe"))
+    os.mkfifo(tmp_path / "abandoned")
+    first = named_channel(str(tmp_path / "abandoned"))
+    with pytest.raises(ChannelError, match="give each agent of a machine a file of its own"):
+        named_channel(str(tmp_path / "abandoned"))
+    first.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_pipe_that_cannot_be_had_is_a_warning(view: View, watch: Watch, tmp_path: Path) -> None:
+    watch({ENABLED: "1", FILE: str(tmp_path)})
+    warning = view.sentences.get(timeout=DEADLINE_SECONDS)
+    assert warning == f"warning: {FILE}: {tmp_path} is no pipe; it is left alone; torch's timers are not watched"
+
+
+def test_without_workers_there_is_no_thread(view: View) -> None:
+    from quorate_watchdog._service import WatchdogService
+
+    service = WatchdogService(view)
+    assert service._server is None
+    service.close()
