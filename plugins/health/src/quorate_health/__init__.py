@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, final
 
-from quorate.catalogue import CliOption, ServiceBackend
+from quorate.catalogue import CliOption, HealthCheck, ServiceBackend
 from quorate.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from weakref import WeakKeyDictionary
+
     from quorate.services import AgentService, AgentView
+
+    from ._checks import Node
 
 __all__ = ["plugin"]
 
@@ -42,9 +46,30 @@ def _start_server(agent: AgentView) -> AgentService | None:
     return start(agent, _PORT_VARIABLE)
 
 
+def _set_checks(text: str, settings: dict[str, Any]) -> None:
+    from ._check_flags import names_of
+
+    settings["health_checks"] = names_of(text)
+
+
+def _set_limits(text: str, settings: dict[str, Any]) -> None:
+    from ._check_flags import limits_of
+
+    settings["health_check_conf"] = limits_of(text)
+
+
+def _set_command(text: str, settings: dict[str, Any]) -> None:
+    from ._check_flags import command_of
+
+    settings["health_check_cmd"] = command_of(text)
+
+
 @final
 class _Plugin:
     """What the entry point names."""
+
+    def __init__(self) -> None:
+        self._nodes: WeakKeyDictionary[AgentView, Node] | None = None  # what the checks of each agent remember
 
     @hookimpl
     def quorate_register_cli_options(self) -> Iterable[CliOption]:
@@ -56,12 +81,46 @@ class _Plugin:
                 apply=_set_port,
             ),
             CliOption("health-host", "the address to serve them at (127.0.0.1)", apply=_set_host),
+            CliOption(
+                "health-checks",
+                "what of this node is checked before each join: all, none, or names, -NAME for all but that; "
+                "see docs/health.md [all]",
+                apply=_set_checks,
+            ),
+            CliOption("health-check-conf", "limits of these checks: NAME=NUMBER,...", apply=_set_limits),
+            CliOption(
+                "health-check-cmd",
+                "a command that is a check too: anything but exit code 0 means that this node is unhealthy",
+                apply=_set_command,
+            ),
         ]
 
     @hookimpl
     def quorate_register_service(self) -> Iterable[ServiceBackend]:
-        """Offer the health server; it runs only where a port was given."""
-        return [ServiceBackend("health", "health, metrics and a status page over HTTP", _start_server)]
+        """Offer the health server, which runs only where a port was given, and what cleans up after the checks."""
+        return [
+            ServiceBackend("health", "health, metrics and a status page over HTTP", _start_server),
+            ServiceBackend("node-checks", "ends with the agent what its checks have begun", self._start_cleaner),
+        ]
+
+    @hookimpl
+    def quorate_register_health_check(self) -> Iterable[HealthCheck]:
+        """Offer the checks of the node."""
+        from ._checks import make_checks
+
+        return make_checks(self._remembered())
+
+    def _start_cleaner(self, agent: AgentView) -> AgentService | None:
+        from ._checks import cleaner_of
+
+        return cleaner_of(self._remembered(), agent)
+
+    def _remembered(self) -> WeakKeyDictionary[AgentView, Node]:
+        if self._nodes is None:
+            from weakref import WeakKeyDictionary
+
+            self._nodes = WeakKeyDictionary()
+        return self._nodes
 
 
 plugin = _Plugin()

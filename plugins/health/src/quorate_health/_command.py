@@ -1,0 +1,191 @@
+"""The check that is a command of the user's: runs it, with a deadline, and tells how it ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import final
+
+from quorate.clock import monotonic
+
+__all__ = ["Command"]
+
+_KEPT_BYTES = 8192
+_LONGEST_LINE = 400
+
+
+@final
+class Command:
+    """A command that exits with 0 where the node is well.
+
+    Arguments:
+        words: the program, looked up on PATH, and its arguments.
+
+    It runs in a session and process group of its own; when it has ended, or its time is over, whatever is left of the
+    group is killed.  If this process dies, the command does too, where util-linux' ``setpriv`` is installed.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = tuple(words)
+        self._lock = threading.Lock()
+        self._running: set[int] = set()
+        self._closed = False
+
+    def check(self, timeout: float) -> str | None:
+        """Run it for at most ``timeout`` seconds; returns what is wrong, if anything is."""
+        name = self._words[0]
+        argv, problem = _with_death_signal(self._words)
+        if problem:
+            return f"{name} cannot be run: {problem}; correct --health-check-cmd"
+        try:
+            process = self._start(argv)
+        except OSError as error:
+            return f"{name} cannot be run: {error.strerror}; correct --health-check-cmd"
+        if process is None:
+            return None
+        try:
+            output = _Tail()
+            in_time = _wait(process, output, monotonic() + timeout)
+        finally:
+            self._end(process)
+        line = output.last_line()
+        last = f": {line}" if line else ""
+        if self._closed:
+            return None
+        if not in_time:
+            return f"{name} was killed, for it had not ended after {timeout:g} s (command_timeout_s){last}"
+        if process.returncode < 0:
+            return f"{name} was killed by {_signal_name(-process.returncode)}{last}"
+        return f"{name} ended with exit code {process.returncode}{last}" if process.returncode else None
+
+    def close(self) -> None:
+        """Kill it if it runs; it does not start again."""
+        with self._lock:
+            self._closed = True
+            for group in self._running:
+                _kill_group(group)
+
+    def _start(self, argv: Sequence[str]) -> subprocess.Popen[bytes] | None:
+        with self._lock:
+            if self._closed:
+                return None
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                bufsize=0,
+            )
+            self._running.add(process.pid)
+            return process
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill the group while its first process is not reaped, so that the number can be nobody else's."""
+        with self._lock:
+            _kill_group(process.pid)
+            self._running.discard(process.pid)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@final
+class _Tail:
+    """The last bytes of an output."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+
+    def add(self, piece: bytes) -> None:
+        self._bytes = (self._bytes + piece)[-_KEPT_BYTES:]
+
+    def last_line(self) -> str:
+        """Return the last line that says something, cut to a length for people, without control characters."""
+        lines = [line.strip() for line in self._bytes.decode(errors="replace").splitlines()]
+        last = next((line for line in reversed(lines) if line), "")[:_LONGEST_LINE]
+        return "".join(letter if letter.isprintable() else "?" for letter in last)
+
+
+def _wait(process: subprocess.Popen[bytes], output: _Tail, deadline: float) -> bool:
+    """Read until the process has ended, for longer than which its children may keep the pipe; False if it did not."""
+    assert process.stdout is not None
+    pipe, ended = process.stdout.fileno(), os.pidfd_open(process.pid)
+    os.set_blocking(pipe, False)
+    poller = select.poll()
+    poller.register(ended, select.POLLIN)
+    poller.register(pipe, select.POLLIN)
+    try:
+        while True:
+            left = deadline - monotonic()
+            ready = dict(poller.poll(max(0.0, left) * 1000))
+            if pipe in ready and not _read(pipe, output):
+                poller.unregister(pipe)
+            if ended in ready:
+                while _read(pipe, output):
+                    pass
+                return True
+            if left <= 0:
+                return False
+    finally:
+        os.close(ended)
+
+
+def _read(pipe: int, output: _Tail) -> bool:
+    try:
+        piece = os.read(pipe, 65536)
+    except BlockingIOError:
+        return False
+    output.add(piece)
+    return bool(piece)
+
+
+def _with_death_signal(words: Sequence[str]) -> tuple[Sequence[str], str]:
+    """Return the words to run so that the command dies with the thread that started it, or why it cannot be run."""
+    program = _find(words[0])
+    if not program:
+        return (), "there is no such program"
+    if not (os.path.isfile(program) and os.access(program, os.X_OK)):
+        return (), "it is no executable file"
+    return (*_death_wrapper(), program, *words[1:]), ""
+
+
+def _death_wrapper() -> tuple[str, ...]:
+    """Return words that have the kernel kill what follows them when its parent dies; () where nobody can.
+
+    Not every ``setpriv`` is that of util-linux, and others refuse the option.
+    """
+    path = _find("setpriv")
+    if not path:
+        return ()
+    try:
+        with open(path, "rb") as file:
+            known = b"pdeathsig" in file.read(1 << 20)
+    except OSError:
+        known = False
+    return (path, "--pdeathsig", "KILL", "--") if known else ()
+
+
+def _find(name: str) -> str:
+    if "/" in name:
+        return name if os.path.exists(name) else ""
+    places = (os.path.join(folder, name) for folder in os.get_exec_path())
+    return next((place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)), "")
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # nothing of it is left, or it has become somebody else
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
