@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from quorate.errors import StoreCorruptError, UsageError
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd._settings import Settings
-from quorate_rendezvous_etcd._v2_format import Counter, Value, escape, key_path, new_stamp, pack, split_prefix, unpack
+from quorate_rendezvous_etcd._v2_counter import count_at, is_counter, pack_addition, total
+from quorate_rendezvous_etcd._v2_format import Value, escape, key_path, new_stamp, pack, split_prefix, unpack
 
 _KEYS = st.text(st.characters(min_codepoint=1, max_codepoint=126), max_size=12)
 
@@ -57,15 +59,9 @@ def test_values_come_back_as_they_were(data: bytes) -> None:
     assert unpack(pack(value), "path") == value
 
 
-def test_counters_come_back_as_they_were() -> None:
-    counter = Counter(0, 0, ()).plus(5, "a").plus(-7, "b")
-    assert unpack(pack(counter), "path") == counter == Counter(-2, 2, ("b", "a"))
-    assert counter.data == b"-2"
-
-
 @pytest.mark.parametrize(
     "text",
-    [None, "", "7", "garbage", "v1:", "v1:stamp", "v1:stamp:\u00e4", "v1:stamp:AB!=", "v2:s:AAAA", "n1:1", "n1:a:b:c"],
+    [None, "", "7", "garbage", "v1:", "v1:stamp", "v1:stamp:\u00e4", "v1:stamp:AB!=", "v2:s:AAAA", "v1"],
 )
 def test_what_is_not_ours_is_refused(text: object) -> None:
     with pytest.raises(StoreCorruptError) as caught:
@@ -73,16 +69,28 @@ def test_what_is_not_ours_is_refused(text: object) -> None:
     assert caught.value.key == "/quorate/job/key"
 
 
-def test_a_counter_tells_which_of_its_last_writes_were_applied() -> None:
-    counter = Counter(0, 0, ())
-    for number in range(100):
-        counter = counter.plus(1, f"s{number + 1}")
-    assert counter.holds("s100", 100) is True
-    assert counter.holds("s80", 80) is True
-    assert counter.holds("mine", 80) is False
-    assert counter.holds("mine", 101) is False  # it would have been the next
-    assert counter.holds("s10", 10) is None  # so long ago that nobody knows
-    assert len(pack(counter)) < 512
+def _entries(*texts: str) -> dict[str, Any]:
+    nodes = [{"key": f"/c/{index}", "value": text, "createdIndex": index} for index, text in enumerate(texts)]
+    return {"dir": True, "nodes": nodes[::-1]}
+
+
+def test_a_counter_is_the_sum_of_its_additions_in_their_order() -> None:
+    node = _entries(pack_addition(5, "a"), pack_addition(-7, "b"), pack_addition(1, "c"))
+    assert is_counter(node)
+    assert [count_at(node, stamp) for stamp in "abcd"] == [5, -2, -1, None]
+    assert total(node) == -1
+
+
+def test_an_addition_that_was_posted_twice_counts_once_and_where_it_came_first() -> None:
+    node = _entries(*(pack_addition(1, stamp) for stamp in "abacb"))
+    assert [count_at(node, stamp) for stamp in "abc"] == [1, 2, 3]
+    assert total(node) == 3
+
+
+@pytest.mark.parametrize("text", ["", "7", "c1:1", "c1::a", "c1:1.5:a", "c2:1:a", "v1:s:AAAA"])
+def test_an_addition_that_is_not_ours_is_refused(text: str) -> None:
+    with pytest.raises(StoreCorruptError, match="/c/1"):
+        total(_entries(pack_addition(1, "a"), text))
 
 
 # --- settings -------------------------------------------------------------------------------------------------------

@@ -332,7 +332,7 @@ def test_a_directory_where_a_value_should_be(open_v2: OpenV2) -> None:
     v2(open_v2.endpoint, f"keys{store._path('key')}", "PUT", dir="true")
     with pytest.raises(StoreCorruptError):
         waiting.result(DEADLINE_SECONDS)
-    for call in (lambda: store.get(["key"]), lambda: store.put("key", b""), lambda: store.add("key", 1)):
+    for call in (lambda: store.get(["key"]), lambda: store.put("key", b""), lambda: store.add("key", 0)):
         _fails(call, StoreCorruptError)
 
 

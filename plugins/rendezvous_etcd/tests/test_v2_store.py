@@ -343,15 +343,24 @@ def test_a_create_without_an_answer_can_be_repeated(open_v2: OpenV2, lose: _Lose
 def test_a_count_that_was_sent_twice_is_added_once(open_v2: OpenV2, lose: _Lose) -> None:
     store, other = open_v2(), open_v2()
     for number in range(1, 6):
-        lose.next(b"PUT", b"=count")
+        lose.next(b"POST", b"=count")
         assert store.add("count", 1) == 2 * number - 1
         assert other.add("count", 1) == 2 * number
     assert lose.lost == 5
 
 
+def test_a_count_without_an_answer_can_be_repeated(open_v2: OpenV2, lose: _Lose) -> None:
+    store, other = open_v2(operation_timeout=0.3), open_v2()
+    lose.next(b"=count", count=1000)
+    with pytest.raises(StoreUnavailableError):
+        store.add("count", 1)
+    lose.next(count=0)
+    assert [other.add("count", 1), store.add("count", 1), store.add("count", 1)] == [2, 1, 3]
+
+
 def test_lost_answers_do_not_spoil_a_contended_counter(open_v2: OpenV2, lose: _Lose) -> None:
     stores = [open_v2() for _ in range(4)]
-    lose.next(b"PUT", b"=count", count=20)
+    lose.next(b"POST", b"=count", count=20)
 
     def count(store: Any) -> list[int]:
         return [store.add("count", 1) for _ in range(10)]

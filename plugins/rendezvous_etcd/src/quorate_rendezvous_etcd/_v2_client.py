@@ -31,6 +31,7 @@ from ._v2_transport import Sockets, close_client, load_etcd, make_client, make_t
 __all__ = [
     "COMPARE_FAILED",
     "EXISTS",
+    "NOT_DIRECTORY",
     "NOT_EMPTY",
     "NOT_FILE",
     "NOT_FOUND",
@@ -146,6 +147,10 @@ class Caller:
     def put(self, path: str, deadline: float, **options: object) -> Answer:
         """Write a node.  Options are API v2's: ``value``, ``dir``, ``ttl``, ``prevExist``, ``prevIndex``, ..."""
         return self.call("PUT", path, deadline, {name: _spell(value) for name, value in options.items()})
+
+    def post(self, path: str, deadline: float, **options: object) -> Answer:
+        """Write a node in the directory ``path``, under a name of etcd's choice that sorts after all before it."""
+        return self.call("POST", path, deadline, {name: _spell(value) for name, value in options.items()})
 
     def delete(self, path: str, deadline: float, **options: object) -> bool:
         """Remove a node; returns whether it was there.  Raises as :meth:`call` does."""

@@ -17,13 +17,11 @@ from attrs import frozen
 
 from quorate.errors import StoreCorruptError
 
-__all__ = ["Counter", "Value", "escape", "key_path", "new_stamp", "pack", "split_prefix", "unpack"]
+__all__ = ["Value", "escape", "key_path", "new_stamp", "pack", "split_prefix", "unpack"]
 
 _SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 _LEAF = "="
 _EMPTY = "~"
-# How many writes of a counter back its writers can still be told apart; about 13 bytes each.
-_STAMPS_KEPT = 32
 
 
 def escape(text: str) -> str:
@@ -64,42 +62,12 @@ class Value:
     stamp: str
 
 
-@final
-@frozen
-class Counter:
-    """A counter: its count, how many writes made it, and the stamps of the last of them, the newest first."""
-
-    count: int
-    writes: int
-    stamps: tuple[str, ...]
-
-    @property
-    def data(self) -> bytes:
-        """What reading the counter as a value gives."""
-        return b"%d" % self.count
-
-    def plus(self, amount: int, stamp: str) -> Counter:
-        """Return the counter after one more write."""
-        return Counter(self.count + amount, self.writes + 1, (stamp, *self.stamps[: _STAMPS_KEPT - 1]))
-
-    def holds(self, stamp: str, number: int) -> bool | None:
-        """Tell whether the write ``stamp``, which would have been the ``number``-th, was applied.
-
-        ``None`` where so many others came after it that it can no longer be told.
-        """
-        if stamp in self.stamps:
-            return True
-        return False if self.writes - number < len(self.stamps) else None
-
-
-def pack(value: Value | Counter) -> str:
+def pack(value: Value) -> str:
     """Return the text that is stored."""
-    if isinstance(value, Counter):
-        return f"n1:{value.count}:{value.writes}:{'.'.join(value.stamps)}"
     return f"v1:{value.stamp}:{base64.urlsafe_b64encode(value.data).decode()}"
 
 
-def unpack(text: object, path: str) -> Value | Counter:
+def unpack(text: object, path: str) -> Value:
     """Read what was stored at ``path``.
 
     Raises:
@@ -108,14 +76,10 @@ def unpack(text: object, path: str) -> Value | Counter:
     if not isinstance(text, str):
         raise StoreCorruptError(path, "there is a directory where a value should be")
     kind, _, rest = text.partition(":")
-    try:
-        if kind == "v1":
-            stamp, colon, data = rest.partition(":")
-            if colon:
-                return Value(base64.b64decode(data, altchars=b"-_", validate=True), stamp)
-        elif kind == "n1":
-            count, writes, stamps = rest.split(":")
-            return Counter(int(count), int(writes), tuple(stamps.split(".")))
-    except ValueError:
-        pass
+    stamp, colon, data = rest.partition(":")
+    if kind == "v1" and colon:
+        try:
+            return Value(base64.b64decode(data, altchars=b"-_", validate=True), stamp)
+        except ValueError:
+            pass
     raise StoreCorruptError(path, f"it begins with {text[:20]!r}, which this version of quorate does not write")

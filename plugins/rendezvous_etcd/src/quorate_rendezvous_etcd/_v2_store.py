@@ -2,7 +2,8 @@
 
 Nothing polls: a wait is a read followed by etcd's long poll from the index of that read, so that no write in between
 is missed.  Every write carries a stamp; whether a write without an answer was applied is then seen from what is
-stored.  What does not live here: requests (:mod:`._v2_client`) and the job's directory (:mod:`._v2_member`).
+stored.  What does not live here: requests (:mod:`._v2_client`), what counters are made of (:mod:`._v2_counter`), and
+membership in the job (:mod:`._v2_member`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from quorate.errors import StoreCorruptError, StoreLostError, StoreUnavailableEr
 
 from ._settings import Settings
 from ._v2_client import (
-    COMPARE_FAILED,
     EXISTS,
+    NOT_DIRECTORY,
+    NOT_FILE,
     NOT_FOUND,
     Caller,
     InterruptedCallError,
@@ -28,7 +30,8 @@ from ._v2_client import (
     Route,
     unexpected,
 )
-from ._v2_format import Counter, Value, key_path, new_stamp, pack, split_prefix, unpack
+from ._v2_counter import count_at, is_counter, pack_addition, total
+from ._v2_format import Value, key_path, new_stamp, pack, split_prefix, unpack
 from ._v2_member import Membership
 
 __all__ = ["EtcdV2Store", "open_v2_store"]
@@ -38,9 +41,6 @@ _T = TypeVar("_T")
 _MANY_KEYS = 4
 # A long poll is begun anew this often: a member of the cluster that is frozen looks just like one with nothing to tell.
 _RENEW_SECONDS = 30.0
-# A compare-and-swap that lost is tried again after a random pause of up to this, which doubles each time: long enough
-# in the end for a few hundred nodes to get out of each other's way.
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.008, 2.0
 
 
 def open_v2_store(settings: Settings) -> EtcdV2Store:
@@ -71,6 +71,7 @@ class EtcdV2Store:
         self._waiter = Caller(route)
         membership.on_lost = self._waiter.break_off
         self._unsure: dict[str, Value] = {}
+        self._unsure_adds: dict[tuple[str, int], str] = {}
         self._state = threading.Lock()
         self._waiting = self._interrupted = self._closed = False
         self._process = os.getpid()
@@ -91,11 +92,11 @@ class EtcdV2Store:
             try:
                 self._work.put(path, deadline, value=text, prevExist=False)
             except RefusedError as refused:
-                if refused.code != EXISTS:
+                if refused.code not in (EXISTS, NOT_FILE):
                     raise
                 # What is there may be ours: sent twice, by this client or by a proxy on the way.
-                found = self._read(path, deadline)[0]
-                return isinstance(found, Value) and found.stamp == mine.stamp
+                found = self._read(path, deadline)
+                return found is not None and found.stamp == mine.stamp
             return True
 
         try:
@@ -112,12 +113,18 @@ class EtcdV2Store:
         self._run(lambda deadline: self._work.put(path, deadline, value=text))
 
     def add(self, key: str, amount: int) -> int:
-        """Add to the counter ``key``; returns the new count.
-
-        A compare-and-swap that is tried again, after a random pause, whenever another node was faster.
-        """
+        """Add to the counter ``key``; returns the new count.  The same call again after an error adds once in all."""
         path = self._path(key)
-        return self._run(lambda deadline: self._add(path, amount, deadline))
+        if not amount:
+            return self._run(lambda deadline: self._count(path, deadline))
+        stamp = self._unsure_adds.pop((key, amount), "") or new_stamp()
+        try:
+            return self._run(lambda deadline: self._add(path, amount, stamp, deadline))
+        except StoreLostError:
+            raise
+        except StoreUnavailableError:
+            self._unsure_adds[key, amount] = stamp
+            raise
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values of ``keys``.
@@ -225,88 +232,70 @@ class EtcdV2Store:
                 f"this handle on the etcd store belongs to process {self._process}; open another one in this process"
             )
 
-    def _read(self, path: str, deadline: float) -> tuple[Value | Counter | None, int]:
-        """Return what ``path`` holds, and its index; where it holds nothing, the index of the store."""
-        try:
-            answer = self._work.get(path, deadline)
-        except RefusedError as refused:
-            if refused.code != NOT_FOUND:
-                raise
-            return None, refused.index
-        return unpack(answer.node.get("value"), path), int(answer.node["modifiedIndex"])
-
     # --- counting -------------------------------------------------------------------------------------------------
 
-    def _add(self, path: str, amount: int, deadline: float) -> int:
-        pause = _FIRST_PAUSE_SECONDS
+    def _add(self, path: str, amount: int, stamp: str, deadline: float) -> int:
         while True:
-            # Read after the pause, not before it: what is swapped against must be as fresh as can be.
-            present, index = self._read_counter(path, deadline)
-            if not amount:
-                return present.count
-            stamp = new_stamp()
-            wanted = present.plus(amount, stamp)
-            condition: dict[str, object] = {"prevIndex": index} if present.writes else {"prevExist": False}
             try:
-                self._work.put(path, deadline, value=pack(wanted), **condition)
-                return wanted.count
+                self._work.post(path, deadline, value=pack_addition(amount, stamp))
+                count = count_at(self._work.get(path, deadline).node, stamp)
             except RefusedError as refused:
-                if refused.code not in (COMPARE_FAILED, EXISTS, NOT_FOUND):
+                if refused.code == NOT_DIRECTORY:
+                    raise StoreCorruptError(path, "it is no counter") from None
+                if refused.code != NOT_FOUND:
                     raise
-                if refused.was_sent_before and self._was_applied(path, stamp, wanted.writes, deadline):
-                    return wanted.count
-            if deadline - monotonic() <= pause:
-                raise StoreUnavailableError(f"too many nodes change the counter at {path} at once; it is unchanged")
-            threading.Event().wait(random.uniform(0.0, pause))
-            pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
+                count = None
+            if count is not None:
+                return count
+            # Somebody removed the counter just now.
+            if monotonic() >= deadline:
+                raise StoreUnavailableError(f"the counter at {path} comes and goes")
 
-    def _was_applied(self, path: str, stamp: str, number: int, deadline: float) -> bool:
-        """Tell whether a write that was sent twice lost only against itself."""
-        applied = self._read_counter(path, deadline)[0].holds(stamp, number)
-        if applied is None:
-            raise StoreUnavailableError(f"whether the counter at {path} was changed can no longer be told")
-        return applied
-
-    def _read_counter(self, path: str, deadline: float) -> tuple[Counter, int]:
-        found, index = self._read(path, deadline)
-        if found is None:
-            return Counter(0, 0, ()), index
-        if isinstance(found, Value):
+    def _count(self, path: str, deadline: float) -> int:
+        node = self._node(path, deadline)
+        if node is None:
+            return 0
+        if not is_counter(node):
             raise StoreCorruptError(path, "it is no counter")
-        return found, index
+        return total(node)
 
     # --- reading --------------------------------------------------------------------------------------------------
 
+    def _node(self, path: str, deadline: float) -> Mapping[str, Any] | None:
+        """Return what is at ``path``, with what is in it, ``None`` where nothing is."""
+        try:
+            return self._work.get(path, deadline).node
+        except RefusedError as refused:
+            if refused.code != NOT_FOUND:
+                raise
+            return None
+
+    def _read(self, path: str, deadline: float) -> Value | None:
+        """Return what ``path`` holds."""
+        node = self._node(path, deadline)
+        return None if node is None else _value(node, path)
+
     def _get(self, keys: Sequence[str], deadline: float) -> list[bytes | None]:
         paths = [self._path(key) for key in keys]
-        parents = {path.rpartition("/")[0] for path in paths}
+        wanted, parents = set(paths), {path.rpartition("/")[0] for path in paths}
         if len(paths) < _MANY_KEYS or len(parents) > len(paths) // 2:
-            found = {path: self._read(path, deadline)[0] for path in set(paths)}
+            found = {path: self._read(path, deadline) for path in wanted}
         else:
             found = {}
             for parent in parents:
-                found.update(self._list(parent, deadline))
+                for path, node in self._nodes(parent, deadline):
+                    if path not in wanted:
+                        continue
+                    # A listing shows directories, which counters are, without what is in them.
+                    found[path] = self._read(path, deadline) if node.get("dir") else _value(node, path)
         return [None if value is None else value.data for value in (found.get(path) for path in paths)]
-
-    def _list(self, directory: str, deadline: float) -> dict[str, Value | Counter]:
-        """Return what is in ``directory``, without what is in directories below it."""
-        return {
-            path: unpack(node.get("value"), path)
-            for path, node in self._nodes(directory, deadline)
-            if not node.get("dir")
-        }
 
     def _names(self, directory: str, deadline: float) -> list[str]:
         return [path.rpartition("/")[2] for path, _ in self._nodes(directory, deadline)]
 
     def _nodes(self, directory: str, deadline: float) -> list[tuple[str, Mapping[str, Any]]]:
-        try:
-            answer = self._work.get(directory, deadline)
-        except RefusedError as refused:
-            if refused.code != NOT_FOUND:
-                raise
-            return []
-        return [(str(node["key"]), node) for node in answer.node.get("nodes") or ()]
+        found = self._node(directory, deadline) or {}
+        return [(str(node["key"]), node) for node in found.get("nodes") or ()]
 
     # --- waiting --------------------------------------------------------------------------------------------------
 
@@ -317,11 +306,14 @@ class EtcdV2Store:
             left = deadline - monotonic()
             if node is None and left > 0:
                 limit = min(left, _RENEW_SECONDS * random.uniform(0.8, 1.0))
-                change = self._verified(self._waiter, partial(self._waiter.poll, path, index + 1, limit))
+                # What is below it counts, too: a counter is a directory.
+                poll = partial(self._waiter.poll, path, index + 1, limit, recursive=True)
+                change = self._verified(self._waiter, poll)
                 # A change without a value is the end of something; what is there now will be seen.
-                node = change.node if change is not None and "value" in change.node else None
+                is_value = change is not None and "value" in change.node and change.node["key"] == path
+                node = change.node if change is not None and is_value else None
             if node is not None:
-                return unpack(node.get("value"), path).data
+                return _value(node, path).data
             if left <= 0:
                 return None
 
@@ -334,3 +326,8 @@ class EtcdV2Store:
             if refused.code != NOT_FOUND:
                 raise
             return None, refused.index
+
+
+def _value(node: Mapping[str, Any], path: str) -> Value:
+    """Return what etcd's ``node`` holds; of a counter, its count."""
+    return Value(b"%d" % total(node), "") if is_counter(node) else unpack(node.get("value"), path)
