@@ -70,8 +70,8 @@ class Application:
             answer = ("405 Method Not Allowed", _TEXT, b"everything here is read with GET\n")
             return _send(start_response, answer, ("Allow", "GET, HEAD"))
         if path == "/metrics":
-            body = self._load_metrics()({**environ, "REQUEST_METHOD": "GET"}, start_response)
-            return body if method == "GET" else [b""]
+            metrics = self._load_metrics()({**environ, "REQUEST_METHOD": "GET"}, start_response)
+            return metrics if method == "GET" else [b""]
         status, kind, body = self._answers[path](environ.get("QUERY_STRING", ""))
         return _send(start_response, (status, kind, body if method == "GET" else b""))
 

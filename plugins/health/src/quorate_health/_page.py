@@ -66,7 +66,7 @@ def page_of(status: Mapping[str, Any]) -> str:
 
 def part_of(status: Mapping[str, Any]) -> str:
     """Return the part that changes."""
-    return "".join((_head(status), _failure(status["last_failure"]), _workers(status), _rounds(status)))
+    return "".join((_head(status), _failure(status["last_failure"], status["time"]), _workers(status), _rounds(status)))
 
 
 def _text(value: object) -> str:
@@ -110,16 +110,16 @@ def _list(facts: _Facts) -> str:
 # --- the last failure -----------------------------------------------------------------------------------------------
 
 
-def _failure(failure: Mapping[str, Any] | None) -> str:
+def _failure(failure: Mapping[str, Any] | None, now: float) -> str:
     if failure is None:
         return ""
     code = failure["exit_code"]
     facts = [
-        ("When", f"{_clock(failure['time'])} <small>round {_text(failure['round'])}</small>"),
+        ("When", f"{_clock(failure['time'], now)} <small>round {_text(failure['round'])}</small>"),
         ("Where", f"{_text(failure['host'])} <small>local rank {_text(failure['local_rank'])}</small>"),
         ("Process", f"{_text(failure['pid'])}"),
         ("Exit", _text(failure["signal"] or code) + (f" <small>{_text(code)}</small>" if failure["signal"] else "")),
-        ("What followed", _text(failure["verdict"])),
+        ("What followed", _text(_what_followed(failure))),
     ]
     more = ""
     for name, lines in (("traceback", failure["traceback"]), ("last lines of stderr", failure["stderr"])):
@@ -130,8 +130,15 @@ def _failure(failure: Mapping[str, Any] | None) -> str:
         f"<h3>Last failure: rank {_text(failure['rank'])}</h3>"
         f'<span class="pill red">{_text(_words(failure["cause"]))}</span></div>'
         f'<pre class="message">{_text(failure["message"])}</pre>'
-        f'<p class="what dim">{_text(failure["reason"])}</p>{_list(facts)}{more}</section>'
+        f"{_list(facts)}{more}</section>"
     )
+
+
+def _what_followed(failure: Mapping[str, Any]) -> str:
+    """Return what the recorded reason says after the failure itself, such as "restart 2 of 3"."""
+    first_line = failure["message"].partition("\n")[0]
+    rest: str = failure["reason"].partition(first_line)[2].lstrip("; ") if first_line else ""
+    return rest or str(failure["verdict"])
 
 
 def _log(identity: str, title: str, lines: Sequence[str], is_open: bool) -> str:
@@ -155,14 +162,14 @@ def _workers(status: Mapping[str, Any]) -> str:
 def _worker(worker: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     local_rank, state = worker["local_rank"], worker["state"]
     shown = state if worker["exit_code"] in (None, 0) else f"{state} ({worker['exit_code']})"
-    facts = [("Process", _text(worker["pid"])), ("Attempt", _text(status["restart_count"]))]
+    facts = [("Process", _text(worker["pid"]))]
     if worker["memory_bytes"] is not None:
-        extra = f" <small>in {worker['processes']}</small>" if worker["processes"] > 1 else ""
+        extra = f" <small>{_count(worker['processes'], 'process', 'es')}</small>" if worker["processes"] > 1 else ""
         facts.append(("Memory", f"{_bytes(worker['memory_bytes'])}{extra}"))
     if worker["exit_code"] is None:
         facts.append(("Up", _duration(max(0.0, status["time"] - worker["started_at"]))))
     if worker["seconds_since_heartbeat"] is not None:
-        facts.append(("Heartbeat", f"{_duration(worker['seconds_since_heartbeat'])} <small>ago</small>"))
+        facts.append(("Heartbeat", f"{_duration(worker['seconds_since_heartbeat'])} ago"))
     logs = ""
     for name in ("stdout", "stderr"):
         path, lines = worker[f"{name}_path"], worker[name]
@@ -177,7 +184,7 @@ def _worker(worker: Mapping[str, Any], status: Mapping[str, Any]) -> str:
         logs = '<p class="none">Its output goes to the console of the agent.</p>'
     return (
         f'<article class="card worker"><div class="row spread"><h3>Rank {_text(worker["rank"])} '
-        f'<span class="dim">local {_text(local_rank)}</span></h3>'
+        f'<small class="dim">local {_text(local_rank)} · attempt {_text(status["restart_count"])}</small></h3>'
         f'<span class="pill {_STATE_TONES.get(state, "grey")}">{_text(shown)}</span></div>'
         f"{_list(facts)}{logs}</article>"
     )
@@ -190,7 +197,7 @@ def _rounds(status: Mapping[str, Any]) -> str:
     rounds = status["rounds"]
     if not rounds:
         return '<h2>Rounds</h2><p class="card dim">This node has not had a place in a round yet.</p>'
-    rows = [_row(entry) for entry in reversed(rounds)]
+    rows = [_row(entry, status["time"]) for entry in reversed(rounds)]
     table = _table(rows[:_SHOWN_ROUNDS])
     if rest := rows[_SHOWN_ROUNDS:]:
         table += f'<details id="rounds"><summary>{_count(len(rest), "earlier round")}</summary>{_table(rest)}</details>'
@@ -205,10 +212,14 @@ def _time_line(rounds: Sequence[Mapping[str, Any]], now: float) -> str:
     def part(first: float, last: float, kind: str, title: str) -> str:
         left, width = (first - begin) / span * 100.0, max(_NARROWEST, (last - first) / span * 100.0)
         left = min(left, 100.0 - width)
-        return (
-            f'<rect class="{kind}" x="{left:.2f}%" y="6" width="{width:.2f}%" height="28" rx="3">'
+        drawn = (
+            f'<rect class="{kind}" x="{left:.2f}%" y="6" width="{width:.2f}%" height="28">'
             f"<title>{_text(title)}</title></rect>"
         )
+        if kind.endswith("over"):
+            tone = kind.partition(" ")[0]
+            drawn += f'<rect class="cap {tone}" x="{left + width:.2f}%" y="6" width="4" height="28"></rect>'
+        return drawn
 
     parts, numbers = "", ""
     for entry in rounds:
@@ -216,17 +227,19 @@ def _time_line(rounds: Sequence[Mapping[str, Any]], now: float) -> str:
         name = f"round {entry['number']}"
         if entry["joined_at"] - entry["asked_at"] > span * _NARROWEST / 100.0:
             parts += part(entry["asked_at"], entry["joined_at"], "joining", f"{name}: rendezvous")
-        parts += part(entry["joined_at"], until, _tone(entry), f"{name}: {_how(entry)}")
+        kind = f"{_tone(entry)} over" if entry["verdict"] else _tone(entry)
+        parts += part(entry["joined_at"], until, kind, f"{name}: {_how(entry)}")
         width = (until - entry["joined_at"]) / span * 100.0
         if width > _NARROWEST_WITH_NUMBER:
             middle = (entry["joined_at"] - begin) / span * 100.0 + width / 2
-            numbers += f'<text x="{middle:.2f}%" y="24" text-anchor="middle">{_text(entry["number"])}</text>'
+            style = "" if entry["verdict"] else ' class="now"'
+            numbers += f'<text{style} x="{middle:.2f}%" y="24" text-anchor="middle">{_text(entry["number"])}</text>'
     legend = "".join(f'<span class="{kind}">{name}</span>' for kind, name in _LEGEND)
     label = f"time line of {_count(len(rounds), 'round')}"
     return (
         f'<svg class="line" role="img" aria-label="{label}">{parts}{numbers}</svg>'
-        f'<div class="scale"><span>{_clock(begin)}</span><span>{_duration(span)}</span>'
-        f'<span>{_clock(end)}</span></div><div class="legend">{legend}</div>'
+        f'<div class="scale"><span>{_clock(begin, now)}</span><span>{_duration(span)}</span>'
+        f'<span>{_clock(end, now)}</span></div><div class="legend">{legend}</div>'
     )
 
 
@@ -243,10 +256,10 @@ def _table(rows: Sequence[str]) -> str:
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _row(entry: Mapping[str, Any]) -> str:
+def _row(entry: Mapping[str, Any], now: float) -> str:
     reason = f" <span>{_text(entry['reason'])}</span>" if entry["reason"] else ""
     return (
-        f'<tr><td data-label="round">{_text(entry["number"])}</td><td>{_clock(entry["joined_at"])}</td>'
+        f'<tr><td data-label="round">{_text(entry["number"])}</td><td>{_clock(entry["joined_at"], now)}</td>'
         f"<td>{_duration(entry['run_seconds'])}</td>"
         f'<td data-label="world">{_text(entry["world_size"])}</td>'
         f'<td data-label="restart">{_text(entry["restart_count"])}</td>'
@@ -261,15 +274,15 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{_text(number)} {noun}" + ("" if number == 1 else "s")
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{_text(number)} {noun}" + ("" if number == 1 else plural)
 
 
-def _clock(seconds: float) -> str:
-    """Return the time of day on the agent's machine, with the whole date where a pointer rests."""
-    moment = datetime.fromtimestamp(seconds).astimezone()
-    full = moment.isoformat(" ", "seconds")
-    return f'<time datetime="{moment.isoformat()}" title="{full}">{moment:%H:%M:%S}</time>'
+def _clock(seconds: float, now: float) -> str:
+    """Return the time of day on the agent's machine, with the date if it is another day's."""
+    moment, today = (datetime.fromtimestamp(at).astimezone() for at in (seconds, now))
+    shown = f"{moment:%H:%M:%S}" if moment.date() == today.date() else f"{moment:%b %d %H:%M}"
+    return f'<time datetime="{moment.isoformat()}" title="{moment.isoformat(" ", "seconds")}">{shown}</time>'
 
 
 def _duration(seconds: float) -> str:

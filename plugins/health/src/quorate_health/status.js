@@ -5,9 +5,9 @@
   const main = document.querySelector("main"), link = document.getElementById("link");
   let shown = main.innerHTML, answeredAt = Date.now();
 
-  const say = (text, lost) => {
+  const say = (text, kind = "") => {
     if (link.textContent !== text) link.textContent = text;
-    link.className = lost ? "lost" : "";
+    link.className = kind;
   };
 
   const isBeingRead = () => {
@@ -49,10 +49,10 @@
       if (isBeingRead()) return say("paused while you select text");
       if (text !== shown) show(text);
       shown = text;
-      say("live");
+      say("live", "live");
     } catch {
       const seconds = Math.round((Date.now() - answeredAt) / 1000);
-      say(`no answer for ${seconds} s: the agent has ended or cannot be reached; this is how it was`, true);
+      say(`no answer for ${seconds} s: the agent has ended or cannot be reached; this is how it was`, "lost");
     }
   };
 
@@ -62,6 +62,6 @@
   };
   document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
   settle(new Map());
-  say("live");
+  say("live", "live");
   setTimeout(run, EVERY);
 })();
