@@ -70,7 +70,7 @@ def test_the_budget_belongs_to_the_job(job: Job) -> None:
     for outcome in outcomes:
         assert outcome.failed.is_failed()
         assert outcome.remaining_restarts == 0
-    runs = [{path.name for path in run.iterdir()} for run in job.log_dir.iterdir()]
+    runs = [{path.name for path in run.glob("attempt_*")} for run in job.log_dir.iterdir()]
     assert runs == [{"attempt_0", "attempt_1", "attempt_2"}] * 2
 
 

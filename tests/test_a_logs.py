@@ -21,8 +21,8 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 def files_below(folder: Path) -> set[str]:
-    """All files, without the run's own folder name."""
-    return {"/".join(path.relative_to(folder).parts[1:]) for path in folder.rglob("*") if path.is_file()}
+    """All files of attempts, without the run's own folder name."""
+    return {"/".join(path.relative_to(folder).parts[1:]) for path in folder.glob("*/attempt_*/**/*") if path.is_file()}
 
 
 def test_console_lines_carry_the_prefix(job: Job) -> None:
@@ -97,7 +97,7 @@ def test_a_bigger_world_keeps_the_smaller_ones_logs(job: Job, ear: Ear, gate: Ga
     gate.open()
     keeper.outcome()
     other.outcome()
-    attempts = {run.name: {path.name for path in run.iterdir()} for run in job.log_dir.iterdir()}
+    attempts = {run.name: {path.name for path in run.glob("attempt_*")} for run in job.log_dir.iterdir()}
     assert sorted(map(len, attempts.values())) == [1, 2]
     assert all("attempt_0" in name for names in attempts.values() for name in names)
 

@@ -6,7 +6,10 @@ What does *not* live here: failures of workers, which are results (:mod:`quorate
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from .verdict import JobVerdict
 
 __all__ = [
     "DuplicatePluginError",
@@ -29,7 +32,12 @@ __all__ = [
 
 
 class QuorateError(Exception):
-    """Base of every error that quorate raises on purpose."""
+    """Base of every error that quorate raises on purpose.
+
+    :attr:`verdict` is the job's, on an error that ends an agent's run.
+    """
+
+    verdict: JobVerdict | None = None
 
 
 class UsageError(QuorateError):

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-from .records import Cause, FailureRecord
+from .records import Cause, FailureRecord, evolve
+
+if TYPE_CHECKING:
+    from .verdict import JobVerdict
 
 __all__ = [
     "ChildFailedError",
@@ -188,64 +191,75 @@ class ChildFailedError(Exception):
     Arguments:
         name: the entrypoint.
         failures: global rank -> failure, at least one.
+        reason: the sentence that was recorded as the job's end.
+        verdict: all that is known of that end; without it the report tells of ``failures`` alone.
     """
 
-    def __init__(self, name: str, failures: Mapping[int, ProcessFailure], reason: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        failures: Mapping[int, ProcessFailure],
+        reason: str = "",
+        verdict: JobVerdict | None = None,
+    ) -> None:
         if not failures:
             raise ValueError("ChildFailedError needs at least one failure")
         self.name = name
         self.failures = dict(failures)
         self.reason = reason
+        self.verdict = verdict
         super().__init__(self.format_msg())
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.name, self.failures, self.reason)
+        return type(self), (self.name, self.failures, self.reason, self.verdict)
 
     def get_first_failure(self) -> tuple[int, ProcessFailure]:
-        """Return ``(global rank, failure)`` of the earliest: the root cause."""
-        rank = min(self.failures, key=lambda key: (_when(self.failures[key]), key))
+        """Return ``(global rank, failure)`` of the root cause.
+
+        That is the recorded one, if there is a verdict; else the earliest that is not the mere victim of another.
+        """
+        recorded = self.verdict.first_cause if self.verdict is not None else None
+        if recorded is not None and recorded.rank in self.failures:
+            return recorded.rank, self.failures[recorded.rank]
+        rank = min(self.failures, key=lambda key: _when(key, self.failures[key]))
         return rank, self.failures[rank]
 
     def format_msg(self) -> str:
         """Return the report: the root cause first, the others after it."""
-        root_rank, root = self.get_first_failure()
-        lines = [f"{self.name} failed", *([self.reason] if self.reason else ()), "root cause:"]
-        lines += _lines(root_rank, root)
-        others = [(rank, failure) for rank, failure in sorted(self.failures.items()) if rank != root_rank]
-        if others:
-            lines.append("failed after it:")
-            for rank, failure in others[:16]:
-                lines.append(f"  rank {rank} (local rank {failure.local_rank}): {_headline(failure)}")
-            if len(others) > 16:
-                lines.append(f"  and {len(others) - 16} more")
-        return "\n".join(lines)
+        verdict = self.verdict
+        if verdict is None or verdict.first_cause is None:
+            verdict = self._make_verdict()
+        return verdict.report(self.name)
+
+    def _make_verdict(self) -> JobVerdict:
+        from .verdict import JobState, JobVerdict
+
+        root, _ = self.get_first_failure()
+        others = sorted(rank for rank in self.failures if rank != root)
+        first, *victims = (_record_of(rank, self.failures[rank]) for rank in (root, *others))
+        return JobVerdict("", "", "", JobState.FAILED, first.cause, self.reason, first, tuple(victims))
 
 
-def _when(failure: ProcessFailure) -> int:
-    return failure.record.timestamp_ns if failure.record is not None else failure.timestamp * 1_000_000_000
-
-
-def _headline(failure: ProcessFailure) -> str:
-    if failure.record is not None and failure.record.cause is Cause.HANG:
-        return f"hung, pid {failure.pid}"
-    how = f"killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-    return f"{how}, pid {failure.pid}"
-
-
-def _lines(rank: int, failure: ProcessFailure) -> list[str]:
+def _when(rank: int, failure: ProcessFailure) -> tuple[bool, int, int]:
     record = failure.record
-    where = f" on {record.host}" if record is not None and record.host else ""
-    lines = [
-        f"  rank {rank} (local rank {failure.local_rank}){where}: {_headline(failure)}",
-        f"  at {failure.timestamp_isoformat()}",
-        *(f"  {line}" for line in failure.message.splitlines()[:20]),
-    ]
-    if failure.error_file_data and failure.error_file:
-        lines.append(f"  error file: {failure.error_file}")
-    trace = failure.error_file_data.get("message")
-    extra = trace.get("extraInfo") if isinstance(trace, Mapping) else None
-    if isinstance(extra, Mapping) and isinstance(extra.get("py_callstack"), str):
-        lines += [f"  | {line}" for line in extra["py_callstack"].splitlines()[-30:]]
-    elif record is not None and record.stderr_tail:
-        lines += ["  last lines of its stderr:", *(f"  | {line}" for line in record.stderr_tail)]
-    return lines
+    if record is None:
+        return False, failure.timestamp * 1_000_000_000, rank
+    return record.cause is Cause.BROKEN_COLLECTIVE, record.timestamp_ns, rank
+
+
+def _record_of(rank: int, failure: ProcessFailure) -> FailureRecord:
+    if failure.record is not None:
+        return evolve(failure.record, message=failure.message)
+    ended = Cause.SIGNAL if failure.exitcode < 0 else Cause.EXIT_CODE
+    cause = Cause.EXCEPTION if failure.error_file_data and ended is Cause.EXIT_CODE else ended
+    return FailureRecord(
+        rank,
+        failure.local_rank,
+        failure.pid,
+        failure.exitcode,
+        cause,
+        failure.message,
+        failure.timestamp * 1_000_000_000,
+        failure.error_file,
+        failure.error_file_data or None,
+    )

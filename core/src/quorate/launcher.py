@@ -111,10 +111,12 @@ def _run(
         return dict(result.return_values)
     if not result.failures:
         # The job failed elsewhere and left a reason, but no worker's record.
-        raise RendezvousClosedError(result.reason or "the job has failed on another node")
+        error = RendezvousClosedError(result.reason or "the job has failed on another node")
+        error.verdict = result.verdict
+        raise error
     from .failures import ChildFailedError
 
-    raise ChildFailedError(_name_of(spec, args), result.failures, result.reason)
+    raise ChildFailedError(_name_of(spec, args), result.failures, result.reason, result.verdict)
 
 
 def _name_of(spec: WorkerSpec, args: tuple[Any, ...]) -> str:

@@ -125,6 +125,13 @@ class LogsSpecs(ABC):
         May create folders.  Raises UsageError where they cannot be made.
         """
 
+    def keep_run_dir(self, run_id: str) -> str | None:
+        """Return the folder that stays after the run, for what is told of it as a whole; ``None``: nothing stays.
+
+        Called once at the end, after the workers.  May create the folder.  Raises UsageError where it cannot be made.
+        """
+        return None
+
 
 class DefaultLogsSpecs(LogsSpecs):
     """``<log_dir>/<run_id>_<random>/attempt_<restart>/<local_rank>/{stdout,stderr}.log`` and ``error.json``.
@@ -189,6 +196,10 @@ class DefaultLogsSpecs(LogsSpecs):
             os.path.join(attempt_dir, "filtered_stdout.log") if self._duplicate_stdout_filters else "",
             os.path.join(attempt_dir, "filtered_stderr.log") if self._duplicate_stderr_filters else "",
         )
+
+    def keep_run_dir(self, run_id: str) -> str | None:
+        kept = self._root_log_dir is not None or (self._run_log_dir is not None and self._writes_streams())
+        return self._make_run_dir(run_id) if kept else None
 
     def _make_run_dir(self, run_id: str) -> str:
         if self._run_log_dir is None:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, final
 
 from ..catalogue import EventSink
 from ..clock import monotonic
-from ..errors import RendezvousClosedError, RendezvousError, SignalException, UnhealthyNodeError
+from ..errors import (
+    QuorateError,
+    RendezvousClosedError,
+    RendezvousError,
+    SignalException,
+    UnhealthyNodeError,
+    UsageError,
+)
 from ..failures import ProcessFailure, copy_error_data
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..records import Event, Verdict
@@ -16,6 +23,8 @@ from ._spec import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 
 if TYPE_CHECKING:
     from ..plugins import PluginHost
+    from ..verdict import JobVerdict
+    from ._reports import Reporter
 
 __all__ = ["LocalElasticAgent"]
 
@@ -72,6 +81,7 @@ class LocalElasticAgent:
         self._restarts_used = 0
         self._started_at: float | None = None
         self._total = 0.0
+        self._verdict: JobVerdict | None = None
         from ._preparation import choose_starter
 
         # Asked for now, so that a wrong name is reported before anything runs.
@@ -104,7 +114,7 @@ class LocalElasticAgent:
             SignalException: the agent was signalled; the workers got their grace and are gone.
             RendezvousTimeoutError, RendezvousConnectionError, RendezvousStateError: the rendezvous cannot go on.
             RendezvousClosedError: the job had failed or been stopped before this node got in.
-        UnhealthyNodeError: a check found this node unfit, or the restart policy excluded it.
+            UnhealthyNodeError: a check found this node unfit, or the restart policy excluded it.
         """
         from ._reports import Reporter
         from ._runner import Runner
@@ -123,12 +133,36 @@ class LocalElasticAgent:
         )
         try:
             finish = runner.run()
-            return self._result(runner.state, finish, dict(runner.return_values))
         finally:
             self._total = monotonic() - self._started_at
             self._started_at = None
             if isinstance(self._logs_specs, DefaultLogsSpecs):
                 self._logs_specs.remove_if_unused()
+        self._verdict = self._judge(runner.state, finish, reporter)
+        try:
+            return self._result(runner.state, finish, dict(runner.return_values))
+        except QuorateError as error:
+            error.verdict = self._verdict
+            raise
+
+    def _judge(self, state: State, finish: Finish, reporter: Reporter) -> JobVerdict:
+        """Form the job's verdict, and keep it where the run's logs are kept; never fails for want of a disk."""
+        from ._judging import judge
+
+        run_id = self._spec.rdzv_handler.get_run_id()
+        verdict = judge(state, finish, run_id, reporter.node_id)
+        try:
+            folder = self._logs_specs.keep_run_dir(run_id)
+            if folder is not None:
+                verdict.write(folder)
+        except (OSError, UsageError) as error:
+            reporter.say(1, f"warning: the verdict could not be written: {error}")
+        return verdict
+
+    @property
+    def verdict(self) -> JobVerdict | None:
+        """Why the last :meth:`run` ended, whichever way it did; ``None`` before the first."""
+        return self._verdict
 
     def _note(self, state: State, reporter: object) -> None:
         group, seat = self._group, state.assignment
@@ -167,11 +201,11 @@ class LocalElasticAgent:
             raise UnhealthyNodeError(f"this node does not take part: {finish.reason}")
         if outcome is Outcome.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
-            return RunResult(WorkerState.SUCCEEDED, values, reason=finish.reason)
+            return RunResult(WorkerState.SUCCEEDED, values, reason=finish.reason, verdict=self._verdict)
         assert end is not None
         if outcome is Outcome.CLOSED and end.verdict is Verdict.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
-            return RunResult(WorkerState.SUCCEEDED, reason=finish.reason)
+            return RunResult(WorkerState.SUCCEEDED, reason=finish.reason, verdict=self._verdict)
         self._group.state = WorkerState.FAILED
         failures = {failure.rank: ProcessFailure.from_record(failure) for failure in state.failures}
         if end.failure is not None:
@@ -181,7 +215,7 @@ class LocalElasticAgent:
         root = end.failure
         if root is not None and root.error_data:
             copy_error_data(root.error_data, os.environ.get("TORCHELASTIC_ERROR_FILE"))
-        return RunResult(WorkerState.FAILED, {}, failures, end.reason)
+        return RunResult(WorkerState.FAILED, {}, failures, end.reason, self._verdict)
 
 
 def _error(kind: str, problem: str) -> RendezvousError:

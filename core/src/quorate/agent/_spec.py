@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from ..errors import UsageError
 from ..failures import ProcessFailure
 from ..rendezvous import RendezvousHandler
+
+if TYPE_CHECKING:
+    from ..verdict import JobVerdict
 
 __all__ = ["RunResult", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
 
@@ -171,6 +174,7 @@ class RunResult:
         return_values: global rank -> what the worker's function returned, for this node's workers.
         failures: global rank -> failure; holds the job's root cause even where it was on another node.
         reason: the sentence that was recorded as the job's end, the same on every node.
+        verdict: all that is known of the job's end.
     """
 
     def __init__(
@@ -179,11 +183,13 @@ class RunResult:
         return_values: Mapping[int, Any] | None = None,
         failures: Mapping[int, ProcessFailure] | None = None,
         reason: str = "",
+        verdict: JobVerdict | None = None,
     ) -> None:
         self.state = state
         self.return_values = dict(sorted((return_values or {}).items()))
         self.failures = dict(failures or {})
         self.reason = reason
+        self.verdict = verdict
 
     def is_failed(self) -> bool:
         """Return whether the job failed."""

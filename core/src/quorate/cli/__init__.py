@@ -127,6 +127,9 @@ def _report(error: BaseException) -> int:
     else:
         kind = "error: " if 0 < code < 128 else ""
         sys.stderr.write(f"quorate: {kind}{' '.join(str(error).split())}\n")
+        verdict = getattr(error, "verdict", None)
+        if verdict is not None and kind:
+            sys.stderr.writelines(f"{line}\n" for line in verdict.details())
     return code
 
 
