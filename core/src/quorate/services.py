@@ -150,7 +150,7 @@ class AgentService(Protocol):
 
     @property
     def worker_environment(self) -> Mapping[str, str]:
-        """Variables that every worker gets, unless they are set already."""
+        """Variables that every worker gets: unless they are set already, or always if they begin with ``QUORATE_``."""
         ...
 
     def observe(self, event: Event) -> None:

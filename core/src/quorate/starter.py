@@ -55,11 +55,12 @@ class ProcessContext(Protocol):
 class StackDumper(Protocol):
     """An ability that a process context may have besides: finding out where hung workers are."""
 
-    def dump_stacks(self, timeout: float) -> None:
+    def dump_stacks(self, hung_local_rank: int, timeout: float) -> None:
         """Have every running worker write the stacks of all its threads into its log.
 
         Called on a thread of its own, while the other methods go on being called; blocks for at most ``timeout``
-        seconds.  It need not leave the workers alive: they are stopped next.
+        seconds.  It need not leave the workers alive: they are stopped next, and ``hung_local_rank`` names the one
+        that is given up already, while the others may still have something to save when they are asked to stop.
         """
         ...
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -90,6 +91,15 @@ def start() -> Iterator[Start]:
 def sh(start: Start) -> Callable[..., Group]:
     """``sh(script, …)`` starts one shell per script, in the order of their local ranks."""
     return lambda *scripts, **logs: start("exec", [launch(i, "sh", "-c", s, **logs) for i, s in enumerate(scripts)])
+
+
+@pytest.fixture
+def functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module of functions; the workers find it on the path that they inherit."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import process_local_functions
+
+    return process_local_functions
 
 
 class Ear:

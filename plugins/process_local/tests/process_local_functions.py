@@ -106,3 +106,12 @@ def be_an_agent(method: str, answer: Any) -> None:
             values += [event.return_value for event in context.advance(time.monotonic())]
         context.close()
     answer.send(sorted(values))
+
+
+def sleep_as_a_function(ear: str) -> None:
+    """Tell ``ear``, and never end."""
+    import time
+
+    with open(ear, "w") as file:
+        file.write("here\n")
+    time.sleep(1000)

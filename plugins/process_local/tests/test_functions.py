@@ -19,15 +19,6 @@ from .conftest import Ear, Start, is_running, launch, starter
 METHODS = ["spawn", "fork", "forkserver"]
 
 
-@pytest.fixture
-def functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module of functions; the workers find it on the path that they inherit."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    import process_local_functions
-
-    return process_local_functions
-
-
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -10,7 +10,7 @@ from ..logs_specs import LogsSpecs
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import WorkerSpec
 
-__all__ = ["build_launches", "common_environment", "worker_environment"]
+__all__ = ["base_environment", "build_launches", "common_environment", "worker_environment"]
 
 _LOCAL_RANK_MACRO = "${local_rank}"
 _PREFIX_WHEN_TEED = "[${role_name}${local_rank}]: "
@@ -46,6 +46,16 @@ def worker_environment(
     return environment
 
 
+def base_environment(defaults: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with ``defaults`` for what is not set in it.
+
+    Those that begin with ``QUORATE_`` are always taken: an agent that is itself some agent's worker has inherited the
+    other's, and its own workers would call that one.
+    """
+    own = {name: value for name, value in defaults.items() if name.startswith("QUORATE_")}
+    return {**defaults, **os.environ, **own}
+
+
 def common_environment(spec: WorkerSpec, local_world_size: int, base: Mapping[str, str]) -> dict[str, str]:
     """Return what of a worker's environment is known before its ranks are.  ``base`` is the agent's own."""
     environment = {**base, **spec.environment}
@@ -76,12 +86,12 @@ def build_launches(
 ) -> list[WorkerLaunch]:
     """Return what to start on this node, one launch per local rank.
 
-    ``defaults`` are variables that workers get unless this process has them already.
+    ``defaults`` are variables that workers get as :func:`base_environment` says.
 
     Raises:
         UsageError: the log directory cannot be used.
     """
-    base = {**(defaults or {}), **os.environ}
+    base = base_environment(defaults or {})
     environments = {
         local_rank: worker_environment(spec, seat, local_rank, run_id, base)
         for local_rank in range(seat.local_world_size)

@@ -5,14 +5,13 @@ What does not live here: starting them (:mod:`._runner`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from ..catalogue import StarterBackend
 from ..records import Assignment
 from ..starter import PreparingStarter, Starter
-from ._environment import common_environment
+from ._environment import base_environment, common_environment
 from ._spec import WorkerSpec
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class Preparation:
             UsageError: it can never start this entrypoint.
         """
         if self._starter is not None:
-            environment = common_environment(spec, spec.local_world_size, {**defaults, **os.environ})
+            environment = common_environment(spec, spec.local_world_size, base_environment(defaults))
             self._starter.prepare(spec.entrypoint, spec.args, environment)
             self.descriptor = self._starter.fileno()
 

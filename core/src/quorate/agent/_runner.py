@@ -308,7 +308,7 @@ class Runner:
             assert self._checks is not None
             return self._checks.begin()
         elif isinstance(command, DumpStacks):
-            return self._dump_stacks()
+            return self._dump_stacks(command.local_rank)
         elif isinstance(command, StopWorkers):
             return self._stop(command)
         elif isinstance(command, Diagnose):
@@ -385,14 +385,14 @@ class Runner:
             for worker in self._workers
         )
 
-    def _dump_stacks(self) -> Input | None:
+    def _dump_stacks(self, hung_local_rank: int) -> Input | None:
         context = self._context
         if not isinstance(context, StackDumper):
             return StacksDumped()
 
         def dump() -> None:
             try:
-                context.dump_stacks(self.state.dump_timeout)
+                context.dump_stacks(hung_local_rank, self.state.dump_timeout)
             except Exception as error:
                 self._warn(f"the workers' stacks could not be dumped: {error or type(error).__name__}")
             self.post(StacksDumped())

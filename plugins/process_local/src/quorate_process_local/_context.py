@@ -25,6 +25,7 @@ from ._fds import forget, hold_with, release, warn
 from ._guardian import Guardian
 from ._leftovers import MARKER_VARIABLE, Leftover, find_leftovers, marker_of, state_of
 from ._pump import Pump
+from ._stack_signal import STACK_SIGNAL, STACK_SIGNAL_VARIABLE
 from ._streams import Output, plan_output
 from ._workers import Process, Worker
 
@@ -75,6 +76,7 @@ class LocalContext:
         """
         environment = dict(launch.environment)
         environment["QUORATE_AGENT_TOKEN"] = self._request.token
+        environment[STACK_SIGNAL_VARIABLE] = str(STACK_SIGNAL)
         environment[MARKER_VARIABLE] = marker_of(self._id, launch.local_rank, environment)
         output = plan_output(launch, self._pump.consoles, self._pump.copies)
         self._pump.add(output.streams)
@@ -143,6 +145,13 @@ class LocalContext:
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
         self._send(signal_number)
         self._go_on(now)
+
+    def dump_stacks(self, hung_local_rank: int, timeout: float) -> None:
+        """See :class:`quorate.starter.StackDumper`; the one method that other threads may call."""
+        from ._stacks import dump_stacks
+
+        running = [(worker.local_rank, worker.pid, worker.error_path) for worker in self._running()]
+        dump_stacks(running, hung_local_rank, timeout)
 
     def close(self) -> None:
         if self._is_closed or self._owner != os.getpid():

@@ -12,12 +12,13 @@ from typing import final
 
 from ._fds import open_pidfd, release
 
-__all__ = ["MARKER_VARIABLE", "Leftover", "find_leftovers", "marker_of", "state_of"]
+__all__ = ["MARKER_VARIABLE", "Leftover", "find_leftovers", "kernel_wait_of", "marker_of", "state_of"]
 
 #: Holds one ``<context>.<local rank>.`` per context that a process descends from, outermost first.
 MARKER_VARIABLE = "QUORATE_CONTEXT"
 
 _EXEC_LOOKS = 500
+_MOST_FRAMES = 6
 # Fields of /proc/<pid>/stat (proc_pid_stat(5)), counted from the state on.
 _FLAGS, _START_CODE, _SIGNALS = 6, 23, 28
 _PF_KTHREAD = 0x00200000  # of the flags: a kernel thread, which never has an environment
@@ -143,6 +144,14 @@ def _fields(pid: int) -> list[bytes]:
 def state_of(pid: int) -> str:
     """Return the kernel's one-letter state of a process, ``""`` if there is none."""
     return _read(f"/proc/{pid}/stat").rpartition(b") ")[2][:1].decode()
+
+
+def kernel_wait_of(pid: int) -> str:
+    """Return in which of the kernel's functions a process waits, innermost first, as far as this user may know."""
+    frames = [line.split()[1].split(b"+")[0] for line in _read(f"/proc/{pid}/stack").splitlines() if b"+" in line]
+    names = [_read(f"/proc/{pid}/wchan").strip(), *frames[:_MOST_FRAMES]]
+    known = list(dict.fromkeys(name.decode("ascii", "replace") for name in names if name not in (b"", b"0")))
+    return " < ".join(known) or "unknown"
 
 
 def _read(path: str) -> bytes:

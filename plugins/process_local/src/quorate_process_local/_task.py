@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, final
 
 from ._fds import memory_file, read_all
+from ._stack_signal import answer
 
 __all__ = ["Task", "load_result"]
 
@@ -79,6 +80,7 @@ class Task:
             self._setup.apply()
         if self._error_file:
             os.environ.setdefault("TORCHELASTIC_ERROR_FILE", self._error_file)
+        answer()
         try:
             function, arguments = self._unpack()
             _write_all(self._result.descriptor, _pack(function, function(*arguments)))

@@ -95,11 +95,11 @@ class Worker:
     """A started worker and what is known of its end."""
 
     __slots__ = (
-        "_error_path", "deadline", "errors", "exit_code", "local_rank", "problem", "process", "stopped", "timestamp_ns",
+        "deadline", "error_path", "errors", "exit_code", "local_rank", "problem", "process", "stopped", "timestamp_ns",
     )  # fmt: skip
 
     def __init__(self, local_rank: int, process: Process, errors: Stream | None, error_path: str) -> None:
-        self.local_rank, self.process, self.errors, self._error_path = local_rank, process, errors, error_path
+        self.local_rank, self.process, self.errors, self.error_path = local_rank, process, errors, error_path
         self.exit_code: int | None = None
         self.timestamp_ns = 0
         self.stopped = False
@@ -131,8 +131,8 @@ class Worker:
                 exit_code, self.problem = 1, problem
         elif self.errors is not None:
             tail = self.errors.tail
-        elif self._error_path:
-            tail = tail_of_file(self._error_path)
+        elif self.error_path:
+            tail = tail_of_file(self.error_path)
         return WorkerExited(
             self.local_rank,
             self.pid,

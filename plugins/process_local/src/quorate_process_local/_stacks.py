@@ -1,0 +1,322 @@
+"""Finds out where workers are before they are stopped: has them write their stacks into their logs.
+
+Imported when a worker hangs, and run on a thread of its own.  Three ways, the gentlest first (docs/decisions/0013):
+
+1. a process that answers :data:`STACK_SIGNAL` is sent it, and writes the Python stacks of its threads;
+2. where py-spy is installed it writes Python and native stacks of each worker, from outside;
+3. a worker that did neither, but catches SIGABRT (Python's faulthandler), is sent that, which ends it: only if SIGTERM,
+   which it gets next, would end it just the same, or it is the hung one.
+
+A process that is stopped, or waits in the kernel, cannot answer; its log then says so.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from quorate.clock import monotonic
+
+from ._fds import warn
+from ._leftovers import kernel_wait_of
+from ._stack_signal import STACK_SIGNAL
+
+__all__ = ["dump_stacks", "find_py_spy"]
+
+#: Of the time that is given: what py-spy may take, and when all must be done, so that the rest is for the agent.
+_SPY_SHARE, _SHARE = 0.6, 0.9
+#: How long a process may take to begin with its answer before it is asked in another way.
+_ANSWER_SECONDS = 1.0
+#: A process that has written nothing for this long after its answer began has written it all.
+_SETTLE_SECONDS = 0.05
+_MOST_AT_ONCE = 8
+_LONGEST_STACK_BYTES = 1 << 18
+
+
+@final
+class _Process:
+    """One process of a worker, as /proc shows it; read anew by :meth:`look`."""
+
+    def __init__(self, pid: int, parent: int, worker: int, local_rank: int, log: str) -> None:
+        self.pid, self.parent, self.worker, self.local_rank, self.log = pid, parent, worker, local_rank, log
+        self.state = ""
+        self.has_told = False
+        self._caught = self._pending = 0
+        self.look()
+
+    def look(self) -> None:
+        self.state, self._caught, self._pending = "", 0, 0
+        for name, _, value in (line.partition(":") for line in _read(f"/proc/{self.pid}/status").splitlines()):
+            if name == "State":
+                self.state = value.split()[0]
+            elif name == "SigCgt":
+                self._caught = int(value, 16)
+            elif name in ("SigPnd", "ShdPnd"):
+                self._pending |= int(value, 16)
+
+    def catches(self, number: int) -> bool:
+        return bool(self._caught >> (number - 1) & 1)
+
+    def has_pending(self, number: int) -> bool:
+        return bool(self._pending >> (number - 1) & 1)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state not in ("", "Z", "X")
+
+    @property
+    def why_mute(self) -> str:
+        """Why it cannot answer any signal now, ``""`` if it can."""
+        if self.state in ("T", "t"):
+            by = "a signal (SIGSTOP)" if self.state == "T" else "a debugger"
+            return f"is stopped by {by}; it goes on upon SIGCONT"
+        return f"is in an uninterruptible wait of the kernel's: {kernel_wait_of(self.pid)}" if self.state == "D" else ""
+
+    def send(self, number: int) -> bool:
+        try:
+            os.kill(self.pid, number)
+        except OSError:
+            return False
+        return True
+
+    def tell(self, text: str) -> None:
+        """Write into its log: to whatever its stderr is, else to the file that it should be."""
+        data = text.encode("utf-8", "replace")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        for path in (f"/proc/{self.pid}/fd/2", f"/proc/{self.worker}/fd/2", self.log):
+            try:
+                descriptor = os.open(path, flags)
+            except OSError:
+                continue
+            try:
+                _write_all(descriptor, data)
+                return
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
+        warn(text.strip())
+
+
+def dump_stacks(workers: Sequence[tuple[int, int, str]], hung_local_rank: int, timeout: float) -> None:
+    """Have workers write their stacks, within ``timeout`` seconds.
+
+    Arguments:
+        workers: local rank, process id and log file (``""`` if none) of each that runs.
+        hung_local_rank: which of them hangs; nothing of it need be spared.
+    """
+    began = monotonic()
+    families = {pid: _family(local_rank, pid, log) for local_rank, pid, log in workers}
+    everyone = [process for family in families.values() for process in family]
+    for process in everyone:
+        if process.why_mute:
+            process.tell(f"quorate: process {process.pid} (local rank {process.local_rank}) {process.why_mute}\n")
+    asked = [p for p in everyone if not p.why_mute and p.catches(STACK_SIGNAL) and p.send(STACK_SIGNAL)]
+    # Of a shell and what runs in it, of a worker and its data loaders: the first that could have Python stacks.
+    heads = [head for family in families.values() for head in _heads(family)]
+    heads.sort(key=lambda head: head.local_rank != hung_local_rank)
+    _spy(heads, began + _SPY_SHARE * timeout)
+    end = began + _SHARE * timeout
+    _wait_for_answers(asked, min(end, monotonic() + _ANSWER_SECONDS))
+    aborted = [head for head in heads if not head.has_told and _abort(head, head.local_rank == hung_local_rank)]
+    _wait_for_ends(aborted, end)
+
+
+# --- whom to ask ----------------------------------------------------------------------------------------------------
+
+
+def _family(local_rank: int, worker: int, log: str) -> list[_Process]:
+    """Return a worker and what it started, as far as it is in its session or descends from it; parents first."""
+    parents: dict[int, int] = {}
+    sessions: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        fields = _read(f"/proc/{name}/stat").rpartition(") ")[2].split() if name.isdecimal() else []
+        if fields:
+            parents[int(name)], sessions[int(name)] = int(fields[1]), int(fields[3])
+    members = [worker] if worker in parents else []
+    known = set(members)
+    while True:
+        new = [pid for pid in parents if pid not in known and (sessions[pid] == worker or parents[pid] in known)]
+        if not new:
+            break
+        members += new
+        known.update(new)
+    family = [_Process(pid, parents[pid], worker, local_rank, log) for pid in members]
+    return [process for process in family if process.is_alive]
+
+
+def _heads(family: Sequence[_Process]) -> list[_Process]:
+    """Return the processes that may have Python stacks and no such ancestor in the family; the worker if none has."""
+    able = {process.pid for process in family if process.catches(signal.SIGABRT) or process.catches(STACK_SIGNAL)}
+    parents: Mapping[int, int] = {process.pid: process.parent for process in family}
+
+    def has_able_ancestor(pid: int) -> bool:
+        while (pid := parents.get(pid, 0)) in parents:
+            if pid in able:
+                return True
+        return False
+
+    heads = [process for process in family if process.pid in able and not has_able_ancestor(process.pid)]
+    return heads or list(family[:1])
+
+
+# --- from outside ---------------------------------------------------------------------------------------------------
+
+
+def find_py_spy() -> str:
+    """Return the path of py-spy, ``""`` if it is not installed: beside this Python, or on the PATH."""
+    import shutil
+    import sys
+
+    return shutil.which("py-spy", path=os.path.dirname(sys.executable)) or shutil.which("py-spy") or ""
+
+
+def _spy(heads: Sequence[_Process], end: float) -> None:
+    program = find_py_spy()
+    if not program:
+        return
+    import queue
+    import threading
+
+    waiting: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+    for head in heads:
+        if head.is_alive and not head.why_mute:
+            waiting.put(head)
+
+    def work() -> None:
+        while True:
+            try:
+                head = waiting.get_nowait()
+            except queue.Empty:
+                return
+            _spy_on(program, head, end)
+
+    threads = [threading.Thread(target=work, name="quorate-py-spy", daemon=True) for _ in heads[:_MOST_AT_ONCE]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _spy_on(program: str, head: _Process, end: float) -> None:
+    """Write Python and native stacks into the log; only Python's, which take no symbols, if the time runs out."""
+    import subprocess
+
+    problem = ""
+    for option in ("--native", ""):
+        command = [program, "dump", *([option] if option else []), "--pid", str(head.pid)]
+        # Python's alone take a tenth of a second, so they get what is left over from the native ones.
+        seconds = (end - monotonic()) * (0.75 if option else 1.0)
+        if seconds <= 0.0:
+            break
+        try:
+            done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            head.send(signal.SIGCONT)  # it may have been left stopped
+            problem = "it took too long"
+            continue
+        except OSError as error:
+            problem = error.strerror or type(error).__name__
+            break
+        if done.returncode == 0:
+            text = done.stdout[:_LONGEST_STACK_BYTES].decode("utf-8", "replace")
+            head.tell(f"quorate: stacks of process {head.pid} (local rank {head.local_rank}) by py-spy:\n{text}\n")
+            head.has_told = True
+            return
+        problem = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    head.tell(f"quorate: py-spy could not read process {head.pid} (local rank {head.local_rank}): {problem}\n")
+
+
+# --- from inside ----------------------------------------------------------------------------------------------------
+
+
+def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
+    """Wait until the answers are written; the next signal would cut them short.  Nothing there can be waited for."""
+    pause = select.poll()
+    written = {process.pid: -1 for process in asked}
+    waiting = list(asked)
+    while waiting:
+        for process in list(waiting):
+            process.look()
+            if process.is_alive and process.has_pending(STACK_SIGNAL):
+                continue
+            process.has_told = True
+            now_written = _written_by(process.pid)
+            if not process.is_alive or now_written == written[process.pid]:
+                waiting.remove(process)
+            written[process.pid] = now_written
+        if waiting and monotonic() >= end:
+            return
+        pause.poll(_SETTLE_SECONDS * 1000.0)
+
+
+def _abort(head: _Process, is_hung: bool) -> bool:
+    """End a process by SIGABRT if that makes it write its stacks and costs nothing; return whether it was sent."""
+    head.look()
+    if not head.is_alive or head.why_mute:
+        return False
+    if head.catches(signal.SIGABRT) and (is_hung or not head.catches(signal.SIGTERM)):
+        try:
+            import resource
+
+            # It did not crash: no core file of all its memory, however large it is.
+            resource.prlimit(head.pid, resource.RLIMIT_CORE, (0, resource.prlimit(head.pid, resource.RLIMIT_CORE)[1]))
+        except (OSError, ValueError):
+            pass
+        return head.send(signal.SIGABRT)
+    why = "it handles SIGTERM and may have something to save" if head.catches(signal.SIGABRT) else "it writes none"
+    remedy = "" if find_py_spy() else "; with py-spy installed they could be read from outside"
+    head.tell(f"quorate: no stacks of process {head.pid} (local rank {head.local_rank}): {why}{remedy}\n")
+    return False
+
+
+def _wait_for_ends(processes: Sequence[_Process], end: float) -> None:
+    poller = select.poll()
+    watched = []
+    for process in processes:
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except (AttributeError, OSError):
+            continue
+        poller.register(descriptor, select.POLLIN)
+        watched.append(descriptor)
+    try:
+        left = len(watched)
+        while left and (seconds := end - monotonic()) > 0.0:
+            for descriptor, _ in poller.poll(seconds * 1000.0):
+                poller.unregister(descriptor)
+                left -= 1
+    finally:
+        for descriptor in watched:
+            os.close(descriptor)
+
+
+def _written_by(pid: int) -> int:
+    """Return how many bytes a process has written so far, 0 where that is not told."""
+    for line in _read(f"/proc/{pid}/io").splitlines():
+        if line.startswith("wchar:"):
+            return int(line.split()[1])
+    return 0
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(descriptor, select.POLLOUT)
+            if not poller.poll(500):
+                return  # nobody reads it; the rest is lost
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
