@@ -38,7 +38,7 @@ class Peer:
 
 def find_peers() -> tuple[list[Peer], list[str]]:
     """Return the launchers that are installed, ours first, and the names of those that are not."""
-    quorate, mpirun, torchrun = _program("quorate"), shutil.which("mpirun"), _program("torchrun")
+    quorate, mpirun, torchrun = program("quorate"), shutil.which("mpirun"), program("torchrun")
     peers: list[Peer] = []
     missing: list[str] = []
     if quorate is None:
@@ -64,7 +64,8 @@ def interpreter_alone() -> Peer:
     return Peer("python", lambda n, args: [sys.executable, "-u", WORKER, *args])
 
 
-def _program(name: str) -> str | None:
+def program(name: str) -> str | None:
+    """Return the program of that name beside this interpreter, else on the path."""
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.exists() else shutil.which(name)
 
