@@ -14,7 +14,8 @@ from typing import NamedTuple, final
 __all__ = ["PythonCommand", "is_python", "take_apart"]
 
 _NAMES = re.compile(r"(python|pypy)[0-9.]*t?(-dbg|d)?")
-_SWITCHES = frozenset("bBdEIOPqsSuv")
+_SWITCHES = frozenset("bBdOPqsuv")
+_NO_HOOK = frozenset("EIS")
 _WITH_VALUE = frozenset("WX")
 _HASH_CHECK = "--check-hash-based-pycs"
 
@@ -33,6 +34,15 @@ class PythonCommand(NamedTuple):
         """What ``sys.argv`` is when the program begins."""
         first = {"script": self.target, "module": "-m", "code": "-c"}[self.kind]
         return [first, *self.arguments]
+
+    @property
+    def head(self) -> str:
+        """What Python, unless it is told not to, puts in front of ``sys.path`` for this program."""
+        if self.kind == "module":
+            return os.getcwd()
+        if self.kind == "code":
+            return ""
+        return self.target if os.path.isdir(self.target) else os.path.dirname(os.path.realpath(self.target))
 
 
 def is_python(path: str) -> bool:
@@ -60,6 +70,8 @@ def take_apart(words: Sequence[str]) -> PythonCommand:
         for position, letter in enumerate(word[1:], 1):
             if letter in _SWITCHES:
                 continue
+            if letter in _NO_HOOK:
+                raise ValueError(f"with the option -{letter} Python does not let anything be imported ahead")
             if letter not in _WITH_VALUE and letter not in "mc":
                 raise ValueError(f"the option -{letter} of Python is not for a program that runs")
             if position > 1:

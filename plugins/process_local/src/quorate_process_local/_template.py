@@ -3,7 +3,7 @@
 Workers become children of the agent itself: the template forks an intermediate process, that one forks the workers and
 ends, and the kernel hands its children to the agent, which is a *subreaper* for just that moment.  So everything else
 in this package treats them like any other child, and the template may die without a word about them.  What runs in the
-template is :mod:`._template_main`; when there is one, and for what, is decided in :mod:`._warm`.
+template is ``_template_site/sitecustomize.py``; when there is one, and for what, is decided in :mod:`._warm`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from typing import Any, final
 
 from quorate.errors import StartError
 
-from . import _template_main
 from ._exec import leaking_descriptors, spawn_program
 from ._fds import forget, hold_with
-from ._leftovers import MARKER_VARIABLE
 from ._streams import Output
-from ._template_main import receive, send
+from ._template_site import sitecustomize
+from ._template_site.sitecustomize import CHANNEL_VARIABLE, MARKER_VARIABLE, ROOM, receive, send
 
 __all__ = ["IMPORT_PATIENCE_SECONDS", "Forking", "Template"]
 
@@ -41,33 +40,40 @@ class Template:
     """A running template.
 
     Arguments:
-        python, options: the interpreter and what it is told.
+        program, argv: the interpreter, and the command that its workers run.
         environment: of the template; what of it an import reads, its workers cannot have otherwise.
-        plan: ``modules`` to import, and ``kind``, ``target`` and ``sys_path`` of the programs to come.
-        room: bytes to reserve where workers show their command line.
+        modules: what to import.
+        head, path: what the program will have in front of ``sys.path`` (unless Python is told not to), and what else
+            is to be there for the imports.
 
     Raises:
         OSError: it cannot be started.
     """
 
     def __init__(
-        self, python: str, options: Sequence[str], environment: Mapping[str, str], plan: Mapping[str, Any], room: int
+        self,
+        program: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        modules: Sequence[str],
+        head: str,
+        path: Sequence[str],
     ) -> None:
         self.is_ready = False
         #: Why it cannot be used, ``""`` while nothing is known against it.
         self.problem = ""
-        self._modules = ", ".join(plan["modules"]) or "nothing"
+        self._modules = ", ".join(modules) or "nothing"
         self.channel, theirs = socket.socketpair()
         try:
-            marker = environment.get(MARKER_VARIABLE, "") + _template_main.ROOM
-            argv = [python, *options, _template_main.__file__, str(theirs.fileno()), "-" * room]
+            folders = [os.path.dirname(sitecustomize.__file__), environment.get("PYTHONPATH", "")]
+            started_with = {
+                **environment,
+                "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+                CHANNEL_VARIABLE: str(theirs.fileno()),
+                MARKER_VARIABLE: environment.get(MARKER_VARIABLE, "") + ROOM,
+            }
             self.pid = spawn_program(
-                python,
-                argv,
-                {**environment, MARKER_VARIABLE: marker},
-                Output(),
-                leaking_descriptors(),
-                [theirs.fileno()],
+                program, list(argv), started_with, Output(), leaking_descriptors(), [theirs.fileno()]
             )
         except BaseException:
             self.channel.close()
@@ -76,6 +82,7 @@ class Template:
             theirs.close()
         hold_with(self.channel.fileno(), self.channel.close)
         try:
+            plan = {"environment": dict(environment), "modules": list(modules), "head": head, "path": list(path)}
             send(self.channel, {**plan, "agent": os.getpid(), "seconds": IMPORT_PATIENCE_SECONDS})
         except ConnectionError:
             pass  # it has ended already, which the next look will tell
@@ -129,7 +136,7 @@ class Template:
         if status.si_code != os.CLD_EXITED and status.si_status == signal.SIGALRM and not self.is_ready:
             return f"importing {self._modules} took longer than {IMPORT_PATIENCE_SECONDS} s"
         how = "exit code" if status.si_code == os.CLD_EXITED else "signal"
-        when = "while it waited" if self.is_ready else f"while it imported {self._modules}"
+        when = "while it waited" if self.is_ready else f"before it had imported {self._modules}"
         return f"the template process ended by {how} {status.si_status} {when}"
 
     def close(self) -> None:
@@ -178,7 +185,7 @@ class Forking:
         Raises:
             StartError: it could not be.
         """
-        answer = self._template._ask({**order, "agent": os.getpid()}, descriptors)
+        answer = self._template._ask(order, descriptors)
         if "pid" not in answer:
             raise StartError(
                 f"the worker of local rank {local_rank} cannot be forked: {answer['problem']}", local_rank=local_rank

@@ -31,8 +31,6 @@ __all__ = ["WarmStarter"]
 
 #: How often a template that dies while nobody needs it is replaced before the next start.
 _MOST_REBUILDS = 3
-#: Beyond the command as it was announced: macros in it become longer.
-_SPARE_BYTES = 64
 #: Variables that an interpreter or a library reads when it starts, so that a worker cannot have another value than its
 #: template.  (What is read later, such as CUDA_VISIBLE_DEVICES, is not among them.)
 _READ_AT_IMPORT = (
@@ -47,20 +45,23 @@ class _Mould(NamedTuple):
 
     python: str
     options: tuple[str, ...]
+    kind: str
+    target: str
     variables: tuple[tuple[str, str], ...]
 
 
 @final
 class _Program(NamedTuple):
-    """What one worker runs; for a function ``command`` is ``None``."""
+    """What one worker runs: the words of the command, and their meaning."""
 
-    python: str
     words: list[str]
-    command: PythonCommand | None
+    command: PythonCommand
+    is_call: bool
 
     def mould(self, environment: Mapping[str, str]) -> _Mould:
-        options = _own_options() if self.command is None else self.command.options
-        return _Mould(self.python, options, _variables(environment))
+        variables = sorted(item for item in environment.items() if item[0].startswith(_READ_AT_IMPORT))
+        command = self.command
+        return _Mould(self.words[0], command.options, command.kind, command.target, tuple(variables))
 
 
 @final
@@ -171,20 +172,14 @@ class WarmStarter:
         self._template.wait()
 
     def _build(self, program: _Program, environment: Mapping[str, str]) -> None:
-        command = program.command
-        modules = self._modules if command is not None else (*self._modules, "quorate_process_local._warm_call")
-        plan = {
-            "modules": modules,
-            "kind": "call" if command is None else command.kind,
-            "target": "" if command is None else command.target,
-            "sys_path": None if command is not None else list(sys.path),
-        }
-        room = sum(len(os.fsencode(word)) + 1 for word in program.words) + _SPARE_BYTES
-        mould = program.mould(environment)
+        modules, path = self._modules, []
+        if program.is_call:
+            modules, path = (*modules, "quorate_process_local._warm_call"), list(sys.path)
+        mould, head = program.mould(environment), program.command.head
         fixed = dict(environment)
 
         def build() -> Template:
-            return Template(mould.python, mould.options, fixed, plan, room)
+            return Template(mould.python, program.words, fixed, modules, head, path)
 
         self._mould, self._rebuild = mould, build
         self._replace(build)
@@ -221,8 +216,13 @@ def _program(
         StartError: it is no Python program, or its interpreter cannot be found.
     """
     if not isinstance(entrypoint, str):
-        name = getattr(entrypoint, "__qualname__", repr(entrypoint))
-        return _Program(sys.executable, [sys.executable, *_own_options(), name], None)
+        from multiprocessing import util
+
+        from ._warm_call import COMMAND
+
+        # What the standard library passes on to processes that it spawns.
+        options: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined] # private, but needed
+        return _understood([sys.executable, *options, *COMMAND], local_rank, is_call=True)
     words = checked_words(entrypoint, args, "warm", local_rank)
     path = find_command(words[0], environment, local_rank)
     if not is_python(path):
@@ -231,8 +231,12 @@ def _program(
             "leave out --no-python and name the script, or use --start-method=exec",
             local_rank=local_rank,
         )
+    return _understood([path, *words[1:]], local_rank, is_call=False)
+
+
+def _understood(words: list[str], local_rank: int, is_call: bool) -> _Program:
     try:
-        return _Program(path, [path, *words[1:]], take_apart(words[1:]))
+        return _Program(words, take_apart(words[1:]), is_call)
     except ValueError as error:
         raise StartError(
             f"the start method warm cannot run this command: {error}; use --start-method=exec", local_rank=local_rank
@@ -247,13 +251,12 @@ def _start(
         "streams": [target for _, target in streams],
         "environment": environment,
         "words": program.words,
+        "argv": program.command.argv,
         "folder": os.getcwd(),
     }
     descriptors = [source for source, _ in streams]
-    command = program.command
-    if command is None:
+    if program.is_call:
         return _start_function(forking, launch, order, descriptors)
-    order |= {"kind": command.kind, "target": command.target, "argv": command.argv}
     return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
 
 
@@ -267,7 +270,6 @@ def _start_function(
 
     if launch.error_file:
         order["environment"].setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
-    order |= {"kind": "call", "target": "", "argv": sys.argv}
     result = hold(memory_file("quorate-result"))
     task, process = prepare_call("spawn", launch, None, result)
     packed = memory_file("quorate-task")
@@ -290,21 +292,10 @@ def _start_function(
         task.close()
 
 
-def _own_options() -> tuple[str, ...]:
-    from multiprocessing import util
-
-    options: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined] # what spawn passes on
-    return tuple(options)
-
-
-def _variables(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(item for item in environment.items() if item[0].startswith(_READ_AT_IMPORT)))
-
-
 def _difference(first: _Mould, other: _Mould, local_rank: int) -> str:
     ours, theirs = dict(first.variables), dict(other.variables)
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    what = f"another value of {', '.join(names)}" if names else "another interpreter or other options of it"
+    what = f"another value of {', '.join(names)}" if names else f"another command, {other.kind} {other.target},"
     return (
         f"local rank {local_rank} is to have {what} than the worker before it, but all are copies of one process "
         "that has read it already; give all the same, or use --start-method=exec"

@@ -8,15 +8,20 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 from multiprocessing import process, reduction, resource_tracker, spawn
 from typing import Any, final
 
 from . import _task as _task
 from ._fds import read_all
 
-__all__ = ["Passing", "call"]
+__all__ = ["COMMAND", "Passing", "inherited", "main", "pack"]
 
-_received: list[int] = []
+#: What the interpreter of such a worker is told.
+COMMAND = ("-c", "from quorate_process_local._warm_call import main; main()")
+#: In a worker: the packed task, the resource tracker's descriptor (the task's again where there is no tracker), and
+#: the descriptors that the task refers to.
+inherited: list[int] = []
 
 
 @final
@@ -27,7 +32,7 @@ class _Received:
         self._place = place
 
     def detach(self) -> int:
-        return _received[self._place]
+        return inherited[2 + self._place]
 
 
 @final
@@ -61,14 +66,9 @@ def pack(task_process: process.BaseProcess) -> tuple[bytes, list[int]]:
     return message.getvalue(), passing.descriptors
 
 
-def call(descriptors: list[int]) -> int:
-    """In the worker: run the task and return its exit code.
-
-    ``descriptors`` are the packed task, the resource tracker's (the same again where there is none), and those that
-    the task refers to.
-    """
-    packed, tracker, *rest = descriptors
-    _received[:] = rest
+def main() -> None:
+    """In the worker: run the task, and end as it says."""
+    packed, tracker = inherited[:2]
     message = io.BytesIO(read_all(packed))
     has_tracker = not os.path.sameopenfile(tracker, packed)
     os.close(packed)
@@ -87,5 +87,4 @@ def call(descriptors: list[int]) -> int:
         sentinel = os.pidfd_open(os.getppid())  # readable once the agent is dead
     except (AttributeError, OSError):
         sentinel = None
-    exit_code: int = task_process._bootstrap(parent_sentinel=sentinel)
-    return exit_code
+    sys.exit(task_process._bootstrap(parent_sentinel=sentinel))
