@@ -1,4 +1,4 @@
-"""Many nodes of one job in one process, each with its own handler and store: ``ENDPOINT RUN_ID HERE ALL``.
+"""Many nodes of one job in one process, each with its own handler and store: ``BACKEND ENDPOINT RUN_ID HERE ALL``.
 
 Prints the ranks that its nodes have got, and how the job has ended for them.
 """
@@ -15,7 +15,8 @@ _SETTINGS = {"lease_timeout": 120.0, "join_timeout": 120.0, "connect_timeout": 6
 
 
 def main() -> None:
-    endpoint, run_id, here, everywhere = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    backend, endpoint, run_id = sys.argv[1:4]
+    here, everywhere = int(sys.argv[4]), int(sys.argv[5])
     host = PluginHost()
     ranks: list[int] = []
     ends: list[str] = []
@@ -23,7 +24,7 @@ def main() -> None:
     threading.stack_size(512 * 1024)
     handlers: list[RendezvousHandler] = []
     for _ in range(here):
-        parameters = RendezvousParameters("etcd", endpoint, run_id, everywhere, everywhere, "127.0.0.1", **_SETTINGS)
+        parameters = RendezvousParameters(backend, endpoint, run_id, everywhere, everywhere, "127.0.0.1", **_SETTINGS)
         handlers.append(get_rendezvous_handler(parameters, host))
 
     def join(handler: RendezvousHandler) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,71 +253,3 @@ def test_all_members_are_stopped_for_longer_than_the_lease(start_etcd: Start, ma
     server.await_ready()
     assert handlers[1].wait_for_change(1.0) is None
     _succeed(handlers)
-
-
-# --- a crowd --------------------------------------------------------------------------------------------------------
-
-
-def _run_crowd(server: EtcdServer, run_id: str, nodes: int, processes: int) -> tuple[float, float]:
-    """Have ``nodes`` agree on a round; returns the requests and bytes per node, as etcd has counted them."""
-    script = Path(__file__).with_name("many_nodes.py")
-    command = [sys.executable, str(script), server.get_endpoint(), run_id, str(nodes // processes), str(nodes)]
-    before = _traffic(server)
-    with ExitStack() as stack:
-        crowd = [
-            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            for _ in range(processes)
-        ]
-        for process in crowd:
-            stack.callback(process.kill)
-        said = [_hear(process) for process in crowd]
-        after = _traffic(server)
-        assert sorted(int(word) for words in said for word in words) == list(range(nodes)), said
-        for process in crowd:
-            assert process.stdin is not None
-            process.stdin.close()
-        assert [_hear(process) for process in crowd] == [["succeeded"]] * processes
-        assert [process.wait(DEADLINE_SECONDS) for process in crowd] == [0] * processes
-    return (after[0] - before[0]) / nodes, (after[1] - before[1]) / nodes
-
-
-def _hear(process: subprocess.Popen[str]) -> list[str]:
-    assert process.stdout is not None
-    return process.stdout.readline().split()
-
-
-def _traffic(server: EtcdServer) -> tuple[float, float]:
-    requests = traffic = 0.0
-    for line in server._metrics(0).splitlines():
-        name, _, value = line.rpartition(" ")
-        if name.startswith("grpc_server_started_total"):
-            requests += float(value)
-        elif name.startswith("etcd_network_client_grpc_"):
-            traffic += float(value)
-    return requests, traffic
-
-
-@pytest.mark.parametrize(
-    ("nodes", "processes"),
-    [
-        (60, 2),
-        pytest.param(
-            1000,
-            10,
-            marks=[
-                pytest.mark.slow(reason="a thousand nodes share the cores of one machine"),
-                pytest.mark.timeout(400),
-            ],
-        ),
-    ],
-)
-def test_the_cost_of_a_node_does_not_depend_on_their_number(
-    start_etcd: Start, admin: Callable[..., Admin], run_id: str, nodes: int, processes: int
-) -> None:
-    server = start_etcd()
-    few = _run_crowd(server, f"{run_id}-few", 10, 2)
-    many = _run_crowd(server, f"{run_id}-many", nodes, processes)
-    assert many[0] <= 1.3 * few[0] + 2, "requests per node"
-    assert many[1] <= 1.3 * few[1] + 500, "bytes per node"
-    assert admin(server).stored() == {}
-    assert admin(server).leases() == set()
