@@ -118,6 +118,18 @@ def hold() -> NoReturn:
         signal.pause()
 
 
+def fail_if_second(ear: str, gate: str) -> int:
+    """When the gate opens, the second node's worker raises; the first one's stays, or ends well if it is alone."""
+    tell(ear, "started")
+    if int(os.environ["GROUP_RANK"]) == 1:
+        pass_gate(gate)
+        raise ValueError("told to")
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+        hold()
+    pass_gate(gate)
+    return rank()
+
+
 def raise_on(failing: list[int], attempts: int, message: str = "told to") -> int:
     """Raise on these ranks in the first ``attempts`` attempts; the others return their rank."""
     if rank() in failing and restart_count() < attempts:
