@@ -48,6 +48,13 @@ def _read(error_file: str) -> Mapping[str, Any] | None:
     return read_error_file(error_file)
 
 
+def _complete(error_file: str, failure: FailureRecord) -> None:
+    import os
+
+    if os.path.isdir(os.path.dirname(error_file)):  # who has removed the logs does not want them back
+        write_failure(error_file, failure)
+
+
 @final
 class _Plugin:
     """What the entry point names."""
@@ -66,7 +73,7 @@ class _Plugin:
                 initialize=_initialize,
                 record_exception=_record_exception,
                 read=_read,
-                complete=write_failure,
+                complete=_complete,
             )
         ]
 
