@@ -102,6 +102,27 @@ class Admin:
         """Have etcd forget all but the present."""
         self.call("KV", "Compact", "CompactionRequest", "CompactionResponse", revision=self.revision(), physical=True)
 
+    def rush(self, keys: int, counts: int, writes: int) -> Any:
+        """Have etcd count ``keys`` keys ``counts`` times, in one write, and send ``writes`` others meanwhile.
+
+        Returns the future of the first, which is busy.
+        """
+        made, at_once = self._messages, 120
+        for start in range(0, keys, at_once):
+            puts = [made.PutRequest(key=b"rush/%d" % number) for number in range(start, start + at_once)]
+            self.call("KV", "Txn", success=[made.RequestOp(request_put=put) for put in puts])
+        count = made.RequestOp(request_range=made.RangeRequest(key=b"rush/", range_end=b"rush0", count_only=True))
+        some = made.RequestOp(request_txn=made.TxnRequest(success=[count] * 100))
+        write = made.RequestOp(request_put=made.PutRequest(key=b"busy"))
+        busy = self._call_later("Txn", made.TxnRequest(success=[write, *[some] * (counts // 100)]))
+        self._later = [self._call_later("Put", made.PutRequest(key=b"more")) for _ in range(writes)]
+        return busy
+
+    def _call_later(self, method: str, request: Any) -> Any:
+        read = getattr(self._messages, f"{method}Response").FromString
+        remote = self._channel.unary_unary(f"/etcdserverpb.KV/{method}", type(request).SerializeToString, read)
+        return remote.future(request, timeout=DEADLINE_SECONDS, metadata=self._metadata)
+
     def enable_auth(self, password: str) -> None:
         """Make ``root`` with this password and require credentials from now on."""
         self.call("Auth", "UserAdd", "AuthUserAddRequest", "AuthUserAddResponse", name="root", password=password)

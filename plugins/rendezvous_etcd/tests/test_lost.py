@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from quorate import PluginHost, RendezvousHandler, RendezvousParameters, get_rendezvous_handler
+from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError
-from quorate.records import Verdict
+from quorate.records import Cause, Verdict
 from quorate_rendezvous_etcd import EtcdServer
 from quorate_rendezvous_etcd._answers import Refused, RefusedError, Trouble, judge
 from quorate_rendezvous_etcd._settings import Settings
@@ -165,25 +166,54 @@ def test_a_full_database_is_told_with_the_remedy(start_etcd: Start, open_store: 
         fill()
 
 
+@pytest.mark.slow(reason="etcd is kept busy for some seconds")
+def test_too_many_requests_are_borne(start_etcd: Start, open_store: Open, admin: Callable[..., Admin]) -> None:
+    """etcd refuses writes while 5,000 taken ones wait to be applied; here they wait for one that counts for seconds."""
+    server = start_etcd()
+    operator = admin(server)
+    hasty = open_store(endpoint=server.get_endpoint(), operation_timeout=0.5)
+    patient = open_store(endpoint=server.get_endpoint(), operation_timeout=DEADLINE_SECONDS)
+    rush = operator.rush(keys=48_000, counts=1_600, writes=5_200)
+    waiting = InThread(patient.put, "key", b"value")
+    said = set()
+    while not any("etcdserver: too many requests" in words for words in said):
+        assert not rush.done(), said
+        try:
+            hasty.put("other", b"value")
+        except StoreUnavailableError as error:
+            said.add(str(error))
+    waiting.result()
+    assert patient.get(["key"]) == [b"value"]
+
+    def is_answered() -> bool:
+        try:
+            return bool(hasty.get(["key"]) == [b"value"])
+        except StoreUnavailableError:
+            return False
+
+    assert settles(is_answered), "and it is well again"
+
+
 # --- a job of two nodes ---------------------------------------------------------------------------------------------
 
-Handlers = Callable[[EtcdServer, int], list[RendezvousHandler]]
+Handlers = Callable[..., list[RendezvousHandler]]
 
 
 @pytest.fixture
 def make_handlers(nothing_left: None, run_id: str) -> Iterator[Handlers]:
-    """``make_handlers(server, count)`` → that many nodes of one job that needs them all; shut down after the test."""
+    """``make_handlers(server, count)`` → that many nodes of one job that needs them all; shut down after the test.
+
+    Settings are added to the parameters, ``min_nodes`` lets fewer do.
+    """
     made: list[RendezvousHandler] = []
     host = PluginHost()
 
-    def make(server: EtcdServer, count: int) -> list[RendezvousHandler]:
+    def make(server: EtcdServer, count: int, **settings: Any) -> list[RendezvousHandler]:
+        bounds = settings.pop("min_nodes", count), count
+        settings = {"lease_timeout": 5, **settings}
         for _ in range(count):
-            endpoint = server.get_endpoint()
-            made.append(
-                get_rendezvous_handler(
-                    RendezvousParameters("etcd", endpoint, run_id, count, count, "127.0.0.1", lease_timeout=5), host
-                )
-            )
+            parameters = RendezvousParameters("etcd", server.get_endpoint(), run_id, *bounds, "127.0.0.1", **settings)
+            made.append(get_rendezvous_handler(parameters, host))
         return made
 
     yield make
@@ -253,3 +283,21 @@ def test_all_members_are_stopped_for_longer_than_the_lease(start_etcd: Start, ma
     server.await_ready()
     assert handlers[1].wait_for_change(1.0) is None
     _succeed(handlers)
+
+
+def test_etcds_shortest_lease_does_not_make_a_loss_be_noticed_later(
+    start_etcd: Start, make_handlers: Handlers, admin: Callable[..., Admin]
+) -> None:
+    """With slow elections etcd grants no lease below some seconds; a node's own is a counter, and may be shorter."""
+    server = start_etcd(arguments=["--heartbeat-interval=400", "--election-timeout=4000"])
+    granted = admin(server).call("Lease", "LeaseGrant", ID=7, TTL=2).TTL
+    assert granted >= 6, "etcd's minimum is one and a half elections"
+    keeper, lost = make_handlers(server, 2, lease_timeout=1.0, min_nodes=1, member_ttl=2)
+    for thread in [InThread(handler.next_rendezvous) for handler in (keeper, lost)]:
+        thread.result()
+    began = monotonic()
+    lost._driver._store._transport.close()  # type: ignore[attr-defined]  # as if its machine were gone
+    end = keeper.wait_for_change(DEADLINE_SECONDS)
+    assert end is not None
+    assert end.cause is Cause.NODE_LOST
+    assert 1.0 <= monotonic() - began < granted
