@@ -164,12 +164,12 @@ def _worker(worker: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     shown = state if worker["exit_code"] in (None, 0) else f"{state} ({worker['exit_code']})"
     facts = [("Process", _text(worker["pid"]))]
     if worker["memory_bytes"] is not None:
-        extra = f" <small>{_count(worker['processes'], 'process', 'es')}</small>" if worker["processes"] > 1 else ""
+        extra = f" <small>{worker['processes']} procs</small>" if worker["processes"] > 1 else ""
         facts.append(("Memory", f"{_bytes(worker['memory_bytes'])}{extra}"))
     if worker["exit_code"] is None:
         facts.append(("Up", _duration(max(0.0, status["time"] - worker["started_at"]))))
     if worker["seconds_since_heartbeat"] is not None:
-        facts.append(("Heartbeat", f"{_duration(worker['seconds_since_heartbeat'])} ago"))
+        facts.append(("Heartbeat", f"{_duration(worker['seconds_since_heartbeat'])} <small>ago</small>"))
     logs = ""
     for name in ("stdout", "stderr"):
         path, lines = worker[f"{name}_path"], worker[name]
@@ -274,8 +274,8 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{_text(number)} {noun}" + ("" if number == 1 else plural)
+def _count(number: int, noun: str) -> str:
+    return f"{_text(number)} {noun}" + ("" if number == 1 else "s")
 
 
 def _clock(seconds: float, now: float) -> str:

@@ -5,14 +5,17 @@ What is served does not live here (:mod:`._app`).
 What is bounded, beside what waitress bounds itself (header and body sizes):
 
 * a connection is good for one request and lives ``_LIFETIME_SECONDS`` at most, however busily its client dawdles;
-* ``_CONNECTIONS`` are open at once; one more takes the place of the one that has kept us waiting the longest;
+* a quarter of the process' descriptors, and ``_CONNECTIONS`` at most, are open at once; one more takes the place of the
+  one that has kept us waiting the longest, as soon as that one has had ``_PATIENCE_SECONDS`` to say what it wants;
 * connections are accepted at a bounded rate, and not at all for a while when the process has no descriptor left;
+* with many connections open the server looks at them a hundred times a second, not whenever one of them stirs;
 * requests are answered by ``_THREADS`` threads; nothing runs, and nothing wakes, while nobody asks.
 """
 
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -29,12 +32,13 @@ from quorate.clock import monotonic
 
 __all__ = ["Server"]
 
-_CONNECTIONS = 64
-_LIFETIME_SECONDS = 20.0
+_CONNECTIONS, _MANY = 512, 32
+_PATIENCE_SECONDS, _LIFETIME_SECONDS, _BREATH_SECONDS = 1.0, 20.0, 0.01
 _THREADS = 3
-_ACCEPTS_PER_SECOND, _BURST = 200.0, 64.0
+_ACCEPTS_PER_SECOND, _BURST = 250.0, 256.0
 _LARGEST_HEADER, _LARGEST_BODY = 16 * 1024, 1024
-_BACKLOG = 256
+#: What the kernel keeps for us meanwhile; once it is full, it resets the patient and the hostile alike.
+_BACKLOG = 1024
 #: For how long nothing is accepted after an error such as "too many open files".
 _PAUSE_SECONDS = 1.0
 
@@ -59,6 +63,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not typed
         super().__init__(*args, **options)
 
     def handle_close(self) -> None:
+        if self.socket is None:
+            return  # an event can come with the news that the client has gone, and with a reason to close besides
         # A worker that was forked meanwhile holds a copy of the descriptor: closing ours alone would tell nobody.
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
@@ -88,6 +94,7 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
     channel_class = _Channel
     logger = _silence
     _credit, _credited_at, _paused_until = _BURST, 0.0, 0.0
+    most_connections = _CONNECTIONS
 
     def readable(self) -> bool:
         return self.wait_to_accept(monotonic()) == 0.0
@@ -96,32 +103,44 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
         """Return the seconds until another connection may be accepted."""
         self._credit = min(_BURST, self._credit + (now - self._credited_at) * _ACCEPTS_PER_SECOND)
         self._credited_at = now
-        return max(0.0, self._paused_until - now, (1.0 - self._credit) / _ACCEPTS_PER_SECOND)
+        waits = [0.0, self._paused_until - now, (1.0 - self._credit) / _ACCEPTS_PER_SECOND]
+        if len(self.active_channels) >= self.most_connections:
+            waits.append(max(_BREATH_SECONDS, self._oldest().begun_at + _PATIENCE_SECONDS - now))
+        return max(waits)
 
     def handle_accept(self) -> None:
-        try:
-            accepted = self.accept()
-        except OSError:
-            self._paused_until = monotonic() + _PAUSE_SECONDS
-            return
-        if accepted is None:
-            return  # the client has given up
-        self._credit -= 1.0
-        if len(self.active_channels) >= _CONNECTIONS:
-            self._make_room()
-        connection, address = accepted
-        self.channel_class(self, connection, address, self.adj, map=self._map)
+        while self.wait_to_accept(monotonic()) == 0.0:
+            try:
+                accepted = self.accept()
+            except OSError:
+                self._paused_until = monotonic() + _PAUSE_SECONDS
+                return
+            if accepted is None:
+                return  # nobody else is there
+            self._credit -= 1.0
+            connection, address = accepted
+            self.channel_class(self, connection, address, self.adj, map=self._map)
 
-    def _make_room(self) -> None:
-        waiting = [channel for channel in self.active_channels.values() if not channel.requests]
-        oldest = min(waiting or self.active_channels.values(), key=lambda channel: channel.begun_at)
-        oldest.handle_close()
+    def _oldest(self) -> _Channel:
+        """Return the connection that has been waited for the longest; those whose answer is being made come last."""
+        channels: list[_Channel] = list(self.active_channels.values())
+        waiting = [channel for channel in channels if not channel.requests]
+        return min(waiting or channels, key=lambda channel: channel.begun_at)
 
-    def drop_overdue(self, now: float) -> float | None:
-        """Close connections that have had their time; returns the seconds until the next one has."""
+    def make_room(self, now: float) -> float | None:
+        """Close connections that have had their time; returns the seconds until the next one has.
+
+        Not done while events are handed out: a descriptor that is used again in their midst would get what was meant
+        for its former connection.
+        """
         for channel in list(self.active_channels.values()):
             if channel.begun_at + _LIFETIME_SECONDS <= now:
                 channel.handle_close()
+        while len(self.active_channels) > self.most_connections * 7 // 8:
+            oldest = self._oldest()
+            if oldest.begun_at + _PATIENCE_SECONDS > now:
+                break
+            oldest.handle_close()
         begun = [channel.begun_at for channel in self.active_channels.values()]
         return min(begun) + _LIFETIME_SECONDS - now if begun else None
 
@@ -137,7 +156,7 @@ class Server:
 
     def __init__(self, application: Callable[..., Iterable[bytes]], listener: socket.socket) -> None:
         self._map: dict[int, Any] = {}
-        self._closing = False
+        self._closing = threading.Event()
         self._dispatcher = _Dispatcher()
         adjustments = Adjustments(
             sockets=[listener],
@@ -159,13 +178,23 @@ class Server:
             sockinfo=(family, kind, protocol, listener.getsockname()),
             bind_socket=False,
         )
+        soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if soft_limit != resource.RLIM_INFINITY:
+            self._listener.most_connections = min(_CONNECTIONS, max(4, soft_limit // 4))
         self._dispatcher.set_thread_count(_THREADS)
 
     def run(self) -> None:
         """Serve, on this thread, until :meth:`stop` is called; nothing accepts connections when this returns."""
         try:
-            while not self._closing:
-                wasyncore.poll2(self._timeout(), self._map)
+            while not self._closing.is_set():
+                try:
+                    wasyncore.poll2(self._timeout(), self._map)
+                except Exception:
+                    # Whatever a client has made of one connection, the server goes on without any of them.
+                    self._drop_all()
+                    self._closing.wait(_BREATH_SECONDS)
+                if len(self._listener.active_channels) > _MANY:
+                    self._closing.wait(_BREATH_SECONDS)
         finally:
             self._listener.del_channel()
             listener = self._listener.socket
@@ -174,18 +203,21 @@ class Server:
             except OSError:
                 pass
             listener.close()
-            for channel in list(self._listener.active_channels.values()):
-                channel.handle_close()
+            self._drop_all()
+
+    def _drop_all(self) -> None:
+        for channel in list(self._listener.active_channels.values()):
+            channel.handle_close()
 
     def _timeout(self) -> float | None:
         now = monotonic()
-        waits = [self._listener.drop_overdue(now), self._listener.wait_to_accept(now) or None]
+        waits = [self._listener.make_room(now), self._listener.wait_to_accept(now) or None]
         due = [wait for wait in waits if wait is not None]
         return max(0.005, min(due)) if due else None
 
     def stop(self) -> None:
         """Have :meth:`run` return at once; from any thread."""
-        self._closing = True
+        self._closing.set()
         self._listener.pull_trigger()
 
     def join(self, timeout: float) -> bool:
