@@ -6,7 +6,6 @@ with crashes, pauses and lost messages.  Every change of phase is collected with
 
 from __future__ import annotations
 
-import random
 import re
 from pathlib import Path
 
@@ -24,8 +23,9 @@ from quorate.records import (
     Verdict,
     WorkerExited,
 )
+from quorate.rendezvous import _interpreter
 from quorate.rendezvous import _protocol as rendezvous_protocol
-from quorate.testing import Faults, SimulatedNode, World, _simulation
+from quorate.testing._simulation_scenario import make_scenario, play
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/architecture.md"
 Edge = tuple[str, str, str]
@@ -94,38 +94,9 @@ def test_diagram_of_the_agent_is_its_machine() -> None:
 # --- the rendezvous -------------------------------------------------------------------------------------------------
 
 
-def live(seed: int) -> None:
-    """Let a world of up to five nodes go through what a seed brings."""
-    world = World(seed)
-    choose = random.Random(seed)
-    settings = rendezvous_protocol.Settings(1, 3, join_timeout=30.0, last_call_timeout=1.0, store_outage_timeout=20.0)
-    nodes = [world.add_node(f"n{i}", settings, joins_at=choose.uniform(0, 9) * (i % 2)) for i in range(1 + seed % 5)]
-    for _ in range(choose.randrange(8)):
-        node, when = choose.choice(nodes), choose.uniform(0, 10)
-        world.at(when, lambda node=node: trouble(world, node, choose))  # type: ignore[misc]
-    if seed % 2:
-        world.faults = Faults(request_lost=0.1, answer_lost=0.1)
-        world.at(8.0, lambda: setattr(world, "faults", Faults()))
-    for node in nodes:
-        world.at(14.0, lambda node=node: node.feed(rendezvous_protocol.Done()))  # type: ignore[misc]
-    world.run(24.0)
-
-
-def trouble(world: World, node: SimulatedNode, choose: random.Random) -> None:
-    kind = choose.randrange(4)
-    if kind == 0:
-        world.crash(node)
-    elif kind == 1:
-        world.pause(node, choose.uniform(1, 8))
-    elif kind == 2:
-        world.fail_worker(node, choose.choice([Verdict.RESTART, Verdict.RESTART, Verdict.FAILED]))
-    else:
-        node.feed(rendezvous_protocol.Leave())
-
-
 def test_diagram_of_the_rendezvous_is_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = set[Edge]()
-    real = _simulation.step
+    real = _interpreter.step
 
     def step(
         state: rendezvous_protocol.State, event: rendezvous_protocol.Input, now: float
@@ -135,9 +106,9 @@ def test_diagram_of_the_rendezvous_is_its_machine(monkeypatch: pytest.MonkeyPatc
             found.add((state.phase.value, result.state.phase.value, type(event).__name__))
         return result
 
-    monkeypatch.setattr(_simulation, "step", step)
+    monkeypatch.setattr(_interpreter, "step", step)
     for seed in range(200):
-        live(seed)
+        play(make_scenario(seed))
     # Ways out that every phase has are told in the text, not drawn.
     everywhere = {("left", "Leave"), ("failed", "Tick"), ("failed", "Failed")}
     assert {edge for edge in found if edge[1:] not in everywhere} == drawn("The rendezvous machine")

@@ -1,12 +1,9 @@
-"""The rendezvous machine in a simulated world: safety under faults, then liveness once they stop.
+"""The machines of rendezvous and agents in a simulated world: each promise as a short script.
 
-Scenarios and seeds come from Hypothesis; a failure prints the seed and the transcript that replays it.
+What does not live here: random scenarios (``test_simulation_seeds``), whole stories (``test_simulation_transcripts``).
 """
 
 from __future__ import annotations
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from quorate.records import Cause, Verdict
 from quorate.rendezvous import _protocol as protocol
@@ -61,7 +58,7 @@ def test_a_worker_failure_reaches_all_nodes_in_one_round_trip_with_one_reason() 
     world.fail_worker(nodes[1])
     assert world.run(failed_at + 5, lambda: all(node.ends for node in nodes))
     assert world.now - failed_at < 4 * world.faults.latency[1]
-    assert {node.ends[0].reason for node in nodes} == {"a worker of b failed"}
+    assert {node.ends[0].reason for node in nodes} == {"rank 1 (local rank 0) on b failed: it raised; restart 1 of 3"}
     assert world.run(failed_at + 5, lambda: all_run(world, nodes, 1)), world.explain("no second round")
     assert {node.running.restart_count for node in nodes if node.running} == {1}
 
@@ -140,7 +137,7 @@ def test_a_surplus_node_stands_by_is_promoted_and_learns_the_jobs_end() -> None:
     second = world.add_node("e", FAST, joins_at=world.now)
     world.run(world.now + 1)
     for node in team:
-        node.feed(protocol.Done())
+        world.succeed(node)
     assert world.run(world.now + 5, lambda: all(n.closed is not None for n in [*team, second]))
     assert {n.closed.verdict for n in [*team, second] if n.closed} == {Verdict.SUCCEEDED}
 
@@ -197,6 +194,28 @@ def test_a_store_outage_stops_nobody_and_one_beyond_the_limit_is_an_error() -> N
     assert {node.gave_up.kind for node in nodes if node.gave_up} == {"unavailable"}
 
 
+def test_an_agent_that_gave_up_on_the_recording_of_an_end_is_in_the_next_round() -> None:
+    """Its rendezvous still waits for the store; the wish to join is kept until the end of the round is known."""
+    world, nodes = three()
+    world.outage(20.0)
+    world.fail_worker(nodes[0])
+    world.run(world.now + 19)
+    assert nodes[0].agent.phase.value == "joining"
+    assert nodes[0].state.phase is protocol.Phase.RUNNING
+    assert world.run(world.now + 20, lambda: all_run(world, nodes, 1)), world.explain("no second round")
+
+
+def test_a_node_that_leaves_with_an_end_unsaid_says_that_one() -> None:
+    for seed in range(4):
+        world, nodes = three(seed)
+        world.faults = Faults(request_lost=1.0, failure_after=0.2)
+        world.fail_worker(nodes[0], Verdict.FAILED)
+        world.run(world.now + 5.0)
+        world.faults = Faults()  # a moment before the agent gives up on the recording, and leaves
+        assert world.run(world.now + 20, lambda nodes=nodes: all(node.finished is not None for node in nodes))
+        assert {node.finished.outcome.value for node in nodes if node.finished} == {"failed"}
+
+
 def test_operations_per_node_are_constant_for_all_but_the_sealer() -> None:
     def calls(size: int) -> tuple[int, int]:
         bounds = protocol.Settings(size, size, join_timeout=600.0)
@@ -209,72 +228,3 @@ def test_operations_per_node_are_constant_for_all_but_the_sealer() -> None:
     small, large = calls(10), calls(400)
     assert large[0] <= small[0] + 2
     assert large[1] <= small[1] * 1.2
-
-
-# --- any faults, then none ------------------------------------------------------------------------------------------
-
-ACTIONS = st.tuples(
-    st.floats(0.0, 8.0), st.sampled_from(["crash", "pause", "fail", "join", "leave", "outage"]), st.integers(0, 5)
-)
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.integers(1, 5),
-    minimum=st.integers(1, 3),
-    script=st.lists(ACTIONS, max_size=6),
-    request_lost=st.sampled_from([0.0, 0.02, 0.1]),
-    answer_lost=st.sampled_from([0.0, 0.02, 0.1]),
-)
-def test_safety_under_faults_then_liveness_after_them(
-    seed: int, size: int, minimum: int, script: list[tuple[float, str, int]], request_lost: float, answer_lost: float
-) -> None:
-    """Two worlds in one round, or a rank given twice, fail inside ``World.joined``; here everyone alive converges."""
-    minimum = min(minimum, size)
-    bounds = protocol.Settings(minimum, size, join_timeout=1e6, last_call_timeout=1.0)
-    world = World(seed, Faults(request_lost=request_lost, answer_lost=answer_lost))
-    for i in range(size):
-        world.add_node(f"n{i}", bounds, joins_at=world.random.uniform(0, 2))
-    left: set[str] = set()
-    for when, action, index in script:
-        world.at(when, lambda action=action, index=index: act(world, bounds, action, index, left))
-    world.run(10.0)
-    world.faults = Faults()
-    here = [node for node in world.nodes if node.alive and node.name not in left]
-    while len(here) < minimum:
-        here.append(world.add_node(f"extra{len(here)}", bounds, joins_at=world.now))
-
-    def converged() -> bool:
-        running = [node for node in here if node.running is not None]
-        standing = [node for node in here if node.state.phase is protocol.Phase.STANDBY]
-        worlds = {(n.running.round_number, n.running.group_world_size) for n in running if n.running}
-        if len(worlds) != 1 or next(iter(worlds))[1] != len(running):
-            return False
-        return len(running) == min(size, len(here)) and len(running) + len(standing) == len(here)
-
-    assert world.run(world.now + 200, converged), world.explain("no convergence")
-    seats = sorted((node.running for node in here if node.running), key=lambda seat: seat.group_rank)
-    assert [seat.group_rank for seat in seats] == list(range(len(seats)))
-
-
-def act(world: World, bounds: protocol.Settings, action: str, index: int, left: set[str]) -> None:
-    alive = [node for node in world.nodes if node.alive and node.name not in left]
-    if action == "join":
-        world.add_node(f"late{len(world.nodes)}", bounds, joins_at=world.now)
-    elif action == "outage":
-        faults = world.faults
-        world.faults = Faults(request_lost=1.0)
-        world.at(world.now + 1.5, lambda: setattr(world, "faults", faults))
-    elif alive:
-        node = alive[index % len(alive)]
-        if action == "crash":
-            world.crash(node)
-        elif action == "pause":
-            world.pause(node, 1.0 + index)
-        elif action == "fail":
-            world.fail_worker(node)
-        else:
-            left.add(node.name)
-            node.feed(protocol.Leave())
-            node.running = None

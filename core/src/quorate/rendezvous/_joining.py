@@ -16,6 +16,7 @@ from ._protocol import (
     Rescaled,
     StandingBy,
 )
+from ._running import ended
 from ._sealing import gather, judge_sealer
 from ._turn import Turn, close, read_summary, take_ticket
 from ._wire import decode_end, encode
@@ -32,12 +33,26 @@ def join(turn: Turn, event: Join) -> None:
         assignment=None,
         summary=None,
         done=False,
+        joins_next=None,
     )
     if state.located:
         take_ticket(turn, state.round_number)
     else:
         turn.go(Phase.LOCATING, "asking which round the job is in")
         turn.call("count", "add", Key.ROUND, amount=0)
+
+
+def join_after(turn: Turn, event: Join) -> None:
+    """Keep the wish until the running round's end is recorded: the store may be away, and the agent is done waiting."""
+    turn.set(joins_next=event.node)
+
+
+def round_ended(turn: Turn, event: Appeared) -> None:
+    """The running round's end is recorded; an agent that has asked for the next round meanwhile joins it now."""
+    ended(turn, event)
+    node = turn.state.joins_next
+    if turn.state.phase is Phase.ENDED and node is not None:
+        join(turn, Join(node))
 
 
 def on_count(turn: Turn, value: Any) -> None:

@@ -26,6 +26,7 @@ from ..errors import StoreCorruptError
 from ..records import Cause, Verdict
 from ._joining import (
     join,
+    join_after,
     judge_standby,
     on_count,
     on_look_round,
@@ -34,6 +35,7 @@ from ._joining import (
     on_ticket,
     on_waiting,
     previous_ended,
+    round_ended,
 )
 from ._liveness import BeatState
 from ._protocol import (
@@ -58,7 +60,7 @@ from ._protocol import (
     Tick,
     Wait,
 )
-from ._running import done, end, ended, judge_members, on_check, on_done, on_end, on_mark
+from ._running import done, end, judge_members, on_check, on_done, on_end, on_mark
 from ._sealing import (
     arrived,
     consider_sealing,
@@ -152,7 +154,10 @@ def _leave(turn: Turn, event: Leave) -> None:
     """Go away: end the round for the others, unless this node's part in it is done, and say so in the heartbeat."""
     state = turn.state
     known = state.node is not None and (state.assignment is not None or state.ticket > 0)
-    if state.phase is Phase.RUNNING and not state.done:
+    said = state.pending.get("end")
+    if state.phase is Phase.RUNNING and said is not None:
+        turn.tell(said)  # it may never have arrived, and tells more than that this node goes
+    elif state.phase is Phase.RUNNING and not state.done:
         assert state.node is not None
         assert state.assignment is not None
         reason = f"node {state.node.host or state.node.node_id} left"
@@ -258,7 +263,7 @@ def _in(phases: frozenset[Phase], handler: _Handler) -> dict[Phase, _Handler]:
 
 #: input -> phase -> handler; whatever is not listed changes nothing
 _TABLE: Mapping[type, Mapping[Phase, _Handler]] = {
-    Join: {Phase.IDLE: join, Phase.ENDED: join},
+    Join: {Phase.IDLE: join, Phase.RUNNING: join_after, Phase.ENDED: join},
     End: {Phase.RUNNING: end},
     Done: {Phase.RUNNING: done},
     Leave: dict.fromkeys(frozenset(Phase) - FINAL, _leave),
@@ -268,7 +273,7 @@ _TABLE: Mapping[type, Mapping[Phase, _Handler]] = {
         Phase.STANDBY: previous_ended,
         Phase.GATHERING: arrived,
         Phase.AWAITING: sealed,
-        Phase.RUNNING: ended,
+        Phase.RUNNING: round_ended,
     },
     Ordered: {Phase.SEALING: on_ordered},
     Rescaled: {Phase.STANDBY: on_rescaled},

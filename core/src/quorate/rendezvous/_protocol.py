@@ -154,6 +154,7 @@ class State:
     look_at: float | None = None  # when a silent node's patience is over
     liveness: Liveness = field(factory=Liveness)
     done: bool = False
+    joins_next: NodeRecord | None = None  # the agent has stopped its workers and asked before the end was recorded
     # deadlines and trouble
     join_deadline: float | None = None
     pending: Mapping[str, Call] = field(factory=dict)

@@ -58,7 +58,7 @@ class World:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
 
-    # --- time -----------------------------------------------------------------------------------------------------------
+    # --- time ---------------------------------------------------------------------------------------------------------
 
     def at(self, time: float, action: Callable[[], None]) -> None:
         """Do ``action`` at virtual ``time``."""
@@ -79,7 +79,7 @@ class World:
         self.now = max(self.now, until)
         return stop is not None and stop()
 
-    # --- nodes ----------------------------------------------------------------------------------------------------------
+    # --- nodes --------------------------------------------------------------------------------------------------------
 
     def add_node(
         self,
@@ -109,7 +109,7 @@ class World:
         first, self._pids = self._pids, self._pids + number
         return first
 
-    # --- what goes wrong ------------------------------------------------------------------------------------------------
+    # --- what goes wrong ----------------------------------------------------------------------------------------------
 
     @property
     def faults(self) -> Faults:
@@ -128,6 +128,7 @@ class World:
         self.note(node, "FAULT", "crashes")
         self.count("crash")
         node.alive = node.is_up = False
+        node.ended_at = self.now
         if node.workers is not None:
             node.workers.kill()
         self.judge.stops(node)
@@ -230,7 +231,7 @@ class World:
             if node.workers is not None:
                 node.workers.calm()
 
-    # --- what is told ---------------------------------------------------------------------------------------------------
+    # --- what is told -------------------------------------------------------------------------------------------------
 
     def count(self, kind: str) -> None:
         """Count a fault."""

@@ -1,0 +1,350 @@
+"""Random scenarios: made from a seed, played with faults, then without, and shrunk when they fail.
+
+A scenario is plain data, so that it can be shortened piece by piece while it still breaks the same law.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import final
+
+from .._record import as_dict, evolve, field, frozen
+from ..rendezvous import _protocol as protocol
+from ._simulation import Faults, Plan, SimulatedNode, SimulationError, World
+
+__all__ = ["ACTIONS", "Action", "Result", "Scenario", "bound_seconds", "make_scenario", "play", "shrink"]
+
+_FAULTY_SECONDS = 15.0
+_GRACE_SECONDS = 4.0
+_LONGEST_PAUSE = 2.0  # that the default policy asks for, as the simulation answers it
+_OPERATION_SECONDS = 10.0
+
+
+@final
+@frozen
+class Action:
+    """Something that happens at ``at`` seconds to the node with this ``index`` (among those alive then)."""
+
+    at: float
+    kind: str
+    index: int = 0
+    seconds: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.at:6.2f} s: {self.kind} node {self.index} ({self.seconds:.2f} s)"
+
+
+@final
+@frozen
+class Scenario:
+    """All that makes a run; together with the seed of the world's own randomness it is always the same run."""
+
+    seed: int
+    size: int
+    min_nodes: int
+    max_nodes: int
+    local_world_size: int = 1
+    max_restarts: int = 3
+    faults: Faults = field(factory=Faults)
+    connects_workers: bool = False
+    interrupt_seconds: float = 0.0
+    drift: float = 0.0  # clock rates are between 1 - drift and 1 + drift
+    stop_seconds: float = 0.05  # the longest time that workers take to stop
+    busy: float = 0.0  # the chance that a worker, once started, has something happen to it by itself
+    actions: tuple[Action, ...] = ()
+
+    def __str__(self) -> str:
+        changed = [f"{name}={value!r}" for name, value in _differences(self.faults, Faults())]
+        lines = [
+            f"{self.size} node(s) of {self.local_world_size} worker(s)",
+            f"{self.min_nodes} to {self.max_nodes} nodes in a round, at most {self.max_restarts} restarts",
+            f"network: {', '.join(changed) or 'without faults'}",
+            f"clocks drift by up to {self.drift:.0%}; an interrupt takes up to {self.interrupt_seconds:g} s",
+            f"workers: {self.busy:.0%} end by themselves, stop within {self.stop_seconds:g} s, "
+            f"{'break' if self.connects_workers else 'do not break'} with one another",
+        ]
+        return "\n".join([*lines, *map(str, self.actions)])
+
+
+def _differences(one: Faults, other: Faults) -> Iterator[tuple[str, object]]:
+    ours, theirs = as_dict(one), as_dict(other)
+    yield from ((name, value) for name, value in ours.items() if value != theirs[name])
+
+
+@final
+@frozen
+class Result:
+    """What one run came to."""
+
+    virtual_seconds: float
+    node_seconds: float
+    rounds: int
+    counts: Counter[str]
+    transcript: list[str]
+
+
+def make_scenario(seed: int) -> Scenario:
+    """Return the scenario of a seed.  Many are mild: a world in which all goes wrong at once shows little."""
+    choose = random.Random(f"scenario {seed}")
+    size = choose.choice([1, 2, 2, 3, 3, 4, 5])
+    max_nodes = choose.choice([size, size, max(1, size - 1), size + 1])
+    min_nodes = choose.randint(1, min(size, max_nodes))
+    lossy = choose.random() < 0.4
+    faults = Faults(
+        latency=choose.choice([(0.0002, 0.002), (0.0002, 0.002), (0.001, 0.1)]),
+        request_lost=choose.choice([0.0, 0.02, 0.1]) if lossy else 0.0,
+        answer_lost=choose.choice([0.0, 0.02, 0.1]) if lossy else 0.0,
+        failure_after=choose.choice([0.1, 1.0, 2.0]),
+        wait_broken=choose.choice([0.0, 0.2]) if lossy else 0.0,
+        wake_delay=choose.choice([(0.0, 0.0), (0.0, 0.0), (0.0, 1.0)]),
+        wake_twice=choose.choice([0.0, 0.0, 0.2]),
+        thread_delay=choose.choice([0.0, 0.0, 0.02]),
+    )
+    kinds = choose.sample(list(ACTIONS), k=choose.randint(1, 5))
+    actions = [
+        Action(
+            round(choose.uniform(0.0, _FAULTY_SECONDS - 1.0), 3),
+            choose.choice(kinds),
+            choose.randrange(6),
+            round(choose.choice([choose.uniform(0.1, 2.0), choose.uniform(2.0, 14.0)]), 3),
+        )
+        for _ in range(choose.randint(0, 7))
+    ]
+    return Scenario(
+        seed,
+        size,
+        min_nodes,
+        max_nodes,
+        choose.choice([1, 1, 2, 4]),
+        choose.choice([0, 1, 3, 100]),
+        faults,
+        choose.random() < 0.3,
+        choose.choice([0.0, 0.0, 1.0]),
+        choose.choice([0.0, 0.0, 0.02]),
+        choose.choice([0.05, 0.05, 2.0, 8.0]),
+        choose.choice([0.0, 0.0, 0.1, 0.3]),
+        tuple(sorted(actions, key=lambda action: action.at)),
+    )
+
+
+def bound_seconds(world: World, settings: protocol.Settings) -> float:
+    """Return within how many virtual seconds a world without faults converges, whatever was before.
+
+    The longest way that one node's trouble can take, in order: a call without an answer and its retry; an outage of the
+    agent's patience (``close_timeout``); each node that has died being found dead in its turn, as a member or in line
+    (a lease each, two of a standby's); the round's pause and last call; workers that use up their grace; and once more
+    around for those whom the first round after it all has left out.
+    """
+    dead = sum(not node.is_up for node in world.nodes)
+    lease = settings.lease_timeout
+    once = (
+        _OPERATION_SECONDS + 5.0 + 2 * lease * (dead + 2) + settings.last_call_timeout + _LONGEST_PAUSE + _GRACE_SECONDS
+    )
+    return 2 * once
+
+
+# --- playing ----------------------------------------------------------------------------------------------------------
+
+
+def play(scenario: Scenario) -> Result:
+    """Play a scenario to its end.
+
+    Raises:
+        SimulationError: a law was broken.
+    """
+    settings = protocol.Settings(
+        scenario.min_nodes, scenario.max_nodes, join_timeout=1e6, last_call_timeout=1.0, store_outage_timeout=12.0
+    )
+    world = World(scenario.seed, scenario.faults)
+    try:
+        return _play(world, scenario, settings)
+    except SimulationError:
+        raise
+    except Exception as error:
+        world.remark(f"LAW BROKEN: no-crash: {type(error).__name__}: {error}")
+        raise SimulationError("no-crash", repr(error), world.seed, world.transcript) from error
+
+
+def _play(world: World, scenario: Scenario, settings: protocol.Settings) -> Result:
+    world.interrupt_seconds, world.connects_workers = scenario.interrupt_seconds, scenario.connects_workers
+    world.plan = lambda node, seat, local_rank: _plan(world, scenario)
+    game = _Game(world, scenario, settings)
+    for _ in range(scenario.size):
+        game.add(world.random.uniform(0.0, 2.0))
+    for action in scenario.actions:
+        world.at(action.at, _bound(game.act, action))
+    world.run(_FAULTY_SECONDS)
+    world.remark("no more faults from here on")
+    world.calm()
+    for node in world.nodes:  # pauses and cuts have their own ends; wait for the last
+        node.paused_until = min(node.paused_until, world.now)
+    world.run(world.now + 15.0)
+    game.converge()
+    game.complete()
+    up = sum(node.ended_at - node.begun_at for node in world.nodes)
+    return Result(world.now, up, len(world.judge.rounds), world.counts, world.transcript)
+
+
+def _bound(act: Callable[[Action], None], action: Action) -> Callable[[], None]:
+    return lambda: act(action)
+
+
+def _plan(world: World, scenario: Scenario) -> Plan:
+    choose = world.random
+    outcome, after = "run", 0.0
+    if choose.random() < scenario.busy:
+        outcome = choose.choice(["fail", "fail", "hang", "unstartable", "succeed"])
+        after = choose.uniform(0.001, 5.0)
+        world.count(f"worker planned to {outcome}")
+    return Plan(outcome, after, choose.uniform(0.001, scenario.stop_seconds))
+
+
+@final
+class _Game:
+    """One scenario being played."""
+
+    def __init__(self, world: World, scenario: Scenario, settings: protocol.Settings) -> None:
+        self.world, self.scenario, self.settings = world, scenario, settings
+
+    def add(self, joins_at: float) -> SimulatedNode:
+        world, scenario = self.world, self.scenario
+        drift = scenario.drift
+        return world.add_node(
+            f"n{len(world.nodes)}",
+            self.settings,
+            joins_at=joins_at,
+            local_world_size=scenario.local_world_size,
+            max_restarts=scenario.max_restarts,
+            clock=(world.random.uniform(0.0, 1e5), 1.0 + world.random.uniform(-drift, drift)),
+            grace_seconds=_GRACE_SECONDS,
+        )
+
+    def act(self, action: Action) -> None:
+        """Do what the scenario says."""
+        nodes = [node for node in self.world.nodes if node.is_up]
+        if action.kind == "join":
+            self.world.count("node joins")
+            self.add(self.world.now)
+        elif nodes or action.kind == "outage":
+            ACTIONS[action.kind](self.world, nodes, action)
+
+    def staying(self) -> list[SimulatedNode]:
+        """Return the nodes that are in the job and mean to stay there."""
+        return [node for node in self.world.nodes if node.is_up and node.finished is None]
+
+    def converge(self) -> None:
+        """All who are alive come to be in one round or in line for the next, or the job is over."""
+        world = self.world
+        if not world.judge.is_over and not world.network.is_lost:
+            for _ in range(self.scenario.min_nodes - len(self.staying())):
+                self.add(world.now)
+        bound = bound_seconds(world, self.settings)
+        if not world.run(world.now + bound, self._has_converged):
+            states = ", ".join(f"{n.name} {n.agent.phase.value}/{n.state.phase.value}" for n in self.staying())
+            world.judge.fail("convergence", f"after {bound:g} s without faults: {states}")
+
+    def _has_converged(self) -> bool:
+        here = self.staying()
+        if self.world.judge.is_over or self.world.network.is_lost:
+            return not here
+        size, seats = min(self.scenario.max_nodes, len(here)), 0
+        number: int | None = None
+        for node in here:
+            phase = node.state.phase
+            if phase is protocol.Phase.RUNNING and node.agent.phase.value in ("running", "barrier"):
+                seat = node.state.assignment
+                assert seat is not None
+                if seat.group_world_size != size or number not in (None, seat.round_number):
+                    return False
+                number, seats = seat.round_number, seats + 1
+            elif phase is not protocol.Phase.STANDBY:
+                return False
+        return seats == size
+
+    def complete(self) -> None:
+        """All workers succeed from now on: so does the job."""
+        world = self.world
+        world.plan = lambda node, seat, local_rank: Plan("succeed", 0.5)
+        for node in self.staying():
+            world.succeed(node)
+        bound = bound_seconds(world, self.settings)
+        if not world.run(world.now + bound, lambda: not any(node.is_up for node in world.nodes)):
+            states = ", ".join(f"{n.name} {n.agent.phase.value}/{n.state.phase.value}" for n in world.nodes if n.is_up)
+            world.judge.fail("completion", f"after {bound:g} s in which all workers succeeded: {states}")
+
+
+def _one(act: Callable[[World, SimulatedNode, Action], None]) -> Callable[[World, list[SimulatedNode], Action], None]:
+    return lambda world, nodes, action: act(world, nodes[action.index % len(nodes)], action)
+
+
+def _cut_some(world: World, nodes: list[SimulatedNode], action: Action) -> None:
+    chosen = [node for number, node in enumerate(nodes) if (action.index + 1) >> (number % 3) & 1]
+    world.cut(chosen or nodes[:1], action.seconds)
+
+
+def _pause_all(world: World, nodes: list[SimulatedNode], action: Action) -> None:
+    for node in nodes:
+        world.pause(node, action.seconds)
+
+
+#: What may happen to a world; "join" is done by the game itself.
+ACTIONS: dict[str, Callable[[World, list[SimulatedNode], Action], None]] = {
+    "crash": _one(lambda world, node, action: world.crash(node)),
+    "pause": _one(lambda world, node, action: world.pause(node, action.seconds)),
+    "pause everybody": _pause_all,
+    "cut": _cut_some,
+    "outage": lambda world, nodes, action: world.outage(action.seconds),
+    "drop connections": _one(lambda world, node, action: world.drop_connections(node)),
+    "fail": _one(lambda world, node, action: world.fail_worker(node)),
+    "hang": _one(lambda world, node, action: world.hang_worker(node)),
+    "succeed": _one(lambda world, node, action: world.succeed(node)),
+    "signal": _one(lambda world, node, action: world.signal(node)),
+    "unfit": _one(lambda world, node, action: world.make_unfit(node)),
+    "join": lambda world, nodes, action: None,
+}
+
+
+# --- shrinking --------------------------------------------------------------------------------------------------------
+
+
+def shrink(scenario: Scenario, law: str, most_tries: int = 400) -> Scenario:
+    """Return a scenario, as short as could be found in ``most_tries``, that breaks the same law."""
+    tries = 0
+
+    def still_breaks(candidate: Scenario) -> bool:
+        nonlocal tries
+        tries += 1
+        try:
+            play(candidate)
+        except SimulationError as error:
+            return error.law == law
+        return False
+
+    found = True
+    while found and tries < most_tries:
+        found = False
+        for candidate in _simpler(scenario):
+            if tries < most_tries and still_breaks(candidate):
+                scenario, found = candidate, True
+                break
+    return scenario
+
+
+def _simpler(scenario: Scenario) -> Iterator[Scenario]:
+    actions = scenario.actions
+    for number in range(len(actions)):
+        yield evolve(scenario, actions=actions[:number] + actions[number + 1 :])
+    plain, plain_faults = Scenario(0, 1, 1, 1), Faults()
+    for name in ("connects_workers", "interrupt_seconds", "drift", "stop_seconds", "busy", "local_world_size"):
+        if getattr(scenario, name) != getattr(plain, name):
+            yield evolve(scenario, **{name: getattr(plain, name)})
+    for name, _ in _differences(scenario.faults, plain_faults):
+        yield evolve(scenario, faults=evolve(scenario.faults, **{name: getattr(plain_faults, name)}))
+    if scenario.size > scenario.min_nodes:
+        yield evolve(scenario, size=scenario.size - 1)
+    for number, action in enumerate(actions):
+        for simpler in (evolve(action, at=round(action.at)), evolve(action, seconds=round(action.seconds) or 1)):
+            if simpler != action:
+                yield evolve(scenario, actions=(*actions[:number], simpler, *actions[number + 1 :]))
