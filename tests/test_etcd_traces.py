@@ -67,7 +67,7 @@ def test_what_a_killed_agent_leaves_goes_by_itself(
     job: Job, ear: Ear, gate: Gate, leases: set[str], survivors: int
 ) -> None:
     """Its own entry ends after ``member_ttl``, everything else after ``key_ttl`` if nobody else removes it."""
-    short = {"lease_timeout": 1.0, "store_outage_timeout": 2.0, "member_ttl": 2, "key_ttl": 3}
+    short = {"lease_timeout": 1.0, "store_outage_timeout": 2.0, "member_ttl": 2, "key_ttl": 5}
     plan = job.plan(workers.meet, ear.path, gate.path, nodes=(1, 2), rdzv=short)
     hosts = [job.start(plan), job.start(plan)]
     ear.hear(2, event="started", group_world_size=2)
