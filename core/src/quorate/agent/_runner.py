@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 from .._record import evolve
 from ..catalogue import StarterRequest
 from ..clock import monotonic, wall_time_ns
-from ..errors import QuorateError, StartError
+from ..errors import PluginError, QuorateError, StartError
 from ..failures import message_from_stderr, read_error_file, signal_name
 from ..logs_specs import LogsSpecs
 from ..records import (
@@ -56,6 +56,7 @@ from ._protocol import (
     StartFailed,
     StartWorkers,
     State,
+    StayOut,
     StopWorkers,
     WorkerHung,
     WorkersExited,
@@ -377,7 +378,15 @@ class Runner:
             for launch in launches
         )
         self._reporter.started(pids, launches)
+        self._let_recorders_begin()
         return None
+
+    def _let_recorders_begin(self) -> None:
+        """Have error recorders loaded: one counts the kernel's kills, beginning now, and no worker waited for it."""
+        try:
+            self._host.catalogue("error recorder")
+        except PluginError as error:
+            self._warn(str(error))
 
     def _is_running(self, local_rank: int, pid: int) -> bool:
         return any(
