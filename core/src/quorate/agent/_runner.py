@@ -56,7 +56,6 @@ from ._protocol import (
     StartFailed,
     StartWorkers,
     State,
-    StayOut,
     StopWorkers,
     WorkerHung,
     WorkersExited,
