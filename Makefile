@@ -14,7 +14,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test lint format types tests bench clean system-packages etcd
+.PHONY: help demo test lint format types tests bench clean system-packages etcd chromium
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,7 +35,7 @@ format: $(STAMP) ## ruff format, as a check
 types: $(STAMP) ## mypy --strict over all sources
 	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
 
-tests: $(STAMP) etcd ## pytest alone
+tests: $(STAMP) etcd chromium ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest
 
 bench: $(STAMP) ## launch, restart and idle cost, side by side with mpirun and torchrun
@@ -66,6 +66,11 @@ system-packages:
 etcd: APT_PACKAGES := etcd-server openssl
 etcd:
 	@{ [ -n "$$QUORATE_ETCD_BINARY" ] || command -v etcd >/dev/null; } && command -v openssl >/dev/null || { $(APT_INSTALL); }
+
+# The status page is looked at in a real browser; this one is the smallest that Debian has (95 MB to fetch).
+chromium: APT_PACKAGES := chromium-headless-shell
+chromium:
+	@{ command -v chromium-headless-shell || command -v chromium || command -v google-chrome; } >/dev/null || { $(APT_INSTALL); }
 
 # sudo only where there is one and it is needed.
 define APT_INSTALL

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, final
 
 from quorate import __version__
-from quorate.clock import monotonic, wall_seconds, wall_time_ns
+from quorate.clock import monotonic, wall_time_ns
 from quorate.failures import signal_name
 
 from ._processes import usage_of
@@ -60,7 +60,7 @@ class Status:
         ends = {end.round_number: end for end in snapshot.ends}
         failed = next((end for end in reversed(snapshot.ends) if end.failure is not None), None)
         return {
-            "time": wall_seconds(),
+            "time": round(wall_time_ns() / 1e9, 3),
             "run_id": snapshot.run_id,
             "node_id": snapshot.node_id,
             "host": snapshot.host,
