@@ -115,3 +115,7 @@ def sleep_as_a_function(ear: str) -> None:
     with open(ear, "w") as file:
         file.write("here\n")
     time.sleep(1000)
+
+
+def put_simply(queue: Any, value: Any) -> None:
+    queue.put(value)

@@ -111,9 +111,10 @@ class WarmStarter:
                 self._replace(self._rebuild)
             except StartError:
                 return True  # start() tries again, and says so
-        elif template.problem:
+            return False
+        if template.problem:
             self._unwatch()  # start() will say so
-        return template.is_ready or bool(template.problem and template is self._template)
+        return template.is_ready or bool(template.problem)
 
     def start(self, launches: Sequence[WorkerLaunch]) -> ProcessContext:
         programs = [_program(it.entrypoint, it.args, it.environment, it.local_rank) for it in launches]

@@ -10,6 +10,7 @@ The interpreter need not have quorate installed, so this file uses the standard 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import json
@@ -98,6 +99,7 @@ def _become_template(descriptor: int) -> Exception | None:
     changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
     order, descriptors, gate = _serve(channel)
     _call_prctl(_PR_SET_NAME, name)
+    atexit.register(gc.unfreeze)  # or destructors that the last collection runs would not be
     _begin_worker(order, descriptors, place)
     # What an import sets it would set here too, unless this worker was given a value of its own.
     given = order["environment"]
@@ -267,14 +269,22 @@ def _begin_worker(order: Message, descriptors: list[int], room: tuple[int, int])
     os.chdir(order["folder"])
     sys.argv[:] = order["argv"]
     sys.orig_argv[:] = order["words"]
+    _forget_chance()
+    if descriptors:  # a function's; the template has imported what it needs
+        sys.modules["quorate_process_local._warm_call"].inherited[:] = descriptors
+
+
+def _forget_chance() -> None:
+    """Give this process random numbers of its own; the standard library's ``random`` sees to itself."""
     numpy_random: Any = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        numpy_random.seed()  # the standard library's random does this by itself, and torch begins alike everywhere
+        numpy_random.seed()
+    torch: Any = sys.modules.get("torch")
+    if hasattr(torch, "default_generator"):
+        torch.default_generator.seed()  # those of devices come into being with the device, in the worker
     process: Any = sys.modules.get("multiprocessing.process")
     if process is not None:
         process.current_process().authkey = os.urandom(32)
-    if descriptors:  # a function's; the template has imported what it needs
-        sys.modules["quorate_process_local._warm_call"].inherited[:] = descriptors
 
 
 if __name__ == "sitecustomize" and CHANNEL_VARIABLE in os.environ:
