@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quorate import UnhealthyNodeError
+from quorate import RendezvousTimeoutError, UnhealthyNodeError
 from quorate.hookspecs import hookimpl
 from quorate.records import FailureRecord, RestartBudget, RestartDecision, Verdict
 from tests import workers
@@ -67,6 +67,41 @@ def test_a_node_that_is_unhealthy_does_not_join(job: Job, ear: Ear, gate: Gate) 
     gate.open()
     assert keeper.outcome().values == {0: 0}
     assert len(ear.all(event="started")) == 1
+
+
+def test_those_who_wait_are_told_why_a_node_does_not_come(job: Job, ear: Ear) -> None:
+    """The one that gathers the round prints it at once; the next node that is well completes the round."""
+    plan = job.plan(workers.give, 7, nodes=(2, 2))
+    waiting = job.start(as_store_host(plan))
+    told = "does not join round 0: command: false ended with exit code 1"
+    for _ in range(20):  # until the one that waits is there to be told
+        assert isinstance(job.start(as_store_client(checked(plan, "false"))).outcome().error, UnhealthyNodeError)
+        if told in waiting.console():
+            break
+    assert told in waiting.console()
+    other = job.start(as_store_client(plan))
+    assert {**waiting.outcome().values, **other.outcome().values} == {0: 7, 1: 7}
+
+
+@pytest.mark.parametrize("backend", ["etcd"], indirect=True)
+def test_a_node_that_does_not_join_is_no_sealer(job: Job, ear: Ear) -> None:
+    """It took the first ticket, whose holder seals; the next one does it instead."""
+    plan = job.plan(workers.give, 7, nodes=(2, 2), rdzv={"lease_timeout": 2.0})
+    assert isinstance(job.start(checked(plan, "false")).outcome().error, UnhealthyNodeError)
+    both = [job.start(plan), job.start(plan)]
+    assert {rank: value for host in both for rank, value in host.outcome().values.items()} == {0: 7, 1: 7}
+
+
+@pytest.mark.parametrize("backend", ["tcp"], indirect=True)
+def test_a_time_out_names_the_node_that_did_not_join(job: Job) -> None:
+    plan = job.plan(workers.give, 7, nodes=(2, 2), rdzv={"join_timeout": 5.0})
+    waiting = job.start(as_store_host(plan))
+    while "does not join" not in waiting.console():
+        job.start(as_store_client(checked(plan, "false"))).outcome()
+    error = waiting.outcome().error
+    assert isinstance(error, RendezvousTimeoutError)
+    assert "waiting for 1 of 2 nodes; here: " in str(error)
+    assert "does not join: command: false ended with exit code 1" in str(error)
 
 
 class Excluding:

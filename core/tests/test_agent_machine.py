@@ -329,7 +329,7 @@ def test_an_unfit_node_does_not_join() -> None:
     script = Script()
     script.feed(p.Begin())
     leave, finish = script.feed(p.NodeChecked(("disk: full", "memory: none")))
-    assert leave == p.Leave()
+    assert leave == p.StayOut("disk: full; memory: none")
     assert outcome_of(finish) == (p.Outcome.UNHEALTHY, "disk: full; memory: none")
 
 

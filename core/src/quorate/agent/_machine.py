@@ -42,6 +42,7 @@ from ._protocol import (
     NodeChecked,
     NodeUnhealthy,
     Outcome,
+    PeerStaysOut,
     Phase,
     RendezvousFailed,
     ReportDone,
@@ -53,6 +54,7 @@ from ._protocol import (
     StartFailed,
     StartWorkers,
     State,
+    StayOut,
     StopWorkers,
     WorkerHung,
     WorkersExited,
@@ -129,7 +131,10 @@ def _check(turn: _Turn, reason: str) -> None:
 
 def _checked(turn: _Turn, event: NodeChecked) -> None:
     if event.problems:
-        _unfit_while_joining(turn, NodeUnhealthy("; ".join(event.problems)))
+        problem = "; ".join(event.problems)
+        turn.set(unhealthy=problem)
+        turn.tell(StayOut(problem))
+        turn.finish(Outcome.UNHEALTHY, problem)
     else:
         turn.go(Phase.JOINING, turn.state.reason)
         turn.tell(JoinRound())
@@ -155,6 +160,10 @@ def _joined(turn: _Turn, event: RoundJoined) -> None:
 
 def _standing_by(turn: _Turn, event: StandingBy) -> None:
     turn.set(reason=event.reason, stood_by=True)
+
+
+def _missed(turn: _Turn, event: PeerStaysOut) -> None:
+    turn.set(absence=event.reason)
 
 
 def _closed_while_joining(turn: _Turn, event: JobClosed) -> None:
@@ -431,6 +440,7 @@ _TABLE: Mapping[type, Mapping[Phase, _Handler]] = {
     },
     RoundJoined: {Phase.JOINING: _joined},
     StandingBy: {Phase.JOINING: _standing_by},
+    PeerStaysOut: {Phase.JOINING: _missed},
     WorkerHung: {Phase.RUNNING: _hung},
     StacksDumped: {Phase.RUNNING: _dumped},
     WorkersExited: {Phase.RUNNING: _exited, Phase.STOPPING: _exited},

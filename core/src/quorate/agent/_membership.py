@@ -15,7 +15,7 @@ from .._record import evolve
 from ..errors import RendezvousClosedError, RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import RendezvousHandler, RendezvousInfo
-from ._protocol import Input, JobClosed, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
+from ._protocol import Input, JobClosed, PeerStaysOut, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
 
 if TYPE_CHECKING:
     from ..rendezvous import _protocol as rendezvous
@@ -36,6 +36,8 @@ class Membership(Protocol):
     def report_done(self) -> None: ...
 
     def leave(self) -> None: ...
+
+    def stay_out(self, node: NodeRecord) -> None: ...
 
     def close(self) -> None:
         """Stop posting; the handler itself stays its owner's to shut down."""
@@ -63,6 +65,8 @@ def agent_input(output: rendezvous.Output) -> Input | None:
         return RendezvousFailed(output.kind, output.problem)
     if isinstance(output, rendezvous.StandingBy):
         return StandingBy(output.reason)
+    if isinstance(output, rendezvous.StaysOut):
+        return PeerStaysOut(output.reason)
     return None
 
 
@@ -92,6 +96,9 @@ class _StoreMembership:
 
     def leave(self) -> None:
         self._handler.request_leave()
+
+    def stay_out(self, node: NodeRecord) -> None:
+        self._handler.request_stay_out(node)
 
     def close(self) -> None:
         self._handler.subscribe(lambda output: None)
@@ -136,6 +143,9 @@ class _ThreadMembership:
 
     def leave(self) -> None:
         """Nothing to say: :meth:`RendezvousHandler.shutdown` is how such a handler leaves."""
+
+    def stay_out(self, node: NodeRecord) -> None:
+        """Nobody to tell: such a handler knows the nodes that come, and no others."""
 
     def close(self) -> None:
         self._closed = True

@@ -83,6 +83,7 @@ class State:
     gone: bool = False  # all workers, and whatever they started, have ended
     left: bool = False  # out of the exit barrier without the others
     stood_by: bool = False
+    absence: str = ""  # what another node has said of why it does not join
     was_member: bool = False
     wake_at: float | None = None
     reason: str = ""
@@ -119,6 +120,14 @@ class RoundJoined:
     """A round is sealed with this node in it."""
 
     assignment: Assignment
+
+
+@final
+@frozen
+class PeerStaysOut:
+    """Another node has told why it does not join the round that this one gathers nodes for."""
+
+    reason: str
 
 
 @final
@@ -224,6 +233,7 @@ Input = Union[
     NodeUnhealthy,
     RoundJoined,
     StandingBy,
+    PeerStaysOut,
     RoundEnded,
     JobClosed,
     RendezvousFailed,
@@ -319,6 +329,14 @@ class Leave:
 
 @final
 @frozen
+class StayOut:
+    """Tell the others, if they can be reached soon, why this node does not join; it goes away."""
+
+    problem: str
+
+
+@final
+@frozen
 class Finish:
     """The run is over."""
 
@@ -327,7 +345,18 @@ class Finish:
 
 
 Command = Union[
-    CheckNode, JoinRound, StartWorkers, Diagnose, Decide, DumpStacks, StopWorkers, EndRound, ReportDone, Leave, Finish
+    CheckNode,
+    JoinRound,
+    StartWorkers,
+    Diagnose,
+    Decide,
+    DumpStacks,
+    StopWorkers,
+    EndRound,
+    ReportDone,
+    Leave,
+    StayOut,
+    Finish,
 ]
 
 

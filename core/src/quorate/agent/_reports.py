@@ -72,6 +72,8 @@ class Reporter:
             self.emit("rendezvous.failed", new.trouble.problem, kind=new.trouble.kind, level=level)
         if new.stood_by and new.reason != old.reason and new.phase is Phase.JOINING:
             self.emit("round.standby", new.reason, level=1)
+        if new.absence != old.absence:
+            self.emit("node.absent", new.absence, level=1)
         if new.signal_number is not None and old.signal_number is None:
             name = signal_name(-new.signal_number)
             self.emit("agent.signalled", f"{name} received, leaving the job", signal=new.signal_number, level=1)

@@ -56,6 +56,7 @@ from ._protocol import (
     StartFailed,
     StartWorkers,
     State,
+    StayOut,
     StopWorkers,
     WorkerHung,
     WorkersExited,
@@ -333,6 +334,8 @@ class Runner:
             membership.report_done()
         elif isinstance(command, Leave):
             membership.leave()
+        elif isinstance(command, StayOut):
+            membership.stay_out(evolve(self._node_record(), unfit=command.problem))
 
     def _node_record(self) -> NodeRecord:
         return NodeRecord(

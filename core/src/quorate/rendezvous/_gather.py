@@ -23,10 +23,12 @@ class Readiness:
 
 
 def live_nodes(state: State, now: float) -> dict[int, NodeRecord]:
-    """Return ticket -> record of the nodes that are here and whose heart, if it ever beat, still beats."""
+    """Return ticket -> record of the nodes that are here to stay and whose heart, if it ever beat, still beats."""
     assert state.node is not None
     live: dict[int, NodeRecord] = {}
     for ticket, node in sorted(state.nodes.items()):
+        if node.unfit:
+            continue
         key = Key.ticket_beat(state.round_number, ticket)
         gone = state.liveness.has_left(key) or state.liveness.still_for(key, now) > state.settings.patience
         if ticket == state.ticket or not gone:
@@ -73,9 +75,8 @@ def evaluate(state: State, now: float) -> Readiness:
     if count >= settings.max_nodes and not missing:
         return Readiness(True, f"all {settings.max_nodes} nodes are here: {names}")
     if count < settings.min_nodes:
-        return Readiness(
-            False, f"waiting for {settings.min_nodes - count} of {settings.min_nodes} nodes; here: {names}"
-        )
+        missing_count = f"waiting for {settings.min_nodes - count} of {settings.min_nodes} nodes"
+        return Readiness(False, f"{missing_count}; here: {names}{_unfit(state)}")
     if state.previous is not None:
         if missing:
             return Readiness(False, f"waiting for the group rank(s) {missing} of the last round to stop their workers")
@@ -84,6 +85,12 @@ def evaluate(state: State, now: float) -> Readiness:
     if now < last_call:
         return Readiness(False, f"{count} nodes are here, last call for {last_call - now:.1f} s more", last_call)
     return Readiness(True, f"{count} nodes are here and nobody came during the last call: {names}")
+
+
+def _unfit(state: State) -> str:
+    """Return who came only to tell what is wrong with it; of one host the newest word, of all the newest three."""
+    told = {node.host or node.node_id: node.unfit for _, node in sorted(state.nodes.items()) if node.unfit}
+    return "".join(f"; {name} does not join: {problem}" for name, problem in list(told.items())[-3:])
 
 
 def _delay(state: State) -> float:

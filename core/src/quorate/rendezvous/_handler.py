@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["StoreRendezvousHandler", "settings_of"]
 
+#: How long a node that does not join tries to reach the store, to tell why.
+_GUEST_SECONDS = 2.0
+
 
 def settings_of(parameters: RendezvousParameters) -> Settings:
     """Return the protocol's settings from the parameters; the relations between them are checked here.
@@ -70,6 +73,20 @@ def settings_of(parameters: RendezvousParameters) -> Settings:
             f"{settings.lease_timeout:g}; a node must outlive an outage for at least its lease"
         )
     return settings
+
+
+def _as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
+    """Return how to reach a store for a word or two: this node must not serve it for others, and has little time."""
+    config = {**parameters.config, "is_host": False, "connect_timeout": _GUEST_SECONDS}
+    return RendezvousParameters(
+        parameters.backend,
+        parameters.endpoint,
+        parameters.run_id,
+        parameters.min_nodes,
+        parameters.max_nodes,
+        parameters.local_addr,
+        **config,
+    )
 
 
 @final
@@ -104,7 +121,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._final: Closed | GaveUp | None = None
         self._driver = Driver(
             settings_of(parameters),
-            lambda: open_store(parameters),
+            lambda: open_store(self._parameters),
             lambda nodes, previous: host.decide("ranks", nodes, previous),
             lambda summary, waiting: host.decide_or(False, "rescale", summary, waiting),
             self._hear,
@@ -135,6 +152,17 @@ class StoreRendezvousHandler(RendezvousHandler):
             plugin_digest=self._host.digest(),
         )
         self._driver.post(Join(self._node))
+
+    def request_stay_out(self, node: NodeRecord) -> None:
+        """Have those who wait for this node told why it does not come (``node.unfit``), if they can be reached soon."""
+        if self._parameters.max_nodes == 1:
+            return
+        if not self._started:
+            self._started = True
+            self._parameters = _as_guest(self._parameters)
+            self._driver.start()
+        self._release()
+        self._driver.post(Join(evolve(node, host=node.host or host_name(), plugin_digest=self._host.digest())))
 
     def end_round(self, end: RoundEnd) -> None:
         self._driver.post(End(end))

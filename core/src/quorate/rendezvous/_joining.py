@@ -6,6 +6,7 @@ from typing import Any
 
 from .._record import evolve
 from ..records import Cause, RoundEnd, Verdict
+from ._liveness import BeatState
 from ._protocol import (
     Appeared,
     AskRescale,
@@ -18,8 +19,11 @@ from ._protocol import (
 )
 from ._running import ended
 from ._sealing import gather, judge_sealer
-from ._turn import Turn, close, read_summary, take_ticket
+from ._turn import Turn, close, go_away, read_summary, take_ticket
 from ._wire import decode_end, encode
+
+#: How long a node that does not join tries to tell the others why.
+_TELL_SECONDS = 2.0
 
 
 def join(turn: Turn, event: Join) -> None:
@@ -29,7 +33,7 @@ def join(turn: Turn, event: Join) -> None:
         node = evolve(node, previous_round=state.assignment.round_number, previous_rank=state.assignment.group_rank)
     turn.set(
         node=node,
-        join_deadline=turn.now + state.settings.join_timeout,
+        join_deadline=turn.now + (_TELL_SECONDS if node.unfit else state.settings.join_timeout),
         assignment=None,
         summary=None,
         done=False,
@@ -101,6 +105,9 @@ def on_ticket(turn: Turn, value: Any) -> None:
 
 def on_record(turn: Turn, value: Any) -> None:
     state = turn.state
+    if state.node is not None and state.node.unfit:
+        go_away(turn, BeatState.LEFT)
+        return
     turn.set(next_beat=turn.now + state.settings.beat_interval)
     if state.previous is not None and state.previous.ended is None:
         summary = state.previous.summary

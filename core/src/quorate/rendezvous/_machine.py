@@ -74,7 +74,7 @@ from ._sealing import (
     on_seats,
     sealed,
 )
-from ._turn import Turn, end_with, look, my_beat_key
+from ._turn import Turn, end_with, go_away, look, my_beat_key
 
 __all__ = ["initial_state", "step"]
 
@@ -153,7 +153,8 @@ def _on_look(turn: Turn, values: list[bytes | None]) -> None:
 def _leave(turn: Turn, event: Leave) -> None:
     """Go away: end the round for the others, unless this node's part in it is done, and say so in the heartbeat."""
     state = turn.state
-    known = state.node is not None and (state.assignment is not None or state.ticket > 0)
+    if state.node is not None and state.node.unfit and state.phase in JOINING:
+        return  # it has come only to tell why it stays out, and goes when that is done
     said = state.pending.get("end")
     if state.phase is Phase.RUNNING and said is not None:
         turn.tell(said)  # it may never have arrived, and tells more than that this node goes
@@ -162,12 +163,7 @@ def _leave(turn: Turn, event: Leave) -> None:
         assert state.assignment is not None
         reason = f"node {state.node.host or state.node.node_id} left"
         end_with(turn, Cause.NODE_LEFT, Verdict.RESCALE, reason, (state.assignment.group_rank,))
-    turn.stop(Phase.LEFT, "left")
-    if known:
-        word = BeatState.BYE if state.done else BeatState.LEFT
-        turn.call("left", "put", my_beat_key(state), values=(turn.beat("", word),))
-    else:
-        turn.tell(Gone())
+    go_away(turn, BeatState.BYE if state.done else BeatState.LEFT)
 
 
 def _on_left(turn: Turn, value: Any) -> None:

@@ -321,6 +321,14 @@ class Ended:
 
 @final
 @frozen
+class StaysOut:
+    """A node came only to tell why it is not fit for the round that this one gathers nodes for."""
+
+    reason: str
+
+
+@final
+@frozen
 class StandingBy:
     """Told to the agent: the round is full or running; this node is in line for the next one."""
 
@@ -350,8 +358,8 @@ class Gone:
     """Told to the driver: this node has left."""
 
 
-Output = Union[Joined, Ended, StandingBy, Closed, GaveUp, Gone]
-Command = Union[Call, Wait, OrderNodes, AskRescale, Joined, Ended, StandingBy, Closed, GaveUp, Gone]
+Output = Union[Joined, Ended, StandingBy, StaysOut, Closed, GaveUp, Gone]
+Command = Union[Call, Wait, OrderNodes, AskRescale, Joined, Ended, StandingBy, StaysOut, Closed, GaveUp, Gone]
 
 
 @final

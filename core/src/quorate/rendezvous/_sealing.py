@@ -18,6 +18,7 @@ from ._protocol import (
     Phase,
     Previous,
     State,
+    StaysOut,
 )
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
@@ -58,7 +59,10 @@ def on_records(turn: Turn, values: list[bytes | None]) -> None:
     nodes = dict(state.nodes)
     for ticket, value in zip(unknown, values, strict=False):
         if value is not None:
-            nodes[ticket] = decode_node(Key.node(state.round_number, ticket), value)
+            nodes[ticket] = node = decode_node(Key.node(state.round_number, ticket), value)
+            if node.unfit:
+                name = node.host or node.node_id
+                turn.tell(StaysOut(f"node {name} does not join round {state.round_number}: {node.unfit}"))
     if len(nodes) > len(state.nodes):
         turn.set(nodes=nodes, last_arrival=turn.now)
     consider_sealing(turn)
@@ -174,7 +178,7 @@ def _restart_count(state: State) -> int:
 def _absent(state: State, previous: Previous) -> list[int]:
     """Return the group ranks of the round before whose nodes are not here."""
     number = previous.summary.round_number
-    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number}
+    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number and not node.unfit}
     return [rank for rank in range(previous.summary.group_world_size) if rank not in back]
 
 

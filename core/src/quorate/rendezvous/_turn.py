@@ -17,6 +17,7 @@ from ._protocol import (
     Closed,
     Command,
     GaveUp,
+    Gone,
     Key,
     Phase,
     State,
@@ -100,6 +101,16 @@ def read_summary(number: int, value: bytes) -> RoundSummary:
 def close(turn: Turn, end: RoundEnd) -> None:
     turn.stop(Phase.CLOSED, end.reason)
     turn.tell(Closed(end))
+
+
+def go_away(turn: Turn, word: BeatState) -> None:
+    """Leave, and say so in the heartbeat if anybody may be watching it."""
+    known = turn.state.node is not None and (turn.state.assignment is not None or turn.state.ticket > 0)
+    turn.stop(Phase.LEFT, "left")
+    if known:
+        turn.call("left", "put", my_beat_key(turn.state), values=(turn.beat("", word),))
+    else:
+        turn.tell(Gone())
 
 
 def end_with(turn: Turn, cause: Cause, verdict: Verdict, reason: str, lost_ranks: tuple[int, ...] = ()) -> None:

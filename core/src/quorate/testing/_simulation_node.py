@@ -328,6 +328,8 @@ class SimulatedNode:
             self.post(protocol.Done())
         elif isinstance(command, agent.Leave):
             self.post(protocol.Leave())
+        elif isinstance(command, agent.StayOut):
+            self.post(protocol.Join(evolve(self.record, unfit=command.problem)))
         else:
             self._finish(command)
         return None
