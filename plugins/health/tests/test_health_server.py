@@ -1,0 +1,458 @@
+"""The health server by itself: what it answers about an agent in every state, and how it begins and ends.
+
+The agent is a stand-in here, so that it can be stuck at will.  Real agents are in the repository's own tests.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import resource
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from quorate.clock import monotonic
+from quorate.errors import StoreUnavailableError
+from quorate.records import Cause, Event, RoundEnd, Verdict
+from quorate.services import AgentSnapshot, HangReport, WorkerSnapshot
+from quorate_health import _pulse, plugin
+from quorate_health._service import HealthService
+
+DEADLINE = 30.0
+VARIABLE = "TORCHELASTIC_HEALTH_CHECK_PORT"
+
+
+class StubAgent:
+    """An agent that is as it is told to be; ``is_stuck`` is one that takes no turn until the deadline."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
+        self.environment: Mapping[str, str] = environment or {}
+        self.settings: Mapping[str, Any] = settings
+        self.said: list[str] = []
+        self.turns = 0
+        self.is_stuck = False
+        self.latency: float | None = 0.001
+        self.phase, self.reason = "running", ""
+        self.workers: tuple[WorkerSnapshot, ...] = ()
+        self.ends: tuple[RoundEnd, ...] = ()
+
+    def snapshot(self) -> AgentSnapshot:
+        return AgentSnapshot(
+            "run", "node", "host", "role", self.phase, self.reason, 3, 0, 0, 0, 1, 1, self.workers, self.ends
+        )
+
+    def turn(self, timeout: float) -> float | None:
+        self.turns += 1
+        return None if self.is_stuck else 0.001
+
+    def store_latency(self, timeout: float) -> float | None:
+        if self.latency is not None and self.latency > timeout:
+            raise StoreUnavailableError("it is frozen")
+        return self.latency
+
+    def note_heartbeat(self, local_rank: int, pid: int) -> None:
+        raise AssertionError("the server only looks")
+
+    def report_hang(self, report: HangReport) -> None:
+        raise AssertionError("the server only looks")
+
+    def report_unhealthy(self, problem: str) -> None:
+        raise AssertionError("the server only looks")
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+
+def start(agent: StubAgent) -> HealthService | None:
+    """Start what the plugin offers, as an agent does."""
+    (backend,) = (backend for backend in plugin.quorate_register_service() if backend.name == "health")
+    service = backend.start(agent)
+    assert service is None or isinstance(service, HealthService)
+    return service
+
+
+@pytest.fixture
+def agent() -> StubAgent:
+    return StubAgent(health_port=0)
+
+
+@pytest.fixture
+def service(agent: StubAgent) -> Iterator[HealthService]:
+    """A server, of which nothing is left at the end."""
+    threads, descriptors = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
+    service = start(agent)
+    assert service is not None
+    yield service
+    service.close()
+    assert set(threading.enumerate()) == threads
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+
+
+def ask(
+    service: HealthService, path: str, method: str = "GET", **headers: str
+) -> tuple[int, str, http.client.HTTPMessage]:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=DEADLINE)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), answer.headers
+    finally:
+        connection.close()
+
+
+def metric(service: HealthService, name: str) -> dict[tuple[str, ...], float]:
+    """Return a metric's values by those of its labels."""
+    families = text_string_to_metric_families(ask(service, "/metrics")[1])
+    return {tuple(s.labels.values()): s.value for family in families for s in family.samples if s.name == name}
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_does_not_turn_is_not_live(service: HealthService, agent: StubAgent) -> None:
+    agent.is_stuck = True
+    status, body, _ = ask(service, "/livez")
+    assert (status, body) == (503, "the agent has not taken a turn within 5 s\n")
+    assert ask(service, "/readyz")[0] == 200, "what it said last is that its workers run"
+    health = json.loads(ask(service, "/healthz")[1])
+    assert (health["is_live"], health["is_ready"], health["is_healthy"]) == (False, True, False)
+    assert health["reasons"] == ["the agent has not taken a turn within 5 s"]
+    assert "stuck while running" in ask(service, "/status")[1]
+
+
+def test_an_agent_without_workers_is_not_ready_and_says_why(service: HealthService, agent: StubAgent) -> None:
+    agent.phase, agent.reason = "joining", "waiting for 1 of 2 nodes"
+    assert ask(service, "/livez")[0] == 200
+    status, body, _ = ask(service, "/readyz")
+    assert status == 503
+    assert body == "no workers run in a sealed round; the agent is joining: waiting for 1 of 2 nodes\n"
+    status, body, _ = ask(service, "/healthz")
+    assert (status, json.loads(body)["reasons"]) == (503, [body_line(ask(service, "/readyz")[1])])
+
+
+def body_line(body: str) -> str:
+    return body.removesuffix("\n")
+
+
+def test_a_crowd_costs_the_agent_few_turns(service: HealthService, agent: StubAgent) -> None:
+    begun_at = monotonic()
+    for _ in range(50):
+        assert ask(service, "/livez")[0] == 200
+    assert agent.turns <= 1 + (monotonic() - begun_at) / _pulse._FRESH_SECONDS
+
+
+def test_what_is_not_there_and_what_is_not_allowed(service: HealthService) -> None:
+    status, body, headers = ask(service, "/nothing")
+    assert status == 404
+    for path in ("/livez", "/readyz", "/healthz", "/metrics", "/status", "/status.json"):
+        assert path in body
+        status, _, headers = ask(service, path, "POST")
+        assert (status, headers["Allow"]) == (405, "GET, HEAD")
+        status, body_of_head, headers = ask(service, path, "HEAD")
+        assert (status, body_of_head) == (200, "")
+    status, _, headers = ask(service, "/")
+    assert (status, headers["Location"]) == (302, "status")
+
+
+def test_every_answer_forbids_what_a_browser_should_not_do(service: HealthService) -> None:
+    _, page, headers = ask(service, "/status")
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["Connection"] == "close"
+    assert headers["Server"] is None
+    assert " style=" not in page, "the policy would ignore it"
+    assert "http://" not in page, "it needs nothing from elsewhere"
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:80", 200),
+        ("status.localhost:1", 200),
+        ("127.0.0.1:8080", 200),
+        ("[::1]:8080", 200),
+        ("10.1.2.3", 200),
+        ("rebound.example", 421),
+        ("rebound.example:8080", 421),
+        ("127.0.0.1.example", 421),
+    ],
+)
+def test_a_name_that_was_given_this_address_reads_nothing(service: HealthService, name: str, status: int) -> None:
+    assert ask(service, "/status.json", Host=name)[0] == status
+
+
+# --- what is told ---------------------------------------------------------------------------------------------------
+
+
+def test_heartbeats_have_an_age_for_each_running_worker(service: HealthService, agent: StubAgent) -> None:
+    agent.workers = (
+        WorkerSnapshot(0, 4, os.getpid(), heartbeat_at=monotonic() - 100.0),
+        WorkerSnapshot(1, 5, os.getpid()),
+        WorkerSnapshot(2, 6, 1, "failed", 1, heartbeat_at=monotonic()),
+    )
+    ages = metric(service, "quorate_worker_heartbeat_age_seconds")
+    assert list(ages) == [("0",)]
+    assert 100.0 <= ages[("0",)] < 100.0 + DEADLINE
+    assert metric(service, "quorate_workers_up") == {(): 2.0}
+    workers = json.loads(ask(service, "/status.json")[1])["workers"]
+    assert [worker["seconds_since_heartbeat"] is None for worker in workers] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("latency", "up", "seconds"), [(0.25, {(): 1.0}, {(): 0.25}), (99.0, {(): 0.0}, {}), (None, {}, {})]
+)
+def test_the_store_is_up_down_or_not_there_yet(
+    service: HealthService, agent: StubAgent, latency: float | None, up: dict[Any, float], seconds: dict[Any, float]
+) -> None:
+    agent.latency = latency
+    assert metric(service, "quorate_store_up") == up
+    assert metric(service, "quorate_store_latency_seconds") == seconds
+
+
+def test_events_become_rounds_and_durations(service: HealthService, agent: StubAgent) -> None:
+    def tell(name: str, **details: Any) -> None:
+        service.observe(Event(name, "", details=details))
+
+    def join(number: int) -> None:
+        tell("agent.phase", phase="joining", was="checking")
+        tell("round.joined", round=number, group_rank=0, group_world_size=1, world_size=1, restart_count=number)
+
+    def end(number: int, cause: str, verdict: str) -> None:
+        tell("round.ended", round=number, cause=cause, verdict=verdict)
+
+    agent.ends = (RoundEnd(1, Cause.HANG, Verdict.RESTART, "it hangs"),)
+    join(0)
+    tell("workers.started")
+    end(0, "node_joined", "rescale")
+    join(1)
+    tell("workers.started")
+    tell("worker.failed")
+    end(1, "hang", "restart")
+    tell("agent.phase", phase="joining", was="checking")
+    tell("round.standby")
+    tell("round.joined", round=2, group_rank=0, group_world_size=1, world_size=1, restart_count=1)
+    tell("workers.started")
+    rounds = json.loads(ask(service, "/status.json")[1])["rounds"]
+    assert [(entry["cause"], entry["verdict"], entry["reason"]) for entry in rounds] == [
+        ("node_joined", "rescale", ""),
+        ("hang", "restart", "it hangs"),
+        ("", "", ""),
+    ]
+    assert metric(service, "quorate_restarts_total") == {("hang",): 1.0}
+    assert metric(service, "quorate_rescales_total") == {("node_joined",): 1.0}
+    assert metric(service, "quorate_rendezvous_seconds_count") == {(): 2.0}, "to stand in line does not count"
+    assert metric(service, "quorate_recovery_seconds_count") == {(): 2.0}
+    assert metric(service, "quorate_recovery_seconds_count") == {(): 2.0}, "nothing is counted twice"
+
+
+# --- its begin and its end ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "65536", "8080 ", "٣"])
+def test_a_port_that_is_none_is_said(text: str) -> None:
+    agent = StubAgent({VARIABLE: text})
+    assert start(agent) is None
+    assert agent.said == [f"warning: {VARIABLE}={text} is not a port; there is no health server"]
+
+
+def test_a_host_that_is_not_ours_is_said() -> None:
+    agent = StubAgent(health_port=0, health_host="192.0.2.1")
+    assert start(agent) is None
+    assert agent.said == [
+        "warning: no health server at 192.0.2.1 port 0: Cannot assign requested address; the job runs without one"
+    ]
+
+
+def test_a_host_without_a_port_is_said() -> None:
+    agent = StubAgent(health_host="0.0.0.0")
+    assert start(agent) is None
+    assert agent.said == ["--health-host has no effect without --health-port"]
+
+
+@pytest.mark.parametrize("host", ["::1", "::", "0.0.0.0", "localhost"])
+def test_it_listens_where_it_is_told_to(host: str) -> None:
+    agent = StubAgent(health_port=0, health_host=host)
+    service = start(agent)
+    assert service is not None
+    try:
+        for address in {"::1": ("::1",), "::": ("::1", "127.0.0.1")}.get(host, ("127.0.0.1",)):
+            with socket.create_connection((address, service.port), timeout=DEADLINE) as client:
+                client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+                assert client.recv(100).startswith(b"HTTP/1.0 200 OK")
+        shown = f"[{host}]" if ":" in host else host
+        assert agent.said == [f"health server at http://{shown}:{service.port}/status"]
+    finally:
+        service.close()
+
+
+def test_it_can_be_closed_before_it_is_loaded_and_its_port_taken_at_once(agent: StubAgent) -> None:
+    service = start(agent)
+    assert service is not None
+    service.close()
+    again = StubAgent(health_port=service.port)
+    successor = start(again)
+    assert successor is not None, again.said
+    assert ask(successor, "/livez")[0] == 200
+    successor.close()
+
+
+def test_its_end_cuts_off_whoever_is_connected(agent: StubAgent) -> None:
+    service = start(agent)
+    assert service is not None
+    ask(service, "/livez")
+    with socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE) as client:
+        client.sendall(b"GET /li")
+        service.close()
+        assert client.recv(1) == b""
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_copy_keeps_no_client_waiting(service: HealthService) -> None:
+    """A worker that is forked while a request is answered holds the connection too, and must not keep it open."""
+    ask(service, "/livez")
+    with socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE) as client:
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) > 0 and _has_peer(client))
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent is done
+            os._exit(0)
+        os.close(reader)
+        try:
+            client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            received = b""
+            while data := client.recv(4096):
+                received += data
+            assert received.endswith(b"ok\n")
+        finally:
+            os.close(writer)
+            os.waitpid(pid, 0)
+
+
+def _has_peer(client: socket.socket) -> bool:
+    """Whether this process holds the other end of a connection, not only the kernel's queue."""
+    address = client.getsockname()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as other:
+                if other.getpeername() == address:
+                    return True
+        except OSError:
+            continue
+    return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = monotonic() + DEADLINE
+    pause = threading.Event()
+    while not condition():
+        assert monotonic() < end
+        pause.wait(0.005)
+
+
+# --- clients --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", b"431"),
+        (b"POST /livez HTTP/1.1\r\nContent-Length: 10000000\r\n\r\n", b"413"),
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
+        (b"GET /livez HTTP/1.1\r\n\r\nGET /readyz HTTP/1.1\r\n\r\n", b"200"),
+    ],
+)
+def test_a_request_that_is_out_of_bounds_is_refused(
+    service: HealthService, request_bytes: bytes, status: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE) as client:
+        client.sendall(request_bytes)
+        received = b""
+        try:
+            while data := client.recv(4096):
+                received += data
+        except ConnectionResetError:
+            pass  # what it had not read is thrown away
+    assert received.startswith((b"HTTP/1.1 " + status, b"HTTP/1.0 " + status))
+    assert received.count(b"HTTP/1.") == 1, "a connection is good for one request"
+
+
+def test_idle_connections_make_way_for_those_that_ask(agent: StubAgent) -> None:
+    """With few descriptors to spend, and all taken by silent clients, the next one is still answered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        service = start(agent)
+        assert service is not None
+        ask(service, "/livez")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        with ExitStack() as stack:
+            for _ in range(200):
+                stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE))
+            assert ask(service, "/livez")[0] == 200
+    finally:
+        service.close()
+
+
+def test_nothing_wakes_while_nobody_asks(service: HealthService) -> None:
+    """No polling: the server's threads do not run at all between requests."""
+    ask(service, "/livez")
+    tasks = {int(name) for name in os.listdir("/proc/self/task")} - {threading.get_native_id()}
+    own = {thread.native_id for thread in threading.enumerate() if thread.name.startswith("quorate-health")}
+    assert own <= tasks
+    assert len(own) == 4
+    wait_until(lambda: not _has_clients(service))
+    before = _switches(own)
+    select.select([], [], [], 1.2)  # longer than any period that a poll would have
+    assert _switches(own) - before <= len(own), "each may have gone to sleep only just now"
+
+
+def _has_clients(service: HealthService) -> bool:
+    assert service._server is not None
+    return bool(service._server._listener.active_channels)
+
+
+def _switches(threads: set[int | None]) -> int:
+    total = 0
+    for thread in threads:
+        for line in Path(f"/proc/self/task/{thread}/status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                total += int(line.split()[1])
+    return total
+
+
+def test_a_log_that_cannot_be_read_holds_up_nobody(service: HealthService, agent: StubAgent, tmp_path: Path) -> None:
+    """A worker can put anything in its log's place: a pipe that nobody writes to, a link, a folder."""
+    pipe, link, secret = tmp_path / "pipe", tmp_path / "link", tmp_path / "secret"
+    os.mkfifo(pipe)
+    secret.write_text("secret\n")
+    link.symlink_to(secret)
+    agent.workers = tuple(
+        WorkerSnapshot(index, index, os.getpid(), stdout=str(path)) for index, path in enumerate((pipe, link, tmp_path))
+    )
+    begun_at = time.monotonic()
+    workers = json.loads(ask(service, "/status.json")[1])["workers"]
+    assert [worker["stdout"] for worker in workers] == [None, None, None]
+    assert "cannot be read" in ask(service, "/status")[1]
+    assert time.monotonic() - begun_at < DEADLINE
