@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from .catalogue import StarterRequest
 from .records import WorkerExited, WorkerLaunch
 
-__all__ = ["PreparingStarter", "ProcessContext", "StackDumper", "Starter", "StarterRequest"]
+__all__ = ["LeavesBehind", "PreparingStarter", "ProcessContext", "StackDumper", "Starter", "StarterRequest"]
 
 
 @runtime_checkable
@@ -48,6 +48,18 @@ class ProcessContext(Protocol):
 
     def close(self) -> None:
         """Kill whatever is left and release every descriptor, thread and temporary file.  Called exactly once."""
+        ...
+
+
+@runtime_checkable
+class LeavesBehind(Protocol):
+    """An ability that a process context may have besides: telling what it could not end."""
+
+    def left_behind(self) -> Sequence[str]:
+        """Return, once the context is closed, a sentence for each process that lives on in spite of SIGKILL.
+
+        Such a process holds its devices and ports, so the agent takes its node out of the job.
+        """
         ...
 
 

@@ -28,7 +28,7 @@ from ..records import (
 )
 from ..rendezvous._address import host_name
 from ..services import AgentSnapshot, WorkerSnapshot
-from ..starter import StackDumper
+from ..starter import LeavesBehind, StackDumper
 from ._checks import Checks
 from ._environment import build_launches
 from ._machine import initial_state, step
@@ -49,6 +49,7 @@ from ._protocol import (
     Input,
     JoinRound,
     Leave,
+    NodeUnhealthy,
     RendezvousFailed,
     ReportDone,
     SignalReceived,
@@ -75,6 +76,7 @@ __all__ = ["Runner"]
 
 #: Beyond the grace: what the starter needs to kill, sweep and drain, even from an uninterruptible wait.
 _LAST_RESORT_SECONDS = 10.0
+_LONGEST_LAST_WORDS = 500
 
 
 @final
@@ -271,7 +273,9 @@ class Runner:
         if self._stop_deadline is None or self._context is not context:
             return
         if context.is_gone() or monotonic() >= self._stop_deadline:
-            self._close_context()  # which kills whatever a stalled console or an uninterruptible wait has left
+            problem = self._close_context()  # which kills whatever a stalled console or a wait in the kernel has left
+            if problem:
+                self._feed(NodeUnhealthy(problem))
             self._feed(WorkersGone())
 
     def _note_exits(self, exits: Sequence[WorkerExited]) -> None:
@@ -427,14 +431,17 @@ class Runner:
             return WorkersGone()
         self._context.stop(command.signal_number, command.grace_seconds, now)
         if self._context.is_gone():
-            self._close_context()
+            problem = self._close_context()
+            if problem:
+                self.post(NodeUnhealthy(problem))
             return WorkersGone()
         return None
 
-    def _close_context(self) -> None:
+    def _close_context(self) -> str:
+        """Close it; return what speaks against another round on this node, ``""`` if nothing does."""
         context, self._context = self._context, None
         if context is None:
-            return
+            return ""
         assert self._epoll is not None
         try:
             self._epoll.unregister(context.fileno())
@@ -442,6 +449,7 @@ class Runner:
             pass  # its descriptor is already closed
         context.close()
         self._complete_error_files()
+        return "; ".join(context.left_behind()) if isinstance(context, LeavesBehind) else ""
 
     def _diagnose(self, command: Diagnose) -> Input:
         seat = self.state.assignment
@@ -516,4 +524,8 @@ def _message(exit: WorkerExited, data: dict[str, Any] | None) -> str:
         return exit.problem
     if exit.exit_code < 0:
         return f"Signal {-exit.exit_code} ({signal_name(exit.exit_code)}) received by PID {exit.pid}"
-    return message_from_stderr(exit.stderr_tail) or f"exit code {exit.exit_code}"
+    message = message_from_stderr(exit.stderr_tail)
+    if message is not None:
+        return message
+    last = next((line.strip() for line in reversed(exit.stderr_tail) if line.strip()), "")
+    return f"exit code {exit.exit_code}" + (f", last words: {last[:_LONGEST_LAST_WORDS]}" if last else "")

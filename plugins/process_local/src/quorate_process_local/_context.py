@@ -23,7 +23,7 @@ from quorate.records import WorkerExited, WorkerLaunch
 
 from ._fds import forget, hold_with, release, warn
 from ._guardian import Guardian
-from ._leftovers import MARKER_VARIABLE, Leftover, find_leftovers, marker_of, state_of
+from ._leftovers import MARKER_VARIABLE, Leftover, find_leftovers, kernel_wait_of, marker_of, state_of
 from ._pump import Pump
 from ._stack_signal import STACK_SIGNAL, STACK_SIGNAL_VARIABLE
 from ._streams import Output, plan_output
@@ -60,6 +60,7 @@ class LocalContext:
         self._is_killing = self._must_look = self._is_swept = self._is_closed = False
         self._has_news = False
         self._ignored: set[int] = set()
+        self._left_behind: list[str] = []
         self._epoll = select.epoll()
         hold_with(self._epoll.fileno(), self._epoll.close)
         self._guardian = Guardian(f"{self._id}.")
@@ -152,6 +153,9 @@ class LocalContext:
 
         running = [(worker.local_rank, worker.pid, worker.error_path) for worker in self._running()]
         dump_stacks(running, hung_local_rank, timeout)
+
+    def left_behind(self) -> Sequence[str]:
+        return tuple(self._left_behind)
 
     def close(self) -> None:
         if self._is_closed or self._owner != os.getpid():
@@ -309,13 +313,17 @@ class LocalContext:
 
     def _give_up(self, now: float) -> None:
         for leftover in list(self._leftovers.values()):
-            warn(f"{_stuck(leftover.pid)}; local rank {leftover.local_rank} left it")
+            self._note_left_behind(f"{_stuck(leftover.pid)}; local rank {leftover.local_rank} left it")
             self._drop(leftover)
         for worker in self._running():
             worker.problem = _stuck(worker.pid)
-            warn(f"{worker.problem}; it was local rank {worker.local_rank}")
+            self._note_left_behind(f"{worker.problem}; it was local rank {worker.local_rank}")
             self._end(worker, -signal.SIGKILL, now)
         self._finish_sweep()
+
+    def _note_left_behind(self, sentence: str) -> None:
+        self._left_behind.append(sentence)
+        warn(sentence)
 
 
 def _signal_group(pid: int, signal_number: int) -> None:
@@ -334,4 +342,5 @@ def _signal_group(pid: int, signal_number: int) -> None:
 def _stuck(pid: int) -> str:
     state = state_of(pid) or "gone"
     seconds = f"{_KILL_PATIENCE_SECONDS:g} s"
-    return f"process {pid} (state {state}) did not end within {seconds} of SIGKILL and is left to the kernel"
+    where = f"process {pid} (state {state}, waits in {kernel_wait_of(pid)})"
+    return f"{where} did not end within {seconds} of SIGKILL and is left to the kernel"
