@@ -11,7 +11,6 @@ import argparse
 import os
 import select
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, final
 
-from ._processes import BenchmarkError, program
+from ._processes import BenchmarkError, free_port, program
 from ._report import Report, Samples, bound, compile_sources
 
 MEMBER = str(Path(__file__).with_name("_member.py"))
@@ -84,7 +83,7 @@ class Job:
     """One job; ends, with all its processes, at the end of the ``with`` block."""
 
     def __init__(self, contender: Contender, nodes: str) -> None:
-        self._contender, self._nodes, self._port = contender, nodes, _free_port()
+        self._contender, self._nodes, self._port = contender, nodes, free_port()
         self._agents: list[subprocess.Popen[bytes]] = []
         self._errors: list[IO[bytes]] = []
         self._folder = tempfile.TemporaryDirectory()
@@ -273,13 +272,6 @@ def collect(
             f"{name} had not done it after {patience:g} s (median of ours: {statistics.median(samples['quorate']):g} s)"
         )
     return samples
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

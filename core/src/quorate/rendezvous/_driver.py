@@ -21,7 +21,7 @@ from ._interpreter import Interpreter, WaitDesk
 from ._protocol import Call, Failed, GaveUp, Input, Key, Output, Reply, Settings, State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "perform"]
 
 _T = TypeVar("_T")
 _LONG_WAIT_SECONDS = 3600.0
@@ -160,7 +160,7 @@ class Driver:
             try:
                 store = self._ensure_store()
                 if isinstance(call, Call):
-                    self.post(Reply(call, _perform(store, call)))
+                    self.post(Reply(call, perform(store, call)))
                 else:
                     call(store)
             except StoreUnavailableError as error:
@@ -236,7 +236,8 @@ class Driver:
                     self.post(event)
 
 
-def _perform(store: Store, call: Call) -> Any:
+def perform(store: Store, call: Call) -> Any:
+    """Carry out one call, and return what its reply holds."""
     if call.operation == "add":
         return store.add(call.keys[0], call.amount)
     if call.operation == "create":

@@ -1,0 +1,164 @@
+"""``python -m benchmarks rounds``: one round of N nodes over a store on this machine, side by side with torch's own.
+
+All nodes are connected and join at once; measured is the time until the last of them knows its ranks, and what each
+node asked of the store.  Ours run without their threads (``_crowd.py``), torch's with one thread each, so that beyond a
+hundred nodes on a few cores theirs is slower than on as many machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from quorate.plugins import get_host
+from quorate.rendezvous import RendezvousParameters
+
+from ._processes import BenchmarkError, free_port
+from ._report import Report, Samples, bound, compile_sources, faster
+
+HERE = Path(__file__).parent
+PROCESSES = 2
+RUN_ID = "round"  # each round has a server of its own
+#: nodes -> seconds that a round over c10d may take
+LIMITS = {8: 0.020, 512: 0.1, 4096: 1.0}
+DEADLINE_SECONDS = 300.0
+
+
+@contextmanager
+def c10d_server() -> Iterator[str]:
+    """Serve a TCPStore and give its endpoint."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield f"127.0.0.1:{store.port}"
+    del store
+
+
+@contextmanager
+def tcp_server() -> Iterator[str]:
+    """Serve the store of the static plugin, in this process, and give its endpoint."""
+    endpoint = f"127.0.0.1:{free_port()}"
+    backend = get_host().choose("rendezvous backend", "tcp")
+    store: Any = backend.open_store(RendezvousParameters("tcp", endpoint, RUN_ID, 1, 1, "127.0.0.1", is_host=True))
+    try:
+        yield endpoint
+    finally:
+        store.close()
+
+
+@contextmanager
+def etcd_server() -> Iterator[str]:
+    """Run a private etcd whose data lie in memory where the machine has a file system there."""
+    from quorate_rendezvous_etcd import EtcdServer
+
+    memory = Path("/dev/shm")
+    before = os.environ.get("TMPDIR")
+    if memory.is_dir():
+        os.environ["TMPDIR"] = str(memory)
+    server = EtcdServer()
+    server.start()
+    try:
+        yield server.get_endpoint()
+    finally:
+        server.stop()
+        if memory.is_dir():
+            os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+
+
+def one_round(script: str, arguments: Sequence[str], nodes: int) -> tuple[float, float, float]:
+    """Return the seconds of one round, and the store operations and bytes of each node."""
+    processes = min(PROCESSES, nodes)
+    shares = [nodes // processes + (number < nodes % processes) for number in range(processes)]
+    firsts = [sum(shares[:number]) for number in range(processes)]
+    with ExitStack() as stack:
+        crowd = []
+        for first, share in zip(firsts, shares, strict=True):
+            places = [str(share), str(first), str(nodes)] if script == "_crowd" else [str(share), str(nodes)]
+            command = [sys.executable, "-m", f"benchmarks.{script}", *arguments, *places]
+            process = subprocess.Popen(
+                command, cwd=HERE.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            crowd.append(process)
+        for process in crowd:
+            _hear(process)
+        began = time.monotonic()
+        for process in crowd:
+            _say(process)
+        said = [[float(word) for word in _hear(process).split()] for process in crowd]
+        for process in crowd:
+            _say(process)
+    seconds = max(words[0] for words in said) - began
+    return seconds, sum(words[1] for words in said) / nodes, sum(words[2] for words in said) / nodes
+
+
+def _say(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def _hear(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise BenchmarkError("a crowd of nodes ended early; see above")
+    return line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks rounds", description="One round of many nodes.")
+    parser.add_argument("--quick", action="store_true", help="fewer nodes, fewer runs")
+    parser.add_argument("--picture", action="store_true", help="draw the medians for the docs")
+    parser.add_argument("--backends", default="c10d,tcp,etcd", help="ours to measure")
+    options = parser.parse_args(argv)
+    sizes, repeats = ((8, 128, 512), 3) if options.quick else ((8, 32, 128, 512, 2048, 4096), 3)
+    compile_sources()
+    report = Report("rounds", repeats)
+    servers: dict[str, Callable[[], Any]] = {"c10d": c10d_server, "tcp": tcp_server, "etcd": etcd_server}
+    try:
+        for nodes in sizes:
+            _measure(report, servers, options.backends.split(","), nodes, repeats)
+    except BenchmarkError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    report.write(options.picture)
+    return 0
+
+
+def _measure(
+    report: Report, servers: dict[str, Callable[[], Any]], backends: Sequence[str], nodes: int, repeats: int
+) -> None:
+    samples: Samples = {}
+    costs: dict[str, tuple[float, float]] = {}
+    for _ in range(repeats):
+        for backend in backends:
+            with servers[backend]() as endpoint:
+                seconds, operations, size = one_round("_crowd", [backend, endpoint, RUN_ID], nodes)
+            name = "quorate" if backend == "c10d" else f"quorate, {backend}"
+            samples.setdefault(name, []).append(seconds)
+            costs[name] = operations, size
+        if nodes <= 128 and find_spec("torch") is not None:
+            with c10d_server() as endpoint:
+                samples.setdefault("torch", []).append(one_round("_torch_crowd", [endpoint, RUN_ID], nodes)[0])
+    targets = [
+        f"{name}: {operations:.1f} operations and {size:.0f} bytes a node" for name, (operations, size) in costs.items()
+    ]
+    if "quorate" in samples:
+        if nodes in LIMITS:
+            targets.append(bound(f"at most {LIMITS[nodes]:g} s over c10d", samples, LIMITS[nodes]))
+        targets += faster("torch", samples, 20.0)
+    report.add(f"a round of {nodes} nodes, s", samples, targets)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
