@@ -1,8 +1,9 @@
 """Many nodes of one job in one thread, over one connection to work and a few to wait.
 
-``BACKEND ENDPOINT RUN_ID HERE FIRST ALL``.  Each node is the very protocol machine and interpreter that an agent runs; only their threads are left out, because
-thousands of them on a few cores would measure nothing but themselves.  Says ``ready``, waits for a line, then prints
-when its last node had its place (monotonic seconds), and the store operations and bytes that its nodes took.
+``BACKEND ENDPOINT RUN_ID HERE FIRST ALL``.  Each node is the very protocol machine and interpreter that an agent runs;
+only their threads are left out, because thousands of them on a few cores would measure nothing but themselves.  Says
+``ready``, waits for a line, then prints when its last node had its place (monotonic seconds), and the store operations
+and bytes that its nodes took.
 """
 
 from __future__ import annotations
