@@ -38,8 +38,9 @@ types: $(STAMP) ## mypy --strict over all sources
 tests: $(STAMP) etcd chromium ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest
 
-bench: $(STAMP) ## launch, restart and idle cost, side by side with mpirun and torchrun
-	$(PRIVATE_HOSTS) $(BIN)/python -m benchmarks launch
+bench: $(STAMP) ## every benchmark, side by side with the peers that are installed (about 15 minutes; NAME=launch for one)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
+	$(PRIVATE_HOSTS) $(BIN)/python -m benchmarks $(or $(NAME),all) $(ARGS)
 
 clean: ## remove the environment, caches and everything that was built or written
 	rm -rf $(VENV) demo-output benchmarks/results build dist .coverage

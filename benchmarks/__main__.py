@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME [ARGUMENTS]`` runs ``benchmarks/NAME.py``."""
+"""``python -m benchmarks NAME [ARGUMENTS]`` runs ``benchmarks/NAME.py``; ``all`` runs one after the other."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pathlib import Path
 
 def main() -> int:
     known = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
-    if len(sys.argv) < 2 or sys.argv[1] not in known:
-        print(f"usage: python -m benchmarks {{{','.join(known)}}} [ARGUMENTS]", file=sys.stderr)
+    if len(sys.argv) < 2 or sys.argv[1] not in {*known, "all"}:
+        print(f"usage: python -m benchmarks {{{','.join(known)},all}} [ARGUMENTS]", file=sys.stderr)
         return 2
-    code: int = import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
-    return code
+    codes = []
+    for name in known if sys.argv[1] == "all" else [sys.argv[1]]:
+        if sys.argv[1] == "all":
+            print(f"\n# {name}\n", flush=True)
+        codes.append(import_module(f"benchmarks.{name}").main(sys.argv[2:]))
+    return max(codes)
 
 
 if __name__ == "__main__":
