@@ -423,9 +423,14 @@ def test_nothing_wakes_while_nobody_asks(service: HealthService) -> None:
     assert own <= tasks
     assert len(own) == 4
     wait_until(lambda: not _has_clients(service))
-    before = _switches(own)
-    select.select([], [], [], 1.2)  # longer than any period that a poll would have
-    assert _switches(own) - before <= len(own), "each may have gone to sleep only just now"
+    # At most two chances to have gone to sleep only just now; the window is longer than a poll's period would be.
+    assert any(_switches_within(1.2, own) == 0 for _ in range(3))
+
+
+def _switches_within(seconds: float, threads: set[int | None]) -> int:
+    before = _switches(threads)
+    select.select([], [], [], seconds)
+    return _switches(threads) - before
 
 
 def _has_clients(service: HealthService) -> bool:
