@@ -8,6 +8,7 @@ what a worker's exception looks like on disk (:mod:`quorate.failures`).  Only th
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, final
@@ -27,6 +28,9 @@ _MOST_VICTIMS = 16
 _MOST_MESSAGE_LINES = 20
 _MOST_TRACEBACK_LINES = 30
 _MOST_STDERR_LINES = 20
+
+# What is said of a worker that left no word of its own: the headline has it all.
+_SAYS_NOTHING_NEW = re.compile(r"^(exit code -?\d+(, last words: .*)?|Signal \d+ \([^)]*\) received by PID \d+)$")
 
 _SIGNALS: Mapping[str, str] = {
     "SIGABRT": "it aborted itself: a failed assertion, an uncaught C++ exception or a watchdog of a library",
@@ -174,7 +178,10 @@ def _failure(failure: FailureRecord) -> Iterator[str]:
     node = f" (node {failure.node_id[:8]})" if failure.node_id else ""
     yield f"  rank {failure.rank} (local rank {failure.local_rank}){where}{node}: {headline(failure)}"
     yield f"  cause {failure.cause.value}, attempt {failure.restart_count}, at {_utc(failure.timestamp_ns)}"
-    yield from (f"  {line}" for line in failure.message.splitlines()[:_MOST_MESSAGE_LINES])
+    if not _SAYS_NOTHING_NEW.match(failure.message):
+        yield from (f"  {line}" for line in failure.message.splitlines()[:_MOST_MESSAGE_LINES])
+    if failure.cause is Cause.HANG:
+        yield "  the stacks of all workers of its node are in their logs (without log files: on its console)"
     if failure.cause is Cause.BROKEN_COLLECTIVE:
         yield "  nobody has told of a failure that it broke over: its peer may have ended early, or the network broke"
     if failure.error_data and failure.error_file:

@@ -1,0 +1,5 @@
+"""Ends with an exit code and says nothing about why."""
+
+import sys
+
+sys.exit(3)

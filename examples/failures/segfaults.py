@@ -1,0 +1,5 @@
+"""Reads memory that is not there, as broken native code does."""
+
+import ctypes
+
+ctypes.string_at(0)
