@@ -26,7 +26,7 @@ def test_return_values_are_keyed_by_global_rank_over_all_agents(job: Job) -> Non
     assert all(outcome.total_execution_time > 0 for outcome in outcomes)
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver", "warm"])
 def test_every_start_method_gives_the_same(job: Job, method: str) -> None:
     """A1, F: however a function is started."""
     plan = job.plan(workers.give, None, ("a", 1), workers=2, agent={"start_method": method})
