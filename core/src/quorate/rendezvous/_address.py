@@ -65,6 +65,6 @@ def advertised_address(local_addr: str | None, endpoint: str) -> str:
                 source = probe.getsockname()[0]
                 assert isinstance(source, str)
                 return source.partition("%")[0]
-    except (OSError, UsageError):
+    except (OSError, UsageError, UnicodeError):  # UnicodeError: no name of a host, such as a long path
         pass
     return "127.0.0.1"

@@ -143,6 +143,9 @@ class StoreRendezvousHandler(RendezvousHandler):
         address = advertised_address(self._parameters.local_addr, self._parameters.endpoint)
         port = bootstrap.reserve(address)
         self._bootstrap = bootstrap
+        if self._shut_down:  # meanwhile, by another thread, while the endpoint's name was looked up
+            self._release()
+            return
         self._node = evolve(
             node,
             address=address,
@@ -212,7 +215,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         return settings.lease_timeout + settings.beat_interval
 
     def next_rendezvous(self) -> RendezvousInfo:
-        if self._final is None:
+        if self._final is None and not self._shut_down:
             self.request_join(self._node)
         output = self._next_output((Joined, Closed, GaveUp), None)
         assert output is not None

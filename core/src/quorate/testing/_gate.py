@@ -11,7 +11,14 @@ from typing import Any, final
 
 from .._record import evolve
 from ..errors import StoreUnavailableError
-from ..rendezvous import RendezvousBackend, RendezvousParameters, Store
+from ..rendezvous import (
+    BatchStore,
+    HostedStore,
+    InterruptibleStore,
+    RendezvousBackend,
+    RendezvousParameters,
+    Store,
+)
 
 __all__ = ["Gate", "gated"]
 
@@ -101,11 +108,11 @@ class _GatedStore:
 def _gate_store(store: Store, gate: Gate) -> Store:
     """Return ``store`` behind ``gate``, with the abilities that it has and no others."""
     methods: dict[str, Any] = {}
-    if hasattr(store, "put_many"):
+    if isinstance(store, BatchStore):
         methods["put_many"] = lambda self, items: self._call("put_many", items)
-    if hasattr(store, "interrupt"):
+    if isinstance(store, InterruptibleStore):
         methods["interrupt"] = lambda self: self._store.interrupt()
-    if hasattr(store, "is_host"):
+    if isinstance(store, HostedStore):
         methods["is_host"] = property(lambda self: self._store.is_host)
     made: Store = type("GatedStore", (_GatedStore,), methods)(store, gate)
     return made

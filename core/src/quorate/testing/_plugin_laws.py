@@ -18,7 +18,7 @@ from ._law import Ability, LawBrokenError, Tier, law
 from ._subject import Job, Subject, require, result_of, settle, start
 
 _KIND = "rendezvous backend"
-_CONNECT_SECONDS = 1.0
+_CONNECT_SECONDS = 0.5
 #: What a time-out may be overrun by on a busy machine.
 _SLACK_SECONDS = 8.0
 

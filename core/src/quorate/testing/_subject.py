@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final
 
 from ..errors import UsageError
 from ..records import NodeRecord, RoundEnd
-from ..rendezvous import RendezvousBackend, RendezvousHandler, RendezvousInfo, RendezvousParameters, Store
+from ..rendezvous import (
+    BatchStore,
+    HostedStore,
+    InterruptibleStore,
+    RendezvousBackend,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    Store,
+)
 from ._gate import Gate, gated
 from ._law import Ability, LawBrokenError
 
@@ -191,10 +200,13 @@ class Subject:
 
     def _optional_methods(self) -> frozenset[str]:
         if self._methods is None:
-            with self:
-                store = self.job().open()
-                names = ("put_many", "interrupt", "is_host")
-                self._methods = frozenset(name for name in names if hasattr(store, name))
+            probe = self._make_job()  # asked for in the middle of a law, too: it must not touch what the law has open
+            try:
+                store = probe.open()
+                kinds = {"put_many": BatchStore, "interrupt": InterruptibleStore, "is_host": HostedStore}
+                self._methods = frozenset(name for name, kind in kinds.items() if isinstance(store, kind))
+            finally:
+                probe.close()
         return self._methods
 
     @property
@@ -206,9 +218,12 @@ class Subject:
 
     def job(self, run_id: str = "", endpoint: str = "") -> Job:
         """Return a job that nobody else has (``run_id``, ``endpoint``: where two jobs are to have them in common)."""
-        made = Job(self, run_id or f"conformance-{os.urandom(6).hex()}", endpoint or self.server.endpoint)
+        made = self._make_job(run_id, endpoint)
         self._jobs.append(made)
         return made
+
+    def _make_job(self, run_id: str = "", endpoint: str = "") -> Job:
+        return Job(self, run_id or f"conformance-{os.urandom(6).hex()}", endpoint or self.server.endpoint)
 
     def cleanup(self, close: Callable[[], object]) -> None:
         """Have ``close`` called when the law is over, before the jobs end."""
