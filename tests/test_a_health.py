@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.backends import BACKENDS, Backend, loopback_port
 from tests.harness import DEADLINE, Ear, Gate, Job
 from tests.health_workers import PORT_VARIABLE
 
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "health.md"
 CONNECTION_TIMEOUT = 20.0
 #: An agent that takes that long for one turn has been slowed; a loaded machine alone does not do it.
 LONGEST_TURN_SECONDS = 2.0
@@ -154,6 +156,7 @@ class TestOnOneBackend:
             assert ("quorate_agent_info", "run_id", plan.run_id) in {
                 (name, key, value) for name, labels in metrics for key, value in labels
             }
+            check_metrics_are_documented(port)
             check_status(get_json(port, "/status.json"), plan.run_id, again)
             gates[1].open()
             assert host.outcome().values == {0: 1, 1: 1}
@@ -199,6 +202,14 @@ def samples(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     assert status == 200
     families = text_string_to_metric_families(text)
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def check_metrics_are_documented(port: int) -> None:
+    """Every metric of ours has its row in the guide; those that only some agents have may be absent here."""
+    rows = {tuple(row) for row in re.findall(r"^\| `(quorate_\w+)` \| (\w+) \|", GUIDE.read_text(), re.MULTILINE)}
+    told = set(re.findall(r"^# TYPE (quorate_\w+) (\w+)$", get(port, "/metrics")[1], re.MULTILINE))
+    assert {name.removesuffix("_created") for name, _ in told - rows} <= {name for name, _ in rows}
+    assert rows <= told, "documented, but not there"
 
 
 def check_status(status: dict[str, Any], run_id: str, running: list[dict[str, Any]]) -> None:
