@@ -93,10 +93,10 @@ else:
 
     def evolve(record: Any, **changes: Any) -> Any:
         """Return a copy of ``record`` with ``changes``."""
-        for name in record.__slots__:
-            if name not in changes and name != "__weakref__":
-                changes[name] = getattr(record, name)
-        return type(record)(**changes)
+        cls = type(record)
+        values = dict(zip(cls.__slots__, _values(record), strict=False))  # the last slot is __weakref__
+        values.update(changes)
+        return cls(**values)
 
     def frozen(cls: type) -> type:
         """Make ``cls`` a frozen, slotted record of its annotated names."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import final
 
 from .._record import frozen
@@ -10,6 +10,8 @@ from ..records import NodeRecord
 from ._protocol import Key, State
 
 __all__ = ["Readiness", "evaluate", "live_nodes", "missing_survivors", "plugin_warnings"]
+
+_MOST_NAMES = 16
 
 
 @final
@@ -26,11 +28,12 @@ def live_nodes(state: State, now: float) -> dict[int, NodeRecord]:
     """Return ticket -> record of the nodes that are here to stay and whose heart, if it ever beat, still beats."""
     assert state.node is not None
     live: dict[int, NodeRecord] = {}
+    patience = state.settings.patience
     for ticket, node in sorted(state.nodes.items()):
         if node.unfit:
             continue
         key = Key.ticket_beat(state.round_number, ticket)
-        gone = state.liveness.has_left(key) or state.liveness.still_for(key, now) > state.settings.patience
+        gone = state.liveness.has_left(key) or state.liveness.still_for(key, now) > patience
         if ticket == state.ticket or not gone:
             live[ticket] = node
     return live
@@ -48,8 +51,7 @@ def missing_survivors(state: State, now: float) -> list[int]:
         if rank in back or rank in previous.ended.lost_ranks:
             continue
         key = Key.rank_beat(number, rank)
-        beat = state.liveness.beat(key)
-        if beat is not None and beat.state.is_gone:
+        if state.liveness.has_left(key):
             continue
         if state.liveness.still_for(key, now) <= state.settings.patience:
             missing.append(rank)
@@ -66,7 +68,7 @@ def evaluate(state: State, now: float) -> Readiness:
     5. At first: once nobody came for ``last_call_timeout`` seconds.
     """
     settings, live = state.settings, live_nodes(state, now)
-    names = ", ".join(sorted({node.host or node.node_id for node in live.values()}))
+    names = _names(live.values())
     count = len(live)
     delay_until = state.gather_since + _delay(state)
     if now < delay_until:
@@ -79,12 +81,20 @@ def evaluate(state: State, now: float) -> Readiness:
         return Readiness(False, f"{missing_count}; here: {names}{_unfit(state)}")
     if state.previous is not None:
         if missing:
-            return Readiness(False, f"waiting for the group rank(s) {missing} of the last round to stop their workers")
+            ranks = str(missing[:_MOST_NAMES]) + (" and more" if len(missing) > _MOST_NAMES else "")
+            return Readiness(False, f"waiting for the group rank(s) {ranks} of the last round to stop their workers")
         return Readiness(True, f"{count} nodes are here, and all survivors among them: {names}")
     last_call = state.last_arrival + settings.last_call_timeout
     if now < last_call:
         return Readiness(False, f"{count} nodes are here, last call for {last_call - now:.1f} s more", last_call)
     return Readiness(True, f"{count} nodes are here and nobody came during the last call: {names}")
+
+
+def _names(nodes: Iterable[NodeRecord]) -> str:
+    """Return the hosts of ``nodes``, the first few of many: a sentence that names thousands helps nobody."""
+    hosts = sorted({node.host or node.node_id for node in nodes})
+    more = f" and {len(hosts) - _MOST_NAMES} more" if len(hosts) > _MOST_NAMES else ""
+    return ", ".join(hosts[:_MOST_NAMES]) + more
 
 
 def _unfit(state: State) -> str:

@@ -62,6 +62,7 @@ class Beat:
 class _Seen:
     value: bytes | None
     changed_at: float
+    has_left: bool = False  # read once per change: a sealer asks this of every node, again and again
 
 
 @final
@@ -84,9 +85,9 @@ class Liveness:
         for key, value in values.items():
             old = seen.get(key)
             if old is None or old.value != value:
-                seen[key] = _Seen(value, now)
+                seen[key] = _Seen(value, now, value is not None and Beat.decode(value).state.is_gone)
             elif credit:
-                seen[key] = _Seen(value, min(now, old.changed_at + credit))
+                seen[key] = _Seen(value, min(now, old.changed_at + credit), old.has_left)
         return Liveness(seen, now)
 
     def still_for(self, key: str, now: float) -> float:
@@ -114,5 +115,5 @@ class Liveness:
 
     def has_left(self, key: str) -> bool:
         """Return whether the node behind ``key`` said that it is gone."""
-        beat = self.beat(key)
-        return beat is not None and beat.state.is_gone
+        old = self.seen.get(key)
+        return old is not None and old.has_left

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .._record import evolve
 from ..errors import StoreCorruptError
 from ..records import Cause, Verdict
 from ._joining import (
@@ -95,7 +94,7 @@ def step(state: State, event: Input, now: float) -> Step:
             handler(turn, event)
         except StoreCorruptError as error:
             turn.give_up("state", str(error))
-    return Step(evolve(turn.state, reason=turn.state.reason), tuple(turn.commands), turn.state.reason)
+    return Step(turn.state, tuple(turn.commands), turn.state.reason)
 
 
 def _tick(turn: Turn, event: Tick) -> None:

@@ -76,7 +76,9 @@ def consider_sealing(turn: Turn) -> None:
         _start_sealing(turn)
         return
     missing = [ticket for ticket in range(1, state.tickets + 1) if ticket not in state.nodes]
-    expected = Key.node(state.round_number, missing[0] if missing else state.tickets + 1)
+    # Far from min_nodes nothing can be decided, so a crowd that trickles in need not wake the sealer each time.
+    following = state.tickets + 1 + max(0, state.settings.min_nodes - state.tickets) // 16
+    expected = Key.node(state.round_number, missing[0] if missing else following)
     if state.waiting_for != expected:
         turn.wait(expected)
 

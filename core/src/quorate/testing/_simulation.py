@@ -210,7 +210,8 @@ class World:
         """A health check of ``node`` fails."""
         self.note(node, "FAULT", "is found unfit")
         self.count("unfit")
-        node.tell_agent(agent.NodeUnhealthy("its disk is full"))
+        node.problems = ("its disk is full",)
+        node.tell_agent(agent.NodeUnhealthy(*node.problems))
 
     def break_collectives(self, node: SimulatedNode, round_number: int) -> None:
         """A worker of ``node`` has ended: those of others lose their connections to it."""

@@ -85,6 +85,7 @@ class SimulatedNode:
         self.gave_up: protocol.GaveUp | None = None
         self.finished: agent.Finish | None = None
         self.calls = self.bytes = 0
+        self.problems: tuple[str, ...] = ()  # what its health checks find
         self.next_verdict: Verdict | None = None
         self.waiting: Waiting | None = None
         self._inbox: deque[protocol.Input] = deque()
@@ -203,6 +204,8 @@ class SimulatedNode:
     def _watch(self, before: protocol.State, event: protocol.Input, result: protocol.Step) -> None:
         if before.phase is protocol.Phase.TICKETING is not result.state.phase:
             self._in_line_since = self.world.now
+        if result.reason is before.reason and result.state.phase is before.phase:
+            return
         if self.world.is_new(self, result.reason) or result.state.phase is not before.phase:
             self.world.note(self, result.state.phase.value, result.reason)
 
@@ -308,7 +311,7 @@ class SimulatedNode:
 
     def _do(self, command: agent.Command) -> agent.Input | None:
         if isinstance(command, agent.CheckNode):
-            return agent.NodeChecked()
+            return agent.NodeChecked(self.problems)
         if isinstance(command, agent.JoinRound):
             self._joins += 1
             self.post(protocol.Join(evolve(self.record, port=1000 + self._joins)))
@@ -326,10 +329,10 @@ class SimulatedNode:
             self.post(protocol.End(command.end))
         elif isinstance(command, agent.ReportDone):
             self.post(protocol.Done())
-        elif isinstance(command, agent.Leave):
-            self.post(protocol.Leave())
         elif isinstance(command, agent.StayOut):
             self.post(protocol.Join(evolve(self.record, unfit=command.problem)))
+        elif isinstance(command, agent.Leave):
+            self.post(protocol.Leave())
         else:
             self._finish(command)
         return None
