@@ -25,7 +25,7 @@ class StubView:
     settings: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
-        self.phase = "running"
+        self.phase = "checking"
 
     def snapshot(self) -> AgentSnapshot:
         return AgentSnapshot("run", "node", "host", "role", self.phase, "", 0)
@@ -50,21 +50,32 @@ class StubView:
 
 
 class Bench:
-    """Runs checks and keeps what they post."""
+    """Runs checks as an agent's thread does: it waits until it is woken, or for as long as it was told."""
 
     def __init__(self) -> None:
         self.view = StubView()
-        self.posted: queue.SimpleQueue[Input] = queue.SimpleQueue()
+        self.woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.running: list[Checks] = []
         self.gate = threading.Event()
 
     def start(self, *checks: HealthCheck, interval: float = 0.0) -> Checks:
-        self.running.append(Checks(checks, self.view, self.posted.put, interval))
+        self.running.append(Checks(checks, self.view, lambda: self.woken.put(None), interval))
         return self.running[-1]
 
+    def wait(self, checks: Checks) -> Input:
+        end = time.monotonic() + DEADLINE
+        while (found := checks.advance(time.monotonic())) is None:
+            due = checks.wake_at()
+            try:
+                self.woken.get(timeout=max(0.0, (end if due is None else min(due, end)) - time.monotonic()))
+            except queue.Empty:
+                assert time.monotonic() < end, "no answer"
+        return found
+
     def once(self, *checks: HealthCheck) -> tuple[str, ...]:
-        assert self.start(*checks).begin() is None
-        answer = self.posted.get(timeout=DEADLINE)
+        running = self.start(*checks)
+        assert running.begin() is None
+        answer = self.wait(running)
         assert isinstance(answer, NodeChecked)
         return answer.problems
 
@@ -143,38 +154,64 @@ def test_a_check_that_waits_for_a_later_one_is_answered(bench: Bench) -> None:
     assert bench.once(looks("first", meet), looks("second", come)) == ()
 
 
-def test_closing_waits_for_no_stuck_check_and_posts_nothing(bench: Bench) -> None:
+def test_nothing_is_begun_after_the_end(bench: Bench) -> None:
+    begun: list[str] = []
     entered = threading.Event()
 
     def enter(agent: object) -> str | None:
         entered.set()
         return bench.stuck(agent)
 
-    checks = bench.start(looks("a", enter))
+    def note(agent: object) -> str | None:
+        begun.append("b")
+        return None
+
+    checks = bench.start(looks("a", enter), looks("b", note))
     checks.begin()
     assert entered.wait(DEADLINE)
-    began = time.monotonic()
     checks.close()
-    assert time.monotonic() - began < DEADLINE / 2
-    assert bench.posted.empty()
+    bench.gate.set()
+    bench.woken.get(timeout=DEADLINE)
+    assert not begun
 
 
-def test_checks_repeat_while_workers_run_until_one_finds_something(bench: Bench) -> None:
-    answers = iter([None, None, "is bad"])
-    bench.start(looks("a", lambda agent: next(answers)), interval=0.01)
-    assert bench.posted.get(timeout=DEADLINE) == NodeUnhealthy("a: is bad")
-    assert next(answers, "over") == "over", "it was asked three times, and not again after it had told"
+def test_checks_repeat_until_one_finds_something(bench: Bench) -> None:
+    answers = iter([None, None, None, "is bad"])
+    checks = bench.start(looks("a", lambda agent: next(answers)), interval=0.01)
+    assert checks.wake_at() is None, "the first one is asked for"
+    checks.begin()
+    assert bench.wait(checks) == NodeChecked()
+    assert bench.wait(checks) == NodeUnhealthy("a: is bad")
+    assert next(answers, "over") == "over"
+    assert checks.wake_at() is None, "it has been told, and is not told again"
+    answers = iter([None, "is worse"])
+    checks.begin()
+    assert [bench.wait(checks), bench.wait(checks)] == [NodeChecked(), NodeUnhealthy("a: is worse")]
 
 
-def test_checks_do_not_repeat_beside_those_before_a_join(bench: Bench) -> None:
-    bench.view.phase = "checking"
-    asked = threading.Event()
+def test_without_an_interval_nothing_repeats(bench: Bench) -> None:
+    checks = bench.start(says("a", None))
+    checks.begin()
+    assert bench.wait(checks) == NodeChecked()
+    assert checks.wake_at() is None
 
-    def ask(agent: object) -> str | None:
-        asked.set()
-        return "is bad"
 
-    bench.start(looks("a", ask), interval=0.001)
-    assert not asked.wait(0.1)
-    bench.view.phase = "running"
-    assert bench.posted.get(timeout=DEADLINE) == NodeUnhealthy("a: is bad")
+def test_a_join_during_a_check_takes_its_answer(bench: Bench) -> None:
+    """The same check never runs twice at a time."""
+    count: list[int] = []
+
+    def hold(agent: object) -> str | None:
+        count.append(1)
+        if len(count) > 1:
+            bench.gate.wait(DEADLINE)
+        return "is bad" if len(count) > 1 else None
+
+    checks = bench.start(looks("a", hold), interval=0.01)
+    checks.begin()
+    assert bench.wait(checks) == NodeChecked()
+    while len(count) < 2:
+        checks.advance(time.monotonic())
+    assert checks.begin() is None
+    bench.gate.set()
+    assert bench.wait(checks) == NodeChecked(("a: is bad",))
+    assert len(count) == 2

@@ -1,19 +1,19 @@
-"""Runs the checks of an agent's node: before each join and, if asked, while its workers run.
+"""The checks of an agent's node: before each join and, if asked, again and again after it.
 
-What does not live here: what a check is (:class:`quorate.catalogue.HealthCheck`), and what is done about what it finds
-(the machine).
+Checks run on helper threads; everything else here is called by the agent's thread, which also is the clock that notices
+a slow one.  What does not live here: what a check is (:class:`quorate.catalogue.HealthCheck`), and what is done about
+what it finds (the machine).
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
 from ..clock import monotonic
-from ._protocol import Input, NodeChecked, NodeUnhealthy, Phase
+from ._protocol import Input, NodeChecked, NodeUnhealthy
 
 if TYPE_CHECKING:
     from ..catalogue import HealthCheck
@@ -23,111 +23,105 @@ __all__ = ["Checks"]
 
 #: From here on the checks that wait for a slow one are begun beside it.
 _PATIENCE_SECONDS = 0.05
-#: How long the end of the run waits for threads that have nothing left to do.
-_CLOSE_SECONDS = 1.0
 
 
 @final
 class Checks:
-    """The checks of one node, on threads of their own.
+    """The checks of one node.
 
     Arguments:
         checks: what to check.
         view: given to each.
-        post: takes the result, from another thread.
-        interval: seconds between rounds of checks while workers run; 0 for never.
+        wake: has the agent's thread call :meth:`advance` soon; called from other threads.
+        interval: seconds between the end of one round of checks and the next one; 0: only when asked for.
     """
 
     def __init__(
-        self, checks: Sequence[HealthCheck], view: AgentView, post: Callable[[Input], None], interval: float
+        self, checks: Sequence[HealthCheck], view: AgentView, wake: Callable[[], None], interval: float
     ) -> None:
-        self._checks, self._view, self._post, self._interval = tuple(checks), view, post, interval
-        self._closed = threading.Event()
-        self._rounds: set[_Round] = set()
-        self._threads: list[threading.Thread] = []
-        if self._checks and interval > 0:
-            self._start(self._watch)
+        self._checks, self._view, self._wake, self._interval = tuple(checks), view, wake, interval
+        self._round: _Round | None = None
+        self._is_asked = False
+        self._due: float | None = None
 
     def begin(self) -> Input | None:
-        """Check once and post the answer; returns it at once where there is nothing to check."""
+        """Check once; the answer comes from :meth:`advance`, or at once where there is nothing to check."""
         if not self._checks:
             return NodeChecked()
-        self._start(self._check_once)
+        self._is_asked = True
+        if self._round is None:
+            self._round = _Round(self._checks, self._view, self._wake)
+        return None
+
+    def wake_at(self) -> float | None:
+        """Return when :meth:`advance` wants to be called though nothing has happened; ``None``: never."""
+        return self._due if self._round is None else self._round.wake_at(monotonic())
+
+    def advance(self, now: float) -> Input | None:
+        """Begin what is due, and return what has been found since."""
+        if self._round is None:
+            if self._due is not None and self._due <= now:
+                self._due = None
+                self._round = _Round(self._checks, self._view, self._wake)
+            return None
+        problems = self._round.advance(now)
+        if problems is None:
+            return None
+        was_asked, self._is_asked, self._round = self._is_asked, False, None
+        if was_asked:
+            self._due = now + self._interval if self._interval > 0 else None
+            return NodeChecked(problems)
+        if problems:
+            return NodeUnhealthy("; ".join(problems))  # told once; a further join asks again
+        self._due = now + self._interval
         return None
 
     def close(self) -> None:
-        """Stop checking.  A check that is stuck keeps its thread until it answers or the process ends."""
-        self._closed.set()
-        for each in list(self._rounds):
-            each.cancel()
-        deadline = monotonic() + _CLOSE_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - monotonic()))
-
-    def _start(self, run: Callable[[], None]) -> None:
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        thread = threading.Thread(target=run, name="quorate-health-checks", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _check_once(self) -> None:
-        problems = self._run()
-        if not self._closed.is_set():
-            self._post(NodeChecked(problems))
-
-    def _watch(self) -> None:
-        while not self._closed.wait(self._interval):
-            if self._view.snapshot().phase == Phase.CHECKING.value:
-                continue  # that is being done
-            problems = self._run()
-            if problems and not self._closed.is_set():
-                self._post(NodeUnhealthy("; ".join(problems)))
-                return  # it leaves; should it join again all the same, that check tells again
-
-    def _run(self) -> tuple[str, ...]:
-        this = _Round(self._checks, self._view)
-        self._rounds.add(this)
-        try:
-            return () if self._closed.is_set() else this.run()
-        finally:
-            self._rounds.discard(this)
+        """Begin no further check.  One that is stuck keeps its thread until it answers or the process ends."""
+        if self._round is not None:
+            self._round.cancel()
 
 
 @final
 class _Round:
-    """Every check once.
+    """Every check once, begun when this is made.
 
     One helper thread does them one after another, which is all that is needed where each answers at once.  Whenever a
     check takes longer than that, another helper goes on with the rest; so one that is stuck on a dead file system costs
     its time-out and nothing else.
     """
 
-    def __init__(self, checks: Sequence[HealthCheck], view: AgentView) -> None:
-        self._checks, self._view = checks, view
+    def __init__(self, checks: Sequence[HealthCheck], view: AgentView, wake: Callable[[], None]) -> None:
+        self._checks, self._view, self._wake = checks, view, wake
         self._waiting = deque(enumerate(checks))
         self._begun: dict[int, float] = {}
         self._found: dict[int, str] = {}  # empty: it is well
-        self._moved: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: a helper has ended
+        self._hire_at = 0.0
+        self._hire(monotonic())
 
-    def run(self) -> tuple[str, ...]:
-        """Return what is wrong, in the order of the checks; nothing if it was cancelled."""
-        self._hire()
-        while len(self._found) < len(self._checks):
-            try:
-                if not self._moved.get(timeout=self._longest_wait()):
-                    return ()
-            except queue.Empty:
-                self._give_up_overdue()
-                if self._waiting:
-                    self._hire()
-        return tuple(problem for _, problem in sorted(self._found.items()) if problem)
+    def wake_at(self, now: float) -> float:
+        if self._waiting:
+            return self._hire_at
+        return min((self._deadline(number, now) for number in self._unanswered()), default=now)
+
+    def advance(self, now: float) -> tuple[str, ...] | None:
+        """Return what is wrong, in the order of the checks, once all have answered or had their time."""
+        for number in self._unanswered():
+            if number in self._begun and self._deadline(number, now) <= now:
+                check = self._checks[number]
+                problem = f"{check.name}: no answer within {check.timeout_seconds:g} s ({check.summary})"
+                self._found.setdefault(number, problem)
+        if len(self._found) == len(self._checks):
+            return tuple(problem for _, problem in sorted(self._found.items()) if problem)
+        if self._waiting and self._hire_at <= now:
+            self._hire(now)
+        return None
 
     def cancel(self) -> None:
-        """Have :meth:`run` return at once; from any thread."""
         self._waiting.clear()
-        self._moved.put(False)
 
-    def _hire(self) -> None:
+    def _hire(self, now: float) -> None:
+        self._hire_at = now + _PATIENCE_SECONDS
         threading.Thread(target=self._help, name="quorate-check", daemon=True).start()
 
     def _help(self) -> None:
@@ -135,30 +129,16 @@ class _Round:
             try:
                 number, check = self._waiting.popleft()
             except IndexError:
-                self._moved.put(True)
+                self._wake()
                 return
             self._begun[number] = monotonic()
             self._found.setdefault(number, _answer(check, self._view))
-
-    def _longest_wait(self) -> float:
-        now = monotonic()
-        if self._waiting:
-            return _PATIENCE_SECONDS
-        return max(0.0, min((self._deadline(number, now) for number in self._unanswered()), default=now) - now)
 
     def _unanswered(self) -> list[int]:
         return [number for number in range(len(self._checks)) if number not in self._found]
 
     def _deadline(self, number: int, now: float) -> float:
         return self._begun.get(number, now) + self._checks[number].timeout_seconds
-
-    def _give_up_overdue(self) -> None:
-        now = monotonic()
-        for number in self._unanswered():
-            if number in self._begun and self._deadline(number, now) <= now:
-                check = self._checks[number]
-                problem = f"{check.name}: no answer within {check.timeout_seconds:g} s ({check.summary})"
-                self._found.setdefault(number, problem)
 
 
 def _answer(check: HealthCheck, view: AgentView) -> str:

@@ -171,7 +171,7 @@ class Runner:
         if self._services:
             self._reporter.listeners.append(self._services.observe)
         checks = list(self._host.catalogue("health check").values())
-        self._checks = Checks(checks, self._view, self.post, self._spec.health_interval)
+        self._checks = Checks(checks, self._view, lambda: self.post(_look_again), self._spec.health_interval)
 
     def _prepare_starter(self) -> None:
         assert self._epoll is not None
@@ -243,6 +243,7 @@ class Runner:
             else:
                 self._feed(event)
         self._advance_context()
+        self._advance_checks()
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
             self._feed(Clock(due=True))
 
@@ -256,6 +257,8 @@ class Runner:
         times = [self.state.wake_at]
         if self._context is not None:
             times += [self._context.wake_at(), self._stop_deadline]
+        if self._checks is not None:
+            times.append(self._checks.wake_at())
         due = [time for time in times if time is not None]
         return max(0.0, min(due) - monotonic()) if due else None
 
@@ -277,6 +280,12 @@ class Runner:
             if problem:
                 self._feed(NodeUnhealthy(problem))
             self._feed(WorkersGone())
+
+    def _advance_checks(self) -> None:
+        if self._checks is not None and self._finish is None:
+            found = self._checks.advance(monotonic())
+            if found is not None:
+                self._feed(found)
 
     def _note_exits(self, exits: Sequence[WorkerExited]) -> None:
         ended = {exit.local_rank: exit for exit in exits}
@@ -508,6 +517,10 @@ class Runner:
             restart_count=seat.restart_count,
             stderr_tail=tuple(exit.stderr_tail),
         )
+
+
+def _look_again() -> None:
+    """Wake the agent's thread: each of its turns looks at what the checks have found."""
 
 
 def _state_of(exit: WorkerExited) -> str:
