@@ -1,10 +1,13 @@
 """The running health server: from the wish for one to its end.
 
-Loaded on the way to the first worker, so the libraries are not: they are imported on the server's own thread.
+Loaded on the way to the first worker, so the libraries are not: the server's own thread imports them once the first
+client is there.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import threading
 from collections.abc import Mapping
@@ -51,7 +54,7 @@ def start(agent: AgentView, variable: str) -> HealthService | None:
 
 def _bind(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -76,6 +79,7 @@ class HealthService:
         self._lock = threading.Lock()
         self._server: Server | None = None
         self._closed = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         address = listener.getsockname()
         self.port: int = address[1]
         self._own_name = host.lower() if address[0] == "::1" or address[0].startswith("127.") else ""
@@ -96,24 +100,38 @@ class HealthService:
             self._closed = True
             if self._server is not None:
                 self._server.stop()
+        os.eventfd_write(self._wake, 1)
         self._thread.join(_LAST_ANSWER_SECONDS)
         if self._server is not None:
             self._server.join(_LAST_ANSWER_SECONDS)
+        if not self._thread.is_alive():
+            os.close(self._wake)
 
     def _serve(self) -> None:
+        self._await_client()
         try:
-            with importing:
-                from ._app import Application
-                from ._server import Server
-
-            application = Application(self._agent, self._journal, self._own_name)
-            with self._lock:
-                if self._closed:
-                    self._listener.close()
-                    return
-                self._server = Server(application, self._listener)
+            server = None if self._closed else self._load()
         except Exception as error:
-            self._listener.close()
             self._agent.say(f"warning: the health server could not be loaded: {error or type(error).__name__}")
+            server = None
+        if server is None:
+            self._listener.close()
             return
-        self._server.run()
+        with self._lock:
+            self._server = server
+            if self._closed:
+                server.stop()
+        server.run()
+
+    def _await_client(self) -> None:
+        poller = select.poll()
+        poller.register(self._listener, select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
+        poller.poll()
+
+    def _load(self) -> Server:
+        with importing:
+            from ._app import Application
+            from ._server import Server
+
+        return Server(Application(self._agent, self._journal, self._own_name), self._listener)
