@@ -128,10 +128,11 @@ class Transport:
         """
         pause, patience = _FIRST_PAUSE_SECONDS, self._patience
         tried: dict[str, str] = {}
-        attempts = 0
+        dialled = 0
         while True:
+            known = self._connection
             connection = self._connect()
-            attempts += 1
+            dialled += connection is not known
             timeout = max(0.05, min(patience, deadline - monotonic()))
             try:
                 metadata = self._metadata(connection, method, timeout)
@@ -144,13 +145,15 @@ class Transport:
             self._note(connection, trouble)
             # An answer that is merely slow must have a chance; it need not come twice.
             patience *= 2
-            enough = self._is_away and attempts >= len(self._settings.endpoints)
+            # A connection that another thread has dialled may rest between two attempts of its own: that tells nothing.
+            enough = self._is_away and dialled >= len(self._settings.endpoints)
+            if self._is_away:
+                self._give_up(connection)
             seconds = 0.0 if enough else min(pause * random.uniform(0.5, 1.5), max(0.0, deadline - monotonic()))
             if self._closed.wait(seconds):
                 continue  # to be told so
             if enough or monotonic() >= deadline:
                 self._is_away = True
-                # Whoever calls next shall dial, not be told of a connection that rests between two attempts.
                 self._give_up(connection)
                 story = "; ".join(f"{where}: {problem}" for where, problem in tried.items())
                 raise StoreUnavailableError(f"no answer from etcd in time ({story})")
