@@ -13,6 +13,7 @@ import pytest
 from quorate import ChildFailedError
 from quorate.verdict import JobVerdict
 from tests import peers, workers
+from tests.backends import BACKENDS
 from tests.harness import DEADLINE, Ear, Gate, Job, Outcome, as_store_client, as_store_host
 from tests.watching import wait_for_text
 
@@ -160,8 +161,9 @@ def test_a_job_that_nobody_else_joined(job: Job) -> None:
     assert "1 of 2" in verdict["reason"]
 
 
-@only_tcp
+@pytest.mark.parametrize("backend", [name for name, row in BACKENDS.items() if row.dies_with_host], indirect=True)
 def test_a_job_whose_store_is_gone(job: Job, ear: Ear, gate: Gate) -> None:
+    """D: with the agent that served it; what an outage of etcd does is in ``test_etcd_outages``."""
     plan = job.plan(workers.meet, ear.path, gate.path, nodes=(2, 2))
     keeper, other = job.start(as_store_host(plan)), job.start(as_store_client(plan))
     ear.hear(2, event="started")

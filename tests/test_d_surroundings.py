@@ -11,11 +11,13 @@ import pytest
 from quorate import (
     RendezvousConnectionError,
     RendezvousParameters,
+    RendezvousStateError,
     RendezvousTimeoutError,
     UnknownBackendError,
     UsageError,
     get_rendezvous_handler,
 )
+from quorate.plugins import get_host
 from tests import workers
 from tests.backends import Backend, loopback_port
 from tests.harness import DEADLINE, Job, as_store_client, as_store_host
@@ -76,6 +78,31 @@ def test_nodes_with_different_bounds(job: Job) -> None:
     outcomes = job.run(first, second)
     kinds = {type(outcome.error).__name__ for outcome in outcomes}
     assert kinds == {"NoneType"} or "RendezvousStateError" in kinds, outcomes
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("0/ended", b"\x80\x04\x95pickled?"),
+        ("0/ended", b"[" * 9999),
+        ("0/sealed", b'{"v":1,"kind":"sealed","sealer":"x'),
+    ],
+    ids=["binary", "deep", "torn"],
+)
+def test_what_somebody_else_wrote_is_refused_by_name(job: Job, key: str, value: bytes) -> None:
+    """D: garbage in the place of a record is one error that names it; nothing is unpickled, nothing hangs."""
+    parameters = RendezvousParameters(job.backend.name, job.endpoint, f"job-{job.token}", 1, 1, is_host=True)
+    open_store = get_host().choose("rendezvous backend", job.backend.name).open_store
+    store = open_store(parameters)
+    try:
+        assert store.create(key, value)
+        plan = job.plan(workers.give, 1, rdzv={"join_timeout": 5.0})
+        (outcome,) = job.run(as_store_client(plan))
+    finally:
+        store.close()
+    assert isinstance(outcome.error, RendezvousStateError), outcome.error
+    assert key in str(outcome.error)
+    assert "another run id" in str(outcome.error)
 
 
 def test_a_log_folder_that_cannot_be_made(job: Job) -> None:
