@@ -12,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import attrs
 import pytest
 
-from quorate.records import WorkerExited
+from quorate.records import WorkerExited, WorkerLaunch
 from quorate.starter import StackDumper
 from quorate_process_local import _stacks
 from quorate_process_local._stack_signal import STACK_SIGNAL_VARIABLE
@@ -172,42 +173,48 @@ def test_a_program_that_is_not_python_is_left_for_sigterm(start: Start, tmp_path
     assert stop(group)[0].exit_code == -signal.SIGTERM
 
 
+def in_a_shell(single: WorkerLaunch) -> WorkerLaunch:
+    """Return the launch of a shell that runs the program and then exits with code 7."""
+    return attrs.evolve(single, entrypoint="sh", args=("-c", '"$@"; exit 7', "sh", single.entrypoint, *single.args))
+
+
 @pytest.mark.usefixtures("without_py_spy")
-def test_python_is_found_behind_a_shell_and_its_children_are_not_aborted(
-    start: Start, ear: Ear, tmp_path: Path
-) -> None:
+def test_python_is_found_behind_a_shell(start: Start, ear: Ear, tmp_path: Path) -> None:
+    log = tmp_path / "stderr.log"
+    group = start("exec", [in_a_shell(program(ear, SLEEPS, stderr=str(log))(0))])
+    ear.words(1)
+    dump(group)
+    assert "in deep_sleep" in log.read_text()
+    group.run()
+    assert group.exits[0].exit_code == 7
+
+
+@pytest.mark.usefixtures("without_py_spy")
+def test_what_a_worker_started_is_asked_but_never_aborted(start: Start, ear: Ear, tmp_path: Path) -> None:
     """A data loader that ended by SIGABRT would make its parent fail of it, in the midst of its own report."""
     log = tmp_path / "stderr.log"
     code = f"""
+{ANSWERS}
 def load_data():
     say(str(os.getpid()))
     time.sleep(1000)
-child = os.fork()
-if child == 0:
-    {ANSWERS.strip()}
+if os.fork() == 0:
     load_data()
-if os.fork() == 0: load_data()
+if os.fork() == 0:
+    faulthandler.unregister(int(os.environ[{STACK_SIGNAL_VARIABLE!r}])) # this one could only be aborted
+    load_data()
 def train():
     os.wait()
-    say('a child has died')
 train()
 """
-    single = program(ear, code, stderr=str(log))(0)
-    shell = launch(
-        0, "sh", "-c", '"$@"; exit 7', "sh", single.entrypoint, *single.args,
-        environment=dict(single.environment), stderr=str(log),
-    )  # fmt: skip
-    group = start("exec", [shell])
+    group = start("exec", [in_a_shell(program(ear, code, stderr=str(log))(0))])
     children = [int(word) for word in ear.words(2)]
     dump(group)
     text = log.read_text()
-    assert text.count("in load_data") == 1  # the one that answers
     assert "in train" in text
-    group.run_until(lambda: bool(group.exits))
-    assert group.exits[0].exit_code == 7
-    assert "a child has died" not in text
-    stop(group)
-    assert not any(map(is_running, children))
+    assert text.count("in load_data") == 1
+    assert all(map(is_running, children))
+    assert stop(group)[0].exit_code == -signal.SIGTERM
 
 
 @pytest.mark.usefixtures("without_py_spy")

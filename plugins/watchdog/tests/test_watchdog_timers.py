@@ -19,6 +19,8 @@ import pytest
 import quorate_watchdog
 from quorate_watchdog import _client
 from quorate_watchdog._channels import ChannelError, anonymous_channel, named_channel
+from quorate_watchdog._messages import Lines
+from quorate_watchdog._timers import Timer, Timers
 
 from .conftest import DEADLINE_SECONDS, View, Worker, descriptors, wait_until
 
@@ -190,6 +192,36 @@ def test_garbage_is_survived(view: View, watch: Watch, work: Work, garbage: byte
     assert view.report().scope == "whole"
 
 
+def test_a_line_without_an_end_is_not_kept() -> None:
+    lines = Lines()
+    for _ in range(100):
+        assert lines.feed(b"x" * 1000) == []
+    assert len(lines._rest) < 10_000
+    assert lines.feed(b"its end\nthe next\nand") == [b"the next"]
+    assert lines.feed(b" so on\n") == [b"and so on"]
+
+
+def test_a_timer_that_is_put_off_ends_at_its_new_time() -> None:
+    timers = Timers()
+    key = (1, "2", None)
+    for deadline in (1.0, 5.0):
+        timers.set(key, Timer(deadline, 1.0, "beat"))
+    assert timers.pop_expired(2.0) == []
+    assert timers.next_deadline() == 5.0
+    timers.put_off(10.0)
+    assert timers.pop_expired(14.9) == []
+    assert [key for key, _ in timers.pop_expired(15.0)] == [key]
+    assert timers.next_deadline() is None
+
+
+def test_timers_that_come_and_go_leave_nothing() -> None:
+    timers = Timers()
+    for number in range(10_000):
+        timers.set((1, "2", number), Timer(1e6 + number, 1.0, "step"))
+        timers.release((1, "2", number))
+    assert len(timers._heap) <= 100
+
+
 # --- the writer -----------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +298,7 @@ def test_a_full_pipe_never_stops_the_worker(view: View, watch: Watch, monkeypatc
             with quorate_watchdog.expires(after=100.0, scope="dropped"):
                 pass
         assert time.monotonic() - started < 10.0
-        assert len(os.read(channel.reader, 1 << 20)) >= 1 << 16
+        assert len(os.read(channel.reader, 1 << 20)) >= 1 << 15
         with quorate_watchdog.expires(after=100.0, scope="later"):
             pass
         lines = os.read(channel.reader, 1 << 16).splitlines()
@@ -308,12 +340,15 @@ def test_a_forked_process_keeps_no_end_of_the_agents_pipe() -> None:
     channel.close()
 
 
-def test_a_frozen_agent_does_not_blame_its_workers(view: View, work: Work) -> None:
-    """What came to an end while the agent stood still is read before anything is judged."""
+@pytest.mark.parametrize(("frozen_seconds", "ends_meanwhile"), [(1.6, True), (2.7, False)], ids=["ended", "goes on"])
+def test_a_frozen_agent_does_not_blame_its_workers(
+    view: View, work: Work, frozen_seconds: float, ends_meanwhile: bool
+) -> None:
+    """What ended while the agent stood still is read before anything is judged; what goes on gets some more time."""
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from conftest import View, NODE
+from conftest import View, NODE, wait_until
 from quorate.records import Event
 from quorate_watchdog._service import WatchdogService
 view = View()
@@ -321,9 +356,10 @@ service = WatchdogService(view)
 service.observe(Event("workers.started", "", NODE, 0, {}))
 print(service.worker_environment["QUORATE_TIMER_CHANNEL"], flush=True)
 view.has(int(sys.stdin.readline()))
-view.report()
-view.report = lambda: None
-print(view.reports.empty(), flush=True)
+wait_until(lambda: len(service._server._timers) == 1)
+print("taken", flush=True)
+scope = view.report().scope
+print(scope, view.reports.empty(), flush=True)
 sys.stdin.readline()
 service.close()
 """
@@ -338,24 +374,29 @@ service.close()
             None,
             """
 from quorate_watchdog import expires
-step = expires(after=0.5, scope='step')
+step = expires(after=1.2, scope='step')
 step.__enter__(); say('in'); wait()
 step.__exit__(None, None, None)
 say('out'); wait()
-with expires(after=0.1, scope='the last'): wait()
+with expires(after=0.1, scope='last'): wait()
 """,
             QUORATE_TIMER_CHANNEL=agent.stdout.readline().strip(),
         )
         agent.stdin.write(f"{worker.pid}\n")
         assert worker.hear() == "in"
+        assert agent.stdout.readline().strip() == "taken"
         os.kill(agent.pid, signal.SIGSTOP)
-        worker.go_on()
-        assert worker.hear() == "out"
+        if ends_meanwhile:
+            worker.go_on()
+            assert worker.hear() == "out"
         with pytest.raises(subprocess.TimeoutExpired):
-            agent.wait(1.0)  # the step's time passes
+            agent.wait(frozen_seconds)  # the step's time passes
         os.kill(agent.pid, signal.SIGCONT)
+        if not ends_meanwhile:
+            worker.go_on()
+            assert worker.hear() == "out"
         worker.go_on()
-        assert agent.stdout.readline().strip() == "True"  # one report came, and no other
+        assert agent.stdout.readline().strip() == "last True"
         agent.stdin.write("\n")
         assert agent.wait(DEADLINE_SECONDS) == 0
     finally:
@@ -435,6 +476,12 @@ def test_what_is_at_the_path_is_left_alone_unless_it_is_an_abandoned_pipe(tmp_pa
     with pytest.raises(ChannelError, match="give each agent of a machine a file of its own"):
         named_channel(str(tmp_path / "abandoned"))
     first.close()
+    if os.geteuid() == 0:
+        os.mkfifo(tmp_path / "foreign")
+        os.chown(tmp_path / "foreign", 12345, -1)
+        with pytest.raises(ChannelError, match="belongs to another user"):
+            named_channel(str(tmp_path / "foreign"))
+        os.unlink(tmp_path / "foreign")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -6,8 +6,6 @@ What does not live here: who reads them (:mod:`._server`).
 from __future__ import annotations
 
 import os
-import stat
-import weakref
 from typing import final
 
 __all__ = ["Channel", "ChannelError", "anonymous_channel", "named_channel"]
@@ -29,13 +27,16 @@ class Channel:
         """The descriptors become this object's; ``writer`` is -1 where ``reader`` keeps the pipe open by itself."""
         self.reader, self._writer, self.path, self._is_named = reader, writer, path, is_named
         self.inode = os.fstat(reader).st_ino
-        try:
-            import fcntl
+        _open_channels.add(self)
 
-            fcntl.fcntl(reader, _F_SETPIPE_SZ, _CAPACITY_BYTES)
+    def enlarge(self) -> None:
+        """Ask for more room than a pipe usually has."""
+        import fcntl
+
+        try:
+            fcntl.fcntl(self.reader, _F_SETPIPE_SZ, _CAPACITY_BYTES)
         except OSError:
             pass
-        _open_channels.add(self)
 
     def close(self) -> None:
         """Let go of the pipe, and of its name if that is still ours."""
@@ -58,7 +59,7 @@ class Channel:
         self.reader = self._writer = -1
 
 
-_open_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+_open_channels: set[Channel] = set()
 
 
 def _close_in_child() -> None:
@@ -93,7 +94,7 @@ def named_channel(path: str) -> Channel:
         reader = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ChannelError(f"the pipe {path} cannot be opened: {error.strerror}") from error
-    if not stat.S_ISFIFO(os.fstat(reader).st_mode):
+    if not _is_pipe(os.fstat(reader)):
         os.close(reader)
         raise ChannelError(f"{path} is no pipe; it is left alone")
     return Channel(reader, -1, path, True)
@@ -102,7 +103,7 @@ def named_channel(path: str) -> Channel:
 def _refuse_unless_ours(path: str) -> None:
     """A pipe that an agent left behind when it was killed is taken over; everything else is not."""
     status = os.lstat(path)
-    if not stat.S_ISFIFO(status.st_mode):
+    if not _is_pipe(status):
         raise ChannelError(f"{path} is no pipe; it is left alone")
     if status.st_uid != os.geteuid():
         raise ChannelError(f"the pipe {path} belongs to another user")
@@ -111,3 +112,9 @@ def _refuse_unless_ours(path: str) -> None:
     except OSError:
         return  # nobody listens
     raise ChannelError(f"somebody listens at {path} already; give each agent of a machine a file of its own")
+
+
+def _is_pipe(status: os.stat_result) -> bool:
+    import stat
+
+    return stat.S_ISFIFO(status.st_mode)

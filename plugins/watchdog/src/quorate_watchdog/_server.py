@@ -28,8 +28,9 @@ _CHUNK_BYTES = 1 << 16
 _CHUNKS = 64
 #: Messages are taken in gulps, so that workers with short steps do not keep the agent busy.
 _GULP_SECONDS = 0.01
-#: Waking later than this means that the agent itself stood still; that time is not held against the workers.
-_LATE_SECONDS = 1.0
+#: Waking later than this means that the agent itself stood still.  That is not held against the workers, and those
+#: that found the pipe full get time to say what they could not.
+_LATE_SECONDS, _GRACE_SECONDS = 1.0, 5.0
 _MOST_TIMERS = 100_000
 _HEARTBEAT = "heartbeat"
 
@@ -78,7 +79,7 @@ class TimerServer:
             ready = everything.poll(None if deadline is None else max(0.0, (deadline - monotonic()) * 1000.0))
             now = monotonic()
             if deadline is not None and now > deadline + _LATE_SECONDS:
-                self._timers.put_off(now - deadline)
+                self._timers.put_off(now - deadline + _GRACE_SECONDS)
             self._births.clear()
             # Read before judging: the end of a timer may have been waiting in the pipe for as long as we were away.
             for descriptor, _ in ready:

@@ -62,6 +62,8 @@ class WatchdogService:
     def _watch(self) -> None:
         from ._server import TimerServer
 
+        for channel in self._channels:
+            channel.enlarge()
         settings = self._agent.settings
         self._server = TimerServer(self._agent, self._channels, float(settings.get("heartbeat_timeout", 0.0)))
         hang_after = float(settings.get("hang_after", 0.0))
