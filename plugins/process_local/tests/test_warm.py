@@ -24,7 +24,7 @@ from quorate.records import WorkerLaunch
 from quorate.starter import PreparingStarter, StarterRequest
 from quorate_process_local import _template, _warm
 from quorate_process_local._python import is_python, take_apart
-from quorate_process_local._template_site.sitecustomize import unsafe_because
+from quorate_process_local._template_site.quorate_template import unsafe_because
 
 from . import process_local_functions as functions
 from .conftest import DEADLINE_SECONDS, Ear, Group, is_running, launch, wait_for_end
@@ -361,6 +361,17 @@ def test_a_template_that_dies_while_it_forks_leaves_no_worker(make: Make, monkey
     assert run(starter, [python("raise SystemExit(7)")])[0].exit_code == 7
 
 
+def test_a_template_never_runs_the_program_itself(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not even if its own code fails, here for a module of the user's that hides one of the standard library."""
+    write_module(tmp_path, monkeypatch, "socket", "raise RuntimeError('not that one')")
+    assert "ended by exit code 1" in refused(make(), python("print('ran')"))
+    seen = capfd.readouterr()
+    assert "ran" not in seen.out
+    assert "not that one" in seen.err
+
+
 def test_starting_is_not_waited_for(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The template imports while the agent does something else, and closing it needs no patience."""
     write_module(tmp_path, monkeypatch, "hanging", "import signal\nsignal.pause()")
@@ -385,10 +396,10 @@ def test_this_process_adopts_workers_but_no_strangers() -> None:
 def test_a_warm_worker_is_a_child_that_is_stopped_like_any_other(make: Make, ear: Ear) -> None:
     code = f"""
 import os, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 open({str(ear.path)!r}, "w").write(f"{{os.getpid()}} {{os.getppid()}}\\n")
-while True:
-    signal.pause()
+signal.sigwait([signal.SIGTERM])
+sys.exit(42)
 """
     group = Group(make().start([python(code)]))
     try:

@@ -202,6 +202,22 @@ def test_whatever_python_runs_is_run_the_same(observe: Observe, words: tuple[str
     compare(observe, *words)
 
 
+@pytest.mark.parametrize(
+    "text", ["print('mine')", "print('mine')\n1/0", "import absent"], ids=["well", "raises", "fails"]
+)
+def test_an_installations_own_sitecustomize_is_heeded(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    write("site/sitecustomize.py", text)
+    monkeypatch.setenv("PYTHONPATH", os.path.abspath("site"))
+    script = write(
+        "script.py", "import os, sys; print(sys.path, os.environ['PYTHONPATH'], 'sitecustomize' in sys.modules)"
+    )
+    seen = compare(observe, script)
+    assert seen.exit_code == 0
+    assert "'sitecustomize'" not in seen.stderr  # a module that is missing is not the one we hide
+
+
 # --- how a program ends ---------------------------------------------------------------------------------------------
 
 ENDS = {

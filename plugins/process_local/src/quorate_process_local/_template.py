@@ -3,7 +3,7 @@
 Workers become children of the agent itself: the template forks an intermediate process, that one forks the workers and
 ends, and the kernel hands its children to the agent, which is a *subreaper* for just that moment.  So everything else
 in this package treats them like any other child, and the template may die without a word about them.  What runs in the
-template is ``_template_site/sitecustomize.py``; when there is one, and for what, is decided in :mod:`._warm`.
+template is :mod:`._template_site.quorate_template`; when there is one, and for what, is decided in :mod:`._warm`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from quorate.errors import StartError
 from ._exec import leaking_descriptors, spawn_program
 from ._fds import forget, hold_with
 from ._streams import Output
-from ._template_site import sitecustomize
-from ._template_site.sitecustomize import CHANNEL_VARIABLE, MARKER_VARIABLE, ROOM, receive, send
+from ._template_site import quorate_template
+from ._template_site.quorate_template import CHANNEL_VARIABLE, MARKER_VARIABLE, ROOM, receive, send
 
 __all__ = ["IMPORT_PATIENCE_SECONDS", "Forking", "Template"]
 
@@ -65,7 +65,7 @@ class Template:
         self._modules = ", ".join(modules) or "nothing"
         self.channel, theirs = socket.socketpair()
         try:
-            folders = [os.path.dirname(sitecustomize.__file__), environment.get("PYTHONPATH", "")]
+            folders = [os.path.dirname(quorate_template.__file__), environment.get("PYTHONPATH", "")]
             started_with = {
                 **environment,
                 "PYTHONPATH": os.pathsep.join(filter(None, folders)),

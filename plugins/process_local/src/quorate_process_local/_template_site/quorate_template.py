@@ -1,0 +1,287 @@
+"""What a template process does before its program begins: import modules once, then fork the workers.
+
+The template is started by the very command that its workers are to run, and never gets further than to
+:func:`become_template`, which ``sitecustomize`` calls just before the program.  In a worker that returns, and the
+interpreter goes on as it always does: arguments, main module, stack, tracebacks and the end are its own, not imitated.
+
+The interpreter need not have quorate installed, so this file uses the standard library only.  The agent's half is in
+:mod:`quorate_process_local._template`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["CHANNEL_VARIABLE", "MARKER_VARIABLE", "ROOM", "become_template", "receive", "send", "unsafe_because"]
+
+#: Tells a template the descriptor of its channel.
+CHANNEL_VARIABLE = "QUORATE_TEMPLATE"
+MARKER_VARIABLE = "QUORATE_CONTEXT"  # as in quorate_process_local._leftovers
+#: What the template's own marker ends in: the place where a worker writes the marker of its context.
+ROOM = "-" * 64
+
+_HEADER = struct.Struct("!I")
+_MOST_DESCRIPTORS = 250  # the kernel passes 253 at a time
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/", "/dev/accel", "/dev/davinci", "/dev/habanalabs")
+
+Message = dict[str, Any]
+
+
+def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
+    """Send ``message`` and copies of ``descriptors`` (at most 250)."""
+    data = json.dumps(message).encode()
+    header = _HEADER.pack(len(data))
+    passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))]
+    channel.sendmsg([header], passed if descriptors else [])
+    channel.sendall(data)
+
+
+def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
+    """Return the next message and its descriptors, ``None`` if the other side is gone."""
+    descriptors: list[int] = []
+    try:
+        header, passed, _, _ = channel.recvmsg(_HEADER.size, socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS))
+        for _, _, packed in passed:
+            descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
+        header += _rest(channel, _HEADER.size - len(header))
+        data = _rest(channel, *_HEADER.unpack(header)) if len(header) == _HEADER.size else b""
+    except ConnectionError:
+        return None
+    return (json.loads(data), descriptors) if data else None
+
+
+def _rest(channel: socket.socket, size: int) -> bytes:
+    """Return the next ``size`` bytes, fewer if the other side is gone."""
+    parts: list[bytes] = []
+    while size > 0 and (part := channel.recv(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+# --- the template ---------------------------------------------------------------------------------------------------
+
+
+def become_template(descriptor: int) -> Exception | None:
+    """Be the template; return in its workers only, with what the installation's own ``sitecustomize`` raised."""
+    channel = socket.socket(fileno=descriptor)
+    greeting = receive(channel)
+    if greeting is None:
+        os._exit(1)
+    plan, _ = greeting
+    _die_with(plan["agent"])
+    place = _find_room()
+    os.environ.clear()
+    os.environ.update(plan["environment"])
+    before = dict(os.environ)
+    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
+    name = _read("/proc/self/comm").strip()
+    _call_prctl(_PR_SET_NAME, b"quorate-warm")
+    trouble = _import_the_real_one()
+    signal.alarm(plan["seconds"])  # whoever hangs in an import ends here; the agent knows what it means
+    heads = [] if getattr(sys.flags, "safe_path", False) else [plan["head"]]
+    problem = _import(plan["modules"], [*heads, *plan["path"]]) or unsafe_because()
+    signal.alarm(0)
+    gc.freeze()  # so that a worker's first collection does not copy every page that it shares with the template
+    send(channel, {"problem": problem})
+    changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    order, descriptors, gate = _serve(channel)
+    _call_prctl(_PR_SET_NAME, name)
+    atexit.register(gc.unfreeze)  # or destructors that the last collection runs would not be
+    _begin_worker(order, descriptors, place)
+    # What an import sets it would set here too, unless this worker was given a value of its own.
+    given = order["environment"]
+    os.environ.update({name: value for name, value in changed.items() if given.get(name) == before.get(name)})
+    os.read(gate, 1)  # until the agent is the parent
+    os.close(gate)
+    _die_with(plan["agent"])
+    return trouble
+
+
+def _call_prctl(option: int, argument: bytes | int) -> None:
+    ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
+
+
+def _die_with(agent: int) -> None:
+    _call_prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != agent:
+        os._exit(1)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _import_the_real_one() -> Exception | None:
+    """Import the ``sitecustomize`` that ours hides; return the error that the interpreter should see."""
+    del sys.modules["sitecustomize"], sys.modules[__name__]
+    try:
+        __import__("sitecustomize")
+    except Exception as error:
+        return error
+    return None
+
+
+def _import(modules: Sequence[str], heads: Sequence[str]) -> str:
+    """Import all ``modules``, with ``heads`` in front of ``sys.path``; return what went wrong, ``""`` if nothing did.
+
+    The heads are taken away again, because the interpreter will put them there itself.
+    """
+    sys.path[:0] = heads
+    try:
+        for name in modules:
+            try:
+                __import__(name)
+            except BaseException as error:
+                return f"importing {name} failed: {type(error).__name__}: {error}"
+    finally:
+        for head in heads:
+            if head in sys.path:
+                sys.path.remove(head)
+    return ""
+
+
+def unsafe_because() -> str:
+    """Return why a copy of this process might not work, ``""`` if nothing speaks against it."""
+    torch: Any = sys.modules.get("torch")
+    if getattr(getattr(torch, "cuda", None), "is_initialized", bool)():
+        return "an import has initialised CUDA, which no copy of a process can use"
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+        except OSError:
+            continue
+        if path.startswith(_DEVICES):
+            return f"an import has opened the device {path}, which no copy of a process can use"
+    names = _other_threads()
+    if names:
+        # Libraries that are made for it (OpenBLAS) end their threads before a fork and start them anew when needed.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            probe = os.fork()
+        if probe == 0:
+            os._exit(0)
+        os.waitpid(probe, 0)
+        names = _other_threads()
+    if names:
+        return f"an import has left {len(names)} thread(s) running ({', '.join(names)}), which no copy would have"
+    return ""
+
+
+def _other_threads() -> list[str]:
+    """Return the names of all threads but this one, native ones included."""
+    threading: Any = sys.modules.get("threading")
+    known = {} if threading is None else {thread.native_id: thread.name for thread in threading.enumerate()}
+    names = []
+    for number in os.listdir("/proc/self/task"):
+        if int(number) != os.getpid():
+            try:
+                names.append(known.get(int(number)) or _read(f"/proc/self/task/{number}/comm").decode().strip())
+            except OSError:
+                pass  # it has just ended
+    return sorted(names)
+
+
+def _serve(channel: socket.socket) -> tuple[Message, list[int], int]:
+    """Fork groups of workers as asked; return in each of them, with its order, its descriptors and the gate.
+
+    For each group an *intermediate* process forks the workers and ends, so that the agent, which has declared itself
+    the one that orphans go to, becomes their parent.  The gate is a pipe that ends when that is so.
+    """
+    while receive(channel) is not None:  # each message asks for a group
+        gate, gate_keeper = os.pipe()
+        intermediate = os.fork()
+        if intermediate == 0:
+            os.close(gate_keeper)
+            order, descriptors = _fork_workers(channel)
+            channel.close()
+            os.setsid()
+            return order, descriptors, gate
+        os.close(gate)
+        os.waitpid(intermediate, 0)
+        os.close(gate_keeper)
+        send(channel, {"adopted": True})
+    os._exit(0)
+
+
+def _fork_workers(channel: socket.socket) -> tuple[Message, list[int]]:
+    """In the intermediate process: fork workers until told to end; return in each of them."""
+    send(channel, {"intermediate": os.getpid()})
+    while (received := receive(channel)) is not None and received[0]:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            send(channel, {"problem": f"{error.strerror}; the limit on processes or memory is reached (ulimit -u)"})
+            continue
+        if pid == 0:
+            return received
+        for descriptor in received[1]:
+            os.close(descriptor)
+        send(channel, {"pid": pid})
+    os._exit(0)
+
+
+# --- a worker -------------------------------------------------------------------------------------------------------
+
+
+def _find_room() -> tuple[int, int]:
+    """Return address and size of the marker variable's value in the environment that the kernel shows of this process.
+
+    What a process writes there is what others find in ``/proc/<pid>/environ``, of its own forks too.
+    """
+    # Fields 50 and 51 of proc_pid_stat(5); the list begins with field 3.
+    begin, end = (int(word) for word in _read("/proc/self/stat").rpartition(b") ")[2].split()[47:49])
+    if not begin:
+        return 0, 0
+    value = os.environb.get(MARKER_VARIABLE.encode(), b"")
+    found = ctypes.string_at(begin, end - begin).find(MARKER_VARIABLE.encode() + b"=" + value + b"\0")
+    return (0, 0) if found < 0 else (begin + found + len(MARKER_VARIABLE) + 1, len(value))
+
+
+def _begin_worker(order: Message, descriptors: list[int], room: tuple[int, int]) -> None:
+    """Put right what exec would have: streams, environment, arguments, folder, random state."""
+    for target in order["streams"]:
+        source = descriptors.pop(0)
+        if source != target:
+            os.dup2(source, target)
+            os.close(source)
+    stdout: Any = sys.stdout
+    if hasattr(stdout, "reconfigure") and not stdout.write_through:
+        stdout.reconfigure(line_buffering=os.isatty(1))
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    address, size = room
+    if address:
+        ctypes.memmove(address, order["environment"][MARKER_VARIABLE].encode()[:size].ljust(size, b"-"), size)
+    os.chdir(order["folder"])
+    sys.argv[:] = order["argv"]
+    sys.orig_argv[:] = order["words"]
+    _forget_chance()
+    if descriptors:  # a function's; the template has imported what it needs
+        sys.modules["quorate_process_local._warm_call"].inherited[:] = descriptors
+
+
+def _forget_chance() -> None:
+    """Give this process random numbers of its own; the standard library's ``random`` sees to itself."""
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    torch: Any = sys.modules.get("torch")
+    if hasattr(torch, "default_generator"):
+        torch.default_generator.seed()  # those of devices come into being with the device, in the worker
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process.current_process().authkey = os.urandom(32)
