@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import cast
 
 from quorate import RendezvousHandler
@@ -10,15 +11,35 @@ from quorate.clock import monotonic
 from quorate.services import AgentSnapshot, WorkerSnapshot
 
 
-def test_a_heartbeat_is_shown_with_its_worker_and_never_with_its_successor() -> None:
-    workers = [WorkerSnapshot(0, 0, pid=100), WorkerSnapshot(1, 1, pid=101)]
-    view = View(
+def view_of(workers: list[WorkerSnapshot]) -> View:
+    """Return the view of an agent whose thread takes no turn."""
+    return View(
         {},
         lambda: AgentSnapshot("run", "node", "host", "role", "running", "", 0, workers=tuple(workers)),
         cast("RendezvousHandler", None),
         lambda event: None,
         lambda sentence: None,
     )
+
+
+def test_an_agent_that_takes_no_turn_is_waited_for_until_the_deadline_or_its_end() -> None:
+    view = view_of([])
+    assert view.turn(0.01) is None
+    answers: list[float | None] = []
+    waiting = threading.Thread(target=lambda: answers.append(view.turn(60.0)))
+    waiting.start()
+    while not view._questions:
+        waiting.join(0.001)
+    view.close()
+    waiting.join(30.0)
+    assert not waiting.is_alive(), "an agent that ends must not be kept by who asks"
+    assert answers != [None]
+    assert view.turn(60.0) is not None, "there is nobody left to wait for"
+
+
+def test_a_heartbeat_is_shown_with_its_worker_and_never_with_its_successor() -> None:
+    workers = [WorkerSnapshot(0, 0, pid=100), WorkerSnapshot(1, 1, pid=101)]
+    view = view_of(workers)
     assert [worker.heartbeat_at for worker in view.snapshot().workers] == [None, None]
     before = monotonic()
     view.note_heartbeat(1, 101)

@@ -317,7 +317,10 @@ def test_its_end_cuts_off_whoever_is_connected(agent: StubAgent) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE) as client:
         client.sendall(b"GET /li")
         service.close()
-        assert client.recv(1) == b""
+        try:
+            assert client.recv(1) == b""
+        except ConnectionResetError:
+            pass  # it had not been read yet
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

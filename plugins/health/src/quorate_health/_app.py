@@ -49,6 +49,7 @@ class Application:
         self._status = Status(agent, journal, self._pulse)
         self._store = StoreProbe(agent)
         self._metrics: Callable[..., Iterable[bytes]] | None = None
+        self._shown: dict[str, tuple[dict[str, Any], bytes]] = {}
         self._answers: dict[str, Callable[[str], _Answer]] = {
             "/livez": self._livez,
             "/readyz": self._readyz,
@@ -136,11 +137,20 @@ class Application:
         return [f"no workers run in a sealed round; the agent is {snapshot.phase}{reason}"]
 
     def _json(self, query: str) -> _Answer:
-        return _OK, _JSON, _dump(self._status.look())
+        return _OK, _JSON, self._rendered("json", _dump)
 
     def _page(self, query: str) -> _Answer:
+        make = part_of if query == "part" else page_of
+        return _OK, _HTML, self._rendered(make.__name__, lambda status: make(status).encode(errors="replace"))
+
+    def _rendered(self, name: str, make: Callable[[dict[str, Any]], bytes]) -> bytes:
+        """Return the status as ``make`` shows it; made once for each look, however many ask for it."""
         status = self._status.look()
-        return _OK, _HTML, (part_of(status) if query == "part" else page_of(status)).encode(errors="replace")
+        of, shown = self._shown.get(name, (None, b""))
+        if of is not status:
+            shown = make(status)
+            self._shown[name] = status, shown
+        return shown
 
 
 def _send(start_response: _StartResponse, answer: _Answer, *headers: tuple[str, str]) -> Iterable[bytes]:
