@@ -93,22 +93,22 @@ class JobDirectory:
 
     def create(self, token: str, deadline: float) -> None:
         """Make the directory, if it is not there, for the incarnation ``token``, and keep it alive."""
-        try:
-            self.refresh(token, deadline)
-            return
-        except RefusedError as refused:
-            if refused.code != NOT_FOUND:
-                raise
-        started = monotonic()
-        try:
-            self._caller.put(self.root, deadline, dir=True, prevExist=False)
-        except RefusedError as refused:
-            if refused.code != EXISTS:
-                raise
-        # Without a time to live yet: where that cannot be put off later, it must never be set.
-        if not self._refresh_directory(deadline):
-            self._caller.put(self._alive(token), deadline, value="", ttl=self._settings.key_ttl_seconds)
-        self.refreshed = started
+        while True:
+            try:
+                self.refresh(token, deadline)
+                return
+            except RefusedError as refused:
+                if refused.code != NOT_FOUND or monotonic() >= deadline:
+                    raise
+            # Without a time to live: where that cannot be put off later, it must never be set.  Whoever leaves just now
+            # may remove it again, as it is empty.
+            try:
+                self._caller.put(self.root, deadline, dir=True, prevExist=False)
+            except RefusedError as refused:
+                if refused.code != EXISTS:
+                    raise
+            if not self._can_refresh:
+                self._caller.put(self._alive(token), deadline, value="", ttl=self._settings.key_ttl_seconds)
 
     def refresh(self, token: str, deadline: float) -> None:
         """Keep the incarnation ``token`` alive.  Raises RefusedError (NOT_FOUND) if it has expired."""
