@@ -145,7 +145,8 @@ class LaunchConfig:
         rdzv_timeout: seconds, an old spelling of the setting ``join_timeout``; -1: not set.
         max_restarts: how often the job's workers are restarted after a failure, over all nodes.
         monitor_interval: seconds, the longest that the fall-back of an event-driven wait may take.
-        start_method: how functions are started (``spawn``, ``fork``, ``forkserver``, or what plugins offer).
+        start_method: how functions are started (``spawn``, ``fork``, ``forkserver``, or what plugins offer); commands
+            too if it takes them (``warm``), else those are started by ``exec``.
         logs_specs: where output goes; ``None``: a new ``DefaultLogsSpecs()``.
         log_line_prefix_template: what stands before each line on the console.
         metrics_cfg: accepted for programs that pass it; nothing reads it.

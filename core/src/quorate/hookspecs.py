@@ -77,7 +77,9 @@ def quorate_register_rendezvous() -> Iterable[RendezvousBackend]:  # type: ignor
 
 @hookspec
 def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empty-body] # specs have no body
-    """Offer ways to start workers, chosen by ``--start-method NAME`` (``exec`` for commands).
+    """Offer ways to start workers, chosen by ``--start-method NAME``.
+
+    A command is started by ``exec`` if the one that was chosen takes functions only.
 
     Called: once, when a starter is first looked up.
     Thread: the thread that looks it up.

@@ -88,7 +88,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag("no-python", "", "0", kind.switch, "SCRIPT is a program, run without Python", _PROGRAM),
     Flag("run-path", "", "0", kind.switch, "run SCRIPT by runpy in a process started as by --start-method", _PROGRAM),
     Flag(
-        "start-method", "NAME", "spawn", kind.text, "how functions (--run-path) are started: spawn, fork, ...", _PROGRAM
+        "start-method",
+        "NAME",
+        "spawn",
+        kind.text,
+        "how functions (--run-path) are started: spawn, fork, ...; warm takes scripts too",
+        _PROGRAM,
     ),
     Flag("virtual-local-rank", "", "0", kind.switch, "each worker sees one device, as local rank 0", _PROGRAM),
     Flag(
