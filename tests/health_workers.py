@@ -24,6 +24,15 @@ def wait(ear: str, gate: str) -> str | None:
     return os.environ.get(PORT_VARIABLE)
 
 
+def beat(ear: str, gate: str) -> None:
+    """Show a sign of life through the watchdog, once, and wait."""
+    from quorate_watchdog import heartbeat
+
+    heartbeat()
+    tell(ear, "started")
+    pass_gate(gate)
+
+
 def print_and_fail_once(ear: str, gates: list[str], words: list[str], message: str) -> int:
     """Print ``words``; the last rank fails on the first attempt, once its gate is open."""
     attempt = restart_count()

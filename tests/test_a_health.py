@@ -161,6 +161,33 @@ class TestOnOneBackend:
             gates[1].open()
             assert host.outcome().values == {0: 1, 1: 1}
 
+    def test_a_heartbeat_of_a_worker_is_seen_in_the_metrics(self, job: Job, ear: Ear, gate: Gate, port: int) -> None:
+        host = job.start(job.plan(health_workers.beat, ear.path, gate.path), **{PORT_VARIABLE: str(port)})
+        ear.hear(1, event="started")
+        end, pause = time.monotonic() + DEADLINE, threading.Event()
+        sample = "quorate_worker_heartbeat_age_seconds", (("local_rank", "0"),)
+        while (age := samples(port).get(sample)) is None:  # it comes through a pipe of its own
+            assert time.monotonic() < end, "no heartbeat was seen"
+            pause.wait(0.02)
+        assert 0 <= age < DEADLINE
+        assert samples(port)[sample] > age
+        gate.open()
+        assert host.outcome().values == {0: None}
+
+    @pytest.mark.parametrize("method", ["fork", "forkserver"])
+    def test_the_server_is_no_trouble_to_workers_that_are_forked(
+        self, job: Job, ear: Ear, gate: Gate, port: int, method: str
+    ) -> None:
+        plan = job.plan(health_workers.wait, ear.path, gate.path, workers=2, agent={"start_method": method})
+        host = job.start(plan, **{PORT_VARIABLE: str(port)})
+        ear.hear(2, event="started")
+        for path in ("/livez", "/metrics", "/status"):
+            assert get(port, path)[0] == 200
+        gate.open()
+        assert host.outcome().values == {0: str(port), 1: str(port)}
+        with pytest.raises(ConnectionRefusedError):
+            get(port, "/livez")
+
     def test_hostile_clients_slow_neither_the_agent_nor_the_job(
         self, job: Job, ear: Ear, gate: Gate, port: int, tmp_path: Path
     ) -> None:

@@ -26,7 +26,11 @@ from quorate.errors import StoreUnavailableError
 from quorate.records import Cause, Event, RoundEnd, Verdict
 from quorate.services import AgentSnapshot, HangReport, WorkerSnapshot
 from quorate_health import _pulse, plugin
+from quorate_health._imports import importing
+from quorate_health._journal import Journal
+from quorate_health._pulse import Pulse
 from quorate_health._service import HealthService
+from quorate_health._status import Status
 
 DEADLINE = 30.0
 VARIABLE = "TORCHELASTIC_HEALTH_CHECK_PORT"
@@ -464,3 +468,47 @@ def test_a_log_that_cannot_be_read_holds_up_nobody(service: HealthService, agent
     assert [worker["stdout"] for worker in workers] == [None, None, None]
     assert "cannot be read" in ask(service, "/status")[1]
     assert time.monotonic() - begun_at < DEADLINE
+
+
+def test_a_look_that_is_stuck_holds_up_nobody_else(agent: StubAgent) -> None:
+    """As on a file system that does not answer: others get the last look that came to its end."""
+    stuck, freed = threading.Event(), threading.Event()
+
+    class Stuck(StubAgent):
+        def snapshot(self) -> AgentSnapshot:
+            if threading.current_thread() is looking:
+                stuck.set()
+                assert freed.wait(DEADLINE)
+            return super().snapshot()
+
+    stuck_agent = Stuck()
+    status = Status(stuck_agent, Journal(), Pulse(stuck_agent))
+    looking = threading.Thread(target=status.look)
+    first = status.look()
+    wait_until(lambda: monotonic() >= status._fresh_until)
+    looking.start()
+    assert stuck.wait(DEADLINE)
+    assert status.look() is first
+    freed.set()
+    looking.join(DEADLINE)
+    assert status.look() is not first
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_waits_for_an_import_that_is_under_way() -> None:
+    """The child would inherit the import's lock, with nobody to release it."""
+
+    def fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if importing.acquire(blocking=False) else 1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    codes: list[int] = []
+    forking = threading.Thread(target=fork)
+    with importing:
+        forking.start()
+        forking.join(0.2)
+        assert forking.is_alive(), "it did not wait"
+    forking.join(DEADLINE)
+    assert codes == [0], "the child cannot import"
