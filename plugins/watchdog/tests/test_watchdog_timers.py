@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -489,6 +490,28 @@ def test_a_pipe_that_cannot_be_had_is_a_warning(view: View, watch: Watch, tmp_pa
     watch({ENABLED: "1", FILE: str(tmp_path)})
     warning = view.sentences.get(timeout=DEADLINE_SECONDS)
     assert warning == f"warning: {FILE}: {tmp_path} is no pipe; it is left alone; torch's timers are not watched"
+
+
+def test_a_console_that_takes_nothing_never_holds_the_agents_end(view: View, watch: Watch, work: Work) -> None:
+    """The thread is left behind, with what it may still use."""
+    is_stuck, goes_on = threading.Event(), threading.Event()
+
+    def say(sentence: str) -> None:
+        is_stuck.set()
+        goes_on.wait(DEADLINE_SECONDS)
+
+    setattr(view, "say", say)  # noqa: B010 - a method, for the type checker
+    service = watch()
+    server, channel = service._server, service._channels[0]
+    work(service, "wait()")
+    write(channel.path, b"no message\n")
+    assert is_stuck.wait(DEADLINE_SECONDS)
+    service.close()
+    assert server._thread.is_alive()
+    goes_on.set()
+    server._thread.join(DEADLINE_SECONDS)
+    os.close(server._bell)
+    channel.disown()
 
 
 def test_without_workers_there_is_no_thread(view: View) -> None:

@@ -19,6 +19,7 @@ MARKER_VARIABLE = "QUORATE_CONTEXT"
 
 _EXEC_LOOKS = 500
 _MOST_FRAMES = 6
+_STACK_PATIENCE_SECONDS = 0.5
 # Fields of /proc/<pid>/stat (proc_pid_stat(5)), counted from the state on.
 _FLAGS, _START_CODE, _SIGNALS = 6, 23, 28
 _PF_KTHREAD = 0x00200000  # of the flags: a kernel thread, which never has an environment
@@ -147,9 +148,21 @@ def state_of(pid: int) -> str:
 
 
 def kernel_wait_of(pid: int) -> str:
-    """Return in which of the kernel's functions a process waits, innermost first, as far as this user may know."""
-    frames = [line.split()[1].split(b"+")[0] for line in _read(f"/proc/{pid}/stack").splitlines() if b"+" in line]
-    names = [_read(f"/proc/{pid}/wchan").strip(), *frames[:_MOST_FRAMES]]
+    """Return in which of the kernel's functions a process waits, innermost first, as far as this user may know.
+
+    The stack is under a lock that a stuck process may hold itself, so it is asked for on a thread that can be left.
+    """
+    import threading
+
+    stack: list[bytes] = []
+    thread = threading.Thread(
+        target=lambda: stack.append(_read(f"/proc/{pid}/stack")), name="quorate-stack", daemon=True
+    )
+    thread.start()
+    thread.join(_STACK_PATIENCE_SECONDS)
+    lines = b"".join(stack).splitlines()
+    frames = [line.split()[1].split(b"+")[0] for line in lines if b"+" in line][:_MOST_FRAMES]
+    names = [_read(f"/proc/{pid}/wchan").strip(), *frames]
     known = list(dict.fromkeys(name.decode("ascii", "replace") for name in names if name not in (b"", b"0")))
     return " < ".join(known) or "unknown"
 

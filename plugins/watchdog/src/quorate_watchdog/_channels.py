@@ -38,8 +38,8 @@ class Channel:
         except OSError:
             pass
 
-    def close(self) -> None:
-        """Let go of the pipe, and of its name if that is still ours."""
+    def close(self, keep_open: bool = False) -> None:
+        """Let go of the pipe (``keep_open``: somebody still reads it), and of its name if that is still ours."""
         if self.reader < 0:
             return
         if self._is_named:
@@ -48,7 +48,8 @@ class Channel:
                     os.unlink(self.path)
             except OSError:
                 pass
-        self.disown()
+        if not keep_open:
+            self.disown()
 
     def disown(self) -> None:
         """Close the descriptors only."""

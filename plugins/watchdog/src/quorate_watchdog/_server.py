@@ -21,7 +21,7 @@ from ._messages import Lines, Message, parse
 from ._processes import ancestor_among, started_at
 from ._timers import Key, Timer, Timers
 
-__all__ = ["TimerServer"]
+__all__ = ["CLOSE_SECONDS", "TimerServer"]
 
 _CHUNK_BYTES = 1 << 16
 #: How much is read before the timers are looked at: more than any pipe holds.
@@ -32,6 +32,8 @@ _GULP_SECONDS = 0.01
 #: that found the pipe full get time to say what they could not.
 _LATE_SECONDS, _GRACE_SECONDS = 1.0, 5.0
 _MOST_TIMERS = 100_000
+#: How long the agent's end waits for a thread of the watchdog's.
+CLOSE_SECONDS = 2.0
 _HEARTBEAT = "heartbeat"
 
 
@@ -57,12 +59,18 @@ class TimerServer:
         self._thread = threading.Thread(target=self._run, name="quorate-watchdog", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """End the thread."""
+    def close(self) -> bool:
+        """End the thread; return whether it has ended, so that the channels are free to go.
+
+        It may be stuck where nobody can help, such as on a console that takes no more output; the agent goes on.
+        """
         self._is_closing = True
         os.eventfd_write(self._bell, 1)
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            return False
         os.close(self._bell)
+        return True
 
     # --- the thread -----------------------------------------------------------------------------------------------
 

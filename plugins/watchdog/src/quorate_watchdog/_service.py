@@ -74,12 +74,12 @@ class WatchdogService:
             self._silence = SilenceWatch(self._agent, hang_after, kernel_wait)
 
     def close(self) -> None:
-        for part in (self._silence, self._server):
-            if part is not None:
-                part.close()
+        if self._silence is not None:
+            self._silence.close()
+        is_free = self._server is None or self._server.close()
         self._silence = self._server = None
         for channel in self._channels:
-            channel.close()
+            channel.close(keep_open=not is_free)
 
 
 def _number(text: str) -> float:

@@ -15,6 +15,7 @@ from quorate.clock import monotonic
 from quorate.services import AgentView, HangReport, WorkerSnapshot
 
 from ._processes import ProcessTimes, activity_of, is_frozen_in_kernel, wait_channel
+from ._server import CLOSE_SECONDS
 
 __all__ = ["Record", "SilenceWatch", "judge"]
 
@@ -75,9 +76,9 @@ class SilenceWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; one that waits for a log on a dead file server is left behind."""
         self._closed.set()
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         from signal import SIG_BLOCK, pthread_sigmask, valid_signals
