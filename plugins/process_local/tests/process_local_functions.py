@@ -119,3 +119,11 @@ def sleep_as_a_function(ear: str) -> None:
 
 def put_simply(queue: Any, value: Any) -> None:
     queue.put(value)
+
+
+def inheritable(*_: Any) -> list[int]:
+    """The descriptors that a program started here would have."""
+    there = [int(name) for name in os.listdir("/proc/self/fd")]
+    return sorted(
+        number for number in there if os.path.exists(f"/proc/self/fd/{number}") and os.get_inheritable(number)
+    )

@@ -216,6 +216,14 @@ def test_a_function_finds_what_every_worker_finds(make: Make, tmp_path: Path) ->
     assert (tmp_path / "out").read_text() == "to stdout\n"
 
 
+def test_a_function_passes_no_descriptor_on(make: Make) -> None:
+    queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
+    try:
+        assert run(make(), [launch(0, functions.inheritable, queue)])[0].return_value == [0, 1, 2]
+    finally:
+        queue.close()
+
+
 def test_a_function_that_cannot_be_passed_is_refused(make: Make) -> None:
     with pytest.raises(StartError, match="top level"):
         make().start([launch(0, lambda: None)])
@@ -265,11 +273,12 @@ def test_an_import_that_fails_says_why(make: Make) -> None:
          "1 thread(s) running (mine)"),
         ("import os\nos._exit(3)", "ended by exit code 3 before it had imported troubled"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "ended by signal 9"),
+        ("import os\nos.closerange(3, 100)\nimport signal\nsignal.pause()", "closed its channel to the agent"),
         ("raise SystemExit('no')", "importing troubled failed: SystemExit: no"),
         ("import sys, types\nsys.modules['torch'] = torch = types.ModuleType('torch')\n"
          "torch.cuda = types.SimpleNamespace(is_initialized=lambda: True)", "initialised CUDA"),
     ],
-    ids=["thread", "exit", "killed", "system-exit", "cuda"],
+    ids=["thread", "exit", "killed", "closed", "system-exit", "cuda"],
 )  # fmt: skip
 def test_an_import_that_leaves_what_cannot_be_copied_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
@@ -341,6 +350,23 @@ def test_workers_outlive_their_template_which_is_replaced(
     finally:
         group.close()
     assert run(starter, [python("raise SystemExit(7)")])[0].exit_code == 7
+
+
+def test_what_an_import_starts_hides_nothing_and_ends_with_the_template(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    note = tmp_path / "pid"
+    write_module(tmp_path, monkeypatch, "starting", f"import os\nos.system('sleep 1000 & echo $! >{note}')")
+    starter = make("starting")
+    starter.prepare(sys.executable, ["-c", "pass"], dict(os.environ))
+    wait_until_ready(starter)
+    pid, first = int(note.read_text()), starter._template
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+    wait_for_end([first.pid])
+    assert not starter.is_ready()
+    wait_for_end([pid])
+    capfd.readouterr()
 
 
 def test_a_template_that_dies_while_it_forks_leaves_no_worker(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import socket
 import threading
@@ -20,7 +21,7 @@ from typing import Any, final
 from quorate.errors import StartError
 
 from ._exec import leaking_descriptors, spawn_program
-from ._fds import forget, hold_with
+from ._fds import forget, hold_with, open_pidfd, release
 from ._streams import Output
 from ._template_site import quorate_template
 from ._template_site.quorate_template import CHANNEL_VARIABLE, MARKER_VARIABLE, ROOM, receive, send
@@ -31,6 +32,8 @@ __all__ = ["IMPORT_PATIENCE_SECONDS", "Forking", "Template"]
 IMPORT_PATIENCE_SECONDS = 600
 #: How long a template that is ready may take for one answer: a fork, even on a machine that is swapping.
 _ANSWER_PATIENCE_SECONDS = 60.0
+#: How long a process may take from the end of its channel to its own.
+_END_PATIENCE_SECONDS = 2.0
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
@@ -130,7 +133,15 @@ class Template:
         return {"problem": "the template process no longer answers"} if received is None else received[0]
 
     def _how_it_ended(self) -> str:
-        # Its end of the channel is closed, so it is about to end if it has not yet.
+        # Its end of the channel is closed, so it is about to end; unless an import has closed what is not its own.
+        pidfd = open_pidfd(self.pid)
+        if pidfd >= 0:
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            has_ended = bool(poller.poll(_END_PATIENCE_SECONDS * 1000))
+            release(pidfd)
+            if not has_ended:
+                return f"the template process has closed its channel to the agent while it imported {self._modules}"
         status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         assert status is not None
         if status.si_code != os.CLD_EXITED and status.si_status == signal.SIGALRM and not self.is_ready:

@@ -52,7 +52,8 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     """Return the next message and its descriptors, ``None`` if the other side is gone."""
     descriptors: list[int] = []
     try:
-        header, passed, _, _ = channel.recvmsg(_HEADER.size, socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS))
+        room = socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
+        header, passed, _, _ = channel.recvmsg(_HEADER.size, room, socket.MSG_CMSG_CLOEXEC)
         for _, _, packed in passed:
             descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
         header += _rest(channel, _HEADER.size - len(header))
@@ -76,6 +77,7 @@ def _rest(channel: socket.socket, size: int) -> bytes:
 
 def become_template(descriptor: int) -> Exception | None:
     """Be the template; return in its workers only, with what the installation's own ``sitecustomize`` raised."""
+    os.set_inheritable(descriptor, False)
     channel = socket.socket(fileno=descriptor)
     greeting = receive(channel)
     if greeting is None:
@@ -199,19 +201,26 @@ def _serve(channel: socket.socket) -> tuple[Message, list[int], int]:
     """Fork groups of workers as asked; return in each of them, with its order, its descriptors and the gate.
 
     For each group an *intermediate* process forks the workers and ends, so that the agent, which has declared itself
-    the one that orphans go to, becomes their parent.  The gate is a pipe that ends when that is so.
+    the one that orphans go to, becomes their parent.  The gate is a pipe that ends when that is so; by the end of the
+    other pipe the template knows that all workers have left its session.
     """
     while receive(channel) is not None:  # each message asks for a group
         gate, gate_keeper = os.pipe()
+        left, not_left = os.pipe()
         intermediate = os.fork()
         if intermediate == 0:
             os.close(gate_keeper)
+            os.close(left)
             order, descriptors = _fork_workers(channel)
             channel.close()
             os.setsid()
+            os.close(not_left)
             return order, descriptors, gate
         os.close(gate)
+        os.close(not_left)
         os.waitpid(intermediate, 0)
+        os.read(left, 1)
+        os.close(left)
         os.close(gate_keeper)
         send(channel, {"adopted": True})
     os._exit(0)
