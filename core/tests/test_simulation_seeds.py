@@ -5,11 +5,15 @@ A failure prints the seed, the one command that replays it, and the shrunk scena
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from quorate.testing._simulation import SimulationError
+from quorate.testing._simulation_large import play_large
+from quorate.testing._simulation_mutants import MUTANTS, Mutant, first_seed_that_finds
 from quorate.testing._simulation_scenario import make_scenario, play
-from quorate.testing.simulate import tell_failure
+from quorate.testing.simulate import main, tell_failure
 
 SEEDS = 300
 #: Seeds that showed a defect; each is fixed, and docs/verification.md tells what it was.
@@ -29,3 +33,28 @@ def test_a_seed_replays_a_run_exactly() -> None:
     one, other = play(make_scenario(3)), play(make_scenario(3))
     assert one.transcript == other.transcript
     assert one.transcript != play(make_scenario(4)).transcript
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_wrong_protocol_is_found(mutant: Mutant) -> None:
+    found = first_seed_that_finds(mutant, most_seeds=1000)
+    assert found is not None, f"no seed below 1000 finds that {mutant.what}"
+
+
+def test_a_failure_prints_the_seed_the_command_and_a_short_transcript(capsys: pytest.CaptureFixture[str]) -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "survivors are not waited for")
+    with mutant.applied():
+        assert main(["--seed", str(mutant.likely)]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith("one-running-world: ")
+    assert f"replay: python -m quorate.testing.simulate --seed {mutant.likely}\n" in told
+    assert "shrunk to:" in told
+    assert told.rstrip().splitlines()[-1].count("LAW BROKEN: one-running-world") == 1
+    assert main(["--seed", str(mutant.likely), "--transcript"]) == 0
+
+
+@pytest.mark.slow  # every node's every step is played; ten thousand are for a command of their own
+def test_a_thousand_nodes_join_restart_lose_one_and_succeed() -> None:
+    steps = list(play_large(1000))
+    calls = [int(number) for number in re.findall(r"\d+", steps[-1])]
+    assert calls[1] < 60, "a node's calls must not grow with the number of nodes"

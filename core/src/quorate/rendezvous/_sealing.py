@@ -9,7 +9,6 @@ from .._record import evolve
 from ..errors import StoreCorruptError, UsageError
 from ..records import RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings
-from ._liveness import Liveness
 from ._protocol import (
     Appeared,
     Key,
@@ -235,7 +234,7 @@ def judge_sealer(turn: Turn) -> None:
     if state.leader >= state.ticket:
         return
     if state.liveness.has_left(key) or state.liveness.still_for(key, turn.now) > state.settings.patience:
-        turn.set(leader=state.leader + 1, liveness=Liveness())
+        turn.set(leader=state.leader + 1)  # what was seen of the dead one is kept: its successor must not take it in
         if turn.state.leader == state.ticket and state.phase is Phase.AWAITING:
             _become_sealer(turn)
 

@@ -44,6 +44,7 @@ class World:
         self.seed = seed
         self._faults = faults if faults is not None else Faults()
         self.notice_seconds, self.lease_seconds = self._faults.notice_seconds, 0.0
+        self.all_paused_at = -1e9
         self.interrupt_seconds = 0.0  # how long a store may take to interrupt a wait
         self.connects_workers = False  # the end of one worker breaks the others, as a collective does
         self.plan: Callable[[SimulatedNode, Assignment, int], Plan] = lambda node, seat, local_rank: Plan()
@@ -133,12 +134,19 @@ class World:
             node.workers.kill()
         self.judge.stops(node)
 
-    def pause(self, node: SimulatedNode, seconds: float) -> None:
+    def pause_all(self, seconds: float) -> None:
+        """SIGSTOP of all agents at once, for ``seconds`` and a little, as if a cluster were suspended and resumed."""
+        self.all_paused_at = self.now
+        for node in self.nodes:
+            if node.is_up:
+                self.pause(node, seconds + self.random.uniform(0.0, 0.5), alone=False)
+
+    def pause(self, node: SimulatedNode, seconds: float, alone: bool = True) -> None:
         """SIGSTOP of the agent for ``seconds``; its workers go on."""
         self.note(node, "FAULT", f"pauses for {seconds:g} s")
         self.count("pause")
         node.paused_until = max(node.paused_until, self.now + seconds)
-        node.note_trouble(seconds)
+        node.note_trouble(seconds, alone)
 
     def cut(self, nodes: Iterable[SimulatedNode], seconds: float) -> None:
         """Cut ``nodes`` off from the store for ``seconds``."""

@@ -31,7 +31,7 @@ LAWS: Mapping[str, str] = {
     "one-running-world": "workers start in a round only when those of earlier rounds have stopped on every node that "
     "was awake and connected all along, and has not left",
     "ends-are-noticed": "a node that is awake and connected stops its workers soon after their round has ended",
-    "no-false-loss": "no node that was awake and connected is declared lost",
+    "no-false-loss": "no node is declared lost that was awake and connected, or paused only when all others did",
     "nobody-left-out": "a round that is not full takes in everyone who is awake, connected and in line",
     "one-reason": "every node hears the very end that was recorded",
     "success-is-success": "a job succeeds only when all workers of all members of one round have succeeded",
@@ -155,15 +155,17 @@ class Judge:
     def _check_losses(self, this: _Round, end: RoundEnd) -> None:
         if end.cause.value != "node_lost":
             return
-        patience = self.world.now - 2 * self.world.lease_seconds
+        patience = 2 * self.world.lease_seconds
         for rank in end.lost_ranks:
             if rank not in this.seats:
                 continue
             node = self.world.by_name[this.seats[rank][0]]
+            if node.is_up and node.finished is None and node.troubled_alone_until < self.world.all_paused_at - patience:
+                self.fail("no-false-loss", f"{node.name} only paused when all did, and is declared lost: {end.reason}")
             if (
                 node.is_up
                 and node.finished is None
-                and node.healthy_since() < patience
+                and node.healthy_since() < self.world.now - patience
                 and node.agent.signal_number is None
             ):
                 self.fail("no-false-loss", f"{node.name} is declared lost: {end.reason}")
@@ -276,9 +278,12 @@ class Judge:
             recorded = any(r.end is not None and r.end.verdict is Verdict.SUCCEEDED for r in self.rounds.values())
             if not recorded:
                 self.fail("outcome-is-recorded", f"{node.name} succeeds in a job that has not")
-        untroubled = state.trouble is None and node.healthy_since() < self.world.now - 20.0
-        if finish.outcome is agent.Outcome.FAILED and untroubled and not self.is_over:
-            self.fail("outcome-is-recorded", f"{node.name} fails in a job that has not")
+        patience = state.close_timeout + self.world.notice_seconds
+        untroubled = state.trouble is None and node.healthy_since() < self.world.now - patience
+        if finish.outcome is agent.Outcome.FAILED and untroubled and state.end is not None:
+            this = self.rounds.get(state.end.round_number)
+            if this is None or this.end != state.end:
+                self.fail("outcome-is-recorded", f"{node.name} fails as {state.end.reason!r}, which is not recorded")
 
     # --- in time ------------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ class Network:
         for node in nodes:
             self.cut.add(node)
             node.is_troubled = True
+            node.note_trouble()
             self._break_wait(node)
 
     def heal(self, nodes: Iterable[SimulatedNode]) -> None:
@@ -96,6 +97,7 @@ class Network:
         self.outages += 1
         for node in self.world.nodes:
             node.is_troubled = True
+            node.note_trouble()
             self._break_wait(node)
 
     def end_outage(self) -> None:

@@ -78,6 +78,7 @@ class SimulatedNode:
         self.paused_until = 0.0
         # For the laws: whether it is in a trouble that has no end yet, and when the last one ended or will end.
         self.is_troubled, self.troubled_until = False, -1e9
+        self.troubled_alone_until = -1e9
         self.workers: SimulatedWorkers | None = None
         self.history: list[Assignment] = []
         self.ends: list[RoundEnd] = []
@@ -119,8 +120,10 @@ class SimulatedNode:
         """Return this node's own monotonic time."""
         return self._offset + self._rate * self.world.now
 
-    def note_trouble(self, seconds: float = 0.0) -> None:
-        """Something is done to this node that the others may notice, for ``seconds`` from now."""
+    def note_trouble(self, seconds: float = 0.0, alone: bool = True) -> None:
+        """Something is done to this node, or to all at once, that others may notice, for ``seconds`` from now."""
+        if alone:
+            self.troubled_alone_until = max(self.troubled_alone_until, self.world.now + seconds)
         self.troubled_until = max(self.troubled_until, self.world.now + seconds)
 
     def healthy_since(self) -> float:

@@ -284,16 +284,11 @@ def _cut_some(world: World, nodes: list[SimulatedNode], action: Action) -> None:
     world.cut(chosen or nodes[:1], action.seconds)
 
 
-def _pause_all(world: World, nodes: list[SimulatedNode], action: Action) -> None:
-    for node in nodes:
-        world.pause(node, action.seconds)
-
-
 #: What may happen to a world; "join" is done by the game itself.
 ACTIONS: dict[str, Callable[[World, list[SimulatedNode], Action], None]] = {
     "crash": _one(lambda world, node, action: world.crash(node)),
     "pause": _one(lambda world, node, action: world.pause(node, action.seconds)),
-    "pause everybody": _pause_all,
+    "pause everybody": lambda world, nodes, action: world.pause_all(action.seconds),
     "cut": _cut_some,
     "outage": lambda world, nodes, action: world.outage(action.seconds),
     "drop connections": _one(lambda world, node, action: world.drop_connections(node)),
