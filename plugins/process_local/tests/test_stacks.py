@@ -41,8 +41,8 @@ def lock_ba(): lock(b, a)
 threads = [threading.Thread(target=target) for target in (lock_ab, lock_ba)]
 for thread in threads: thread.start()
 met.wait()
-say()
 def join_for_ever():
+    say()
     for thread in threads: thread.join()
 join_for_ever()
 """
@@ -204,11 +204,12 @@ if os.fork() == 0:
     faulthandler.unregister(int(os.environ[{STACK_SIGNAL_VARIABLE!r}])) # this one could only be aborted
     load_data()
 def train():
+    say()
     os.wait()
 train()
 """
     group = start("exec", [in_a_shell(program(ear, code, stderr=str(log))(0))])
-    children = [int(word) for word in ear.words(2)]
+    children = [int(word) for word in ear.words(3) if word.isdecimal()]
     dump(group)
     text = log.read_text()
     assert "in train" in text
