@@ -39,9 +39,10 @@ class StubAgent:
         self.log_dir = log_dir
         self.said: list[str] = []
         self.latency: float | None = 0.001
+        self.phase = "checking"
 
     def snapshot(self) -> AgentSnapshot:
-        return AgentSnapshot("run", "node", "host", "role", "checking", "", 0, log_dir=self.log_dir)
+        return AgentSnapshot("run", "node", "host", "role", self.phase, "", 0, log_dir=self.log_dir)
 
     def store_latency(self, timeout: float) -> float | None:
         if self.latency is not None and self.latency > timeout:
@@ -186,8 +187,10 @@ def test_a_step_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_slow_store_is_told_once_and_judged_only_if_asked() -> None:
     """Otherwise every node would leave a job whose store is away for a moment."""
     agent, watch = StubAgent(), _node.StoreWatch()
-    assert watch.check(agent, None) is None
     agent.latency = 2.0
+    assert watch.check(agent, None) is None
+    assert not agent.said, "before a join nobody asks: joining finds out"
+    agent.phase = "running"
     assert [watch.check(agent, None), watch.check(agent, None)] == [None, None]
     assert agent.said == ["the rendezvous store took 2000 ms to answer; look at its host and the network"]
     agent.latency = 99.0

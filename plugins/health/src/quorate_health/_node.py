@@ -157,6 +157,8 @@ class StoreWatch:
 
     def check(self, agent: AgentView, most: float | None) -> str | None:
         """Judge one read; ``most`` is in milliseconds, ``None`` for "tell people, no more"."""
+        if most is None and agent.snapshot().phase == "checking":
+            return None  # joining is about to find out, and a node that is on its way back has no time for it
         seconds = _STORE_SECONDS if most is None else min(most / 1000, 60.0)
         try:
             latency = agent.store_latency(seconds)
