@@ -56,7 +56,7 @@ class Row:
 
 
 TWO = "quorate run --nnodes={nodes} --rdzv-backend=tcp --rdzv-endpoint=localhost:29400 "
-LEASE = ",lease_timeout=1,last_call_timeout=60"
+LEASE = ",lease_timeout=2,last_call_timeout=60"
 
 
 def pair(nodes: str, script: str, conf: str = "") -> tuple[str, str]:
@@ -314,9 +314,14 @@ def in_our_words(text: str, folder: Path) -> str:
         (r'File "[^"]*/lib/python3\.\d+t?/(\S+)", line \d+', r'File "…/\1", line 500'),
         (r'File "[^"]*/(quorate/\S+)", line \d+', r'File "…/\1", line 30'),
         (r"\S*sh: [^;\n]*no-such-command[^;\n]*", "sh: no-such-command: not found"),
-        (r"\[[^]\s]*gloo/transport\S+\] .*?GLHF! [^;\n]*", "[gloo] Connection closed by peer [10.0.0.2]:53972. ..."),
-        (r"\b\d+\.\d s of \d", "0.0 s of 1"),
-        (r"(after|pause of) 0\.\d s", r"\1 0.8 s"),
+        (r"RuntimeError: (?:(?!; no re).)*gloo(?:(?!; no re).)*", "RuntimeError: [gloo] Connection closed by peer ..."),
+        (r"written for \d+\.\d s", "written for 1.0 s"),
+        # Stacks are written by py-spy, where it is installed, or by Python itself.
+        (
+            r"(last lines of its stderr:\n)(?:  \|.*\n)*?  \|.*hangs\.py.*\n(?:  \|.*\n)*",
+            r"\1  | ... hangs.py, line 5\n",
+        ),
+        (r"(after|pause of) [01]\.\d s", r"\1 0.8 s"),
         (r"\b(python)3\.\d+\b", r"\1"),
     ):
         text = re.sub(pattern, words, text)

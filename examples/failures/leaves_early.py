@@ -1,4 +1,4 @@
-"""Rank 1 ends well in the middle of the others' collective, and takes its connection with it."""
+"""Rank 1 ends well in the middle of the others' work, and takes its connections with it."""
 
 import os
 import sys
@@ -6,10 +6,11 @@ import sys
 import torch
 import torch.distributed as dist
 
-dist.init_process_group("gloo")
-if dist.get_rank() == 1:
-    os._exit(0)
 try:
+    dist.init_process_group("gloo")
+    dist.barrier()
+    if dist.get_rank() == 1:
+        os._exit(0)
     dist.all_reduce(torch.ones(1))
 except RuntimeError as error:
     sys.exit(f"RuntimeError: {error}")

@@ -67,8 +67,8 @@ class LeavesBehind(Protocol):
 class StackDumper(Protocol):
     """An ability that a process context may have besides: finding out where hung workers are."""
 
-    def dump_stacks(self, hung_local_rank: int, timeout: float) -> None:
-        """Have every running worker write the stacks of all its threads into its log.
+    def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
+        """Have every running worker write the stacks of all its threads into its log; return the hung one's last lines.
 
         Called on a thread of its own, while the other methods go on being called; blocks for at most ``timeout``
         seconds.  It need not leave the workers alive: they are stopped next, and ``hung_local_rank`` names the one

@@ -181,7 +181,7 @@ def _failure(failure: FailureRecord) -> Iterator[str]:
     if not _SAYS_NOTHING_NEW.match(failure.message):
         yield from (f"  {line}" for line in failure.message.splitlines()[:_MOST_MESSAGE_LINES])
     if failure.cause is Cause.HANG:
-        yield "  the stacks of all workers of its node are in their logs (without log files: on its console)"
+        yield "  all workers of its node have written their stacks into their logs (without log files: on its console)"
     if failure.cause is Cause.BROKEN_COLLECTIVE:
         yield "  nobody has told of a failure that it broke over: its peer may have ended early, or the network broke"
     if failure.error_data and failure.error_file:

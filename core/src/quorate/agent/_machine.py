@@ -222,7 +222,14 @@ def _dumped(turn: _Turn, event: StacksDumped) -> None:
     if hang is None or seat is None:
         return
     turn.set(wake_at=None)
-    exit = WorkerExited(hang.local_rank, hang.pid, -_SIGKILL, hang.timestamp_ns, problem=hang.problem)
+    exit = WorkerExited(
+        hang.local_rank,
+        hang.pid,
+        -_SIGKILL,
+        hang.timestamp_ns,
+        problem=hang.problem,
+        stderr_tail=event.lines,
+    )
     turn.tell(Diagnose(exit, budget_of(turn.state), hung=True))
 
 

@@ -177,7 +177,9 @@ class WorkerHung:
 @final
 @frozen
 class StacksDumped:
-    """The workers have written their stacks, as far as they could."""
+    """The workers have written their stacks, as far as they could; ``lines`` are the hung one's last."""
+
+    lines: tuple[str, ...] = ()
 
 
 @final

@@ -415,11 +415,12 @@ class Runner:
             return StacksDumped()
 
         def dump() -> None:
+            lines: tuple[str, ...] = ()
             try:
-                context.dump_stacks(hung_local_rank, self.state.dump_timeout)
+                lines = tuple(context.dump_stacks(hung_local_rank, self.state.dump_timeout))
             except Exception as error:
                 self._warn(f"the workers' stacks could not be dumped: {error or type(error).__name__}")
-            self.post(StacksDumped())
+            self.post(StacksDumped(lines))
 
         threading.Thread(target=dump, name="quorate-stacks", daemon=True).start()
         return None

@@ -147,12 +147,13 @@ class LocalContext:
         self._send(signal_number)
         self._go_on(now)
 
-    def dump_stacks(self, hung_local_rank: int, timeout: float) -> None:
+    def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
         """See :class:`quorate.starter.StackDumper`; the one method that other threads may call."""
         from ._stacks import dump_stacks
 
         running = [(worker.local_rank, worker.pid, worker.error_path) for worker in self._running()]
         dump_stacks(running, hung_local_rank, timeout)
+        return next((worker.last_lines() for worker in self._workers if worker.local_rank == hung_local_rank), ())
 
     def left_behind(self) -> Sequence[str]:
         return tuple(self._left_behind)

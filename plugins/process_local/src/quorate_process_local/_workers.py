@@ -124,15 +124,14 @@ class Worker:
     def report(self) -> WorkerExited:
         """Return the record of its end."""
         exit_code = 0 if self.exit_code is None else self.exit_code
-        value, tail = None, b""
+        value: object = None
+        lines: tuple[str, ...] = ()
         if exit_code == 0:
             value, problem = self.process.result()
             if problem:
                 exit_code, self.problem = 1, problem
-        elif self.errors is not None:
-            tail = self.errors.tail
-        elif self.error_path:
-            tail = tail_of_file(self.error_path)
+        else:
+            lines = self.last_lines()
         return WorkerExited(
             self.local_rank,
             self.pid,
@@ -140,6 +139,12 @@ class Worker:
             self.timestamp_ns,
             return_value=value,
             stopped=self.stopped,
-            stderr_tail=tail_lines(tail),
+            stderr_tail=lines,
             problem=self.problem,
         )
+
+    def last_lines(self) -> tuple[str, ...]:
+        """Return the last lines of its stderr so far."""
+        if self.errors is not None:
+            return tail_lines(self.errors.tail)
+        return tail_lines(tail_of_file(self.error_path)) if self.error_path else ()
