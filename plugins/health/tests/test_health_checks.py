@@ -103,6 +103,16 @@ def test_a_healthy_node_runs_its_workers(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "worker ran\n", "")
 
 
+def test_a_launch_imports_only_what_its_checks_need(tmp_path: Path) -> None:
+    """Nothing for commands, GPUs and flags that nobody asked for, in the agent that waits with its first worker."""
+    done = run(path=tmp_path, PYTHONPROFILEIMPORTTIME="1", worker="import os; os._exit(0)")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    ours = {name for name in imported if name.startswith("quorate_health")}
+    names = {"_checks", "_memory", "_node"}
+    assert ours == {"quorate_health", *(f"quorate_health.{name}" for name in names)}
+    assert not imported & {"subprocess", "shlex", "tempfile", "pynvml", "difflib"}
+
+
 @needs_mounts
 def test_a_full_log_folder(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
