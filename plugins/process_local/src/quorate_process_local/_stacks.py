@@ -26,12 +26,13 @@ from ._stack_signal import STACK_SIGNAL
 
 __all__ = ["dump_stacks", "find_py_spy"]
 
-#: Of the time that is given: what py-spy may take, and when all must be done, so that the rest is for the agent.
-_SPY_SHARE, _SHARE = 0.6, 0.9
-#: How long a process may take to begin with its answer before it is asked in another way.
+#: When, in the time that is given, asking must be over, then py-spy, then all, so that the rest is for the agent.
+_ASK_SHARE, _SPY_SHARE, _SHARE = 0.4, 0.7, 0.9
+#: How long a process may take for its answer before it is asked in another way.
 _ANSWER_SECONDS = 1.0
-#: A process that has written nothing for this long after its answer began has written it all.
-_SETTLE_SECONDS = 0.05
+#: A process that has written nothing over so many looks after its answer began has written it all; one that would run
+#: if it had a CPU is given more.
+_LOOK_SECONDS, _LOOKS, _LOOKS_IF_RUNNABLE = 0.02, 2, 10
 _MOST_AT_ONCE = 8
 _LONGEST_STACK_BYTES = 1 << 18
 
@@ -114,13 +115,12 @@ def dump_stacks(workers: Sequence[tuple[int, int, str]], hung_local_rank: int, t
     for process in everyone:
         if process.why_mute:
             process.tell(f"quorate: process {process.pid} (local rank {process.local_rank}) {process.why_mute}\n")
-    asked = [p for p in everyone if not p.why_mute and p.catches(STACK_SIGNAL) and p.send(STACK_SIGNAL)]
+    end = began + _SHARE * timeout
+    _ask([[process for process in family if not process.why_mute] for family in families.values()], began, timeout)
     # Of a shell and what runs in it, of a worker and its data loaders: the first that could have Python stacks.
     heads = [head for family in families.values() for head in _heads(family)]
     heads.sort(key=lambda head: head.local_rank != hung_local_rank)
     _spy(heads, began + _SPY_SHARE * timeout)
-    end = began + _SHARE * timeout
-    _wait_for_answers(asked, min(end, monotonic() + _ANSWER_SECONDS))
     aborted = [head for head in heads if not head.has_told and _abort(head, head.local_rank == hung_local_rank)]
     _wait_for_ends(aborted, end)
 
@@ -233,10 +233,21 @@ def _spy_on(program: str, head: _Process, end: float) -> None:
 # --- from inside ----------------------------------------------------------------------------------------------------
 
 
+def _ask(families: Sequence[list[_Process]], began: float, timeout: float) -> None:
+    """Ask those who can answer, one at a time of each family: they share a log, where their stacks would mix."""
+    end = began + _ASK_SHARE * timeout
+    queues = [[process for process in family if process.catches(STACK_SIGNAL)] for family in families]
+    while any(queues) and monotonic() < end:
+        batch = [queue.pop(0) for queue in queues if queue]
+        asked = [process for process in batch if process.send(STACK_SIGNAL)]
+        _wait_for_answers(asked, min(end, monotonic() + _ANSWER_SECONDS))
+
+
 def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
-    """Wait until the answers are written; the next signal would cut them short.  Nothing there can be waited for."""
+    """Wait until the answers are written; another signal could cut them short.  Nothing there can be waited for."""
     pause = select.poll()
-    written = {process.pid: -1 for process in asked}
+    written = dict.fromkeys((process.pid for process in asked), -1)
+    quiet = dict.fromkeys(written, 0)
     waiting = list(asked)
     while waiting:
         for process in list(waiting):
@@ -245,12 +256,14 @@ def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
                 continue
             process.has_told = True
             now_written = _written_by(process.pid)
-            if not process.is_alive or now_written == written[process.pid]:
-                waiting.remove(process)
+            quiet[process.pid] = quiet[process.pid] + 1 if now_written == written[process.pid] else 0
             written[process.pid] = now_written
+            enough = _LOOKS_IF_RUNNABLE if process.state == "R" else _LOOKS
+            if not process.is_alive or quiet[process.pid] >= enough:
+                waiting.remove(process)
         if waiting and monotonic() >= end:
             return
-        pause.poll(_SETTLE_SECONDS * 1000.0)
+        pause.poll(_LOOK_SECONDS * 1000.0)
 
 
 def _abort(head: _Process, is_hung: bool) -> bool:

@@ -1,7 +1,7 @@
 """What a worker calls: timers and heartbeats, written as lines into the agent's pipe.
 
 No thread, no lock, no file; one ``write`` of about a hundred bytes per message, which never blocks for longer than
-:data:`_PATIENCE_MS`.  Where there is no agent, or its pipe cannot be reached, nothing happens.  What does not live
+a quarter of a second.  Where there is no agent, or its pipe cannot be reached, nothing happens.  What does not live
 here: who reads the lines (:mod:`._server`) and what they mean (:mod:`._messages`).
 """
 
@@ -25,8 +25,9 @@ STACK_SIGNAL_VARIABLE = "QUORATE_STACK_SIGNAL"
 
 #: Further signs of life within this time say nothing new.
 _BEAT_SECONDS = 0.1
-#: How long a message waits for room in a full pipe, which the agent empties a hundred times a second.
-_PATIENCE_MS = 20
+#: How long a message waits for room in a full pipe, which the agent empties a hundred times a second if it can.  The
+#: end of a timer waits longer, or its worker would be taken for hung; there are only as many as there were begins.
+_PATIENCE_MS, _PATIENCE_WITH_ENDS_MS = 20, 250
 #: A pipe takes lines of up to this length (PIPE_BUF) in one piece or not at all.
 _ATOMIC_BYTES = 4096
 _LONGEST_SCOPE = 200
@@ -135,7 +136,8 @@ class _Channel:
 
     def _write(self, line: bytes, must: bool) -> bool:
         data = self._owed + line
-        for is_last in (self._is_stuck, True):
+        patience = _PATIENCE_WITH_ENDS_MS if must else 0 if self._is_stuck else _PATIENCE_MS
+        for is_last in (patience == 0, True):
             try:
                 os.write(self.descriptor, data)
                 self._owed, self._is_stuck = b"", False
@@ -145,7 +147,7 @@ class _Channel:
                     break
                 poller = select.poll()
                 poller.register(self.descriptor, select.POLLOUT)
-                poller.poll(_PATIENCE_MS)
+                poller.poll(patience)
         self._is_stuck = True
         if must and len(data) <= _ATOMIC_BYTES - 512:
             self._owed = data

@@ -53,6 +53,7 @@ class TimerServer:
         self._timers = Timers()
         self._lines = {channel.reader: Lines() for channel in channels}
         self._births: dict[int, str] = {}  # what /proc told in this gulp
+        self._seen: AgentSnapshot | None = None  # what the agent knew at its beginning
         self._has_warned: set[str] = set()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_closing = False
@@ -89,6 +90,7 @@ class TimerServer:
             if deadline is not None and now > deadline + _LATE_SECONDS:
                 self._timers.put_off(now - deadline + _GRACE_SECONDS)
             self._births.clear()
+            self._seen = None
             # Read before judging: the end of a timer may have been waiting in the pipe for as long as we were away.
             for descriptor, _ in ready:
                 if descriptor in self._lines:
@@ -142,13 +144,18 @@ class TimerServer:
 
     def _take_heartbeat(self, message: Message, is_foreign: bool) -> None:
         now = monotonic()
-        worker = self._worker_of(self._agent.snapshot(), message.pid, is_foreign, *self._seat_of(message))
+        worker = self._worker_of(self._snapshot(), message.pid, is_foreign, *self._seat_of(message))
         if worker is None:
             return
         self._agent.note_heartbeat(worker.local_rank, worker.pid)
         if self._heartbeat_timeout > 0.0:
             key = (worker.pid, self._birth_of(worker.pid), None)
             self._timers.set(key, Timer(now + self._heartbeat_timeout, self._heartbeat_timeout, _HEARTBEAT))
+
+    def _snapshot(self) -> AgentSnapshot:
+        if self._seen is None:
+            self._seen = self._agent.snapshot()
+        return self._seen
 
     def _birth_of(self, pid: int) -> str:
         if pid not in self._births:
@@ -157,7 +164,7 @@ class TimerServer:
 
     def _seat_of(self, message: Message) -> tuple[int, int]:
         """Return global rank and round of a message that was written by a worker of this agent, else -1."""
-        is_ours = message.agent and message.agent == self._agent.snapshot().node_id
+        is_ours = message.agent and message.agent == self._snapshot().node_id
         return (message.rank, message.round_number) if is_ours else (-1, -1)
 
     def _make_room(self) -> bool:
