@@ -41,6 +41,8 @@ class Reporter:
             seat = new.assignment
             for warning in seat.warnings:
                 self.say(1, f"warning: {warning}")
+            if seat.missing:
+                self.say(1, f"in round {seat.round_number - 1} {', '.join(seat.missing)}: probably why it ended")
             self.emit(
                 "round.joined",
                 f"round {seat.round_number}: group rank {seat.group_rank} of {seat.group_world_size}, "
