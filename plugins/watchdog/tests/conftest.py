@@ -85,13 +85,18 @@ class Worker:
             text=True,
         )
         self.pid = self.process.pid
+        self._heard = b""
 
     def hear(self) -> str:
         """Wait for its next word."""
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_SECONDS)
-        assert ready, "it says nothing"
-        return self.process.stdout.readline().strip()
+        while b"\n" not in self._heard:
+            ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_SECONDS)
+            data = os.read(self.process.stdout.fileno(), 1 << 16) if ready else b""
+            assert data, f"it says nothing but {self._heard!r}"
+            self._heard += data
+        word, _, self._heard = self._heard.partition(b"\n")
+        return word.decode()
 
     def go_on(self) -> None:
         assert self.process.stdin is not None
