@@ -195,6 +195,7 @@ def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
     """Classify how a worker failed.
 
     The core's default: a negative exit code is ``signal``, recorded error data is ``exception``, else ``exit_code``.
+    ``broken_collective`` is a victim's: its node leaves it to others, for a lease, to record why the round ended.
 
     Called: when a worker ended with a non-zero exit code or hangs, before the restart policy.
     Thread: the agent's thread; it must not block.
