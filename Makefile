@@ -14,7 +14,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test lint format types tests bench clean system-packages etcd chromium
+.PHONY: help demo test lint format types tests bench clean system-packages etcd redis chromium
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -35,7 +35,7 @@ format: $(STAMP) ## ruff format, as a check
 types: $(STAMP) ## mypy --strict over all sources
 	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
 
-tests: $(STAMP) etcd chromium ## pytest alone
+tests: $(STAMP) etcd redis chromium ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest
 
 bench: $(STAMP) ## every benchmark, side by side with the peers that are installed (about 15 minutes; NAME=launch for one)
@@ -72,6 +72,11 @@ etcd:
 chromium: APT_PACKAGES := chromium-headless-shell
 chromium:
 	@{ command -v chromium-headless-shell || command -v chromium || command -v google-chrome; } >/dev/null || { $(APT_INSTALL); }
+
+# The example docs/examples/rendezvous_redis is tested with a server of its own.
+redis: APT_PACKAGES := redis-server
+redis:
+	@command -v redis-server >/dev/null || { $(APT_INSTALL); }
 
 # sudo only where there is one and it is needed.
 define APT_INSTALL

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -113,6 +114,16 @@ def try_mutant(mutant: Mutant, folder: Path) -> Outcome:
         if outcome.verdict is Verdict.BROKEN:
             break  # on a busy machine a lease may run out by itself, which hides one that never would
     return outcome
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Whatever a backend does, what the kit has started ends."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive(), f"{thread.name} is left"
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The store's promises over a real TCPStore, between real processes."""
+"""What the store promises beyond the conformance kit, over a real TCPStore, between real processes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,6 @@ def test_whoever_binds_first_is_the_host(endpoint: str, open_store: Callable[...
     assert (first.is_host, second.is_host) == (True, False)
     first.put("key", b"value")
     assert second.get(["key"]) == [b"value"]
-
-
-def test_create_writes_once_even_for_equal_bytes(endpoint: str, open_store: Callable[..., Any]) -> None:
-    first, second = open_store(endpoint), open_store(endpoint)
-    assert first.create("key", b"same")
-    assert not second.create("key", b"same")
-    assert not first.create("key", b"same")
-    assert second.get(["key"]) == [b"same"]
 
 
 def test_processes_that_race_to_create_have_one_winner(endpoint: str, member: Callable[..., Member]) -> None:
@@ -93,22 +85,6 @@ def test_counters_are_atomic_between_processes(
     assert store.add("count", -50) == 0
     assert store.get(["count"]) == [b"0"]
     assert store.wait("count", 5.0) == b"0"
-
-
-def test_put_is_seen_by_others_and_the_last_one_wins(endpoint: str, open_store: Callable[..., Any]) -> None:
-    first, second = open_store(endpoint), open_store(endpoint)
-    first.put("key", b"1")
-    second.put("key", b"2")
-    assert first.get(["key"]) == second.get(["key"]) == [b"2"]
-
-
-def test_delete_removes_a_prefix_and_nothing_else(endpoint: str, open_store: Callable[..., Any]) -> None:
-    store, other = open_store(endpoint), open_store(endpoint)
-    store.put_many([("1/a", b"a"), ("1/b", b"b"), ("10/a", b"c"), ("2/1/a", b"d")])
-    other.put("1/c", b"e")
-    store.delete("1/")
-    assert store.get(["1/a", "1/b", "1/c", "10/a", "2/1/a"]) == [None, None, None, b"c", b"d"]
-    assert store.create("1/a", b"again")
 
 
 def test_jobs_on_one_endpoint_do_not_see_each_other(endpoint: str, open_store: Callable[..., Any]) -> None:

@@ -17,7 +17,7 @@ from ._subject import Subject, require, settle, start
 
 _T = TypeVar("_T")
 #: What ``operation_timeout`` is set to; the deadline of an operation of a backend that has no such setting.
-_OPERATION_SECONDS = 1.0
+_OPERATION_SECONDS = 0.5
 _SLACK_SECONDS = 10.0
 
 

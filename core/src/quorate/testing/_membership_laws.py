@@ -207,11 +207,11 @@ def short_outage_ends_no_round(subject: Subject) -> None:
     The store must raise StoreUnavailableError during the outage and work again after it, in every thread.
     """
     job = subject.job()
-    members = job.members(2, 1, 2, last_call_timeout=subject.patience, operation_timeout=1.0)
+    members = job.members(2, 1, 2, last_call_timeout=subject.patience, operation_timeout=0.5)
     join_all(members, subject.patience)
     with subject.server.partition():
-        threading.Event().wait(2.0)
-    watching = start(members[0].handler.wait_for_change, 2.0)
+        threading.Event().wait(1.4)
+    watching = start(members[0].handler.wait_for_change, 1.2)
     end = result_of(watching, subject.patience, "wait_for_change")
     require(end is None, f"the round ended because of a short outage: {end.reason if end is not None else ''}")
     members[0].handler.set_closed()

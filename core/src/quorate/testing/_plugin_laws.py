@@ -135,7 +135,7 @@ def jobs_are_isolated(subject: Subject) -> None:
     """
     first = subject.job()
     stores: dict[str, Store] = {}
-    for suffix in ("", "/b", "%2Fb", " b", ".."):
+    for suffix in ("", "/b", "%2Fb", " b", "\u00e4", ".."):
         job: Job = subject.job(first.run_id + suffix, first.endpoint)
         try:
             stores[suffix] = job.open()

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import final
+from typing import TypeVar, final
 
 from ..clock import monotonic
 from ..errors import UsageError
@@ -21,6 +21,7 @@ from ..rendezvous._address import parse_endpoint
 
 __all__ = ["CuttableProxy", "FreshPorts", "ServerProcess", "free_port"]
 
+_Proxy = TypeVar("_Proxy", bound="CuttableProxy")
 _CHUNK = 1 << 16
 _START_SECONDS = 30.0
 
@@ -50,11 +51,11 @@ class FreshPorts:
         return f"{self._address}:{free_port()}"
 
 
-@final
 class CuttableProxy:
     """Forwards TCP connections to ``target`` until it is cut; then it is as if every packet were lost.
 
-    Connections stay open while it is cut, and go on when it is not any more, as those of a network do.
+    Connections stay open while it is cut, and go on when it is not any more, as those of a network do.  Also a context
+    manager; made to be subclassed, to add what else the server behind it can do.
 
     Arguments:
         target: ``host:port`` of the real server.
@@ -85,6 +86,14 @@ class CuttableProxy:
             yield
         finally:
             self._set_cut(False)
+
+    def __enter__(self: _Proxy) -> _Proxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close everything."""

@@ -27,6 +27,7 @@ from ..rendezvous import (
 )
 from ._gate import Gate, gated
 from ._law import Ability, LawBrokenError
+from ._servers import FreshPorts
 
 if TYPE_CHECKING:
     from ..plugins import PluginHost
@@ -212,7 +213,14 @@ class Subject:
     @property
     def is_hosted(self) -> bool:
         """Whether one of the nodes serves the store; false for a backend without one."""
-        return self.backend.open_store is not None and "is_host" in self._optional_methods()
+        if self.backend.open_store is None:
+            return False
+        return self.has_fresh_endpoints or "is_host" in self._optional_methods()
+
+    @property
+    def has_fresh_endpoints(self) -> bool:
+        """Whether each job meets elsewhere, so that jobs of a hosted store may run at the same time."""
+        return isinstance(self.server, FreshPorts)
 
     # --- what laws open -----------------------------------------------------------------------------------------------
 
@@ -336,6 +344,7 @@ class Job:
     def close(self) -> None:
         """End the members and close the stores; with the last one goes whatever the job has left in the backend."""
         for member in self._members:
+            member.is_over = True
             if member.gate is not None:
                 member.gate.open()
         for ending in [start(member.handler.shutdown) for member in self._members]:
@@ -374,6 +383,7 @@ class Member:
 
     def __init__(self, handler: RendezvousHandler, node: NodeRecord, gate: Gate | None, patience: float) -> None:
         self.handler, self.node, self.gate, self._patience = handler, node, gate, patience
+        self.is_over = False  # the law is; whatever still runs on a thread comes to its end
 
     def joining(self) -> Future[RendezvousInfo]:
         """Begin to join the next round."""
@@ -389,7 +399,7 @@ class Member:
         def wait() -> tuple[RoundEnd | None]:
             while True:
                 end = self.handler.wait_for_change(0.2)
-                if end is not None or self.handler.is_closed() or self.handler.num_nodes_waiting() > 0:
+                if self.is_over or end is not None or self.handler.is_closed() or self.handler.num_nodes_waiting() > 0:
                     return (end,)
 
         return result_of(start(wait), self._patience, "waiting for the end of a round")[0]

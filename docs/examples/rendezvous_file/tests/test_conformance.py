@@ -1,0 +1,19 @@
+import pytest
+
+from quorate.testing import StoreConformance
+
+NO_SERVER = "a directory has no server of its own"
+
+
+class TestFile(StoreConformance):
+    backend = "file"
+    dead_endpoint = "/nobody/has/mounted/this"
+    absent = {
+        **dict.fromkeys(("partition", "pause", "restart"), NO_SERVER),
+        "batch": "each key is a file",
+        "interrupt": "the core then waits in slices of a second",
+    }
+
+    @pytest.fixture
+    def server(self, tmp_path):
+        return str(tmp_path)
