@@ -6,14 +6,17 @@ What does not live here: how the command line is read (``_parse``) and what the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, final
 
+from .._record import frozen
 from . import _values as kind
 
 __all__ = ["ACTIONS", "FLAGS", "Flag"]
 
 
-class Flag(NamedTuple):
+@final
+@frozen
+class Flag:
     """One flag.
 
     ``default`` is text, read like any other; ``None`` stands for "not set".  ``metavar`` is empty for a switch, which
