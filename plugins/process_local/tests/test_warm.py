@@ -105,7 +105,7 @@ import multiprocessing, numpy, os, random, secrets, tempfile, uuid
 print(random.random(), numpy.random.random(), uuid.uuid4(), secrets.token_hex(), tempfile.mktemp(),
       multiprocessing.current_process().authkey.hex(), sep="\\n")
 """
-    starter = make("multiprocessing", "numpy", "random", "secrets", "tempfile", "uuid")
+    starter = make("multiprocessing", "numpy.random", "random", "secrets", "tempfile", "uuid")
     # NumPy's threads (one per core, as nothing is said about them) end for the fork, and are no reason to refuse.
     seen = [text.splitlines() for _ in range(2) for text in outputs(starter, code, tmp_path)]
     for values in zip(*seen, strict=True):
@@ -369,19 +369,25 @@ def test_what_an_import_starts_hides_nothing_and_ends_with_the_template(
     capfd.readouterr()
 
 
-def test_a_template_that_dies_while_it_forks_leaves_no_worker(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("victim", ["template", "intermediate"])
+def test_what_dies_while_workers_are_forked_leaves_no_worker(
+    make: Make, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
     starter = make()
     fork = _template.Forking.fork
     pids: list[int] = []
 
     def fork_and_kill(self: _template.Forking, *arguments: Any) -> int:
         pids.append(fork(self, *arguments))
-        os.kill(self._template.pid, signal.SIGKILL)
+        dying = self._template.pid if victim == "template" else self._intermediate
+        os.kill(dying, signal.SIGKILL)
+        wait_for_end([dying])
         return pids[-1]
 
     monkeypatch.setattr(_template.Forking, "fork", fork_and_kill)
-    assert "template process" in refused(starter, *(python("import signal; signal.pause()", rank=i) for i in range(2)))
-    assert len(pids) >= 1
+    words = refused(starter, *(python("import signal; signal.pause()", rank=i) for i in range(3)))
+    assert "process" in words
+    assert pids
     wait_for_end(pids)
     monkeypatch.undo()
     assert run(starter, [python("raise SystemExit(7)")])[0].exit_code == 7

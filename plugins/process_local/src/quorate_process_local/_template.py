@@ -177,11 +177,12 @@ class Forking:
     def __init__(self, template: Template) -> None:
         self._template = template
         self._intermediate = 0
+        self._is_whole = True
 
     def __enter__(self) -> Forking:
         _adopt_orphans(True)
         try:
-            answer = self._template._ask({})
+            answer = self._template._ask({"group": True})
             if "intermediate" not in answer:
                 raise StartError(f"the workers cannot be forked: {answer['problem']}")
             self._intermediate = answer["intermediate"]
@@ -198,8 +199,10 @@ class Forking:
         """
         answer = self._template._ask(order, descriptors)
         if "pid" not in answer:
+            self._is_whole = "problem" in answer
+            problem = answer.get("problem", "the intermediate process has ended")
             raise StartError(
-                f"the worker of local rank {local_rank} cannot be forked: {answer['problem']}", local_rank=local_rank
+                f"the worker of local rank {local_rank} cannot be forked: {problem}", local_rank=local_rank
             )
         pid: int = answer["pid"]
         return pid
@@ -208,7 +211,7 @@ class Forking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self._intermediate or "adopted" not in self._template._ask({}):
+            if not self._intermediate or not self._is_whole or "adopted" not in self._template._ask({}):
                 self._clear_up()
                 if kind is None and self._intermediate:
                     raise StartError("the template process ended while it forked the workers")

@@ -204,7 +204,8 @@ def _serve(channel: socket.socket) -> tuple[Message, list[int], int]:
     the one that orphans go to, becomes their parent.  The gate is a pipe that ends when that is so; by the end of the
     other pipe the template knows that all workers have left its session.
     """
-    while receive(channel) is not None:  # each message asks for a group
+    # Anything else than the wish for a group was meant for an intermediate that has died too early: then this ends too.
+    while (received := receive(channel)) is not None and "group" in received[0]:
         gate, gate_keeper = os.pipe()
         left, not_left = os.pipe()
         intermediate = os.fork()
