@@ -14,22 +14,13 @@ from .._record import evolve
 from ..catalogue import StarterRequest
 from ..clock import monotonic, wall_time_ns
 from ..errors import PluginError, QuorateError, StartError
-from ..failures import message_from_stderr, read_error_file, signal_name
 from ..logs_specs import LogsSpecs
-from ..records import (
-    Assignment,
-    Cause,
-    FailureRecord,
-    NodeRecord,
-    RestartBudget,
-    RestartDecision,
-    WorkerExited,
-    WorkerLaunch,
-)
+from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
 from ..rendezvous._address import host_name
 from ..services import AgentSnapshot, WorkerSnapshot
 from ..starter import LeavesBehind, StackDumper
 from ._checks import Checks
+from ._diagnosis import Diagnosis
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
@@ -76,7 +67,6 @@ __all__ = ["Runner"]
 
 #: Beyond the grace: what the starter needs to kill, sweep and drain, even from an uninterruptible wait.
 _LAST_RESORT_SECONDS = 10.0
-_LONGEST_LAST_WORDS = 500
 
 
 @final
@@ -132,7 +122,7 @@ class Runner:
         self._context: ProcessContext | None = None
         self._stop_deadline: float | None = None
         self._finish: Finish | None = None
-        self._to_complete: list[FailureRecord] = []
+        self._diagnosis = Diagnosis(host, reporter, self._warn)
 
     def _make_starter(self, start_method: str) -> Starter:
         spec = self._spec
@@ -326,9 +316,10 @@ class Runner:
         elif isinstance(command, StopWorkers):
             return self._stop(command)
         elif isinstance(command, Diagnose):
-            return self._diagnose(command)
+            assert self.state.assignment is not None
+            return self._diagnosis.diagnose(command, self.state.assignment)
         elif isinstance(command, Decide):
-            return Diagnosed(command.failure, self._decide(command.failure, command.budget))
+            return Diagnosed(command.failure, self._diagnosis.decide(command.failure, command.budget))
         else:
             try:
                 self._tell_membership(self._membership, command)
@@ -458,66 +449,8 @@ class Runner:
         except (OSError, ValueError):
             pass  # its descriptor is already closed
         context.close()
-        self._complete_error_files()
+        self._diagnosis.complete_error_files()
         return "; ".join(context.left_behind()) if isinstance(context, LeavesBehind) else ""
-
-    def _diagnose(self, command: Diagnose) -> Input:
-        seat = self.state.assignment
-        assert seat is not None
-        failure = self._failure_record(command, seat)
-        cause = self._host.decide_or(failure.cause, "cause", failure)
-        failure = evolve(failure, cause=cause)
-        decision = None if command.budget is None else self._decide(failure, command.budget)
-        self._reporter.failed(failure)
-        self._to_complete.append(failure)
-        return Diagnosed(failure, decision)
-
-    def _decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:
-        from ..policy import default_restart
-
-        decision: RestartDecision = self._host.decide_or(default_restart(failure, budget), "restart", failure, budget)
-        return decision
-
-    def _complete_error_files(self) -> None:
-        """Add to the error files what only the agent knows; when the workers are gone, nothing waits for it."""
-        failures, self._to_complete = self._to_complete, []
-        if not failures:
-            return
-        try:
-            recorder = self._host.choose("error recorder", os.environ.get("QUORATE_ERROR_RECORDER", "file"))
-            for failure in failures:
-                if failure.error_file and recorder.complete is not None:
-                    recorder.complete(failure.error_file, failure)
-        except Exception as error:
-            self._warn(f"the error files could not be completed: {error or type(error).__name__}")
-
-    def _failure_record(self, command: Diagnose, seat: Assignment) -> FailureRecord:
-        exit = command.exit
-        # Workers that were not started have written nothing; what the reporter knows is of the round before.
-        error_file = "" if command.start_failed else self._reporter.error_files.get(exit.local_rank, "")
-        data = read_error_file(error_file) if error_file and not command.hung else None
-        if command.start_failed:
-            cause = Cause.START_FAILED
-        elif command.hung:
-            cause = Cause.HANG
-        else:
-            cause = Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE
-        return FailureRecord(
-            rank=seat.first_rank + exit.local_rank,
-            local_rank=exit.local_rank,
-            pid=exit.pid,
-            exit_code=exit.exit_code,
-            cause=cause,
-            message=_message(exit, data),
-            timestamp_ns=exit.timestamp_ns,
-            error_file=error_file,
-            error_data=data,
-            node_id=seat.node_id,
-            host=host_name(),
-            role=seat.role,
-            restart_count=seat.restart_count,
-            stderr_tail=tuple(exit.stderr_tail),
-        )
 
 
 def _look_again() -> None:
@@ -528,18 +461,3 @@ def _state_of(exit: WorkerExited) -> str:
     if exit.stopped:
         return "stopped"
     return "succeeded" if exit.exit_code == 0 else "failed"
-
-
-def _message(exit: WorkerExited, data: dict[str, Any] | None) -> str:
-    if data is not None:
-        recorded = data["message"]
-        return str(recorded.get("message", recorded)) if isinstance(recorded, dict) else str(recorded)
-    if exit.problem:
-        return exit.problem
-    if exit.exit_code < 0:
-        return f"Signal {-exit.exit_code} ({signal_name(exit.exit_code)}) received by PID {exit.pid}"
-    message = message_from_stderr(exit.stderr_tail)
-    if message is not None:
-        return message
-    last = next((line.strip() for line in reversed(exit.stderr_tail) if line.strip()), "")
-    return f"exit code {exit.exit_code}" + (f", last words: {last[:_LONGEST_LAST_WORDS]}" if last else "")
