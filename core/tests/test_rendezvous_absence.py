@@ -75,7 +75,7 @@ def gathering(*nodes: NodeRecord, **changes: object) -> p.State:
 
 def test_it_does_not_count_and_its_reason_is_told() -> None:
     state = gathering(FIT, UNFIT, evolve(UNFIT, node_id="again", unfit="disk: fuller"))
-    assert list(live_nodes(state, 0.0)) == [1]
+    assert list(live_nodes(state)) == [1]
     readiness = evaluate(state, 0.0)
     assert not readiness.ready
     assert readiness.reason == "waiting for 1 of 2 nodes; here: alpha; beta does not join: disk: fuller"

@@ -216,6 +216,47 @@ def test_a_node_that_leaves_with_an_end_unsaid_says_that_one() -> None:
         assert {node.finished.outcome.value for node in nodes if node.finished} == {"failed"}
 
 
+def test_a_node_that_was_paused_through_an_outage_asks_once_more_before_it_gives_up() -> None:
+    bounds = protocol.Settings(2, 3, join_timeout=60.0, last_call_timeout=1.0, store_outage_timeout=20.0)
+    world, nodes = three(bounds=bounds)
+    world.outage(10.0)
+    world.run(world.now + 5.0)
+    world.pause(nodes[2], 30.0)
+    assert world.run(world.now + 60.0, lambda: all_run(world, nodes) and nodes[2].ends != []), world.explain(
+        "it is out"
+    )
+    assert nodes[2].gave_up is None
+
+
+def test_a_standby_takes_nobody_for_lost_who_is_done_or_has_come_back() -> None:
+    bounds = protocol.Settings(1, 2, join_timeout=60.0, last_call_timeout=1.0)
+    world = World()
+    nodes = [world.add_node(name, bounds) for name in ("a", "b")]
+    assert world.run(10, lambda: all_run(world, nodes, 0))
+    world.add_node("c", bounds, joins_at=world.now)
+    world.run(world.now + 1)
+    first, second = sorted(nodes, key=lambda node: node.running.group_rank if node.running else 0)
+    world.succeed(second)
+    world.run(world.now + 0.5)
+    world.crash(second)  # done and dead: nobody is there who could say that the other one is lost
+    world.pause(first, 9.0)
+    world.run(world.now + 60)
+    assert first.running is not None
+    assert not first.ends, world.explain("it was taken for lost")
+
+
+def test_a_standby_notices_that_many_members_are_dead_at_once() -> None:
+    bounds = protocol.Settings(1, 20, join_timeout=60.0, last_call_timeout=1.0)
+    world = World()
+    nodes = [world.add_node(f"n{number}", bounds) for number in range(20)]
+    assert world.run(10, lambda: all_run(world, nodes, 0))
+    spare = world.add_node("spare", bounds, joins_at=world.now)
+    world.run(world.now + 1)
+    for node in nodes:
+        world.crash(node)
+    assert world.run(world.now + 20, lambda: all_run(world, [spare])), world.explain("it looks at one after the other")
+
+
 def test_operations_per_node_are_constant_for_all_but_the_sealer() -> None:
     def calls(size: int) -> tuple[int, int]:
         bounds = protocol.Settings(size, size, join_timeout=600.0)

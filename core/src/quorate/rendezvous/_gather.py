@@ -24,7 +24,7 @@ class Readiness:
     ask_again_at: float | None = None
 
 
-def live_nodes(state: State, now: float) -> dict[int, NodeRecord]:
+def live_nodes(state: State) -> dict[int, NodeRecord]:
     """Return ticket -> record of the nodes that are here to stay and whose heart, if it ever beat, still beats."""
     assert state.node is not None
     live: dict[int, NodeRecord] = {}
@@ -33,13 +33,13 @@ def live_nodes(state: State, now: float) -> dict[int, NodeRecord]:
         if node.unfit:
             continue
         key = Key.ticket_beat(state.round_number, ticket)
-        gone = state.liveness.has_left(key) or state.liveness.still_for(key, now) > patience
+        gone = state.liveness.has_left(key) or state.liveness.still_for(key) > patience
         if ticket == state.ticket or not gone:
             live[ticket] = node
     return live
 
 
-def missing_survivors(state: State, now: float) -> list[int]:
+def missing_survivors(state: State) -> list[int]:
     """Return the group ranks of the previous round that are alive but not back yet (still stopping their workers)."""
     previous = state.previous
     if previous is None or previous.ended is None:
@@ -53,7 +53,7 @@ def missing_survivors(state: State, now: float) -> list[int]:
         key = Key.rank_beat(number, rank)
         if state.liveness.has_left(key):
             continue
-        if state.liveness.still_for(key, now) <= state.settings.patience:
+        if state.liveness.still_for(key) <= state.settings.patience:
             missing.append(rank)
     return missing
 
@@ -67,13 +67,13 @@ def evaluate(state: State, now: float) -> Readiness:
     4. After a previous round: once all its surviving members are back.
     5. At first: once nobody came for ``last_call_timeout`` seconds.
     """
-    settings, live = state.settings, live_nodes(state, now)
+    settings, live = state.settings, live_nodes(state)
     names = _names(live.values())
     count = len(live)
     delay_until = state.gather_since + _delay(state)
     if now < delay_until:
         return Readiness(False, f"holding the next round back for {delay_until - now:.1f} s more", delay_until)
-    missing = missing_survivors(state, now)
+    missing = missing_survivors(state)
     if count >= settings.max_nodes and not missing:
         return Readiness(True, f"all {settings.max_nodes} nodes are here: {names}")
     if count < settings.min_nodes:

@@ -188,13 +188,14 @@ def judge_standby(turn: Turn) -> None:
         return
     assert state.previous is not None
     assert state.node is not None
-    summary = state.previous.summary
-    key = Key.rank_beat(summary.round_number, state.watched_rank)
-    gone = state.liveness.has_left(key) or state.liveness.still_for(key, turn.now) > 2 * state.settings.lease_timeout
-    if not gone:
-        return
-    if state.watched_rank + 1 < summary.group_world_size:
-        turn.set(watched_rank=state.watched_rank + 1)
+    summary, liveness = state.previous.summary, state.liveness
+    ranks = range(summary.group_world_size) if state.watched_rank < 0 else (state.watched_rank,)
+    for rank in ranks:
+        key = Key.rank_beat(summary.round_number, rank)
+        if not liveness.has_left(key) and liveness.still_for(key) <= 2 * state.settings.lease_timeout:
+            return
+    if state.watched_rank >= 0:
+        turn.set(watched_rank=-1)  # the first one is gone, and nobody has said so: look whether anybody is left
         return
     end = RoundEnd(
         summary.round_number,

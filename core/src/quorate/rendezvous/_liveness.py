@@ -90,10 +90,10 @@ class Liveness:
                 seen[key] = _Seen(value, min(now, old.changed_at + credit), old.has_left)
         return Liveness(seen, now)
 
-    def still_for(self, key: str, now: float) -> float:
-        """Return for how many seconds ``key`` has stood still, 0 if it was never looked at."""
+    def still_for(self, key: str) -> float:
+        """Return for how many seconds ``key`` was seen to stand still: up to the last look, 0 if there was none."""
         old = self.seen.get(key)
-        return 0.0 if old is None else now - old.changed_at
+        return 0.0 if old is None or self.looked_at is None else max(0.0, self.looked_at - old.changed_at)
 
     def next_expiry(self, keys: Iterable[str], now: float, interval: float, patience: float) -> float | None:
         """Return when the first of ``keys`` that has missed a beat will have stood still for ``patience`` seconds."""

@@ -78,6 +78,8 @@ from ._turn import Turn, end_with, go_away, look, my_beat_key
 __all__ = ["initial_state", "step"]
 
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
+#: No attempt takes longer than this to fail, unless this node was paused meanwhile, and has learnt nothing.
+_LONGEST_ATTEMPT_SECONDS = 12.0
 
 
 def initial_state(settings: Settings) -> State:
@@ -128,8 +130,9 @@ def _hindrance(state: State) -> str:
 def _beat(turn: Turn) -> None:
     state = turn.state
     turn.set(next_beat=turn.now + state.settings.beat_interval)
-    if "beat" not in state.pending and not state.done:
-        turn.call("beat", "put", my_beat_key(state), values=(turn.beat(""),))
+    if "beat" not in state.pending and "mark" not in state.pending:
+        word = BeatState.DONE if state.done else BeatState.RUN
+        turn.call("beat", "put", my_beat_key(state), values=(turn.beat("", word),))
     look(turn)
     first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader and state.knock_at is None
     if first_in_line and "waiting" not in state.pending and "end" not in state.pending:
@@ -175,7 +178,7 @@ def _trouble(turn: Turn, event: Failed) -> None:
     limit = state.settings.store_outage_timeout
     if event.lost:
         turn.give_up("lost", event.problem)
-    elif state.phase not in JOINING and now - since >= limit:
+    elif state.phase not in JOINING and now - since >= limit and _has_tried(state, now):
         turn.give_up("unavailable", f"the store could not be reached for {limit:g} s: {event.problem}")
     elif event.call is None or state.pending.get(event.call.tag) == event.call:
         tag = event.call.tag if event.call is not None else "wait"
@@ -185,6 +188,11 @@ def _trouble(turn: Turn, event: Failed) -> None:
         turn.set(failed=failed, outage_since=since, problem=event.problem, retry_at=retry_at)
 
 
+def _has_tried(state: State, now: float) -> bool:
+    """Return whether the last attempt tells that the store is away now: a node that was paused tries once more."""
+    return state.tried_at is not None and now - state.tried_at <= _LONGEST_ATTEMPT_SECONDS
+
+
 def _left_in_trouble(turn: Turn, event: Failed) -> None:
     turn.tell(Gone())
 
@@ -192,7 +200,7 @@ def _left_in_trouble(turn: Turn, event: Failed) -> None:
 def _retry(turn: Turn) -> None:
     """Do again what failed.  A beat is not repeated: the next one says more."""
     state = turn.state
-    turn.set(failed=(), retry_at=None, attempt=state.attempt + 1)
+    turn.set(failed=(), retry_at=None, attempt=state.attempt + 1, tried_at=turn.now)
     for tag in state.failed:
         if tag == "wait":
             if state.waiting_for is not None:
@@ -211,7 +219,7 @@ def _reply(turn: Turn, event: Reply) -> None:
         return  # the answer to a question of an earlier phase
     tag = event.call.tag
     handler = _REPLIES.get(tag)
-    turn.set(outage_since=None, attempt=0)
+    turn.set(outage_since=None, attempt=0, tried_at=None)
     if handler is not None and state.phase in handler[0]:
         handler[1](turn, event.value)
     # A handler may have asked the same question again: only forget the call that was answered.

@@ -146,7 +146,7 @@ class State:
     knock_at: float | None = None
     knock_limit: float = 0.0
     asked_for: int = 0
-    watched_rank: int = 0
+    watched_rank: int = 0  # of the round that runs; -1: all of them
     # life
     beat_count: int = 0
     next_beat: float | None = None
@@ -162,6 +162,7 @@ class State:
     retry_at: float | None = None
     attempt: int = 0
     outage_since: float | None = None
+    tried_at: float | None = None  # when the last attempt of an outage began
     problem: str = ""  # what the store last said of itself
     waiting_for: str | None = None
     reason: str = ""

@@ -94,7 +94,7 @@ def judge_members(turn: Turn) -> None:
     assert seat is not None
     if seat.group_rank > state.leader:
         key = Key.rank_beat(state.round_number, state.leader)
-        if state.liveness.has_left(key) or state.liveness.still_for(key, turn.now) > state.settings.patience:
+        if state.liveness.has_left(key) or state.liveness.still_for(key) > state.settings.patience:
             turn.set(leader=state.leader + 1)
             look(turn)
         return
@@ -111,7 +111,7 @@ def judge_members(turn: Turn) -> None:
         elif beat is not None and beat.state.is_gone:
             ranks.append(rank)
             lost.append(f"{name} left")
-        elif state.liveness.still_for(key, turn.now) > state.settings.patience:
+        elif state.liveness.still_for(key) > state.settings.patience:
             ranks.append(rank)
             lost.append(f"{name} is lost: no heartbeat within the lease of {state.settings.lease_timeout:g} s")
     if lost and "end" not in state.pending:

@@ -90,7 +90,7 @@ def arrived(turn: Turn, event: Appeared) -> None:
 
 def _start_sealing(turn: Turn) -> None:
     state = turn.state
-    nodes = list(live_nodes(state, turn.now).values())
+    nodes = list(live_nodes(state).values())
     number = state.previous.summary.round_number if state.previous is not None else None
     members, _ = select_nodes(nodes, number, state.settings.max_nodes)
     turn.go(Phase.SEALING, state.reason, seal_at=None)
@@ -233,7 +233,7 @@ def judge_sealer(turn: Turn) -> None:
     key = Key.ticket_beat(state.round_number, state.leader)
     if state.leader >= state.ticket:
         return
-    if state.liveness.has_left(key) or state.liveness.still_for(key, turn.now) > state.settings.patience:
+    if state.liveness.has_left(key) or state.liveness.still_for(key) > state.settings.patience:
         turn.set(leader=state.leader + 1)  # what was seen of the dead one is kept: its successor must not take it in
         if turn.state.leader == state.ticket and state.phase is Phase.AWAITING:
             _become_sealer(turn)

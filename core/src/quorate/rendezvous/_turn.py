@@ -150,14 +150,16 @@ def _looked_at(state: State, now: float) -> tuple[str, ...]:
         # Should another node have sealed while I was away, the seal is the first thing to learn.
         back = [Key.sealed(n)]
         back += [Key.ticket_beat(n, ticket) for ticket in state.nodes if ticket != state.ticket]
-        return (*back, *(Key.rank_beat(previous, rank) for rank in missing_survivors(state, now)))
+        return (*back, *(Key.rank_beat(previous, rank) for rank in missing_survivors(state)))
     if state.phase is Phase.AWAITING:
         return (Key.ticket_beat(n, state.leader),)
     if state.phase is Phase.STANDBY:
         if state.ticket != state.leader:
             return (Key.ticket_beat(n, state.leader),)
         assert state.previous is not None
-        return (Key.rank_beat(state.previous.summary.round_number, state.watched_rank),)
+        summary = state.previous.summary
+        ranks = range(summary.group_world_size) if state.watched_rank < 0 else (state.watched_rank,)
+        return tuple(Key.rank_beat(summary.round_number, rank) for rank in ranks)
     if state.phase is Phase.RUNNING:
         seat = state.assignment
         assert seat is not None

@@ -89,6 +89,11 @@ class Judge:
         """Return on how many nodes the workers of each round run."""
         return {number: len(members) for number, members in self._running.items()}
 
+    def done_and_gone(self, number: int) -> int:
+        """Return how many members of a round have succeeded in it and are not up any more."""
+        names = [name for name, _ in self.rounds[number].seats.values() if (name, number) in self._successes]
+        return sum(not self.world.by_name[name].is_up for name in names)
+
     # --- what is written ----------------------------------------------------------------------------------------------
 
     def writes(self, node: SimulatedNode, key: str, value: bytes) -> None:
@@ -116,7 +121,7 @@ class Judge:
         if not low <= data["nodes"] <= high:
             self.fail("size-in-bounds", f"round {number} has {data['nodes']} nodes, not {low} to {high}")
         self.rounds[number] = _Round(number, data["sealer"], data["nodes"], data["world_size"])
-        if data["nodes"] < high:
+        if data["nodes"] < high and node.healthy_since() < self.world.now - 2 * node.settings.lease_timeout:
             self._check_left_out(node, number, data["sealer"])
 
     def _check_left_out(self, sealer: SimulatedNode, number: int, ticket: int) -> None:

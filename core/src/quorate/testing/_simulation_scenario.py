@@ -178,9 +178,7 @@ def _play(world: World, scenario: Scenario, settings: protocol.Settings) -> Resu
     world.run(_FAULTY_SECONDS)
     world.remark("no more faults from here on")
     world.calm()
-    for node in world.nodes:  # pauses and cuts have their own ends; wait for the last
-        node.paused_until = min(node.paused_until, world.now)
-    world.run(world.now + 15.0)
+    world.run(world.now + 15.0)  # pauses and cuts that have begun last for at most so long
     game.converge()
     game.complete()
     up = sum(node.ended_at - node.begun_at for node in world.nodes)
@@ -232,7 +230,7 @@ class _Game:
 
     def staying(self) -> list[SimulatedNode]:
         """Return the nodes that are in the job and mean to stay there."""
-        return [node for node in self.world.nodes if node.is_up and node.finished is None]
+        return [n for n in self.world.nodes if n.is_up and n.finished is None and n.gave_up is None]
 
     def converge(self) -> None:
         """All who are alive come to be in one round or in line for the next, or the job is over."""
@@ -249,19 +247,25 @@ class _Game:
         here = self.staying()
         if self.world.judge.is_over or self.world.network.is_lost:
             return not here
-        size, seats = min(self.scenario.max_nodes, len(here)), 0
-        number: int | None = None
+        seats, standbys = 0, 0
+        members: dict[int, int] = {}
         for node in here:
             phase = node.state.phase
             if phase is protocol.Phase.RUNNING and node.agent.phase.value in ("running", "barrier"):
                 seat = node.state.assignment
                 assert seat is not None
-                if seat.group_world_size != size or number not in (None, seat.round_number):
-                    return False
-                number, seats = seat.round_number, seats + 1
-            elif phase is not protocol.Phase.STANDBY:
+                members[seat.round_number] = seat.group_world_size
+                seats += 1
+            elif phase is protocol.Phase.STANDBY:
+                standbys += 1
+            else:
                 return False
-        return seats == size
+        if len(members) != 1:
+            return False
+        ((number, size),) = members.items()
+        # A member that has died after its workers had succeeded is not missed: its part is done.
+        whole = seats + self.world.judge.done_and_gone(number) == size
+        return whole and (size == self.scenario.max_nodes or not standbys)
 
     def complete(self) -> None:
         """All workers succeed from now on: so does the job."""
