@@ -19,7 +19,7 @@ from ._processes import BenchmarkError, Launcher, Peer, program
 from ._report import OURS, Report, Samples, at_most, bound, compile_sources
 
 WORKER = str(Path(__file__).with_name("_torch_worker.py"))
-#: Seconds from a worker's death until torch is imported in all successors; by number of workers.
+#: Milliseconds from a worker's death until torch is imported in all successors; by number of workers.
 RESTART_LIMITS_MS = {2: 100.0, 8: 200.0}
 COLD_RATIO = 0.4
 
