@@ -340,3 +340,26 @@ def test_two_plugins_with_one_flag_give_exit_code_4(tree: Tree) -> None:
     both = run_plugins(tree, "run", "--cells=3", "--no-python", "true")
     assert both.returncode == 4
     assert "'cells' is offered twice" in both.stderr
+
+
+def test_pluggy_is_only_imported_once_a_plugin_decides_or_observes() -> None:
+    """It takes a tenth of the time to a job's first worker, and most jobs ask nobody but the core."""
+    code = """
+import sys
+from quorate.plugins import PluginHost, hookspecs
+host = PluginHost()
+assert host.choose("start method", "exec") is not None
+assert host.decide("launch", None, None) is None
+assert host.decide("ranks", [], []) == []
+assert not host.has_observers()
+assert "pluggy" not in sys.modules
+class Decides:
+    @hookspecs.hookimpl
+    def quorate_decide_launch(self, launch):
+        return launch
+host = PluginHost(paths=[], extra=[("decides", Decides())])
+assert "pluggy" not in sys.modules
+assert host.decide("launch", 7, None) == 7
+assert "pluggy" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

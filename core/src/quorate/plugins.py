@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, final
-
-import pluggy
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from . import hookspecs
 from ._discovery import FoundPlugin, find_plugins
 from ._record import evolve, field, frozen
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
 from .records import Event
+
+if TYPE_CHECKING:
+    import pluggy
 
 __all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "get_host"]
 
@@ -124,9 +125,9 @@ class PluginHost:
         self._warn = warn or _to_stderr
         self._catalogues: dict[str, dict[str, tuple[LoadedPlugin, Any]]] = {}
         self._muted: set[int] = set()
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        self._manager.register(_Defaults, "quorate-core")
+        self._is_loading = True
+        self._made: pluggy.PluginManager | None = None
+        self._implemented: set[str] = set()
         found = [(plugin, None) for plugin in find_plugins(paths)]
         found += [(FoundPlugin(name, "", "", ""), value) for name, value in extra]
         # pluggy calls the last one registered first: register in reverse for alphabetical order of the calls.
@@ -134,25 +135,23 @@ class PluginHost:
             if plugin.name not in self.disabled and plugin.distribution not in self.disabled:
                 self._load(plugin, value)
         self.loaded.reverse()
+        self._is_loading = False
 
     def _load(self, found: FoundPlugin, value: Any) -> None:
-        name = f"{found.name} ({found.distribution})" if found.distribution else found.name
+        name = _name_of(found)
         try:
             plugin = _import_target(found.target) if value is None else value
-            self._manager.register(plugin, name)
+            hooks = {attribute for attribute in dir(plugin) if attribute.startswith("quorate_")}
+            if self._made is not None or not all(_is_plain(plugin, hook) for hook in hooks):
+                _register(self._manager(), plugin, name)  # which says what is wrong with it
         except Exception as error:
             self.broken.append(BrokenPlugin(found, error))
             self._warn(f"plugin {name} could not be loaded: {type(error).__name__}: {error}")
             return
-        unknown = sorted(
-            attribute
-            for attribute in dir(plugin)
-            if attribute.startswith("quorate_")
-            and not hasattr(hookspecs, attribute)
-            and callable(getattr(plugin, attribute))
-        )
+        unknown = sorted(hook for hook in hooks if not hasattr(hookspecs, hook) and callable(getattr(plugin, hook)))
         if unknown:
-            self._manager.unregister(plugin)
+            if self._made is not None:
+                self._made.unregister(plugin)
             misfit = PluginError(
                 f"{name} implements unknown hooks: {', '.join(unknown)}; see docs/hooks.md for their names"
             )
@@ -160,6 +159,23 @@ class PluginHost:
             self._warn(str(misfit))
             return
         self.loaded.append(LoadedPlugin(found, plugin))
+        self._implemented |= hooks
+
+    def _manager(self) -> pluggy.PluginManager:
+        """Return pluggy's manager, made when first needed: a job in which nobody but the core decides needs none."""
+        if self._made is None:
+            import pluggy
+
+            manager = self._made = pluggy.PluginManager(hookspecs.PROJECT)
+            spec = pluggy.HookspecMarker(hookspecs.PROJECT)
+            for hook in _all_hooks():
+                spec(getattr(hookspecs, hook), **getattr(getattr(hookspecs, hook), hookspecs.MARK))
+            manager.add_hookspecs(hookspecs)
+            _register(manager, _Defaults, "quorate-core")
+            # In the order of loading: while that goes on as it stands, afterwards it has been turned round.
+            for plugin in self.loaded if self._is_loading else reversed(self.loaded):
+                _register(manager, plugin.plugin, _name_of(plugin.found))
+        return self._made
 
     # --- register -------------------------------------------------------------------------------------------------
 
@@ -226,7 +242,11 @@ class PluginHost:
 
     def decide(self, question: str, *arguments: Any) -> Any:
         """Ask ``quorate_decide_<question>``; the first answer that is not None wins.  Lets exceptions through."""
-        hook = getattr(self._manager.hook, f"quorate_decide_{question}")
+        name = f"quorate_decide_{question}"
+        if name not in self._implemented:
+            default = getattr(_Defaults, name, None)
+            return None if default is None else default(*arguments)
+        hook = getattr(self._manager().hook, name)
         names = hook.spec.argnames
         return hook(**dict(zip(names, arguments, strict=True)))
 
@@ -243,7 +263,9 @@ class PluginHost:
 
     def observe(self, event: Event) -> None:
         """Tell every observer; one that raises is reported once and muted."""
-        for implementation in reversed(self._manager.hook.quorate_observe_event.get_hookimpls()):
+        if not self.has_observers():
+            return
+        for implementation in reversed(self._manager().hook.quorate_observe_event.get_hookimpls()):
             if id(implementation) in self._muted:
                 continue
             try:
@@ -257,7 +279,7 @@ class PluginHost:
 
     def has_observers(self) -> bool:
         """Return whether anybody wants events (building them costs)."""
-        return bool(self._manager.hook.quorate_observe_event.get_hookimpls())
+        return "quorate_observe_event" in self._implemented
 
     # --- identity -------------------------------------------------------------------------------------------------
 
@@ -273,6 +295,41 @@ class PluginHost:
         for plugin, kind, name in self.offers():
             offers.setdefault(id(plugin), []).append((kind, name))
         return [evolve(plugin, offers=tuple(offers.get(id(plugin), ()))) for plugin in self.loaded]
+
+
+def _all_hooks() -> list[str]:
+    return [name for name in dir(hookspecs) if name.startswith("quorate_")]
+
+
+def _is_plain(plugin: Any, hook: str) -> bool:
+    """Return whether pluggy would certainly take this implementation; where it might not, it is asked at once."""
+    spec, function = getattr(hookspecs, hook, None), getattr(plugin, hook)
+    if spec is None or not hasattr(function, hookspecs.MARK):
+        return False
+    bound = getattr(function, "__func__", function)
+    code = getattr(bound, "__code__", None)
+    if code is None or code.co_kwonlyargcount or bound.__defaults__ or getattr(function, hookspecs.MARK)["wrapper"]:
+        return False
+    arguments = code.co_varnames[int(bound is not function) : code.co_argcount]
+    return set(arguments) <= set(spec.__code__.co_varnames)
+
+
+def _register(manager: pluggy.PluginManager, plugin: Any, name: str) -> None:
+    """Give ``plugin`` to pluggy, with its own marks in place of ours."""
+    import pluggy
+
+    impl = pluggy.HookimplMarker(hookspecs.PROJECT)
+    for hook in dir(plugin):
+        if hook.startswith("quorate_"):
+            function = getattr(plugin, hook)
+            options = getattr(function, hookspecs.MARK, None)
+            if options is not None:
+                impl(getattr(function, "__func__", function), **options)
+    manager.register(plugin, name)
+
+
+def _name_of(found: FoundPlugin) -> str:
+    return f"{found.name} ({found.distribution})" if found.distribution else found.name
 
 
 def _describe(found: FoundPlugin) -> str:
