@@ -14,7 +14,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test lint format types tests bench clean system-packages etcd redis chromium
+.PHONY: help demo test lint format types tests simulate bench clean system-packages etcd redis chromium
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -37,6 +37,9 @@ types: $(STAMP) ## mypy --strict over all sources
 
 tests: $(STAMP) etcd redis chromium ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest
+
+simulate: $(STAMP) ## random scenarios in virtual time (SEEDS=1000 FIRST=0; ARGS="--nodes 10000" for one large job)
+	$(BIN)/python -m quorate.testing.simulate --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(ARGS)
 
 bench: $(STAMP) ## every benchmark, side by side with the peers that are installed (about 15 minutes; NAME=launch for one)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
