@@ -98,6 +98,7 @@ def test_a_frozen_host_is_unavailable_until_it_thaws(start_server: Any) -> None:
     store = TcpStore("127.0.0.1", port, "job", operation_timeout=0.3)
     store.put("key", b"value")
     os.kill(child.process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, child.process.pid, os.WSTOPPED)  # until then it may still answer
     try:
         for call in (lambda: store.get(["key"]), lambda: store.add("n", 1), lambda: store.wait("key", 0.1)):
             with pytest.raises(StoreUnavailableError, match="did not answer in time") as caught:

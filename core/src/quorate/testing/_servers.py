@@ -5,6 +5,7 @@ What does not live here: the laws that make use of it (``_fault_laws``).
 
 from __future__ import annotations
 
+import os
 import selectors
 import signal
 import socket
@@ -191,6 +192,7 @@ class ServerProcess:
     def pause(self) -> Iterator[None]:
         """Stop the server (SIGSTOP) for as long as the context is open."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # until then it may still answer
         try:
             yield
         finally:
