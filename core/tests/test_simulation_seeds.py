@@ -6,13 +6,16 @@ A failure prints the seed, the one command that replays it, and the shrunk scena
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from quorate.testing._simulation import SimulationError
 from quorate.testing._simulation_large import play_large
+from quorate.testing._simulation_laws import LAWS
 from quorate.testing._simulation_mutants import MUTANTS, Mutant, first_seed_that_finds
 from quorate.testing._simulation_scenario import make_scenario, play
+from quorate.testing.report import DEFECTS
 from quorate.testing.simulate import main, tell_failure
 
 SEEDS = 300
@@ -58,3 +61,12 @@ def test_two_thousand_nodes_join_restart_lose_one_and_succeed() -> None:
     steps = list(play_large(2000))
     calls = [int(number) for number in re.findall(r"\d+", steps[-1])]
     assert calls[1] < 60, "a node's calls must not grow with the number of nodes"
+
+
+def test_the_page_on_verification_names_every_law_and_every_wrong_protocol() -> None:
+    page = (Path(__file__).parents[2] / "docs/verification.md").read_text(encoding="utf-8")
+    names = [f"- **{law}**: {text}" for law, text in LAWS.items()]
+    names += [f"| {mutant.name} | {mutant.what} |" for mutant in MUTANTS]
+    names += [defect.what for defect in DEFECTS]
+    assert [name for name in names if name not in page] == [], "write it anew: python -m quorate.testing.report"
+    assert "Scenarios that broke a law: 0." in page
