@@ -87,10 +87,17 @@ def test_example_runs_a_job_of_two_nodes(
 ) -> None:
     backend = example.name.removeprefix("rendezvous_")
     run = [sys.executable, "-m", "quorate", "run", "--nnodes=2", "--nproc-per-node=2", f"--rdzv-backend={backend}"]
-    print_ranks = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'])"
     nodes = [
         subprocess.Popen(
-            [*run, f"--rdzv-endpoint={endpoint}", "--rdzv-id=job", "--no-python", sys.executable, "-c", print_ranks],
+            [
+                *run,
+                f"--rdzv-endpoint={endpoint}",
+                "--rdzv-id=job",
+                "--no-python",
+                "sh",
+                "-c",
+                'echo "$RANK $WORLD_SIZE"',
+            ],
             env=environments[example.name],
             cwd=tmp_path,
             stdout=subprocess.PIPE,

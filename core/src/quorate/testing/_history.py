@@ -75,8 +75,7 @@ def _apply(entry: Entry, value: bytes | None) -> tuple[bytes | None, Any]:
         return entry.argument, None
     if entry.operation == "add":
         count = int(value or b"0") + entry.argument
-        # Whether asking a counter makes it is not the contract's business.
-        return (b"%d" % count if entry.argument else value), count
+        return b"%d" % count, count
     if entry.operation == "delete":
         return None, None
     return value, value  # get and wait

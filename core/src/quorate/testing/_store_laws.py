@@ -233,7 +233,7 @@ def _step(history: History, member: int, store: Store, choose: random.Random, va
     elif operation == "put":
         history.record(member, operation, key, value, lambda: store.put(key, value))
     elif operation == "add":
-        amount = choose.choice((0, 1, 1, 5, -2))
+        amount = choose.choice((1, 1, 5, -2))  # whether adding 0 makes a counter is left open
         history.record(member, operation, key, amount, lambda: store.add(key, amount))
     elif operation == "get":
         history.record(member, operation, key, None, lambda: store.get([key])[0])
