@@ -147,6 +147,11 @@ class Member:
         """Send the process a signal, if it still runs."""
         self._process.send_signal(number)
 
+    def freeze(self) -> None:
+        """Send SIGSTOP and wait until it has been carried out: until then the process may still answer."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
     def end(self, number: int = signal.SIGKILL) -> None:
         """Send a signal, and SIGKILL if that did not end it, and wait until the process and its thread are gone."""
         self._process.send_signal(number)

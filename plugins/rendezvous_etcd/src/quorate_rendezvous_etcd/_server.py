@@ -167,7 +167,7 @@ class EtcdServer:
 
     def pause(self, index: int = 0) -> None:
         """Freeze a member (SIGSTOP): it keeps its connections and says nothing."""
-        self._members[index].send_signal(signal.SIGSTOP)
+        self._members[index].freeze()
 
     def resume(self, index: int = 0) -> None:
         """Let a frozen member go on (SIGCONT)."""
