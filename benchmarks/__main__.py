@@ -12,7 +12,7 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in {*known, "all"}:
         print(f"usage: python -m benchmarks {{{','.join(known)},all}} [ARGUMENTS]", file=sys.stderr)
         return 2
-    codes = []
+    codes: list[int] = []
     for name in known if sys.argv[1] == "all" else [sys.argv[1]]:
         if sys.argv[1] == "all":
             print(f"\n# {name}\n", flush=True)

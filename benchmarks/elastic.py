@@ -1,8 +1,9 @@
 """``python -m benchmarks elastic``: what it takes when nodes come, go and die, side by side with torchrun.
 
 Several agents on this machine are the nodes of one job; a worker says when it runs and how large its world is, over a
-named pipe (the monotonic clock is the same for all processes of a machine).  Agents are started through the
-command line, as users start them.  What does not live here: launching on a single node (``launch.py``).
+named pipe (the monotonic clock is the same for all processes of a machine).  Agents have imported everything, torch
+included, before they are told to join (``_agent.py``): what is measured is the job, not the start of an interpreter.
+What does not live here: launching on a single node (``launch.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import IO, final
 from ._processes import BenchmarkError, free_port, program
 from ._report import Report, Samples, bound, compile_sources
 
-MEMBER = str(Path(__file__).with_name("_member.py"))
+HERE = Path(__file__).parent
+MEMBER = str(HERE / "_member.py")
 START_SECONDS = 90.0
 
 
@@ -46,35 +48,18 @@ class Line:
 @final
 @dataclass(frozen=True)
 class Contender:
-    """A launcher with a rendezvous; ``command`` takes ``--nnodes``, the port where nodes meet, and more arguments."""
+    """A launcher with a rendezvous backend."""
 
     name: str
-    command: Callable[[str, int], list[str]]
+    launcher: str
+    backend: str
 
 
 def contenders() -> list[Contender]:
     """Return ours with both of its own stores, and torchrun where it is installed."""
-    quorate, torchrun = program("quorate"), program("torchrun")
-    if quorate is None:
-        raise BenchmarkError("quorate is not installed beside this interpreter; run: make bench")
-
-    def ours(backend: str) -> Callable[[str, int], list[str]]:
-        return lambda nodes, port: [
-            *(quorate, "run", f"--nnodes={nodes}", "--nproc-per-node=1", "--max-restarts=3"),
-            *(f"--rdzv-backend={backend}", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=bench"),
-        ]
-
-    found = [Contender("quorate", ours("c10d")), Contender("quorate, tcp", ours("tcp"))]
-    if torchrun is not None:
-        found.append(
-            Contender(
-                "torchrun",
-                lambda nodes, port: [
-                    *(torchrun, f"--nnodes={nodes}", "--nproc-per-node=1", "--max-restarts=3"),
-                    *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=bench"),
-                ],
-            )
-        )
+    found = [Contender("quorate", "quorate", "c10d"), Contender("quorate, tcp", "quorate", "tcp")]
+    if program("torchrun") is not None:
+        found.append(Contender("torchrun", "torchrun", "c10d"))
     return found
 
 
@@ -113,24 +98,48 @@ class Job:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+        for agent in self._agents:
+            for pipe in (agent.stdin, agent.stdout):
+                if pipe is not None:
+                    pipe.close()
         for file in self._errors:
             file.close()
         os.close(self._reader)
         self._folder.cleanup()
 
-    def start_agent(self) -> float:
-        """Start one more node; returns the monotonic second before it."""
+    def prepare_agent(self) -> None:
+        """Start one more agent and wait until it is ready to join."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._errors.append(errors)
         # The first one hosts the store, so that it is known which one does not.
-        is_host = f"--rdzv-conf=is_host={int(len(self._agents) == 0)}"
-        command = [*self._contender.command(self._nodes, self._port), is_host, MEMBER, self._pipe]
-        began = time.monotonic()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
-        self._agents.append(
-            subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+        place = [self._nodes, str(self._port), "false" if self._agents else "true"]
+        command = [sys.executable, "-m", "benchmarks._agent", self._contender.launcher, self._contender.backend, *place]
+        agent = subprocess.Popen(
+            [*command, sys.executable, MEMBER, self._pipe],
+            cwd=HERE.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
         )
+        self._agents.append(agent)
+        assert agent.stdout is not None
+        if agent.stdout.readline() != b"ready\n":
+            raise BenchmarkError(f"{self._contender.name} did not get ready: {self.last_words()}")
+
+    def join(self) -> float:
+        """Tell the newest agent to join; returns the monotonic second before it."""
+        stdin = self._agents[-1].stdin
+        assert stdin is not None
+        began = time.monotonic()
+        stdin.write(b"\n")
+        stdin.flush()
         return began
+
+    def start_agent(self) -> float:
+        """Prepare one more agent and have it join; returns the monotonic second before the latter."""
+        self.prepare_agent()
+        return self.join()
 
     def signal_agent(self, index: int, number: int) -> float:
         """Signal an agent; returns the monotonic second before it."""
@@ -184,19 +193,17 @@ def running(contender: Contender, nodes: str, agents: int) -> Iterator[Job]:
 
 
 def last_join(contender: Contender, agents: int) -> float | None:
-    """Seconds from the last agent's start until all workers run, less what a job of one node takes for the same."""
-    with Job(contender, "1") as alone:
-        began = alone.start_agent()
-        single = alone.wait_for(1, 1, START_SECONDS)
+    """Seconds from the moment the last agent is told to join until all workers run."""
     with Job(contender, str(agents)) as job:
         for _ in range(agents - 1):
             job.start_agent()
-        time.sleep(4.0)  # until they wait: torchrun and c10d import torch first
-        last = job.start_agent()
+        job.prepare_agent()
+        time.sleep(1.0)  # until the others wait
+        last = job.join()
         whole = job.wait_for(agents, agents, START_SECONDS)
-    if single is None or whole is None:
-        raise BenchmarkError(f"{contender.name} did not start {agents} agents")
-    return (whole - last) - (single - began)
+    if whole is None:
+        raise BenchmarkError(f"{contender.name} did not start {agents} agents: {job.last_words()}")
+    return whole - last
 
 
 def departure(contender: Contender, number: int, seconds: float) -> float | None:
@@ -208,16 +215,11 @@ def departure(contender: Contender, number: int, seconds: float) -> float | None
 
 
 def arrival(contender: Contender, seconds: float) -> float | None:
-    """Seconds from a second agent's start until both run together, less what a job of one node takes to start."""
-    with Job(contender, "1") as alone:
-        began = alone.start_agent()
-        single = alone.wait_for(1, 1, START_SECONDS)
+    """Seconds from the moment a second agent is told to join a running job until both run together."""
     with running(contender, "1:2", 1) as job:
         last = job.start_agent()
         whole = job.wait_for(2, 2, seconds)
-        if single is None or whole is None:
-            return None
-        return (whole - last) - (single - began)
+        return None if whole is None else whole - last
 
 
 def main(argv: Sequence[str] | None = None) -> int:
