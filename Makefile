@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PRIVATE_HOSTS := tests/with-private-hosts
+# Most tests wait for processes, leases and deadlines: three at a time keep two cores busy.
+JOBS ?= 3
 
 PROJECTS := core $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 SOURCES := $(PROJECTS:%=%/src)
@@ -36,7 +38,7 @@ types: $(STAMP) ## mypy --strict over all sources
 	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
 
 tests: $(STAMP) etcd redis chromium ## pytest alone
-	$(PRIVATE_HOSTS) $(BIN)/python -m pytest
+	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 simulate: $(STAMP) ## random scenarios in virtual time (SEEDS=1000 FIRST=0; ARGS="--nodes 10000" for one large job)
 	$(BIN)/python -m quorate.testing.simulate --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(ARGS)

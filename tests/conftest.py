@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,14 @@ from tests.harness import Ear, Gate, Job, children, processes_with, wait_for_end
 _PRELOAD = ["torch", "torch.distributed", "quorate.agent._runner", "quorate.agent._reports", "tests.harness"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _fork_server() -> None:
-    """Start the server that hosts are forked from, so that it is no test's leftover."""
+    """Have the server running that hosts are forked from, so that it is no test's leftover.
+
+    Tests elsewhere may have ended it, where they run in the same process.
+    """
+    if forkserver._forkserver._forkserver_pid is not None:  # type: ignore[attr-defined] # there is no public way to ask
+        return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     process = context.Process(target=os.getpid)

@@ -193,6 +193,7 @@ def _stop_fork_server() -> None:
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test ends with the descriptors, threads and children it began with."""
+    _stop_fork_server()  # of tests elsewhere that ran before in this process
     before = descriptors().keys(), set(threading.enumerate()), children()
     yield
     _stop_fork_server()
