@@ -148,7 +148,8 @@ if __name__ == "__main__":
     call = lambda rank, script: ("sh", ("-c", script)) if method == "exec" else (work, (script,))
     context = backend.create(StarterRequest(method, "token")).start(
         [WorkerLaunch(rank, rank, "t", *call(rank, script), dict(os.environ), "")
-         for rank, script in enumerate(sys.argv[2:])])
+         for rank, script in enumerate(sys.argv[3:])])
+    open(sys.argv[2], "w").write("started\n")
     while not context.is_gone():
         wake_at = context.wake_at()
         select.select([context], [], [], None if wake_at is None else max(0.0, wake_at - time.monotonic()))
@@ -164,9 +165,11 @@ def test_an_agent_that_is_killed_takes_everything_with_it(tmp_path: Path, ear: E
     driver.write_text(_DRIVER)
     ignoring = f"trap '' TERM HUP; echo $$ >'{ear.path}'; while :; do sleep 1000; done"
     scripts = [_script(kind, ear) + ignoring for kind in KINDS]
-    agent = subprocess.Popen([sys.executable, str(driver), method, *scripts])
+    agent = subprocess.Popen([sys.executable, str(driver), method, str(ear.path), *scripts])
     try:
-        pids = [int(word) for word in ear.words(2 * len(KINDS))]
+        # Not before the agent has started them all: it can only put under guard what it has got back from the kernel.
+        words = ear.words(2 * len(KINDS) + 1)
+        pids = [int(word) for word in words if word != "started"]
         pids += [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
     finally:
         agent.send_signal(signal.SIGKILL)

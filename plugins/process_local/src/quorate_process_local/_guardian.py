@@ -4,6 +4,9 @@ It is started before the workers, in a session of its own, and blocks reading a 
 holds.  When that end closes without a farewell, however the agent died, it kills the sessions it was told of and
 everything that carries the context's marker in its environment, until nothing is left.  A context that closes in an
 orderly way kills its guardian first, which by then has nothing to do.
+
+What it cannot know is the session of a worker that was started in the instant of the agent's death: of such a worker's
+descendants it finds those that kept the marker.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from ._fds import hold, release, warn
 __all__ = ["Guardian"]
 
 # Only the tools grep and sleep are needed besides the shell, and only once the agent has died.  The last loop looks
-# again every 20 ms for at most five seconds: a shell cannot wait for processes that are not its children.  It ends
-# once it has found nothing three times in a row: a process has no environment to be known by in the midst of an exec.
+# again every 20 ms for at most five seconds: a shell cannot wait for processes that are not its children.  In the midst
+# of an exec a process has no environment to be known by, nor yet the bounds of its code (field 26 of proc_pid_stat(5),
+# the 24th counted from the state on; a process that has memory, field 23, is no thread of the kernel).  So it ends once
+# it has found nothing three times in a row, and nobody in an exec.
 _SCRIPT = r"""
 trap '' HUP INT QUIT TERM PIPE
 groups=
@@ -33,6 +38,7 @@ while [ "$round" -lt 250 ]; do
     for path in /proc/[0-9]*/stat; do
         read -r line <"$path" || continue
         set -- ${line##*) }
+        if [ "${24}" = 0 ] && [ "${21}" != 0 ]; then left=1; fi
         case " $groups " in
             *" $4 "*)
                 case $1 in
