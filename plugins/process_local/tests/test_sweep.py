@@ -149,7 +149,7 @@ if __name__ == "__main__":
     context = backend.create(StarterRequest(method, "token")).start(
         [WorkerLaunch(rank, rank, "t", *call(rank, script), dict(os.environ), "")
          for rank, script in enumerate(sys.argv[3:])])
-    open(sys.argv[2], "w").write("started\n")
+    print("started", file=open(sys.argv[2], "w"), flush=True)
     while not context.is_gone():
         wake_at = context.wake_at()
         select.select([context], [], [], None if wake_at is None else max(0.0, wake_at - time.monotonic()))
