@@ -59,7 +59,11 @@ def _traffic(server: EtcdServer) -> tuple[float, float]:
     return requests, traffic
 
 
-_SLOW = [pytest.mark.slow(reason="a crowd shares the cores of one machine"), pytest.mark.timeout(400)]
+_SLOW = [
+    pytest.mark.alone,
+    pytest.mark.slow(reason="a crowd shares the cores of one machine"),
+    pytest.mark.timeout(400),
+]
 
 
 @pytest.mark.parametrize(
