@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, final
@@ -235,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for agents in (2,) if options.quick else (2, 4, 8):
             title = f"last of {agents} nodes joined to all workers running, s"
-            samples = collect(everybody, repeats, lambda it, count=agents: last_join(it, count))  # type: ignore[misc]
+            samples = collect(everybody, repeats, partial(last_join, agents=agents))
             report.add(title, samples, [bound("at most 60 ms", samples, 0.060)])
         killed = collect(everybody, repeats, lambda it: departure(it, signal.SIGKILL, patience), patience)
         report.add("agent killed to survivor in its new world, s", killed, [bound("at most 3.5 s", killed, 3.5)])

@@ -110,7 +110,7 @@ def test_wrong_calls_are_refused_before_anything_starts() -> None:
     """BEHAVIOUR D."""
     for entrypoint in (None, "", 3):
         with pytest.raises(UsageError, match="callable or a command"):
-            launch(config(), entrypoint)  # type: ignore[arg-type]
+            launch(config(), entrypoint)  # type: ignore[arg-type] # the wrong call that is refused
     with pytest.raises(UsageError, match="argument 1 of the command is 3"):
         launch(config(), "echo")("a", 3)
     with pytest.raises(UnknownBackendError, match="'nowhere'"):

@@ -124,6 +124,28 @@ class Ear:
         os.close(self._descriptor)
 
 
+#: Says that it is ready, waits for SIGTERM, says so, and ends with code 3 once the door is open.  Starts no process:
+#: a shell's child may lose a signal between fork and exec.
+_POLITE = """
+import signal, sys
+ear, door = sys.argv[1], sys.argv[2]
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+open(ear, "w").write("ready\\n")
+signal.sigwait([signal.SIGTERM])
+open(ear, "w").write("asked\\n")
+if door:
+    open(door).read()
+sys.exit(3)
+"""
+
+
+def polite(ear: Ear, door: str = "''") -> str:
+    """Return the command of a worker that ends by itself, with code 3, when it is asked to."""
+    script = ear.path.with_name("polite.py")
+    script.write_text(_POLITE)
+    return f"{sys.executable} {script} {ear.path} {door}"
+
+
 @pytest.fixture
 def ear(tmp_path: Path) -> Iterator[Ear]:
     ear = Ear(tmp_path / "ear")

@@ -14,7 +14,7 @@ import pytest
 from quorate.errors import StartError
 from quorate_process_local import _commands, _fds
 
-from .conftest import Ear, Group, Start, children, is_running, launch, starter, wait_for_end
+from .conftest import Ear, Group, Start, children, is_running, launch, polite, starter, wait_for_end
 
 Shell = Callable[..., Group]
 FATAL = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL]
@@ -181,19 +181,11 @@ def test_a_second_stop_shortens_the_grace_and_never_lengthens_it(sh: Shell, ear:
 
 
 def test_a_worker_may_use_its_grace(sh: Shell, ear: Ear) -> None:
-    # Starts no process of its own: one may lose the signal between fork and exec.
-    script = ear.path.with_name("polite.py")
-    script.write_text(
-        "import signal, sys\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
-        "open(sys.argv[1], 'w').write('ready\\n')\n"
-        "signal.sigwait([signal.SIGTERM])\n"
-        "sys.exit(42)\n"
-    )
-    group = sh(f"exec {sys.executable} {script} {ear.path}")
+    group = sh(f"exec {polite(ear)}")
     ear.words(1)
     group.stop()
-    assert [(event.exit_code, event.stopped) for event in group.run()] == [(42, True)]
+    assert [(event.exit_code, event.stopped) for event in group.run()] == [(3, True)]
+    assert ear.words(1) == ["asked"]
 
 
 def test_close_kills_what_runs_and_may_come_from_another_thread(sh: Shell, ear: Ear) -> None:

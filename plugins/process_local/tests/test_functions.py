@@ -118,7 +118,7 @@ def test_surroundings(start: Start, functions: ModuleType, method: str, tmp_path
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     os.environ["NOT_GIVEN"] = "to the agent only"
     one = launch(0, functions.surroundings, stdout=str(out), stderr=str(err), environment={"A": "b"})
-    del one.environment["NOT_GIVEN"]  # type: ignore[attr-defined]
+    del one.environment["NOT_GIVEN"]  # type: ignore[attr-defined] # it is a dict here
     try:
         (event,) = start(method, [one]).run()
     finally:

@@ -13,7 +13,7 @@ import pytest
 
 from quorate_process_local._leftovers import MARKER_VARIABLE, find_leftovers, marker_of
 
-from .conftest import Ear, Group, Start, is_running, launch, wait_for_end
+from .conftest import Ear, Group, Start, is_running, launch, polite, wait_for_end
 
 Shell = Callable[..., Group]
 
@@ -63,30 +63,9 @@ def test_close_alone_sweeps(sh: Shell, ear: Ear, kind: str) -> None:
     assert not is_running(pid)
 
 
-#: Says that it is ready, waits for SIGTERM, says so, and ends with code 3 once the door is open.  Starts no process:
-#: a shell's child may lose a signal between fork and exec.
-_POLITE = """
-import signal, sys
-ear, door = sys.argv[1], sys.argv[2]
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-open(ear, "w").write("ready\\n")
-signal.sigwait([signal.SIGTERM])
-open(ear, "w").write("asked\\n")
-if door:
-    open(door).read()
-sys.exit(3)
-"""
-
-
-def _polite(ear: Ear, door: str = "''") -> str:
-    script = ear.path.with_name("polite.py")
-    script.write_text(_POLITE)
-    return f"{sys.executable} {script} {ear.path} {door}"
-
-
 def test_a_leftover_is_asked_before_it_is_killed(sh: Shell, ear: Ear) -> None:
     """Its grace is the stop's: a leftover that needs a moment to write something gets it."""
-    group = sh(f"setsid {_polite(ear)} &")
+    group = sh(f"setsid {polite(ear)} &")
     ear.words(1)
     group.run()
     assert ear.words(1) == ["asked"]
@@ -95,7 +74,7 @@ def test_a_leftover_is_asked_before_it_is_killed(sh: Shell, ear: Ear) -> None:
 def test_a_daemon_of_a_running_worker_is_spared_until_the_worker_has_ended(sh: Shell, ear: Ear) -> None:
     door = f"{ear.path}.door"
     os.mkfifo(door)
-    group = sh(f"setsid {_polite(ear)} & exec {_polite(ear, door)}")
+    group = sh(f"setsid {polite(ear)} & exec {polite(ear, door)}")
     ear.words(2)
     group.stop()
     assert ear.words(1) == ["asked"]  # the worker; its daemon would have been heard as well, now or below

@@ -235,7 +235,7 @@ def test_the_leader_is_killed_while_nodes_gather(start_etcd: Start, make_handler
     server = start_etcd(members=3)
     first, second = make_handlers(server, 2)
     early = InThread(first.next_rendezvous)
-    assert settles(lambda: first._driver.state.ticket == 1)  # type: ignore[attr-defined]
+    assert settles(lambda: first._driver.state.ticket == 1)  # type: ignore[attr-defined] # looks inside
     server.kill(server.leader())
     ranks = [second.next_rendezvous().rank, early.result().rank]
     assert sorted(ranks) == [0, 1]
@@ -248,7 +248,7 @@ def test_the_leader_is_killed_at_the_seal(start_etcd: Start, make_handlers: Hand
     handlers = make_handlers(server, 6)
     leader = server.leader()
     joining = [InThread(handler.next_rendezvous) for handler in handlers]
-    assert settles(lambda: any(handler._driver.state.ticket for handler in handlers))  # type: ignore[attr-defined]
+    assert settles(lambda: any(handler._driver.state.ticket for handler in handlers))  # type: ignore[attr-defined] # looks inside
     server.kill(leader)
     assert sorted(thread.result().rank for thread in joining) == list(range(6))
     _succeed(handlers)

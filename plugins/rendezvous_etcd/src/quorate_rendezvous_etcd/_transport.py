@@ -203,7 +203,7 @@ class Transport:
             if "closed" not in str(error):
                 raise error
             return Trouble.BUSY, "the connection was given up"  # by another thread, for a new one
-        code, details = error.code().name, error.details() or ""  # type: ignore[attr-defined]
+        code, details = error.code().name, error.details() or ""  # type: ignore[attr-defined] # gRPC errors are calls
         if code == "CANCELLED":
             return Trouble.BUSY, "the connection was given up"
         if code == "DEADLINE_EXCEEDED":

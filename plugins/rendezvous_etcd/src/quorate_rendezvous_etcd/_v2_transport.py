@@ -33,7 +33,7 @@ def load_etcd() -> Any:
     blocked = _PYOPENSSL not in sys.modules
     if blocked:
         # On import python-etcd would put pyOpenSSL in the place of ssl for the whole process.
-        sys.modules[_PYOPENSSL] = None  # type: ignore[assignment]
+        sys.modules[_PYOPENSSL] = None  # type: ignore[assignment] # how an import is refused
     try:
         etcd = import_module("etcd")
     except ImportError as error:
@@ -110,7 +110,7 @@ def make_client(etcd: Any, settings: Settings, endpoint: Endpoint, sockets: Sock
         UsageError: a certificate or key that cannot be read.
     """
 
-    class Client(etcd.Client):  # type: ignore[misc]
+    class Client(etcd.Client):  # type: ignore[misc] # the package has no types
         def _check_cluster_id(self, response: Any) -> None:
             # Its own way needs what urllib3 is about to remove, and leaks the connection where the cluster is another.
             self.expected_cluster_id = response.headers.get("X-Etcd-Cluster-Id")
