@@ -18,6 +18,7 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
+from tests.autopsy import describe  # noqa: E402
 from tests.backends import BACKENDS, Backend  # noqa: E402
 from tests.harness import Ear, Gate, Job, children, processes_with, wait_for_end  # noqa: E402
 
@@ -69,11 +70,13 @@ def job(backend: Backend, tmp_path: Path, _fork_server: None) -> Iterator[Job]:
     with backend.fresh_endpoint() as endpoint:
         job = Job(backend, endpoint, tmp_path)
         yield job
-        unfinished = [host.pid for host in job.hosts if not host.is_killed and host._outcomes is None]
+        unfinished = [host for host in job.hosts if not host.is_killed and host._outcomes is None]
+        story = "\n".join([describe(job.token), *(host.console() for host in unfinished)]) if unfinished else ""
+        pids = [host.pid for host in unfinished]
         job.close()
     # A killed agent's workers are killed by the kernel, a little later.
     wait_for_end(list(processes_with(job.token)), 10.0)
-    assert not unfinished, f"the test did not wait for the agents {unfinished}"
+    assert not unfinished, f"the test did not wait for the agents {pids}\n{story}"
     assert (set(threading.enumerate()), children()) == before
     if not any(host.is_killed for host in job.hosts):
         assert not list(job.temporary.iterdir())

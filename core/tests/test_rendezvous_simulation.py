@@ -194,6 +194,17 @@ def test_a_store_outage_stops_nobody_and_one_beyond_the_limit_is_an_error() -> N
     assert {node.gave_up.kind for node in nodes if node.gave_up} == {"unavailable"}
 
 
+def test_an_outage_costs_nobody_a_short_lease() -> None:
+    """However long it was and wherever in its beats each node was met: once the store is back, all are heard."""
+    for seed in range(40):
+        world, nodes = three(seed, protocol.Settings(3, 3, lease_timeout=1.0))
+        world.faults = Faults(request_lost=1.0, failure_after=0.5)
+        world.run(world.now + 0.6 + 0.1 * seed)
+        world.faults = Faults()
+        world.run(world.now + 5)
+        assert all_run(world, nodes, 0), world.explain(f"seed {seed}: the outage ended the round")
+
+
 def test_an_agent_that_gave_up_on_the_recording_of_an_end_is_in_the_next_round() -> None:
     """Its rendezvous still waits for the store; the wish to join is kept until the end of the round is known."""
     world, nodes = three()

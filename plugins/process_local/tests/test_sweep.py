@@ -172,17 +172,26 @@ def test_the_guardian_is_quiet_clean_and_gone_at_the_end(sh: Shell, ear: Ear) ->
     assert not is_running(guardian)
 
 
+def _looks_of(process: subprocess.Popen[bytes]) -> str:
+    """Say what a process looks like that was not found."""
+    folder = Path(f"/proc/{process.pid}")
+    environment = (folder / "environ").read_bytes() if folder.exists() else b""
+    facts = [(folder / name).read_text() if folder.exists() else "gone" for name in ("stat", "cmdline", "wchan")]
+    return f"ended: {process.poll()}; {len(environment)} bytes, marked: {b'exec-test.' in environment}; {facts}"
+
+
 def test_a_process_is_known_even_in_the_midst_of_an_exec() -> None:
     """An exec leaves a process without an environment for a moment; a sweep that looked but once missed 1 in 12."""
     environment = {**os.environ, MARKER_VARIABLE: marker_of("exec-test", 0, {})}
-    missed = 0
+    missed = []
     for _ in range(100):
         chain = ["setsid", "sh", "-c", "exec sh -c 'exec sh -c \"exec sleep 1000\"'"]
         with subprocess.Popen(chain, env=environment) as process:
             for _ in range(3):
                 found = list(find_leftovers("exec-test", {}, set()))
-                missed += all(leftover.pid != process.pid for leftover in found)
+                if all(leftover.pid != process.pid for leftover in found):
+                    missed.append(_looks_of(process))
                 for leftover in found:
                     os.close(leftover.pidfd)
             process.kill()
-    assert missed == 0
+    assert not missed, "\n".join(missed)

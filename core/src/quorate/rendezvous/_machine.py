@@ -183,7 +183,8 @@ def _trouble(turn: Turn, event: Failed) -> None:
     elif event.call is None or state.pending.get(event.call.tag) == event.call:
         tag = event.call.tag if event.call is not None else "wait"
         failed = state.failed if tag in state.failed else (*state.failed, tag)
-        wait = _RETRY_SECONDS[min(state.attempt, len(_RETRY_SECONDS) - 1)]
+        # Never longer than a beat: once the store is back, others judge this node within a few of them.
+        wait = min(_RETRY_SECONDS[min(state.attempt, len(_RETRY_SECONDS) - 1)], state.settings.beat_interval)
         retry_at = now + wait if state.retry_at is None else state.retry_at
         turn.set(failed=failed, outage_since=since, problem=event.problem, retry_at=retry_at)
 

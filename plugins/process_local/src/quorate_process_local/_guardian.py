@@ -38,6 +38,7 @@ while [ "$round" -lt 250 ]; do
     for path in /proc/[0-9]*/stat; do
         read -r line <"$path" || continue
         set -- ${line##*) }
+        [ -n "$4" ] || continue
         if [ "${24}" = 0 ] && [ "${21}" != 0 ]; then left=1; fi
         case " $groups " in
             *" $4 "*)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from time import sleep
+from time import monotonic, sleep
 from typing import final
 
 from ._fds import open_pidfd, release
@@ -17,12 +17,11 @@ __all__ = ["MARKER_VARIABLE", "Leftover", "find_leftovers", "kernel_wait_of", "m
 #: Holds one ``<context>.<local rank>.`` per context that a process descends from, outermost first.
 MARKER_VARIABLE = "QUORATE_CONTEXT"
 
-_EXEC_LOOKS = 500
+_EXEC_PATIENCE_SECONDS = 5.0
 _MOST_FRAMES = 6
 _STACK_PATIENCE_SECONDS = 0.5
 # Fields of /proc/<pid>/stat (proc_pid_stat(5)), counted from the state on.
-_FLAGS, _START_CODE, _SIGNALS = 6, 23, 28
-_PF_KTHREAD = 0x00200000  # of the flags: a kernel thread, which never has an environment
+_MEMORY, _START_CODE, _SIGNALS = 20, 23, 28
 
 
 def marker_of(context_id: str, local_rank: int, environment: Mapping[str, str]) -> str:
@@ -77,11 +76,12 @@ def find_leftovers(context_id: str, sessions: Mapping[int, int], known: Collecti
         known: process ids to leave out (the workers themselves, leftovers found before).
     """
     needle = f"{context_id}.".encode()
+    give_up_at = monotonic() + _EXEC_PATIENCE_SECONDS
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in known:
             continue
         pid = int(name)
-        local_rank = _belongs(pid, needle, sessions)
+        local_rank = _belongs(pid, needle, sessions, give_up_at)
         if local_rank is None:
             continue
         try:
@@ -93,13 +93,13 @@ def find_leftovers(context_id: str, sessions: Mapping[int, int], known: Collecti
             session = os.getsid(pid)
         except ProcessLookupError:
             session = 0
-        if not session or _belongs(pid, needle, sessions) is None:
+        if not session or _belongs(pid, needle, sessions, give_up_at) is None:
             release(pidfd)
             continue
         yield Leftover(pid, local_rank, pidfd, session)
 
 
-def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int]) -> int | None:
+def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int], give_up_at: float) -> int | None:
     """Return the local rank that ``pid`` descends from, ``None`` if it is a stranger or has ended."""
     try:
         session = os.getsid(pid)
@@ -107,7 +107,7 @@ def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int]) -> int | None
         return None
     if session in sessions:
         return sessions[session] if state_of(pid) not in ("", "Z", "X") else None
-    environment = _read(f"/proc/{pid}/environ") or _environment_after_exec(pid)
+    environment = _read(f"/proc/{pid}/environ") or _environment_after_exec(pid, give_up_at)
     start = environment.find(needle)
     if start < 0:
         return None
@@ -115,26 +115,27 @@ def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int]) -> int | None
     return int(digits) if digits.isdigit() else None
 
 
-def _environment_after_exec(pid: int) -> bytes:
+def _environment_after_exec(pid: int, give_up_at: float) -> bytes:
     """Return the environment of a process that showed none: in the midst of an exec it has none yet.
 
     The kernel maps the new program's memory first, then its arguments, then its environment, and sets the bounds of its
-    code last, so these tell an exec from a process without an environment.  An exec takes far less than a millisecond,
-    but on a busy machine the process may have to wait for its turn in it; nothing can be waited for, so this looks
-    again, for at most about half a second.
+    code last, so these tell an exec from a process without an environment; what has no memory at all is about to end,
+    or a thread of the kernel.  An exec takes far less than a millisecond, but on a busy machine the process may wait
+    long for its turn in it; nothing can be waited for, so this looks again until ``give_up_at`` (monotonic seconds).
     """
-    for _ in range(_EXEC_LOOKS):
+    while True:
         before = _fields(pid)
-        if not before or before[0] in (b"Z", b"X") or int(before[_FLAGS]) & _PF_KTHREAD:
+        if not before or before[_MEMORY] == b"0":
             return b""
         environment = _read(f"/proc/{pid}/environ")
         if environment:
             return environment
         if before[_START_CODE] == b"0":
+            if monotonic() >= give_up_at:
+                return b""
             sleep(0.001)
         elif _fields(pid)[_START_CODE:_SIGNALS] == before[_START_CODE:_SIGNALS]:
             return b""  # the same program before and after the look
-    return b""
 
 
 def _fields(pid: int) -> list[bytes]:

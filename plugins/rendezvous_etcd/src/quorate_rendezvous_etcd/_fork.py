@@ -31,7 +31,7 @@ def load_grpc() -> Any:
         grpc.insecure_channel("127.0.0.1:1").close()
         return grpc
     finally:
-        del os.environ[_FORK_SUPPORT]
+        os.environ.pop(_FORK_SUPPORT, None)  # another agent of this process may have taken it away
 
 
 class Holder(Protocol):

@@ -1,0 +1,44 @@
+"""Says where the processes of a test stand that did not come to its end: commands, kernel states and Python stacks.
+
+What does not live here: how a test waits (``harness``).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from .harness import processes_with
+
+__all__ = ["describe"]
+
+_PATIENCE_SECONDS = 20.0
+
+
+def describe(token: str) -> str:
+    """Return a report on every living process that a test has started; ``token`` is its ``Job.token``."""
+    return "\n".join(_describe(pid, command) for pid, command in sorted(processes_with(token).items()))
+
+
+def _describe(pid: int, command: str) -> str:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[0]
+        waits_in = Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:
+        return f"process {pid} has ended: {command}"
+    return f"process {pid}, state {state}, in {waits_in}: {command}\n{_stacks(pid)}"
+
+
+def _stacks(pid: int) -> str:
+    py_spy = Path(sys.executable).with_name("py-spy")
+    try:
+        done = subprocess.run(
+            [py_spy, "dump", "--nonblocking", "--pid", str(pid)],
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no stacks: {error}"
+    return done.stdout or done.stderr
