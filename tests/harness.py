@@ -38,10 +38,24 @@ from quorate import (
 
 from .backends import Backend
 
-__all__ = ["DEADLINE", "TOKEN", "Ear", "Gate", "Host", "Job", "Outcome", "Plan", "processes_with", "wait_for_end"]
+__all__ = [
+    "DEADLINE",
+    "PROMPT",
+    "TOKEN",
+    "Ear",
+    "Gate",
+    "Host",
+    "Job",
+    "Outcome",
+    "Plan",
+    "processes_with",
+    "wait_for_end",
+]
 
 #: Seconds after which anything that was waited for counts as never coming.
 DEADLINE = 60.0
+#: Seconds within which what must happen at once has happened: the promise is one, busy machines need more.
+PROMPT = 5.0
 #: The environment variable that marks everything a test has started.
 TOKEN = "QUORATE_TEST_TOKEN"
 

@@ -12,7 +12,7 @@ import pytest
 
 from quorate import SignalException
 from tests import workers
-from tests.harness import DEADLINE, Ear, Gate, Job, Outcome, as_store_client, as_store_host, wait_for_end
+from tests.harness import DEADLINE, PROMPT, Ear, Gate, Job, Outcome, as_store_client, as_store_host, wait_for_end
 from tests.watching import wait_for_text
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -49,7 +49,7 @@ def test_a_grace_of_zero_waits_for_nobody(job: Job, ear: Ear) -> None:
     (message,) = ear.hear(1, event="started")
     host.send_signal(signal.SIGTERM)
     assert_stopped_by(host.outcome(), signal.SIGTERM)
-    wait_for_end([message["pid"]], 1.0)
+    wait_for_end([message["pid"]], PROMPT)
 
 
 @pytest.mark.parametrize("second", SIGNALS)
@@ -62,7 +62,7 @@ def test_a_second_signal_shortens_the_grace(job: Job, ear: Ear, second: signal.S
     ear.hear(2, event="signalled", signal=signal.SIGTERM)
     host.send_signal(second)
     assert_stopped_by(host.outcome(), signal.SIGTERM)
-    wait_for_end([message["pid"] for message in started], 1.0)
+    wait_for_end([message["pid"] for message in started], PROMPT)
 
 
 def test_a_signal_while_workers_are_stopped_for_a_restart(job: Job, ear: Ear, gate: Gate) -> None:
@@ -132,4 +132,4 @@ def test_the_exit_code_of_the_command(job: Job, tmp_path: Path, number: signal.S
         assert time.monotonic() - began < DEADLINE
     assert f"caught {int(number)}".encode() in output
     assert b"Traceback" not in output
-    wait_for_end([worker], 1.0)
+    wait_for_end([worker], PROMPT)
