@@ -39,25 +39,31 @@ class Peer:
 
 def find_peers() -> tuple[list[Peer], list[str]]:
     """Return the launchers that are installed, ours first, and the names of those that are not."""
-    quorate, mpirun, torchrun = program("quorate"), shutil.which("mpirun"), program("torchrun")
-    peers: list[Peer] = []
-    missing: list[str] = []
+    quorate = program("quorate")
     if quorate is None:
         raise BenchmarkError("quorate is not installed beside this interpreter; run: make bench")
-    run = [quorate, "run", "--standalone", "--max-restarts=1"]
-    peers.append(Peer("quorate", lambda n, args: [*run, f"--nproc-per-node={n}", WORKER, *args]))
+    peers = [_elastic("quorate", [quorate, "run"])]
+    missing: list[str] = []
+    mpirun = shutil.which("mpirun")
     if mpirun is None:
         missing.append("mpirun")
     else:
         root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
         mpi = [mpirun, *root, "--oversubscribe"]
         peers.append(Peer("mpirun", lambda n, args: [*mpi, "-n", str(n), sys.executable, "-u", WORKER, *args]))
-    if torchrun is None:
-        missing.append("torchrun")
-    else:
-        elastic = [torchrun, "--standalone", "--max-restarts=1"]
-        peers.append(Peer("torchrun", lambda n, args: [*elastic, f"--nproc-per-node={n}", WORKER, *args]))
+    for name in ("torchrun", "ft_launcher"):
+        launcher = program(name)
+        if launcher is None:
+            missing.append(name)
+        else:
+            peers.append(_elastic(name, [launcher]))
     return peers, missing
+
+
+def _elastic(name: str, command: Sequence[str]) -> Peer:
+    """Return a launcher that takes torchrun's flags."""
+    run = [*command, "--standalone", "--max-restarts=1"]
+    return Peer(name, lambda n, args: [*run, f"--nproc-per-node={n}", WORKER, *args])
 
 
 def interpreter_alone() -> Peer:

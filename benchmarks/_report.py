@@ -114,12 +114,12 @@ def at_most(peer: str, samples: Samples, ratio: float = 1.0) -> list[str]:
     return [f"target at most {ratio:g} x {peer}: {_met(mine <= ratio)} ({mine:.2f} x)"]
 
 
-def faster(peer: str, samples: Samples, ratio: float) -> list[str]:
+def faster(peer: str, samples: Samples, ratio: float, ours: str = OURS) -> list[str]:
     """Return whether our median is at least ``ratio`` times below a peer's; nothing where it was not measured."""
     if peer not in samples:
         return []
-    mine = statistics.median(samples[peer]) / statistics.median(samples[OURS])
-    return [f"target {ratio:g} x sooner than {peer}: {_met(mine >= ratio)} ({mine:.1f} x)"]
+    mine = statistics.median(samples[peer]) / statistics.median(samples[ours])
+    return [f"target {ratio:g} x sooner than {peer}: {_met(mine >= ratio)} ({ours}: {mine:.1f} x)"]
 
 
 def _met(is_met: bool) -> str:

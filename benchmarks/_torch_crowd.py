@@ -1,28 +1,42 @@
 """The same crowd for torch's own rendezvous: one thread a node, each with a connection of its own, as its agents have.
 
-``ENDPOINT RUN_ID HERE ALL``; talks as ``_crowd.py`` does, but counts no operations.
+``BACKEND ENDPOINT RUN_ID HERE ALL``, where BACKEND is ``c10d`` or ``etcd-v2``; talks as ``_crowd.py`` does, but counts
+no operations.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
 from datetime import timedelta
 
 from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 
+def over_c10d(endpoint: str, run_id: str, nodes: int) -> RendezvousHandler:
+    host, _, port = endpoint.rpartition(":")
+    store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=300))
+    backend = C10dRendezvousBackend(store, run_id)
+    return DynamicRendezvousHandler.from_backend(run_id, store, backend, nodes, nodes)
+
+
+def over_etcd(endpoint: str, run_id: str, nodes: int) -> RendezvousHandler:
+    from torch.distributed.elastic.rendezvous.etcd_rendezvous import create_rdzv_handler
+
+    handler: RendezvousHandler = create_rdzv_handler(RendezvousParameters("etcd", endpoint, run_id, nodes, nodes))
+    return handler
+
+
 def main() -> None:
-    host, _, port = sys.argv[1].rpartition(":")
-    run_id, here, everywhere = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    handlers = []
-    for _ in range(here):
-        store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=300))
-        backend = C10dRendezvousBackend(store, run_id)
-        handlers.append(DynamicRendezvousHandler.from_backend(run_id, store, backend, everywhere, everywhere))
+    logging.disable(logging.INFO)  # one line per node and step
+    connect = {"c10d": over_c10d, "etcd-v2": over_etcd}[sys.argv[1]]
+    here, everywhere = int(sys.argv[4]), int(sys.argv[5])
+    handlers = [connect(sys.argv[2], sys.argv[3], everywhere) for _ in range(here)]
     print("ready", flush=True)
     sys.stdin.readline()
     threads = [threading.Thread(target=handler.next_rendezvous) for handler in handlers]

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def tcp_server() -> Iterator[str]:
 
 
 @contextmanager
-def etcd_server() -> Iterator[str]:
+def etcd_server(enable_v2: bool = False) -> Iterator[str]:
     """Run a private etcd whose data lie in memory where the machine has a file system there."""
     from quorate_rendezvous_etcd import EtcdServer
 
@@ -63,7 +64,7 @@ def etcd_server() -> Iterator[str]:
     before = os.environ.get("TMPDIR")
     if memory.is_dir():
         os.environ["TMPDIR"] = str(memory)
-    server = EtcdServer()
+    server = EtcdServer(enable_v2=enable_v2)
     server.start()
     try:
         yield server.get_endpoint()
@@ -71,6 +72,10 @@ def etcd_server() -> Iterator[str]:
         server.stop()
         if memory.is_dir():
             os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+
+
+#: torch's own rendezvous: backend -> what serves it
+PEERS: dict[str, Callable[[], Any]] = {"c10d": c10d_server, "etcd-v2": partial(etcd_server, enable_v2=True)}
 
 
 def one_round(script: str, arguments: Sequence[str], nodes: int) -> tuple[float, float, float]:
@@ -147,16 +152,20 @@ def _measure(
             name = "quorate" if backend == "c10d" else f"quorate, {backend}"
             samples.setdefault(name, []).append(seconds)
             costs[name] = operations, size
-        if nodes <= 128 and find_spec("torch") is not None:
-            with c10d_server() as endpoint:
-                samples.setdefault("torch", []).append(one_round("_torch_crowd", [endpoint, RUN_ID], nodes)[0])
+        for backend, serve in PEERS.items():
+            if nodes <= 128 and find_spec("torch") is not None:
+                with serve() as endpoint:
+                    seconds, _, _ = one_round("_torch_crowd", [backend, endpoint, RUN_ID], nodes)
+                samples.setdefault(f"torch, {backend}", []).append(seconds)
     targets = [
         f"{name}: {operations:.1f} operations and {size:.0f} bytes a node" for name, (operations, size) in costs.items()
     ]
     if "quorate" in samples:
         if nodes in LIMITS:
             targets.append(bound(f"at most {LIMITS[nodes]:g} s over c10d", samples, LIMITS[nodes]))
-        targets += faster("torch", samples, 20.0)
+        targets += faster("torch, c10d", samples, 20.0)
+    if "quorate, etcd" in samples:
+        targets += faster("torch, etcd-v2", samples, 20.0, "quorate, etcd")
     report.add(f"a round of {nodes} nodes, s", samples, targets)
 
 
