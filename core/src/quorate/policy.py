@@ -34,7 +34,8 @@ def default_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDec
         return RestartDecision(Verdict.RESTART, f"restart {budget.used + 1} of {budget.allowed}", delay)
     if budget.allowed == 0:
         return RestartDecision(Verdict.FAILED, "no restarts are allowed (--max-restarts=0)")
-    return RestartDecision(Verdict.FAILED, f"all {budget.allowed} restarts are used")
+    used = "the one restart is used" if budget.allowed == 1 else f"all {budget.allowed} restarts are used"
+    return RestartDecision(Verdict.FAILED, f"{used} (--max-restarts={budget.allowed})")
 
 
 def _back_off(repeats: int) -> float:
