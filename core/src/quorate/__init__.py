@@ -6,7 +6,7 @@ to nothing in a worker.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from .lazy_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agent import LocalElasticAgent as LocalElasticAgent

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, final
+
+from .lazy_typing import TYPE_CHECKING, Any, final
 
 __all__ = ["Field", "as_dict", "evolve", "field", "fields_of", "frozen", "ge", "gt", "min_len"]
 
@@ -106,6 +107,7 @@ else:
         body.update(
             __slots__=(*names, "__weakref__"),
             __quorate_fields__=fields,
+            __quorate_made__=0,
             __attrs_attrs__=_AttrsHalf(),
             __match_args__=tuple(each.name for each in fields if not each.kw_only),
             __init__=_first_init,
@@ -130,11 +132,46 @@ def _take(cls: type, name: str, annotation: Any) -> Field:
 
 
 def _first_init(self: Any, *args: Any, **kwargs: Any) -> None:
-    """Stand in for ``__init__`` until the first instance: most classes of a run are never made one of."""
+    """Stand in for ``__init__`` for the first few instances; a class that is made more of is worth compiling one.
+
+    Anything but a plain, right call is left to the compiled one, which also knows how to complain.
+    """
     cls = type(self)
-    if cls.__init__ is _first_init:
-        cls.__init__ = _compile_init(cls)
-    cls.__init__(self, *args, **kwargs)
+    made = cls.__quorate_made__ = cls.__quorate_made__ + 1
+    if made > _FEW or not _assign(self, fields_of(cls), args, kwargs):
+        if cls.__init__ is _first_init:
+            cls.__init__ = _compile_init(cls)
+        cls.__init__(self, *args, **kwargs)
+
+
+_FEW = 8
+
+
+def _assign(self: Any, fields: tuple[Field, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Set the fields of a new record and run its checks; return whether the arguments were right."""
+    names = [each.name for each in fields if not each.kw_only]
+    values = dict(zip(names, args, strict=False))
+    values.update(kwargs)
+    if len(args) > len(names) or len(values) != len(args) + len(kwargs):
+        return False
+    for each in fields:
+        value = values.pop(each.name, _MISSING)
+        if value is _MISSING:
+            if each.factory is not None:
+                value = each.factory()
+            elif each.default is not _MISSING:
+                value = each.default
+            else:
+                return False
+        object.__setattr__(self, each.name, value if each.converter is None else each.converter(value))
+    if values:
+        return False
+    for each in fields:
+        if each.validator is not None:
+            each.validator(self, each, getattr(self, each.name))
+    if hasattr(self, "__attrs_post_init__"):
+        self.__attrs_post_init__()
+    return True
 
 
 def _compile_init(cls: type) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, final
 
 from ._record import field, frozen, gt, min_len
+from .lazy_typing import TYPE_CHECKING, Any, final
 from .records import Event, FailureRecord
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Any, final
 
 from ._record import as_dict, field, fields_of, frozen
 from .errors import UsageError
+from .lazy_typing import TYPE_CHECKING, Any, final
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
 
 if TYPE_CHECKING:

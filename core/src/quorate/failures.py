@@ -7,10 +7,9 @@ agent understands files written by TorchElastic, by the plugin, or by anything e
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, final
 
+from .lazy_typing import TYPE_CHECKING, Any, final
 from .records import Cause, FailureRecord, evolve
 
 if TYPE_CHECKING:
@@ -28,9 +27,9 @@ __all__ = [
 _LARGEST_ERROR_FILE_BYTES = 1 << 20
 _LONGEST_MESSAGE = 2048
 # "[rank0]: ", as torch writes before each line of a traceback; "  | ", as Python draws around exception groups.
-_PREFIX = re.compile(r"^(?:\[[^\]]{1,64}\]: ?)?(?: *[|+] )*")
-_FRAME = re.compile(r'^\s+File "[^"]*", line \d+')
-_EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?:: .*)?$", re.DOTALL)
+_PREFIX = r"^(?:\[[^\]]{1,64}\]: ?)?(?: *[|+] )*"
+_FRAME = r'^\s+File "[^"]*", line \d+'
+_EXCEPTION_LINE = r"(?s)^[A-Za-z_][\w.]*(?:: .*)?$"
 
 
 def signal_name(exit_code: int) -> str:
@@ -70,18 +69,20 @@ def message_from_stderr(lines: Sequence[str]) -> str | None:
     The line is at most 2 KiB.  Tracebacks of ignored exceptions do not count, and prefixes such as ``[rank0]:`` and
     the frames that are drawn around exception groups are left out.
     """
+    import re  # only a failure pays for it
+
     found: str | None = None
     in_frames = ignored = False
     for raw in lines:
-        line = _PREFIX.sub("", raw.rstrip("\r\n"), count=1)
+        line = re.sub(_PREFIX, "", raw.rstrip("\r\n"), count=1)
         if line.startswith("Exception ignored in"):
             ignored = True
         elif line.startswith(("Traceback (most recent call last)", "Exception Group Traceback")):
             in_frames = True
         elif line.startswith((" ", "\t")):
-            in_frames = in_frames or _FRAME.match(line) is not None
+            in_frames = in_frames or re.match(_FRAME, line) is not None
         elif in_frames and line:
-            if _EXCEPTION_LINE.match(line) and not ignored:
+            if re.match(_EXCEPTION_LINE, line) and not ignored:
                 found = line[:_LONGEST_MESSAGE]
             in_frames = ignored = False
     return found

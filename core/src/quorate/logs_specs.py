@@ -6,10 +6,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from enum import IntFlag
-from typing import Union, final
 
 from ._record import field, frozen
 from .errors import UsageError
+from .lazy_typing import final
 
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std"]
 
@@ -54,7 +54,7 @@ def _std(text: str) -> Std:
 
 
 #: A choice for all local ranks, or per local rank.
-StdChoice = Union[Std, Mapping[int, Std]]
+StdChoice = Std | Mapping[int, Std]
 
 
 def choice_for(choice: StdChoice, local_rank: int) -> Std:

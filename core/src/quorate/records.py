@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, final
 
 from ._record import evolve, field, frozen, ge, min_len
+from .lazy_typing import Any, final
 
 __all__ = [
     "Assignment",

@@ -8,9 +8,9 @@ here: the agent's side of it (:mod:`quorate.agent`), and the records by which pl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, final
 
 from ._record import field, frozen, ge
+from .lazy_typing import Any, Protocol, final
 from .records import Event, RoundEnd
 
 __all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "WorkerSnapshot"]

@@ -8,13 +8,12 @@ what a worker's exception looks like on disk (:mod:`quorate.failures`).  Only th
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from typing import Any, final
 
 from ._record import frozen
 from .failures import signal_name
+from .lazy_typing import Any, final
 from .records import Cause, FailureRecord, RoundEnd, Verdict
 
 __all__ = ["FILE_NAME", "FORMAT", "JobState", "JobVerdict", "describe_signal"]
@@ -30,7 +29,7 @@ _MOST_TRACEBACK_LINES = 30
 _MOST_STDERR_LINES = 20
 
 # What is said of a worker that left no word of its own: the headline has it all.
-_SAYS_NOTHING_NEW = re.compile(r"^(exit code -?\d+(, last words: .*)?|Signal \d+ \([^)]*\) received by PID \d+)$")
+_SAYS_NOTHING_NEW = r"^(exit code -?\d+(, last words: .*)?|Signal \d+ \([^)]*\) received by PID \d+)$"
 
 _SIGNALS: Mapping[str, str] = {
     "SIGABRT": "it aborted itself: a failed assertion, an uncaught C++ exception or a watchdog of a library",
@@ -174,11 +173,13 @@ def headline(failure: FailureRecord) -> str:
 
 
 def _failure(failure: FailureRecord) -> Iterator[str]:
+    import re  # only a failure pays for it
+
     where = f" on {failure.host}" if failure.host else ""
     node = f" (node {failure.node_id[:8]})" if failure.node_id else ""
     yield f"  rank {failure.rank} (local rank {failure.local_rank}){where}{node}: {headline(failure)}"
     yield f"  cause {failure.cause.value}, attempt {failure.restart_count}, at {_utc(failure.timestamp_ns)}"
-    if not _SAYS_NOTHING_NEW.match(failure.message):
+    if not re.match(_SAYS_NOTHING_NEW, failure.message):
         yield from (f"  {line}" for line in failure.message.splitlines()[:_MOST_MESSAGE_LINES])
     if failure.cause is Cause.HANG:
         yield "  all workers of its node have written their stacks into their logs (without log files: on its console)"

@@ -13,7 +13,7 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.services import HangReport
-from quorate_watchdog._processes import ProcessTimes, activity_of
+from quorate_watchdog._activity import ProcessTimes, activity_of
 from quorate_watchdog._silence import Record, judge
 
 from .conftest import View, Worker, wait_until

@@ -6,16 +6,16 @@ What does not live here: starting them (:mod:`._runner`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, final
 
 from ..catalogue import StarterBackend
+from ..lazy_typing import TYPE_CHECKING, Any, cast, final
 from ..records import Assignment
-from ..starter import PreparingStarter, Starter
 from ._environment import base_environment, common_environment
 from ._spec import WorkerSpec
 
 if TYPE_CHECKING:
     from ..plugins import PluginHost
+    from ..starter import PreparingStarter, Starter
 
 __all__ = ["Preparation", "choose_starter"]
 
@@ -42,7 +42,7 @@ class Preparation:
     """
 
     def __init__(self, starter: Starter) -> None:
-        self._starter = starter if isinstance(starter, PreparingStarter) else None
+        self._starter = cast("PreparingStarter", starter) if hasattr(starter, "prepare") else None
         self._held_back: Assignment | None = None
         self.descriptor = -1
 

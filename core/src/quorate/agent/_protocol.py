@@ -6,9 +6,9 @@ What happens with them is in :mod:`quorate.agent._machine`; who carries the comm
 from __future__ import annotations
 
 from enum import Enum
-from typing import Union, final
 
 from .._record import field, frozen
+from ..lazy_typing import final
 from ..records import (
     Assignment,
     FailureRecord,
@@ -229,25 +229,25 @@ class Clock:
     due: bool = False
 
 
-Input = Union[
-    Begin,
-    NodeChecked,
-    NodeUnhealthy,
-    RoundJoined,
-    StandingBy,
-    PeerStaysOut,
-    RoundEnded,
-    JobClosed,
-    RendezvousFailed,
-    WorkerHung,
-    StacksDumped,
-    WorkersExited,
-    StartFailed,
-    Diagnosed,
-    WorkersGone,
-    SignalReceived,
-    Clock,
-]
+Input = (
+    Begin
+    | NodeChecked
+    | NodeUnhealthy
+    | RoundJoined
+    | StandingBy
+    | PeerStaysOut
+    | RoundEnded
+    | JobClosed
+    | RendezvousFailed
+    | WorkerHung
+    | StacksDumped
+    | WorkersExited
+    | StartFailed
+    | Diagnosed
+    | WorkersGone
+    | SignalReceived
+    | Clock
+)
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -346,20 +346,20 @@ class Finish:
     reason: str
 
 
-Command = Union[
-    CheckNode,
-    JoinRound,
-    StartWorkers,
-    Diagnose,
-    Decide,
-    DumpStacks,
-    StopWorkers,
-    EndRound,
-    ReportDone,
-    Leave,
-    StayOut,
-    Finish,
-]
+Command = (
+    CheckNode
+    | JoinRound
+    | StartWorkers
+    | Diagnose
+    | Decide
+    | DumpStacks
+    | StopWorkers
+    | EndRound
+    | ReportDone
+    | Leave
+    | StayOut
+    | Finish
+)
 
 
 @final

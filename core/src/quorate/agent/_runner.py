@@ -8,17 +8,16 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, final
 
 from .._record import evolve
 from ..catalogue import StarterRequest
 from ..clock import monotonic, wall_time_ns
 from ..errors import PluginError, QuorateError, StartError
+from ..lazy_typing import TYPE_CHECKING, Any, final
 from ..logs_specs import LogsSpecs
 from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
 from ..rendezvous._address import host_name
 from ..services import AgentSnapshot, WorkerSnapshot
-from ..starter import LeavesBehind, StackDumper
 from ._checks import Checks
 from ._diagnosis import Diagnosis
 from ._environment import build_launches
@@ -401,14 +400,14 @@ class Runner:
         )
 
     def _dump_stacks(self, hung_local_rank: int) -> Input | None:
-        context = self._context
-        if not isinstance(context, StackDumper):
+        write_stacks = getattr(self._context, "dump_stacks", None)  # the ability StackDumper
+        if write_stacks is None:
             return StacksDumped()
 
         def dump() -> None:
             lines: tuple[str, ...] = ()
             try:
-                lines = tuple(context.dump_stacks(hung_local_rank, self.state.dump_timeout))
+                lines = tuple(write_stacks(hung_local_rank, self.state.dump_timeout))
             except Exception as error:
                 self._warn(f"the workers' stacks could not be dumped: {error or type(error).__name__}")
             self.post(StacksDumped(lines))
@@ -450,7 +449,8 @@ class Runner:
             pass  # its descriptor is already closed
         context.close()
         self._diagnosis.complete_error_files()
-        return "; ".join(context.left_behind()) if isinstance(context, LeavesBehind) else ""
+        left_behind = getattr(context, "left_behind", None)  # the ability LeavesBehind
+        return "" if left_behind is None else "; ".join(left_behind())
 
 
 def _look_again() -> None:

@@ -7,13 +7,13 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Union, final
 
 from ..errors import UsageError
+from ..lazy_typing import final
 
 __all__ = ["SignalCatcher"]
 
-_Handler = Union[Callable[[int, Union[FrameType, None]], object], int, None]
+_Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 @final

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import final
+
+from ..lazy_typing import final
 
 __all__ = ["ExitCode", "code_of"]
 

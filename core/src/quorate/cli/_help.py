@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from .._record import as_dict
+from ..lazy_typing import TYPE_CHECKING
 from ._flags import ACTIONS, Flag
 
 if TYPE_CHECKING:

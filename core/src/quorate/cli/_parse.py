@@ -7,15 +7,18 @@ underscores, values as ``--flag=value`` or ``--flag value``, short ones also as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
 
+from .._record import frozen
 from ..errors import UsageError
+from ..lazy_typing import Any, NoReturn, final
 from ._flags import ACTIONS, Flag
 
 __all__ = ["Parsed", "Setting", "parse"]
 
 
-class Setting(NamedTuple):
+@final
+@frozen
+class Setting:
     """The value of one flag, its text, and where it came from: ``argument``, ``environment …`` or ``default``."""
 
     value: Any
@@ -27,7 +30,9 @@ class Setting(NamedTuple):
         return self.source == "default"
 
 
-class Parsed(NamedTuple):
+@final
+@frozen
+class Parsed:
     """A command line that was understood.  ``script`` is ``None`` where there is none."""
 
     settings: Mapping[str, Setting]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from ..lazy_typing import TYPE_CHECKING, Any
 from ._api import (
     RendezvousBackend,
     RendezvousHandler,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import final
 
 from .._record import frozen
+from ..lazy_typing import final
 from ..records import NodeRecord
 from ._protocol import Key, State
 

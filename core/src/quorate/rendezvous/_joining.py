@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._record import evolve
+from ..lazy_typing import Any
 from ..records import Cause, RoundEnd, Verdict
 from ._liveness import BeatState
 from ._protocol import (

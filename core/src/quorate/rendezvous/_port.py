@@ -7,7 +7,8 @@ whose store sets the same option, can bind and listen on it.  (Binding, closing 
 from __future__ import annotations
 
 import socket
-from typing import Protocol, final
+
+from ..lazy_typing import Protocol, final
 
 __all__ = ["Bootstrap", "PortReservation"]
 

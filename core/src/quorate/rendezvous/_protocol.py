@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, Union, final
 
 from .._record import field, frozen
+from ..lazy_typing import Any, final
 from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
 from ._liveness import Liveness
 
@@ -261,7 +261,7 @@ class Tick:
     """Time has passed."""
 
 
-Input = Union[Join, End, Done, Leave, Reply, Failed, Appeared, Ordered, Rescaled, Tick]
+Input = Join | End | Done | Leave | Reply | Failed | Appeared | Ordered | Rescaled | Tick
 
 # --- commands and outputs -------------------------------------------------------------------------------------------
 
@@ -359,8 +359,8 @@ class Gone:
     """Told to the driver: this node has left."""
 
 
-Output = Union[Joined, Ended, StandingBy, StaysOut, Closed, GaveUp, Gone]
-Command = Union[Call, Wait, OrderNodes, AskRescale, Joined, Ended, StandingBy, StaysOut, Closed, GaveUp, Gone]
+Output = Joined | Ended | StandingBy | StaysOut | Closed | GaveUp | Gone
+Command = Call | Wait | OrderNodes | AskRescale | Joined | Ended | StandingBy | StaysOut | Closed | GaveUp | Gone
 
 
 @final

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._record import evolve
+from ..lazy_typing import Any
 from ..records import Assignment, Cause, Verdict
 from ._liveness import Beat, BeatState, Liveness
 from ._protocol import (

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from .._record import evolve
 from ..errors import StoreCorruptError, UsageError
+from ..lazy_typing import Any
 from ..records import RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings
 from ._protocol import (

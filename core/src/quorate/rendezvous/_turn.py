@@ -5,10 +5,9 @@ What does not live here: which input leads where (:mod:`quorate.rendezvous._mach
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._record import evolve
 from ..errors import StoreCorruptError
+from ..lazy_typing import Any
 from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
 from ._liveness import Beat, BeatState, Liveness

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
 
 from .._record import evolve, fields_of
 from ..errors import StoreCorruptError, UsageError
+from ..lazy_typing import Any, TypeVar, cast
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 
 __all__ = [

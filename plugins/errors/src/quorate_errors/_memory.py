@@ -8,7 +8,8 @@ nobody of ours sent, is as good an answer as the kernel gives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+
+from quorate.lazy_typing import final
 
 __all__ = ["MemoryKills", "counter_files"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, final
 
 from quorate.catalogue import HealthCheck
+from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 from . import _node
 from ._node import Clock, StoreWatch

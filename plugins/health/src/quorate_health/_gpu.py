@@ -8,7 +8,8 @@ Xid errors come from programs is told in its "XID Errors" document.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, final
+
+from quorate.lazy_typing import Any, final
 
 __all__ = ["Gpus"]
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import Any
+
+from quorate.lazy_typing import Any
 
 __all__ = ["PAGE_POLICY", "page_of", "part_of"]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import final
 
 from attrs import frozen
+
+from quorate.lazy_typing import final
 
 __all__ = ["Usage", "usage_of"]
 

@@ -19,7 +19,6 @@ import resource
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, final
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
@@ -29,6 +28,7 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 from quorate.clock import monotonic
+from quorate.lazy_typing import Any, final
 
 __all__ = ["Server"]
 

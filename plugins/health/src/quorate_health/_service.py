@@ -11,7 +11,8 @@ import select
 import socket
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, final
+
+from quorate.lazy_typing import TYPE_CHECKING, final
 
 from ._imports import importing
 from ._journal import Journal

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from functools import lru_cache
 
 from quorate.errors import StartError
+from quorate.lazy_typing import TYPE_CHECKING, final
 from quorate.records import WorkerLaunch
 
 from ._commands import explain, find_command, find_death_wrapper, has_known_format
@@ -117,8 +118,13 @@ def spawn_program(
         file_actions=actions,
         setsid=True,
         setsigmask=[],
-        setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+        setsigdef=_signals_to_reset(),
     )
+
+
+@lru_cache(maxsize=1)
+def _signals_to_reset() -> tuple[int, ...]:
+    return tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 def leaking_descriptors() -> list[int]:

@@ -12,7 +12,8 @@ descendants it finds those that kept the marker.
 from __future__ import annotations
 
 import os
-from typing import final
+
+from quorate.lazy_typing import final
 
 from ._fds import hold, release, warn
 

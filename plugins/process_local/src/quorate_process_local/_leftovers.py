@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from time import monotonic, sleep
-from typing import final
+
+from quorate.lazy_typing import final
 
 from ._fds import open_pidfd, release
 
@@ -105,6 +106,8 @@ def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int], give_up_at: f
         session = os.getsid(pid)
     except OSError:
         return None
+    if not session:
+        return None  # a thread of the kernel; every worker leads a session, or is in the agent's
     if session in sessions:
         return sessions[session] if state_of(pid) not in ("", "Z", "X") else None
     environment = _read(f"/proc/{pid}/environ") or _environment_after_exec(pid, give_up_at)

@@ -10,7 +10,8 @@ import os
 import select
 import threading
 from collections.abc import Iterable
-from typing import final
+
+from quorate.lazy_typing import final
 
 from ._fds import forget, hold, hold_with, release, warn
 from ._streams import Sink, Stream

@@ -9,7 +9,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, final
+
+from quorate.lazy_typing import NamedTuple, final
 
 __all__ = ["PythonCommand", "is_python", "take_apart"]
 

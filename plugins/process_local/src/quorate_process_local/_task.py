@@ -11,7 +11,8 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, final
+
+from quorate.lazy_typing import Any, final
 
 from ._fds import memory_file, read_all
 from ._stack_signal import answer

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import final
 
 from attrs import frozen
 
 from quorate.clock import monotonic
+from quorate.lazy_typing import final
 
 from ._settings import format_endpoint
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import random
 import threading
-from typing import final
 
 from attrs import frozen
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
+from quorate.lazy_typing import final
 
 from ._connection import Connection, connect, host, load_tcp_store
 from ._endpoint import REFUSED, Listening, NotLocalError, PortTakenError, find_answering, listen_on, resolve, widen

@@ -5,11 +5,10 @@ What does not live here: resolving or reaching the endpoint (:mod:`._endpoint`).
 
 from __future__ import annotations
 
-from typing import final
-
 from attrs import frozen
 
 from quorate.errors import UsageError
+from quorate.lazy_typing import final
 from quorate.rendezvous import RendezvousParameters
 
 __all__ = ["DEFAULT_PORT", "Settings", "format_endpoint", "parse_endpoint"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import final
+
+from quorate.lazy_typing import final
 
 __all__ = ["Guardian"]
 

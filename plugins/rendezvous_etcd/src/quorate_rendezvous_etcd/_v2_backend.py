@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from quorate.lazy_typing import TYPE_CHECKING
 from quorate.rendezvous import RendezvousBackend, RendezvousParameters
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+
+from quorate.lazy_typing import Protocol
 
 __all__ = ["Holder", "close_in_children"]
 

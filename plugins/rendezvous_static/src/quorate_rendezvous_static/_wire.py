@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple, final
+
+from quorate.lazy_typing import NamedTuple, final
 
 __all__ = [
     "LARGEST_FRAME",

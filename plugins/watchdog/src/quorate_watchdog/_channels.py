@@ -6,7 +6,8 @@ What does not live here: who reads them (:mod:`._server`).
 from __future__ import annotations
 
 import os
-from typing import final
+
+from quorate.lazy_typing import final
 
 __all__ = ["Channel", "ChannelError", "anonymous_channel", "named_channel"]
 

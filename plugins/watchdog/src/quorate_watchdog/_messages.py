@@ -7,9 +7,9 @@ negative: released) and ``signal``.  What does not live here: clocks and process
 
 from __future__ import annotations
 
-import json
 from math import isfinite
-from typing import Any, NamedTuple
+
+from quorate.lazy_typing import Any, final
 
 __all__ = ["Lines", "Message", "parse"]
 
@@ -18,23 +18,43 @@ _LONGEST_SCOPE = 300
 _LARGEST_PID = 1 << 30
 
 
-class Message(NamedTuple):
+@final
+class Message:
     """One line.  ``timer`` names a timer within its process; ``None`` is a heartbeat.
 
     ``seconds`` is a duration, or wall time where ``is_wall``; negative: the timer is released.  ``is_fatal`` is false
     if its owner only wants to be told.  The last four are our own client's; ``namespace`` is 0 in torch's.
     """
 
-    pid: int
-    timer: int | str | None
-    seconds: float = 0.0
-    scope: str = ""
-    is_wall: bool = False
-    is_fatal: bool = True
-    namespace: int = 0
-    agent: str = ""
-    rank: int = -1
-    round_number: int = -1
+    __slots__ = (
+        "agent",
+        "is_fatal",
+        "is_wall",
+        "namespace",
+        "pid",
+        "rank",
+        "round_number",
+        "scope",
+        "seconds",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        pid: int,
+        timer: int | str | None,
+        seconds: float = 0.0,
+        scope: str = "",
+        is_wall: bool = False,
+        is_fatal: bool = True,
+        namespace: int = 0,
+        agent: str = "",
+        rank: int = -1,
+        round_number: int = -1,
+    ) -> None:
+        self.pid, self.timer, self.seconds, self.scope = pid, timer, seconds, scope
+        self.is_wall, self.is_fatal, self.namespace = is_wall, is_fatal, namespace
+        self.agent, self.rank, self.round_number = agent, rank, round_number
 
 
 class Lines:
@@ -67,6 +87,8 @@ def parse(line: bytes) -> Message | None:
 
 
 def _parse(line: bytes) -> Message | None:
+    import json  # of no use to a job whose workers say nothing
+
     try:
         record = json.loads(line)
         if not isinstance(record, dict) or not 0 < _whole(record["pid"]) < _LARGEST_PID:

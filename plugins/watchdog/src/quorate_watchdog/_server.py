@@ -11,9 +11,9 @@ import os
 import select
 import threading
 from collections.abc import Sequence
-from typing import final
 
 from quorate.clock import monotonic, wall_time_ns
+from quorate.lazy_typing import final
 from quorate.services import AgentSnapshot, AgentView, HangReport, WorkerSnapshot
 
 from ._channels import Channel

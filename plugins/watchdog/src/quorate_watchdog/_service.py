@@ -6,7 +6,8 @@ What does not live here: the threads themselves (:mod:`._server`, :mod:`._silenc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, final
+
+from quorate.lazy_typing import TYPE_CHECKING, final
 
 from ._channels import Channel, ChannelError, anonymous_channel, named_channel
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import final
 
 from quorate.clock import monotonic
+from quorate.lazy_typing import final
 from quorate.services import AgentView, HangReport, WorkerSnapshot
 
-from ._processes import ProcessTimes, activity_of, is_frozen_in_kernel, wait_channel
+from ._activity import ProcessTimes, activity_of
+from ._processes import is_frozen_in_kernel, wait_channel
 from ._server import CLOSE_SECONDS
 
 __all__ = ["Record", "SilenceWatch", "judge"]

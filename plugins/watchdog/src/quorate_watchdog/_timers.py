@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from typing import final
+
+from quorate.lazy_typing import final
 
 __all__ = ["Key", "Timer", "Timers"]
 

@@ -21,7 +21,8 @@ import struct
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+
+from quorate.lazy_typing import Any
 
 __all__ = ["CHANNEL_VARIABLE", "MARKER_VARIABLE", "ROOM", "become_template", "receive", "send", "unsafe_because"]
 
