@@ -103,3 +103,20 @@ def test_a_signal_before_the_command_has_found_the_others(job: Job, tmp_path: Pa
         _, errors = process.communicate(timeout=DEADLINE)
         assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
+
+
+def test_a_good_job_loads_nothing_that_takes_longer_than_starting_a_worker(tmp_path: Path) -> None:
+    """E: every plugin is installed here, and none of them brings these along; they are for what goes wrong."""
+    command = [sys.executable, "-X", "importtime", "-c", "import sys; from quorate.cli import main; main(sys.argv[1:])"]
+    done = subprocess.run(
+        [*command, "run", "--standalone", "--no-python", "true"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "quorate.agent._runner" in loaded
+    heavy = {"typing", "re", "json", "contextlib", "attr", "pluggy", "logging", "inspect", "subprocess", "tempfile"}
+    assert not loaded & heavy

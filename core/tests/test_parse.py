@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quorate import Std, UsageError
 from quorate.cli._flags import FLAGS, Flag
-from quorate.cli._parse import Parsed, parse
+from quorate.cli._parse import Parsed, Setting, parse
 
 #: For each flag a text of the right form and what it means.
 SAMPLES: dict[str, tuple[str, Any]] = {
@@ -76,9 +76,9 @@ def test_a_value_is_read_in_every_spelling(flag: Flag) -> None:
         lines += [[f"-{flag.short}", text], [f"-{flag.short}{text}"], [f"-{flag.short}={text}"]]
     for line in lines:
         parsed = read(*line, "train.py", "--nnodes=9")
-        assert parsed.settings[flag.name] == (meaning, text, "argument"), line
+        assert parsed.settings[flag.name] == Setting(meaning, text, "argument"), line
         assert (parsed.script, parsed.arguments) == ("train.py", ("--nnodes=9",))
-    assert read(**{flag.variable: text}).settings[flag.name] == (meaning, text, f"environment {flag.variable}")
+    assert read(**{flag.variable: text}).settings[flag.name] == Setting(meaning, text, f"environment {flag.variable}")
 
 
 @pytest.mark.parametrize("flag", SWITCHES, ids=lambda flag: flag.name)
