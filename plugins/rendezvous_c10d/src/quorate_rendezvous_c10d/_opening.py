@@ -151,8 +151,13 @@ def _identify(connection: Connection) -> bytes:
     return bytes(connection.store.compare_set(_IDENTITY_KEY, b"", os.urandom(16).hex().encode()))
 
 
-def reconnect(address: str, port: int, identity: bytes, deadline: float, operation_timeout: float) -> Connection:
+def reconnect(
+    address: str, port: int, identity: bytes, deadline: float, operation_timeout: float, has_failed: bool = True
+) -> Connection:
     """Open a connection to the store that is recognised by ``identity``, by ``deadline`` (monotonic seconds).
+
+    Where another one ``has_failed`` its host may be about to die, and whether it still answers takes a moment longer to
+    find out.
 
     Raises:
         StoreLostError: nobody listens there any more, or another store does.
@@ -160,7 +165,7 @@ def reconnect(address: str, port: int, identity: bytes, deadline: float, operati
     """
     where = format_endpoint(address, port)
     while True:
-        answering, problems = find_answering(address, port, deadline, _SETTLE_SECONDS)
+        answering, problems = find_answering(address, port, deadline, _SETTLE_SECONDS if has_failed else 0.0)
         problem = "; ".join(problems)
         if answering is None and problem.endswith(REFUSED):
             raise StoreLostError(f"{where} refuses connections")
@@ -170,7 +175,7 @@ def reconnect(address: str, port: int, identity: bytes, deadline: float, operati
             try:
                 connection = connect(address, port, deadline, operation_timeout)
             except RuntimeError:
-                pass  # the next look at the port tells whether its host is gone
+                has_failed = True  # the next look at the port tells whether its host is gone
             else:
                 return _recognise(connection, identity, where)
         threading.Event().wait(0.02)

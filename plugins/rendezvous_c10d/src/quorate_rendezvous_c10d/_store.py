@@ -263,8 +263,8 @@ class C10dStore:
         if self._lost:
             raise StoreLostError(self._lost)
 
-    def _restore(self) -> Connection:
-        """Open a connection to the same store again.
+    def _restore(self, has_failed: bool = True) -> Connection:
+        """Open a connection to the same store again, or a second one where none ``has_failed``.
 
         Raises:
             StoreLostError: it is gone, or another one has taken its place.
@@ -273,7 +273,12 @@ class C10dStore:
         limit = min(3.0, self._settings.operation_timeout_seconds)
         try:
             return reconnect(
-                self._address, self._port, self._identity, monotonic() + limit, self._settings.operation_timeout_seconds
+                self._address,
+                self._port,
+                self._identity,
+                monotonic() + limit,
+                self._settings.operation_timeout_seconds,
+                has_failed,
             )
         except StoreLostError as error:
             self._lost = (
@@ -304,18 +309,18 @@ class C10dStore:
                 raise _TimedOutError from None
             self._waiter = None
             waiter.close()
-            self._open_waiter()
+            self._open_waiter(has_failed=True)
             raise _RestoredError from None
         if found is None:
             raise _TimedOutError  # it was there and is deleted again, or the deadline had passed: look at the clock
         return found
 
-    def _open_waiter(self) -> Connection:
+    def _open_waiter(self, has_failed: bool = False) -> Connection:
         with self._state:
             if self._waiter is not None:
                 return self._waiter
         self._refuse_if_over()
-        waiter = self._restore()
+        waiter = self._restore(has_failed)
         with self._state:
             self._waiter = waiter
             if self._interrupted:
