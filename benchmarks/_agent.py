@@ -6,6 +6,7 @@ word on is the job, not the interpreter.  Says ``ready`` on standard output and 
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from typing import Any
@@ -28,14 +29,20 @@ def main() -> None:
     if launcher == "quorate":
         from quorate import LaunchConfig, launch
 
-        if backend == "c10d":
-            import_module("torch.distributed")  # what the backend imports when it is opened
+        # What torch's launcher imports when it is imported, ours imports when it is needed.
+        needed = ["quorate.agent._runner", "quorate.rendezvous._handler", "quorate_process_local._exec"]
+        needed += {"c10d": ["torch.distributed", "quorate_rendezvous_c10d._store"]}.get(backend, [])
+        for name in needed:
+            import_module(name)
         job = launch(LaunchConfig(**settings), command[0])
     else:
         from torch.distributed.launcher.api import LaunchConfig as TorchConfig
         from torch.distributed.launcher.api import elastic_launch
 
         job = elastic_launch(TorchConfig(**settings), command[0])
+    # A full collection of what torch has loaded takes some 50 ms, and whom it meets is chance.
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     sys.stdin.readline()
     job(*command[1:])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Membership", "agent_input", "open_membership"]
 
 _LOOK_SECONDS = 1.0
+_REST_SECONDS = 3600.0
 _CLOSE_SECONDS = 0.2
 
 
@@ -179,8 +180,9 @@ class _ThreadMembership:
         assignment = info.assignment or _derive(info, node, self._round)
         self._round = assignment.round_number
         self._tell(RoundJoined(evolve(assignment, shares_store=self._handler.use_agent_store)))
+        patience = _REST_SECONDS if self._handler.tells_every_change else _LOOK_SECONDS
         while not self._closed and self._ended_here is None:
-            end = self._handler.wait_for_change(_LOOK_SECONDS)
+            end = self._handler.wait_for_change(patience)
             if end is not None:
                 self._round += 1
                 self._tell(JobClosed(end) if end.verdict.is_terminal else RoundEnded(end))

@@ -154,6 +154,9 @@ class RendezvousHandler(ABC):
 
     #: Whether the handler tells changes by itself (``subscribe``, ``request_join``) instead of being asked.
     is_event_driven = False
+    #: Whether :meth:`wait_for_change` returns for every change, waiting nodes and ``end_round``, ``report_done`` and
+    #: ``shutdown`` of this node included.  Otherwise the agent looks at :meth:`num_nodes_waiting` once a second.
+    tells_every_change = False
 
     @abstractmethod
     def get_backend(self) -> str:

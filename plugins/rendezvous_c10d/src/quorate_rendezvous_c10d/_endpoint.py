@@ -9,10 +9,8 @@ from __future__ import annotations
 import errno
 import socket
 
-from attrs import frozen
-
 from quorate.clock import monotonic
-from quorate.lazy_typing import final
+from quorate.lazy_typing import NamedTuple, final
 
 from ._settings import format_endpoint
 
@@ -34,8 +32,7 @@ class PortTakenError(Exception):
 
 
 @final
-@frozen
-class Listening:
+class Listening(NamedTuple):
     """A listening socket and the address at which this machine reaches it."""
 
     sock: socket.socket

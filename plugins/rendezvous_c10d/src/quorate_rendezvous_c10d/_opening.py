@@ -10,11 +10,9 @@ import os
 import random
 import threading
 
-from attrs import frozen
-
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import final
+from quorate.lazy_typing import NamedTuple, final
 
 from ._connection import Connection, connect, host, load_tcp_store
 from ._endpoint import REFUSED, Listening, NotLocalError, PortTakenError, find_answering, listen_on, resolve, widen
@@ -32,8 +30,7 @@ _SILENT = "it takes connections and says nothing"
 
 
 @final
-@frozen
-class Opened:
+class Opened(NamedTuple):
     """A working connection to a store, where that store is, and how to recognise it."""
 
     connection: Connection

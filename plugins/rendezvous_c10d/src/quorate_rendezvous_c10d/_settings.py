@@ -5,10 +5,8 @@ What does not live here: resolving or reaching the endpoint (:mod:`._endpoint`).
 
 from __future__ import annotations
 
-from attrs import frozen
-
 from quorate.errors import UsageError
-from quorate.lazy_typing import final
+from quorate.lazy_typing import NamedTuple, final
 from quorate.rendezvous import RendezvousParameters
 
 __all__ = ["DEFAULT_PORT", "Settings", "format_endpoint", "parse_endpoint"]
@@ -18,8 +16,7 @@ DEFAULT_PORT = 29400
 
 
 @final
-@frozen
-class Settings:
+class Settings(NamedTuple):
     """What the backend needs to know to open the store.
 
     ``is_host`` is ``None`` where the endpoint decides: whoever owns its address and can bind its port is the host.

@@ -41,6 +41,8 @@ class StandaloneHandler(RendezvousHandler):
         UsageError: the job is not for exactly one node.
     """
 
+    tells_every_change = True
+
     def __init__(self, params: RendezvousParameters) -> None:
         check(params)
         self._run_id = params.run_id
