@@ -100,10 +100,10 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):8.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def bound(target: str, samples: Samples, limit: float, ours: str = OURS) -> str:
+def bound(target: str, samples: Samples, limit: float) -> str:
     """Return whether our median is at most ``limit``."""
-    mine = statistics.median(samples[ours])
-    return f"target {target}: {_met(mine <= limit)} ({mine:.3g})"
+    ours = statistics.median(samples[OURS])
+    return f"target {target}: {_met(ours <= limit)} ({ours:.3g})"
 
 
 def at_most(peer: str, samples: Samples, ratio: float = 1.0) -> list[str]:

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer lines, fewer runs")
     parser.add_argument("--picture", action="store_true", help="draw the medians for the docs")
     options = parser.parse_args(argv)
-    count, repeats = (5_000, 2) if options.quick else (50_000, 5)
+    count, repeats = (20_000, 2) if options.quick else (50_000, 5)
     compile_sources()
     report = Report("tee", repeats)
     samples: Samples = {}
