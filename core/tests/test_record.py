@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -36,6 +37,29 @@ class Point:
     @property
     def double(self) -> int:
         return 2 * self.x
+
+
+@_record.frozen
+class Plain:
+    """A record without checks, as most are."""
+
+    x: int
+    label: str = "none"
+    tags: list[str] = _record.field(factory=list)
+    scale: float = _record.field(default=1, kw_only=True)
+
+
+PLAIN_TWIN = attrs.make_class(
+    "Plain",
+    {
+        "x": attrs.field(),
+        "label": attrs.field(default="none"),
+        "tags": attrs.field(factory=list),
+        "scale": attrs.field(default=1, kw_only=True),
+    },
+    frozen=True,
+    slots=True,
+)
 
 
 def _twin() -> Any:
@@ -78,6 +102,28 @@ def outcome(make: Callable[..., Any], arguments: tuple[list[Any], dict[str, Any]
 @given(ARGUMENTS)
 def test_any_call_has_the_outcome_that_attrs_gives_it(arguments: tuple[list[Any], dict[str, Any]]) -> None:
     assert outcome(Point, arguments) == outcome(TWIN, arguments)
+
+
+@given(ARGUMENTS)
+def test_the_first_instances_of_a_class_are_made_no_differently(arguments: tuple[list[Any], dict[str, Any]]) -> None:
+    """A class's ``__init__`` is compiled only once it was made some instances of."""
+    for cls, twin in ((Point, TWIN), (Plain, PLAIN_TWIN)):
+        fresh: Any = cls
+        fresh.__init__, fresh.__quorate_made__ = _record._first_init, 0
+        assert outcome(cls, arguments) == outcome(twin, arguments)
+
+
+@given(ARGUMENTS, ARGUMENTS)
+def test_a_changed_copy_is_the_one_that_attrs_makes(
+    first: tuple[list[Any], dict[str, Any]], second: tuple[list[Any], dict[str, Any]]
+) -> None:
+    for cls, twin in ((Point, TWIN), (Plain, PLAIN_TWIN)):
+        made = outcome(cls, first)
+        if isinstance(made, tuple):
+            ours, theirs = cls(*first[0], **first[1]), twin(*first[0], **first[1])
+            changes: tuple[list[Any], dict[str, Any]] = ([], second[1])
+            assert outcome(partial(_record.evolve, ours), changes) == outcome(partial(attrs.evolve, theirs), changes)
+            assert outcome(cls, first) == made
 
 
 def test_attrs_knows_our_records() -> None:

@@ -90,14 +90,24 @@ if TYPE_CHECKING:
     from attrs import frozen as frozen
 else:
     field = Field
-    _set = object.__setattr__
+    _new = object.__new__
 
     def evolve(record: Any, **changes: Any) -> Any:
         """Return a copy of ``record`` with ``changes``."""
         cls = type(record)
-        values = dict(zip(cls.__slots__, _values(record), strict=False))  # the last slot is __weakref__
-        values.update(changes)
-        return cls(**values)
+        copier = _copiers.get(cls) or _make_copier(cls)
+        values = list(_values(record))
+        if not copier.is_plain:
+            return cls(**{**dict(zip(copier.places, values, strict=True)), **changes})
+        try:
+            for name, value in changes.items():
+                values[copier.places[name]] = value
+        except KeyError:
+            return cls(**changes)  # which knows how to complain
+        copy = _new(cls)
+        for put, value in zip(copier.setters, values, strict=True):
+            put(copy, value)
+        return copy
 
     def frozen(cls: type) -> type:
         """Make ``cls`` a frozen, slotted record of its annotated names."""
@@ -119,6 +129,26 @@ else:
         for name, method in (("__eq__", _eq), ("__hash__", _hash), ("__repr__", _repr)):
             body[name] = method
         return type(cls)(cls.__name__, cls.__bases__, body)
+
+
+@final
+class _Copier:
+    """How a class's records are copied; ``is_plain``: nothing has to be checked or converted."""
+
+    def __init__(self, cls: type) -> None:
+        fields = fields_of(cls)
+        self.places = {each.name: place for place, each in enumerate(fields)}
+        self.setters = [cls.__dict__[each.name].__set__ for each in fields]
+        has_more = hasattr(cls, "__attrs_post_init__")
+        self.is_plain = not has_more and all(each.validator is None and each.converter is None for each in fields)
+
+
+_copiers: dict[type, _Copier] = {}
+
+
+def _make_copier(cls: type) -> _Copier:
+    made = _copiers[cls] = _Copier(cls)
+    return made
 
 
 _INSTANCE_ONLY = frozenset({"__dict__", "__weakref__"})
@@ -176,7 +206,7 @@ def _assign(self: Any, fields: tuple[Field, ...], args: tuple[Any, ...], kwargs:
 
 def _compile_init(cls: type) -> Any:
     """Write ``__init__`` as a person would: arguments in order, converters, assignments, validators, post-init."""
-    names: dict[str, Any] = {"_set": object.__setattr__, "_missing": _MISSING}
+    names: dict[str, Any] = {"_missing": _MISSING}
     arguments, keywords = ["self"], list[str]()
     lines, checks = list[str](), list[str]()
     for number, each in enumerate(fields_of(cls)):
@@ -191,7 +221,8 @@ def _compile_init(cls: type) -> Any:
             names[f"_convert{number}"] = each.converter
             value = f"_convert{number}({value})"
         (keywords if each.kw_only else arguments).append(name + default)
-        lines.append(f"    _set(self, {name!r}, {value})")
+        names[f"_put{number}"] = cls.__dict__[name].__set__
+        lines.append(f"    _put{number}(self, {value})")
         if each.validator is not None:
             names[f"_check{number}"], names[f"_field{number}"] = each.validator, each
             checks.append(f"    _check{number}(self, _field{number}, self.{name})")

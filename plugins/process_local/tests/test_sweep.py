@@ -185,8 +185,8 @@ def test_a_process_is_known_even_in_the_midst_of_an_exec() -> None:
     environment = {**os.environ, MARKER_VARIABLE: marker_of("exec-test", 0, {})}
     missed = []
     for _ in range(100):
-        chain = ["setsid", "sh", "-c", "exec sh -c 'exec sh -c \"exec sleep 1000\"'"]
-        with subprocess.Popen(chain, env=environment) as process:
+        chain = ["env", "sh", "-c", "exec sh -c 'exec sh -c \"exec sleep 1000\"'"]
+        with subprocess.Popen(chain, env=environment, start_new_session=True) as process:
             for _ in range(3):
                 found = list(find_leftovers("exec-test", {}, set()))
                 if all(leftover.pid != process.pid for leftover in found):
