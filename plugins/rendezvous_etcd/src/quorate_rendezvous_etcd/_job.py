@@ -44,7 +44,6 @@ _VERSION = 1
 FIRST_MARKER = b"0"
 _RETRY_SECONDS = 1.0
 # How long a leaving member tries to say so; leases do the same a little later.
-_LEAVE_SECONDS = 2.0
 
 
 @final
@@ -248,21 +247,21 @@ class Membership:
     # --- leaving ------------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Stop being a member; the last one removes all keys of the job.  Returns within a few seconds, always."""
+        """Stop being a member; the last one removes all keys of the job.  Returns within ``close_timeout``, always."""
         self._stopping.set()
         if self._keeper is None:
             return
         # A refresh that is under way could bring this member's key back.
-        self._keeper.join(_LEAVE_SECONDS / 4)
+        self._keeper.join(self._settings.leave_seconds / 4)
         try:
-            self._say_goodbye(monotonic() + min(self._settings.operation_timeout_seconds, _LEAVE_SECONDS))
+            self._say_goodbye(monotonic() + self._settings.leave_seconds)
         except (QuorateError, RefusedError):
             pass  # etcd is away, or the job is gone: its leases end by themselves
 
     def join_thread(self) -> None:
         """Wait for the thread that keeps the leases alive; only after the transport is closed."""
         if self._keeper is not None:
-            self._keeper.join(_LEAVE_SECONDS)
+            self._keeper.join(self._settings.leave_seconds)
 
     def _say_goodbye(self, deadline: float) -> None:
         requests = self.requests

@@ -63,6 +63,12 @@ class Settings:
     key_ttl_seconds: int = 600
     member_ttl_seconds: int = 30
     keep: bool = False
+    close_timeout_seconds: float = 5.0
+
+    @property
+    def leave_seconds(self) -> float:
+        """How long the goodbye at etcd may take: the job's own comes before it, and both within the time-out."""
+        return min(self.operation_timeout_seconds, 0.4 * self.close_timeout_seconds)
 
     @property
     def where(self) -> str:
@@ -117,6 +123,7 @@ class Settings:
             key_ttl_seconds=key_ttl,
             member_ttl_seconds=member_ttl,
             keep=bool(parameters.get_as_bool("keep", False)),
+            close_timeout_seconds=_positive(parameters, "close_timeout", 5.0),
         )
 
 

@@ -27,7 +27,6 @@ __all__ = ["Membership"]
 _GRACE_SECONDS = 4.0
 _RETRY_SECONDS = 0.5
 # How long a leaving member tries to say so; the job is over for it, and expiry does the same later.
-_LEAVE_SECONDS = 2.0
 
 
 @final
@@ -156,7 +155,7 @@ class Membership:
         self._caller.resume()
         if self._token and not self._lost:
             try:
-                self._remove_entry(monotonic() + min(_LEAVE_SECONDS, self._settings.operation_timeout_seconds))
+                self._remove_entry(monotonic() + self._settings.leave_seconds)
             except (QuorateError, RefusedError, InterruptedCallError):
                 pass
         self._caller.close()
