@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, help="runs of each contender per measurement")
     parser.add_argument("--picture", action="store_true", help="draw the medians for the docs")
     options = parser.parse_args(argv)
-    repeats, patience = options.repeats or (1 if options.quick else 5), 10.0 if options.quick else 60.0
+    repeats, patience = options.repeats or (1 if options.quick else 5), 5.0 if options.quick else 60.0
     compile_sources()
     report = Report("elastic", repeats)
     everybody = contenders()
