@@ -8,6 +8,7 @@ and bytes that its nodes took.
 
 from __future__ import annotations
 
+import gc
 import queue
 import sys
 import threading
@@ -162,6 +163,9 @@ def main() -> None:
         backend, endpoint, run_id, everywhere, everywhere, "127.0.0.1", is_host=False, operation_timeout=120.0
     )
     crowd = Crowd(parameters, here, first, everywhere)
+    # A full collection of what torch has loaded takes some 50 ms, and whom it meets is chance.
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     sys.stdin.readline()
     at = crowd.run()

@@ -6,6 +6,7 @@ no operations.
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -37,6 +38,9 @@ def main() -> None:
     connect = {"c10d": over_c10d, "etcd-v2": over_etcd}[sys.argv[1]]
     here, everywhere = int(sys.argv[4]), int(sys.argv[5])
     handlers = [connect(sys.argv[2], sys.argv[3], everywhere) for _ in range(here)]
+    # A full collection of what torch has loaded takes some 50 ms, and whom it meets is chance.
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     sys.stdin.readline()
     threads = [threading.Thread(target=handler.next_rendezvous) for handler in handlers]
