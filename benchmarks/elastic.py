@@ -238,6 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             title = f"last of {agents} nodes joined to all workers running, s"
             samples = collect(everybody, repeats, partial(last_join, agents=agents))
             report.add(title, samples, [bound("at most 60 ms", samples, 0.060)])
+        if options.quick:
+            everybody = [contender for contender in everybody if contender.launcher == "quorate"]
         killed = collect(everybody, repeats, lambda it: departure(it, signal.SIGKILL, patience), patience)
         report.add("agent killed to survivor in its new world, s", killed, [bound("at most 3.5 s", killed, 3.5)])
         stopped = collect(everybody, repeats, lambda it: departure(it, signal.SIGTERM, patience), patience)
