@@ -92,6 +92,7 @@ class Launcher:
     def __init__(self, peer: Peer, workers: int, arguments: Sequence[str] = ()) -> None:
         self.peer = peer
         self._buffer = b""
+        self._heard: list[int] = []
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.began = time.monotonic()
@@ -123,6 +124,11 @@ class Launcher:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        for pid in self._heard:  # not every launcher takes its workers with it
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         os.close(self._exit)
         self._pipe.close()
         self._errors.close()
@@ -141,7 +147,8 @@ class Launcher:
                 raise BenchmarkError(f"{self.peer.name} started no worker: {self._last_words()}")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return int(line)
+        self._heard.append(int(line))
+        return self._heard[-1]
 
     def wait(self) -> float:
         """Return the monotonic second at which the launcher has ended, which it must do with success."""
