@@ -42,7 +42,7 @@ def find_peers() -> tuple[list[Peer], list[str]]:
     quorate = program("quorate")
     if quorate is None:
         raise BenchmarkError("quorate is not installed beside this interpreter; run: make bench")
-    peers = [_elastic("quorate", [quorate, "run"])]
+    peers = [elastic("quorate", [quorate, "run"])]
     missing: list[str] = []
     mpirun = shutil.which("mpirun")
     if mpirun is None:
@@ -56,14 +56,14 @@ def find_peers() -> tuple[list[Peer], list[str]]:
         if launcher is None:
             missing.append(name)
         else:
-            peers.append(_elastic(name, [launcher]))
+            peers.append(elastic(name, [launcher]))
     return peers, missing
 
 
-def _elastic(name: str, command: Sequence[str]) -> Peer:
+def elastic(name: str, command: Sequence[str], worker: str = WORKER) -> Peer:
     """Return a launcher that takes torchrun's flags."""
     run = [*command, "--standalone", "--max-restarts=1"]
-    return Peer(name, lambda n, args: [*run, f"--nproc-per-node={n}", WORKER, *args])
+    return Peer(name, lambda n, args: [*run, f"--nproc-per-node={n}", worker, *args])
 
 
 def interpreter_alone() -> Peer:

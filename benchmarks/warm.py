@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._processes import BenchmarkError, Launcher, Peer, program
+from ._processes import BenchmarkError, Launcher, Peer, elastic, program
 from ._report import OURS, Report, Samples, at_most, bound, compile_sources
 
 WORKER = str(Path(__file__).with_name("_torch_worker.py"))
@@ -68,16 +68,13 @@ def find_contenders() -> tuple[list[Peer], list[str]]:
     quorate, torchrun = program("quorate"), program("torchrun")
     if quorate is None:
         raise BenchmarkError("quorate is not installed beside this interpreter; run: make bench")
-    run = [quorate, "run", "--standalone", "--max-restarts=1"]
-    warm = [*run, "--start-method=warm", "--preload=torch"]
     peers = [
-        Peer(OURS, lambda n, args: [*warm, f"--nproc-per-node={n}", WORKER, *args]),
-        Peer(f"{OURS} exec", lambda n, args: [*run, f"--nproc-per-node={n}", WORKER, *args]),
+        elastic(OURS, [quorate, "run", "--start-method=warm", "--preload=torch"], WORKER),
+        elastic(f"{OURS} exec", [quorate, "run"], WORKER),
     ]
     if torchrun is None:
         return peers, ["torchrun"]
-    elastic = [torchrun, "--standalone", "--max-restarts=1"]
-    return [*peers, Peer("torchrun", lambda n, args: [*elastic, f"--nproc-per-node={n}", WORKER, *args])], []
+    return [*peers, elastic("torchrun", [torchrun], WORKER)], []
 
 
 def run(peer: Peer, workers: int) -> tuple[float, float]:

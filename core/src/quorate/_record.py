@@ -161,6 +161,10 @@ def _take(cls: type, name: str, annotation: Any) -> Field:
     return taken
 
 
+#: A class that is made more instances of than this is worth compiling an ``__init__``.
+_FEW = 8
+
+
 def _first_init(self: Any, *args: Any, **kwargs: Any) -> None:
     """Stand in for ``__init__`` for the first few instances; a class that is made more of is worth compiling one.
 
@@ -172,9 +176,6 @@ def _first_init(self: Any, *args: Any, **kwargs: Any) -> None:
         if cls.__init__ is _first_init:
             cls.__init__ = _compile_init(cls)
         cls.__init__(self, *args, **kwargs)
-
-
-_FEW = 8
 
 
 def _assign(self: Any, fields: tuple[Field, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 
 from quorate import PluginHost, RendezvousHandler, RendezvousParameters, get_rendezvous_handler
 
@@ -50,8 +51,8 @@ def main() -> None:
     print(*sorted(set(ends)), flush=True)
 
 
-def _for_each(act: object, handlers: list[RendezvousHandler]) -> None:
-    threads = [threading.Thread(target=act, args=(handler,)) for handler in handlers]  # type: ignore[arg-type]
+def _for_each(act: Callable[[RendezvousHandler], None], handlers: list[RendezvousHandler]) -> None:
+    threads = [threading.Thread(target=act, args=(handler,)) for handler in handlers]
     for thread in threads:
         thread.start()
     for thread in threads:

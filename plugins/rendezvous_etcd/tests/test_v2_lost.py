@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,7 @@ def test_wrong_credentials_are_told_at_once(
         {"user": "trainer", "password": "secret", "prefix": "forbidden"},
     ]
     for settings in wrong:
-        message = _fails(lambda settings=settings: open_at(endpoint=endpoint, **settings), UsageError)  # type: ignore[misc]
+        message = _fails(partial(open_at, endpoint=endpoint, **settings), UsageError)
         for word in (endpoint, "refuses", "QUORATE_ETCD_PASSWORD", f"/{settings.get('prefix', 'quorate')}/*"):
             assert word in message
         assert "secret" not in message

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from quorate.agent._membership import open_membership
 from quorate.errors import RendezvousClosedError, UsageError
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import RendezvousParameters
@@ -153,3 +155,29 @@ def test_shutdown_frees_who_is_blocked(handler: StandaloneHandler, in_thread: An
 def test_more_than_one_node_is_refused(low: int, high: int) -> None:
     with pytest.raises(UsageError, match=f"--nnodes={low}:{high}"):
         StandaloneHandler(parameters(min_nodes=low, max_nodes=high))
+
+
+@pytest.mark.parametrize("tells_every_change", [True, False])
+def test_the_agent_asks_again_only_where_it_has_to(
+    handler: StandaloneHandler, monkeypatch: pytest.MonkeyPatch, tells_every_change: bool
+) -> None:
+    """Nothing changes on one node but what the agent itself does, so its thread need not wake up in between."""
+    asked: queue.SimpleQueue[float] = queue.SimpleQueue()
+    heard: queue.SimpleQueue[object] = queue.SimpleQueue()
+    wait = handler.wait_for_change
+
+    def noted(timeout: float) -> RoundEnd | None:
+        asked.put(timeout)
+        return wait(timeout)
+
+    assert handler.tells_every_change
+    monkeypatch.setattr(handler, "tells_every_change", tells_every_change)
+    monkeypatch.setattr(handler, "wait_for_change", noted)
+    membership = open_membership(handler, heard.put)
+    membership.join(NodeRecord("node", "trainer", 3, host="here"))
+    heard.get(timeout=LONG)
+    timeouts = [asked.get(timeout=LONG) for _ in range(1 if tells_every_change else 2)]
+    assert all(timeout > 600.0 if tells_every_change else timeout <= 1.0 for timeout in timeouts)
+    membership.end_round(end(0, Verdict.FAILED))
+    heard.get(timeout=LONG)
+    membership.close()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Membership", "agent_input", "open_membership"]
 
-_LOOK_SECONDS = 1.0
-_REST_SECONDS = 3600.0
+# How long a handler is left to wait before it is asked for waiting nodes; one that tells of them need not be asked.
+_LOOK_SECONDS, _REST_SECONDS = 1.0, 3600.0
 _CLOSE_SECONDS = 0.2
 
 

@@ -107,7 +107,7 @@ def _belongs(pid: int, needle: bytes, sessions: Mapping[int, int], give_up_at: f
     except OSError:
         return None
     if not session:
-        return None  # a thread of the kernel; every worker leads a session, or is in the agent's
+        return None  # a thread of the kernel: a worker leads a session, and what it starts is in one, too
     if session in sessions:
         return sessions[session] if state_of(pid) not in ("", "Z", "X") else None
     environment = _read(f"/proc/{pid}/environ") or _environment_after_exec(pid, give_up_at)
