@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, final
 
@@ -102,9 +103,10 @@ class Admin:
         """Have etcd forget all but the present."""
         self.call("KV", "Compact", "CompactionRequest", "CompactionResponse", revision=self.revision(), physical=True)
 
-    def rush(self, keys: int, counts: int, writes: int) -> Any:
-        """Have etcd count ``keys`` keys ``counts`` times, in one write, and send ``writes`` others meanwhile.
+    def rush(self, keys: int, seconds: float, writes: int) -> Any:
+        """Have etcd count ``keys`` keys for about ``seconds``, in one write, and send ``writes`` others meanwhile.
 
+        How often it can count them in that time is tried first: what else the machine does then counts, too.
         Returns the future of the first, which is busy.
         """
         made, at_once = self._messages, 120
@@ -112,9 +114,14 @@ class Admin:
             puts = [made.PutRequest(key=b"rush/%d" % number) for number in range(start, start + at_once)]
             self.call("KV", "Txn", success=[made.RequestOp(request_put=put) for put in puts])
         count = made.RequestOp(request_range=made.RangeRequest(key=b"rush/", range_end=b"rush0", count_only=True))
-        some = made.RequestOp(request_txn=made.TxnRequest(success=[count] * 100))
+        some = made.RequestOp(request_txn=made.TxnRequest(success=[count] * 20))
         write = made.RequestOp(request_put=made.PutRequest(key=b"busy"))
-        busy = self._call_later("Txn", made.TxnRequest(success=[write, *[some] * (counts // 100)]))
+        tries = []
+        for _ in range(3):
+            began = time.monotonic()
+            self.call("KV", "Txn", success=[write, some])
+            tries.append(time.monotonic() - began)
+        busy = self._call_later("Txn", made.TxnRequest(success=[write, *[some] * round(seconds / min(tries))]))
         self._later = [self._call_later("Put", made.PutRequest(key=b"more")) for _ in range(writes)]
         return busy
 

@@ -173,7 +173,7 @@ def test_too_many_requests_are_borne(start_etcd: Start, open_store: Open, admin:
     operator = admin(server)
     hasty = open_store(endpoint=server.get_endpoint(), operation_timeout=0.5)
     patient = open_store(endpoint=server.get_endpoint(), operation_timeout=DEADLINE_SECONDS)
-    rush = operator.rush(keys=48_000, counts=1_600, writes=5_200)
+    rush = operator.rush(keys=48_000, seconds=5.0, writes=5_200)
     waiting = InThread(patient.put, "key", b"value")
     said = set()
     while not any("etcdserver: too many requests" in words for words in said):
