@@ -49,16 +49,42 @@ class Plain:
     scale: float = _record.field(default=1, kw_only=True)
 
 
-PLAIN_TWIN = attrs.make_class(
-    "Plain",
-    {
+@_record.frozen(slots=False)
+class Whole:
+    """The same, copied as a whole."""
+
+    x: int
+    label: str = "none"
+    tags: list[str] = _record.field(factory=list)
+    scale: float = _record.field(default=1, kw_only=True)
+
+
+@_record.frozen(slots=False)
+class Checked:
+    """A record whose copies cannot be made as a whole, because they have to be checked."""
+
+    x: int = _record.field(validator=_record.ge(0))
+    label: str = "none"
+
+
+def _plain_twin(name: str, slots: bool) -> Any:
+    """Return the plain definition, made by attrs."""
+    fields = {
         "x": attrs.field(),
         "label": attrs.field(default="none"),
         "tags": attrs.field(factory=list),
         "scale": attrs.field(default=1, kw_only=True),
-    },
+    }
+    return attrs.make_class(name, fields, frozen=True, slots=slots)
+
+
+PLAIN_TWIN = _plain_twin("Plain", slots=True)
+WHOLE_TWIN = _plain_twin("Whole", slots=False)
+CHECKED_TWIN = attrs.make_class(
+    "Checked",
+    {"x": attrs.field(validator=attrs.validators.ge(0)), "label": attrs.field(default="none")},
     frozen=True,
-    slots=True,
+    slots=False,
 )
 
 
@@ -85,6 +111,7 @@ def _twin() -> Any:
 
 
 TWIN = _twin()
+PAIRS = ((Point, TWIN), (Plain, PLAIN_TWIN), (Whole, WHOLE_TWIN), (Checked, CHECKED_TWIN))
 ARGUMENTS = st.tuples(
     st.lists(st.one_of(st.integers(-2, 5), st.sampled_from(["", "a", "bad"])), max_size=4),
     st.dictionaries(st.sampled_from(["x", "label", "tags", "scale", "secret", "no"]), st.integers(-2, 5), max_size=3),
@@ -107,7 +134,7 @@ def test_any_call_has_the_outcome_that_attrs_gives_it(arguments: tuple[list[Any]
 @given(ARGUMENTS)
 def test_the_first_instances_of_a_class_are_made_no_differently(arguments: tuple[list[Any], dict[str, Any]]) -> None:
     """A class's ``__init__`` is compiled only once it was made some instances of."""
-    for cls, twin in ((Point, TWIN), (Plain, PLAIN_TWIN)):
+    for cls, twin in PAIRS:
         fresh: Any = cls
         fresh.__init__, fresh.__quorate_made__ = _record._first_init, 0
         assert outcome(cls, arguments) == outcome(twin, arguments)
@@ -117,7 +144,7 @@ def test_the_first_instances_of_a_class_are_made_no_differently(arguments: tuple
 def test_a_changed_copy_is_the_one_that_attrs_makes(
     first: tuple[list[Any], dict[str, Any]], second: tuple[list[Any], dict[str, Any]]
 ) -> None:
-    for cls, twin in ((Point, TWIN), (Plain, PLAIN_TWIN)):
+    for cls, twin in PAIRS:
         made = outcome(cls, first)
         if isinstance(made, tuple):
             ours, theirs = cls(*first[0], **first[1]), twin(*first[0], **first[1])
@@ -141,16 +168,27 @@ def test_every_record_of_the_core_is_one_that_attrs_knows() -> None:
         assert [each.name for each in attrs.fields(cls)] == [each.name for each in fields_of(cls)]
 
 
-def test_a_record_is_frozen_slotted_and_weakly_referable() -> None:
-    point: Any = Point(1)
+@pytest.mark.parametrize(("cls", "is_slotted"), [(Point, True), (Plain, True), (Whole, False), (Checked, False)])
+def test_a_record_is_frozen_slotted_unless_told_otherwise_and_weakly_referable(cls: Any, is_slotted: bool) -> None:
+    record = cls(1)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        point.x = 2
+        record.x = 2
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        del point.x
-    assert not hasattr(point, "__dict__")
+        del record.x
+    assert hasattr(record, "__dict__") is not is_slotted
     import weakref
 
-    assert weakref.ref(point)() is point
+    assert weakref.ref(record)() is record
+
+
+def test_a_copy_made_as_a_whole_shares_nothing_that_can_change() -> None:
+    record = Whole(1)
+    copied = _record.evolve(record, x=2)
+    assert (record.x, copied.x) == (1, 2)
+    assert _record.evolve(copied, x=1) == record
+    assert hash(_record.evolve(copied, tags=())) == hash(_record.evolve(record, x=2, tags=()))
+    with pytest.raises(TypeError, match="unexpected"):
+        _record.evolve(record, y=2)
 
 
 def test_records_are_values() -> None:
@@ -170,8 +208,8 @@ def test_a_default_made_by_a_factory_is_each_instances_own() -> None:
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
 def test_a_record_can_be_copied_and_pickled(again: Callable[[Any], Any]) -> None:
-    record = NodeRecord("n", "role", 2, host="h", rank_hint=1)
-    assert again(record) == record
+    for record in (NodeRecord("n", "role", 2, host="h", rank_hint=1), Whole(1), Checked(1)):
+        assert again(record) == record
 
 
 def test_a_record_matches_by_position() -> None:

@@ -54,11 +54,14 @@ def test_min_not_met_gives_up_at_the_join_deadline_and_says_who_is_there() -> No
 
 def test_a_worker_failure_reaches_all_nodes_in_one_round_trip_with_one_reason() -> None:
     world, nodes = three()
-    failed_at = world.now
+    failed_at, seat = world.now, nodes[1].running
+    assert seat is not None
     world.fail_worker(nodes[1])
     assert world.run(failed_at + 5, lambda: all(node.ends for node in nodes))
     assert world.now - failed_at < 4 * world.faults.latency[1]
-    assert {node.ends[0].reason for node in nodes} == {"rank 1 (local rank 0) on b failed: it raised; restart 1 of 3"}
+    assert {node.ends[0].reason for node in nodes} == {
+        f"rank {seat.first_rank} (local rank 0) on b failed: it raised; restart 1 of 3"
+    }
     assert world.run(failed_at + 5, lambda: all_run(world, nodes, 1)), world.explain("no second round")
     assert {node.running.restart_count for node in nodes if node.running} == {1}
 

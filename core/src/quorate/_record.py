@@ -5,6 +5,9 @@ time to a job's first worker (docs/decisions/0014).  So the core's records are m
 decorator that means what ``attrs.frozen`` means; their attrs half (``__attrs_attrs__``, and with it ``attrs.evolve``,
 ``attrs.asdict``, ``attrs.fields``) is made by attrs itself the first time that somebody asks for it.
 
+``frozen(slots=False)`` is for a record that is copied far more often than it is made: its values are in a dictionary,
+which is copied in one go.
+
 What is left out of attrs, because no record needs it: inheritance between records, ``super()`` in a record, ``order``,
 ``on_setattr``, and validators with more than one check.
 """
@@ -90,12 +93,19 @@ if TYPE_CHECKING:
     from attrs import frozen as frozen
 else:
     field = Field
-    _new = object.__new__
+    _new, _set = object.__new__, object.__setattr__
 
     def evolve(record: Any, **changes: Any) -> Any:
         """Return a copy of ``record`` with ``changes``."""
         cls = type(record)
         copier = _copiers.get(cls) or _make_copier(cls)
+        if copier.is_whole:
+            whole = {**record.__dict__, **changes}
+            if len(whole) != len(copier.places):
+                return cls(**changes)  # which knows how to complain
+            copy = _new(cls)
+            _set(copy, "__dict__", whole)
+            return copy
         values = list(_values(record))
         if not copier.is_plain:
             return cls(**{**dict(zip(copier.places, values, strict=True)), **changes})
@@ -109,13 +119,14 @@ else:
             put(copy, value)
         return copy
 
-    def frozen(cls: type) -> type:
-        """Make ``cls`` a frozen, slotted record of its annotated names."""
+    def frozen(cls: type | None = None, *, slots: bool = True) -> Any:
+        """Make ``cls`` a frozen record of its annotated names, slotted unless told otherwise."""
+        if cls is None:
+            return lambda cls: frozen(cls, slots=slots)
         fields = tuple(_take(cls, name, text) for name, text in cls.__annotations__.items())
         names = tuple(each.name for each in fields)
         body = {name: value for name, value in cls.__dict__.items() if name not in names and name not in _INSTANCE_ONLY}
         body.update(
-            __slots__=(*names, "__weakref__"),
             __quorate_fields__=fields,
             __quorate_made__=0,
             __attrs_attrs__=_AttrsHalf(),
@@ -128,19 +139,34 @@ else:
         )
         for name, method in (("__eq__", _eq), ("__hash__", _hash), ("__repr__", _repr)):
             body[name] = method
+        if slots:
+            body["__slots__"] = (*names, "__weakref__")
         return type(cls)(cls.__name__, cls.__bases__, body)
 
 
 @final
 class _Copier:
-    """How a class's records are copied; ``is_plain``: nothing has to be checked or converted."""
+    """How a class's records are copied; ``is_plain``: nothing has to be checked or converted.
+
+    ``is_whole``: their values are in a dictionary besides, which can be copied as it is.
+    """
 
     def __init__(self, cls: type) -> None:
         fields = fields_of(cls)
         self.places = {each.name: place for place, each in enumerate(fields)}
-        self.setters = [cls.__dict__[each.name].__set__ for each in fields]
         has_more = hasattr(cls, "__attrs_post_init__")
         self.is_plain = not has_more and all(each.validator is None and each.converter is None for each in fields)
+        self.is_whole = self.is_plain and "__slots__" not in cls.__dict__
+        self.setters = [_setter(cls, each.name) for each in fields]
+
+
+def _setter(cls: type, name: str) -> Callable[[Any, Any], None]:
+    """Return what puts a value into a record's field, which it otherwise refuses."""
+    slot = cls.__dict__.get(name)
+    if slot is not None:
+        setter: Callable[[Any, Any], None] = slot.__set__
+        return setter
+    return lambda record, value: object.__setattr__(record, name, value)
 
 
 _copiers: dict[type, _Copier] = {}
@@ -222,7 +248,7 @@ def _compile_init(cls: type) -> Any:
             names[f"_convert{number}"] = each.converter
             value = f"_convert{number}({value})"
         (keywords if each.kw_only else arguments).append(name + default)
-        names[f"_put{number}"] = cls.__dict__[name].__set__
+        names[f"_put{number}"] = _setter(cls, name)
         lines.append(f"    _put{number}(self, {value})")
         if each.validator is not None:
             names[f"_check{number}"], names[f"_field{number}"] = each.validator, each
@@ -259,20 +285,20 @@ class _AttrsHalf:
 
 
 def _values(record: Any) -> tuple[Any, ...]:
-    names = record.__slots__[:-1]
-    if len(names) > 1:
-        values: tuple[Any, ...] = _getter(type(record), names)(record)
-        return values
-    return tuple(getattr(record, name) for name in names)
+    getter = _getters.get(type(record)) or _make_getter(type(record))
+    values: tuple[Any, ...] = getter(record)
+    return values
 
 
 _getters: dict[type, Callable[[Any], Any]] = {}
 
 
-def _getter(cls: type, names: tuple[str, ...]) -> Callable[[Any], Any]:
-    if cls not in _getters:
-        _getters[cls] = attrgetter(*names)
-    return _getters[cls]
+def _make_getter(cls: type) -> Callable[[Any], Any]:
+    names = [each.name for each in fields_of(cls)]
+    # Of a single name, attrgetter gives the value itself.
+    made = attrgetter(*names) if len(names) > 1 else lambda record: tuple(getattr(record, name) for name in names)
+    _getters[cls] = made
+    return made
 
 
 def _eq(self: Any, other: object) -> Any:

@@ -105,23 +105,22 @@ def test_compaction_does_not_end_a_wait(start_etcd: Start, open_store: Open, adm
     assert waiting.result() == b"value"
 
 
-def test_a_watch_that_begins_in_the_forgotten_past_looks_again(
-    start_etcd: Start, open_store: Open, admin: Callable[..., Admin]
+def test_a_key_that_is_written_between_the_reading_and_the_watch_is_found(
+    start_etcd: Start, open_store: Open, admin: Callable[..., Admin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start_etcd()
     operator = admin(server)
     store, other = (open_store(endpoint=server.get_endpoint()) for _ in range(2))
-    begin = store._requests.watch
+    begin_watch = store._transport.begin_watch
 
-    def begin_late(key: bytes, revision: int) -> Any:
-        """Between the look and the watch, the key is written, and etcd forgets that it was."""
-        store._requests.watch = begin
+    def begin_late() -> Any:
+        """The key is written, and etcd forgets that it was."""
         other.put("key", b"value")
         other.put("noise", b"")
         operator.compact()
-        return begin(key, revision)
+        return begin_watch()
 
-    store._requests.watch = begin_late
+    monkeypatch.setattr(store._transport, "begin_watch", begin_late)
     assert store.wait("key", 60.0) == b"value"
 
 

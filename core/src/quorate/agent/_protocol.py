@@ -56,7 +56,7 @@ class Grace:
 
 
 @final
-@frozen
+@frozen(slots=False)  # each step of the machine copies it several times
 class State:
     """Everything that the agent knows.  Times are seconds on its own monotonic clock."""
 

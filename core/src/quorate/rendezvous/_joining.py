@@ -59,7 +59,18 @@ def round_ended(turn: Turn, event: Appeared) -> None:
 
 
 def on_count(turn: Turn, value: Any) -> None:
-    _look_at_round(turn, int(value))
+    """Look at the round that the hint names; where no round has ended yet, get in line for the first at once.
+
+    Should that one be sealed already, its seal says so, as it does to whoever comes while it is being sealed.  Of a
+    thousand nodes that start a job this saves each a question.
+    """
+    node = turn.state.node
+    assert node is not None
+    if int(value) == 0 and not node.unfit:
+        turn.set(located=True)
+        take_ticket(turn, 0)
+    else:
+        _look_at_round(turn, int(value))
 
 
 def _look_at_round(turn: Turn, number: int) -> None:

@@ -220,7 +220,8 @@ def _reply(turn: Turn, event: Reply) -> None:
         return  # the answer to a question of an earlier phase
     tag = event.call.tag
     handler = _REPLIES.get(tag)
-    turn.set(outage_since=None, attempt=0, tried_at=None)
+    if state.outage_since is not None or state.attempt or state.tried_at is not None:
+        turn.set(outage_since=None, attempt=0, tried_at=None)
     if handler is not None and state.phase in handler[0]:
         handler[1](turn, event.value)
     # A handler may have asked the same question again: only forget the call that was answered.

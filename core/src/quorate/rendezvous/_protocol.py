@@ -122,7 +122,7 @@ class Previous:
 
 
 @final
-@frozen
+@frozen(slots=False)  # each step of the machine copies it several times
 class State:
     """Everything that one node knows.  Times are seconds on its own monotonic clock."""
 

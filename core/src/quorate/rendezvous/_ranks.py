@@ -66,12 +66,14 @@ def assign_ranks(
     round_number: int,
     restart_count: int,
     warnings: tuple[str, ...] = (),
+    missing: tuple[str, ...] = (),
 ) -> dict[str, Assignment]:
     """Return each node's :class:`~quorate.records.Assignment` by node id.
 
     Arguments:
         nodes: the round's members, in any order.
         order: all their node ids, each once; the index is the group rank.
+        round_number, restart_count, warnings, missing: what every node's assignment says alike.
 
     Raises:
         UsageError: ``order`` is not a permutation of the members (a ``decide_ranks`` plugin answered wrongly).
@@ -109,6 +111,7 @@ def assign_ranks(
             shares_store=first.shares_store,
             restart_count=restart_count,
             warnings=warnings,
+            missing=missing,
         )
         next_rank += node.local_world_size
         next_role_rank[node.role] = role_rank + node.local_world_size

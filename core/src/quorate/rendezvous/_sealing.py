@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .._record import evolve
 from ..errors import StoreCorruptError, UsageError
 from ..lazy_typing import Any
 from ..records import RoundSummary, Verdict
@@ -21,7 +20,7 @@ from ._protocol import (
 )
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
-from ._turn import Turn, look, read_summary, take_ticket
+from ._turn import Turn, look, summary_of, take_ticket
 from ._wire import decode_assignment, decode_node, decode_object, encode, encode_object
 
 
@@ -111,13 +110,13 @@ def on_ordered(turn: Turn, event: Ordered) -> None:
             round_number=state.round_number,
             restart_count=_restart_count(state),
             warnings=plugin_warnings(members),
+            missing=_missing(state),
         )
     except UsageError as error:
         _seal(turn, {"refusal": str(error)})
         return
-    missing = _missing(state)
     seats = [
-        (Key.seat(state.round_number, state.ticket, by_id[node_id][0]), encode(evolve(assignment, missing=missing)))
+        (Key.seat(state.round_number, state.ticket, by_id[node_id][0]), encode(assignment))
         for node_id, assignment in assignments.items()
     ]
     first = assignments[event.order[0]]
@@ -209,7 +208,7 @@ def sealed(turn: Turn, event: Appeared) -> None:
     if data.get("refusal"):
         turn.give_up("state", str(data["refusal"]))
         return
-    turn.set(summary=read_summary(state.round_number, event.value))
+    turn.set(summary=summary_of(state.round_number, data))
     sealer = data.get("sealer")
     if not isinstance(sealer, int):
         raise StoreCorruptError(event.key, "it names no sealer")

@@ -5,6 +5,8 @@ What does not live here: which input leads where (:mod:`quorate.rendezvous._mach
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .._record import evolve
 from ..errors import StoreCorruptError
 from ..lazy_typing import Any
@@ -46,7 +48,7 @@ class Turn:
     def call(self, tag: str, operation: str, *keys: str, values: tuple[bytes, ...] = (), amount: int = 0) -> None:
         call = Call(tag, operation, keys, values, amount)
         self.set(pending={**self.state.pending, tag: call})
-        self.tell(call)
+        self.commands.append(call)
 
     def wait(self, key: str | None) -> None:
         self.set(waiting_for=key)
@@ -89,7 +91,12 @@ def take_ticket(turn: Turn, number: int) -> None:
 
 def read_summary(number: int, value: bytes) -> RoundSummary:
     key = Key.sealed(number)
-    data = decode_object(key, value, "sealed")
+    return summary_of(number, decode_object(key, value, "sealed"))
+
+
+def summary_of(number: int, data: Mapping[str, Any]) -> RoundSummary:
+    """Return what a seal says of its round.  Raises StoreCorruptError for what no sealer writes."""
+    key = Key.sealed(number)
     names = ("nodes", "world_size", "min_nodes", "max_nodes", "restart_count")
     numbers = [data.get(name, 0) for name in names]
     if not all(isinstance(value, int) and value >= 0 for value in numbers):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from .._record import evolve, fields_of
 from ..errors import StoreCorruptError, UsageError
@@ -31,6 +32,9 @@ _LARGEST_BYTES = 1 << 18
 _LARGEST_WRITTEN_BYTES = 1 << 16
 _LONGEST_TEXTS = (8192, 2048, 256)
 _MOST_LINES = 20
+#: What is never too long; most of what is written is of these.
+_WHOLE = frozenset({int, bool, float, type(None)})
+_TYPES = {"str": str, "int": int, "bool": bool}
 _T = TypeVar("_T")
 
 
@@ -117,6 +121,8 @@ def _fields(record: Any, longest: int) -> dict[str, Any]:
 
 
 def _short(value: Any, longest: int) -> Any:
+    if type(value) in _WHOLE:
+        return value
     if isinstance(value, str) and len(value) > longest:
         return value[: longest // 2] + " … " + value[-longest // 2 :]
     if type(value) in _KINDS:
@@ -134,25 +140,29 @@ def _plain(value: Any) -> Any:
 
 def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping[str, Callable[[Any], Any]]) -> _T:
     arguments: dict[str, Any] = {}
+    kind: type = record
     try:
-        for attribute in fields_of(record):
-            if attribute.name not in data:
+        for name, plain, text in _expected(kind):
+            if name not in data:
                 continue
-            raw = data[attribute.name]
-            if attribute.name in convert:
-                arguments[attribute.name] = convert[attribute.name](raw)
+            raw = data[name]
+            if name in convert:
+                arguments[name] = convert[name](raw)
+            elif type(raw) is plain or (raw is None and text.endswith("| None")):
+                arguments[name] = raw
             else:
-                arguments[attribute.name] = _check(raw, str(attribute.type))
+                arguments[name] = _exactly(_TYPES[text.removesuffix(" | None")], raw)
         return record(**arguments)
     except (TypeError, ValueError, UsageError) as error:
         raise StoreCorruptError(key, f"it is not a valid {record.__name__}: {error}") from None
 
 
-def _check(raw: Any, type_name: str) -> Any:
-    if raw is None and type_name.endswith("| None"):
-        return None
-    expected = {"str": str, "int": int, "bool": bool}[type_name.removesuffix(" | None")]
-    return _exactly(expected, raw)
+@cache
+def _expected(record: type) -> tuple[tuple[str, type | None, str], ...]:
+    """Return name, plain type (where there is one) and annotation of each field."""
+    return tuple(
+        (each.name, _TYPES.get(each.type.removesuffix(" | None")), str(each.type)) for each in fields_of(record)
+    )
 
 
 def _exactly(expected: Any, raw: Any) -> Any:

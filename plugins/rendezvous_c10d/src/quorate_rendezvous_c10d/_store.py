@@ -35,6 +35,8 @@ _STAMP_BYTES = 17
 _KEYS_AT_ONCE = 256
 _BYTES_AT_ONCE = 48 * 1024
 _FEW_KEYS = 4
+# A node writes its heartbeat again and again, and little else.
+_KEYS_KNOWN = 8
 # Without a duplicate of the socket nothing can end a wait from outside; it then looks up this often.
 _SLICE_SECONDS = 1.0
 
@@ -70,6 +72,7 @@ class C10dStore:
         self._writer = os.urandom(8)
         self._writes = 0
         self._unsure: dict[str, bytes] = {}
+        self._known: dict[str, bytes] = {}  # what this handle has put last under a few keys
         self._written: set[str] = set()
         self._working = threading.RLock()
         self._work: Connection | None = opened.connection
@@ -100,8 +103,21 @@ class C10dStore:
         return bool(bytes(present) == stamped)
 
     def put(self, key: str, value: bytes) -> None:
-        """Write ``key``; the last write wins."""
-        self._put_batch([self._prefix + key], [self._stamp(value)])
+        """Write ``key``; the last write wins.
+
+        A set is not answered, so that it takes a question behind it to know that it has arrived.  A compare-and-set
+        against what this handle wrote there last is one request with an answer; where something else is there, set.
+        """
+        full, stamped = self._prefix + key, self._stamp(value)
+        with self._working:
+            known = self._known.pop(full, b"")
+            if self._run(lambda store: bytes(store.compare_set(full, known, stamped))) == stamped:
+                self._note(full)
+            else:
+                self._put_batch([full], [stamped])
+            self._known[full] = stamped
+            if len(self._known) > _KEYS_KNOWN:
+                del self._known[next(iter(self._known))]
 
     def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
         """Write ``items`` in as few round trips as the server digests well; not atomic."""

@@ -89,8 +89,8 @@ class Requests:
         """If all of ``compare`` hold, then ``success``, else ``failure``, at once."""
         return self._messages.TxnRequest(compare=compare, success=success, failure=failure)
 
-    def watch(self, key: bytes, revision: int) -> Any:
-        """Ask for every write of ``key`` from ``revision`` on; removals are left out."""
+    def watch(self, key: bytes) -> Any:
+        """Ask for every write of ``key`` from now on; removals are left out."""
         no_delete = self._messages.WatchCreateRequest.NODELETE
-        create = self._messages.WatchCreateRequest(key=key, start_revision=revision, filters=[no_delete])
+        create = self._messages.WatchCreateRequest(key=key, filters=[no_delete])
         return self._messages.WatchRequest(create_request=create)

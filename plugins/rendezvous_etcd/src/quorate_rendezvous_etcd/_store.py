@@ -8,7 +8,7 @@ answer can simply be sent again:
 * ``add`` by one does not compare at all: it writes the counter's key again, and the count is the number of writes that
   etcd itself keeps of every key (``version``), so a thousand nodes at once never make each other retry.  The same
   transaction writes a marker into this member's own key, by which a second attempt sees that the first was applied.
-* ``wait`` reads, and then watches from the revision of that reading on: no write can fall between the two.
+* ``wait`` reads, watches, and reads again if anything was written before the watch began: no write is missed.
 
 What does not live here: which incarnation of the job the keys belong to (:mod:`._job`).
 """
@@ -152,7 +152,7 @@ class EtcdStore:
             kvs = answer.responses[0].response_range.kvs
             return (kvs[0] if kvs else None), answer.header.revision
 
-        found = self._watcher.wait(look, lambda revision: self._requests.watch(name, revision), monotonic() + timeout)
+        found = self._watcher.wait(look, self._requests.watch(name), monotonic() + timeout)
         return None if found is None else _value(key, found)
 
     def interrupt(self) -> None:
