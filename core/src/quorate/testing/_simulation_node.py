@@ -131,9 +131,10 @@ class SimulatedNode:
         return float("inf") if self.is_troubled else self.troubled_until
 
     def in_line_since(self) -> float:
-        """Return when it took its ticket of the round that it is joining; infinity if it is not joining one."""
-        joins = self.state.phase in (*protocol.JOINING, protocol.Phase.STANDBY)
-        return self._in_line_since if joins and self.state.ticket > 0 else float("inf")
+        """Return when its record lay with the others of the round that it is joining; infinity if none does."""
+        before = {protocol.Phase.LOCATING, protocol.Phase.TICKETING}
+        is_in_line = self.state.phase in (protocol.JOINING - before) | {protocol.Phase.STANDBY}
+        return self._in_line_since if is_in_line else float("inf")
 
     # --- threads ----------------------------------------------------------------------------------------------------
 
