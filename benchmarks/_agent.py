@@ -11,6 +11,21 @@ import sys
 from importlib import import_module
 from typing import Any
 
+#: The modules that an agent imports before it joins, whatever the backend, and those of each.
+ALWAYS = (
+    "quorate.agent._runner",
+    "quorate.rendezvous._handler",
+    "quorate_process_local._exec",
+    "quorate_watchdog._service",
+    "encodings.idna",
+)
+OF_BACKEND = {
+    "c10d": ("torch.distributed", "quorate_rendezvous_c10d._bootstrap", "quorate_rendezvous_c10d._store"),
+    "tcp": ("quorate_rendezvous_static._client", "quorate_rendezvous_static._fork"),
+}
+#: What plugins offer and it asks for before it joins.
+CATALOGUES = ("rendezvous backend", "start method", "health check", "watchdog", "service")
+
 
 def main() -> None:
     launcher, backend, nodes, port, is_host, *command = sys.argv[1:]
@@ -28,12 +43,13 @@ def main() -> None:
     job: Any
     if launcher == "quorate":
         from quorate import LaunchConfig, launch
+        from quorate.plugins import get_host
 
         # What torch's launcher imports when it is imported, ours imports when it is needed.
-        needed = ["quorate.agent._runner", "quorate.rendezvous._handler", "quorate_process_local._exec"]
-        needed += {"c10d": ["torch.distributed", "quorate_rendezvous_c10d._store"]}.get(backend, [])
-        for name in needed:
+        for name in (*ALWAYS, *OF_BACKEND[backend]):
             import_module(name)
+        for kind in CATALOGUES:
+            get_host().catalogue(kind)
         job = launch(LaunchConfig(**settings), command[0])
     else:
         from torch.distributed.launcher.api import LaunchConfig as TorchConfig

@@ -56,6 +56,10 @@ class Contender:
     backend: str
 
 
+#: No launcher at all.
+BARE = Contender("python", "python", "")
+
+
 def contenders() -> list[Contender]:
     """Return ours with both of its own stores, and torchrun where it is installed."""
     found = [Contender("quorate", "quorate", "c10d"), Contender("quorate, tcp", "quorate", "tcp")]
@@ -195,6 +199,8 @@ def running(contender: Contender, nodes: str, agents: int) -> Iterator[Job]:
 
 def last_join(contender: Contender, agents: int) -> float | None:
     """Seconds from the moment the last agent is told to join until all workers run."""
+    if contender is BARE:
+        return interpreters_alone(agents)
     with Job(contender, str(agents)) as job:
         for _ in range(agents - 1):
             job.start_agent()
@@ -205,6 +211,28 @@ def last_join(contender: Contender, agents: int) -> float | None:
     if whole is None:
         raise BenchmarkError(f"{contender.name} did not start {agents} agents: {job.last_words()}")
     return whole - last
+
+
+def interpreters_alone(count: int) -> float:
+    """Seconds until ``count`` workers that are started at once all run: below that nobody gets."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "lines")
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDWR)
+        place = {"GROUP_RANK": "0", "RANK": "0", "GROUP_WORLD_SIZE": str(count), "WORLD_SIZE": str(count)}
+        command, environment = [sys.executable, MEMBER, path], {**os.environ, **place}
+        began = time.monotonic()
+        pids = [os.posix_spawn(command[0], command, environment) for _ in range(count)]
+        try:
+            lines = b""
+            while lines.count(b"\n") < count:
+                lines += os.read(reader, 4096)
+            return max(float(line.split()[0]) for line in lines.splitlines()) - began
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            os.close(reader)
 
 
 def departure(contender: Contender, number: int, seconds: float) -> float | None:
@@ -236,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for agents in (2,) if options.quick else (2, 4, 8):
             title = f"last of {agents} nodes joined to all workers running, s"
-            samples = collect(everybody, repeats, partial(last_join, agents=agents))
+            samples = collect([*everybody, BARE], repeats, partial(last_join, agents=agents))
             report.add(title, samples, [bound("at most 60 ms", samples, 0.060)])
         if options.quick:
             everybody = [contender for contender in everybody if contender.launcher == "quorate"]

@@ -13,7 +13,7 @@ from ._record import field, frozen, ge
 from .lazy_typing import Any, Protocol, final
 from .records import Event, RoundEnd
 
-__all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "WorkerSnapshot"]
+__all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "PreparingService", "WorkerSnapshot"]
 
 
 @final
@@ -159,4 +159,15 @@ class AgentService(Protocol):
 
     def close(self) -> None:
         """Stop, and release every descriptor, thread and file; called once, on the agent's thread."""
+        ...
+
+
+class PreparingService(AgentService, Protocol):
+    """An ability that a service may have besides: using the time in which its node waits for others."""
+
+    def get_ready(self) -> None:
+        """Load what the first workers will make necessary; on the agent's thread, for some ten milliseconds at most.
+
+        Called once at most, and not at all where the node need not wait: :meth:`observe` does without it.
+        """
         ...

@@ -1,11 +1,12 @@
-"""Which starter a run uses, and holding back the workers of one that still gets ready.
+"""Which starter a run uses, holding back the workers of one that still gets ready, and using the wait for other nodes.
 
 What does not live here: starting them (:mod:`._runner`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 
 from ..catalogue import StarterBackend
 from ..lazy_typing import TYPE_CHECKING, Any, cast, final
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from ..plugins import PluginHost
     from ..starter import PreparingStarter, Starter
 
-__all__ = ["Preparation", "choose_starter"]
+__all__ = ["IdleWork", "Preparation", "choose_starter"]
+
+#: A join that takes longer than this waits for other nodes.
+_MOMENT_SECONDS = 0.05
 
 
 def choose_starter(host: PluginHost, entrypoint: str | Callable[..., Any], start_method: str) -> StarterBackend:
@@ -80,3 +84,33 @@ class Preparation:
         starter, self._starter = self._starter, None
         if starter is not None:
             starter.close()
+
+
+@final
+class IdleWork:
+    """What the workers' start would load, loaded while the node waits for others; where it does not wait, never.
+
+    Once all nodes are there every millisecond counts, and on each of them at the same time.
+    """
+
+    def __init__(self, tasks: Iterable[Callable[[], None]]) -> None:
+        self._tasks = deque(tasks)
+        self._due: float | None = None
+
+    def begin(self, now: float) -> None:
+        """The node joins a round, at ``now`` (monotonic seconds)."""
+        self._due = now + _MOMENT_SECONDS if self._tasks else None
+
+    def cancel(self) -> None:
+        """The wait is over."""
+        self._due = None
+
+    def wake_at(self) -> float | None:
+        """Return when :meth:`advance` has something to do."""
+        return self._due
+
+    def advance(self, now: float) -> None:
+        """Do one thing, if it is time: whatever has happened meanwhile comes before the next."""
+        if self._due is not None and now >= self._due:
+            self._tasks.popleft()()
+            self._due = now if self._tasks else None

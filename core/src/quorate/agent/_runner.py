@@ -23,7 +23,7 @@ from ._diagnosis import Diagnosis
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
-from ._preparation import Preparation, choose_starter
+from ._preparation import IdleWork, Preparation, choose_starter
 from ._protocol import (
     Begin,
     CheckNode,
@@ -108,6 +108,7 @@ class Runner:
         self._workers: tuple[WorkerSnapshot, ...] = ()
         self._starter = self._make_starter(start_method)
         self._preparation = Preparation(self._starter)
+        self._idle_work = IdleWork((self._let_recorders_begin, self._let_services_get_ready))
         self._signals = SignalCatcher(spec.signals_to_handle)
         self._inbox: queue.SimpleQueue[Input | Callable[[], None]] = queue.SimpleQueue()
         self._view = View(
@@ -233,6 +234,7 @@ class Runner:
                 self._feed(event)
         self._advance_context()
         self._advance_checks()
+        self._idle_work.advance(monotonic())
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
             self._feed(Clock(due=True))
 
@@ -243,7 +245,7 @@ class Runner:
             self._feed(answer)
 
     def _timeout(self) -> float | None:
-        times = [self.state.wake_at]
+        times = [self.state.wake_at, self._idle_work.wake_at()]
         if self._context is not None:
             times += [self._context.wake_at(), self._stop_deadline]
         if self._checks is not None:
@@ -331,6 +333,7 @@ class Runner:
         if isinstance(command, JoinRound):
             self.return_values.clear()
             membership.join(self._node_record())
+            self._idle_work.begin(monotonic())
         elif isinstance(command, EndRound):
             membership.end_round(command.end)
         elif isinstance(command, ReportDone):
@@ -352,6 +355,7 @@ class Runner:
 
     def _start(self, seat: Assignment) -> Input | None:
         self._stop_deadline = None
+        self._idle_work.cancel()
         try:
             launches = build_launches(
                 self._spec,
@@ -392,6 +396,10 @@ class Runner:
             self._host.catalogue("error recorder")
         except PluginError as error:
             self._warn(str(error))
+
+    def _let_services_get_ready(self) -> None:
+        if self._services is not None:
+            self._services.get_ready()
 
     def _is_running(self, local_rank: int, pid: int) -> bool:
         return any(

@@ -123,12 +123,22 @@ class Services:
     def observe(self, event: Event) -> None:
         """Tell every service; one that raises is closed, and not told again."""
         for name, service in list(self._running.items()):
-            try:
-                service.observe(event)
-            except Exception as error:
-                self._warn(f"service {name!r} raised {type(error).__name__}: {error}; it is stopped")
-                del self._running[name]
-                self._close(name, service)
+            self._call(name, service, service.observe, event)
+
+    def get_ready(self) -> None:
+        """Let those that can load what they will need for workers."""
+        for name, service in list(self._running.items()):
+            get_ready = getattr(service, "get_ready", None)  # the ability PreparingService
+            if get_ready is not None:
+                self._call(name, service, get_ready)
+
+    def _call(self, name: str, service: AgentService, method: Callable[..., None], *arguments: Any) -> None:
+        try:
+            method(*arguments)
+        except Exception as error:
+            self._warn(f"service {name!r} raised {type(error).__name__}: {error}; it is stopped")
+            del self._running[name]
+            self._close(name, service)
 
     def close(self) -> None:
         """Close them all, the newest first; none of their threads waits for this one meanwhile."""

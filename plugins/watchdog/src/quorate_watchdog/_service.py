@@ -28,7 +28,7 @@ _KERNEL_WAIT_VARIABLE = "TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"
 
 @final
 class WatchdogService:
-    """Implements :class:`quorate.services.AgentService`."""
+    """Implements :class:`quorate.services.PreparingService`."""
 
     def __init__(self, agent: AgentView) -> None:
         self._agent = agent
@@ -52,8 +52,11 @@ class WatchdogService:
 
     @property
     def worker_environment(self) -> Mapping[str, str]:
-        """See :class:`quorate.services.AgentService`, as for all methods below."""
+        """See :class:`quorate.services.PreparingService`, as for all methods below."""
         return self._environment
+
+    def get_ready(self) -> None:
+        from . import _server  # noqa: F401 - with all that it imports
 
     def observe(self, event: Event) -> None:
         # Not before: what is on the way to the first worker must be quick, and a pipe keeps what is written to it.

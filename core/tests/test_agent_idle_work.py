@@ -1,0 +1,115 @@
+"""What a node does with the time in which it waits for others, and that it never waits for that."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from typing import Any, cast
+
+import pytest
+
+from quorate.agent._preparation import IdleWork
+from quorate.agent._services import Services, View
+from quorate.catalogue import ServiceBackend
+
+
+def test_a_join_that_takes_a_moment_only_is_not_used() -> None:
+    done: list[str] = []
+    work = IdleWork([lambda: done.append("one")])
+    assert work.wake_at() is None
+    work.begin(10.0)
+    due = work.wake_at()
+    assert due is not None
+    assert due > 10.0
+    work.advance((10.0 + due) / 2)
+    work.cancel()
+    work.advance(due + 1.0)
+    assert done == []
+    assert work.wake_at() is None
+
+
+def test_one_thing_is_done_at_a_time_and_each_only_once() -> None:
+    done: list[str] = []
+    work = IdleWork([lambda: done.append("one"), lambda: done.append("two")])
+    work.begin(10.0)
+    work.advance(11.0)
+    assert done == ["one"]
+    assert work.wake_at() == 11.0
+    work.cancel()  # the round is there; the rest is for the next wait
+    work.begin(20.0)
+    work.advance(21.0)
+    work.advance(21.0)
+    assert done == ["one", "two"]
+    work.begin(30.0)
+    assert work.wake_at() is None
+
+
+class Service:
+    """A service that may be able to get ready, and may fail at it."""
+
+    worker_environment: dict[str, str] = {}
+
+    def __init__(self, problem: str = "") -> None:
+        self.problem, self.calls = problem, list[str]()
+
+    def observe(self, event: Any) -> None:
+        self.calls.append("observe")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class ReadyService(Service):
+    def get_ready(self) -> None:
+        self.calls.append("get_ready")
+        if self.problem:
+            raise RuntimeError(self.problem)
+
+
+class Host:
+    """A plugin host that offers ``services``."""
+
+    def __init__(self, services: dict[str, Service]) -> None:
+        self.services = services
+
+    def catalogue(self, kind: str) -> dict[str, ServiceBackend]:
+        if kind != "service":
+            return {}
+        return {name: ServiceBackend(name, "a test's", self._give(name)) for name in self.services}
+
+    def _give(self, name: str) -> Any:
+        return lambda view: self.services[name]
+
+
+def test_services_get_ready_if_they_can_and_one_that_fails_is_stopped() -> None:
+    plain, ready, broken = Service(), ReadyService(), ReadyService("no such module")
+    told: list[str] = []
+    host = Host({"plain": plain, "ready": ready, "broken": broken})
+    services = Services(cast("Any", host), cast("View", None), told.append)
+    services.get_ready()
+    services.observe(cast("Any", None))
+    assert plain.calls == ["observe"]
+    assert ready.calls == ["get_ready", "observe"]
+    assert broken.calls == ["get_ready", "close"]
+    assert told == ["service 'broken' raised RuntimeError: no such module; it is stopped"]
+
+
+def test_a_node_that_waits_for_others_loads_what_its_first_workers_will_need() -> None:
+    pytest.importorskip("quorate_rendezvous_static")
+    pytest.importorskip("quorate_watchdog")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys\n"
+        "from quorate import LaunchConfig, RendezvousTimeoutError, launch\n"
+        "config = LaunchConfig(min_nodes=2, max_nodes=2, nproc_per_node=1, run_id='wait', rdzv_backend='tcp',\n"
+        f"    rdzv_endpoint='127.0.0.1:{port}', rdzv_configs={{'join_timeout': 2.0, 'is_host': True}})\n"
+        "try:\n"
+        "    launch(config, sys.executable)('-c', 'pass')\n"
+        "except RendezvousTimeoutError:\n"
+        "    print('quorate_watchdog._server' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"], done.stderr
