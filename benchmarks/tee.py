@@ -8,57 +8,94 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from ._processes import BenchmarkError, program
 from ._report import Report, Samples, compile_sources, faster
 
+#: A folder and a worker's command -> the command line of a launcher.
+Command = Callable[[str, Sequence[str]], list[str]]
+
 CHATTER = str(Path(__file__).with_name("_chatter.py"))
 WORKERS = 8
 
 
-def commands() -> dict[str, list[str]]:
-    """Return the launchers that can tee."""
+#: What the system offers for a single worker, once for each of them: no lines of different workers are kept apart.
+TEES = """for rank in $(seq 0 {last}); do RANK=$rank "$@" | tee "{folder}/$rank" & done; wait"""
+
+
+def commands() -> dict[str, Command]:
+    """Return what can tee: a folder for the files and the workers' command -> a command line."""
     quorate, torchrun = program("quorate"), program("torchrun")
     if quorate is None:
         raise BenchmarkError("quorate is not installed beside this interpreter; run: make bench")
-    found = {"quorate": [quorate, "run", "--standalone"]}
+    found = {"quorate": partial(_elastic, [quorate, "run"])}
     if torchrun is not None:
-        found["torchrun"] = [torchrun, "--standalone"]
-    return found
+        found["torchrun"] = partial(_elastic, [torchrun])
+    return {**found, "tee(1)": _tees}
 
 
-def lines_per_second(command: Sequence[str], count: int) -> tuple[float, str]:
-    """Return the lines a second, from the first worker's begin until the last line is on the console.
+def _elastic(launcher: Sequence[str], folder: str, worker: Sequence[str]) -> list[str]:
+    flags = ["--standalone", f"--nproc-per-node={WORKERS}", "--tee=1", f"--log-dir={folder}"]
+    return [*launcher, *flags, *worker]
+
+
+def _tees(folder: str, worker: Sequence[str]) -> list[str]:
+    return ["sh", "-c", TEES.format(last=WORKERS - 1, folder=folder), "sh", sys.executable, *worker]
+
+
+def microseconds_a_line(command: Command, count: int) -> tuple[float, str]:
+    """Return the time per line, from the word to workers that are all ready until the last line is on the console.
 
     With it comes what is wrong with the lines, ``""`` if all are there, whole and in order.
 
     Raises:
         BenchmarkError: the launcher failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = [f"--nproc-per-node={WORKERS}", "--tee=1", f"--log-dir={folder}", CHATTER]
-        arguments += [str(count), os.path.join(folder, "began")]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        pipes = [os.path.join(folder, name) for name in ("ready", "go")]
+        ready, go = (_open_pipe(path, stack) for path in pipes)
+        argv = command(folder, [CHATTER, str(count), *pipes])
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
         assert process.stdout is not None
+        console = process.stdout.fileno()
         chunks: list[bytes] = []
-        last = 0.0
-        while chunk := os.read(process.stdout.fileno(), 1 << 20):
-            last = time.monotonic()
-            chunks.append(chunk)
+        waiting = WORKERS
+        began = last = 0.0
+        while True:
+            for descriptor in select.select([console, ready] if waiting else [console], [], [])[0]:
+                data = os.read(descriptor, 1 << 20)
+                if descriptor == ready:
+                    waiting -= len(data)
+                    if not waiting:
+                        began = time.monotonic()
+                        os.write(go, bytes(WORKERS))
+                else:
+                    last = time.monotonic() if data else last
+                    chunks.append(data)
+            if chunks and not chunks[-1]:
+                break
         process.stdout.close()
         if process.wait() != 0:
-            raise BenchmarkError(f"{command[0]} failed with exit code {process.returncode}")
-        began = min(float(Path(folder, f"began.{rank}").read_text()) for rank in range(WORKERS))
-    return WORKERS * count / (last - began), _problem_with(b"".join(chunks), count)
+            raise BenchmarkError(f"{argv[0]} failed with exit code {process.returncode}")
+    return (last - began) * 1e6 / (WORKERS * count), _problem_with(b"".join(chunks), count)
+
+
+def _open_pipe(path: str, stack: ExitStack) -> int:
+    """Make a named pipe and open it for both, so that neither opening it nor its other ends' closing matters."""
+    os.mkfifo(path)
+    descriptor = os.open(path, os.O_RDWR)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _problem_with(output: bytes, count: int) -> str:
@@ -90,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for _ in range(repeats):
             for name, command in commands().items():
-                rate, problem = lines_per_second(command, count)
-                samples.setdefault(name, []).append(1e6 / rate)
+                cost, problem = microseconds_a_line(command, count)
+                samples.setdefault(name, []).append(cost)
                 damaged[name] = damaged.get(name, 0) + bool(problem)
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
@@ -99,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     whole = [
         f"target {name} loses, tears and mixes nothing: {'met' if not runs else f'MISSED in {runs} of {repeats} runs'}"
         for name, runs in damaged.items()
+        if name != "tee(1)"  # which cannot know of the others
     ]
     report.add("teed output of 8 workers, microseconds a line", samples, [*faster("torchrun", samples, 3.0), *whole])
     report.write(options.picture)
