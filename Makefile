@@ -16,7 +16,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test lint format types tests simulate bench clean system-packages etcd redis chromium
+.PHONY: help demo test lint format types tests simulate bench clean system-packages etcd redis chromium mpirun
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -44,7 +44,7 @@ tests: $(STAMP) etcd redis chromium ## pytest alone
 simulate: $(STAMP) ## random scenarios in virtual time (SEEDS=1000 FIRST=0; ARGS="--nodes 10000" for one large job)
 	$(BIN)/python -m quorate.testing.simulate --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(ARGS)
 
-bench: $(STAMP) ## every benchmark, side by side with the peers that are installed (about 15 minutes; NAME=launch for one)
+bench: $(STAMP) etcd mpirun ## every benchmark, side by side with the peers that are installed (about 15 minutes; NAME=launch for one)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
 	$(PRIVATE_HOSTS) $(BIN)/python -m benchmarks $(or $(NAME),all) $(ARGS)
 
@@ -83,6 +83,11 @@ chromium:
 redis: APT_PACKAGES := redis-server
 redis:
 	@command -v redis-server >/dev/null || { $(APT_INSTALL); }
+
+# A peer to be measured beside; where it cannot be had it is left out, and the benchmarks say so.
+mpirun: APT_PACKAGES := openmpi-bin
+mpirun:
+	@command -v mpirun >/dev/null || ( $(APT_INSTALL) ) || true
 
 # sudo only where there is one and it is needed.
 define APT_INSTALL
