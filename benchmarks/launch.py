@@ -19,6 +19,9 @@ from collections.abc import Sequence
 from ._processes import BenchmarkError, Launcher, Peer, find_peers, interpreter_alone, resident_mb, usage_of
 from ._report import Report, Samples, at_most, bound, compile_sources, faster
 
+#: What a launcher does right after the start is neither idling nor waiting for trouble.
+SETTLE_SECONDS = 1.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks launch", description="Compare launchers.")
@@ -88,6 +91,7 @@ def restarts(peers: Sequence[Peer], workers: int, repeats: int) -> Samples:
         for peer in peers:
             with Launcher(peer, workers, ["stay"]) as launcher:
                 pids = [launcher.next_pid() for _ in range(workers)]
+                time.sleep(SETTLE_SECONDS)
                 killed = time.monotonic()
                 os.kill(pids[-1], signal.SIGKILL)
                 launcher.next_pid()
@@ -136,7 +140,7 @@ def idles(peers: Sequence[Peer], workers: int, seconds: float) -> tuple[Samples,
         for launcher in launchers:
             for _ in range(workers):
                 launcher.next_pid()
-        time.sleep(1.0)  # what a launcher does right after the start is not idling
+        time.sleep(SETTLE_SECONDS)
         before = [usage_of(launcher.pid) for launcher in launchers]
         time.sleep(seconds)
         after = [usage_of(launcher.pid) for launcher in launchers]

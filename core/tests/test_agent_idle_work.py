@@ -1,4 +1,4 @@
-"""What a node does with the time in which it waits for others, and that it never waits for that."""
+"""What an agent does with the time in which it waits for others or its workers run, and that nothing waits for that."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from quorate.catalogue import ServiceBackend
 
 def test_a_join_that_takes_a_moment_only_is_not_used() -> None:
     done: list[str] = []
-    work = IdleWork([lambda: done.append("one")])
+    work = IdleWork(0.5, [lambda: done.append("one")])
     assert work.wake_at() is None
     work.begin(10.0)
-    due = work.wake_at()
-    assert due is not None
-    assert due > 10.0
-    work.advance((10.0 + due) / 2)
+    assert work.wake_at() == 10.5
+    work.advance(10.4)
     work.cancel()
-    work.advance(due + 1.0)
+    work.advance(11.0)
     assert done == []
     assert work.wake_at() is None
 
 
 def test_one_thing_is_done_at_a_time_and_each_only_once() -> None:
     done: list[str] = []
-    work = IdleWork([lambda: done.append("one"), lambda: done.append("two")])
+    work = IdleWork(0.5, [lambda: done.append("one"), lambda: done.append("two")])
     work.begin(10.0)
     work.advance(11.0)
     assert done == ["one"]
@@ -95,6 +93,13 @@ def test_services_get_ready_if_they_can_and_one_that_fails_is_stopped() -> None:
     assert told == ["service 'broken' raised RuntimeError: no such module; it is stopped"]
 
 
+def said(code: str) -> list[str]:
+    """Run ``code`` in a process of its own; return the words that it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 def test_a_node_that_waits_for_others_loads_what_its_first_workers_will_need() -> None:
     pytest.importorskip("quorate_rendezvous_static")
     pytest.importorskip("quorate_watchdog")
@@ -111,5 +116,20 @@ def test_a_node_that_waits_for_others_loads_what_its_first_workers_will_need() -
         "except RendezvousTimeoutError:\n"
         "    print('quorate_watchdog._server' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["True"], done.stderr
+    assert said(code) == ["True"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_an_agent_whose_workers_run_for_a_while_loads_what_a_failure_will_need(seconds: float) -> None:
+    pytest.importorskip("quorate_process_local")
+    pytest.importorskip("quorate_errors")
+    code = (
+        "import sys\n"
+        "from quorate.agent import _preparation\n"
+        f"_preparation.RUN_MOMENT_SECONDS = {0.5 if seconds else 3600.0}\n"
+        "from quorate import LaunchConfig, launch\n"
+        "config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1)\n"
+        f"launch(config, sys.executable)('-S', '-c', 'import time; time.sleep({seconds})')\n"
+        "print('pluggy' in sys.modules, 'json' in sys.modules)\n"
+    )
+    assert said(code) == [str(seconds > 0.0)] * 2

@@ -161,6 +161,11 @@ class PluginHost:
         self.loaded.append(LoadedPlugin(found, plugin))
         self._implemented |= hooks
 
+    def get_ready(self) -> None:
+        """Load what a plugin's first decision needs, if any decides: as much as two interpreters' starts."""
+        if any(hook.startswith("quorate_decide_") for hook in self._implemented):
+            self._manager()
+
     def _manager(self) -> pluggy.PluginManager:
         """Return pluggy's manager, made when first needed: a job in which nobody but the core decides needs none."""
         if self._made is None:

@@ -32,6 +32,13 @@ class Diagnosis:
         self._host, self._reporter, self._warn = host, reporter, warn
         self._to_complete: list[FailureRecord] = []
 
+    @staticmethod
+    def get_ready() -> None:
+        """Load what a first failure needs."""
+        import json  # noqa: F401 - for error files
+
+        from .. import policy  # noqa: F401 - for the decision
+
     def diagnose(self, command: Diagnose, seat: Assignment) -> Diagnosed:
         """Return what is known of the failure and, where the command has a budget, what to do about it."""
         failure = self._failure_record(command, seat)

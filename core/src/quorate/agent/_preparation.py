@@ -1,4 +1,4 @@
-"""Which starter a run uses, holding back the workers of one that still gets ready, and using the wait for other nodes.
+"""Which starter a run uses, holding back the workers of one that still gets ready, and the use of idle time.
 
 What does not live here: starting them (:mod:`._runner`).
 """
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from ..plugins import PluginHost
     from ..starter import PreparingStarter, Starter
 
-__all__ = ["IdleWork", "Preparation", "choose_starter"]
+__all__ = ["JOIN_MOMENT_SECONDS", "RUN_MOMENT_SECONDS", "IdleWork", "Preparation", "choose_starter"]
 
-#: A join that takes longer than this waits for other nodes.
-_MOMENT_SECONDS = 0.05
+#: A join that takes longer than the first waits for other nodes; workers that run for longer than the second will
+#: hardly all fail at once.
+JOIN_MOMENT_SECONDS, RUN_MOMENT_SECONDS = 0.05, 0.5
 
 
 def choose_starter(host: PluginHost, entrypoint: str | Callable[..., Any], start_method: str) -> StarterBackend:
@@ -88,21 +89,26 @@ class Preparation:
 
 @final
 class IdleWork:
-    """What the workers' start would load, loaded while the node waits for others; where it does not wait, never.
+    """What will be needed when something happens, loaded while nothing does.
 
-    Once all nodes are there every millisecond counts, and on each of them at the same time.
+    Once all nodes are there, or a worker has failed, every millisecond counts, and on many machines at the same time; a
+    job that is over in a moment needs none of it.
+
+    Arguments:
+        moment: seconds that nothing has to have happened for.
+        tasks: what to do, some ten milliseconds each at most.
     """
 
-    def __init__(self, tasks: Iterable[Callable[[], None]]) -> None:
-        self._tasks = deque(tasks)
+    def __init__(self, moment: float, tasks: Iterable[Callable[[], None]]) -> None:
+        self._moment, self._tasks = moment, deque(tasks)
         self._due: float | None = None
 
     def begin(self, now: float) -> None:
-        """The node joins a round, at ``now`` (monotonic seconds)."""
-        self._due = now + _MOMENT_SECONDS if self._tasks else None
+        """From ``now`` (monotonic seconds) on something is waited for."""
+        self._due = now + self._moment if self._tasks else None
 
     def cancel(self) -> None:
-        """The wait is over."""
+        """It has happened."""
         self._due = None
 
     def wake_at(self) -> float | None:

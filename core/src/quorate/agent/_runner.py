@@ -23,7 +23,7 @@ from ._diagnosis import Diagnosis
 from ._environment import build_launches
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
-from ._preparation import IdleWork, Preparation, choose_starter
+from ._preparation import JOIN_MOMENT_SECONDS, RUN_MOMENT_SECONDS, IdleWork, Preparation, choose_starter
 from ._protocol import (
     Begin,
     CheckNode,
@@ -108,7 +108,7 @@ class Runner:
         self._workers: tuple[WorkerSnapshot, ...] = ()
         self._starter = self._make_starter(start_method)
         self._preparation = Preparation(self._starter)
-        self._idle_work = IdleWork((self._let_recorders_begin, self._let_services_get_ready))
+        self._while_joining = IdleWork(JOIN_MOMENT_SECONDS, (self._let_recorders_begin, self._let_services_get_ready))
         self._signals = SignalCatcher(spec.signals_to_handle)
         self._inbox: queue.SimpleQueue[Input | Callable[[], None]] = queue.SimpleQueue()
         self._view = View(
@@ -123,6 +123,7 @@ class Runner:
         self._stop_deadline: float | None = None
         self._finish: Finish | None = None
         self._diagnosis = Diagnosis(host, reporter, self._warn)
+        self._while_running = IdleWork(RUN_MOMENT_SECONDS, (self._diagnosis.get_ready, host.get_ready))
 
     def _make_starter(self, start_method: str) -> Starter:
         spec = self._spec
@@ -234,7 +235,8 @@ class Runner:
                 self._feed(event)
         self._advance_context()
         self._advance_checks()
-        self._idle_work.advance(monotonic())
+        self._while_joining.advance(monotonic())
+        self._while_running.advance(monotonic())
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
             self._feed(Clock(due=True))
 
@@ -245,7 +247,7 @@ class Runner:
             self._feed(answer)
 
     def _timeout(self) -> float | None:
-        times = [self.state.wake_at, self._idle_work.wake_at()]
+        times = [self.state.wake_at, self._while_joining.wake_at(), self._while_running.wake_at()]
         if self._context is not None:
             times += [self._context.wake_at(), self._stop_deadline]
         if self._checks is not None:
@@ -333,7 +335,7 @@ class Runner:
         if isinstance(command, JoinRound):
             self.return_values.clear()
             membership.join(self._node_record())
-            self._idle_work.begin(monotonic())
+            self._while_joining.begin(monotonic())
         elif isinstance(command, EndRound):
             membership.end_round(command.end)
         elif isinstance(command, ReportDone):
@@ -355,7 +357,7 @@ class Runner:
 
     def _start(self, seat: Assignment) -> Input | None:
         self._stop_deadline = None
-        self._idle_work.cancel()
+        self._while_joining.cancel()
         try:
             launches = build_launches(
                 self._spec,
@@ -388,6 +390,7 @@ class Runner:
         )
         self._reporter.started(pids, launches)
         self._let_recorders_begin()
+        self._while_running.begin(monotonic())
         return None
 
     def _let_recorders_begin(self) -> None:
@@ -429,6 +432,7 @@ class Runner:
 
     def _stop(self, command: StopWorkers) -> Input | None:
         self._preparation.cancel()
+        self._while_running.cancel()
         now = monotonic()
         deadline = now + command.grace_seconds + _LAST_RESORT_SECONDS
         if self._stop_deadline is None or command.grace_seconds == 0.0:
