@@ -7,7 +7,7 @@ import queue
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from .._record import evolve
 from ..catalogue import StarterRequest
@@ -17,7 +17,7 @@ from ..lazy_typing import TYPE_CHECKING, Any, final
 from ..logs_specs import LogsSpecs
 from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
 from ..rendezvous._address import host_name
-from ..services import AgentSnapshot, WorkerSnapshot
+from ..services import AgentSnapshot
 from ._checks import Checks
 from ._diagnosis import Diagnosis
 from ._environment import build_launches
@@ -54,6 +54,7 @@ from ._protocol import (
     WorkersGone,
 )
 from ._reports import Reporter
+from ._roster import Roster
 from ._services import Services, View
 from ._signals import SignalCatcher
 from ._spec import WorkerSpec
@@ -105,7 +106,7 @@ class Runner:
         self.return_values: dict[int, Any] = {}
         self._run_id = spec.rdzv_handler.get_run_id()
         self._node_id = reporter.node_id
-        self._workers: tuple[WorkerSnapshot, ...] = ()
+        self._roster = Roster()
         self._starter = self._make_starter(start_method)
         self._preparation = Preparation(self._starter)
         self._while_joining = IdleWork(JOIN_MOMENT_SECONDS, (self._let_recorders_begin, self._let_services_get_ready))
@@ -197,7 +198,7 @@ class Runner:
             group_rank=seat.group_rank if seat is not None else None,
             group_world_size=seat.group_world_size if seat is not None else None,
             world_size=seat.world_size if seat is not None else None,
-            workers=self._workers,
+            workers=self._roster.workers,
             ends=ends,
             log_dir=self._logs_specs.root_log_dir or "",
         )
@@ -264,7 +265,7 @@ class Runner:
             for exit in exits:
                 if exit.exit_code == 0 and self.state.assignment is not None:
                     self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
-            self._note_exits(exits)
+            self._roster.ended(exits)
             self._feed(WorkersExited(tuple(exits)))
         if self._stop_deadline is None or self._context is not context:
             return
@@ -280,17 +281,8 @@ class Runner:
             if found is not None:
                 self._feed(found)
 
-    def _note_exits(self, exits: Sequence[WorkerExited]) -> None:
-        ended = {exit.local_rank: exit for exit in exits}
-        self._workers = tuple(
-            evolve(worker, state=_state_of(ended[worker.local_rank]), exit_code=ended[worker.local_rank].exit_code)
-            if worker.local_rank in ended
-            else worker
-            for worker in self._workers
-        )
-
     def _feed(self, event: Input) -> None:
-        if isinstance(event, WorkerHung) and not self._is_running(event.local_rank, event.pid):
+        if isinstance(event, WorkerHung) and not self._roster.is_running(event.local_rank, event.pid):
             return  # it was about a worker of an earlier round
         backlog: deque[Input] = deque([event])
         while backlog and self._finish is None:
@@ -375,19 +367,8 @@ class Runner:
             return StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
         assert self._epoll is not None
         self._epoll.register(self._context.fileno(), select.EPOLLIN)
-        pids, now = self._context.pids(), wall_time_ns()
-        self._workers = tuple(
-            WorkerSnapshot(
-                launch.local_rank,
-                launch.rank,
-                pids.get(launch.local_rank, 0),
-                started_ns=now,
-                stdout=launch.logs.stdout or "",
-                stderr=launch.logs.stderr or "",
-                error_file=launch.error_file,
-            )
-            for launch in launches
-        )
+        pids = self._context.pids()
+        self._roster.started(launches, pids)
         self._reporter.started(pids, launches)
         self._let_recorders_begin()
         self._while_running.begin(monotonic())
@@ -403,12 +384,6 @@ class Runner:
     def _let_services_get_ready(self) -> None:
         if self._services is not None:
             self._services.get_ready()
-
-    def _is_running(self, local_rank: int, pid: int) -> bool:
-        return any(
-            worker.local_rank == local_rank and worker.pid == pid and worker.exit_code is None
-            for worker in self._workers
-        )
 
     def _dump_stacks(self, hung_local_rank: int) -> Input | None:
         write_stacks = getattr(self._context, "dump_stacks", None)  # the ability StackDumper
@@ -467,9 +442,3 @@ class Runner:
 
 def _look_again() -> None:
     """Wake the agent's thread: each of its turns looks at what the checks have found."""
-
-
-def _state_of(exit: WorkerExited) -> str:
-    if exit.stopped:
-        return "stopped"
-    return "succeeded" if exit.exit_code == 0 else "failed"

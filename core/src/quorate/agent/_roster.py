@@ -1,0 +1,63 @@
+"""The workers of an agent's newest round, as it shows them.
+
+What does not live here: the processes themselves, which are the starter's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .._record import evolve
+from ..clock import wall_time_ns
+from ..lazy_typing import final
+from ..records import WorkerExited, WorkerLaunch
+from ..services import WorkerSnapshot
+
+__all__ = ["Roster"]
+
+
+@final
+class Roster:
+    """Written by the agent's thread; ``workers`` may be read from any, ended ones included."""
+
+    def __init__(self) -> None:
+        self.workers: tuple[WorkerSnapshot, ...] = ()
+
+    def started(self, launches: Sequence[WorkerLaunch], pids: Mapping[int, int]) -> None:
+        """All of a round were started; ``pids`` by local rank."""
+        now = wall_time_ns()
+        self.workers = tuple(
+            WorkerSnapshot(
+                launch.local_rank,
+                launch.rank,
+                pids.get(launch.local_rank, 0),
+                started_ns=now,
+                stdout=launch.logs.stdout or "",
+                stderr=launch.logs.stderr or "",
+                error_file=launch.error_file,
+            )
+            for launch in launches
+        )
+
+    def ended(self, exits: Sequence[WorkerExited]) -> None:
+        """Some of them have ended."""
+        by_rank = {exit.local_rank: exit for exit in exits}
+        self.workers = tuple(
+            evolve(worker, state=_state_of(by_rank[worker.local_rank]), exit_code=by_rank[worker.local_rank].exit_code)
+            if worker.local_rank in by_rank
+            else worker
+            for worker in self.workers
+        )
+
+    def is_running(self, local_rank: int, pid: int) -> bool:
+        """Return whether this very process is one of them and runs."""
+        return any(
+            worker.local_rank == local_rank and worker.pid == pid and worker.exit_code is None
+            for worker in self.workers
+        )
+
+
+def _state_of(exit: WorkerExited) -> str:
+    if exit.stopped:
+        return "stopped"
+    return "succeeded" if exit.exit_code == 0 else "failed"
