@@ -22,6 +22,8 @@ from typing import IO, final
 
 WORKER = str(Path(__file__).with_name("_worker.py"))
 DEADLINE_SECONDS = 120.0
+#: What a launcher does right after the start is neither idling nor waiting for trouble.
+SETTLE_SECONDS = 1.0
 
 
 class BenchmarkError(Exception):

@@ -16,11 +16,17 @@ import sys
 import time
 from collections.abc import Sequence
 
-from ._processes import BenchmarkError, Launcher, Peer, find_peers, interpreter_alone, resident_mb, usage_of
+from ._processes import (
+    SETTLE_SECONDS,
+    BenchmarkError,
+    Launcher,
+    Peer,
+    find_peers,
+    interpreter_alone,
+    resident_mb,
+    usage_of,
+)
 from ._report import Report, Samples, at_most, bound, compile_sources, faster
-
-#: What a launcher does right after the start is neither idling nor waiting for trouble.
-SETTLE_SECONDS = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._processes import BenchmarkError, Launcher, Peer, elastic, program
+from ._processes import SETTLE_SECONDS, BenchmarkError, Launcher, Peer, elastic, program
 from ._report import OURS, Report, Samples, at_most, bound, compile_sources
 
 WORKER = str(Path(__file__).with_name("_torch_worker.py"))
@@ -82,6 +82,7 @@ def run(peer: Peer, workers: int) -> tuple[float, float]:
     with Launcher(peer, workers, ["stay"]) as launcher:
         pids = [launcher.next_pid() for _ in range(workers)]
         started = time.monotonic() - launcher.began
+        time.sleep(SETTLE_SECONDS)
         killed = time.monotonic()
         os.kill(pids[-1], signal.SIGKILL)
         for _ in range(workers):
