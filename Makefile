@@ -44,7 +44,7 @@ tests: $(STAMP) etcd redis chromium ## pytest alone
 simulate: $(STAMP) ## random scenarios in virtual time (SEEDS=1000 FIRST=0; ARGS="--nodes 10000" for one large job)
 	$(BIN)/python -m quorate.testing.simulate --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(ARGS)
 
-bench: $(STAMP) etcd mpirun ## every benchmark, side by side with the peers that are installed (about 15 minutes; NAME=launch for one)
+bench: $(STAMP) etcd mpirun ## every benchmark, side by side with the peers that are installed (about 25 minutes; NAME=launch for one)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
 	$(PRIVATE_HOSTS) $(BIN)/python -m benchmarks $(or $(NAME),all) $(ARGS)
 

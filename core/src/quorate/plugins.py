@@ -162,16 +162,19 @@ class PluginHost:
         self._implemented |= hooks
 
     def get_ready(self) -> None:
-        """Load what a plugin's first decision needs, if any decides: as much as two interpreters' starts."""
+        """Load what a plugin's first decision needs, if any decides; what is wrong with it is told by the decision."""
         if any(hook.startswith("quorate_decide_") for hook in self._implemented):
-            self._manager()
+            try:
+                self._manager()
+            except Exception:
+                pass
 
     def _manager(self) -> pluggy.PluginManager:
         """Return pluggy's manager, made when first needed: a job in which nobody but the core decides needs none."""
         if self._made is None:
             import pluggy
 
-            manager = self._made = pluggy.PluginManager(hookspecs.PROJECT)
+            manager = pluggy.PluginManager(hookspecs.PROJECT)
             spec = pluggy.HookspecMarker(hookspecs.PROJECT)
             for hook in _all_hooks():
                 spec(getattr(hookspecs, hook), **getattr(getattr(hookspecs, hook), hookspecs.MARK))
@@ -180,6 +183,7 @@ class PluginHost:
             # In the order of loading: while that goes on as it stands, afterwards it has been turned round.
             for plugin in self.loaded if self._is_loading else reversed(self.loaded):
                 _register(manager, plugin.plugin, _name_of(plugin.found))
+            self._made = manager
         return self._made
 
     # --- register -------------------------------------------------------------------------------------------------
