@@ -130,6 +130,9 @@ siblings = [int(pid) for pid in open(f"/proc/{{agent}}/task/{{agent}}/children")
 for pid in siblings:
     variables = open(f"/proc/{{pid}}/environ", "rb").read().split(b"\\0")
     if b"RANK=1" in variables:
+        # It may have to come to its sleep first, which nobody announces.
+        while "nanosleep" not in open(f"/proc/{{pid}}/wchan").read():
+            time.sleep(0.01)
         subprocess.run([sys.executable, "-c", {freeze!r}, str(pid)], check=True)
         while open({str(freezer / "freezer.state")!r}).read().strip() != "FROZEN":
             time.sleep(0.01)
@@ -143,7 +146,7 @@ raise SystemExit(4)
     assert returned == code, errors
     assert time.monotonic() - began < 30.0
     (pid,) = (freezer / "tasks").read_text().split()
-    assert f"process {pid} (state D, waits in hrtimer_nanosleep < " in errors
+    assert f"process {pid} (state D, waits in hrtimer_nanosleep < " in errors, errors
     assert "did not end within 5 s of SIGKILL and is left to the kernel; it was local rank 1" in errors
 
 
