@@ -226,6 +226,8 @@ def interpreters_alone(count: int) -> float:
         try:
             lines = b""
             while lines.count(b"\n") < count:
+                if not select.select([reader], [], [], START_SECONDS)[0]:
+                    raise BenchmarkError(f"{count} workers did not start within {START_SECONDS:g} s")
                 lines += os.read(reader, 4096)
             return max(float(line.split()[0]) for line in lines.splitlines()) - began
         finally:

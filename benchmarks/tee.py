@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from ._processes import BenchmarkError, program
+from ._processes import DEADLINE_SECONDS, BenchmarkError, program
 from ._report import Report, Samples, compile_sources, faster
 
 #: A folder and a worker's command -> the command line of a launcher.
@@ -72,7 +72,11 @@ def microseconds_a_line(command: Command, count: int) -> tuple[float, str]:
         waiting = WORKERS
         began = last = 0.0
         while True:
-            for descriptor in select.select([console, ready] if waiting else [console], [], [])[0]:
+            readable, _, _ = select.select([console, ready] if waiting else [console], [], [], DEADLINE_SECONDS)
+            if not readable:
+                process.kill()
+                raise BenchmarkError(f"{argv[0]} said nothing for {DEADLINE_SECONDS:g} s")
+            for descriptor in readable:
                 data = os.read(descriptor, 1 << 20)
                 if descriptor == ready:
                     waiting -= len(data)

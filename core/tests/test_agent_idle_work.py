@@ -123,6 +123,7 @@ def test_a_node_that_waits_for_others_loads_what_its_first_workers_will_need() -
 def test_an_agent_whose_workers_run_for_a_while_loads_what_a_failure_will_need(seconds: float) -> None:
     pytest.importorskip("quorate_process_local")
     pytest.importorskip("quorate_errors")
+    # The workers have to outlast the moment, by as much as a busy machine may need to load it all.
     code = (
         "import sys\n"
         "from quorate.agent import _preparation\n"

@@ -228,6 +228,25 @@ def test_a_decision_that_raises_is_told_and_counts_as_none(tree: Tree) -> None:
     assert "scheduler gone" in tree.sentences[0]
 
 
+def test_what_is_wrong_with_deciding_is_told_by_each_decision_and_not_while_getting_ready(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = RoundSummary(1, 2, 2, 1, 2, 0)  # full: the core's own answer would be no
+    host = tree.host(extra=[("policy", deciding(lambda: True))])
+
+    def refuse(manager: Any, plugin: Any, name: str) -> None:
+        raise RuntimeError(f"{name} is refused")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("quorate.plugins._register", refuse)
+        host.get_ready()
+        for _ in range(2):  # a manager that was made by half is not taken for a whole one
+            with pytest.raises(RuntimeError, match="is refused"):
+                host.decide("rescale", summary, 1)
+    host.get_ready()
+    assert host.decide("rescale", summary, 1) is True
+
+
 def test_an_observer_that_raises_is_told_once_and_muted_and_the_others_still_hear(tree: Tree) -> None:
     heard: list[str] = []
 

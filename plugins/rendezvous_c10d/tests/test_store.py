@@ -58,6 +58,23 @@ def test_every_value_comes_back_as_it_was(endpoint: str, open_store: Callable[..
     assert store.wait("put", 5.0) == value
 
 
+def test_a_put_writes_whatever_was_there(endpoint: str, open_store: Callable[..., Any]) -> None:
+    """Also where it is not what this handle has put last: forgotten, another's, removed, or never its own."""
+    store, other = open_store(endpoint), open_store(endpoint)
+    keys = [f"key/{number}" for number in range(30)]
+    for value in (b"first", b"second", b""):
+        for key in keys:
+            store.put(key, value)
+        assert other.get(keys) == [value] * len(keys)
+    other.put(keys[-1], b"another's")
+    store.put(keys[-1], b"mine")
+    store.delete(keys[-2])
+    store.put(keys[-2], b"mine")
+    assert other.create("created", b"once")
+    store.put("created", b"mine")
+    assert other.get([keys[-1], keys[-2], "created"]) == [b"mine"] * 3
+
+
 def test_get_keeps_the_order_and_tells_what_is_missing(endpoint: str, open_store: Callable[..., Any]) -> None:
     store = open_store(endpoint)
     assert store.get([]) == []

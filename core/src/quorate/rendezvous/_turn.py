@@ -48,7 +48,7 @@ class Turn:
     def call(self, tag: str, operation: str, *keys: str, values: tuple[bytes, ...] = (), amount: int = 0) -> None:
         call = Call(tag, operation, keys, values, amount)
         self.set(pending={**self.state.pending, tag: call})
-        self.commands.append(call)
+        self.tell(call)
 
     def wait(self, key: str | None) -> None:
         self.set(waiting_for=key)

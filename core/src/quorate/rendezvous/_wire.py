@@ -140,7 +140,7 @@ def _plain(value: Any) -> Any:
 
 def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping[str, Callable[[Any], Any]]) -> _T:
     arguments: dict[str, Any] = {}
-    kind: type = record
+    kind: type = record  # a type variable is not known to be hashable
     try:
         for name, plain, text in _expected(kind):
             if name not in data:
