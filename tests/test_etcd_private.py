@@ -18,7 +18,8 @@ PRIVATE = [sys.executable, "-m", "quorate_rendezvous_etcd"]
 QUORATE = [sys.executable, "-m", "quorate", "run"]
 SCRIPT = """
 import os, sys
-print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], os.environ["TORCHELASTIC_RUN_ID"], flush=True)
+# One write a line: the workers share this standard output, and `print` writes piece by piece under -u.
+sys.stdout.write("rank {RANK} of {WORLD_SIZE} {TORCHELASTIC_RUN_ID}\\n".format_map(os.environ))
 sys.exit(int(sys.argv[1]))
 """
 

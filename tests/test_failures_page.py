@@ -261,7 +261,7 @@ def run_row(row: Row, folder: Path) -> Result:
         ]
         if row.then:
             for output in outputs:
-                wait_for_text(output, row.wait_for, DEADLINE)
+                wait_for_text(output, f"{row.wait_for}\n", DEADLINE)
             agents[-1].send_signal(signal.SIGKILL if row.then == "kill -9" else signal.SIGTERM)
         for agent in agents:
             agent.wait(DEADLINE)

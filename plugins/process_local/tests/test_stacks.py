@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 from quorate.records import WorkerExited, WorkerLaunch
 from quorate.starter import StackDumper
 from quorate_process_local import _stacks
-from quorate_process_local._stack_signal import STACK_SIGNAL_VARIABLE
+from quorate_process_local._stack_signal import STACK_SIGNAL, STACK_SIGNAL_VARIABLE
 
 from .conftest import DEADLINE_SECONDS, Ear, Group, Start, is_running, launch
 
@@ -130,6 +131,44 @@ def test_the_stacks_are_wherever_stderr_goes(
     assert any("in deep_sleep" in line for line in exits[0].stderr_tail)
     if kind != "console":
         assert "in deep_sleep" in log.read_text()
+
+
+@pytest.mark.usefixtures("without_py_spy")
+def test_an_answer_that_is_held_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stderr is a pipe that is full: the process is quiet, but has not said all."""
+    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", DEADLINE_SECONDS)
+    code = f"""
+import faulthandler, fcntl, sys, time
+faulthandler.register({STACK_SIGNAL}, file=2)
+fcntl.fcntl(2, fcntl.F_SETPIPE_SZ, 4096)
+def the_deepest():
+    print("here", flush=True)
+    time.sleep(1000)
+def descend(depth): descend(depth - 1) if depth else the_deepest()
+def {"the_outermost" * 10}(): descend(40)
+{"the_outermost" * 10}()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == b"here\n"
+            os.write(write_end := os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY), b"x" * 4000)
+            os.close(write_end)
+            asking = threading.Thread(target=_stacks.dump_stacks, args=([(0, process.pid, "")], 0, 100.0))
+            asking.start()
+            asking.join(0.5)
+            assert asking.is_alive()
+            assert process.stderr.read(4000) == b"x" * 4000
+            text = b""
+            while b"<module>" not in text:
+                text += os.read(process.stderr.fileno(), 65536)
+            asking.join(DEADLINE_SECONDS)
+            assert not asking.is_alive()
+        finally:
+            process.kill()
+    assert b"the_deepest" in text
+    assert b"the_outermost" in text
 
 
 @pytest.mark.usefixtures("without_py_spy")

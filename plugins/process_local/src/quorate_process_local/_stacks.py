@@ -30,8 +30,8 @@ __all__ = ["dump_stacks", "find_py_spy"]
 _ASK_SHARE, _SPY_SHARE, _SHARE = 0.4, 0.7, 0.9
 #: How long a process may take for its answer before it is asked in another way.
 _ANSWER_SECONDS = 1.0
-#: A process that has written nothing over so many looks after its answer began has written it all; one that would run
-#: if it had a CPU is given more.
+#: A process that has written nothing over so many looks after its answer began, and is in no handler, has written it
+#: all; one that would run if it had a CPU is given more.
 _LOOK_SECONDS, _LOOKS, _LOOKS_IF_RUNNABLE = 0.02, 2, 10
 _MOST_AT_ONCE = 8
 _LONGEST_STACK_BYTES = 1 << 18
@@ -45,6 +45,7 @@ class _Process:
         self.pid, self.parent, self.worker, self.local_rank, self.log = pid, parent, worker, local_rank, log
         self.state = ""
         self.has_told = False
+        self._blocking: frozenset[str] = frozenset()
         self._caught = self._pending = 0
         self.look()
 
@@ -75,6 +76,27 @@ class _Process:
             by = "a signal (SIGSTOP)" if self.state == "T" else "a debugger"
             return f"is stopped by {by}; it goes on upon SIGCONT"
         return f"is in an uninterruptible wait of the kernel's: {kernel_wait_of(self.pid)}" if self.state == "D" else ""
+
+    def _threads_blocking(self, number: int) -> frozenset[str]:
+        found = []
+        try:
+            threads = os.listdir(f"/proc/{self.pid}/task")
+        except OSError:
+            return frozenset()
+        for thread in threads:
+            mask = _read(f"/proc/{self.pid}/task/{thread}/status").partition("\nSigBlk:")[2].partition("\n")[0]
+            if mask and int(mask, 16) >> (number - 1) & 1:
+                found.append(thread)
+        return frozenset(found)
+
+    def ask(self) -> bool:
+        """Send it the stack signal; return whether there was somebody to send it to."""
+        self._blocking = self._threads_blocking(STACK_SIGNAL)
+        return self.send(STACK_SIGNAL)
+
+    def is_answering(self) -> bool:
+        """Whether a thread is in the signal's handler, which the kernel blocks the signal for (unless told not to)."""
+        return not self._threads_blocking(STACK_SIGNAL) <= self._blocking
 
     def send(self, number: int) -> bool:
         try:
@@ -239,7 +261,7 @@ def _ask(families: Sequence[list[_Process]], began: float, timeout: float) -> No
     queues = [[process for process in family if process.catches(STACK_SIGNAL)] for family in families]
     while any(queues) and monotonic() < end:
         batch = [queue.pop(0) for queue in queues if queue]
-        asked = [process for process in batch if process.send(STACK_SIGNAL)]
+        asked = [process for process in batch if process.ask()]
         _wait_for_answers(asked, min(end, monotonic() + _ANSWER_SECONDS))
 
 
@@ -256,7 +278,8 @@ def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
                 continue
             process.has_told = True
             now_written = _written_by(process.pid)
-            quiet[process.pid] = quiet[process.pid] + 1 if now_written == written[process.pid] else 0
+            is_quiet = now_written == written[process.pid] and not process.is_answering()
+            quiet[process.pid] = quiet[process.pid] + 1 if is_quiet else 0
             written[process.pid] = now_written
             enough = _LOOKS_IF_RUNNABLE if process.state == "R" else _LOOKS
             if not process.is_alive or quiet[process.pid] >= enough:
