@@ -6,7 +6,8 @@ to nothing in a worker.
 
 from __future__ import annotations
 
-from .lazy_typing import TYPE_CHECKING, Any
+from .lazy_exports import lazy_exports
+from .lazy_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .agent import LocalElasticAgent as LocalElasticAgent
@@ -85,15 +86,7 @@ __all__ = sorted(_HOME)  # noqa: PLE0605 - derived, so that no list is kept twic
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    module = _HOME.get(name)
-    if module is None:
-        raise AttributeError(f"module 'quorate' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f".{module}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(globals(), _HOME)
 
 
 def __dir__() -> list[str]:

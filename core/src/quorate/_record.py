@@ -55,8 +55,23 @@ class Field:
 
 def fields_of(record: type) -> tuple[Field, ...]:
     """Return the fields of a record's class, in order."""
-    fields: tuple[Field, ...] = record.__quorate_fields__  # type: ignore[attr-defined] # put there by frozen()
-    return fields
+    return _fields.get(record) or _make_fields(record)
+
+
+_fields: dict[type, tuple[Field, ...]] = {}
+
+
+def _make_fields(cls: type) -> tuple[Field, ...]:
+    defaults: dict[str, Any] = cls.__quorate_defaults__  # type: ignore[attr-defined] # put there by frozen()
+    made = _fields[cls] = tuple(_take(name, text, defaults) for name, text in cls.__annotations__.items())
+    return made
+
+
+def _take(name: str, annotation: Any, defaults: Mapping[str, Any]) -> Field:
+    value = defaults.get(name, _MISSING)
+    taken = value if isinstance(value, Field) else Field(value)
+    taken.name, taken.type = name, annotation
+    return taken
 
 
 def as_dict(record: Any) -> dict[str, Any]:
@@ -123,22 +138,12 @@ else:
         """Make ``cls`` a frozen record of its annotated names, slotted unless told otherwise."""
         if cls is None:
             return lambda cls: frozen(cls, slots=slots)
-        fields = tuple(_take(cls, name, text) for name, text in cls.__annotations__.items())
-        names = tuple(each.name for each in fields)
-        body = {name: value for name, value in cls.__dict__.items() if name not in names and name not in _INSTANCE_ONLY}
-        body.update(
-            __quorate_fields__=fields,
-            __quorate_made__=0,
-            __attrs_attrs__=_AttrsHalf(),
-            __match_args__=tuple(each.name for each in fields if not each.kw_only),
-            __init__=_first_init,
-            __setattr__=_refuse,
-            __delattr__=_refuse,
-            __getstate__=_get_state,
-            __setstate__=_set_state,
-        )
-        for name, method in (("__eq__", _eq), ("__hash__", _hash), ("__repr__", _repr)):
-            body[name] = method
+        names = tuple(cls.__annotations__)
+        body = {**cls.__dict__, **_METHODS}
+        defaults = body["__quorate_defaults__"] = {name: body.pop(name) for name in names if name in body}
+        keywords = [name for name, value in defaults.items() if isinstance(value, Field) and value.kw_only]
+        body["__match_args__"] = tuple(name for name in names if name not in keywords) if keywords else names
+        del body["__dict__"], body["__weakref__"]
         if slots:
             body["__slots__"] = (*names, "__weakref__")
         return type(cls)(cls.__name__, cls.__bases__, body)
@@ -175,16 +180,6 @@ _copiers: dict[type, _Copier] = {}
 def _make_copier(cls: type) -> _Copier:
     made = _copiers[cls] = _Copier(cls)
     return made
-
-
-_INSTANCE_ONLY = frozenset({"__dict__", "__weakref__"})
-
-
-def _take(cls: type, name: str, annotation: Any) -> Field:
-    value = cls.__dict__.get(name, _MISSING)
-    taken = value if isinstance(value, Field) else Field(value)
-    taken.name, taken.type = name, annotation
-    return taken
 
 
 #: A class that is made more instances of than this is worth compiling an ``__init__``.
@@ -327,3 +322,18 @@ def _get_state(self: Any) -> Mapping[str, Any]:
 def _set_state(self: Any, state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         object.__setattr__(self, name, value)
+
+
+#: What all records have in common.
+_METHODS: Mapping[str, Any] = {
+    "__quorate_made__": 0,
+    "__attrs_attrs__": _AttrsHalf(),
+    "__init__": _first_init,
+    "__setattr__": _refuse,
+    "__delattr__": _refuse,
+    "__getstate__": _get_state,
+    "__setstate__": _set_state,
+    "__eq__": _eq,
+    "__hash__": _hash,
+    "__repr__": _repr,
+}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 
 from ._record import as_dict, field, fields_of, frozen
 from .errors import UsageError
@@ -23,6 +22,7 @@ __all__ = ["LaunchConfig", "Timeouts"]
 
 _DEFAULT_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
+_INFINITE = float("inf")
 #: Backends whose store is hosted by one of the job's own nodes: there the endpoint already tells jobs apart.
 _HOSTED_BY_THE_JOB = frozenset({"c10d", "static", "tcp"})
 
@@ -317,7 +317,7 @@ def _seconds(name: str, value: object) -> float:
         number = convert(value)
     except (TypeError, ValueError):
         number = -1.0
-    if isinstance(value, bool) or not isfinite(number) or number < 0:
+    if isinstance(value, bool) or not 0.0 <= number < _INFINITE:
         raise UsageError(f"{name} is {value!r}; it must be a finite number of seconds, at least 0")
     return number
 

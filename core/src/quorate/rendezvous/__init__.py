@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..lazy_typing import TYPE_CHECKING, Any
+from ..lazy_exports import lazy_exports
+from ..lazy_typing import TYPE_CHECKING
 from ._api import (
     RendezvousBackend,
     RendezvousHandler,
@@ -57,12 +58,4 @@ _HOME = {
     "order_nodes": "_ranks",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(globals(), _HOME)

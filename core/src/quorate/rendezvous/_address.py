@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 
 from ..errors import UsageError
 
@@ -43,7 +43,7 @@ def _malformed(endpoint: str) -> UsageError:
 
 def host_name() -> str:
     """Return this host's name, for people."""
-    return socket.gethostname()
+    return os.uname().nodename
 
 
 def advertised_address(local_addr: str | None, endpoint: str) -> str:
@@ -54,6 +54,8 @@ def advertised_address(local_addr: str | None, endpoint: str) -> str:
     """
     if local_addr:
         return local_addr
+    import socket  # which a job of one node does without
+
     try:
         host, port = parse_endpoint(endpoint.split(",")[0], 1)
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port or 1, type=socket.SOCK_DGRAM):

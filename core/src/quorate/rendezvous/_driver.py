@@ -9,8 +9,8 @@ Three threads, so that a store that hangs can neither hold up the machine's cloc
 
 from __future__ import annotations
 
-import queue
 import threading
+from _queue import Empty, SimpleQueue  # as the agent has them
 from collections.abc import Callable, Sequence
 
 from ..clock import monotonic
@@ -52,8 +52,8 @@ class Driver:
         self._open_store = open_store
         self.decide_ranks, self.decide_rescale, self.tell = decide_ranks, decide_rescale, tell
         self._interpreter = Interpreter(settings, self, monotonic, operation_timeout)
-        self._inputs: queue.SimpleQueue[Input | None] = queue.SimpleQueue()
-        self._calls: queue.SimpleQueue[Call | Callable[[Store], None] | None] = queue.SimpleQueue()
+        self._inputs: SimpleQueue[Input | None] = SimpleQueue()
+        self._calls: SimpleQueue[Call | Callable[[Store], None] | None] = SimpleQueue()
         self._store: Store | None = None
         self._opening = False
         self._opened = threading.Event()
@@ -84,7 +84,7 @@ class Driver:
         Raises:
             StoreUnavailableError: no answer within ``timeout`` seconds.
         """
-        answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        answer: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
 
         def run(store: Store) -> None:
             try:
@@ -95,7 +95,7 @@ class Driver:
         self._calls.put(run)
         try:
             good, value = answer.get(timeout=timeout)
-        except queue.Empty:
+        except Empty:
             raise StoreUnavailableError(f"the store did not answer within {timeout:g} s") from None
         if not good:
             raise value
@@ -134,7 +134,7 @@ class Driver:
             due = self._interpreter.next_due()
             try:
                 return self._inputs.get(timeout=None if due is None else max(0.0, due - monotonic()))
-            except queue.Empty:
+            except Empty:
                 pass
 
     def call(self, call: Call) -> None:

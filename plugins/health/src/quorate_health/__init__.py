@@ -12,11 +12,9 @@ from quorate.hookspecs import hookimpl
 from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
-    from weakref import WeakKeyDictionary
-
     from quorate.services import AgentService, AgentView
 
-    from ._checks import Node
+    from ._checks import Nodes
 
 __all__ = ["plugin"]
 
@@ -69,7 +67,7 @@ class _Plugin:
     """What the entry point names."""
 
     def __init__(self) -> None:
-        self._nodes: WeakKeyDictionary[AgentView, Node] | None = None  # what the checks of each agent remember
+        self._nodes: Nodes | None = None  # made when it is asked for
 
     @hookimpl
     def quorate_register_cli_options(self) -> Iterable[CliOption]:
@@ -115,11 +113,11 @@ class _Plugin:
 
         return cleaner_of(self._remembered(), agent)
 
-    def _remembered(self) -> WeakKeyDictionary[AgentView, Node]:
+    def _remembered(self) -> Nodes:
         if self._nodes is None:
-            from weakref import WeakKeyDictionary
+            from ._checks import Nodes
 
-            self._nodes = WeakKeyDictionary()
+            self._nodes = Nodes()
         return self._nodes
 
 

@@ -7,6 +7,7 @@ What does not live here: how each one looks (``_node``, ``_memory``, ``_command`
 from __future__ import annotations
 
 import os
+from _weakref import ref  # weakref's own, without what else that module brings (0.4 ms of a launch)
 from collections.abc import Callable, Mapping
 
 from quorate.catalogue import HealthCheck
@@ -16,15 +17,13 @@ from . import _node
 from ._node import Clock, StoreWatch
 
 if TYPE_CHECKING:
-    from weakref import WeakKeyDictionary
-
     from quorate.records import Event
     from quorate.services import AgentService, AgentView
 
     from ._command import Command
     from ._gpu import Gpus
 
-__all__ = ["DEFAULTS", "LONGEST_COMMAND_SECONDS", "NAMES", "Node", "cleaner_of", "make_checks"]
+__all__ = ["DEFAULTS", "LONGEST_COMMAND_SECONDS", "NAMES", "Node", "Nodes", "cleaner_of", "make_checks"]
 
 #: Setting -> limit, as ``--health-check-conf`` names them; ``None``: not judged unless somebody gives a number.
 DEFAULTS: Mapping[str, float | None] = {
@@ -117,7 +116,23 @@ _LOOKS: Mapping[str, tuple[str, float, _Look]] = {
 NAMES: tuple[str, ...] = tuple(_LOOKS)
 
 
-def make_checks(nodes: WeakKeyDictionary[AgentView, Node]) -> list[HealthCheck]:
+@final
+class Nodes:
+    """The :class:`Node` of each agent of this process, for as long as the agent lives.  Any thread may ask."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[ref[AgentView], Node] = {}
+
+    def of(self, agent: AgentView) -> Node:
+        """Return the node of ``agent``, the same one each time."""
+        node = self._nodes.get(ref(agent))
+        return self._nodes.setdefault(ref(agent, self._forget), Node(agent.settings)) if node is None else node
+
+    def _forget(self, agent: ref[AgentView]) -> None:
+        self._nodes.pop(agent, None)
+
+
+def make_checks(nodes: Nodes) -> list[HealthCheck]:
     """Return all checks; what one agent's remember is kept in ``nodes``."""
     return [
         HealthCheck(name, summary, _bind(nodes, name, look), seconds)
@@ -141,21 +156,16 @@ class _Cleaner:
         self._node.close()
 
 
-def cleaner_of(nodes: WeakKeyDictionary[AgentView, Node], agent: AgentView) -> AgentService | None:
+def cleaner_of(nodes: Nodes, agent: AgentView) -> AgentService | None:
     """Return what ends a command that runs, and lets go of GPUs, when the agent ends; ``None`` if neither can be."""
     if not agent.settings.get("health_check_cmd") and not os.path.exists(GPU_DEVICE):
         return None
-    return _Cleaner(_node_of(nodes, agent))
+    return _Cleaner(nodes.of(agent))
 
 
-def _node_of(nodes: WeakKeyDictionary[AgentView, Node], agent: AgentView) -> Node:
-    node = nodes.get(agent)
-    return nodes.setdefault(agent, Node(agent.settings)) if node is None else node
-
-
-def _bind(nodes: WeakKeyDictionary[AgentView, Node], name: str, look: _Look) -> Callable[[AgentView], str | None]:
+def _bind(nodes: Nodes, name: str, look: _Look) -> Callable[[AgentView], str | None]:
     def check(agent: AgentView) -> str | None:
-        node = _node_of(nodes, agent)
+        node = nodes.of(agent)
         return look(node, agent) if name in node.wanted else None
 
     return check

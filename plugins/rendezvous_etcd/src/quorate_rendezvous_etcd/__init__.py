@@ -41,6 +41,19 @@ def _check_parameters(parameters: RendezvousParameters) -> None:
     Settings.from_parameters(parameters)
 
 
+def _open_v2(parameters: RendezvousParameters) -> Store:
+    from ._settings import Settings
+    from ._v2_store import open_v2_store
+
+    return open_v2_store(Settings.from_parameters(parameters, is_v2=True))
+
+
+def _check_v2_parameters(parameters: RendezvousParameters) -> None:
+    from ._settings import Settings
+
+    Settings.from_parameters(parameters, is_v2=True)
+
+
 @final
 class _Plugin:
     """What the entry point names."""
@@ -50,8 +63,6 @@ class _Plugin:
         """Offer ``etcd`` and ``etcd-v2``."""
         from quorate.rendezvous import RendezvousBackend
 
-        from ._v2_backend import v2_backend
-
         return [
             RendezvousBackend(
                 name="etcd",
@@ -59,7 +70,12 @@ class _Plugin:
                 open_store=_open,
                 check=_check_parameters,
             ),
-            v2_backend(),
+            RendezvousBackend(
+                name="etcd-v2",
+                summary="etcd's API v2, for clusters that still serve it (etcd 3.5 and older, --enable-v2=true)",
+                open_store=_open_v2,
+                check=_check_v2_parameters,
+            ),
         ]
 
 

@@ -7,7 +7,8 @@ module is imported until a backend is opened.
 from __future__ import annotations
 
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, Any
+from quorate.lazy_exports import lazy_exports
+from quorate.lazy_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quorate.rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters, Store
@@ -20,15 +21,7 @@ __all__ = ["StandaloneHandler", "TcpStore", "TcpStoreServer", "plugin"]
 
 _HOME = {"StandaloneHandler": "_standalone", "TcpStore": "_client", "TcpStoreServer": "_server"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(globals(), _HOME)
 
 
 def _open_standalone(params: RendezvousParameters) -> RendezvousHandler:

@@ -1,8 +1,7 @@
-"""The watchdog's thread: reads the pipes, keeps the timers, and reports who is over its time.
+"""The watchdog's thread: asleep in the kernel while no worker writes and no timer ends.
 
-One thread, asleep in the kernel while no worker writes and no timer ends.  What does not live here: the pipes
-(:mod:`._channels`), what lines mean (:mod:`._messages`), silence (:mod:`._silence`), and what is done about a hung
-worker (the agent).
+Most programs never write anything, so what is done with it (:mod:`._timekeeper`) is imported when somebody has.  What
+else does not live here: the pipes (:mod:`._channels`) and silence (:mod:`._silence`).
 """
 
 from __future__ import annotations
@@ -12,29 +11,22 @@ import select
 import threading
 from collections.abc import Sequence
 
-from quorate.clock import monotonic, wall_time_ns
-from quorate.lazy_typing import final
-from quorate.services import AgentSnapshot, AgentView, HangReport, WorkerSnapshot
+from quorate.clock import monotonic
+from quorate.lazy_typing import TYPE_CHECKING, final
 
 from ._channels import Channel
-from ._messages import Lines, Message, parse
-from ._processes import ancestor_among, started_at
-from ._timers import Key, Timer, Timers
+
+if TYPE_CHECKING:
+    from quorate.services import AgentView
+
+    from ._timekeeper import Timekeeper
 
 __all__ = ["CLOSE_SECONDS", "TimerServer"]
 
-_CHUNK_BYTES = 1 << 16
-#: How much is read before the timers are looked at: more than any pipe holds.
-_CHUNKS = 64
 #: Messages are taken in gulps, so that workers with short steps do not keep the agent busy.
 _GULP_SECONDS = 0.01
-#: Waking later than this means that the agent itself stood still.  That is not held against the workers, and those
-#: that found the pipe full get time to say what they could not.
-_LATE_SECONDS, _GRACE_SECONDS = 1.0, 5.0
-_MOST_TIMERS = 100_000
 #: How long the agent's end waits for a thread of the watchdog's.
 CLOSE_SECONDS = 2.0
-_HEARTBEAT = "heartbeat"
 
 
 @final
@@ -48,13 +40,8 @@ class TimerServer:
     """
 
     def __init__(self, agent: AgentView, channels: Sequence[Channel], heartbeat_timeout: float = 0.0) -> None:
-        self._agent, self._heartbeat_timeout = agent, heartbeat_timeout
-        self._namespace = _namespace()
-        self._timers = Timers()
-        self._lines = {channel.reader: Lines() for channel in channels}
-        self._births: dict[int, str] = {}  # what /proc told in this gulp
-        self._seen: AgentSnapshot | None = None  # what the agent knew at its beginning
-        self._has_warned: set[str] = set()
+        self._agent, self._channels, self._heartbeat_timeout = agent, channels, heartbeat_timeout
+        self._keeper: Timekeeper | None = None
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="quorate-watchdog", daemon=True)
@@ -73,158 +60,30 @@ class TimerServer:
         os.close(self._bell)
         return True
 
-    # --- the thread -----------------------------------------------------------------------------------------------
-
     def _run(self) -> None:
         from signal import SIG_BLOCK, pthread_sigmask, valid_signals
 
         pthread_sigmask(SIG_BLOCK, valid_signals())  # the agent's own thread is the one to be interrupted
+        readers = [channel.reader for channel in self._channels]
         everything, bell = select.poll(), select.poll()
-        for descriptor in (self._bell, *self._lines):
+        for descriptor in (self._bell, *readers):
             everything.register(descriptor, select.POLLIN)
         bell.register(self._bell, select.POLLIN)
         while not self._is_closing:
-            deadline = self._timers.next_deadline()
-            ready = everything.poll(None if deadline is None else max(0.0, (deadline - monotonic()) * 1000.0))
-            now = monotonic()
-            if deadline is not None and now > deadline + _LATE_SECONDS:
-                self._timers.put_off(now - deadline + _GRACE_SECONDS)
-            self._births.clear()
-            self._seen = None
-            # Read before judging: the end of a timer may have been waiting in the pipe for as long as we were away.
-            for descriptor, _ in ready:
-                if descriptor in self._lines:
-                    self._read(descriptor)
-            self._judge()
-            if ready:
+            deadline = None if self._keeper is None else self._keeper.next_deadline()
+            found = everything.poll(None if deadline is None else max(0.0, (deadline - monotonic()) * 1000.0))
+            ready = [descriptor for descriptor, _ in found if descriptor != self._bell]
+            if self._keeper is None:
+                if not ready:
+                    continue
+                self._keeper = self._make_keeper(readers)
+            self._keeper.take(ready, deadline)
+            if found:
                 bell.poll(_GULP_SECONDS * 1000.0)
 
-    def _read(self, descriptor: int) -> None:
-        for _ in range(_CHUNKS):
-            try:
-                data = os.read(descriptor, _CHUNK_BYTES)
-            except BlockingIOError:
-                return
-            for line in self._lines[descriptor].feed(data):
-                message = parse(line)
-                if message is not None:
-                    self._take(message)
-                elif line.strip():
-                    self._warn_once("something that is no message was written to the workers' timer pipe; ignored")
+    def _make_keeper(self, readers: Sequence[int]) -> Timekeeper:
+        from ._timekeeper import Timekeeper
 
-    def _take(self, message: Message) -> None:
-        is_foreign = message.namespace not in (0, self._namespace)
-        if message.timer is None:
-            self._take_heartbeat(message, is_foreign)
-            return
-        birth = "" if is_foreign else self._birth_of(message.pid)
-        key = (message.pid, birth, message.timer)
-        if message.seconds < 0.0:
-            self._timers.release(key)
-            return
-        if not birth and not is_foreign:
-            return  # it has ended
-        if len(self._timers) >= _MOST_TIMERS and not self._make_room():
-            self._warn_once(f"workers have more than {_MOST_TIMERS} timers; the rest is not watched")
-            return
-        now = monotonic()
-        # The writer's wall clock and ours are the same one, so only what is left of the time is taken from it.
-        after = message.seconds - (wall_time_ns() / 1e9 if message.is_wall else 0.0)
-        self._timers.set(
-            key,
-            Timer(
-                now + max(0.0, after),
-                after,
-                message.scope,
-                message.is_fatal,
-                is_foreign,
-                *self._seat_of(message),
-            ),
-        )
-
-    def _take_heartbeat(self, message: Message, is_foreign: bool) -> None:
-        now = monotonic()
-        worker = self._worker_of(self._snapshot(), message.pid, is_foreign, *self._seat_of(message))
-        if worker is None:
-            return
-        self._agent.note_heartbeat(worker.local_rank, worker.pid)
-        if self._heartbeat_timeout > 0.0:
-            key = (worker.pid, self._birth_of(worker.pid), None)
-            self._timers.set(key, Timer(now + self._heartbeat_timeout, self._heartbeat_timeout, _HEARTBEAT))
-
-    def _snapshot(self) -> AgentSnapshot:
-        if self._seen is None:
-            self._seen = self._agent.snapshot()
-        return self._seen
-
-    def _birth_of(self, pid: int) -> str:
-        if pid not in self._births:
-            self._births[pid] = started_at(pid)
-        return self._births[pid]
-
-    def _seat_of(self, message: Message) -> tuple[int, int]:
-        """Return global rank and round of a message that was written by a worker of this agent, else -1."""
-        is_ours = message.agent and message.agent == self._snapshot().node_id
-        return (message.rank, message.round_number) if is_ours else (-1, -1)
-
-    def _make_room(self) -> bool:
-        """Forget the timers of processes that have ended; return whether there were any."""
-        births: dict[int, str] = {}
-        before = len(self._timers)
-        for key in list(self._timers):
-            pid, birth, _ = key
-            if birth and births.setdefault(pid, started_at(pid)) != birth:
-                self._timers.release(key)
-        return len(self._timers) < before
-
-    # --- judging --------------------------------------------------------------------------------------------------
-
-    def _judge(self) -> None:
-        now = monotonic()
-        for key, timer in self._timers.pop_expired(now):
-            pid, birth, _ = key
-            if birth and started_at(pid) != birth:
-                continue  # who made it has ended, whoever has its number now
-            worker = self._worker_of(self._agent.snapshot(), pid, timer.is_foreign, timer.rank, timer.round_number)
-            if worker is None:
-                continue
-            problem = _problem(key, timer, worker, now)
-            if timer.is_fatal:
-                self._agent.report_hang(
-                    HangReport(worker.local_rank, worker.pid, problem, timer.scope, max(0.0, now - timer.deadline))
-                )
-            else:
-                self._agent.say(f"rank {worker.rank} (local rank {worker.local_rank}): {problem}; it asked for no more")
-
-    def _worker_of(
-        self, snapshot: AgentSnapshot, pid: int, is_foreign: bool, rank: int, round_number: int
-    ) -> WorkerSnapshot | None:
-        """Return the running worker that a process is, or descends from."""
-        running = {worker.pid: worker for worker in snapshot.workers if worker.exit_code is None}
-        if not is_foreign:
-            owner = ancestor_among(pid, running)
-            return None if owner is None else running[owner]
-        if snapshot.round_number != round_number:
-            return None
-        return next((worker for worker in running.values() if worker.rank == rank), None)
-
-    def _warn_once(self, sentence: str) -> None:
-        if sentence not in self._has_warned:
-            self._has_warned.add(sentence)
-            self._agent.say(f"warning: {sentence}")
-
-
-def _problem(key: Key, timer: Timer, worker: WorkerSnapshot, now: float) -> str:
-    pid, _, name = key
-    overdue = max(0.0, now - timer.deadline)
-    if name is None:
-        return f"no heartbeat for {timer.after + overdue:.1f} s, {overdue:.1f} s more than --heartbeat-timeout"
-    where = "" if pid == worker.pid or timer.is_foreign else f" of its process {pid}"
-    return f"scope {timer.scope!r}{where} is {overdue:.1f} s over its {timer.after:.1f} s"
-
-
-def _namespace() -> int:
-    try:
-        return os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return 0
+        for channel in self._channels:
+            channel.enlarge()
+        return Timekeeper(self._agent, readers, self._heartbeat_timeout)

@@ -1,6 +1,6 @@
 """The watchdog beside one agent: opens the pipes at once, and starts what watches when there are workers to watch.
 
-What does not live here: the threads themselves (:mod:`._server`, :mod:`._silence`).
+What does not live here: the threads themselves (:mod:`._server`, :mod:`._timekeeper`, :mod:`._silence`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class WatchdogService:
         return self._environment
 
     def get_ready(self) -> None:
-        from . import _server  # noqa: F401 - with all that it imports
+        from . import _server, _timekeeper  # noqa: F401 - with all that it imports
 
     def observe(self, event: Event) -> None:
         # Not before: what is on the way to the first worker must be quick, and a pipe keeps what is written to it.
@@ -66,8 +66,6 @@ class WatchdogService:
     def _watch(self) -> None:
         from ._server import TimerServer
 
-        for channel in self._channels:
-            channel.enlarge()
         settings = self._agent.settings
         self._server = TimerServer(self._agent, self._channels, float(settings.get("heartbeat_timeout", 0.0)))
         hang_after = float(settings.get("hang_after", 0.0))
