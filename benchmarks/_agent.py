@@ -17,7 +17,6 @@ ALWAYS = (
     "quorate.rendezvous._handler",
     "quorate_process_local._exec",
     "quorate_watchdog._service",
-    "encodings.idna",
 )
 OF_BACKEND = {
     "c10d": ("torch.distributed", "quorate_rendezvous_c10d._bootstrap", "quorate_rendezvous_c10d._store"),

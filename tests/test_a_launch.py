@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.backends import loopback_port
 from tests.harness import DEADLINE, Job
 
 PROGRAM = """
@@ -110,18 +111,29 @@ def test_a_good_job_loads_nothing_that_takes_longer_than_starting_a_worker(tmp_p
 
     (They are loaded once the workers have run for half a second, which on a busy machine even this one may.)
     """
-    code = "import sys; from quorate.agent import _preparation as it; it.RUN_MOMENT_SECONDS = 3600.0; "
-    code += "from quorate.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-X", "importtime", "-c", code]
-    done = subprocess.run(
-        [*command, "run", "--standalone", "--no-python", "true"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-    )
-    assert done.returncode == 0, done.stderr
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    loaded = loaded_by(["--standalone", "--no-python", "true"], tmp_path)
     assert "quorate.agent._runner" in loaded
     heavy = {"typing", "re", "json", "contextlib", "attr", "pluggy", "logging", "inspect", "subprocess", "tempfile"}
+    heavy |= {"socket", "queue", "weakref", "importlib", "quorate_watchdog._timekeeper"}
     assert not loaded & heavy
+
+
+@pytest.mark.parametrize("backend", ["c10d", "tcp"])
+def test_plain_names_of_hosts_take_no_codec(tmp_path: Path, backend: str) -> None:
+    """A: Python's codec for others takes a few milliseconds to import."""
+    with loopback_port() as endpoint:
+        port = endpoint.rpartition(":")[2]
+        options = [f"--rdzv-backend={backend}", f"--rdzv-endpoint=localhost:{port}", "--no-python", "true"]
+        loaded = loaded_by(options, tmp_path)
+    assert "quorate.rendezvous._handler" in loaded
+    assert "encodings.idna" not in loaded
+
+
+def loaded_by(options: list[str], folder: Path) -> set[str]:
+    """Run a job and return the modules that its agent has imported."""
+    code = "import sys; from quorate.agent import _preparation as it; it.RUN_MOMENT_SECONDS = 3600.0; "
+    code += "from quorate.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-X", "importtime", "-c", code, "run", *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 0, done.stderr
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}

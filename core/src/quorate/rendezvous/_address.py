@@ -58,7 +58,9 @@ def advertised_address(local_addr: str | None, endpoint: str) -> str:
 
     try:
         host, port = parse_endpoint(endpoint.split(",")[0], 1)
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port or 1, type=socket.SOCK_DGRAM):
+        # For a text Python imports the codec of IDNA, which takes a few milliseconds, and which few names need.
+        name = host.encode() if host.isascii() else host
+        for family, kind, protocol, _, address in socket.getaddrinfo(name, port or 1, type=socket.SOCK_DGRAM):
             with socket.socket(family, kind, protocol) as probe:
                 try:
                     probe.connect(address)

@@ -47,12 +47,17 @@ def resolve(host: str, port: int) -> list[_Address]:
         OSError: the name is unknown.
     """
     found: list[_Address] = []
-    for family, _, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for family, _, _, _, where in socket.getaddrinfo(_plain(host), port, type=socket.SOCK_STREAM):
         if family in (socket.AF_INET, socket.AF_INET6):
             entry = (family, _with_scope(where))
             if entry not in found:
                 found.append(entry)
     return found
+
+
+def _plain(host: str) -> str | bytes:
+    """Return a name that needs no IDNA as bytes: for a text Python imports that codec, for a few milliseconds."""
+    return host.encode() if host.isascii() else host
 
 
 def _with_scope(where: tuple[object, ...]) -> str:
@@ -105,7 +110,7 @@ def listen_on(addresses: list[_Address], port: int, *, any_address: bool = False
 
 def _listen(family: socket.AddressFamily, address: str, port: int) -> Listening | None:
     try:
-        where = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
+        where = socket.getaddrinfo(_plain(address), port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError:
         return None
@@ -153,7 +158,7 @@ def _try_connect(
     family: socket.AddressFamily, address: str, port: int, timeout: float, settle_seconds: float
 ) -> str | None:
     try:
-        where = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
+        where = socket.getaddrinfo(_plain(address), port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(timeout)
             sock.connect(where)

@@ -92,7 +92,9 @@ def resolve(host: str, port: int, timeout: float) -> list[Address]:
 
 
 def _look_up(host: str, port: int) -> list[Address]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # For a text Python imports the codec of IDNA, which takes a few milliseconds, and which few names need.
+    name = host.encode() if host.isascii() else host
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(Address(family, sockaddr) for family, _, _, _, sockaddr in found))
 
 
