@@ -10,16 +10,28 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
 from quorate._discovery import find_plugins
 
-__all__ = ["OURS", "Report", "Samples", "at_most", "bound", "compile_sources", "faster", "machine", "spread"]
+__all__ = [
+    "OURS",
+    "Report",
+    "Samples",
+    "at_most",
+    "bound",
+    "compile_sources",
+    "faster",
+    "in_turns",
+    "machine",
+    "spread",
+]
 
 RESULTS = Path(__file__).with_name("results")
 PICTURES = Path(__file__).parent.parent / "docs" / "performance"
@@ -27,6 +39,19 @@ OURS = "quorate"
 
 #: launcher -> its samples, in the title's unit
 Samples = dict[str, list[float]]
+_Contender = TypeVar("_Contender")
+
+
+def in_turns(contenders: Iterable[_Contender], repeats: int) -> Iterator[_Contender]:
+    """Yield all contenders ``repeats`` times, each time in another order, the first time in the given one.
+
+    In one and the same order each would always come right after the same other one, and find the caches and the dying
+    processes that it leaves: behind a launcher with torch that is a tenth of a launch.  Every run has the same orders.
+    """
+    order, choice = list(contenders), random.Random(0)
+    for _ in range(repeats):
+        yield from order
+        choice.shuffle(order)
 
 
 @final

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import IO, final
 
 from ._processes import BenchmarkError, free_port, program
-from ._report import Report, Samples, bound, compile_sources
+from ._report import Report, Samples, bound, compile_sources, in_turns
 
 HERE = Path(__file__).parent
 MEMBER = str(HERE / "_member.py")
@@ -294,14 +294,13 @@ def collect(
     """Measure in turns; whoever was too late once is not asked again, and counts with the time that was waited."""
     samples: Samples = {}
     late: set[str] = set()
-    for _ in range(repeats):
-        for contender in everybody:
-            if contender.name in late:
-                continue
-            seconds = measure(contender)
-            if seconds is None:
-                late.add(contender.name)
-            samples.setdefault(contender.name, []).append(patience if seconds is None else seconds)
+    for contender in in_turns(everybody, repeats):
+        if contender.name in late:
+            continue
+        seconds = measure(contender)
+        if seconds is None:
+            late.add(contender.name)
+        samples.setdefault(contender.name, []).append(patience if seconds is None else seconds)
     for name in late:
         print(
             f"{name} had not done it after {patience:g} s (median of ours: {statistics.median(samples['quorate']):g} s)"

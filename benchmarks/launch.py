@@ -26,7 +26,7 @@ from ._processes import (
     resident_mb,
     usage_of,
 )
-from ._report import Report, Samples, at_most, bound, compile_sources, faster
+from ._report import Report, Samples, at_most, bound, compile_sources, faster, in_turns
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,30 +81,28 @@ def launches(peers: Sequence[Peer], workers: int, repeats: int) -> tuple[Samples
     """Time from the launcher's start to the first line of a worker, and to its own end."""
     first: Samples = {}
     whole: Samples = {}
-    for _ in range(repeats):
-        for peer in peers:
-            with Launcher(peer, workers) as launcher:
-                launcher.next_pid()
-                first.setdefault(peer.name, []).append((time.monotonic() - launcher.began) * 1000)
-                whole.setdefault(peer.name, []).append((launcher.wait() - launcher.began) * 1000)
+    for peer in in_turns(peers, repeats):
+        with Launcher(peer, workers) as launcher:
+            launcher.next_pid()
+            first.setdefault(peer.name, []).append((time.monotonic() - launcher.began) * 1000)
+            whole.setdefault(peer.name, []).append((launcher.wait() - launcher.began) * 1000)
     return first, whole
 
 
 def restarts(peers: Sequence[Peer], workers: int, repeats: int) -> Samples:
     """Time from the SIGKILL of one worker to its successor's first line; ``python`` is a bare interpreter's start."""
     samples: Samples = {}
-    for _ in range(repeats):
-        for peer in peers:
-            with Launcher(peer, workers, ["stay"]) as launcher:
+    bare = interpreter_alone()
+    for peer in in_turns([*peers, bare], repeats):
+        with Launcher(peer, 1 if peer is bare else workers, [] if peer is bare else ["stay"]) as launcher:
+            began = launcher.began
+            if peer is not bare:
                 pids = [launcher.next_pid() for _ in range(workers)]
                 time.sleep(SETTLE_SECONDS)
-                killed = time.monotonic()
+                began = time.monotonic()
                 os.kill(pids[-1], signal.SIGKILL)
-                launcher.next_pid()
-                samples.setdefault(peer.name, []).append((time.monotonic() - killed) * 1000)
-        with Launcher(interpreter_alone(), 1) as bare:
-            bare.next_pid()
-            samples.setdefault("python", []).append((time.monotonic() - bare.began) * 1000)
+            launcher.next_pid()
+            samples.setdefault(peer.name, []).append((time.monotonic() - began) * 1000)
     return samples
 
 
@@ -121,10 +119,9 @@ def imports(repeats: int) -> Samples:
     if importlib.util.find_spec("torch") is None:
         del modules["torch.distributed.run"]
     samples: Samples = {}
-    for _ in range(repeats):
+    for name, statement in in_turns(modules.items(), repeats):
         bare = _seconds_of("pass")
-        for name, statement in modules.items():
-            samples.setdefault(name, []).append((_seconds_of(statement) - bare) * 1000)
+        samples.setdefault(name, []).append((_seconds_of(statement) - bare) * 1000)
     return samples
 
 

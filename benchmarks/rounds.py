@@ -23,7 +23,7 @@ from quorate.plugins import get_host
 from quorate.rendezvous import RendezvousParameters
 
 from ._processes import BenchmarkError, free_port
-from ._report import Report, Samples, bound, compile_sources, faster
+from ._report import Report, Samples, bound, compile_sources, faster, in_turns
 
 HERE = Path(__file__).parent
 #: Each keeps one operation under way, of the hundreds that as many computers would: enough to keep two cores busy.
@@ -146,18 +146,16 @@ def _measure(
 ) -> None:
     samples: Samples = {}
     costs: dict[str, tuple[float, float]] = {}
-    for _ in range(repeats):
-        for backend in backends:
-            with servers[backend]() as endpoint:
-                seconds, operations, size = one_round("_crowd", [backend, endpoint, RUN_ID], nodes)
+    ours = [("_crowd", backend, servers[backend]) for backend in backends]
+    peers = PEERS.items() if nodes <= 128 and find_spec("torch") is not None else ()
+    for crowd, backend, serve in in_turns([*ours, *(("_torch_crowd", *peer) for peer in peers)], repeats):
+        with serve() as endpoint:
+            seconds, operations, size = one_round(crowd, [backend, endpoint, RUN_ID], nodes)
+        name = f"torch, {backend}"
+        if crowd == "_crowd":
             name = "quorate" if backend == "c10d" else f"quorate, {backend}"
-            samples.setdefault(name, []).append(seconds)
             costs[name] = operations, size
-        for backend, serve in PEERS.items():
-            if nodes <= 128 and find_spec("torch") is not None:
-                with serve() as endpoint:
-                    seconds, _, _ = one_round("_torch_crowd", [backend, endpoint, RUN_ID], nodes)
-                samples.setdefault(f"torch, {backend}", []).append(seconds)
+        samples.setdefault(name, []).append(seconds)
     targets = [
         f"{name}: {operations:.1f} operations and {size:.0f} bytes a node" for name, (operations, size) in costs.items()
     ]

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from ._processes import DEADLINE_SECONDS, BenchmarkError, program
-from ._report import Report, Samples, compile_sources, faster
+from ._report import Report, Samples, compile_sources, faster, in_turns
 
 #: A folder and a worker's command -> the command line of a launcher.
 Command = Callable[[str, Sequence[str]], list[str]]
@@ -129,11 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples: Samples = {}
     damaged: dict[str, int] = {}
     try:
-        for _ in range(repeats):
-            for name, command in commands().items():
-                cost, problem = microseconds_a_line(command, count)
-                samples.setdefault(name, []).append(cost)
-                damaged[name] = damaged.get(name, 0) + bool(problem)
+        for name, command in in_turns(commands().items(), repeats):
+            cost, problem = microseconds_a_line(command, count)
+            samples.setdefault(name, []).append(cost)
+            damaged[name] = damaged.get(name, 0) + bool(problem)
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1

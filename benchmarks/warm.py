@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ._processes import SETTLE_SECONDS, BenchmarkError, Launcher, Peer, elastic, program
-from ._report import OURS, Report, Samples, at_most, bound, compile_sources
+from ._report import OURS, Report, Samples, at_most, bound, compile_sources, in_turns
 
 WORKER = str(Path(__file__).with_name("_torch_worker.py"))
 #: Milliseconds from a worker's death until torch is imported in all successors; by number of workers.
@@ -50,11 +50,10 @@ def measure(repeats: int, worker_counts: Sequence[int]) -> Report:
     for workers in worker_counts:
         cold: Samples = {}
         again: Samples = {}
-        for _ in range(repeats):
-            for peer in peers:
-                started, restarted = run(peer, workers)
-                cold.setdefault(peer.name, []).append(started)
-                again.setdefault(peer.name, []).append(restarted)
+        for peer in in_turns(peers, repeats):
+            started, restarted = run(peer, workers)
+            cold.setdefault(peer.name, []).append(started)
+            again.setdefault(peer.name, []).append(restarted)
         targets = at_most("torchrun", cold, COLD_RATIO) if workers == 8 else []
         report.add(f"launch until all of {workers} workers have imported torch, ms", cold, targets)
         limit = RESTART_LIMITS_MS[workers]

@@ -25,6 +25,9 @@ def main() -> None:
     ends: list[str] = []
     problems: list[str] = []
     threading.stack_size(512 * 1024)
+    # Hundreds of threads take turns on one interpreter's lock, each for less than a millisecond; to be asked for
+    # it every 5 ms, in the midst of that, makes all of them twice as slow.
+    sys.setswitchinterval(1.0)
     handlers: list[RendezvousHandler] = []
     for _ in range(here):
         parameters = RendezvousParameters(backend, endpoint, run_id, everywhere, everywhere, "127.0.0.1", **_SETTINGS)
