@@ -6,6 +6,7 @@ them is left, whatever happens.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import shlex
@@ -23,7 +24,7 @@ from quorate.cli import main
 from quorate.errors import StoreUnavailableError
 from quorate.services import AgentSnapshot
 from quorate_health import _node
-from quorate_health._checks import DEFAULTS, NAMES
+from quorate_health._checks import DEFAULTS, NAMES, Nodes
 from quorate_health._memory import available_memory
 
 DEADLINE = 60.0
@@ -422,6 +423,19 @@ def test_a_check_that_is_switched_off_finds_nothing(tmp_path: Path) -> None:
     for flags in (["--health-checks=none"], ["--health-checks=-memory,-command"], ["--health-checks=disk"]):
         done = run(*flags, "--health-check-conf=memory_free_mb=1e9", "--health-check-cmd=false", path=tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def test_what_checks_remember_is_kept_for_each_agent_as_long_as_it_lives() -> None:
+    nodes = Nodes()
+    one, other = StubAgent(), StubAgent()
+    assert nodes.of(one) is nodes.of(one)  # type: ignore[arg-type] # as much of an agent as this looks at
+    assert nodes.of(other) is not nodes.of(one)  # type: ignore[arg-type]
+    del one
+    gc.collect()
+    assert len(nodes._nodes) == 1
+    del other
+    gc.collect()
+    assert nodes._nodes == {}
 
 
 def test_every_limit_is_explained() -> None:
