@@ -143,7 +143,8 @@ else:
         defaults = body["__quorate_defaults__"] = {name: body.pop(name) for name in names if name in body}
         keywords = [name for name, value in defaults.items() if isinstance(value, Field) and value.kw_only]
         body["__match_args__"] = tuple(name for name in names if name not in keywords) if keywords else names
-        del body["__dict__"], body["__weakref__"]
+        for name in ("__dict__", "__weakref__"):
+            body.pop(name, None)
         if slots:
             body["__slots__"] = (*names, "__weakref__")
         return type(cls)(cls.__name__, cls.__bases__, body)

@@ -428,8 +428,8 @@ def test_a_check_that_is_switched_off_finds_nothing(tmp_path: Path) -> None:
 def test_what_checks_remember_is_kept_for_each_agent_as_long_as_it_lives() -> None:
     nodes = Nodes()
     one, other = StubAgent(), StubAgent()
-    assert nodes.of(one) is nodes.of(one)  # type: ignore[arg-type] # as much of an agent as this looks at
-    assert nodes.of(other) is not nodes.of(one)  # type: ignore[arg-type]
+    assert nodes.of(one) is nodes.of(one)
+    assert nodes.of(other) is not nodes.of(one)
     del one
     gc.collect()
     assert len(nodes._nodes) == 1
