@@ -123,7 +123,8 @@ open({str(freezer / "freezer.state")!r}, "w").write("FROZEN")
     script = f"""
 import os, subprocess, sys, time
 if os.environ["RANK"] == "1":
-    time.sleep(1000)
+    # Some versions of Python sleep by select(), which is frozen on its way out of the kernel and not where it waits.
+    os.execvp("sleep", ["sleep", "1000"])
 # Rank 0 freezes its sibling, which the agent lists as the other child of its own.
 agent = os.getppid()
 siblings = [int(pid) for pid in open(f"/proc/{{agent}}/task/{{agent}}/children").read().split()]

@@ -179,8 +179,10 @@ def frozen() -> Iterator[Callable[[int], None]]:
 def test_a_worker_that_waits_in_the_kernel_for_too_long_is_reported(
     view: View, watch: Watch, work: Work, frozen: Callable[[int], None]
 ) -> None:
-    worker = work(None, "say('here'); time.sleep(1000)")
+    # Some versions of Python sleep by select(), which is frozen on its way out of the kernel and not where it waits.
+    worker = work(None, "say('here'); os.execvp('sleep', ['sleep', '1000'])")
     assert worker.hear() == "here"
+    wait_until(lambda: "nanosleep" in Path(f"/proc/{worker.pid}/wchan").read_text())
     watch({"TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT": "0.5"})
     frozen(worker.pid)
     report = view.report()
