@@ -46,7 +46,7 @@ def in_turns(contenders: Iterable[_Contender], repeats: int) -> Iterator[_Conten
     """Yield all contenders ``repeats`` times, each time in another order, the first time in the given one.
 
     In one and the same order each would always come right after the same other one, and find the caches and the dying
-    processes that it leaves: behind a launcher with torch that is a tenth of a launch.  Every run has the same orders.
+    processes that it leaves, which behind a launcher with torch are others.  Every run has the same orders.
     """
     order, choice = list(contenders), random.Random(0)
     for _ in range(repeats):

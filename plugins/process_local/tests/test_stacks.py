@@ -157,7 +157,7 @@ def {"the_outermost" * 10}(): descend(40)
             os.close(write_end)
             asking = threading.Thread(target=_stacks.dump_stacks, args=([(0, process.pid, "")], 0, 100.0))
             asking.start()
-            asking.join(0.5)
+            asking.join(0.5)  # far longer than the two looks after which a quiet process was taken for done
             assert asking.is_alive()
             assert process.stderr.read(4000) == b"x" * 4000
             text = b""

@@ -82,8 +82,8 @@ class TimerServer:
                 bell.poll(_GULP_SECONDS * 1000.0)
 
     def _make_keeper(self, readers: Sequence[int]) -> Timekeeper:
+        for channel in self._channels:
+            channel.enlarge()  # before all else: somebody is writing
         from ._timekeeper import Timekeeper
 
-        for channel in self._channels:
-            channel.enlarge()
         return Timekeeper(self._agent, readers, self._heartbeat_timeout)
