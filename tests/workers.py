@@ -11,7 +11,7 @@ import time
 from types import FrameType
 from typing import Any, NoReturn
 
-#: The variables of BEHAVIOUR B that every worker has.
+#: The variables of the worker environment that every worker has.
 VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -77,7 +77,7 @@ def give_tensor(size: int) -> Any:
 
 
 def environment(*names: str) -> dict[str, str | None]:
-    """Return the named variables of this worker, all of BEHAVIOUR B without names."""
+    """Return the named variables of this worker, or all of the worker environment without names."""
     return {name: os.environ.get(name) for name in names or VARIABLES}
 
 

@@ -1,4 +1,4 @@
-"""The command ``quorate`` as a process: outcomes, exit codes and sentences (BEHAVIOUR C and D).
+"""The command ``quorate`` as a process: outcomes, exit codes and sentences.
 
 How single flags are read is in ``test_parse``, what they amount to in ``test_cli_config``.
 """
@@ -99,7 +99,6 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda value: " ".join(value) if value and str(value[0]).islower() else "",
 )
 def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: list[str], tmp_path: Path) -> None:
-    """BEHAVIOUR C and D."""
     # As if nobody had installed the etcd plugin, whether or not somebody has.
     result = quorate(*argv, cwd=tmp_path, QUORATE_DISABLE_PLUGINS="quorate-rendezvous-etcd")
     assert result.returncode == ExitCode.USAGE, result.stderr
@@ -150,7 +149,6 @@ def test_the_process_ends_with_its_exit_handlers_run_and_its_output_written() ->
 
 
 def test_show_config_tells_each_value_and_where_it_came_from() -> None:
-    """BEHAVIOUR C."""
     result = quorate("run", "--show-config", "--nnodes", "2:4", "--rdzv_conf=join_timeout=9", PET_MAX_RESTARTS="7")
     assert result.returncode == 0, result.stderr
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
@@ -244,7 +242,7 @@ def test_a_failed_worker_gives_exit_code_1_and_one_report(tmp_path: Path) -> Non
 
 
 def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
-    """BEHAVIOUR D: a clear error within its deadline."""
+    """A clear error within its deadline."""
     held = PortReservation()
     try:
         endpoint = f"--rdzv-endpoint=127.0.0.1:{held.reserve('127.0.0.1')}"
@@ -257,7 +255,7 @@ def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
 
 
 def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_written() -> None:
-    """BEHAVIOUR C and A2: the line that torchrun's users write for fixed nodes."""
+    """The line that torchrun's users write for fixed nodes."""
     held = PortReservation()
     try:
         port = held.reserve("127.0.0.1") - 1  # the nodes meet one port above the master's

@@ -1,4 +1,4 @@
-"""Failures as results: what people and programs read of a failed worker (BEHAVIOUR A8, A11, E, F)."""
+"""Failures as results: what people and programs read of a failed worker."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_an_error_without_failures_is_refused() -> None:
 
 
 def test_failures_go_through_pickle(tmp_path: Path) -> None:
-    """BEHAVIOUR F: an agent in a child process hands them to its parent."""
+    """An agent in a child process hands them to its parent."""
     path = _error_file(tmp_path / "error.json", {"message": "ValueError: x", "extraInfo": {"timestamp": "5"}})
     failures = {0: ProcessFailure(0, 7, 1, path), 1: ProcessFailure.from_record(_record(error_data={"message": "y"}))}
     error = ChildFailedError("train.py", failures, "reason")

@@ -1,6 +1,6 @@
 """What is reported of failed workers: ``ProcessFailure`` and ``ChildFailedError``, and reading error files.
 
-Writing error files is a plugin's business (``quorate-errors``); the format is BEHAVIOUR E and read here, so that the
+Writing error files is a plugin's business (``quorate-errors``); the format is TorchElastic's and read here, so that the
 agent understands files written by TorchElastic, by the plugin, or by anything else that follows it.
 """
 

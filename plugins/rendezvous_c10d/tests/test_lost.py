@@ -1,4 +1,4 @@
-"""What happens when the host is gone, frozen, or was never there (BEHAVIOUR D: one clear error, in time)."""
+"""What happens when the host is gone, frozen, or was never there: one clear error, in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two roles that call each other through torch's RPC (A20)."""
+"""Two roles that call each other through torch's RPC."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.harness import Job
 
 @pytest.mark.slow(reason="both workers import torch")
 def test_one_role_calls_a_function_of_the_other(job: Job) -> None:
-    """A20: the master calls a function on the worker and returns its answer."""
+    """The master calls a function on the worker and returns its answer."""
     master = job.plan(workers.rpc_master, "worker0", nodes=(2, 2), role="master")
     worker = job.plan(workers.rpc_worker, "worker0", nodes=(2, 2), role="worker")
     outcomes = job.run(master, worker)

@@ -1,4 +1,4 @@
-"""The starter's process context is closed exactly once, whatever way the agent ends (A19)."""
+"""The starter's process context is closed exactly once, whatever way the agent ends."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def counted(job: Job) -> CountedPlan:
 
     def plan(entrypoint: Callable[..., Any], *args: Any, **changes: Any) -> Plan:
         agent = {"start_method": "counted"}
-        return job.plan(entrypoint, *args, agent=agent, plugins=("tests.test_a_contexts:counting",), **changes)
+        return job.plan(entrypoint, *args, agent=agent, plugins=("tests.test_process_contexts:counting",), **changes)
 
     return plan
 
@@ -101,21 +101,21 @@ def counts(job: Job) -> str:
 
 
 def test_after_success(job: Job, counted: CountedPlan) -> None:
-    """A19: the workers have ended well."""
+    """The workers have ended well."""
     (outcome,) = job.run(counted(workers.give, 1, workers=2))
     assert outcome.values == {0: 1, 1: 1}
     assert counts(job) == "oc"
 
 
 def test_after_failures_and_restarts(job: Job, counted: CountedPlan) -> None:
-    """A19: once per attempt, each closed before the next is opened."""
+    """Once per attempt, each closed before the next is opened."""
     (outcome,) = job.run(counted(workers.raise_on, [0], 99, max_restarts=2))
     assert outcome.failed.is_failed()
     assert counts(job) == "ococ" + "oc"
 
 
 def test_after_a_signal(job: Job, counted: CountedPlan, ear: Ear) -> None:
-    """A19: the agent was told to stop."""
+    """The agent was told to stop."""
     host = job.start(counted(workers.trap, ear.path, True))
     ear.hear(1, event="started")
     host.send_signal(signal.SIGTERM)
@@ -124,7 +124,7 @@ def test_after_a_signal(job: Job, counted: CountedPlan, ear: Ear) -> None:
 
 
 def test_after_a_second_signal(job: Job, counted: CountedPlan, ear: Ear) -> None:
-    """A19: the agent was told to stop twice."""
+    """The agent was told to stop twice."""
     host = job.start(counted(workers.trap, ear.path, False, spec={"shutdown_timeout": 600.0}))
     ear.hear(1, event="started")
     host.send_signal(signal.SIGTERM)
@@ -135,14 +135,14 @@ def test_after_a_second_signal(job: Job, counted: CountedPlan, ear: Ear) -> None
 
 
 def test_after_an_error_of_the_agent_itself(job: Job, counted: CountedPlan) -> None:
-    """A19: the agent's own loop was left by an exception; the workers are gone all the same."""
+    """The agent's own loop was left by an exception; the workers are gone all the same."""
     (outcome,) = job.run(counted(workers.hold), QUORATE_TEST_BREAK="1")
     assert "this starter is broken" in str(outcome.error)
     assert counts(job) == "oc"
 
 
 def test_after_another_node_has_failed(job: Job, counted: CountedPlan, ear: Ear, gate: Gate) -> None:
-    """A19: on both nodes, when a worker of one of them fails."""
+    """On both nodes, when a worker of one of them fails."""
     plan = counted(workers.raise_or_hold, 0, ear.path, gate.path, nodes=(2, 2))
     host = job.start(plan, plan)
     ear.hear(2, event="started")

@@ -1,4 +1,4 @@
-"""Workers that fail: what is reported, what is restarted, what the others do (A8 to A11)."""
+"""Workers that fail: what is reported, what is restarted, what the others do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.harness import Ear, Gate, Job, as_store_client, as_store_host
 
 
 def test_an_exception_is_reported_with_its_rank_and_its_file(job: Job, tmp_path: Path) -> None:
-    """A8: rank, local rank, exit code, time and the recorded exception; the same JSON in the agent's error file."""
+    """Rank, local rank, exit code, time and the recorded exception; the same JSON in the agent's error file."""
     reply = tmp_path / "reply.json"
     started = int(time.time())
     plan = job.plan(workers.raise_on, [1], 1, workers=2)
@@ -38,7 +38,7 @@ def test_an_exception_is_reported_with_its_rank_and_its_file(job: Job, tmp_path:
 
 
 def test_a_failure_reaches_all_nodes_with_the_same_words(job: Job) -> None:
-    """A8 over two nodes: every agent reports the root cause, also where none of its own workers failed."""
+    """Over two nodes, every agent reports the root cause, also where none of its own workers failed."""
     plan = job.plan(workers.raise_on, [2], 1, nodes=(2, 2), workers=2)
     outcomes = job.run(plan, plan)
     assert len({outcome.failed.reason for outcome in outcomes}) == 1
@@ -49,7 +49,7 @@ def test_a_failure_reaches_all_nodes_with_the_same_words(job: Job) -> None:
 
 
 def test_restarts_are_used_up_and_then_the_job_fails(job: Job) -> None:
-    """A9: half of four workers fail in every attempt; two restarts, then FAILED with none remaining."""
+    """Half of four workers fail in every attempt; two restarts, then FAILED with none remaining."""
     plan = job.plan(workers.raise_on, [0, 2], 99, workers=4, max_restarts=2)
     (outcome,) = job.run(plan)
     assert outcome.failed.is_failed()
@@ -64,7 +64,7 @@ def test_restarts_are_used_up_and_then_the_job_fails(job: Job) -> None:
 
 
 def test_the_budget_belongs_to_the_job(job: Job) -> None:
-    """A9 over two nodes: failures of either node count once for all, and both export the same count."""
+    """Over two nodes, failures of either node count once for all, and both export the same count."""
     plan = job.plan(workers.raise_on, [0, 1], 99, nodes=(2, 2), max_restarts=2)
     outcomes = job.run(plan, plan)
     for outcome in outcomes:
@@ -75,7 +75,7 @@ def test_the_budget_belongs_to_the_job(job: Job) -> None:
 
 
 def test_a_killed_rank_is_restarted(job: Job) -> None:
-    """A10: a rank killed by signal 9 in attempt 0 runs again, with the others, and the job succeeds."""
+    """A rank killed by signal 9 in attempt 0 runs again, with the others, and the job succeeds."""
     plan = job.plan(workers.die_by, int(signal.SIGKILL), 1, 1, nodes=(2, 2), max_restarts=1)
     outcomes = job.run(plan, plan)
     assert {rank for outcome in outcomes for rank in outcome.values} == {0, 1}
@@ -84,7 +84,7 @@ def test_a_killed_rank_is_restarted(job: Job) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
 def test_a_fatal_signal_is_named(job: Job, number: signal.Signals) -> None:
-    """A11: the negative exit code and the signal's name."""
+    """The negative exit code and the signal's name."""
     (outcome,) = job.run(job.plan(workers.die_by, int(number), 0, 1, workers=2))
     failure = outcome.failed.failures[0]
     assert failure.exitcode == -number
@@ -94,7 +94,7 @@ def test_a_fatal_signal_is_named(job: Job, number: signal.Signals) -> None:
 
 
 def test_a_signal_from_outside_is_a_failure_of_that_rank(job: Job, ear: Ear, gate: Gate) -> None:
-    """A11: SIGTERM sent to a worker by somebody else is its failure, not the agent's stop."""
+    """SIGTERM sent to a worker by somebody else is its failure, not the agent's stop."""
     host = job.start(job.plan(workers.meet, ear.path, gate.path, workers=2))
     started = ear.hear(2, event="started")
     os.kill(next(message["pid"] for message in started if message["rank"] == 1), signal.SIGTERM)
@@ -104,7 +104,7 @@ def test_a_signal_from_outside_is_a_failure_of_that_rank(job: Job, ear: Ear, gat
 
 
 def test_victims_are_told_from_the_cause(job: Job, ear: Ear, gate: Gate) -> None:
-    """A8: workers that the agent stopped because another one had failed are not reported as failures."""
+    """Workers that the agent stopped because another one had failed are not reported as failures."""
     host = job.start(job.plan(workers.raise_or_hold, 1, ear.path, gate.path, workers=3))
     ear.hear(3, event="started")
     gate.open()
@@ -112,7 +112,7 @@ def test_victims_are_told_from_the_cause(job: Job, ear: Ear, gate: Gate) -> None
 
 
 def test_a_failure_stops_the_other_node_at_once(job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN 4: workers of another node that never communicate are stopped in one round trip, not by a time-out."""
+    """Workers of another node that never communicate are stopped in one round trip, not by a time-out."""
     lease = 30.0
     plan = job.plan(workers.raise_or_hold, 1, ear.path, gate.path, nodes=(2, 2), rdzv={"lease_timeout": lease})
     hosts = [job.start(as_store_host(plan)), job.start(as_store_client(plan))]
@@ -125,7 +125,7 @@ def test_a_failure_stops_the_other_node_at_once(job: Job, ear: Ear, gate: Gate) 
 
 
 def test_the_restart_count_is_the_same_on_all_nodes(job: Job, ear: Ear, tmp_path: Path) -> None:
-    """DESIGN law 9: after a restart, whichever node caused it, all workers of all nodes export the same count."""
+    """After a restart, whichever node caused it, all workers of all nodes export the same count."""
     gates = [Gate(tmp_path / f"gate-{attempt}") for attempt in range(2)]
     arguments = (ear.path, [0, 3], [gate.path for gate in gates])
     plan = job.plan(workers.fail_in_turn, *arguments, nodes=(2, 2), workers=2, max_restarts=5)
@@ -142,7 +142,7 @@ def test_the_restart_count_is_the_same_on_all_nodes(job: Job, ear: Ear, tmp_path
 
 @pytest.mark.parametrize("text", ["", '{"message": {"mess', "\x00" * 99, "[1, 2]", '{"message": 7}'])
 def test_a_torn_error_file_breaks_nothing(job: Job, text: str) -> None:
-    """D: whatever lies in the error file, the failure is reported with its exit code."""
+    """Whatever lies in the error file, the failure is reported with its exit code."""
     (outcome,) = job.run(job.plan(workers.write_error_file, text, 9))
     failure = outcome.failed.failures[0]
     assert failure.exitcode == 9
@@ -151,13 +151,13 @@ def test_a_torn_error_file_breaks_nothing(job: Job, text: str) -> None:
 
 
 def test_an_error_file_with_a_plain_message_is_read(job: Job) -> None:
-    """E: readers also take ``{"message": str}``."""
+    """Readers also take ``{"message": str}``."""
     (outcome,) = job.run(job.plan(workers.write_error_file, '{"message": "out of luck"}', 1))
     assert outcome.failed.failures[0].message == "out of luck"
 
 
 def test_without_record_the_exit_code_and_the_last_lines_tell(job: Job) -> None:
-    """DESIGN 5: a command that fails without an error file is reported by what it printed last."""
+    """A command that fails without an error file is reported by what it printed last."""
     script = "import sys; print('the end is near', file=sys.stderr); 1 / 0"
     plan = job.plan(sys.executable, "-c", script)
     (outcome,) = job.run(plan)
@@ -167,7 +167,7 @@ def test_without_record_the_exit_code_and_the_last_lines_tell(job: Job) -> None:
 
 
 def test_a_command_that_does_not_exist_is_not_tried_again(job: Job) -> None:
-    """D: what cannot be started is one clear error, whatever restarts are left."""
+    """What cannot be started is one clear error, whatever restarts are left."""
     (outcome,) = job.run(job.plan("/nowhere/no-such-program", max_restarts=3))
     assert outcome.failed.is_failed()
     assert "no-such-program" in outcome.failed.reason

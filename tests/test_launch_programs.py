@@ -1,4 +1,4 @@
-"""A user's own program around ``launch``, and the command ``quorate run``: the same promises from outside (C, F)."""
+"""A user's own program around ``launch``, and the command ``quorate run``: the same promises from outside."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def finish(job: Job, argv: list[str]) -> tuple[int, list[str], str]:
 
 
 def test_a_program_launches_several_times(job: Job, tmp_path: Path) -> None:
-    """F: values by global rank, ``ChildFailedError`` with the first failure, and once more in the same process."""
+    """Values by global rank, ``ChildFailedError`` with the first failure, and once more in the same process."""
     code, lines, errors = finish(job, command(job, tmp_path / "program.py", 1, 7, 1, 8))
     assert code == 0, errors
     first, second, third = map(json.loads, lines)
@@ -64,7 +64,7 @@ def test_a_program_launches_several_times(job: Job, tmp_path: Path) -> None:
 
 
 def test_two_programs_form_one_job(job: Job, tmp_path: Path) -> None:
-    """F: the same over two nodes; each has the values of its own workers."""
+    """The same over two nodes; each has the values of its own workers."""
     argv = command(job, tmp_path / "program.py", 2, 9)
     environment = {**os.environ, **job.environment}
     with (
@@ -77,7 +77,7 @@ def test_two_programs_form_one_job(job: Job, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("script", "code"), [("raise SystemExit(3)", 1), ("", 0), ("import", 1)])
 def test_the_command_tells_success_from_failure(job: Job, tmp_path: Path, script: str, code: int) -> None:
-    """C: exit code 0 for a job that went well, 1 for one whose workers failed; no traceback of quorate's own."""
+    """Exit code 0 for a job that went well, 1 for one whose workers failed; no traceback of quorate's own."""
     file = tmp_path / "script.py"
     file.write_text(script)
     argv = [sys.executable, "-m", "quorate", "run", f"--rdzv-backend={job.backend.name}"]
@@ -89,7 +89,7 @@ def test_the_command_tells_success_from_failure(job: Job, tmp_path: Path, script
 
 
 def test_a_signal_before_the_command_has_found_the_others(job: Job, tmp_path: Path) -> None:
-    """C: stopped while it waits for a second node, the command exits with 128 + the signal's number."""
+    """Stopped while it waits for a second node, the command exits with 128 + the signal's number."""
     file = tmp_path / "script.py"
     file.write_text("")
     argv = [sys.executable, "-m", "quorate", "run", f"--rdzv-backend={job.backend.name}", "--nnodes=2"]
@@ -107,7 +107,7 @@ def test_a_signal_before_the_command_has_found_the_others(job: Job, tmp_path: Pa
 
 
 def test_a_good_job_loads_nothing_that_takes_longer_than_starting_a_worker(tmp_path: Path) -> None:
-    """E: every plugin is installed here, and none of them brings these along; they are for what goes wrong.
+    """Every plugin is installed here, and none of them brings these along; they are for what goes wrong.
 
     (They are loaded once the workers have run for half a second, which on a busy machine even this one may.)
     """
@@ -120,7 +120,7 @@ def test_a_good_job_loads_nothing_that_takes_longer_than_starting_a_worker(tmp_p
 
 @pytest.mark.parametrize("backend", ["c10d", "tcp"])
 def test_plain_names_of_hosts_take_no_codec(tmp_path: Path, backend: str) -> None:
-    """A: Python's codec for others takes a few milliseconds to import."""
+    """Python's codec for others takes a few milliseconds to import."""
     with loopback_port() as endpoint:
         port = endpoint.rpartition(":")[2]
         options = [f"--rdzv-backend={backend}", f"--rdzv-endpoint=localhost:{port}", "--no-python", "true"]

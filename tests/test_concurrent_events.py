@@ -1,4 +1,4 @@
-"""Several things at once: failures on all nodes, joins during failures, deaths while nodes gather (A9, A13 to A15)."""
+"""Several things at once: failures on all nodes, joins during failures, deaths while nodes gather."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEASE = 2.0
 
 
 def test_failures_everywhere_cost_one_restart(job: Job, ear: Ear, gate: Gate) -> None:
-    """A9: all workers of both nodes fail at the same moment; one of them is the cause, and one restart is spent."""
+    """All workers of both nodes fail at the same moment; one of them is the cause, and one restart is spent."""
     plan = job.plan(workers.raise_all_once, ear.path, gate.path, nodes=(2, 2), workers=2, max_restarts=1)
     host = job.start(plan, plan)
     ear.hear(4, event="started", restart_count=0)
@@ -29,7 +29,7 @@ def test_failures_everywhere_cost_one_restart(job: Job, ear: Ear, gate: Gate) ->
 
 
 def test_eight_nodes_that_come_at_any_time_end_in_one_world(job: Job, ear: Ear, gate: Gate) -> None:
-    """A15: whoever is late for the first round is in a later one; nothing of it counts as a restart."""
+    """Whoever is late for the first round is in a later one; nothing of it counts as a restart."""
     nodes = (1, 8)
     plan = job.plan(workers.meet_on_restart, ear.path, gate.path, 8, nodes=nodes)
     hosts = [job.start(as_store_host(plan)), *[job.start(*[as_store_client(plan)] * count) for count in (3, 4)]]
@@ -41,7 +41,7 @@ def test_eight_nodes_that_come_at_any_time_end_in_one_world(job: Job, ear: Ear, 
 
 
 def test_a_node_that_dies_before_the_round_is_not_waited_for(job: Job, ear: Ear, gate: Gate) -> None:
-    """A13 while nodes gather: one of three is killed before the others have come; its replacement is taken."""
+    """While nodes gather, one of three is killed before the others have come; its replacement is taken."""
     plan = job.plan(workers.meet, ear.path, gate.path, nodes=(3, 3), rdzv={"lease_timeout": LEASE})
     keeper = job.start(as_store_host(plan), QUORATE_LOG="debug")
     victim = job.start(as_store_client(plan), QUORATE_LOG="debug")
@@ -58,7 +58,7 @@ def test_a_node_that_dies_before_the_round_is_not_waited_for(job: Job, ear: Ear,
 
 
 def test_a_restart_leaves_standbys_where_they_are(job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN 4: nodes whose worker failed keep their places; whoever stood by still does."""
+    """Nodes whose worker failed keep their places; whoever stood by still does."""
     arguments = (ear.path, [1], [gate.path])
     plan = job.plan(workers.fail_in_turn, *arguments, nodes=(2, 2), max_restarts=1)
     running = [job.start(as_store_host(plan)), job.start(as_store_client(plan))]
@@ -74,7 +74,7 @@ def test_a_restart_leaves_standbys_where_they_are(job: Job, ear: Ear, gate: Gate
 
 
 def test_a_node_that_comes_with_a_failure_is_taken_in(job: Job, ear: Ear, gate: Gate) -> None:
-    """A15 and A10 at once: a worker fails just when another node joins; all end in one world, one restart at most."""
+    """A worker fails just when another node joins; all end in one world, one restart at most."""
     arguments = (ear.path, gate.path, 2)
     plan = job.plan(workers.raise_when_small, *arguments, nodes=(1, 2), max_restarts=1)
     keeper = job.start(as_store_host(plan))
@@ -87,7 +87,7 @@ def test_a_node_that_comes_with_a_failure_is_taken_in(job: Job, ear: Ear, gate: 
 
 
 def test_a_node_that_dies_while_another_is_in_the_barrier(job: Job, ear: Ear, gate: Gate) -> None:
-    """A14 in the exit barrier: the work of the lost node is not done, so the survivor runs it again, alone."""
+    """In the exit barrier, the work of the lost node is not done, so the survivor runs it again, alone."""
     plan = job.plan(workers.wait_for_ranks, ear.path, gate.path, 1, nodes=(1, 2), rdzv={"lease_timeout": LEASE})
     plan = replace(plan, rdzv={**plan.rdzv, "last_call_timeout": 10.0})
     ranked = [replace(plan, spec={**plan.spec, "node_rank": None}) for _ in range(2)]
@@ -110,7 +110,7 @@ def test_a_node_that_dies_while_another_is_in_the_barrier(job: Job, ear: Ear, ga
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_cluster_that_stops_all_nodes_at_once(job: Job, ear: Ear, number: signal.Signals) -> None:
-    """C: every node is signalled; each gives its workers their grace and leaves, and nobody waits for the others."""
+    """Every node is signalled; each gives its workers their grace and leaves, and nobody waits for the others."""
     plan = job.plan(workers.trap, ear.path, True, nodes=(2, 2), workers=2)
     hosts = [job.start(as_store_host(plan)), job.start(as_store_client(plan))]
     ear.hear(4, event="started")

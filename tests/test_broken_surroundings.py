@@ -1,4 +1,4 @@
-"""When the surroundings of an agent fail: one clear error within its deadline, and nothing left behind (section D)."""
+"""When the surroundings of an agent fail: one clear error within its deadline, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.harness import DEADLINE, Job, as_store_client, as_store_host
 
 
 def test_too_few_nodes_is_a_time_out_that_counts_them(job: Job) -> None:
-    """D: one node of two; the message says how many of how many came."""
+    """One node of two; the message says how many of how many came."""
     (outcome,) = job.run(job.plan(workers.give, 1, nodes=(2, 2), rdzv={"join_timeout": 1.0}))
     assert isinstance(outcome.error, RendezvousTimeoutError)
     assert "1 of 2" in str(outcome.error)
 
 
 def test_an_endpoint_where_nobody_listens(job: Job) -> None:
-    """D: the error names the endpoint, within the time that connecting may take."""
+    """The error names the endpoint, within the time that connecting may take."""
     plan = as_store_client(job.plan(workers.give, 1, rdzv={"connect_timeout": 1.0, "join_timeout": 2.0}))
     began = time.monotonic()
     with loopback_port() as endpoint:
@@ -42,7 +42,7 @@ def test_an_endpoint_where_nobody_listens(job: Job) -> None:
 
 
 def test_an_endpoint_where_somebody_else_listens(job: Job) -> None:
-    """D: a program that is no store at all holds the port; the error names the endpoint, nothing hangs."""
+    """A program that is no store at all holds the port; the error names the endpoint, nothing hangs."""
     plan = as_store_host(job.plan(workers.give, 1, rdzv={"connect_timeout": 1.0, "join_timeout": 3.0}))
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         endpoint = f"127.0.0.1:{stranger.getsockname()[1]}"
@@ -52,7 +52,7 @@ def test_an_endpoint_where_somebody_else_listens(job: Job) -> None:
 
 
 def test_an_endpoint_that_is_none(backend: Backend) -> None:
-    """D: a wrong spelling is refused before anything is tried."""
+    """A wrong spelling is refused before anything is tried."""
     for endpoint in ("", ":", "host:99999999", "host:name"):
         parameters = RendezvousParameters(backend.name, endpoint, "job", 1, 1)
         with pytest.raises(UsageError, match="endpoint"):
@@ -60,19 +60,19 @@ def test_an_endpoint_that_is_none(backend: Backend) -> None:
 
 
 def test_bounds_that_contradict_each_other(backend: Backend) -> None:
-    """D: ``min > max`` names the flag."""
+    """``min > max`` names the flag."""
     with pytest.raises(UsageError, match="--nnodes"):
         RendezvousParameters(backend.name, "localhost:1", "job", 3, 2)
 
 
 def test_a_backend_that_is_not_installed() -> None:
-    """D: an unknown backend lists those that are installed."""
+    """An unknown backend lists those that are installed."""
     with pytest.raises(UnknownBackendError, match=r"installed: .*tcp"):
         get_rendezvous_handler(RendezvousParameters("carrier-pigeon", "roof:1", "job", 1, 1))
 
 
 def test_nodes_with_different_bounds(job: Job) -> None:
-    """D: two nodes that were started with different ``--nnodes`` do not run two different jobs."""
+    """Two nodes that were started with different ``--nnodes`` do not run two different jobs."""
     first = job.plan(workers.give, 1, nodes=(2, 2), rdzv={"join_timeout": 10.0})
     second = job.plan(workers.give, 1, nodes=(2, 3), rdzv={"join_timeout": 10.0})
     outcomes = job.run(first, second)
@@ -90,7 +90,7 @@ def test_nodes_with_different_bounds(job: Job) -> None:
     ids=["binary", "deep", "torn"],
 )
 def test_what_somebody_else_wrote_is_refused_by_name(job: Job, key: str, value: bytes) -> None:
-    """D: garbage in the place of a record is one error that names it; nothing is unpickled, nothing hangs."""
+    """Garbage in the place of a record is one error that names it; nothing is unpickled, nothing hangs."""
     parameters = RendezvousParameters(job.backend.name, job.endpoint, f"job-{job.token}", 1, 1, is_host=True)
     open_store = get_host().choose("rendezvous backend", job.backend.name).open_store
     store = open_store(parameters)
@@ -106,7 +106,7 @@ def test_what_somebody_else_wrote_is_refused_by_name(job: Job, key: str, value: 
 
 
 def test_a_log_folder_that_cannot_be_made(job: Job) -> None:
-    """D: the error names the folder and the flag; no restart is spent on it."""
+    """The error names the folder and the flag; no restart is spent on it."""
     file = job.folder / "file"
     file.write_text("no folder")
     plan = job.plan(workers.give, 1, logs={"log_dir": str(file / "logs")}, max_restarts=3)
@@ -118,13 +118,13 @@ def test_a_log_folder_that_cannot_be_made(job: Job) -> None:
 
 
 def test_a_result_that_cannot_come_back(job: Job) -> None:
-    """D: a return value that cannot be pickled is the worker's error, and says so."""
+    """A return value that cannot be pickled is the worker's error, and says so."""
     (outcome,) = job.run(job.plan(workers.give_lambda))
     assert "cannot be pickled" in outcome.failed.failures[0].message
 
 
 def test_two_jobs_at_one_endpoint_do_not_mix(job: Job) -> None:
-    """D: run ids keep jobs apart, or the second is refused with a clear error."""
+    """Run ids keep jobs apart, or the second is refused with a clear error."""
     plans = [replace(job.plan(workers.give, name), run_id=f"{job.token}-{name}") for name in ("a", "b")]
     outcomes = job.run(*plans)
     good = [outcome for outcome in outcomes if outcome.error is None]

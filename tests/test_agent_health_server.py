@@ -1,4 +1,4 @@
-"""The health server of real agents (A5): what it answers, for how long, and that nobody can harm the job through it."""
+"""The health server of real agents: what it answers, for how long, and that nobody can harm the job through it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def port() -> Iterator[int]:
 
 
 def test_the_server_answers_for_as_long_as_the_agent_runs(job: Job, ear: Ear, gate: Gate, port: int) -> None:
-    """A5: with the variable set, the worker sees it and a health server answers on that port."""
+    """With the variable set, the worker sees it and a health server answers on that port."""
     host = job.start(job.plan(health_workers.wait, ear.path, gate.path), **{PORT_VARIABLE: str(port)})
     ear.hear(1, event="started")
     assert get(port, "/livez") == (200, "ok\n")
@@ -74,7 +74,7 @@ def test_the_server_answers_for_as_long_as_the_agent_runs(job: Job, ear: Ear, ga
 
 @pytest.mark.parametrize("text", [None, "eighty"], ids=["unset", "not a number"])
 def test_without_a_usable_port_the_job_runs_without_a_server(job: Job, ear: Ear, gate: Gate, text: str | None) -> None:
-    """A5: unset: absent from the worker, and no server; a non-number: logged, the job runs."""
+    """Unset: absent from the worker, and no server; a non-number: logged, the job runs."""
     given = {} if text is None else {PORT_VARIABLE: text}
     host = job.start(job.plan(health_workers.wait, ear.path, gate.path), **given)
     gate.open()

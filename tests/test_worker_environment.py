@@ -1,4 +1,4 @@
-"""What a worker finds in its environment (A3, and section B)."""
+"""What a worker finds in its environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_and_collect(job: Job, *plans: Any, **environment: str) -> dict[int, Mapp
 
 
 def test_every_worker_has_the_whole_contract(job: Job) -> None:
-    """A3, B: all variables are there, and say the same world on all nodes."""
+    """All variables are there, and say the same world on all nodes."""
     first = job.plan(workers.environment, nodes=(2, 2), role="master", workers=1, max_restarts=7)
     second = job.plan(workers.environment, nodes=(2, 2), role="trainer", workers=2, max_restarts=7)
     seen = run_and_collect(job, first, second)
@@ -47,7 +47,7 @@ def test_every_worker_has_the_whole_contract(job: Job) -> None:
 
 @pytest.mark.parametrize(("already", "expected"), [(None, "1"), ("0", "0")])
 def test_a_setting_of_the_agent_environment_wins(job: Job, already: str | None, expected: str) -> None:
-    """A3: TORCH_NCCL_ASYNC_ERROR_HANDLING is 1 unless the agent's environment says otherwise."""
+    """TORCH_NCCL_ASYNC_ERROR_HANDLING is 1 unless the agent's environment says otherwise."""
     name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
     given = {} if already is None else {name: already}
     seen = run_and_collect(job, job.plan(workers.environment, name), **given)
@@ -58,7 +58,7 @@ def test_a_setting_of_the_agent_environment_wins(job: Job, already: str | None, 
     ("count", "already", "expected"), [(1, None, None), (2, None, "1"), (2, "6", "6")], ids=["alone", "two", "set"]
 )
 def test_threads_of_workers_that_share_a_node(job: Job, count: int, already: str | None, expected: str | None) -> None:
-    """B: OMP_NUM_THREADS is 1 where several workers share a node and nobody said otherwise."""
+    """OMP_NUM_THREADS is 1 where several workers share a node and nobody said otherwise."""
     plan = job.plan(workers.environment, "OMP_NUM_THREADS", workers=count)
     given = {} if already is None else {"OMP_NUM_THREADS": already}
     seen = run_and_collect(job, plan, **given)
@@ -67,7 +67,7 @@ def test_threads_of_workers_that_share_a_node(job: Job, count: int, already: str
 
 @pytest.mark.parametrize(("visible", "own"), [(None, ("0", "1")), ("4,7", ("4", "7"))])
 def test_virtual_local_ranks_see_one_device_each(job: Job, visible: str | None, own: tuple[str, str]) -> None:
-    """B: LOCAL_RANK is 0 everywhere and CUDA_VISIBLE_DEVICES holds the worker's own device only."""
+    """LOCAL_RANK is 0 everywhere and CUDA_VISIBLE_DEVICES holds the worker's own device only."""
     names = ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "RANK")
     plan = job.plan(workers.environment, *names, workers=2, spec={"virtual_local_rank": True})
     given = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
@@ -76,7 +76,7 @@ def test_virtual_local_ranks_see_one_device_each(job: Job, visible: str | None, 
 
 
 def test_the_environment_of_the_agent_and_of_the_spec_reach_workers(job: Job) -> None:
-    """B: what a worker needs besides is inherited, and the spec may add to it."""
+    """What a worker needs besides is inherited, and the spec may add to it."""
     spec = {"environment": {"FROM_SPEC": "spec", "BOTH": "spec"}}
     plan = job.plan(workers.environment, "FROM_SPEC", "FROM_AGENT", "BOTH", spec=spec)
     seen = run_and_collect(job, plan, FROM_AGENT="agent", BOTH="agent")

@@ -1,4 +1,4 @@
-"""Signals to the agent at every moment of its life, and what its workers get of them (C, DESIGN 5)."""
+"""Signals to the agent at every moment of its life, and what its workers get of them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ while True:
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("manner", ["ends", "stays"])
 def test_the_exit_code_of_the_command(job: Job, tmp_path: Path, number: signal.Signals, manner: str) -> None:
-    """C: stopped by a signal, ``quorate run`` exits with 128 + its number, after the grace and with nothing left."""
+    """Stopped by a signal, ``quorate run`` exits with 128 + its number, after the grace and with nothing left."""
     import subprocess
 
     script, pipe = tmp_path / "script.py", tmp_path / "pipe"

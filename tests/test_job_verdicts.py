@@ -1,4 +1,4 @@
-"""The job's verdict: the same on every node, the root cause and not a victim, whichever way the job ends (A8, D)."""
+"""The job's verdict: the same on every node, the root cause and not a victim, whichever way the job ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pipes(tmp_path: Path) -> list[str]:
 
 
 def test_every_node_prints_and_keeps_the_same(job: Job, ear: Ear, gate: Gate) -> None:
-    """A8: the node of the failure and one that only heard of it."""
+    """The node of the failure and one that only heard of it."""
     plan = job.plan(workers.raise_or_hold, 1, ear.path, gate.path, nodes=(2, 2))
     host = job.start(plan, plan)
     ear.hear(2, event="started")
@@ -72,7 +72,7 @@ def test_every_node_prints_and_keeps_the_same(job: Job, ear: Ear, gate: Gate) ->
 
 
 def test_a_lost_node_is_the_cause_and_not_who_leaned_on_it(job: Job, ear: Ear, pipes: list[str]) -> None:
-    """A14 with workers that communicate, and no restart left: the survivor goes on, and the record names the node."""
+    """Workers communicate, and no restart is left: the survivor goes on, and the record names the node."""
     rdzv = {"lease_timeout": LEASE, "last_call_timeout": DEADLINE}
     plan = job.plan(peers.lean_on_peer, ear.path, pipes, peers.BROKEN, nodes=(1, 2), rdzv=rdzv)
     keeper, victim = job.start(as_store_host(plan)), job.start(as_store_client(plan))
@@ -155,7 +155,7 @@ def test_a_job_that_is_stopped_says_by_whom(job: Job, ear: Ear) -> None:
 
 @only_tcp
 def test_a_job_that_nobody_else_joined(job: Job) -> None:
-    """D: also where no worker ever ran."""
+    """Also where no worker ever ran."""
     job.run(job.plan(workers.give, 1, nodes=(2, 2), rdzv={"join_timeout": 1.0}))
     (verdict,) = verdicts_in(job.log_dir)
     assert (verdict["state"], verdict["cause"]) == ("unformed", "too_few_nodes")
@@ -164,7 +164,7 @@ def test_a_job_that_nobody_else_joined(job: Job) -> None:
 
 @pytest.mark.parametrize("backend", [name for name, row in BACKENDS.items() if row.dies_with_host], indirect=True)
 def test_a_job_whose_store_is_gone(job: Job, ear: Ear, gate: Gate) -> None:
-    """D: with the agent that served it; what an outage of etcd does is in ``test_etcd_outages``."""
+    """With the agent that served it; what an outage of etcd does is in ``test_etcd_outages``."""
     plan = job.plan(workers.meet, ear.path, gate.path, nodes=(2, 2))
     keeper, other = job.start(as_store_host(plan)), job.start(as_store_client(plan))
     ear.hear(2, event="started")
@@ -176,7 +176,7 @@ def test_a_job_whose_store_is_gone(job: Job, ear: Ear, gate: Gate) -> None:
 
 @only_tcp
 def test_a_verdict_that_cannot_be_kept_is_printed_all_the_same(job: Job) -> None:
-    """D: a warning, and the result is what it would have been."""
+    """A warning, and the result is what it would have been."""
     plan = job.plan(peers.lose_logs, str(job.log_dir))
     host = job.start(plan)
     assert host.outcome().failed.is_failed()

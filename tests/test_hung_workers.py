@@ -1,4 +1,4 @@
-"""Whole jobs with workers that hang: timers of torch's kind (A4), stacks in all logs, restarts, and exits."""
+"""Whole jobs with workers that hang: timers of torch's kind, stacks in all logs, restarts, and exits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ one_backend = pytest.mark.parametrize("backend", ["tcp"], indirect=True)
     ("is_set", "is_enabled"), [(True, True), (True, False), (False, False)], ids=["served", "set", "unset"]
 )
 def test_workers_see_the_timer_file_and_it_is_served_if_asked(job: Job, is_set: bool, is_enabled: bool) -> None:
-    """A4: what is set for the agent, the worker sees; with the other variable a timer server listens there."""
+    """What is set for the agent, the worker sees; with the other variable a timer server listens there."""
     path = str(job.folder / "timers")
     given = ({FILE: path} if is_set else {}) | ({ENABLE: "1"} if is_enabled else {})
     (outcome,) = job.run(job.plan(workers.timer_file), **given)

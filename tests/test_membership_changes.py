@@ -1,4 +1,4 @@
-"""Nodes that die, come, go and wait while the job runs (A13, A14, A15 and what follows from them)."""
+"""Nodes that die, come, go and wait while the job runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _hear_later(ear: Ear, count: int, since: float, **facts: Any) -> list[dict[s
 
 
 def test_a_replacement_takes_the_place_of_a_killed_agent(job: Job, ear: Ear, gate: Gate) -> None:
-    """A13: of two agents (2:2) one is killed and started again; both finish well, at no cost of restarts."""
+    """Of two agents (2:2) one is killed and started again; both finish well, at no cost of restarts."""
     plan = meeting(job, ear, gate, (2, 2), workers=2)
     keeper, victim = job.start(as_store_host(plan)), job.start(as_store_client(plan))
     ear.hear(4, event="started")
@@ -56,7 +56,7 @@ def test_a_replacement_takes_the_place_of_a_killed_agent(job: Job, ear: Ear, gat
 
 
 def test_the_survivor_goes_on_alone(job: Job, ear: Ear, gate: Gate) -> None:
-    """A14: of two agents (1:2) one is killed and not replaced; its workers die with it, the other re-forms alone.
+    """Of two agents (1:2) one is killed and not replaced; its workers die with it, the other re-forms alone.
 
     The workers never communicate: nothing but the lease tells that the node is gone.
     """
@@ -75,7 +75,7 @@ def test_the_survivor_goes_on_alone(job: Job, ear: Ear, gate: Gate) -> None:
 
 @pytest.mark.parametrize("victim_rank", [0, 1], ids=["first", "other"])
 def test_survivors_of_three_go_on_with_a_live_master(job: Job, ear: Ear, gate: Gate, victim_rank: int) -> None:
-    """A14, and the bootstrap of each round: whichever group rank is lost, the others agree on a new master."""
+    """Whichever group rank is lost, the others agree on a new master."""
     plan = meeting(job, ear, gate, (2, 3))
     hinted = [replace(plan, spec={**plan.spec, "node_rank": rank}) for rank in (1, 0)]
     hosts = [job.start(as_store_host(hinted[0])), *[job.start(as_store_client(p)) for p in (hinted[1], plan)]]
@@ -95,7 +95,7 @@ def test_survivors_of_three_go_on_with_a_live_master(job: Job, ear: Ear, gate: G
 
 @pytest.mark.slow(reason="workers of three rounds import torch")
 def test_process_groups_form_again_after_growth_and_loss(job: Job, ear: Ear, gate: Gate) -> None:
-    """A15, A14: after a node has joined, and after group rank 0 is lost, gloo forms over the new live master."""
+    """After a node has joined, and after group rank 0 is lost, gloo forms over the new live master."""
     plan = short_lease(job.plan(workers.all_reduce_and_meet, ear.path, gate.path, nodes=(1, 3)))
     plan = replace(plan, rdzv={**plan.rdzv, "lease_timeout": 5.0})
     keeper = job.start(as_store_host(plan))
@@ -113,7 +113,7 @@ def test_process_groups_form_again_after_growth_and_loss(job: Job, ear: Ear, gat
 
 
 def test_a_second_node_joins_a_running_job(job: Job, ear: Ear, gate: Gate) -> None:
-    """A15: both run with the bigger world, no restart is counted; a node that leaves costs none either."""
+    """Both run with the bigger world, no restart is counted; a node that leaves costs none either."""
     plan = meeting(job, ear, gate, (1, 2), max_restarts=1)
     plan = replace(plan, rdzv={**plan.rdzv, "lease_timeout": DEADLINE})
     keeper, other = job.start_in_order(ear, plan, plan)
@@ -135,7 +135,7 @@ def test_a_second_node_joins_a_running_job(job: Job, ear: Ear, gate: Gate) -> No
 
 
 def test_a_surplus_node_stands_by_and_ends_well(job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN 4: a third agent of a 1:2 job runs nothing, disturbs nobody, and ends well with the job."""
+    """A third agent of a 1:2 job runs nothing, disturbs nobody, and ends well with the job."""
     plan = meeting(job, ear, gate, (1, 2))
     running = job.start_in_order(ear, plan, plan)
     ear.hear(2, event="started", group_world_size=2)
@@ -148,7 +148,7 @@ def test_a_surplus_node_stands_by_and_ends_well(job: Job, ear: Ear, gate: Gate) 
 
 
 def test_a_standby_is_promoted_when_a_node_dies(job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN 4: the first in line takes the vacated place, without anybody having to start it."""
+    """The first in line takes the vacated place, without anybody having to start it."""
     plan = meeting(job, ear, gate, (1, 2))
     keeper, victim = job.start_in_order(ear, plan, plan)
     ear.hear(2, event="started", group_world_size=2)
@@ -163,7 +163,7 @@ def test_a_standby_is_promoted_when_a_node_dies(job: Job, ear: Ear, gate: Gate) 
 
 
 def test_a_frozen_agent_stops_its_workers_and_comes_back(job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN 4: an agent that stood still past its lease finds itself declared lost, stops its workers, and rejoins.
+    """An agent that stood still past its lease finds itself declared lost, stops its workers, and rejoins.
 
     No two worlds run at once for longer than it takes the returning agent to look.
     """
@@ -185,7 +185,7 @@ def test_a_frozen_agent_stops_its_workers_and_comes_back(job: Job, ear: Ear, gat
 
 
 def test_a_standby_that_is_told_to_go_disturbs_nobody(job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN 4: the running nodes do not even begin a new round for it."""
+    """The running nodes do not even begin a new round for it."""
     plan = meeting(job, ear, gate, (1, 2))
     running = job.start_in_order(ear, plan, plan)
     ear.hear(2, event="started", group_world_size=2)
@@ -199,7 +199,7 @@ def test_a_standby_that_is_told_to_go_disturbs_nobody(job: Job, ear: Ear, gate: 
 
 
 def test_a_store_that_stands_still_for_a_while_stops_nobody(job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN law 8: a hiccup of the store, longer than the lease, costs no round and no worker."""
+    """A hiccup of the store, longer than the lease, costs no round and no worker."""
     if not job.backend.dies_with_host:
         pytest.skip("this store is not served by an agent that could be frozen")
     lease = 1.0
@@ -218,7 +218,7 @@ def test_a_store_that_stands_still_for_a_while_stops_nobody(job: Job, ear: Ear, 
 
 
 def test_the_end_of_the_store_is_a_clear_verdict(job: Job, ear: Ear, gate: Gate) -> None:
-    """D: where an agent serves the store and is killed, the others stop their workers and say what happened."""
+    """Where an agent serves the store and is killed, the others stop their workers and say what happened."""
     if not job.backend.dies_with_host:
         pytest.skip("this store outlives every agent")
     plan = meeting(job, ear, gate, (2, 2))
@@ -233,7 +233,7 @@ def test_the_end_of_the_store_is_a_clear_verdict(job: Job, ear: Ear, gate: Gate)
 
 
 def test_a_host_that_leaves_ends_the_job_it_cannot_serve_any_more(job: Job, ear: Ear, gate: Gate) -> None:
-    """D: the agent that serves the store is told to go; the others hear why before their store is gone for good."""
+    """The agent that serves the store is told to go; the others hear why before their store is gone for good."""
     if not job.backend.dies_with_host:
         pytest.skip("this store outlives every agent")
     plan = meeting(job, ear, gate, (1, 2))
@@ -247,7 +247,7 @@ def test_a_host_that_leaves_ends_the_job_it_cannot_serve_any_more(job: Job, ear:
 
 
 def test_an_agent_that_is_killed_takes_its_workers_children_along(job: Job, ear: Ear) -> None:
-    """DESIGN 5: a worker never outlives its agent, and nor do its children, whatever session they moved to."""
+    """A worker never outlives its agent, and nor do its children, whatever session they moved to."""
     host = job.start(job.plan(workers.start_grandchild, ear.path))
     (message,) = ear.hear(1, event="grandchild")
     host.kill()

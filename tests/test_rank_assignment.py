@@ -1,4 +1,4 @@
-"""Ranks over agents of several roles and sizes (A12)."""
+"""Ranks over agents of several roles and sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOMOGENEOUS = (("master", 1), *[("trainer", 4)] * 4, *[("ps", 3)] * 2)
 @pytest.mark.slow(reason="some 25 interpreters start on as few cores as there are")
 @pytest.mark.parametrize("agents", [HETEROGENEOUS, HOMOGENEOUS], ids=["heterogeneous", "homogeneous"])
 def test_ranks_are_dense_and_agree_everywhere(job: Job, agents: Sequence[tuple[str, int]]) -> None:
-    """A12: dense global and role ranks, consecutive within each agent; all see the same world."""
+    """Dense global and role ranks, consecutive within each agent; all see the same world."""
     nodes = (len(agents), len(agents))
     plans = [job.plan(workers.environment, nodes=nodes, role=role, workers=count) for role, count in agents]
     world = sum(count for _, count in agents)
@@ -49,7 +49,7 @@ def test_ranks_are_dense_and_agree_everywhere(job: Job, agents: Sequence[tuple[s
 
 
 def test_a_claimed_node_rank_is_given(job: Job) -> None:
-    """A12 with ``node_rank``: agents get the group rank that they claim, whoever came first."""
+    """With ``node_rank``, agents get the group rank that they claim, whoever came first."""
     plans = [
         job.plan(workers.environment, "GROUP_RANK", nodes=(3, 3), spec={"node_rank": claimed}) for claimed in (2, 0, 1)
     ]
@@ -58,7 +58,7 @@ def test_a_claimed_node_rank_is_given(job: Job) -> None:
 
 
 def test_a_node_rank_that_is_claimed_twice_is_refused(job: Job) -> None:
-    """D: a duplicate node rank gives one clear error on every node."""
+    """A duplicate node rank gives one clear error on every node."""
     plan = job.plan(workers.environment, nodes=(2, 2), spec={"node_rank": 0}, rdzv={"join_timeout": 20.0})
     outcomes = job.run(plan, plan)
     assert all(outcome.error is not None for outcome in outcomes)

@@ -1,4 +1,4 @@
-"""The exit barrier: who waits for whom at the end, and for how long (A16, A17, A18)."""
+"""The exit barrier: who waits for whom at the end, and for how long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG = 300.0
 
 
 def test_nobody_sits_in_the_barrier_after_a_failure(job: Job, ear: Ear, gate: Gate) -> None:
-    """A16: one node is in the barrier when a worker of the other fails; all exit at once.
+    """One node is in the barrier when a worker of the other fails; all exit at once.
 
     The promise is two monitor intervals; they are set so long here that a busy machine cannot break it.
     """
@@ -38,7 +38,7 @@ def test_nobody_sits_in_the_barrier_after_a_failure(job: Job, ear: Ear, gate: Ga
 
 @pytest.mark.parametrize("timeout", [LONG, 0.0], ids=["long", "none"])
 def test_workers_may_finish_at_different_times(job: Job, ear: Ear, gate: Gate, timeout: float) -> None:
-    """A17: inside the time-out, and with a time-out of 0, both agents succeed and return their values."""
+    """Inside the time-out, and with a time-out of 0, both agents succeed and return their values."""
     more = {"agent": {"exit_barrier_timeout": timeout}, "nodes": (2, 2)}
     plan = job.plan(workers.wait_for_ranks, ear.path, gate.path, 1, **more)
     hosts = [job.start(as_store_host(plan)), job.start(as_store_client(plan))]
@@ -55,7 +55,7 @@ def test_workers_may_finish_at_different_times(job: Job, ear: Ear, gate: Gate, t
 
 
 def test_the_barrier_ends_at_its_time_out(job: Job, ear: Ear, gate: Gate) -> None:
-    """A17: a node waits for the others no longer than it was told to, and has succeeded nonetheless."""
+    """A node waits for the others no longer than it was told to, and has succeeded nonetheless."""
     arguments = (ear.path, gate.path, 0)
     slow = job.start(as_store_host(job.plan(workers.wait_for_ranks, *arguments, nodes=(2, 2), spec={"node_rank": 0})))
     short = {"spec": {"node_rank": 1}, "agent": {"exit_barrier_timeout": 1.0}}
@@ -81,8 +81,8 @@ def break_the_barrier(handler: RendezvousHandler) -> None:
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_an_exception_in_the_barrier_fails_nothing(job: Job, nodes: int) -> None:
-    """A18: the workers have succeeded; what goes wrong after that does not change it."""
-    change = "tests.test_a_barrier:break_the_barrier"
+    """The workers have succeeded; what goes wrong after that does not change it."""
+    change = "tests.test_exit_barrier:break_the_barrier"
     plan = job.plan(workers.give, "value", nodes=(nodes, nodes), change_handler=change)
     outcomes = job.run(*[plan] * nodes)
     assert {rank: value for outcome in outcomes for rank, value in outcome.values.items()} == dict.fromkeys(
@@ -91,7 +91,7 @@ def test_an_exception_in_the_barrier_fails_nothing(job: Job, nodes: int) -> None
 
 
 def test_the_loss_of_the_store_in_the_barrier_fails_nothing(job: Job, ear: Ear, gate: Gate) -> None:
-    """A18: the agent that serves the store is killed while another one waits for it in the barrier."""
+    """The agent that serves the store is killed while another one waits for it in the barrier."""
     if not job.backend.dies_with_host:
         pytest.skip("this store outlives every agent")
     plan = job.plan(workers.wait_for_ranks, ear.path, gate.path, 0, nodes=(2, 2), spec={"node_rank": 0})

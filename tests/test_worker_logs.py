@@ -1,4 +1,4 @@
-"""Where workers' output goes, and how its lines look on the console (A7, and section E)."""
+"""Where workers' output goes, and how its lines look on the console."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def files_below(folder: Path) -> set[str]:
 
 
 def test_console_lines_carry_the_prefix(job: Job) -> None:
-    """A7: with ``tee`` and a template, each line on the console tells role, local rank and rank."""
+    """With ``tee`` and a template, each line on the console tells role, local rank and rank."""
     agent = {"log_line_prefix_template": "[${role_name}-${local_rank}:${rank}]:"}
     plan = job.plan(workers.print_lines, ["one", "two"], workers=2, agent=agent, logs={"tee": Std.ALL}, role="trainer")
     host = job.start(plan)
@@ -41,7 +41,7 @@ def test_console_lines_carry_the_prefix(job: Job) -> None:
 
 
 def test_redirected_output_lies_where_it_is_promised(job: Job) -> None:
-    """E: ``<log_dir>/<run_id>_<random>/attempt_<restart>/<local_rank>/{stdout,stderr}.log``, nothing on the console."""
+    """``<log_dir>/<run_id>_<random>/attempt_<restart>/<local_rank>/{stdout,stderr}.log``, nothing on the console."""
     plan = job.plan(workers.print_lines, ["quiet"], workers=2, logs={"redirects": Std.ALL})
     host = job.start(plan)
     host.outcomes()
@@ -54,7 +54,7 @@ def test_redirected_output_lies_where_it_is_promised(job: Job) -> None:
 
 
 def test_streams_are_chosen_by_local_rank(job: Job) -> None:
-    """E: a map from local rank to streams; what is not named stays on the console."""
+    """A map from local rank to streams; what is not named stays on the console."""
     plan = job.plan(workers.print_lines, ["word"], workers=2, logs={"redirects": {0: Std.OUT}, "tee": {1: Std.ERR}})
     host = job.start(plan)
     host.outcomes()
@@ -66,7 +66,7 @@ def test_streams_are_chosen_by_local_rank(job: Job) -> None:
 
 
 def test_a_filter_hides_ranks_on_the_console_only(job: Job) -> None:
-    """E: ``local_ranks_filter`` shows some ranks; the files of the others are complete."""
+    """``local_ranks_filter`` shows some ranks; the files of the others are complete."""
     logs = {"tee": Std.OUT, "local_ranks_filter": {1}}
     host = job.start(job.plan(workers.print_lines, ["word"], workers=2, logs=logs))
     host.outcomes()
@@ -77,7 +77,7 @@ def test_a_filter_hides_ranks_on_the_console_only(job: Job) -> None:
 
 
 def test_no_attempt_deletes_an_earlier_ones_logs(job: Job) -> None:
-    """E: every attempt keeps its folder, with output and error file."""
+    """Every attempt keeps its folder, with output and error file."""
     plan = job.plan(workers.print_then_raise, 2, max_restarts=2, logs={"redirects": Std.OUT})
     (outcome,) = job.run(plan)
     assert outcome.values == {0: 2}
@@ -90,7 +90,7 @@ def test_no_attempt_deletes_an_earlier_ones_logs(job: Job) -> None:
 
 
 def test_a_bigger_world_keeps_the_smaller_ones_logs(job: Job, ear: Ear, gate: Gate) -> None:
-    """E: a round that follows without a restart has a folder of its own."""
+    """A round that follows without a restart has a folder of its own."""
     plan = job.plan(workers.meet, ear.path, gate.path, nodes=(1, 2), logs={"redirects": Std.OUT})
     keeper, other = job.start_in_order(ear, plan, plan)
     ear.hear(2, event="started", group_world_size=2)
@@ -103,14 +103,14 @@ def test_a_bigger_world_keeps_the_smaller_ones_logs(job: Job, ear: Ear, gate: Ga
 
 
 def test_without_a_folder_nothing_stays(job: Job) -> None:
-    """E: the private folder of a job that went well and redirects nothing is removed (see the check of ``job``)."""
+    """The private folder of a job that went well and redirects nothing is removed (see the check of ``job``)."""
     (outcome,) = job.run(job.plan(workers.give, 1, logs={"log_dir": None}))
     assert outcome.values == {0: 1}
     assert not list(job.temporary.iterdir())
 
 
 def test_a_last_word_without_a_newline_is_not_lost(job: Job) -> None:
-    """A7: output is drained to its end, also where the worker dies in the middle of a line."""
+    """Output is drained to its end, also where the worker dies in the middle of a line."""
     script = "import os; os.write(1, b'x' * 200000 + b' the end'); os.abort()"
     host = job.start(job.plan(sys.executable, "-c", script, logs={"tee": Std.OUT}))
     assert host.outcome().failed.is_failed()
