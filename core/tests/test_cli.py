@@ -23,6 +23,8 @@ from quorate.rendezvous import PortReservation
 DOCS = Path(__file__).parents[2] / "docs"
 SECONDS = 60.0
 
+runs_a_job = pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
+
 
 def clean_environment(**more: str) -> dict[str, str]:
     own = ("PET_", "TORCHELASTIC_", "TORCH_ELASTIC_", "QUORATE_", "OMP_NUM", "PYTHON_EXEC", "RANK", "WORLD_SIZE")
@@ -76,23 +78,24 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "absent"], ["the script absent does not exist", "-m", "--no-python"]),
         (["run", "--no-python", "no-such-program"], ["no-such-program", "PATH"]),
         (["run", "--no-python", "-m", "x"], ["--no-python and --module"]),
-        (["run", "--rdzv-backend=nowhere", "-m", "x"], ["'nowhere'", "standalone, static", "quorate plugins"]),
+        pytest.param(["run", "--rdzv-backend=nowhere", "-m", "x"], ["'nowhere'", "standalone, static", "quorate plugins"], marks=runs_a_job),
         (
             ["run", "--rdzv-backend=etcd", "--rdzv-id=j", "--nnodes=2", "-m", "x"],
             ["pip install quorate-rendezvous-etcd"],
         ),
         (["run", "--rdzv-backend=etcd", "--nnodes=2", "-m", "x"], ["set --rdzv-id"]),
-        (
+        pytest.param(
             ["run", "--rdzv-backend=tcp", "--rdzv-endpoint=a:b:c", "--nnodes=2", "-m", "x"],
             ["'a:b:c'", "--rdzv-endpoint"],
+            marks=runs_a_job,
         ),
         (["run", "--nnodes=2", "--node-rank=2", "-m", "x"], ["node_rank is 2", "--nnodes"]),
         (["run", "--nnodes=2", "--master-port=65535", "-m", "x"], ["--master-port=65535", "65534"]),
         (["run", "--standalone", "--nnodes=2", "-m", "x"], ["--standalone", "--nnodes"]),
         (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "plugin"]),
         (["run", "--logs-specs=none-such", "-m", "x"], ["'none-such'", "torchrun.logs_specs"]),
-        (["run", "--start-method=teleport", "-m", "x"], ["'teleport'", "spawn"]),
-        (["run", "--event-log-handler=pigeon", "-m", "x"], ["'pigeon'"]),
+        pytest.param(["run", "--start-method=teleport", "-m", "x"], ["'teleport'", "spawn"], marks=runs_a_job),
+        pytest.param(["run", "--event-log-handler=pigeon", "-m", "x"], ["'pigeon'"], marks=runs_a_job),
         (["run", "--signals-to-handle=SIGKILL", "-m", "x"], ["SIGKILL", "--signals-to-handle"]),
         (["run", "--log-dir=/dev/null/logs", "-m", "x"], ["/dev/null/logs", "--log-dir"]),
     ],
@@ -194,6 +197,7 @@ def test_the_docs_explain_every_time_out() -> None:
 # --- jobs of one node -------------------------------------------------------------------------------------------------
 
 
+@runs_a_job
 def test_a_script_runs_in_every_worker_with_its_arguments(script: Path) -> None:
     result = quorate("run", "--standalone", "--nproc-per-node=2", str(script), "--nnodes=9", "rank-${local_rank}")
     assert result.returncode == 0, result.stderr
@@ -201,27 +205,32 @@ def test_a_script_runs_in_every_worker_with_its_arguments(script: Path) -> None:
     assert "OMP_NUM_THREADS=1" in result.stderr
 
 
+@runs_a_job
 def test_the_environment_alone_can_say_it_all(script: Path) -> None:
     result = quorate("run", str(script), PET_NPROC_PER_NODE="2", PET_STANDALONE="1", OMP_NUM_THREADS="1")
     assert sorted(result.stdout.split()) == ["0", "1"]
     assert result.stderr == ""
 
 
+@runs_a_job
 def test_a_module_runs_as_by_python_m(script: Path) -> None:
     result = quorate("run", "-m", "train", "a", cwd=script.parent)
     assert (result.returncode, result.stdout) == (0, "0 a\n")
 
 
+@runs_a_job
 def test_a_program_runs_without_python(tmp_path: Path) -> None:
     result = quorate("run", "--no-python", "sh", "-c", "echo $RANK of $WORLD_SIZE")
     assert (result.returncode, result.stdout) == (0, "0 of 1\n")
 
 
+@runs_a_job
 def test_master_flags_reach_the_workers_of_a_single_node(tmp_path: Path) -> None:
     result = quorate("run", "--master-port=29533", "--no-python", "sh", "-c", "echo $MASTER_PORT")
     assert (result.returncode, result.stdout) == (0, "29533\n")
 
 
+@runs_a_job
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
 def test_run_path_runs_the_script_as_the_main_program(tmp_path: Path, start_method: str) -> None:
     path = tmp_path / "main.py"
@@ -230,6 +239,7 @@ def test_run_path_runs_the_script_as_the_main_program(tmp_path: Path, start_meth
     assert (result.returncode, result.stdout) == (0, "['a', 'b']\n"), result.stderr
 
 
+@runs_a_job
 def test_a_failed_worker_gives_exit_code_1_and_one_report(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text("raise ValueError('a very special cause')\n")
@@ -241,6 +251,7 @@ def test_a_failed_worker_gives_exit_code_1_and_one_report(tmp_path: Path) -> Non
     assert "exit code 1" in result.stderr
 
 
+@runs_a_job
 def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
     """A clear error within its deadline."""
     held = PortReservation()
@@ -254,6 +265,7 @@ def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@runs_a_job
 def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_written() -> None:
     """The line that torchrun's users write for fixed nodes."""
     held = PortReservation()
@@ -283,6 +295,7 @@ def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_writ
     assert [out for out, _ in outputs] == [f"1 2 {port}\n", f"0 2 {port}\n"]
 
 
+@runs_a_job
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_job_and_shows_in_the_exit_code(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "wait.py"
@@ -333,6 +346,7 @@ def test_each_outcome_has_its_exit_code(error: BaseException, code: int | None) 
     assert code_of(error) == code
 
 
+@runs_a_job
 def test_what_is_ignored_is_told(script: Path) -> None:
     result = quorate("run", "--standalone", "--rdzv-backend=c10d", str(script), PET_RDZV_ENDPOINT="h:1")
     assert result.returncode == 0, result.stderr

@@ -26,6 +26,8 @@ from quorate import (
 from quorate.launcher import run_script_path
 from quorate.rendezvous import PortReservation
 
+runs_a_job = pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
+
 
 def config(nproc_per_node: int = 1, **others: Any) -> LaunchConfig:
     others.setdefault("start_method", "fork")
@@ -45,6 +47,7 @@ def test_launch_and_elastic_launch_are_one_whatever_was_imported_first() -> None
     assert launch is elastic_launch
 
 
+@runs_a_job
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_a_function_runs_in_every_worker_and_its_values_come_back_by_global_rank(start_method: str) -> None:
     """Arguments and values arrive unchanged."""
@@ -55,6 +58,7 @@ def test_a_function_runs_in_every_worker_and_its_values_come_back_by_global_rank
     }
 
 
+@runs_a_job
 def test_a_launch_works_off_the_main_thread_and_again_with_the_same_configuration() -> None:
     made, results = config(), []
     thread = threading.Thread(target=lambda: results.append(launch(made, tell)(1)))
@@ -64,12 +68,14 @@ def test_a_launch_works_off_the_main_thread_and_again_with_the_same_configuratio
     assert [*results, launch(made, tell)(2)] == [{0: (0, None, 1)}, {0: (0, None, 2)}]
 
 
+@runs_a_job
 def test_a_command_returns_nothing_and_takes_strings_and_paths(tmp_path: Path) -> None:
     target = tmp_path / "out"
     assert launch(config(), "sh")("-c", 'echo "$0" > "$1"', "word", target) == {0: None}
     assert target.read_text() == "word\n"
 
 
+@runs_a_job
 def test_a_failure_is_raised_with_its_cause_and_can_be_pickled() -> None:
     with pytest.raises(ChildFailedError) as caught:
         launch(config(max_restarts=0), fail)()
@@ -81,6 +87,7 @@ def test_a_failure_is_raised_with_its_cause_and_can_be_pickled() -> None:
         assert error.reason
 
 
+@runs_a_job
 def test_a_failed_python_command_is_named_after_its_script(tmp_path: Path) -> None:
     script = tmp_path / "bad.py"
     script.write_text("raise SystemExit(3)\n")
@@ -90,6 +97,7 @@ def test_a_failed_python_command_is_named_after_its_script(tmp_path: Path) -> No
     assert caught.value.get_first_failure()[1].exitcode == 3
 
 
+@runs_a_job
 def test_logs_go_where_the_specs_say_and_duplicates_to_a_file_of_their_own(tmp_path: Path) -> None:
     made = config(
         run_id="job",
@@ -104,6 +112,7 @@ def test_logs_go_where_the_specs_say_and_duplicates_to_a_file_of_their_own(tmp_p
     assert "loss 1" in (run / "attempt_0" / "filtered_stdout.log").read_text()
 
 
+@runs_a_job
 def test_wrong_calls_are_refused_before_anything_starts() -> None:
     for entrypoint in (None, "", 3):
         with pytest.raises(UsageError, match="callable or a command"):
@@ -116,6 +125,7 @@ def test_wrong_calls_are_refused_before_anything_starts() -> None:
         launch(config(start_method="teleport"), tell)()
 
 
+@runs_a_job
 def test_a_round_that_does_not_form_raises_within_its_deadline_and_leaves_nothing() -> None:
     """No thread or socket left behind."""
     before = set(threading.enumerate())
@@ -132,6 +142,7 @@ def test_a_round_that_does_not_form_raises_within_its_deadline_and_leaves_nothin
     assert set(threading.enumerate()) == before
 
 
+@runs_a_job
 def test_two_nodes_of_one_job_meet_at_a_fixed_address() -> None:
     """Over two agents, keys are exactly the global ranks."""
     held, results, errors = PortReservation(), {}, []

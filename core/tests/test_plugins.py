@@ -319,6 +319,7 @@ def run_plugins(tree: Tree, *argv: str, **environment: str) -> subprocess.Comple
     )
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_the_command_shows_the_installed_plugins(tree: Tree) -> None:
     result = run_plugins(tree, "plugins")
     assert (result.returncode, result.stderr) == (0, "")
@@ -335,6 +336,7 @@ def test_the_command_returns_4_where_a_plugin_is_broken(tree: Tree) -> None:
     assert "disabled by QUORATE_DISABLE_PLUGINS: bad-plug" in healthy.stdout
 
 
+@pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
 def test_a_job_runs_beside_a_broken_plugin_and_says_so_but_not_through_it(tree: Tree) -> None:
     """A plugin that does not import."""
     tree.install("bad-plug", "import no_such_module_anywhere\n", name="pigeon")
@@ -361,6 +363,7 @@ def test_two_plugins_with_one_flag_give_exit_code_4(tree: Tree) -> None:
     assert "'cells' is offered twice" in both.stderr
 
 
+@pytest.mark.needs("quorate-process-local")
 def test_pluggy_is_only_imported_once_a_plugin_decides_or_observes() -> None:
     """It takes a tenth of the time to a job's first worker, and most jobs ask nobody but the core."""
     code = """
