@@ -62,9 +62,10 @@ bench: $(STAMP) etcd mpirun ## every benchmark, side by side with the peers that
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
 	$(PRIVATE_HOSTS) $(BIN)/python -m benchmarks $(or $(NAME),all) $(ARGS)
 
-dist: $(STAMP) ## wheel and source archive of every distribution, in dist/
+dist: $(CORE_STAMP) ## wheel and source archive of every distribution, in dist/
+	$(CORE_BIN)/python -m pip install --quiet -c constraints.txt --group build
 	rm -rf dist
-	set -e; for project in . $(PROJECTS); do $(BIN)/python -m build --no-isolation --outdir dist $$project; done
+	set -e; for project in . $(PROJECTS); do $(CORE_BIN)/python -m build --no-isolation --outdir dist $$project; done
 
 clean: ## remove the environment, caches and everything that was built or written
 	rm -rf $(VENV) $(CORE_VENV) demo-output benchmarks/results build dist .coverage .coverage.* coverage

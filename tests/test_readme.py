@@ -65,7 +65,7 @@ def test_command_is_one_that_works(name: str, command: str, tmp_path: Path) -> N
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def projects() -> dict[str, dict[str, object]]:
@@ -117,7 +117,7 @@ def test_python_and_toml_of_the_guide_for_contributors_parse() -> None:
 
 
 def pages() -> list[Path]:
-    folders = ("", "docs", "examples/*", "core", "plugins/*", "docs/decisions")
+    folders = ("", ".github", "docs", "examples/*", "core", "plugins/*", "docs/decisions")
     return sorted({page for folder in folders for page in ROOT.glob(f"{folder}/*.md".lstrip("/"))})
 
 

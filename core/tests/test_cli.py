@@ -78,7 +78,11 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "absent"], ["the script absent does not exist", "-m", "--no-python"]),
         (["run", "--no-python", "no-such-program"], ["no-such-program", "PATH"]),
         (["run", "--no-python", "-m", "x"], ["--no-python and --module"]),
-        pytest.param(["run", "--rdzv-backend=nowhere", "-m", "x"], ["'nowhere'", "standalone, static", "quorate plugins"], marks=runs_a_job),
+        pytest.param(
+            ["run", "--rdzv-backend=nowhere", "-m", "x"],
+            ["'nowhere'", "standalone, static", "quorate plugins"],
+            marks=runs_a_job,
+        ),
         (
             ["run", "--rdzv-backend=etcd", "--rdzv-id=j", "--nnodes=2", "-m", "x"],
             ["pip install quorate-rendezvous-etcd"],
