@@ -212,8 +212,17 @@ def test_coverage_measures_every_distribution() -> None:
 
 
 def test_every_form_for_issues_is_one_that_can_be_filled_in() -> None:
-    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+    forms = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert forms
+    for path in forms:
         form = read_yaml(str(path.relative_to(ROOT)))
-        if path.name != "config.yml":
-            assert {"name", "description", "body"} <= set(form)
-            assert all(part["type"] in ("textarea", "input", "markdown", "dropdown") for part in form["body"])
+        assert {"name", "description", "body"} <= set(form)
+        assert all(part["type"] in ("textarea", "input", "markdown", "dropdown") for part in form["body"])
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_nothing_that_git_ignores_is_in_the_repository() -> None:
+    """An environment or a cache gets in easily, before its line in ``.gitignore`` is written."""
+    listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, timeout=60.0)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
