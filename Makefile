@@ -33,7 +33,7 @@ test: $(STAMP) ## lint, format, types and every test, the slow ones included
 	@$(MAKE) --no-print-directory --keep-going lint format types tests
 
 test-core: $(CORE_STAMP) ## the core's tests in an environment of their own, without torch and plugins (about a minute)
-	$(CORE_BIN)/python -m pytest core/tests -n $(JOBS) --dist worksteal -m "not needs" $(ARGS)
+	$(CORE_BIN)/python -m pytest core/tests -n $(JOBS) --dist worksteal -m "not needs and not slow" $(ARGS)
 
 lint: $(STAMP) ## ruff check alone
 	$(BIN)/ruff check .
