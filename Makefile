@@ -49,6 +49,7 @@ tests: $(STAMP) etcd redis chromium ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone
 
 coverage: $(STAMP) ## which lines the core's tests reach (TESTS="core/tests plugins/errors/tests" for more); coverage/index.html
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group coverage
 	$(BIN)/python -m coverage erase
 	$(PRIVATE_HOSTS) $(BIN)/python -m coverage run -m pytest $(or $(TESTS),core/tests) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
