@@ -20,7 +20,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test test-core lint format types tests coverage simulate dist bench clean system-packages etcd redis chromium mpirun
+.PHONY: help demo test test-core lint format types tests reference coverage simulate dist bench clean system-packages etcd redis chromium mpirun
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -55,6 +55,11 @@ coverage: $(STAMP) ## which lines the core's tests reach (TESTS="core/tests plug
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage html --quiet
 	$(BIN)/python -m coverage report
+# Quotes in the sentence, not in the test: SUITE may name several files, or cases of one.
+reference: $(STAMP) etcd ## the reference suite of elastic agents, which is not part of the repository: SUITE=path/to/agent_test.py
+	@[ -n "$(SUITE)" ] || { echo "say where the reference suite is: make reference SUITE=path/to/agent_test.py" >&2; exit 2; }
+	@for path in $(SUITE); do [ -e "$${path%%::*}" ] || { echo "there is no reference suite at $$path; set SUITE" >&2; exit 2; }; done
+	SEED_TARGET=quorate $(PRIVATE_HOSTS) $(BIN)/python -m pytest -q -p no:cacheprovider $(SUITE) $(ARGS)
 
 simulate: $(STAMP) ## random scenarios in virtual time (SEEDS=1000 FIRST=0; ARGS="--nodes 10000" for one large job)
 	$(BIN)/python -m quorate.testing.simulate --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(ARGS)

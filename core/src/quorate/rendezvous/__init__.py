@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ._handler import StoreRendezvousHandler
     from ._memory import InMemoryStore
     from ._open import get_rendezvous_handler
+    from ._over import job_is_over
     from ._port import Bootstrap, PortReservation
     from ._ranks import assign_ranks, order_nodes
     from ._store import BatchStore, HostedStore, InterruptibleStore, Store
@@ -39,6 +40,7 @@ __all__ = [
     "StoreRendezvousHandler",
     "assign_ranks",
     "get_rendezvous_handler",
+    "job_is_over",
     "order_nodes",
 ]
 
@@ -55,6 +57,7 @@ _HOME = {
     "StoreRendezvousHandler": "_handler",
     "assign_ranks": "_ranks",
     "get_rendezvous_handler": "_open",
+    "job_is_over": "_over",
     "order_nodes": "_ranks",
 }
 
