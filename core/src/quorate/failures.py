@@ -33,6 +33,8 @@ _FRAME = r'^\s+File "[^"]*", line \d+'
 # What Python's faulthandler writes when the process aborts.
 _ABORTED = "Fatal Python error: Aborted"
 _NO_FRAME = "  <no Python frame>"
+_FRAMES_LEFT_OUT = "  ..."
+_OF_THE_PROGRAM = r'^  File ".*", line \d+ in <module>$'
 _EXCEPTION_LINE = r"(?s)^[A-Za-z_][\w.]*(?:: .*)?$"
 
 
@@ -97,8 +99,8 @@ def message_from_abort(exit_code: int, lines: Sequence[str]) -> str | None:
 
     Arguments:
         exit_code: of the worker, or of a shell that waited for it (128 + signal).
-        lines: the last lines of its stderr, with the stacks of all Python threads (``PYTHONFAULTHANDLER``): if none of
-            them is left, the program's own code has ended.
+        lines: the last lines of its stderr, with the stacks of all Python threads (``PYTHONFAULTHANDLER``).  If none
+            of them begins in the program, the program's own code has ended.
     """
     if exit_code not in (-6, 128 + 6):
         return None
@@ -108,14 +110,17 @@ def message_from_abort(exit_code: int, lines: Sequence[str]) -> str | None:
     stacks = lines[len(lines) - lines[::-1].index(_ABORTED) :]
     import re  # only a failure pays for it
 
-    if _NO_FRAME not in stacks or any(re.match(_FRAME, line) for line in stacks):
+    if _NO_FRAME not in stacks or _FRAMES_LEFT_OUT in stacks or any(re.match(_OF_THE_PROGRAM, line) for line in stacks):
         return None
     if any(line.startswith("Extension modules:") and " torch." in line for line in stacks):
         return (
             "the script had finished; torch aborted while Python ended (SIGABRT): "
             "call torch.distributed.destroy_process_group() at the end of the script"
         )
-    return "the script had finished; a library aborted while Python ended (SIGABRT)"
+    return (
+        "the script had finished; a library aborted while Python ended (SIGABRT): "
+        "if it uses torch.distributed, call destroy_process_group() at the end of the script"
+    )
 
 
 @final
