@@ -279,7 +279,7 @@ class LocalContext:
         if self._deliveries is not None:
             self._deliveries.hear_last(worker)
         worker.note_exit(exit_code, was_stopped, now + _TAIL_PATIENCE_SECONDS)
-        if exit_code not in (0, worker.exit_code) and not was_stopped:
+        if worker.exit_code == 0 and exit_code != 0 and not was_stopped:
             how = f"by {signal_name(exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"
             warn(f"local rank {worker.local_rank} ended {how} after its function had returned; the result counts")
         if worker.exit_code != 0 and worker.errors is not None:
