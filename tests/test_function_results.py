@@ -31,14 +31,14 @@ def plan_with(job: Job, method: str, function: Callable[..., Any], *arguments: A
     return job.plan(function, *arguments, workers=workers, agent=agent, spec={"settings": settings})
 
 
-@pytest.mark.slow(reason="many workers import torch: half of all launches of four workers lost the race")
+@pytest.mark.slow(reason="many workers import torch: three of seven launches of four workers lost the race")
 @shared_store_or_not
 @pytest.mark.parametrize("method", METHODS)
 def test_process_groups_may_be_left(job: Job, method: str) -> None:
     plan = plan_with(job, method, workers.leave_a_process_group, workers=4)
     for launch in range(RACES if method in ("spawn", "warm") else 1):
         (outcome,) = job.run(replace(plan, run_id=f"{plan.run_id}-{launch}"))
-        assert outcome.values == dict.fromkeys(range(4), 4.0)
+        assert outcome.values == {rank: rank for rank in range(4)}
 
 
 @pytest.mark.slow(reason="the template imports torch, several times")
@@ -52,7 +52,7 @@ def test_process_groups_may_be_left_by_an_exit(job: Job) -> None:
 
 @pytest.mark.slow(reason="the workers import torch and torch.nn.parallel")
 @shared_store_or_not
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["spawn", "warm"])
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [(workers.leave_a_model, ()), (workers.leave_rpc, (True,)), (workers.leave_rpc, (False,))],
@@ -61,7 +61,8 @@ def test_process_groups_may_be_left_by_an_exit(job: Job) -> None:
 def test_models_and_rpc_may_be_left(
     job: Job, method: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    (outcome,) = job.run(plan_with(job, method, function, *arguments, workers=2))
+    plan = plan_with(job, method, function, *arguments, workers=2)
+    (outcome,) = job.run(plan, TORCHINDUCTOR_CACHE_DIR=str(job.folder / "inductor"))
     assert outcome.values == {0: 2.0, 1: 2.0}
 
 
@@ -69,9 +70,7 @@ def test_models_and_rpc_may_be_left(
 def test_process_groups_may_be_left_on_several_nodes(job: Job) -> None:
     plan = job.plan(workers.leave_a_process_group, nodes=(2, 2), workers=2)
     outcomes = job.run(plan, plan)
-    assert {rank: value for outcome in outcomes for rank, value in outcome.values.items()} == dict.fromkeys(
-        range(4), 4.0
-    )
+    assert [outcome.values for outcome in outcomes] in ([{0: 0, 1: 1}, {2: 2, 3: 3}], [{2: 2, 3: 3}, {0: 0, 1: 1}])
 
 
 @one_backend

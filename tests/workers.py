@@ -297,15 +297,15 @@ def all_reduce_and_meet(ear: str, gate: str) -> tuple[int, int]:
     return total, size
 
 
-def leave_a_process_group() -> float:
-    """As programs do that care for nothing at their end."""
+def leave_a_process_group() -> int:
+    """Return right after a collective, so that torch's threads still let go of it."""
     import torch
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    total = torch.ones(1)
+    total = torch.ones(1_000_000)
     dist.all_reduce(total)
-    return total.item()
+    return rank()
 
 
 def leave_a_process_group_by_exit() -> NoReturn:
