@@ -1,4 +1,4 @@
-"""What a function has returned counts, and its worker stays until all have returned (BEHAVIOUR A21).
+"""What a function has returned counts, and its worker stays until all have returned.
 
 What does not live here: whole jobs with torch (``tests/test_function_results.py``).
 """
