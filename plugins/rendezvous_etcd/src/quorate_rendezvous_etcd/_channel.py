@@ -57,7 +57,9 @@ class Channel:
             raise CallError("INTERNAL", "the call ended without an answer")
         return answer
 
-    def stream(self, path: str, message: bytes, timeout: float, metadata: _Metadata = ()) -> Generator[bytes, None, None]:
+    def stream(
+        self, path: str, message: bytes, timeout: float, metadata: _Metadata = ()
+    ) -> Generator[bytes, None, None]:
         """Call a method that answers again and again, for ``timeout`` seconds at most; raises as :meth:`call`.
 
         The connection is closed with the iterator.

@@ -7,6 +7,7 @@ imported the same module.
 
 from __future__ import annotations
 
+import logging  # noqa: F401 - the reason stands beside the lock
 import os
 import threading
 import weakref
@@ -17,6 +18,8 @@ __all__ = ["Holder", "close_in_children", "importing"]
 
 #: Held while this package imports what it needs; a fork waits for it.
 importing = threading.RLock()
+# What is imported meanwhile should not register itself for forks: a fork that waits would do the second half of its
+# registration alone.  Of what is imported, logging does so; it is therefore imported above.
 
 
 class Holder(Protocol):

@@ -13,11 +13,25 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from importlib import import_module
 from urllib.parse import unquote
 
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
+from h2.exceptions import H2Error
+from h2.settings import SettingCodes
+from h2.settings import Settings as Http2Settings
+
 from quorate.clock import monotonic
-from quorate.lazy_typing import Any, final
+from quorate.lazy_typing import final
 
 __all__ = ["LARGEST_MESSAGE", "CallError", "Wire", "describe"]
 
@@ -71,7 +85,6 @@ class Wire:
         self.sock = sock
         self._authority = authority
         self._scheme = "https" if isinstance(sock, ssl.SSLSocket) else "http"
-        self._events, self._errors = import_module("h2.events"), import_module("h2.exceptions")
         self._http = _make_state_machine()
         self._has_ended = True
         self._is_broken = False
@@ -129,7 +142,7 @@ class Wire:
             self._begin_stream(self._http.get_next_available_stream_id())
             self._http.send_headers(self._stream, headers)
             self._send(b"\0" + len(message).to_bytes(4, "big") + message, deadline)
-        except self._errors.H2Error as error:
+        except H2Error as error:
             raise self._break(f"the connection cannot be used ({describe(error)})") from None
 
     def _send(self, body: bytes, deadline: float) -> None:
@@ -192,7 +205,10 @@ class Wire:
         except OSError as error:
             raise self._break(f"the connection broke: {describe(error)}") from None
         self._check_at, self._is_asked = monotonic() + _QUIET_SECONDS, False
-        self._flush(deadline)
+        # What is to be said at the end of a call, such as the answer to a ping by which the member measures the line,
+        # goes out with the next one.
+        if not self._has_ended:
+            self._flush(deadline)
 
     def _ask(self, deadline: float) -> None:
         if monotonic() < self._check_at:
@@ -226,22 +242,21 @@ class Wire:
         for event in events:
             self._take_event(event)
 
-    def _take_event(self, event: Any) -> None:
-        kinds = self._events
-        if isinstance(event, kinds.ConnectionTerminated):
+    def _take_event(self, event: Event) -> None:
+        if isinstance(event, ConnectionTerminated):
             self._is_broken = True
             if not self._has_ended:
                 raise self._break("the server closes the connection")
         if getattr(event, "stream_id", None) != self._stream:
             return
-        if isinstance(event, kinds.DataReceived):
+        if isinstance(event, DataReceived):
             self._http.acknowledge_received_data(event.flow_controlled_length, self._stream)
             self._take_data(event.data)
-        elif isinstance(event, (kinds.ResponseReceived, kinds.TrailersReceived)):
+        elif isinstance(event, (ResponseReceived, TrailersReceived)):
             self._headers.update((_text(name), _text(value)) for name, value in event.headers)
-        elif isinstance(event, kinds.StreamEnded):
+        elif isinstance(event, StreamEnded):
             self._has_ended = True
-        elif isinstance(event, kinds.StreamReset):
+        elif isinstance(event, StreamReset):
             self._has_ended = True
             self._reset = f"the server broke the call off (HTTP/2 error {int(event.error_code)})"
 
@@ -271,10 +286,9 @@ def describe(error: BaseException) -> str:
     return " ".join(text.split())[:_LONGEST_DETAILS] or type(error).__name__
 
 
-def _make_state_machine() -> Any:
+def _make_state_machine() -> H2Connection:
     """Return h2's connection, with its greeting ready to be sent."""
-    settings = import_module("h2.settings")
-    configuration = import_module("h2.config").H2Configuration(
+    configuration = H2Configuration(
         client_side=True,
         header_encoding=None,
         # Ours are right by construction, and the peer's are looked at here.
@@ -282,14 +296,13 @@ def _make_state_machine() -> Any:
         normalize_outbound_headers=False,
         validate_inbound_headers=False,
     )
-    http = import_module("h2.connection").H2Connection(configuration)
-    codes = settings.SettingCodes
-    http.local_settings = settings.Settings(
+    http = H2Connection(configuration)
+    http.local_settings = Http2Settings(
         client=True,
         initial_values={
-            codes.ENABLE_PUSH: 0,
-            codes.INITIAL_WINDOW_SIZE: _WINDOW_BYTES,
-            codes.MAX_HEADER_LIST_SIZE: 1 << 16,
+            SettingCodes.ENABLE_PUSH: 0,
+            SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW_BYTES,
+            SettingCodes.MAX_HEADER_LIST_SIZE: 1 << 16,
         },
     )
     http.initiate_connection()

@@ -59,8 +59,6 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.messages: Messages = load_messages()
-        #: What an attempt raises that did not work.
-        self.failures: tuple[type[Exception], ...] = (CallError,)
         # Where there is no other member to ask, giving up on an answer early would only double the questions.
         alone = len(settings.endpoints) == 1
         self._patience = max(settings.dial_timeout_seconds, settings.operation_timeout_seconds / 2 if alone else 0.0)
@@ -155,7 +153,7 @@ class Transport:
             return connection
 
     def watch(self, connection: Connection, request: Any, timeout: float) -> Any:
-        """Send a watch's ``request``; returns the stream of answers.  What fails is in :attr:`failures`.
+        """Send a watch's ``request``; returns the stream of answers, which raises CallError.
 
         A member that has lost its leader ends the stream, instead of staying silent for ever.
         """
