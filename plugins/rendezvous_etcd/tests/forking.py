@@ -163,7 +163,8 @@ def grpc_of_its_own(where: Where) -> Finish:
     assert not any(name.startswith("quorate_rendezvous") for name in sys.modules)
     channel = _open_grpc(where[0])
     channel.unary_unary("/etcdserverpb.KV/Range")(b"\x0a\x01k", timeout=CHILD_SECONDS)
-    return lambda: channel.close()
+    finish: Finish = channel.close
+    return finish
 
 
 def busy_grpc_of_its_own(where: Where) -> Finish:

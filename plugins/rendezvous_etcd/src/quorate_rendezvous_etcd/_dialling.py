@@ -80,7 +80,9 @@ class _Search:
 
 
 def _look_up(endpoint: Endpoint, flags: int) -> list[_Address]:
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)
+    # Text would be turned into bytes by Python's IDNA codec, which takes milliseconds to load.
+    host = endpoint.host.encode() if endpoint.host.isascii() else endpoint.host
+    found = socket.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM, flags=flags)
     return [(family, address) for family, _, _, _, address in found]
 
 
