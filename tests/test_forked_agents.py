@@ -13,8 +13,6 @@ from tests.backends import BACKENDS, Backend, loopback_port
 from tests.harness import Job, Outcome, Plan, as_store_client, as_store_host
 from tests.parents import HABITS, OWN_PORT, Used, run_in_children
 
-_METHODS = ["fork", "spawn", "forkserver"]
-
 
 def used_by_parent(job: Job) -> Used:
     """The job's backend, with a store of the parent's own where agents host it."""
@@ -47,7 +45,7 @@ def test_agents_run_in_other_children(job: Job, method: str) -> None:
 
 
 @pytest.mark.parametrize("habit", list(HABITS))
-def test_a_parent_that_has_used_every_backend(job: Job, habit: str, every_backend: list[Used]) -> None:
+def test_a_parent_that_has_used_every_backend(every_backend: list[Used], job: Job, habit: str) -> None:
     told = run_in_children(habit, every_backend, "fork", [one_node(job, 7)], job.folder, job.environment)
     assert value_of(told[0][0]) == 7
 
@@ -71,18 +69,19 @@ def test_the_agents_of_one_job_in_several_children(job: Job, habit: str) -> None
     assert sorted(str(value_of(outcome)) for outcome in told) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("method", _METHODS)
-def test_what_goes_wrong_in_a_child_is_told_to_its_parent(job: Job, method: str) -> None:
-    """A worker's failure as a result, a store that is not there as an error; both can be pickled."""
-    bad = [as_store_host(job.plan(workers.raise_on, [0], 1))]
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_failure_in_a_child_is_told_to_its_parent(job: Job, method: str) -> None:
+    rows = [[as_store_host(job.plan(workers.raise_on, [0], 1))]]
+    ((told,),) = run_in_children("keeps_open", [used_by_parent(job)], method, rows, job.folder, job.environment)
+    assert isinstance(told, Outcome), told
+    assert list(told.failed.failures) == [0]
+
+
+def test_a_store_that_is_not_there_is_told_to_the_parent(job: Job) -> None:
+    plan = job.plan(workers.give, 1, rdzv={"connect_timeout": 0.5, "join_timeout": 2.0})
     with loopback_port() as nowhere:
-        plan = job.plan(workers.give, 1, rdzv={"connect_timeout": 0.5, "join_timeout": 2.0})
-        lonely = [as_store_client(replace(plan, endpoint=nowhere))]
-        ((failed,), (lost,)) = run_in_children(
-            "keeps_open", [used_by_parent(job)], method, [bad, lonely], job.folder, job.environment
-        )
-    assert isinstance(failed, Outcome), failed
-    assert list(failed.failed.failures) == [0]
-    assert isinstance(lost, Outcome), lost
-    assert isinstance(lost.error, (RendezvousConnectionError, RendezvousTimeoutError))
-    assert nowhere.rpartition(":")[2] in str(lost.error)
+        rows = [[as_store_client(replace(plan, endpoint=nowhere))]]
+        ((told,),) = run_in_children("keeps_open", [used_by_parent(job)], "fork", rows, job.folder, job.environment)
+    assert isinstance(told, Outcome), told
+    assert isinstance(told.error, (RendezvousConnectionError, RendezvousTimeoutError))
+    assert nowhere.rpartition(":")[2] in str(told.error)

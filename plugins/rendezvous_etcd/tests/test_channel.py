@@ -13,6 +13,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, StreamEnded
+from h2.exceptions import H2Error
 
 from quorate_rendezvous_etcd._channel import Channel
 from quorate_rendezvous_etcd._dialling import Resolver
@@ -90,8 +91,8 @@ def _serve_one(sock: socket.socket, answer: Answer) -> None:
                     if isinstance(event, StreamEnded):
                         answer(http, event.stream_id, sock)
                 sock.sendall(http.data_to_send())
-        except OSError:
-            pass  # the client has gone
+        except (OSError, H2Error):
+            pass  # the client has gone, or goes on after the end
 
 
 def call(channel: Channel, timeout: float = DEADLINE_SECONDS, message: bytes = b"question") -> bytes:
