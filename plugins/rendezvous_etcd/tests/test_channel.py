@@ -1,4 +1,4 @@
-"""Calls over HTTP/2 against members that behave badly: each ends with one error, within its deadline (BEHAVIOUR D)."""
+"""Calls over HTTP/2 against members that behave badly: each ends with one error, within its deadline."""
 
 from __future__ import annotations
 

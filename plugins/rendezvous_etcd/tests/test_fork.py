@@ -1,4 +1,4 @@
-"""Children that were forked, spawned or fork-served open a store, whatever their parent has done before (A22).
+"""Children that were forked, spawned or fork-served open a store, whatever their parent has done before.
 
 gRPC cannot be used in a process that was forked after its parent had used it: such children crashed, or hung for good.
 Children of every kind and what their parents do are in ``forking``, the parents' program.
