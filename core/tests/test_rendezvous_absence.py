@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quorate._record import evolve
+from attrs import evolve
+
 from quorate.records import Cause, NodeRecord, RoundEnd, RoundSummary, Verdict
 from quorate.rendezvous import _protocol as p
 from quorate.rendezvous._gather import evaluate, live_nodes

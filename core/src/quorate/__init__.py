@@ -6,8 +6,9 @@ to nothing in a worker.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .lazy_exports import lazy_exports
-from .lazy_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .agent import LocalElasticAgent as LocalElasticAgent

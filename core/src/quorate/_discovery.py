@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import final
 
-from ._record import frozen
-from .lazy_typing import final
+from attrs import frozen
 
 __all__ = ["FoundPlugin", "find_plugins"]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, final
 
-from ._record import field, frozen, gt, min_len
-from .lazy_typing import TYPE_CHECKING, Any, final
+from attrs import field, frozen
+from attrs.validators import gt, min_len
+
 from .records import Event, FailureRecord
 
 if TYPE_CHECKING:

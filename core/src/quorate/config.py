@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
 
-from ._record import as_dict, field, fields_of, frozen
+from attrs import asdict, field, fields, frozen
+
 from .errors import UsageError
-from .lazy_typing import TYPE_CHECKING, Any, final
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Timeouts:
         return cls(**_reconciled(chosen))
 
 
-_TIMEOUTS: Mapping[str, float] = {it.name: float(it.default or 0) for it in fields_of(Timeouts)}
+_TIMEOUTS: Mapping[str, float] = {it.name: float(it.default or 0) for it in fields(Timeouts)}
 
 
 def _reconciled(chosen: dict[str, float]) -> dict[str, float]:
@@ -266,7 +267,7 @@ class LaunchConfig:
         """
         from .rendezvous import RendezvousParameters
 
-        settings = {**self.rdzv_configs, **as_dict(self.timeouts())}
+        settings = {**self.rdzv_configs, **asdict(self.timeouts(), recurse=False)}
         if self.node_rank is not None:
             settings.setdefault("rank", self.node_rank)
         return RendezvousParameters(

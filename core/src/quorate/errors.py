@@ -6,8 +6,7 @@ What does *not* live here: failures of workers, which are results (:mod:`quorate
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from .lazy_typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
     from .verdict import JobVerdict

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
 
-from .lazy_typing import TYPE_CHECKING, Any, final
 from .records import Cause, FailureRecord, evolve
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ the same on every host.  Parameters are positional, at most three, and an implem
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-
-from .lazy_typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
     from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, ServiceBackend, StarterBackend

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, final
 
 from .errors import RendezvousClosedError, UsageError
-from .lazy_typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from .agent import WorkerSpec

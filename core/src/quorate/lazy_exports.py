@@ -6,8 +6,7 @@ For packages on the way to a job's first worker; plugins that are on it may use 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-
-from .lazy_typing import Any
+from typing import Any
 
 __all__ = ["lazy_exports"]
 

@@ -6,10 +6,11 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from enum import IntFlag
+from typing import final
 
-from ._record import field, frozen
+from attrs import field, frozen
+
 from .errors import UsageError
-from .lazy_typing import final
 
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std"]
 

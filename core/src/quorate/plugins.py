@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from attrs import evolve, field, frozen
 
 from . import hookspecs
 from ._discovery import FoundPlugin, find_plugins
-from ._record import evolve, field, frozen
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
-from .lazy_typing import TYPE_CHECKING, Any, TypeVar, final
 from .records import Event
 
 if TYPE_CHECKING:

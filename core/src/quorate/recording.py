@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import wraps
-
-from .lazy_typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec

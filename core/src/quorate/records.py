@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from typing import Any, final
 
-from ._record import evolve, field, frozen, ge, min_len
-from .lazy_typing import Any, final
+from attrs import evolve, field, frozen
+from attrs.validators import ge, min_len
 
 __all__ = [
     "Assignment",

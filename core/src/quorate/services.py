@@ -8,9 +8,11 @@ here: the agent's side of it (:mod:`quorate.agent`), and the records by which pl
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol, final
 
-from ._record import field, frozen, ge
-from .lazy_typing import Any, Protocol, final
+from attrs import field, frozen
+from attrs.validators import ge
+
 from .records import Event, RoundEnd
 
 __all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "PreparingService", "WorkerSnapshot"]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from typing import Any, final
 
-from ._record import frozen
+from attrs import frozen
+
 from .failures import signal_name
-from .lazy_typing import Any, final
 from .records import Cause, FailureRecord, RoundEnd, Verdict
 
 __all__ = ["FILE_NAME", "FORMAT", "JobState", "JobVerdict", "describe_signal"]

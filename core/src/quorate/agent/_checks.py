@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, final
 
 from ..clock import monotonic
-from ..lazy_typing import TYPE_CHECKING, final
 from ._protocol import Input, NodeChecked, NodeUnhealthy
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..failures import message_from_stderr, read_error_file, signal_name
-from ..lazy_typing import TYPE_CHECKING, Any, final
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
 from ..rendezvous._address import host_name
 from ._protocol import Diagnose, Diagnosed

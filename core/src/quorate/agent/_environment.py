@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from ..lazy_typing import Any
 from ..logs_specs import LogsSpecs
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import WorkerSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, final
 
 from ..catalogue import EventSink
 from ..clock import monotonic
@@ -15,7 +16,6 @@ from ..errors import (
     UsageError,
 )
 from ..failures import ProcessFailure, copy_error_data
-from ..lazy_typing import TYPE_CHECKING, final
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..records import Event, Verdict
 from ._protocol import Finish, Outcome, Phase, State

@@ -17,10 +17,11 @@ No I/O, no clock, no threads, no hooks here.  ``_TABLE`` is the whole machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from .._record import evolve
+from attrs import evolve
+
 from ..failures import signal_name
-from ..lazy_typing import Any
 from ..records import Cause, FailureRecord, RestartDecision, RoundEnd, Verdict, WorkerExited
 from ._ends import budget_of, end_by_departure, end_by_failure
 from ._protocol import (

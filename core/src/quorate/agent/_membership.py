@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from _queue import SimpleQueue  # queue's own, without what else that module brings (0.5 ms of a launch)
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..errors import RendezvousClosedError, RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
-from ..lazy_typing import TYPE_CHECKING, Protocol, final
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import RendezvousHandler, RendezvousInfo
 from ._protocol import Input, JobClosed, PeerStaysOut, RendezvousFailed, RoundEnded, RoundJoined, StandingBy

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast, final
 
 from ..catalogue import StarterBackend
-from ..lazy_typing import TYPE_CHECKING, Any, cast, final
 from ..records import Assignment
 from ._environment import base_environment, common_environment
 from ._spec import WorkerSpec

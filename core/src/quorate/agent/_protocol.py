@@ -6,9 +6,10 @@ What happens with them is in :mod:`quorate.agent._machine`; who carries the comm
 from __future__ import annotations
 
 from enum import Enum
+from typing import final
 
-from .._record import field, frozen
-from ..lazy_typing import final
+from attrs import field, frozen
+
 from ..records import (
     Assignment,
     FailureRecord,

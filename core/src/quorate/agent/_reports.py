@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, final
 
 from ..clock import wall_time_ns
 from ..failures import signal_name
-from ..lazy_typing import TYPE_CHECKING, Any, final
 from ..records import Event, FailureRecord, WorkerLaunch
 from ._protocol import Phase, State
 

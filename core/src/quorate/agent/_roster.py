@@ -6,10 +6,11 @@ What does not live here: the processes themselves, which are the starter's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..clock import wall_time_ns
-from ..lazy_typing import final
 from ..records import WorkerExited, WorkerLaunch
 from ..services import WorkerSnapshot
 

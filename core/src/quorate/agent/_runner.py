@@ -8,12 +8,13 @@ import threading
 from _queue import Empty, SimpleQueue  # queue's own, without what else that module brings (0.5 ms of a launch)
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..catalogue import StarterRequest
 from ..clock import monotonic, wall_time_ns
 from ..errors import PluginError, QuorateError, StartError
-from ..lazy_typing import TYPE_CHECKING, Any, final
 from ..logs_specs import LogsSpecs
 from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
 from ..rendezvous._address import host_name

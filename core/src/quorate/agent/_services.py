@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..clock import monotonic, wall_time_ns
-from ..lazy_typing import TYPE_CHECKING, Any, final
 from ..records import Event
 from ..services import AgentService, AgentSnapshot, HangReport, WorkerSnapshot
 from ._protocol import Input, NodeUnhealthy, WorkerHung

@@ -7,9 +7,9 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import final
 
 from ..errors import UsageError
-from ..lazy_typing import final
 
 __all__ = ["SignalCatcher"]
 

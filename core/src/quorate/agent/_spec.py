@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from typing import TYPE_CHECKING, Any, final
 
 from ..errors import UsageError
 from ..failures import ProcessFailure
-from ..lazy_typing import TYPE_CHECKING, Any, final
 from ..rendezvous import RendezvousHandler
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from ..lazy_typing import NoReturn
 from ._exit import ExitCode, code_of
 
 __all__ = ["ExitCode", "main"]

@@ -6,9 +6,9 @@ What does not live here: the laws (:mod:`quorate.testing`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ..errors import UsageError
-from ..lazy_typing import Any
 from ._exit import ExitCode
 from ._values import settings, words
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-
-from ..lazy_typing import final
+from typing import final
 
 __all__ = ["ExitCode", "code_of"]
 

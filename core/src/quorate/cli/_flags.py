@@ -6,9 +6,10 @@ What does not live here: how the command line is read (``_parse``) and what the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, final
 
-from .._record import frozen
-from ..lazy_typing import Any, final
+from attrs import frozen
+
 from . import _values as kind
 
 __all__ = ["ACTIONS", "FLAGS", "Flag"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from .._record import as_dict
-from ..lazy_typing import TYPE_CHECKING
+from attrs import asdict
+
 from ._flags import ACTIONS, Flag
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def config_text(flags: Sequence[Flag], parsed: Parsed, config: LaunchConfig) -> 
         rows.append((f"--{flag.name}", shown, setting.source))
     rows.append(("SCRIPT", " ".join([parsed.script, *parsed.arguments]) if parsed.script else "-", "argument"))
     times = [("TIME-OUT", "SECONDS")]
-    times += [(name, f"{seconds:g}") for name, seconds in as_dict(config.timeouts()).items()]
+    times += [(name, f"{seconds:g}") for name, seconds in asdict(config.timeouts(), recurse=False).items()]
     times += [
         ("exit_barrier_timeout", f"{config.exit_barrier_timeout:g}"),
         ("shutdown_timeout", f"{config.shutdown_timeout:g}"),

@@ -7,10 +7,11 @@ underscores, values as ``--flag=value`` or ``--flag value``, short ones also as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ..errors import UsageError
-from ..lazy_typing import Any, NoReturn, final
 from ._flags import ACTIONS, Flag
 
 __all__ = ["Parsed", "Setting", "parse"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DuplicatePluginError, UsageError
-from ..lazy_typing import TYPE_CHECKING, Any
 from ._exit import ExitCode
 from ._help import table_text
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PluginError, UsageError
-from ..lazy_typing import TYPE_CHECKING, Any
 from ._exit import ExitCode
 from ._flags import FLAGS, Flag
 from ._parse import Parsed, Setting, parse

@@ -5,7 +5,7 @@ Only the form is judged here; ranges and relations are :mod:`quorate.config`'s b
 
 from __future__ import annotations
 
-from ..lazy_typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..logs_specs import StdChoice

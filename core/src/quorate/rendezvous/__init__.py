@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy_exports import lazy_exports
-from ..lazy_typing import TYPE_CHECKING
 from ._api import (
     RendezvousBackend,
     RendezvousHandler,

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
 
-from .._record import field, frozen, min_len
+from attrs import field, frozen
+from attrs.validators import min_len
+
 from ..errors import UsageError
-from ..lazy_typing import TYPE_CHECKING, Any, final
 from ..records import Assignment, NodeRecord, RoundEnd
 
 if TYPE_CHECKING:

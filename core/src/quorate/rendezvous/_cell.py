@@ -8,10 +8,10 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar, final
 
 from ..clock import monotonic
 from ..errors import StoreCorruptError, StoreUnavailableError
-from ..lazy_typing import Protocol, TypeVar, final
 
 __all__ = ["Cell", "CellStore"]
 

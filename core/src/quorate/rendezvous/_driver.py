@@ -12,10 +12,10 @@ from __future__ import annotations
 import threading
 from _queue import Empty, SimpleQueue  # as the agent has them
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, final
 
 from ..clock import monotonic
 from ..errors import QuorateError, StoreLostError, StoreUnavailableError
-from ..lazy_typing import Any, TypeVar, final
 from ..records import NodeRecord, RoundSummary
 from ._interpreter import Interpreter, WaitDesk
 from ._protocol import Call, Failed, GaveUp, Input, Key, Output, Reply, Settings, State

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import final
 
-from .._record import frozen
-from ..lazy_typing import final
+from attrs import frozen
+
 from ..records import NodeRecord
 from ._protocol import Key, State
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..clock import monotonic
 from ..errors import (
     RendezvousClosedError,
     UsageError,
 )
-from ..lazy_typing import TYPE_CHECKING, final
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
 from ._address import advertised_address, host_name
 from ._api import (

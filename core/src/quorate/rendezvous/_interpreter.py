@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol, final
 
 from ..errors import QuorateError
-from ..lazy_typing import Protocol, final
 from ..records import NodeRecord, RoundSummary
 from ._machine import initial_state, step
 from ._protocol import (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from .._record import evolve
-from ..lazy_typing import Any
+from typing import Any
+
+from attrs import evolve
+
 from ..records import Cause, RoundEnd, Verdict
 from ._liveness import BeatState
 from ._protocol import (

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from typing import final
 
-from .._record import field, frozen
-from ..lazy_typing import final
+from attrs import field, frozen
 
 __all__ = ["Beat", "BeatState", "Liveness"]
 

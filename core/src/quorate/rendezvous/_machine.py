@@ -19,9 +19,9 @@ No I/O, no clock, no threads, no randomness here.  ``_TABLE`` and ``_REPLIES`` a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..errors import StoreCorruptError
-from ..lazy_typing import Any
 from ..records import Cause, Verdict
 from ._joining import (
     join,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import final
 
 from ..clock import monotonic
-from ..lazy_typing import final
 
 __all__ = ["InMemoryStore"]
 

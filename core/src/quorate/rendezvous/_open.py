@@ -5,6 +5,8 @@ Kept apart from the handler so that a job that needs no store never loads the pr
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import (
     RendezvousError,
     RendezvousStateError,
@@ -12,7 +14,6 @@ from ..errors import (
     StoreLostError,
     StoreUnavailableError,
 )
-from ..lazy_typing import TYPE_CHECKING
 from ._api import RendezvousBackend, RendezvousHandler, RendezvousParameters
 
 if TYPE_CHECKING:

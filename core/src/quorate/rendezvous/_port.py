@@ -8,8 +8,7 @@ from __future__ import annotations
 
 # The C half of the module socket is all that is needed; the other one takes 2.5 ms of every launch.
 import _socket
-
-from ..lazy_typing import Protocol, final
+from typing import Protocol, final
 
 __all__ = ["Bootstrap", "PortReservation"]
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from typing import Any, final
 
-from .._record import field, frozen
-from ..lazy_typing import Any, final
+from attrs import field, frozen
+
 from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
 from ._liveness import Liveness
 

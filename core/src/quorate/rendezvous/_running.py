@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from .._record import evolve
-from ..lazy_typing import Any
+from typing import Any
+
+from attrs import evolve
+
 from ..records import Assignment, Cause, Verdict
 from ._liveness import Beat, BeatState, Liveness
 from ._protocol import (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import StoreCorruptError, UsageError
-from ..lazy_typing import Any
 from ..records import RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings
 from ._protocol import (

@@ -6,10 +6,11 @@ What does not live here: which input leads where (:mod:`quorate.rendezvous._mach
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from .._record import evolve
+from attrs import evolve
+
 from ..errors import StoreCorruptError
-from ..lazy_typing import Any
 from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
 from ._liveness import Beat, BeatState, Liveness

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any, TypeVar, cast
 
-from .._record import evolve, fields_of
+from attrs import evolve, fields
+
 from ..errors import StoreCorruptError, UsageError
-from ..lazy_typing import Any, TypeVar, cast
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 
 __all__ = [
@@ -113,7 +114,7 @@ _KINDS: Mapping[type, str] = {
 
 def _fields(record: Any, longest: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for attribute in fields_of(type(record)):
+    for attribute in fields(type(record)):
         value = getattr(record, attribute.name)
         if value != attribute.default:
             result[attribute.name] = _short(value, longest)
@@ -161,7 +162,7 @@ def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping
 def _expected(record: type) -> tuple[tuple[str, type | None, str], ...]:
     """Return name, plain type (where there is one) and annotation of each field."""
     return tuple(
-        (each.name, _TYPES.get(each.type.removesuffix(" | None")), str(each.type)) for each in fields_of(record)
+        (each.name, _TYPES.get(each.type.removesuffix(" | None")), str(each.type)) for each in fields(record)
     )
 
 

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..errors import StoreUnavailableError
 from ..rendezvous import (
     BatchStore,

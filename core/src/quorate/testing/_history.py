@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ..clock import monotonic
 from ..errors import StoreUnavailableError
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ..clock import monotonic
 from ..errors import QuorateError, UsageError
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
-from .._record import evolve, frozen
+from attrs import evolve, frozen
+
 from ..agent import _machine as agent_machine
 from ..agent import _protocol as agent
 from ..records import Verdict

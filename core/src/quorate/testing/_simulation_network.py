@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ..rendezvous import _protocol as protocol
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..agent import _protocol as agent
 from ..agent._machine import initial_state as initial_agent_state
 from ..agent._machine import step as agent_step

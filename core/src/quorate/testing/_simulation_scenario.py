@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import final
 
-from .._record import as_dict, evolve, field, frozen
+from attrs import asdict, evolve, field, frozen
+
 from ..rendezvous import _protocol as protocol
 from ._simulation import Faults, Plan, SimulatedNode, SimulationError, World
 
@@ -69,7 +70,7 @@ class Scenario:
 
 
 def _differences(one: Faults, other: Faults) -> Iterator[tuple[str, object]]:
-    ours, theirs = as_dict(one), as_dict(other)
+    ours, theirs = asdict(one, recurse=False), asdict(other, recurse=False)
     yield from ((name, value) for name, value in ours.items() if value != theirs[name])
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ..agent import _protocol as agent
 from ..records import Assignment, WorkerExited
 

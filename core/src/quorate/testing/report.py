@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ._law import all_laws
 from ._simulation import SimulationError
 from ._simulation_laws import LAWS

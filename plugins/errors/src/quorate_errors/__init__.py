@@ -6,10 +6,10 @@ Public besides the plugin: :func:`write_failure`, which completes an error file 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, final
 
 from quorate.catalogue import ErrorRecorder
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from quorate.records import Cause, FailureRecord

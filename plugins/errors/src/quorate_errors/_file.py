@@ -10,10 +10,10 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from quorate.clock import wall_time_ns
 from quorate.failures import read_error_file
-from quorate.lazy_typing import Any
 from quorate.records import Cause, FailureRecord
 
 __all__ = ["initialize", "record_exception", "write_failure"]

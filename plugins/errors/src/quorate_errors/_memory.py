@@ -8,8 +8,7 @@ nobody of ours sent, is as good an answer as the kernel gives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from quorate.lazy_typing import final
+from typing import final
 
 __all__ = ["MemoryKills", "counter_files"]
 

@@ -6,10 +6,10 @@ Only what decides whether something is wanted lives here; each part is imported 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, final
 
 from quorate.catalogue import CliOption, HealthCheck, ServiceBackend
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from quorate.services import AgentService, AgentView

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Callable, Iterable
-
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from ._imports import importing
 from ._page import PAGE_POLICY, page_of, part_of

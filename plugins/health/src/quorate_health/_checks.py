@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from _weakref import ref  # weakref's own, without what else that module brings (0.4 ms of a launch)
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, final
 
 from quorate.catalogue import HealthCheck
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 from . import _node
 from ._node import Clock, StoreWatch

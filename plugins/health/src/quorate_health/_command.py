@@ -8,9 +8,9 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from typing import final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import final
 
 __all__ = ["Command"]
 

@@ -8,8 +8,7 @@ Xid errors come from programs is told in its "XID Errors" document.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-
-from quorate.lazy_typing import Any, final
+from typing import Any, final
 
 __all__ = ["Gpus"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import TYPE_CHECKING, NamedTuple, final
 
 if TYPE_CHECKING:
     from quorate.records import Event

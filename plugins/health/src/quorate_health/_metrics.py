@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, final
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -11,7 +12,6 @@ from prometheus_client.registry import Collector
 
 from quorate import __version__
 from quorate.clock import monotonic
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from collections import deque

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import boot_seconds, wall_time_ns
 from quorate.errors import StoreUnavailableError
-from quorate.lazy_typing import TYPE_CHECKING, final
 
 from ._memory import available_memory
 

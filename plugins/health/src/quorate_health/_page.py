@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
-
-from quorate.lazy_typing import Any
+from typing import Any
 
 __all__ = ["PAGE_POLICY", "page_of", "part_of"]
 

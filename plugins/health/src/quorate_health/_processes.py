@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import final
 
 from attrs import frozen
-
-from quorate.lazy_typing import final
 
 __all__ = ["Usage", "usage_of"]
 

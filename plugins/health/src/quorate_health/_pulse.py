@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING, final
 
 from attrs import frozen
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError
-from quorate.lazy_typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
     from quorate.services import AgentView

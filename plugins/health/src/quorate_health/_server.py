@@ -19,6 +19,7 @@ import resource
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any, final
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
@@ -28,7 +29,6 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import Any, final
 
 __all__ = ["Server"]
 

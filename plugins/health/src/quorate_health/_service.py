@@ -11,8 +11,7 @@ import select
 import socket
 import threading
 from collections.abc import Mapping
-
-from quorate.lazy_typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, final
 
 from ._imports import importing
 from ._journal import Journal

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import TYPE_CHECKING, Any, final
 
 from quorate import __version__
 from quorate.clock import monotonic, wall_time_ns
 from quorate.failures import signal_name
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 from ._processes import usage_of
 from ._tail import clean, tail_of

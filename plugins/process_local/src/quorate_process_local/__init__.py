@@ -7,7 +7,7 @@ pay for what only the agent needs.
 
 from __future__ import annotations
 
-from quorate.lazy_typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._plugin import plugin as plugin

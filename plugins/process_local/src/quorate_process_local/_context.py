@@ -15,10 +15,10 @@ import os
 import select
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import StartError
-from quorate.lazy_typing import TYPE_CHECKING, final
 from quorate.records import WorkerExited, WorkerLaunch
 
 from ._fds import forget, hold_with, release, warn

@@ -10,9 +10,9 @@ import os
 import signal
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING, final
 
 from quorate.errors import StartError
-from quorate.lazy_typing import TYPE_CHECKING, final
 from quorate.records import WorkerLaunch
 
 from ._commands import explain, find_command, find_death_wrapper, has_known_format

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from multiprocessing import context as contexts
 from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, final
 
 from quorate.errors import StartError
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 from quorate.records import WorkerLaunch
 
 from ._commands import find_death_wrapper

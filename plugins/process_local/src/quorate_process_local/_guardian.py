@@ -12,8 +12,7 @@ descendants it finds those that kept the marker.
 from __future__ import annotations
 
 import os
-
-from quorate.lazy_typing import final
+from typing import final
 
 from ._fds import hold, release, warn
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from time import monotonic, sleep
-
-from quorate.lazy_typing import final
+from typing import final
 
 from ._fds import open_pidfd, release
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, final
 
 from quorate.catalogue import CliOption, StarterBackend
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from quorate.starter import Starter, StarterRequest

@@ -10,8 +10,7 @@ import os
 import select
 import threading
 from collections.abc import Iterable
-
-from quorate.lazy_typing import final
+from typing import final
 
 from ._fds import forget, hold, hold_with, release, warn
 from ._streams import Sink, Stream

@@ -9,8 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-
-from quorate.lazy_typing import NamedTuple, final
+from typing import NamedTuple, final
 
 __all__ = ["PythonCommand", "is_python", "take_apart"]
 

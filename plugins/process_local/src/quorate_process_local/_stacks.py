@@ -16,9 +16,9 @@ import os
 import select
 import signal
 from collections.abc import Mapping, Sequence
+from typing import final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import final
 
 from ._fds import warn
 from ._leftovers import kernel_wait_of

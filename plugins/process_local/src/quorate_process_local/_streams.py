@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import select
+from typing import final
 
 from quorate.errors import StartError
-from quorate.lazy_typing import final
 from quorate.records import WorkerLaunch
 
 from ._fds import hold, make_pipe, release, warn

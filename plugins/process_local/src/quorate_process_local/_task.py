@@ -11,8 +11,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Mapping
-
-from quorate.lazy_typing import Any, final
+from typing import Any, final
 
 from ._fds import memory_file, read_all
 from ._stack_signal import answer

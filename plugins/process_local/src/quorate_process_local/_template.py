@@ -16,9 +16,9 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any, final
 
 from quorate.errors import StartError
-from quorate.lazy_typing import Any, final
 
 from ._exec import leaking_descriptors, spawn_program
 from ._fds import forget, hold_with, open_pidfd, release

@@ -10,9 +10,9 @@ import os
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from quorate.errors import StartError, UsageError
-from quorate.lazy_typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from ._commands import find_command
 from ._context import LocalContext

@@ -10,8 +10,7 @@ import os
 import pickle
 import sys
 from multiprocessing import process, reduction, resource_tracker, spawn
-
-from quorate.lazy_typing import Any, final
+from typing import Any, final
 
 from . import _task as _task
 from ._fds import read_all

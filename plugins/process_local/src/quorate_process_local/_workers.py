@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any, Protocol, final
 
 from quorate.clock import wall_time_ns
-from quorate.lazy_typing import Any, Protocol, final
 from quorate.records import WorkerExited
 
 from ._fds import open_pidfd, release

@@ -6,9 +6,9 @@ What lives here is the plugin object alone; torch is imported only once the back
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, final
 
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, final
 from quorate.rendezvous import RendezvousBackend, RendezvousParameters
 
 if TYPE_CHECKING:

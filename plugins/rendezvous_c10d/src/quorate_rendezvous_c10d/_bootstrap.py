@@ -5,8 +5,9 @@ The port listens from before it is published, so nobody can take it; a fresh ser
 
 from __future__ import annotations
 
+from typing import Any, final
+
 from quorate.errors import StoreUnavailableError
-from quorate.lazy_typing import Any, final
 
 from ._connection import Connection, host
 from ._endpoint import Listening, listen_on, resolve, widen

@@ -15,9 +15,9 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import Any, final
 
 __all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import NamedTuple, final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import NamedTuple, final
 
 from ._settings import format_endpoint
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import random
 import threading
+from typing import NamedTuple, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import NamedTuple, final
 
 from ._connection import Connection, connect, host, load_tcp_store
 from ._endpoint import REFUSED, Listening, NotLocalError, PortTakenError, find_answering, listen_on, resolve, widen

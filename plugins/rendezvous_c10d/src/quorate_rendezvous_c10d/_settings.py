@@ -5,8 +5,9 @@ What does not live here: resolving or reaching the endpoint (:mod:`._endpoint`).
 
 from __future__ import annotations
 
+from typing import NamedTuple, final
+
 from quorate.errors import UsageError
-from quorate.lazy_typing import NamedTuple, final
 from quorate.rendezvous import RendezvousParameters
 
 __all__ = ["DEFAULT_PORT", "Settings", "format_endpoint", "parse_endpoint"]

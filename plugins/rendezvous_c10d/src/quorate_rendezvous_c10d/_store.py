@@ -16,10 +16,10 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any, NoReturn, TypeVar, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError
-from quorate.lazy_typing import Any, NoReturn, TypeVar, final
 
 from ._connection import Connection
 from ._opening import ABSENT, Opened, open_connections, reconnect

@@ -7,9 +7,9 @@ here is the plugin object alone; neither gRPC nor protobuf nor an etcd client is
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, final
 
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from quorate.rendezvous import RendezvousBackend, RendezvousParameters, Store

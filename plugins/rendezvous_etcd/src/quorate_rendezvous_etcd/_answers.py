@@ -6,9 +6,9 @@ What does not live here: trying again (:mod:`._transport`).
 from __future__ import annotations
 
 from enum import Enum
+from typing import final
 
 from quorate.errors import QuorateError, RendezvousStateError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import final
 
 from ._settings import PASSWORD_VARIABLE, Settings
 

@@ -13,9 +13,9 @@ import ast
 import os
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any, final
 
 from quorate.errors import UsageError
-from quorate.lazy_typing import Any, final
 
 __all__ = ["Messages", "load_messages"]
 

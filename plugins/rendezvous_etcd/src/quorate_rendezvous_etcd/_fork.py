@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from importlib import import_module
-
-from quorate.lazy_typing import Any, Protocol
+from typing import Any, Protocol
 
 __all__ = ["close_in_children", "load_grpc"]
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-
-from quorate.lazy_typing import final
+from typing import final
 
 __all__ = ["Guardian"]
 

@@ -21,6 +21,7 @@ import os
 import random
 import threading
 from collections.abc import Sequence
+from typing import Any, final
 
 from quorate.clock import monotonic
 from quorate.errors import (
@@ -30,7 +31,6 @@ from quorate.errors import (
     StoreLostError,
     StoreUnavailableError,
 )
-from quorate.lazy_typing import Any, final
 
 from ._answers import Refused, RefusedError
 from ._requests import Requests

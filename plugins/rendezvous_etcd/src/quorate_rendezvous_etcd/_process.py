@@ -14,9 +14,9 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Sequence
+from typing import IO, final
 
 from quorate.errors import StoreUnavailableError, UsageError
-from quorate.lazy_typing import IO, final
 
 __all__ = ["Member", "Ports", "features_of", "find_binary"]
 

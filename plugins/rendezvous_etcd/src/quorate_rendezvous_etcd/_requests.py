@@ -6,8 +6,7 @@ What does not live here: sending them (:mod:`._transport`) and what they are for
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from quorate.lazy_typing import Any, final
+from typing import Any, final
 
 from ._definitions import Messages
 

@@ -12,10 +12,10 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from types import TracebackType
+from typing import final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreUnavailableError, UsageError
-from quorate.lazy_typing import final
 
 from ._guardian import Guardian
 from ._process import Member, Ports, features_of, find_binary

@@ -6,11 +6,11 @@ What does not live here: reaching the endpoints (:mod:`._transport`, :mod:`._v2_
 from __future__ import annotations
 
 import os
+from typing import final
 
 from attrs import field, frozen
 
 from quorate.errors import RendezvousStateError, UsageError
-from quorate.lazy_typing import final
 from quorate.rendezvous import RendezvousParameters
 
 __all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Endpoint", "Settings", "parse_endpoints", "refuse_other_bounds"]

@@ -19,10 +19,10 @@ import os
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import Any, final
 from quorate.rendezvous import RendezvousParameters
 
 from ._answers import RefusedError

@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from typing import Any, final
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import Any, final
 
 from ._answers import RefusedError, Trouble, judge
 from ._definitions import Messages, load_messages

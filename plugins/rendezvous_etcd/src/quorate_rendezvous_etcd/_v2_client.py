@@ -11,6 +11,7 @@ import json
 import random
 import threading
 from collections.abc import Mapping
+from typing import Any, final
 
 from attrs import frozen
 
@@ -23,7 +24,6 @@ from quorate.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from quorate.lazy_typing import Any, final
 
 from ._settings import PASSWORD_VARIABLE, Endpoint, Settings
 from ._v2_transport import Sockets, close_client, load_etcd, make_client, make_timeout

@@ -11,9 +11,9 @@ Pure functions; nothing here talks to etcd.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from quorate.errors import StoreCorruptError
-from quorate.lazy_typing import Any
 
 __all__ = ["count_at", "is_counter", "pack_addition", "total"]
 

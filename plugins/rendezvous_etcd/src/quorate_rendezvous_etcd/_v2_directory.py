@@ -17,8 +17,9 @@ jobs of different size that have it at once are kept apart, too.  What does not 
 
 from __future__ import annotations
 
+from typing import final
+
 from quorate.clock import monotonic
-from quorate.lazy_typing import final
 
 from ._settings import Settings
 from ._v2_client import COMPARE_FAILED, EXISTS, NOT_EMPTY, NOT_FILE, NOT_FOUND, Caller, RefusedError

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import base64
 import os
+from typing import final
 
 from attrs import frozen
 
 from quorate.errors import StoreCorruptError
-from quorate.lazy_typing import final
 
 __all__ = ["Value", "escape", "key_path", "new_stamp", "pack", "split_prefix", "unpack"]
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from typing import NoReturn, final
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError
-from quorate.lazy_typing import NoReturn, final
 
 from ._settings import Settings, refuse_other_bounds
 from ._v2_client import NOT_FOUND, Caller, InterruptedCallError, RefusedError, Route, unexpected

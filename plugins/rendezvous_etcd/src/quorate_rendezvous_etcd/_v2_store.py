@@ -13,10 +13,10 @@ import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, TypeVar, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreLostError, StoreUnavailableError
-from quorate.lazy_typing import Any, TypeVar, final
 
 from ._settings import Settings
 from ._v2_client import (

@@ -11,9 +11,9 @@ import socket
 import sys
 import threading
 from importlib import import_module
+from typing import Any, final
 
 from quorate.errors import UsageError
-from quorate.lazy_typing import Any, final
 
 from ._settings import Endpoint, Settings
 

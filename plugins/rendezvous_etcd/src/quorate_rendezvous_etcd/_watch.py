@@ -13,9 +13,9 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from typing import Any, final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import Any, final
 
 from ._transport import Connection, Transport
 

@@ -6,9 +6,10 @@ module is imported until a backend is opened.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from quorate.hookspecs import hookimpl
 from quorate.lazy_exports import lazy_exports
-from quorate.lazy_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from quorate.rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters, Store

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 from threading import Event
+from typing import TYPE_CHECKING
 
 from quorate.clock import monotonic
 from quorate.errors import RendezvousConnectionError, RendezvousStateError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import TYPE_CHECKING
 
 from ._client import TcpStore
 from ._endpoint import parse_endpoint, spell

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import TYPE_CHECKING, final
 
 from ._link import Broken, Interrupted, Link, Target
 from ._wire import LARGEST_FRAME, LARGEST_KEY, LARGEST_VALUE, Code, Message, Problem

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from typing import Any, NamedTuple, final
 
 from quorate.errors import UsageError
-from quorate.lazy_typing import Any, NamedTuple, final
 
 __all__ = ["Address", "is_literal", "is_loopback", "parse_endpoint", "resolve", "spell"]
 

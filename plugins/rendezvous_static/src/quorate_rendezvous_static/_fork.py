@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
-
-from quorate.lazy_typing import Protocol
+from typing import Protocol
 
 __all__ = ["Holder", "close_in_children"]
 

@@ -11,10 +11,10 @@ import os
 import select
 import socket
 from collections.abc import Sequence
+from typing import final
 
 from quorate.clock import monotonic
 from quorate.errors import RendezvousStateError, StoreLostError, StoreUnavailableError
-from quorate.lazy_typing import final
 
 from ._endpoint import Address, resolve, spell
 from ._fork import close_in_children

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
-
-from quorate.lazy_typing import Any
+from typing import Any
 
 from ._endpoint import Address, is_literal, is_loopback, resolve
 

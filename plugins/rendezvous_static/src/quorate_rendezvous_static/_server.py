@@ -15,9 +15,9 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable
+from typing import final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import final
 
 from ._endpoint import Address
 from ._fork import close_in_children

@@ -6,10 +6,10 @@ What does not live here: anything with a server or a network; the only socket is
 from __future__ import annotations
 
 import threading
+from typing import final
 
 from quorate.clock import monotonic
 from quorate.errors import RendezvousClosedError, UsageError
-from quorate.lazy_typing import final
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict, evolve
 from quorate.rendezvous import (
     PortReservation,

@@ -10,8 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-
-from quorate.lazy_typing import NamedTuple, final
+from typing import NamedTuple, final
 
 __all__ = [
     "LARGEST_FRAME",

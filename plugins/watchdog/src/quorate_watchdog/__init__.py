@@ -5,7 +5,7 @@ The plugin's object is imported when it is asked for, so that a worker does not 
 
 from __future__ import annotations
 
-from quorate.lazy_typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._client import expires as expires

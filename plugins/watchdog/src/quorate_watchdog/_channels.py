@@ -6,8 +6,7 @@ What does not live here: who reads them (:mod:`._server`).
 from __future__ import annotations
 
 import os
-
-from quorate.lazy_typing import final
+from typing import final
 
 __all__ = ["Channel", "ChannelError", "anonymous_channel", "named_channel"]
 

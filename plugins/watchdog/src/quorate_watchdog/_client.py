@@ -12,9 +12,9 @@ import os
 import select
 import sys
 from types import TracebackType
+from typing import final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import final
 
 __all__ = ["expires", "heartbeat"]
 

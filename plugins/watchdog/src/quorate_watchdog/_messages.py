@@ -8,8 +8,7 @@ negative: released) and ``signal``.  What does not live here: clocks and process
 from __future__ import annotations
 
 from math import isfinite
-
-from quorate.lazy_typing import Any, final
+from typing import Any, final
 
 __all__ = ["Lines", "Message", "parse"]
 

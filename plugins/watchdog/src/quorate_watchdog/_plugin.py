@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, final
 
 from quorate.catalogue import CliOption, ServiceBackend
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from quorate.services import AgentService, AgentView

@@ -10,9 +10,9 @@ import os
 import select
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import TYPE_CHECKING, final
 
 from ._channels import Channel
 

@@ -6,8 +6,7 @@ What does not live here: the threads themselves (:mod:`._server`, :mod:`._timeke
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from quorate.lazy_typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, final
 
 from ._channels import Channel, ChannelError, anonymous_channel, named_channel
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import final
 from quorate.services import AgentView, HangReport, WorkerSnapshot
 
 from ._activity import ProcessTimes, activity_of

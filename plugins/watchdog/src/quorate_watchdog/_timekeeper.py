@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import final
 
 from quorate.clock import monotonic, wall_time_ns
-from quorate.lazy_typing import final
 from quorate.services import AgentSnapshot, AgentView, HangReport, WorkerSnapshot
 
 from ._messages import Lines, Message, parse

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-
-from quorate.lazy_typing import final
+from typing import final
 
 __all__ = ["Key", "Timer", "Timers"]
 

@@ -21,8 +21,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Sequence
-
-from quorate.lazy_typing import Any
+from typing import Any
 
 __all__ = ["CHANNEL_VARIABLE", "MARKER_VARIABLE", "ROOM", "become_template", "receive", "send", "unsafe_because"]
 
