@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import final
 
+from quorate.catalogue import PluginKind
 from quorate.plugins import get_host
 from quorate.records import NodeRecord, RoundSummary
 from quorate.rendezvous import RendezvousParameters, Store, order_nodes
@@ -99,7 +100,7 @@ class Crowd:
     """All nodes of this process, and the connections that they share."""
 
     def __init__(self, parameters: RendezvousParameters, here: int, first: int, everywhere: int) -> None:
-        open_store = get_host().choose("rendezvous backend", parameters.backend).open_store
+        open_store = get_host().choose(PluginKind.RENDEZVOUS, parameters.backend).open_store
         self._work: Store = open_store(parameters)
         self.calls: deque[tuple[Node, Call]] = deque()
         self.joined = self.operations = self.bytes = 0

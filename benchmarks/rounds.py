@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from quorate.catalogue import PluginKind
 from quorate.plugins import get_host
 from quorate.rendezvous import RendezvousParameters
 
@@ -48,7 +49,7 @@ def c10d_server() -> Iterator[str]:
 def tcp_server() -> Iterator[str]:
     """Serve the store of the static plugin, in this process, and give its endpoint."""
     endpoint = f"127.0.0.1:{free_port()}"
-    backend = get_host().choose("rendezvous backend", "tcp")
+    backend = get_host().choose(PluginKind.RENDEZVOUS, "tcp")
     store: Any = backend.open_store(RendezvousParameters("tcp", endpoint, RUN_ID, 1, 1, "127.0.0.1", is_host=True))
     try:
         yield endpoint

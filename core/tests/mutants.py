@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quorate import hookimpl
+from quorate.plugins import get_host
 from quorate.rendezvous import (
     RendezvousBackend,
     RendezvousHandler,
@@ -146,6 +147,6 @@ def backend_of(mutant: Mutant, server: stores.FakeServer) -> RendezvousBackend:
 
     def open_handler(parameters: RendezvousParameters) -> RendezvousHandler:
         handler.spoil(parameters)
-        return handler(StoreRendezvousHandler(parameters, inner))
+        return handler(StoreRendezvousHandler(parameters, inner, get_host()))
 
     return RendezvousBackend("mutant", mutant.what, open_handler=open_handler)

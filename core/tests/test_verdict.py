@@ -142,8 +142,8 @@ def state(**changes: Any) -> p.State:
         (p.Outcome.UNHEALTHY, {"unhealthy": "disk"}, (JobState.UNHEALTHY, Cause.UNHEALTHY)),
         (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("lost", "x")}, (JobState.STORE_LOST, Cause.STORE_LOST)),
         (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("unavailable", "x")}, (JobState.STORE_LOST, Cause.STORE_LOST)),
-        (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("timeout", "x")}, (JobState.UNFORMED, Cause.TOO_FEW_NODES)),
-        (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("state", "x")}, (JobState.UNFORMED, Cause.CONFIGURATION)),
+        (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("timeout", "x")}, (JobState.NO_ROUND, Cause.TOO_FEW_NODES)),
+        (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("state", "x")}, (JobState.NO_ROUND, Cause.CONFIGURATION)),
     ],
 )
 def test_each_way_to_end(outcome: p.Outcome, changes: dict[str, Any], expected: tuple[JobState, Cause]) -> None:

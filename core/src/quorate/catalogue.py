@@ -1,43 +1,33 @@
-"""The records that ``quorate_register_…`` hooks answer with (rendezvous backends: :mod:`quorate.rendezvous`)."""
+"""What plugins can offer: the kinds, and the records that ``quorate_register_…`` hooks answer with.
+
+What does not live here: the record of a rendezvous backend (:mod:`quorate.rendezvous`) and the interfaces that the
+records' functions return (:mod:`quorate.starter`, :mod:`quorate.services`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, final
+from enum import Enum
+from typing import Any, final
 
 from attrs import field, frozen
 from attrs.validators import gt, min_len
 
 from .records import Event, FailureRecord
-
-if TYPE_CHECKING:
-    from .services import AgentService, AgentView
-    from .starter import Starter
+from .rendezvous import RendezvousBackend
+from .services import AgentService, AgentView
+from .starter import Starter, StarterRequest
 
 __all__ = [
     "CliOption",
     "ErrorRecorder",
     "EventSink",
     "HealthCheck",
+    "PluginKind",
     "ServiceBackend",
     "StarterBackend",
     "StarterRequest",
 ]
-
-
-@final
-@frozen
-class StarterRequest:
-    """What a starter's factory is told: the name it was chosen by, the agent's unique token, and the free settings.
-
-    ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``, so that whatever a worker starts can
-    be recognised, and swept, whatever session or process group it moved to.
-    """
-
-    start_method: str
-    token: str
-    term_grace_seconds: float = 30.0
-    settings: Mapping[str, Any] = field(factory=dict)
 
 
 @final
@@ -62,7 +52,8 @@ class ErrorRecorder:
     ``initialize(error_file)`` prepares the worker (may be called in a worker that never fails: be quick);
     ``record_exception(exception, error_file)`` writes it; ``read(error_file)`` returns the recorded JSON object,
     ``None`` where there is none or it is torn; ``complete(error_file, failure)`` adds what only the agent knows when
-    the worker is gone, and makes the file where there is none.  None of them may raise.
+    the worker is gone, and makes the file where there is none; ``begin()`` is called once, when the agent's first
+    workers have started, for what has to be observed while they run.  None of them may raise.
     """
 
     name: str = field(validator=min_len(1))
@@ -71,6 +62,7 @@ class ErrorRecorder:
     record_exception: Callable[[BaseException, str], None]
     read: Callable[[str], Mapping[str, Any] | None]
     complete: Callable[[str, FailureRecord], object] | None = None
+    begin: Callable[[], object] | None = None
 
 
 @final
@@ -126,3 +118,42 @@ class CliOption:
     help: str
     default: str | None = None
     apply: Callable[[str, dict[str, Any]], None] = field(default=lambda value, settings: None)
+
+
+@final
+class PluginKind(str, Enum):
+    """What a plugin can offer by name; the value is how messages call it."""
+
+    CLI_OPTION = "cli option"
+    RENDEZVOUS = "rendezvous backend"
+    STARTER = "start method"
+    HEALTH_CHECK = "health check"
+    WATCHDOG = "watchdog"
+    SERVICE = "service"
+    ERROR_RECORDER = "error recorder"
+    EVENT_SINK = "event log handler"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def hook(self) -> str:
+        """The hook that collects the offers of this kind."""
+        return f"quorate_register_{_HOOKS[self][0]}"
+
+    @property
+    def record(self) -> type:
+        """The class of the records that the hook answers with."""
+        return _HOOKS[self][1]
+
+
+_HOOKS: Mapping[PluginKind, tuple[str, type]] = {
+    PluginKind.CLI_OPTION: ("cli_options", CliOption),
+    PluginKind.RENDEZVOUS: ("rendezvous", RendezvousBackend),
+    PluginKind.STARTER: ("starter", StarterBackend),
+    PluginKind.HEALTH_CHECK: ("health_check", HealthCheck),
+    PluginKind.WATCHDOG: ("watchdog", ServiceBackend),
+    PluginKind.SERVICE: ("service", ServiceBackend),
+    PluginKind.ERROR_RECORDER: ("error_recorder", ErrorRecorder),
+    PluginKind.EVENT_SINK: ("event_sink", EventSink),
+}

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from attrs import asdict, field, fields, frozen
 
+from .catalogue import PluginKind
 from .errors import UsageError
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
-
-if TYPE_CHECKING:
-    from .rendezvous import RendezvousParameters
+from .plugins import get_host
+from .rendezvous import RendezvousBackend, RendezvousParameters
 
 __all__ = ["LaunchConfig", "Timeouts"]
 
 _DEFAULT_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 _INFINITE = float("inf")
-#: Backends whose store is hosted by one of the job's own nodes: there the endpoint already tells jobs apart.
-_HOSTED_BY_THE_JOB = frozenset({"c10d", "static", "tcp"})
 
 
 @final
@@ -265,8 +263,6 @@ class LaunchConfig:
         Raises:
             UsageError: a run id is needed, or the backend is not named.
         """
-        from .rendezvous import RendezvousParameters
-
         settings = {**self.rdzv_configs, **asdict(self.timeouts(), recurse=False)}
         if self.node_rank is not None:
             settings.setdefault("rank", self.node_rank)
@@ -283,11 +279,12 @@ class LaunchConfig:
     def _new_run_id(self) -> str:
         if self.max_nodes == 1:
             return os.urandom(8).hex()
-        if self.backend() in _HOSTED_BY_THE_JOB:
+        backend: RendezvousBackend = get_host().choose(PluginKind.RENDEZVOUS, self.backend())
+        if backend.hosted_by_job:
             # Only the port: nodes may well spell the host differently (localhost, a name, an address).
             return f"job-{self.rdzv_endpoint.rpartition(':')[2] or 'default'}"
         raise UsageError(
-            f"several nodes meet through {self.backend()!r}, whose store other jobs may use as well; "
+            f"several nodes meet through {backend.name!r}, whose store other jobs may use as well; "
             "set --rdzv-id (run_id) to a name that all nodes of this job share, and no other job"
         )
 

@@ -5,7 +5,8 @@ What does *not* live here: failures of workers, which are results (:mod:`quorate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
@@ -110,6 +111,40 @@ class StoreCorruptError(RendezvousStateError):
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.key, self.problem)
+
+
+@final
+class FailureKind(str, Enum):
+    """In which way a rendezvous failed for good; each has an exception of its own."""
+
+    TIMEOUT = "timeout"  # too few nodes came
+    UNAVAILABLE = "unavailable"  # the store did not answer for longer than is allowed
+    LOST = "lost"  # the store is gone, and what it held with it
+    STATE = "state"  # what the store holds, or what this node was told, cannot be used
+    UNEXPECTED = "unexpected"  # the backend or quorate itself raised what nothing foresees
+
+    @property
+    def error(self) -> type[RendezvousError]:
+        """The exception that tells it to callers."""
+        return _ERRORS[self]
+
+    @classmethod
+    def of(cls, error: BaseException) -> FailureKind:
+        """Return the kind that an exception stands for."""
+        for kind, told_by in _ERRORS.items():
+            if kind is not FailureKind.UNEXPECTED and isinstance(error, told_by):
+                return kind
+        return FailureKind.STATE if isinstance(error, QuorateError) else FailureKind.UNEXPECTED
+
+
+#: Narrow classes before the classes that they derive from.
+_ERRORS: Mapping[FailureKind, type[RendezvousError]] = {
+    FailureKind.TIMEOUT: RendezvousTimeoutError,
+    FailureKind.LOST: StoreLostError,
+    FailureKind.UNAVAILABLE: RendezvousConnectionError,
+    FailureKind.STATE: RendezvousStateError,
+    FailureKind.UNEXPECTED: RendezvousError,
+}
 
 
 class StartError(QuorateError):

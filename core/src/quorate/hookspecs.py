@@ -12,58 +12,32 @@ the same on every host.  Parameters are positional, at most three, and an implem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Iterable, Sequence
 
-if TYPE_CHECKING:
-    from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, ServiceBackend, StarterBackend
-    from .records import (
-        Assignment,
-        Cause,
-        Event,
-        FailureRecord,
-        NodeRecord,
-        RestartBudget,
-        RestartDecision,
-        RoundSummary,
-        WorkerLaunch,
-    )
-    from .rendezvous import RendezvousBackend
+import pluggy
 
-__all__ = ["hookimpl", "hookspec"]
+from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, ServiceBackend, StarterBackend
+from .records import (
+    Assignment,
+    Cause,
+    Event,
+    FailureRecord,
+    NodeRecord,
+    RestartBudget,
+    RestartDecision,
+    RoundSummary,
+    WorkerLaunch,
+)
+from .rendezvous import RendezvousBackend
+
+__all__ = ["PROJECT", "hookimpl", "hookspec"]
 
 PROJECT = "quorate"
-_F = TypeVar("_F", bound=Callable[..., Any])
 
-#: Where the two markers keep what pluggy is told once it is needed: it costs a tenth of the time to the first worker.
-MARK = "__quorate_hook__"
-
-
-@overload
-def hookimpl(function: _F) -> _F: ...
-@overload
-def hookimpl(*, tryfirst: bool = ..., trylast: bool = ..., wrapper: bool = ...) -> Callable[[_F], _F]: ...
-def hookimpl(
-    function: _F | None = None, *, tryfirst: bool = False, trylast: bool = False, wrapper: bool = False
-) -> _F | Callable[[_F], _F]:
-    """Mark a function, which has the hook's name, as its implementation; the options are pluggy's."""
-
-    def mark(marked: _F) -> _F:
-        setattr(marked, MARK, {"tryfirst": tryfirst, "trylast": trylast, "wrapper": wrapper})
-        return marked
-
-    return mark if function is None else mark(function)
-
-
-def hookspec(function: _F) -> _F:
-    """Mark ``function`` as a hook that collects every answer."""
-    setattr(function, MARK, {"firstresult": False})
-    return function
-
-
-def _first(function: _F) -> _F:
-    setattr(function, MARK, {"firstresult": True})
-    return function
+#: Marks the functions below as hooks.
+hookspec = pluggy.HookspecMarker(PROJECT)
+#: Marks a plugin's function, which has the hook's name, as its implementation; the options are pluggy's.
+hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 # --- collected once, before anything else ---------------------------------------------------------------------------
@@ -164,7 +138,7 @@ def quorate_register_event_sink() -> Iterable[EventSink]:  # type: ignore[empty-
 # --- decided, round after round -------------------------------------------------------------------------------------
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_ranks(nodes: Sequence[NodeRecord], previous: Sequence[str]) -> Sequence[str] | None:
     """Order the nodes of a round: the first is group rank 0 and hosts ``MASTER_ADDR``.
 
@@ -182,7 +156,7 @@ def quorate_decide_ranks(nodes: Sequence[NodeRecord], previous: Sequence[str]) -
     """
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_rescale(summary: RoundSummary, waiting: int) -> bool | None:
     """Say whether the waiting nodes are worth ending the running round for.
 
@@ -195,7 +169,7 @@ def quorate_decide_rescale(summary: RoundSummary, waiting: int) -> bool | None:
     """
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_launch(launch: WorkerLaunch, assignment: Assignment) -> WorkerLaunch | None:
     """Change how one worker is started: argv, environment, wrappers for NUMA, cgroups or containers.
 
@@ -206,7 +180,7 @@ def quorate_decide_launch(launch: WorkerLaunch, assignment: Assignment) -> Worke
     """
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
     """Classify how a worker failed.
 
@@ -220,7 +194,7 @@ def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
     """
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDecision | None:
     """Say what happens after a worker's failure: restart, rescale without this node, or fail the job.
 

@@ -68,7 +68,7 @@ def _run(
     config: LaunchConfig, entrypoint: Callable[..., Any] | str, args: tuple[Any, ...], host: PluginHost | None
 ) -> dict[int, Any]:
     from .agent import LocalElasticAgent, WorkerSpec
-    from .rendezvous import get_rendezvous_handler
+    from .backends import get_rendezvous_handler
 
     if host is None:
         from .plugins import get_host

@@ -1,11 +1,12 @@
-"""Names that a package offers and imports only when they are used, without the price of :mod:`importlib`.
+"""Public names of a package that are imported when they are first used, so that importing the package stays cheap.
 
-For packages on the way to a job's first worker; plugins that are on it may use this, too.
+For packages that a worker or every launch imports and whose names bring torch, gRPC or much code of quorate along.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 __all__ = ["lazy_exports"]
@@ -24,9 +25,7 @@ def lazy_exports(namespace: dict[str, Any], homes: Mapping[str, str]) -> Callabl
         home = homes.get(name)
         if home is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        # With names to take from it, __import__ gives the module itself, as import_module would: importlib is a package
-        # that imports warnings, a third of a millisecond.
-        value = namespace[name] = getattr(__import__(f"{package}.{home}", fromlist=(name,)), name)
+        value = namespace[name] = getattr(import_module(f"{package}.{home}"), name)
         return value
 
     return get

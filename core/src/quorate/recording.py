@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, TypeVar
 
+from .catalogue import PluginKind
+
 if TYPE_CHECKING:
     from typing_extensions import ParamSpec
 
@@ -46,7 +48,7 @@ def record_exception(error: BaseException) -> None:
         from .plugins import get_host
 
         name = os.environ.get("QUORATE_ERROR_RECORDER", "file")
-        get_host().choose("error recorder", name).record_exception(error, path)
+        get_host().choose(PluginKind.ERROR_RECORDER, name).record_exception(error, path)
     except Exception as problem:
         import sys
 

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
-from .catalogue import StarterRequest
+from attrs import field, frozen
+
 from .records import WorkerExited, WorkerLaunch
 
 __all__ = ["LeavesBehind", "PreparingStarter", "ProcessContext", "StackDumper", "Starter", "StarterRequest"]
+
+
+@final
+@frozen
+class StarterRequest:
+    """What a starter's factory is told: the name it was chosen by, the agent's unique token, and the free settings.
+
+    ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``, so that whatever a worker starts can
+    be recognised, and swept, whatever session or process group it moved to.
+    """
+
+    start_method: str
+    token: str
+    term_grace_seconds: float = 30.0
+    settings: Mapping[str, Any] = field(factory=dict)
 
 
 @runtime_checkable

@@ -60,7 +60,7 @@ class JobState(str, Enum):
     STOPPED = "stopped"  # this agent was told to stop
     UNHEALTHY = "unhealthy"  # this node is not fit, or was excluded; the others may go on
     STORE_LOST = "store_lost"  # the store was away for too long, or for good
-    UNFORMED = "unformed"  # no (further) round was agreed upon
+    NO_ROUND = "no_round"  # no (further) round was agreed upon
 
 
 @final

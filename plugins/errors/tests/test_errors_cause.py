@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from quorate.catalogue import PluginKind
 from quorate.plugins import PluginHost
 from quorate.records import Cause, FailureRecord
 from quorate_errors import plugin
@@ -146,4 +147,4 @@ def test_the_plugin_answers_the_hook() -> None:
     assert (
         host.decide("cause", _failure(1, stderr_tail=("Traceback (most recent call last):", "E: x"))) is Cause.EXCEPTION
     )
-    assert "file" in host.catalogue("error recorder")
+    assert "file" in host.catalogue(PluginKind.ERROR_RECORDER)

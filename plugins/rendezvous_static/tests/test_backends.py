@@ -250,7 +250,7 @@ light = {"socket", "selectors", "threading", "quorate.rendezvous"} & set(sys.mod
 from quorate.plugins import PluginHost
 from quorate.rendezvous import RendezvousParameters, get_rendezvous_handler
 plugins = PluginHost(paths=[], extra=[("static", quorate_rendezvous_static.plugin)])
-names = sorted(plugins.catalogue("rendezvous backend"))
+names = sorted(plugins.catalogue(PluginKind.RENDEZVOUS))
 handler = get_rendezvous_handler(RendezvousParameters("standalone", "", "job", 1, 1), plugins)
 handler.next_rendezvous()
 handler.shutdown()

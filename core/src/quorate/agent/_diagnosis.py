@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from attrs import evolve
 
+from ..catalogue import PluginKind
 from ..failures import message_from_stderr, read_error_file, signal_name
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
 from ..rendezvous._address import host_name
@@ -63,7 +64,7 @@ class Diagnosis:
         if not failures:
             return
         try:
-            recorder = self._host.choose("error recorder", os.environ.get("QUORATE_ERROR_RECORDER", "file"))
+            recorder = self._host.choose(PluginKind.ERROR_RECORDER, os.environ.get("QUORATE_ERROR_RECORDER", "file"))
             for failure in failures:
                 if failure.error_file and recorder.complete is not None:
                     recorder.complete(failure.error_file, failure)

@@ -6,6 +6,7 @@ What does not live here: what a verdict looks like (:mod:`quorate.verdict`).
 from __future__ import annotations
 
 from ..clock import wall_time_ns
+from ..errors import FailureKind
 from ..records import Cause, FailureRecord, Verdict
 from ..verdict import JobState, JobVerdict
 from ._protocol import Finish, Outcome, State
@@ -18,9 +19,9 @@ _STATES = {
     Verdict.FAILED: JobState.FAILED,
 }
 _TROUBLES = {
-    "timeout": (JobState.UNFORMED, Cause.TOO_FEW_NODES),
-    "unavailable": (JobState.STORE_LOST, Cause.STORE_LOST),
-    "lost": (JobState.STORE_LOST, Cause.STORE_LOST),
+    FailureKind.TIMEOUT: (JobState.NO_ROUND, Cause.TOO_FEW_NODES),
+    FailureKind.UNAVAILABLE: (JobState.STORE_LOST, Cause.STORE_LOST),
+    FailureKind.LOST: (JobState.STORE_LOST, Cause.STORE_LOST),
 }
 
 
@@ -57,9 +58,9 @@ def _how(state: State, finish: Finish) -> tuple[JobState, Cause, str]:
     if outcome is Outcome.UNHEALTHY:
         return JobState.UNHEALTHY, Cause.UNHEALTHY, finish.reason
     if outcome is Outcome.ERROR or end is None:
-        kind = state.trouble.kind if state.trouble is not None else ""
-        problem = state.trouble.problem if state.trouble is not None else finish.reason
-        return (*_TROUBLES.get(kind, (JobState.UNFORMED, Cause.CONFIGURATION)), problem)
+        if state.trouble is None:
+            return JobState.NO_ROUND, Cause.CONFIGURATION, finish.reason
+        return (*_TROUBLES.get(state.trouble.kind, (JobState.NO_ROUND, Cause.CONFIGURATION)), state.trouble.problem)
     return _STATES.get(end.verdict, JobState.FAILED), end.cause, end.reason
 
 

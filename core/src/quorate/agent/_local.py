@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, final
 
-from ..catalogue import EventSink
+from ..catalogue import EventSink, PluginKind
 from ..clock import monotonic
 from ..errors import (
     QuorateError,
     RendezvousClosedError,
-    RendezvousError,
     SignalException,
     UnhealthyNodeError,
     UsageError,
@@ -196,7 +195,7 @@ class LocalElasticAgent:
             raise SignalException(finish.reason, state.signal_number)
         if outcome is Outcome.ERROR:
             assert state.trouble is not None
-            raise _error(state.trouble.kind, state.trouble.problem)
+            raise state.trouble.kind.error(state.trouble.problem)
         if outcome is Outcome.UNHEALTHY:
             raise UnhealthyNodeError(f"this node does not take part: {finish.reason}")
         if outcome is Outcome.SUCCEEDED:
@@ -218,18 +217,12 @@ class LocalElasticAgent:
         return RunResult(WorkerState.FAILED, {}, failures, end.reason, self._verdict)
 
 
-def _error(kind: str, problem: str) -> RendezvousError:
-    from ..rendezvous._open import failure_of
-
-    return failure_of(kind, problem)
-
-
 def _find_sink(host: PluginHost, name: str) -> EventSink | None:
     if name in ("", "null"):
         return None
     if name == "console":
         return EventSink("console", "one JSON line per event on stderr", _to_console)
-    sink: EventSink = host.choose("event log handler", name)
+    sink: EventSink = host.choose(PluginKind.EVENT_SINK, name)
     return sink
 
 

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Protocol, final
 
 from attrs import evolve
 
-from ..errors import RendezvousClosedError, RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
+from ..errors import (
+    FailureKind,
+    RendezvousClosedError,
+    RendezvousTimeoutError,
+)
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import RendezvousHandler, RendezvousInfo
 from ._protocol import Input, JobClosed, PeerStaysOut, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
@@ -167,7 +171,7 @@ class _ThreadMembership:
                 verdict = Verdict.SUCCEEDED if error.succeeded else Verdict.STOPPED
                 self._tell(JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason)))
             except Exception as error:
-                self._tell(RendezvousFailed(_kind(error), str(error) or type(error).__name__))
+                self._tell(RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__))
 
     def _tell(self, event: Input) -> None:
         if not self._closed:
@@ -193,16 +197,6 @@ class _ThreadMembership:
                     RoundEnded(RoundEnd(self._round, Cause.NODE_JOINED, Verdict.RESCALE, "other nodes wait to join"))
                 )
                 return
-
-
-def _kind(error: Exception) -> str:
-    if isinstance(error, RendezvousTimeoutError):
-        return "timeout"
-    if isinstance(error, RendezvousConnectionError):
-        return "unavailable"
-    if isinstance(error, RendezvousStateError):
-        return "state"
-    return "error"
 
 
 def _derive(info: RendezvousInfo, node: NodeRecord, round_number: int) -> Assignment:

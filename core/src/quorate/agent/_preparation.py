@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast, final
 
-from ..catalogue import StarterBackend
+from ..catalogue import PluginKind, StarterBackend
 from ..records import Assignment
 from ._environment import base_environment, common_environment
 from ._spec import WorkerSpec
@@ -32,10 +32,10 @@ def choose_starter(host: PluginHost, entrypoint: str | Callable[..., Any], start
         UnknownBackendError: no plugin offers it.
     """
     if isinstance(entrypoint, str):
-        asked: StarterBackend | None = host.catalogue("start method").get(start_method)
+        asked: StarterBackend | None = host.catalogue(PluginKind.STARTER).get(start_method)
         if asked is None or asked.kind == "function":
             start_method = "exec"
-    backend: StarterBackend = host.choose("start method", start_method)
+    backend: StarterBackend = host.choose(PluginKind.STARTER, start_method)
     return backend
 
 

@@ -10,6 +10,7 @@ from typing import final
 
 from attrs import field, frozen
 
+from ..errors import FailureKind
 from ..records import (
     Assignment,
     FailureRecord,
@@ -158,9 +159,9 @@ class JobClosed:
 @final
 @frozen
 class RendezvousFailed:
-    """The rendezvous cannot go on; ``kind`` is ``timeout``, ``unavailable``, ``lost``, ``state`` or ``closed``."""
+    """The rendezvous cannot go on."""
 
-    kind: str
+    kind: FailureKind
     problem: str
 
 

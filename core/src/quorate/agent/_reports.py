@@ -71,7 +71,7 @@ class Reporter:
         if new.trouble is not None and new.trouble is not old.trouble:
             # While joining it is the run's error, which whoever called prints.
             level = 2 if new.phase is Phase.FINISHED else 1
-            self.emit("rendezvous.failed", new.trouble.problem, kind=new.trouble.kind, level=level)
+            self.emit("rendezvous.failed", new.trouble.problem, kind=new.trouble.kind.value, level=level)
         if new.stood_by and new.reason != old.reason and new.phase is Phase.JOINING:
             self.emit("round.standby", new.reason, level=1)
         if new.absence != old.absence:

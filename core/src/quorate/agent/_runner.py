@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, final
 
 from attrs import evolve
 
-from ..catalogue import StarterRequest
+from ..catalogue import PluginKind, StarterRequest
 from ..clock import monotonic, wall_time_ns
-from ..errors import PluginError, QuorateError, StartError
+from ..errors import FailureKind, QuorateError, StartError
 from ..logs_specs import LogsSpecs
 from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
 from ..rendezvous._address import host_name
@@ -110,7 +110,8 @@ class Runner:
         self._roster = Roster()
         self._starter = self._make_starter(start_method)
         self._preparation = Preparation(self._starter)
-        self._while_joining = IdleWork(JOIN_MOMENT_SECONDS, (self._let_recorders_begin, self._let_services_get_ready))
+        self._while_joining = IdleWork(JOIN_MOMENT_SECONDS, (self._begin_recorders, self._let_services_get_ready))
+        self._recorders_began = False
         self._signals = SignalCatcher(spec.signals_to_handle)
         self._inbox: SimpleQueue[Input | Callable[[], None]] = SimpleQueue()
         self._view = View(
@@ -125,7 +126,7 @@ class Runner:
         self._stop_deadline: float | None = None
         self._finish: Finish | None = None
         self._diagnosis = Diagnosis(host, reporter, self._warn)
-        self._while_running = IdleWork(RUN_MOMENT_SECONDS, (self._diagnosis.get_ready, host.get_ready))
+        self._while_running = IdleWork(RUN_MOMENT_SECONDS, (self._diagnosis.get_ready,))
 
     def _make_starter(self, start_method: str) -> Starter:
         spec = self._spec
@@ -163,7 +164,7 @@ class Runner:
         self._services = Services(self._host, self._view, self._warn)
         if self._services:
             self._reporter.listeners.append(self._services.observe)
-        checks = list(self._host.catalogue("health check").values())
+        checks = list(self._host.catalogue(PluginKind.HEALTH_CHECK).values())
         self._checks = Checks(checks, self._view, lambda: self.post(_look_again), self._spec.health_interval)
 
     def _prepare_starter(self) -> None:
@@ -320,8 +321,7 @@ class Runner:
             try:
                 self._tell_membership(self._membership, command)
             except Exception as error:
-                kind = "state" if isinstance(error, QuorateError) else "error"
-                return RendezvousFailed(kind, str(error) or type(error).__name__)
+                return RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
         return None
 
     def _tell_membership(self, membership: Membership, command: Command) -> None:
@@ -371,16 +371,21 @@ class Runner:
         pids = self._context.pids()
         self._roster.started(launches, pids)
         self._reporter.started(pids, launches)
-        self._let_recorders_begin()
+        self._begin_recorders()
         self._while_running.begin(monotonic())
         return None
 
-    def _let_recorders_begin(self) -> None:
-        """Have error recorders loaded: one counts the kernel's kills, beginning now, and no worker waited for it."""
+    def _begin_recorders(self) -> None:
+        """Tell error recorders, once, that workers run: one compares the kernel's counters with what they are now."""
+        if self._recorders_began:
+            return
+        self._recorders_began = True
         try:
-            self._host.catalogue("error recorder")
-        except PluginError as error:
-            self._warn(str(error))
+            for recorder in self._host.catalogue(PluginKind.ERROR_RECORDER).values():
+                if recorder.begin is not None:
+                    recorder.begin()
+        except Exception as error:
+            self._warn(f"an error recorder could not begin: {error or type(error).__name__}")
 
     def _let_services_get_ready(self) -> None:
         if self._services is not None:

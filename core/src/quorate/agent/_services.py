@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from attrs import evolve
 
+from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
 from ..records import Event
 from ..services import AgentService, AgentSnapshot, HangReport, WorkerSnapshot
@@ -107,7 +108,7 @@ class Services:
         self._warn, self._view = warn, view
         self._running: dict[str, AgentService] = {}
         self.environment: dict[str, str] = {}
-        for kind in ("watchdog", "service"):
+        for kind in (PluginKind.WATCHDOG, PluginKind.SERVICE):
             for name, backend in host.catalogue(kind).items():
                 try:
                     service = backend.start(view)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..catalogue import PluginKind
 from ..errors import DuplicatePluginError, UsageError
 from ._exit import ExitCode
 from ._help import table_text
@@ -65,8 +66,8 @@ def describe(host: PluginHost) -> tuple[str, bool]:
     return "\n".join(lines), not host.broken and not conflict
 
 
-def _offers(offers: Sequence[tuple[str, str]]) -> list[str]:
-    kinds: dict[str, list[str]] = {}
+def _offers(offers: Sequence[tuple[PluginKind, str]]) -> list[str]:
+    kinds: dict[PluginKind, list[str]] = {}
     for kind, name in offers:
         kinds.setdefault(kind, []).append(name)
     return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items()]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..catalogue import PluginKind
 from ..errors import PluginError, UsageError
 from ._exit import ExitCode
 from ._flags import FLAGS, Flag
@@ -36,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     from ..plugins import get_host
 
     host = get_host()
-    options: Mapping[str, CliOption] = host.catalogue("cli option")
+    options: Mapping[str, CliOption] = host.catalogue(PluginKind.CLI_OPTION)
     flags = flags_with(options)
     parsed = parse(argv, os.environ, flags)
     if "help" in parsed.actions:
@@ -91,7 +92,7 @@ def _refuse_plugin_only(flags: Sequence[Flag], settings: Mapping[str, Setting]) 
 
 def _check_start_method(host: PluginHost, start_method: Setting) -> None:
     if not start_method.is_default:
-        host.choose("start method", start_method.value)
+        host.choose(PluginKind.STARTER, start_method.value)
 
 
 # --- the configuration ----------------------------------------------------------------------------------------------

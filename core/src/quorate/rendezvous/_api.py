@@ -241,7 +241,8 @@ class RendezvousBackend:
     ``open_store`` is called on a helper thread, never while ``quorate`` is being imported, and may block up to the
     setting ``connect_timeout``; it is retried on StoreUnavailableError until the join deadline.  ``check`` may refuse
     unusable parameters early (UsageError) on the calling thread, without any I/O.  ``bootstrap`` makes a
-    :class:`Bootstrap` where the default (a reserved port) is not wanted.
+    :class:`Bootstrap` where the default (a reserved port) is not wanted.  ``hosted_by_job`` tells that one of the job's
+    own nodes serves the store: its endpoint then tells jobs apart, and a run id is not needed.
     """
 
     name: str = field(validator=min_len(1))
@@ -250,6 +251,7 @@ class RendezvousBackend:
     open_handler: Callable[[RendezvousParameters], RendezvousHandler] | None = None
     bootstrap: Callable[[], Bootstrap] | None = None
     check: Callable[[RendezvousParameters], None] | None = None
+    hosted_by_job: bool = False
 
     def __attrs_post_init__(self) -> None:
         if (self.open_store is None) == (self.open_handler is None):

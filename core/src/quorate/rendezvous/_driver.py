@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, final
 
 from ..clock import monotonic
-from ..errors import QuorateError, StoreLostError, StoreUnavailableError
+from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
 from ._interpreter import Interpreter, WaitDesk
 from ._protocol import Call, Failed, GaveUp, Input, Key, Output, Reply, Settings, State
@@ -204,9 +204,8 @@ class Driver:
 
     def _crash(self, error: Exception) -> None:
         """A store that raises what the contract does not name, or wrong settings: nothing to retry."""
-        kind = "state" if isinstance(error, QuorateError) else "crash"
         text = str(error) if isinstance(error, QuorateError) else f"the store raised {type(error).__name__}: {error}"
-        self.tell(GaveUp(kind, text))
+        self.tell(GaveUp(FailureKind.of(error), text))
 
     # --- the wait thread ------------------------------------------------------------------------------------------
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, final
+from typing import Any, Protocol, final
 
 from attrs import evolve
 
 from ..clock import monotonic
 from ..errors import (
+    FailureKind,
     RendezvousClosedError,
     UsageError,
 )
@@ -24,7 +25,6 @@ from ._api import (
     RendezvousStoreInfo,
 )
 from ._driver import Driver
-from ._open import failure_of
 from ._port import Bootstrap, PortReservation
 from ._protocol import (
     Closed,
@@ -42,13 +42,26 @@ from ._protocol import (
     Settings,
 )
 
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
-
-__all__ = ["StoreRendezvousHandler", "settings_of"]
+__all__ = ["Decisions", "StoreRendezvousHandler", "settings_of"]
 
 #: How long a node that does not join tries to reach the store, to tell why.
 _GUEST_SECONDS = 2.0
+
+
+class Decisions(Protocol):
+    """What plugins decide for the protocol; :class:`quorate.PluginHost` is one."""
+
+    def decide(self, question: str, *arguments: Any) -> Any:
+        """Return the answer to ``quorate_decide_<question>``."""
+        ...
+
+    def decide_or(self, default: Any, question: str, *arguments: Any) -> Any:
+        """As :meth:`decide`, with ``default`` where nothing answers or an answer raises."""
+        ...
+
+    def digest(self) -> str:
+        """Return names and versions of the plugins."""
+        ...
 
 
 def settings_of(parameters: RendezvousParameters) -> Settings:
@@ -99,20 +112,14 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     is_event_driven = True
 
-    def __init__(
-        self, parameters: RendezvousParameters, backend: RendezvousBackend, host: PluginHost | None = None
-    ) -> None:
-        if host is None:
-            from ..plugins import get_host
-
-            host = get_host()
+    def __init__(self, parameters: RendezvousParameters, backend: RendezvousBackend, decisions: Decisions) -> None:
         open_store = backend.open_store
         if open_store is None:
             raise UsageError(f"rendezvous backend {backend.name!r} opens no store")
-        self._parameters, self._backend, self._host = parameters, backend, host
+        self._parameters, self._backend, self._decisions = parameters, backend, decisions
         self._linger_timeout = parameters.get_as_float("linger_timeout", 5.0)
         self._close_timeout = parameters.get_as_float("close_timeout", 5.0)
-        self._node = NodeRecord(os.urandom(16).hex(), "default", 1, host=host_name(), plugin_digest=host.digest())
+        self._node = NodeRecord(os.urandom(16).hex(), "default", 1, host=host_name(), plugin_digest=decisions.digest())
         self._bootstrap: Bootstrap | None = None
         self._subscriber: Callable[[Output], None] | None = None
         self._outputs: list[Output] = []
@@ -123,8 +130,8 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._driver = Driver(
             settings_of(parameters),
             lambda: open_store(self._parameters),
-            lambda nodes, previous: host.decide("ranks", nodes, previous),
-            lambda summary, waiting: host.decide_or(False, "rescale", summary, waiting),
+            lambda nodes, previous: decisions.decide("ranks", nodes, previous),
+            lambda summary, waiting: decisions.decide_or(False, "rescale", summary, waiting),
             self._hear,
         )
 
@@ -153,7 +160,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             port=port,
             shares_store=bootstrap.shares_store,
             host=node.host or host_name(),
-            plugin_digest=self._host.digest(),
+            plugin_digest=self._decisions.digest(),
         )
         self._driver.post(Join(self._node))
 
@@ -166,7 +173,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._parameters = _as_guest(self._parameters)
             self._driver.start()
         self._release()
-        self._driver.post(Join(evolve(node, host=node.host or host_name(), plugin_digest=self._host.digest())))
+        self._driver.post(Join(evolve(node, host=node.host or host_name(), plugin_digest=self._decisions.digest())))
 
     def end_round(self, end: RoundEnd) -> None:
         self._driver.post(End(end))
@@ -183,7 +190,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             try:
                 self._bootstrap.activate()
             except Exception as error:
-                output = GaveUp("state", f"the bootstrap port could not be opened: {error}")
+                output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {error}")
         if isinstance(output, (Closed, GaveUp)):
             self._final = output
         if isinstance(output, (Closed, GaveUp, Gone)):
@@ -245,7 +252,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         if isinstance(output, Closed):
             raise RendezvousClosedError(output.end.reason, succeeded=output.end.verdict is Verdict.SUCCEEDED)
         if isinstance(output, GaveUp):
-            raise failure_of(output.kind, output.problem)
+            raise output.kind.error(output.problem)
 
     def _next_output(self, kinds: tuple[type[Output], ...], timeout: float | None) -> Output | None:
         deadline = None if timeout is None else monotonic() + timeout

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import StoreCorruptError
+from ..errors import FailureKind, StoreCorruptError
 from ..records import Cause, Verdict
 from ._joining import (
     join,
@@ -95,14 +95,15 @@ def step(state: State, event: Input, now: float) -> Step:
         try:
             handler(turn, event)
         except StoreCorruptError as error:
-            turn.give_up("state", str(error))
+            turn.give_up(FailureKind.STATE, str(error))
     return Step(turn.state, tuple(turn.commands), turn.state.reason)
 
 
 def _tick(turn: Turn, event: Tick) -> None:
     state, now = turn.state, turn.now
     if state.phase in JOINING and state.join_deadline is not None and now >= state.join_deadline:
-        turn.give_up("timeout", f"no round was formed within {state.settings.join_timeout:g} s: {_hindrance(state)}")
+        limit = state.settings.join_timeout
+        turn.give_up(FailureKind.TIMEOUT, f"no round was formed within {limit:g} s: {_hindrance(state)}")
         return
     if state.retry_at is not None and now >= state.retry_at:
         _retry(turn)
@@ -177,9 +178,9 @@ def _trouble(turn: Turn, event: Failed) -> None:
     since = now if state.outage_since is None else state.outage_since
     limit = state.settings.store_outage_timeout
     if event.lost:
-        turn.give_up("lost", event.problem)
+        turn.give_up(FailureKind.LOST, event.problem)
     elif state.phase not in JOINING and now - since >= limit and _has_tried(state, now):
-        turn.give_up("unavailable", f"the store could not be reached for {limit:g} s: {event.problem}")
+        turn.give_up(FailureKind.UNAVAILABLE, f"the store could not be reached for {limit:g} s: {event.problem}")
     elif event.call is None or state.pending.get(event.call.tag) == event.call:
         tag = event.call.tag if event.call is not None else "wait"
         failed = state.failed if tag in state.failed else (*state.failed, tag)

@@ -11,6 +11,7 @@ from typing import Any, final
 
 from attrs import field, frozen
 
+from ..errors import FailureKind
 from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
 from ._liveness import Liveness
 
@@ -348,9 +349,9 @@ class Closed:
 @final
 @frozen
 class GaveUp:
-    """Told to the agent: this node cannot go on.  ``kind`` is ``timeout``, ``unavailable``, ``lost`` or ``state``."""
+    """Told to the agent: this node cannot go on."""
 
-    kind: str
+    kind: FailureKind
     problem: str
 
 

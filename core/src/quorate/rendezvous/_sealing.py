@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import StoreCorruptError, UsageError
+from ..errors import FailureKind, StoreCorruptError, UsageError
 from ..records import RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings
 from ._protocol import (
@@ -206,7 +206,7 @@ def sealed(turn: Turn, event: Appeared) -> None:
         return
     data = decode_object(event.key, event.value, "sealed")
     if data.get("refusal"):
-        turn.give_up("state", str(data["refusal"]))
+        turn.give_up(FailureKind.STATE, str(data["refusal"]))
         return
     turn.set(summary=summary_of(state.round_number, data))
     sealer = data.get("sealer")

@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import evolve
 
-from ..errors import StoreCorruptError
+from ..errors import FailureKind, StoreCorruptError
 from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
 from ._liveness import Beat, BeatState, Liveness
@@ -55,7 +55,7 @@ class Turn:
         self.set(waiting_for=key)
         self.tell(Wait(key))
 
-    def give_up(self, kind: str, problem: str) -> None:
+    def give_up(self, kind: FailureKind, problem: str) -> None:
         self.stop(Phase.FAILED, problem)
         self.tell(GaveUp(kind, problem))
 

@@ -161,9 +161,7 @@ def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping
 @cache
 def _expected(record: type) -> tuple[tuple[str, type | None, str], ...]:
     """Return name, plain type (where there is one) and annotation of each field."""
-    return tuple(
-        (each.name, _TYPES.get(each.type.removesuffix(" | None")), str(each.type)) for each in fields(record)
-    )
+    return tuple((each.name, _TYPES.get(each.type.removesuffix(" | None")), str(each.type)) for each in fields(record))
 
 
 def _exactly(expected: Any, raw: Any) -> Any:

@@ -13,8 +13,9 @@ import time
 def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> None:
     """Join the job; ``skew`` is the number of seconds by which all clocks of this process are wrong."""
     _shift_clocks(float(skew))
+    from quorate.backends import get_rendezvous_handler
     from quorate.errors import RendezvousError
-    from quorate.rendezvous import RendezvousParameters, get_rendezvous_handler
+    from quorate.rendezvous import RendezvousParameters
 
     config = dict(pair.split("=", 1) for pair in settings.split(",") if pair)
     handler = get_rendezvous_handler(RendezvousParameters(backend, endpoint, run_id, 1, 2, **config))

@@ -11,13 +11,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from ..catalogue import PluginKind
 from ..clock import monotonic
 from ..errors import RendezvousConnectionError, RendezvousStateError, UsageError
 from ..rendezvous import RendezvousBackend, Store
 from ._law import Ability, LawBrokenError, Tier, law
 from ._subject import Job, Subject, require, result_of, settle, start
 
-_KIND = "rendezvous backend"
+_KIND = PluginKind.RENDEZVOUS
 _CONNECT_SECONDS = 0.5
 #: What a time-out may be overrun by on a busy machine.
 _SLACK_SECONDS = 8.0

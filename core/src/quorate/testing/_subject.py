@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final
 
+from ..catalogue import PluginKind
 from ..errors import UsageError
 from ..records import NodeRecord, RoundEnd
 from ..rendezvous import (
@@ -150,7 +151,7 @@ class Subject:
         self.host = host
         self.is_installed = isinstance(backend, str)
         self.backend: RendezvousBackend = (
-            host.choose("rendezvous backend", backend) if isinstance(backend, str) else backend
+            host.choose(PluginKind.RENDEZVOUS, backend) if isinstance(backend, str) else backend
         )
         self.server: Any = _Endpoint(server) if isinstance(server, str) else server
         self.settings = dict(settings or {})

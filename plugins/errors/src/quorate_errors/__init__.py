@@ -64,8 +64,7 @@ class _Plugin:
 
     @hookimpl
     def quorate_register_error_recorder(self) -> Iterable[ErrorRecorder]:
-        """Offer ``file``; in the agent this is also when counting the kernel's memory kills begins."""
-        self._memory_kills()
+        """Offer ``file``."""
         return [
             ErrorRecorder(
                 name="file",
@@ -74,6 +73,7 @@ class _Plugin:
                 record_exception=_record_exception,
                 read=_read,
                 complete=_complete,
+                begin=self._memory_kills,  # the kernel's counters are compared with what they were at the start
             )
         ]
 

@@ -50,6 +50,7 @@ class _Plugin:
                 open_store=_open,
                 bootstrap=_make_bootstrap,
                 check=_check_parameters,
+                hosted_by_job=True,
             )
         ]
 

@@ -82,11 +82,13 @@ class plugin:  # noqa: N801 - the name of the entry point
                 "a fixed number of nodes with fixed ranks; the agent with node rank 0 hosts the store",
                 open_store=_open_static,
                 check=_check_static,
+                hosted_by_job=True,
             ),
             RendezvousBackend(
                 "tcp",
                 "any number of nodes; the first agent on the endpoint's machine hosts the store",
                 open_store=_open_tcp,
                 check=_check_tcp,
+                hosted_by_job=True,
             ),
         ]

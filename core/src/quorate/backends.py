@@ -1,0 +1,25 @@
+"""Opens an installed rendezvous backend by its name."""
+
+from __future__ import annotations
+
+from .catalogue import PluginKind
+from .plugins import PluginHost, get_host
+from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters, StoreRendezvousHandler
+
+__all__ = ["get_rendezvous_handler"]
+
+
+def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | None = None) -> RendezvousHandler:
+    """Return the handler of the installed backend ``parameters.backend``.  Connects to nothing yet.
+
+    Raises:
+        UnknownBackendError: no plugin offers it; the message names those that are installed, and the pip command.
+        UsageError: the backend refuses the parameters.
+    """
+    host = host or get_host()
+    backend: RendezvousBackend = host.choose(PluginKind.RENDEZVOUS, parameters.backend)
+    if backend.check is not None:
+        backend.check(parameters)
+    if backend.open_handler is not None:
+        return backend.open_handler(parameters)
+    return StoreRendezvousHandler(parameters, backend, host)
