@@ -22,7 +22,7 @@ from quorate.plugins import get_host
 from quorate.records import NodeRecord, RoundSummary
 from quorate.rendezvous import RendezvousParameters, Store, order_nodes
 from quorate.rendezvous._driver import perform
-from quorate.rendezvous._interpreter import Interpreter, WaitDesk
+from quorate.rendezvous._executor import Interpreter, PendingWait
 from quorate.rendezvous._protocol import Call, Input, Join, Joined, Output, Reply, Settings
 from quorate.rendezvous._store import InterruptibleStore
 
@@ -37,7 +37,7 @@ class Node:
         # Nobody dies here, so that heartbeats would only disturb the measurement.
         settings = Settings(everywhere, everywhere, join_timeout=600.0, lease_timeout=600.0, store_outage_timeout=600.0)
         self.interpreter = Interpreter(settings, self, time.monotonic, 600.0)
-        self.desk = WaitDesk()
+        self.desk = PendingWait()
         self.joined = False
 
     def join(self) -> None:

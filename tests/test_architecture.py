@@ -23,7 +23,7 @@ from quorate.records import (
     Verdict,
     WorkerExited,
 )
-from quorate.rendezvous import _interpreter
+from quorate.rendezvous import _executor
 from quorate.rendezvous import _protocol as rendezvous_protocol
 from quorate.testing._simulation_scenario import make_scenario, play
 
@@ -96,7 +96,7 @@ def test_diagram_of_the_agent_is_its_machine() -> None:
 
 def test_diagram_of_the_rendezvous_is_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = set[Edge]()
-    real = _interpreter.step
+    real = _executor.step
 
     def step(
         state: rendezvous_protocol.State, event: rendezvous_protocol.Input, now: float
@@ -106,7 +106,7 @@ def test_diagram_of_the_rendezvous_is_its_machine(monkeypatch: pytest.MonkeyPatc
             found.add((state.phase.value, result.state.phase.value, type(event).__name__))
         return result
 
-    monkeypatch.setattr(_interpreter, "step", step)
+    monkeypatch.setattr(_executor, "step", step)
     for seed in range(200):
         play(make_scenario(seed))
     # Ways out that every phase has are told in the text, not drawn.

@@ -100,9 +100,9 @@ class RanksEveryoneAlike(HonestHandler):
         from quorate.rendezvous import assign_ranks
 
         info = super().next_rendezvous()
-        seat = info.assignment
-        assert seat is not None
-        nodes = [NodeRecord(f"{rank}", seat.role, seat.local_world_size) for rank in range(info.world_size)]
+        assignment = info.assignment
+        assert assignment is not None
+        nodes = [NodeRecord(f"{rank}", assignment.role, assignment.local_world_size) for rank in range(info.world_size)]
         order = [node.node_id for node in nodes]
-        alike = assign_ranks(nodes, order, round_number=seat.round_number, restart_count=0)[str(info.rank)]
+        alike = assign_ranks(nodes, order, round_number=assignment.round_number, restart_count=0)[str(info.rank)]
         return RendezvousInfo(info.store, info.rank, info.world_size, info.bootstrap_store_info, alike)

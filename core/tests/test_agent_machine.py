@@ -247,12 +247,12 @@ def test_workers_that_cannot_start_are_diagnosed_as_such() -> None:
 VICTIM = evolve(FAILURE, cause=Cause.BROKEN_COLLECTIVE, message="RuntimeError: Connection closed by peer")
 
 
-def with_victim(decision: RestartDecision, seat: Assignment = SEAT) -> Script:
+def with_victim(decision: RestartDecision, assignment: Assignment = SEAT) -> Script:
     """A script whose worker failed over a broken connection; nothing is recorded yet."""
     script = Script(loss=4.0)
     script.feed(p.Begin())
     script.feed(p.NodeChecked())
-    script.feed(p.RoundJoined(seat))
+    script.feed(p.RoundJoined(assignment))
     script.feed(exited(1, 1))
     (stop,) = script.feed(p.Diagnosed(VICTIM, decision))
     assert isinstance(stop, p.StopWorkers), "the workers are stopped at once"
@@ -329,7 +329,7 @@ def test_an_unfit_node_does_not_join() -> None:
     script = Script()
     script.feed(p.Begin())
     leave, finish = script.feed(p.NodeChecked(("disk: full", "memory: none")))
-    assert leave == p.StayOut("disk: full; memory: none")
+    assert leave == p.Decline("disk: full; memory: none")
     assert outcome_of(finish) == (p.Outcome.UNHEALTHY, "disk: full; memory: none")
 
 
@@ -468,7 +468,7 @@ EVENTS: st.SearchStrategy[p.Input] = st.one_of(
     st.just(p.WorkersGone()),
     st.sampled_from([2, 15]).map(p.SignalReceived),
     st.just(p.Clock(due=True)),
-    st.sampled_from([p.NodeChecked(), p.NodeChecked(("unfit",)), p.NodeUnhealthy("unfit")]),
+    st.sampled_from([p.NodeChecked(), p.NodeChecked(("declined",)), p.NodeUnhealthy("declined")]),
     st.sampled_from([HUNG, p.StacksDumped()]),
 )
 

@@ -12,7 +12,7 @@ from quorate.services import AgentSnapshot, WorkerSnapshot
 
 
 def view_of(workers: list[WorkerSnapshot]) -> View:
-    """Return the view of an agent whose thread takes no turn."""
+    """Return the view of an agent whose thread takes no transition."""
     return View(
         {},
         lambda: AgentSnapshot("run", "node", "host", "role", "running", "", 0, workers=tuple(workers)),

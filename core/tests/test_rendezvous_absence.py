@@ -14,7 +14,7 @@ from quorate.rendezvous._wire import decode_node, encode
 
 SETTINGS = p.Settings(2, 2, join_timeout=60.0)
 FIT = NodeRecord("fit", "default", 1, host="alpha")
-UNFIT = NodeRecord("unfit", "default", 1, host="beta", unfit="disk: full")
+UNFIT = NodeRecord("declined", "default", 1, host="beta", declined="disk: full")
 
 
 class Script:
@@ -46,7 +46,7 @@ class Script:
 def test_it_writes_its_record_and_is_gone() -> None:
     script = Script()
     script.take_ticket()
-    assert decode_node("key", script.call("record").values[0]).unfit == "disk: full"
+    assert decode_node("key", script.call("record").values[0]).declined == "disk: full"
     assert script.reply("record", None) is p.Phase.LEFT
     beat = Beat.decode(script.call("left").values[0])
     assert beat.state is BeatState.LEFT
@@ -75,7 +75,7 @@ def gathering(*nodes: NodeRecord, **changes: object) -> p.State:
 
 
 def test_it_does_not_count_and_its_reason_is_told() -> None:
-    state = gathering(FIT, UNFIT, evolve(UNFIT, node_id="again", unfit="disk: fuller"))
+    state = gathering(FIT, UNFIT, evolve(UNFIT, node_id="again", declined="disk: fuller"))
     assert list(live_nodes(state)) == [1]
     readiness = evaluate(state, 0.0)
     assert not readiness.ready
@@ -88,11 +88,11 @@ def test_the_one_that_gathers_tells_of_it_once() -> None:
     script.state = evolve(state, tickets=2)
     script.state = evolve(script.state, pending={"records": p.Call("records", "get", ("0/node/2",))})
     script.feed(p.Reply(script.state.pending["records"], [encode(UNFIT)]))
-    assert [c for c in script.told if isinstance(c, p.StaysOut)] == [
-        p.StaysOut("node beta does not join round 0: disk: full")
+    assert [c for c in script.told if isinstance(c, p.NodeDeclined)] == [
+        p.NodeDeclined("node beta does not join round 0: disk: full")
     ]
     script.feed(p.Tick(), 5.0)
-    assert not [c for c in script.told if isinstance(c, p.StaysOut)]
+    assert not [c for c in script.told if isinstance(c, p.NodeDeclined)]
 
 
 def test_a_member_that_stays_out_after_a_failure_costs_no_restart() -> None:
@@ -102,4 +102,4 @@ def test_a_member_that_stays_out_after_a_failure_costs_no_restart() -> None:
     back = [evolve(node, previous_round=0, previous_rank=rank) for rank, node in enumerate((FIT, UNFIT))]
     state = gathering(*back, previous=p.Previous(summary, end))
     assert _restart_count(state) == 0
-    assert _restart_count(evolve(state, nodes={1: back[0], 2: evolve(back[1], unfit="")})) == 1
+    assert _restart_count(evolve(state, nodes={1: back[0], 2: evolve(back[1], declined="")})) == 1

@@ -14,11 +14,11 @@ FAST = protocol.Settings(2, 3, join_timeout=60.0, last_call_timeout=1.0)
 
 def all_run(world: World, nodes: list[SimulatedNode], number: int | None = None) -> bool:
     """Whether all ``nodes`` run in one round (``number``), and it has no other member."""
-    seats = [node.running for node in nodes]
-    if any(seat is None for seat in seats):
+    assignments = [node.running for node in nodes]
+    if any(assignment is None for assignment in assignments):
         return False
-    rounds = {seat.round_number for seat in seats if seat}
-    size = {seat.group_world_size for seat in seats if seat}
+    rounds = {assignment.round_number for assignment in assignments if assignment}
+    size = {assignment.group_world_size for assignment in assignments if assignment}
     return len(rounds) == 1 and size == {len(nodes)} and (number is None or rounds == {number})
 
 
@@ -54,13 +54,13 @@ def test_min_not_met_gives_up_at_the_join_deadline_and_says_who_is_there() -> No
 
 def test_a_worker_failure_reaches_all_nodes_in_one_round_trip_with_one_reason() -> None:
     world, nodes = three()
-    failed_at, seat = world.now, nodes[1].running
-    assert seat is not None
+    failed_at, assignment = world.now, nodes[1].running
+    assert assignment is not None
     world.fail_worker(nodes[1])
     assert world.run(failed_at + 5, lambda: all(node.ends for node in nodes))
     assert world.now - failed_at < 4 * world.faults.latency[1]
     assert {node.ends[0].reason for node in nodes} == {
-        f"rank {seat.first_rank} (local rank 0) on b failed: it raised; restart 1 of 3"
+        f"rank {assignment.first_rank} (local rank 0) on b failed: it raised; restart 1 of 3"
     }
     assert world.run(failed_at + 5, lambda: all_run(world, nodes, 1)), world.explain("no second round")
     assert {node.running.restart_count for node in nodes if node.running} == {1}

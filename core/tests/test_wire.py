@@ -64,8 +64,8 @@ def test_a_node_record_survives_the_wire(node: NodeRecord) -> None:
 
 
 @given(SEATS)
-def test_an_assignment_survives_the_wire(seat: Assignment) -> None:
-    assert decode_assignment("k", encode(seat)) == seat
+def test_an_assignment_survives_the_wire(assignment: Assignment) -> None:
+    assert decode_assignment("k", encode(assignment)) == assignment
 
 
 @given(ENDS)

@@ -157,7 +157,7 @@ class StartError(QuorateError):
 
 @final
 class UnhealthyNodeError(QuorateError):
-    """This node does not take part (any longer): a check found it unfit, or the restart policy excluded it."""
+    """This node does not take part (any longer): a check found it declined, or the restart policy excluded it."""
 
 
 class SignalException(QuorateError):  # noqa: N818 - the name that TorchElastic's users already catch

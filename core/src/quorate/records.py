@@ -76,7 +76,7 @@ class NodeRecord:
 
     ``node_id`` is unique to this agent process (not to the machine).  ``address`` and ``port`` are where its rank-0
     worker's ``MASTER_ADDR``/``MASTER_PORT`` would be, should it become the round's first node; the port is held by
-    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``unfit`` says what is wrong
+    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` says what is wrong
     with a node that came only to tell so.
     """
 
@@ -91,7 +91,7 @@ class NodeRecord:
     plugin_digest: str = ""
     previous_round: int | None = None
     previous_rank: int | None = None
-    unfit: str = ""
+    declined: str = ""
 
 
 @final

@@ -47,7 +47,7 @@ class AgentSnapshot:
     """What the agent knew after its last step.
 
     ``phase`` is ``new``, ``checking``, ``joining``, ``running``, ``barrier``, ``stopping`` or ``finished``; ``reason``
-    is the sentence that goes with it.  ``round_number`` and the ranks are ``None`` while the node has no seat.
+    is the sentence that goes with it.  ``round_number`` and the ranks are ``None`` while the node has no assignment.
     ``workers`` are those of the newest round, ended ones included.  ``ends`` are the rounds that ended so far, oldest
     first, at most a hundred of them.  ``log_dir`` is where logs go, empty where nobody said so.
     """

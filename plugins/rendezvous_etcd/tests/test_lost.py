@@ -242,7 +242,7 @@ def test_the_leader_is_killed_while_nodes_gather(start_etcd: Start, make_handler
 
 
 def test_the_leader_is_killed_at_the_seal(start_etcd: Start, make_handlers: Handlers) -> None:
-    """All come at once, and the leader dies while their tickets, records and seats are being written."""
+    """All come at once, and the leader dies while their tickets, records and assignments are being written."""
     server = start_etcd(members=3)
     handlers = make_handlers(server, 6)
     leader = server.leader()

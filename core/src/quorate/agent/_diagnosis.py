@@ -41,9 +41,9 @@ class Diagnosis:
 
         from .. import policy  # noqa: F401 - for the decision
 
-    def diagnose(self, command: Diagnose, seat: Assignment) -> Diagnosed:
+    def diagnose(self, command: Diagnose, assignment: Assignment) -> Diagnosed:
         """Return what is known of the failure and, where the command has a budget, what to do about it."""
-        failure = self._failure_record(command, seat)
+        failure = self._failure_record(command, assignment)
         cause = self._host.decide_or(failure.cause, "cause", failure)
         failure = evolve(failure, cause=cause)
         decision = None if command.budget is None else self.decide(failure, command.budget)
@@ -71,7 +71,7 @@ class Diagnosis:
         except Exception as error:
             self._warn(f"the error files could not be completed: {error or type(error).__name__}")
 
-    def _failure_record(self, command: Diagnose, seat: Assignment) -> FailureRecord:
+    def _failure_record(self, command: Diagnose, assignment: Assignment) -> FailureRecord:
         exit = command.exit
         # Workers that were not started have written nothing; what the reporter knows is of the round before.
         error_file = "" if command.start_failed else self._reporter.error_files.get(exit.local_rank, "")
@@ -83,7 +83,7 @@ class Diagnosis:
         else:
             cause = Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE
         return FailureRecord(
-            rank=seat.first_rank + exit.local_rank,
+            rank=assignment.first_rank + exit.local_rank,
             local_rank=exit.local_rank,
             pid=exit.pid,
             exit_code=exit.exit_code,
@@ -92,10 +92,10 @@ class Diagnosis:
             timestamp_ns=exit.timestamp_ns,
             error_file=error_file,
             error_data=data,
-            node_id=seat.node_id,
+            node_id=assignment.node_id,
             host=host_name(),
-            role=seat.role,
-            restart_count=seat.restart_count,
+            role=assignment.role,
+            restart_count=assignment.restart_count,
             stderr_tail=tuple(exit.stderr_tail),
         )
 

@@ -13,8 +13,8 @@ __all__ = ["budget_of", "end_by_departure", "end_by_failure"]
 
 def budget_of(state: State) -> RestartBudget:
     """Return what the restart policy is told; rounds that only changed the world neither count nor interrupt."""
-    seat = state.assignment
-    assert seat is not None
+    assignment = state.assignment
+    assert assignment is not None
     restarts = [end for end in state.history if end.verdict is Verdict.RESTART]
     last = restarts[-1] if restarts else None
     repeats = 0
@@ -23,14 +23,14 @@ def budget_of(state: State) -> RestartBudget:
             break
         repeats += 1
     return RestartBudget(
-        seat.restart_count, state.max_restarts, last.cause if last else None, last.rank if last else None, repeats
+        assignment.restart_count, state.max_restarts, last.cause if last else None, last.rank if last else None, repeats
     )
 
 
 def end_by_failure(state: State, failure: FailureRecord, decision: RestartDecision) -> RoundEnd:
     """Return the end of a round in which a worker of this node failed, and the policy has decided."""
-    seat = state.assignment
-    assert seat is not None
+    assignment = state.assignment
+    assert assignment is not None
     lasting = not decision.verdict.is_terminal
     summary = failure.message.strip().splitlines()[0] if failure.message.strip() else ""
     where = f" on {failure.host}" if failure.host else ""
@@ -44,33 +44,33 @@ def end_by_failure(state: State, failure: FailureRecord, decision: RestartDecisi
     if excluded:
         reason += "; its node is excluded"
     return RoundEnd(
-        seat.round_number,
+        assignment.round_number,
         failure.cause,
         decision.verdict,
         reason,
-        node_id=seat.node_id,
+        node_id=assignment.node_id,
         host=failure.host,
         rank=failure.rank,
-        restart_count=seat.restart_count + (1 if decision.verdict is Verdict.RESTART else 0),
+        restart_count=assignment.restart_count + (1 if decision.verdict is Verdict.RESTART else 0),
         delay_seconds=decision.delay_seconds,
-        lost=(seat.node_id,) if excluded else (),
-        lost_ranks=(seat.group_rank,) if excluded else (),
+        lost=(assignment.node_id,) if excluded else (),
+        lost_ranks=(assignment.group_rank,) if excluded else (),
         failure=failure,
     )
 
 
 def end_by_departure(state: State, cause: Cause, reason: str) -> RoundEnd:
     """Return the end of a round that this node leaves; the others go on, at no cost."""
-    seat = state.assignment
-    assert seat is not None
+    assignment = state.assignment
+    assert assignment is not None
     return RoundEnd(
-        seat.round_number,
+        assignment.round_number,
         cause,
         Verdict.RESCALE,
         reason,
-        node_id=seat.node_id,
+        node_id=assignment.node_id,
         host=state.host,
-        restart_count=seat.restart_count,
-        lost=(seat.node_id,),
-        lost_ranks=(seat.group_rank,),
+        restart_count=assignment.restart_count,
+        lost=(assignment.node_id,),
+        lost_ranks=(assignment.group_rank,),
     )

@@ -17,28 +17,30 @@ _PREFIX_WHEN_TEED = "[${role_name}${local_rank}]: "
 
 
 def worker_environment(
-    spec: WorkerSpec, seat: Assignment, local_rank: int, run_id: str, base: Mapping[str, str]
+    spec: WorkerSpec, assignment: Assignment, local_rank: int, run_id: str, base: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the whole environment of one worker.  ``base`` is the agent's own."""
-    environment = common_environment(spec, seat.local_world_size, base)
+    environment = common_environment(spec, assignment.local_world_size, base)
     environment.update(
         {
-            "RANK": str(seat.first_rank + local_rank),
+            "RANK": str(assignment.first_rank + local_rank),
             "LOCAL_RANK": str(local_rank),
-            "GROUP_RANK": str(seat.group_rank),
-            "ROLE_RANK": str(seat.first_role_rank + local_rank),
-            "ROLE_NAME": seat.role,
-            "WORLD_SIZE": str(seat.world_size),
-            "LOCAL_WORLD_SIZE": str(seat.local_world_size),
-            "GROUP_WORLD_SIZE": str(seat.group_world_size),
-            "ROLE_WORLD_SIZE": str(seat.role_world_size),
-            "MASTER_ADDR": spec.master_addr or seat.master_addr,
-            "MASTER_PORT": str(spec.master_port or seat.master_port),
-            "TORCHELASTIC_RESTART_COUNT": str(seat.restart_count),
+            "GROUP_RANK": str(assignment.group_rank),
+            "ROLE_RANK": str(assignment.first_role_rank + local_rank),
+            "ROLE_NAME": assignment.role,
+            "WORLD_SIZE": str(assignment.world_size),
+            "LOCAL_WORLD_SIZE": str(assignment.local_world_size),
+            "GROUP_WORLD_SIZE": str(assignment.group_world_size),
+            "ROLE_WORLD_SIZE": str(assignment.role_world_size),
+            "MASTER_ADDR": spec.master_addr or assignment.master_addr,
+            "MASTER_PORT": str(spec.master_port or assignment.master_port),
+            "TORCHELASTIC_RESTART_COUNT": str(assignment.restart_count),
             "TORCHELASTIC_MAX_RESTARTS": str(spec.max_restarts),
             "TORCHELASTIC_RUN_ID": run_id,
-            "TORCHELASTIC_USE_AGENT_STORE": str(seat.shares_store and not spec.master_addr and not spec.master_port),
-            "QUORATE_ROUND": str(seat.round_number),
+            "TORCHELASTIC_USE_AGENT_STORE": str(
+                assignment.shares_store and not spec.master_addr and not spec.master_port
+            ),
+            "QUORATE_ROUND": str(assignment.round_number),
         }
     )
     if spec.virtual_local_rank:
@@ -77,7 +79,7 @@ def _virtualize(environment: dict[str, str], local_rank: int) -> None:
 
 def build_launches(
     spec: WorkerSpec,
-    seat: Assignment,
+    assignment: Assignment,
     logs_specs: LogsSpecs,
     run_id: str,
     prefix_template: str | None,
@@ -93,8 +95,8 @@ def build_launches(
     """
     base = base_environment(defaults or {})
     environments = {
-        local_rank: worker_environment(spec, seat, local_rank, run_id, base)
-        for local_rank in range(seat.local_world_size)
+        local_rank: worker_environment(spec, assignment, local_rank, run_id, base)
+        for local_rank in range(assignment.local_world_size)
     }
     dest = logs_specs.reify(environments)
     launches: list[WorkerLaunch] = []
@@ -118,21 +120,21 @@ def build_launches(
             stderr=dest.stderrs.get(local_rank),
             tee_stdout=local_rank in dest.tee_stdouts,
             tee_stderr=local_rank in dest.tee_stderrs,
-            prefix=None if template is None else _prefix(template, environment, seat, local_rank),
+            prefix=None if template is None else _prefix(template, environment, assignment, local_rank),
             console=shown,
             duplicates=tuple(duplicates),
         )
         launch = WorkerLaunch(
             local_rank=local_rank,
-            rank=seat.first_rank + local_rank,
-            role=seat.role,
+            rank=assignment.first_rank + local_rank,
+            role=assignment.role,
             entrypoint=spec.entrypoint,
             args=tuple(_expand(argument, local_rank) for argument in spec.args),
             environment=environment,
             error_file=error_file,
             logs=logs,
         )
-        launches.append(change(launch, seat))
+        launches.append(change(launch, assignment))
     return launches
 
 
@@ -140,20 +142,20 @@ def _expand(argument: Any, local_rank: int) -> Any:
     return argument.replace(_LOCAL_RANK_MACRO, str(local_rank)) if isinstance(argument, str) else argument
 
 
-def _prefix(template: str, environment: Mapping[str, str], seat: Assignment, local_rank: int) -> str:
+def _prefix(template: str, environment: Mapping[str, str], assignment: Assignment, local_rank: int) -> str:
     """Expand ``${role_name} ${rank} ${local_rank} ${node_rank} ${hostname} ${attempt} ${round} ${run_id}``."""
     from string import Template
 
     from ..rendezvous._address import host_name
 
     return Template(template).safe_substitute(
-        role_name=seat.role,
-        rank=seat.first_rank + local_rank,
+        role_name=assignment.role,
+        rank=assignment.first_rank + local_rank,
         local_rank=local_rank,
-        node_rank=seat.group_rank,
-        group_rank=seat.group_rank,
+        node_rank=assignment.group_rank,
+        group_rank=assignment.group_rank,
         hostname=host_name(),
-        attempt=seat.restart_count,
-        round=seat.round_number,
+        attempt=assignment.restart_count,
+        round=assignment.round_number,
         run_id=environment["TORCHELASTIC_RUN_ID"],
     )

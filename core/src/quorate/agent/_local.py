@@ -113,7 +113,7 @@ class LocalElasticAgent:
             SignalException: the agent was signalled; the workers got their grace and are gone.
             RendezvousTimeoutError, RendezvousConnectionError, RendezvousStateError: the rendezvous cannot go on.
             RendezvousClosedError: the job had failed or been stopped before this node got in.
-            UnhealthyNodeError: a check found this node unfit, or the restart policy excluded it.
+            UnhealthyNodeError: a check found this node declined, or the restart policy excluded it.
         """
         from ._reports import Reporter
         from ._runner import Runner
@@ -164,26 +164,26 @@ class LocalElasticAgent:
         return self._verdict
 
     def _note(self, state: State, reporter: object) -> None:
-        group, seat = self._group, state.assignment
+        group, assignment = self._group, state.assignment
         group.state = _WORKER_STATES.get(state.phase, group.state)
         pids = getattr(reporter, "pids", {})
-        if seat is None:
+        if assignment is None:
             return
-        if group.round_number != seat.round_number or state.phase is Phase.RUNNING:
-            group.round_number, group.restart_count = seat.round_number, seat.restart_count
-            group.group_rank, group.group_world_size = seat.group_rank, seat.group_world_size
-            group.master_addr = self._spec.master_addr or seat.master_addr
-            group.master_port = self._spec.master_port or seat.master_port
-            self._restarts_used = seat.restart_count
+        if group.round_number != assignment.round_number or state.phase is Phase.RUNNING:
+            group.round_number, group.restart_count = assignment.round_number, assignment.restart_count
+            group.group_rank, group.group_world_size = assignment.group_rank, assignment.group_world_size
+            group.master_addr = self._spec.master_addr or assignment.master_addr
+            group.master_port = self._spec.master_port or assignment.master_port
+            self._restarts_used = assignment.restart_count
             group.workers = [
                 Worker(
                     local_rank,
-                    seat.first_rank + local_rank,
-                    seat.first_role_rank + local_rank,
-                    seat.world_size,
-                    seat.role_world_size,
+                    assignment.first_rank + local_rank,
+                    assignment.first_role_rank + local_rank,
+                    assignment.world_size,
+                    assignment.role_world_size,
                 )
-                for local_rank in range(seat.local_world_size)
+                for local_rank in range(assignment.local_world_size)
             ]
         for worker in group.workers:
             worker.id = pids.get(worker.local_rank)

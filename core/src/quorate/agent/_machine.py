@@ -17,10 +17,11 @@ No I/O, no clock, no threads, no hooks here.  ``_TABLE`` is the whole machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, final
 
 from attrs import evolve
 
+from .. import _transition
 from ..failures import signal_name
 from ..records import Cause, FailureRecord, RestartDecision, RoundEnd, Verdict, WorkerExited
 from ._ends import budget_of, end_by_departure, end_by_failure
@@ -31,6 +32,7 @@ from ._protocol import (
     Clock,
     Command,
     Decide,
+    Decline,
     Diagnose,
     Diagnosed,
     DumpStacks,
@@ -43,7 +45,7 @@ from ._protocol import (
     NodeChecked,
     NodeUnhealthy,
     Outcome,
-    PeerStaysOut,
+    PeerDeclined,
     Phase,
     RendezvousFailed,
     ReportDone,
@@ -55,7 +57,6 @@ from ._protocol import (
     StartFailed,
     StartWorkers,
     State,
-    StayOut,
     StopWorkers,
     WorkerHung,
     WorkersExited,
@@ -72,47 +73,37 @@ initial_state = State
 
 def step(state: State, event: Input, now: float) -> AgentStep:
     """Take one input at ``now`` (monotonic seconds) and return the new state, the commands and the reason."""
-    turn = _Turn(state, now)
+    transition = Transition(state, now)
     handler = _TABLE.get(type(event), {}).get(state.phase)
     if handler is not None:
-        handler(turn, event)
-    return AgentStep(turn.state, tuple(turn.commands), turn.state.reason)
+        handler(transition, event)
+    return AgentStep(transition.state, tuple(transition.commands), transition.state.reason)
 
 
-class _Turn:
-    """One step in the making: the state so far, and the commands it has led to."""
+@final
+class Transition(_transition.Transition[State, Command]):
+    """One step of the agent's machine in the making."""
 
-    __slots__ = ("commands", "now", "state")
-
-    def __init__(self, state: State, now: float) -> None:
-        self.state, self.now = state, now
-        self.commands: list[Command] = []
-
-    def set(self, **changes: Any) -> None:
-        self.state = evolve(self.state, **changes)
-
-    def go(self, phase: Phase, reason: str, **changes: Any) -> None:
+    def enter(self, phase: Phase, reason: str, **changes: Any) -> None:
+        """Change the phase, and say why."""
         self.set(phase=phase, reason=reason, **changes)
 
-    def tell(self, *commands: Command) -> None:
-        self.commands.extend(commands)
-
     def finish(self, outcome: Outcome, reason: str) -> None:
-        self.go(Phase.FINISHED, reason, wake_at=None)
-        self.tell(Finish(outcome, reason))
+        self.enter(Phase.FINISHED, reason, wake_at=None)
+        self.emit(Finish(outcome, reason))
 
 
 # --- joining and starting -------------------------------------------------------------------------------------------
 
 
-def _begin(turn: _Turn, event: Begin) -> None:
-    _check(turn, "joining the job")
+def _begin(transition: Transition, event: Begin) -> None:
+    _check(transition, "joining the job")
 
 
-def _check(turn: _Turn, reason: str) -> None:
-    """Before each join: whatever was is over, and this node may have become unfit meanwhile."""
-    state = turn.state
-    turn.go(
+def _check(transition: Transition, reason: str) -> None:
+    """Before each join: whatever was is over, and this node may have become declined meanwhile."""
+    state = transition.state
+    transition.enter(
         Phase.CHECKING,
         reason,
         assignment=None,
@@ -127,102 +118,102 @@ def _check(turn: _Turn, reason: str) -> None:
         gone=False,
         wake_at=None,
     )
-    turn.tell(CheckNode())
+    transition.emit(CheckNode())
 
 
-def _checked(turn: _Turn, event: NodeChecked) -> None:
+def _checked(transition: Transition, event: NodeChecked) -> None:
     if event.problems:
         problem = "; ".join(event.problems)
-        turn.set(unhealthy=problem)
-        turn.tell(StayOut(problem))
-        turn.finish(Outcome.UNHEALTHY, problem)
+        transition.set(unhealthy=problem)
+        transition.emit(Decline(problem))
+        transition.finish(Outcome.UNHEALTHY, problem)
     else:
-        turn.go(Phase.JOINING, turn.state.reason)
-        turn.tell(JoinRound())
+        transition.enter(Phase.JOINING, transition.state.reason)
+        transition.emit(JoinRound())
 
 
-def _unfit_while_joining(turn: _Turn, event: NodeUnhealthy) -> None:
-    turn.set(unhealthy=event.problem)
-    _give_up_as_unfit(turn)
+def _unfit_while_joining(transition: Transition, event: NodeUnhealthy) -> None:
+    transition.set(unhealthy=event.problem)
+    _give_up_as_unfit(transition)
 
 
-def _give_up_as_unfit(turn: _Turn) -> None:
-    turn.tell(Leave())
-    turn.finish(Outcome.UNHEALTHY, turn.state.unhealthy)
+def _give_up_as_unfit(transition: Transition) -> None:
+    transition.emit(Leave())
+    transition.finish(Outcome.UNHEALTHY, transition.state.unhealthy)
 
 
-def _joined(turn: _Turn, event: RoundJoined) -> None:
-    seat, history = event.assignment, turn.state.history
-    if seat.missing and history and history[-1].round_number == seat.round_number - 1:
-        turn.set(history=(*history[:-1], evolve(history[-1], missing=seat.missing)))
-    turn.go(Phase.RUNNING, "workers run", assignment=seat, was_member=True)
-    turn.tell(StartWorkers(seat))
+def _joined(transition: Transition, event: RoundJoined) -> None:
+    assignment, history = event.assignment, transition.state.history
+    if assignment.missing and history and history[-1].round_number == assignment.round_number - 1:
+        transition.set(history=(*history[:-1], evolve(history[-1], missing=assignment.missing)))
+    transition.enter(Phase.RUNNING, "workers run", assignment=assignment, was_member=True)
+    transition.emit(StartWorkers(assignment))
 
 
-def _standing_by(turn: _Turn, event: StandingBy) -> None:
-    turn.set(reason=event.reason, stood_by=True)
+def _standing_by(transition: Transition, event: StandingBy) -> None:
+    transition.set(reason=event.reason, stood_by=True)
 
 
-def _missed(turn: _Turn, event: PeerStaysOut) -> None:
-    turn.set(absence=event.reason)
+def _missed(transition: Transition, event: PeerDeclined) -> None:
+    transition.set(peer_declined=event.reason)
 
 
-def _closed_while_joining(turn: _Turn, event: JobClosed) -> None:
-    turn.set(end=event.end)
-    turn.finish(Outcome.CLOSED, event.end.reason)
+def _closed_while_joining(transition: Transition, event: JobClosed) -> None:
+    transition.set(end=event.end)
+    transition.finish(Outcome.CLOSED, event.end.reason)
 
 
-def _failed_while_joining(turn: _Turn, event: RendezvousFailed) -> None:
-    turn.set(trouble=event)
-    turn.finish(Outcome.ERROR, event.problem)
+def _failed_while_joining(transition: Transition, event: RendezvousFailed) -> None:
+    transition.set(trouble=event)
+    transition.finish(Outcome.ERROR, event.problem)
 
 
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def _exited(turn: _Turn, event: WorkersExited) -> None:
+def _exited(transition: Transition, event: WorkersExited) -> None:
     """Count successes; have the failures diagnosed, the first of them with a decision."""
     good = {exit.local_rank for exit in event.exits if exit.exit_code == 0 and not exit.stopped}
-    turn.set(succeeded=turn.state.succeeded | good)
+    transition.set(succeeded=transition.state.succeeded | good)
     bad = [exit for exit in event.exits if exit.exit_code != 0 and not exit.stopped]
-    if turn.state.hang is not None:
+    if transition.state.hang is not None:
         bad = []  # they are victims: where a worker cannot dump its stack and live, the dump ends it
     for exit in bad:
-        decide = turn.state.phase is Phase.RUNNING and exit is bad[0]
-        turn.tell(Diagnose(exit, budget_of(turn.state) if decide else None))
-    state = turn.state
+        decide = transition.state.phase is Phase.RUNNING and exit is bad[0]
+        transition.emit(Diagnose(exit, budget_of(transition.state) if decide else None))
+    state = transition.state
     if state.phase is Phase.RUNNING and _all_succeeded(state):
-        turn.go(
+        transition.enter(
             Phase.BARRIER,
             "all workers of this node have succeeded; waiting for the others",
-            wake_at=turn.now + state.exit_barrier_timeout,
+            wake_at=transition.now + state.exit_barrier_timeout,
         )
-        turn.tell(ReportDone())
+        transition.emit(ReportDone())
         if state.exit_barrier_timeout <= 0:
-            _barrier_is_over(turn, Clock())
+            _barrier_is_over(transition, Clock())
 
 
 def _all_succeeded(state: State) -> bool:
     return state.assignment is not None and len(state.succeeded) == state.assignment.local_world_size
 
 
-def _start_failed(turn: _Turn, event: StartFailed) -> None:
-    turn.tell(Diagnose(event.exit, budget_of(turn.state), start_failed=True))
+def _start_failed(transition: Transition, event: StartFailed) -> None:
+    transition.emit(Diagnose(event.exit, budget_of(transition.state), start_failed=True))
 
 
-def _hung(turn: _Turn, event: WorkerHung) -> None:
+def _hung(transition: Transition, event: WorkerHung) -> None:
     """Stacks first: they are what tells people why, and a stop would destroy them."""
-    if turn.state.hang is not None or event.local_rank in turn.state.succeeded:
+    if transition.state.hang is not None or event.local_rank in transition.state.succeeded:
         return
-    turn.set(hang=event, wake_at=turn.now + turn.state.dump_timeout)
-    turn.tell(DumpStacks(event.local_rank))
+    transition.set(hang=event, wake_at=transition.now + transition.state.dump_timeout)
+    transition.emit(DumpStacks(event.local_rank))
 
 
-def _dumped(turn: _Turn, event: StacksDumped) -> None:
-    hang, seat = turn.state.hang, turn.state.assignment
-    if hang is None or seat is None:
+def _dumped(transition: Transition, event: StacksDumped) -> None:
+    hang, assignment = transition.state.hang, transition.state.assignment
+    if hang is None or assignment is None:
         return
-    turn.set(wake_at=None)
+    transition.set(wake_at=None)
     exit = WorkerExited(
         hang.local_rank,
         hang.pid,
@@ -231,88 +222,88 @@ def _dumped(turn: _Turn, event: StacksDumped) -> None:
         problem=hang.problem,
         stderr_tail=event.lines,
     )
-    turn.tell(Diagnose(exit, budget_of(turn.state), hung=True))
+    transition.emit(Diagnose(exit, budget_of(transition.state), hung=True))
 
 
-def _dumped_enough(turn: _Turn, event: Clock) -> None:
+def _dumped_enough(transition: Transition, event: Clock) -> None:
     if event.due:
-        _dumped(turn, StacksDumped())
+        _dumped(transition, StacksDumped())
 
 
-def _diagnosed(turn: _Turn, event: Diagnosed) -> None:
-    state, failure = turn.state, event.failure
+def _diagnosed(transition: Transition, event: Diagnosed) -> None:
+    state, failure = transition.state, event.failure
     if failure not in state.failures:
-        turn.set(failures=(*state.failures, failure))
+        transition.set(failures=(*state.failures, failure))
     if event.decision is not None and state.phase is Phase.RUNNING:
-        _decided(turn, failure, event.decision)
+        _decided(transition, failure, event.decision)
     elif state.deferred is not None and failure.cause is not Cause.BROKEN_COLLECTIVE:
         if event.decision is None:  # it is no victim: here is what the others' connections broke over
-            turn.tell(Decide(failure, budget_of(state)))
+            transition.emit(Decide(failure, budget_of(state)))
         else:
-            _propose(turn, end_by_failure(state, failure, event.decision))
+            _propose(transition, end_by_failure(state, failure, event.decision))
 
 
-def _decided(turn: _Turn, failure: FailureRecord, decision: RestartDecision) -> None:
+def _decided(transition: Transition, failure: FailureRecord, decision: RestartDecision) -> None:
     """Stop the workers, and record why, at once or, for a victim, when nobody else has done so in time."""
-    state, seat = turn.state, turn.state.assignment
-    assert seat is not None
+    state, assignment = transition.state, transition.state.assignment
+    assert assignment is not None
     end = end_by_failure(state, failure, decision)
     excluded = bool(end.lost)
     grace = state.grace.restart if not decision.verdict.is_terminal else state.grace.exit
-    if failure.cause is Cause.BROKEN_COLLECTIVE and seat.world_size > 1 and not excluded:
-        _stop(turn, end.reason, _SIGTERM, grace, deferred=end)
+    if failure.cause is Cause.BROKEN_COLLECTIVE and assignment.world_size > 1 and not excluded:
+        _stop(transition, end.reason, _SIGTERM, grace, deferred=end)
         # Alone, only a failure that came to light in the same moment can tell more.
-        turn.set(wake_at=turn.now + (state.loss_timeout if seat.group_world_size > 1 else 0.0))
+        transition.set(wake_at=transition.now + (state.loss_timeout if assignment.group_world_size > 1 else 0.0))
     else:
-        turn.tell(EndRound(end))
-        _stop(turn, end.reason, _SIGTERM, grace, proposed=end, unhealthy=end.reason if excluded else "")
+        transition.emit(EndRound(end))
+        _stop(transition, end.reason, _SIGTERM, grace, proposed=end, unhealthy=end.reason if excluded else "")
 
 
-def _propose(turn: _Turn, end: RoundEnd) -> None:
+def _propose(transition: Transition, end: RoundEnd) -> None:
     """Record what was held back."""
-    wake_at = turn.now + turn.state.close_timeout if turn.state.gone else None
-    turn.set(reason=end.reason, deferred=None, proposed=end, wake_at=wake_at)
-    turn.tell(EndRound(end))
+    wake_at = transition.now + transition.state.close_timeout if transition.state.gone else None
+    transition.set(reason=end.reason, deferred=None, proposed=end, wake_at=wake_at)
+    transition.emit(EndRound(end))
 
 
-def _stop(turn: _Turn, reason: str, with_signal: int, grace: float, **changes: Any) -> None:
-    turn.go(Phase.STOPPING, reason, gone=False, wake_at=None, **changes)
-    turn.tell(StopWorkers(with_signal, grace))
+def _stop(transition: Transition, reason: str, with_signal: int, grace: float, **changes: Any) -> None:
+    transition.enter(Phase.STOPPING, reason, gone=False, wake_at=None, **changes)
+    transition.emit(StopWorkers(with_signal, grace))
 
 
-def _ended(turn: _Turn, event: RoundEnded | JobClosed) -> None:
+def _ended(transition: Transition, event: RoundEnded | JobClosed) -> None:
     end = event.end
-    state = turn.state
+    state = transition.state
     if end.verdict is Verdict.RESCALE:
         grace = state.grace.rescale
     elif end.verdict is Verdict.RESTART:
         grace = state.grace.restart
     else:
         grace = state.grace.exit
-    _stop(turn, end.reason, _SIGTERM, grace, end=end)
+    _stop(transition, end.reason, _SIGTERM, grace, end=end)
 
 
-def _trouble(turn: _Turn, event: RendezvousFailed) -> None:
+def _trouble(transition: Transition, event: RendezvousFailed) -> None:
     """The store is away for longer than allowed, or for good: without it this node may not run."""
-    _stop(turn, event.problem, _SIGTERM, turn.state.grace.exit, trouble=event)
+    _stop(transition, event.problem, _SIGTERM, transition.state.grace.exit, trouble=event)
 
 
 # --- the exit barrier -----------------------------------------------------------------------------------------------
 
 
-def _barrier_is_over(turn: _Turn, event: Clock) -> None:
-    if event.due or turn.state.exit_barrier_timeout <= 0:
-        turn.tell(Leave())
-        _stop(turn, "all workers of this node have succeeded", _SIGTERM, turn.state.grace.exit, left=True)
+def _barrier_is_over(transition: Transition, event: Clock) -> None:
+    if event.due or transition.state.exit_barrier_timeout <= 0:
+        transition.emit(Leave())
+        _stop(transition, "all workers of this node have succeeded", _SIGTERM, transition.state.grace.exit, left=True)
 
 
-def _barrier_trouble(turn: _Turn, event: RendezvousFailed) -> None:
+def _barrier_trouble(transition: Transition, event: RendezvousFailed) -> None:
     """The workers have succeeded; trouble in the barrier does not change that."""
     _stop(
-        turn,
+        transition,
         f"all workers of this node have succeeded (the others are unknown: {event.problem})",
         _SIGTERM,
-        turn.state.grace.exit,
+        transition.state.grace.exit,
         left=True,
     )
 
@@ -320,121 +311,121 @@ def _barrier_trouble(turn: _Turn, event: RendezvousFailed) -> None:
 # --- stopping -------------------------------------------------------------------------------------------------------
 
 
-def _note_unfit(turn: _Turn, event: NodeUnhealthy) -> None:
-    turn.set(unhealthy=event.problem)
-    _go_on(turn)
+def _note_unfit(transition: Transition, event: NodeUnhealthy) -> None:
+    transition.set(unhealthy=event.problem)
+    _go_on(transition)
 
 
-def _note_end(turn: _Turn, event: RoundEnded | JobClosed) -> None:
-    turn.set(end=event.end, deferred=None)
-    _go_on(turn)
+def _note_end(transition: Transition, event: RoundEnded | JobClosed) -> None:
+    transition.set(end=event.end, deferred=None)
+    _go_on(transition)
 
 
-def _note_trouble(turn: _Turn, event: RendezvousFailed) -> None:
-    turn.set(trouble=event)
-    _go_on(turn)
+def _note_trouble(transition: Transition, event: RendezvousFailed) -> None:
+    transition.set(trouble=event)
+    _go_on(transition)
 
 
-def _gone(turn: _Turn, event: WorkersGone) -> None:
-    turn.set(gone=True)
-    if turn.state.deferred is None:
-        turn.set(wake_at=turn.now + turn.state.close_timeout)
-    _go_on(turn)
+def _gone(transition: Transition, event: WorkersGone) -> None:
+    transition.set(gone=True)
+    if transition.state.deferred is None:
+        transition.set(wake_at=transition.now + transition.state.close_timeout)
+    _go_on(transition)
 
 
-def _waited_enough(turn: _Turn, event: Clock) -> None:
-    state = turn.state
+def _waited_enough(transition: Transition, event: Clock) -> None:
+    state = transition.state
     if not event.due or state.end is not None:
         return
     if state.deferred is not None:
-        _propose(turn, state.deferred)
+        _propose(transition, state.deferred)
     else:
-        turn.set(end=state.proposed)
-        _go_on(turn)
+        transition.set(end=state.proposed)
+        _go_on(transition)
 
 
-def _go_on(turn: _Turn) -> None:
+def _go_on(transition: Transition) -> None:
     """All workers are gone: join again, or finish.  What was recorded counts, not what was proposed."""
-    state = turn.state
+    state = transition.state
     if not state.gone:
         return
     if state.signal_number is not None:
-        turn.tell(Leave())
-        turn.finish(Outcome.SIGNAL, state.reason)
+        transition.emit(Leave())
+        transition.finish(Outcome.SIGNAL, state.reason)
     elif state.left:
-        turn.finish(Outcome.SUCCEEDED, state.reason)
+        transition.finish(Outcome.SUCCEEDED, state.reason)
     elif state.end is not None:
-        _follow(turn, state.end)
+        _follow(transition, state.end)
     elif state.trouble is not None and _all_succeeded(state):
-        turn.finish(Outcome.SUCCEEDED, f"all workers of this node have succeeded ({state.trouble.problem})")
+        transition.finish(Outcome.SUCCEEDED, f"all workers of this node have succeeded ({state.trouble.problem})")
     elif state.trouble is not None:
         failed = state.proposed is not None and state.proposed.verdict.is_terminal
-        turn.set(end=state.proposed if failed else None)
-        turn.finish(Outcome.FAILED if failed else Outcome.ERROR, state.reason)
+        transition.set(end=state.proposed if failed else None)
+        transition.finish(Outcome.FAILED if failed else Outcome.ERROR, state.reason)
 
 
-def _follow(turn: _Turn, end: RoundEnd) -> None:
+def _follow(transition: Transition, end: RoundEnd) -> None:
     if end.verdict is Verdict.SUCCEEDED:
-        turn.finish(Outcome.SUCCEEDED, end.reason)
+        transition.finish(Outcome.SUCCEEDED, end.reason)
     elif end.verdict.is_terminal:
-        turn.finish(Outcome.FAILED, end.reason)
-    elif turn.state.unhealthy:
-        _give_up_as_unfit(turn)
-    elif turn.state.trouble is not None:
-        turn.finish(Outcome.ERROR, turn.state.trouble.problem)
+        transition.finish(Outcome.FAILED, end.reason)
+    elif transition.state.unhealthy:
+        _give_up_as_unfit(transition)
+    elif transition.state.trouble is not None:
+        transition.finish(Outcome.ERROR, transition.state.trouble.problem)
     else:
-        _check(turn, end.reason)
+        _check(transition, end.reason)
 
 
 # --- signals --------------------------------------------------------------------------------------------------------
 
 
-def _signal_while_joining(turn: _Turn, event: SignalReceived) -> None:
-    turn.set(signal_number=event.number)
-    turn.tell(Leave())
-    turn.finish(Outcome.SIGNAL, f"stopped by {signal_name(-event.number)} while joining")
+def _signal_while_joining(transition: Transition, event: SignalReceived) -> None:
+    transition.set(signal_number=event.number)
+    transition.emit(Leave())
+    transition.finish(Outcome.SIGNAL, f"stopped by {signal_name(-event.number)} while joining")
 
 
-def _signal(turn: _Turn, event: SignalReceived) -> None:
+def _signal(transition: Transition, event: SignalReceived) -> None:
     """This node goes away, on purpose: the others re-form without it at once."""
-    reason = f"node {_name(turn)} was stopped by {signal_name(-event.number)}"
-    _depart(turn, reason, Cause.NODE_LEFT, event.number, signal_number=event.number)
+    reason = f"node {_name(transition)} was stopped by {signal_name(-event.number)}"
+    _depart(transition, reason, Cause.NODE_LEFT, event.number, signal_number=event.number)
 
 
-def _unfit(turn: _Turn, event: NodeUnhealthy) -> None:
+def _unfit(transition: Transition, event: NodeUnhealthy) -> None:
     """This node goes away because something is wrong with it."""
-    reason = f"node {_name(turn)} is unhealthy: {event.problem}"
-    _depart(turn, reason, Cause.UNHEALTHY, _SIGTERM, unhealthy=event.problem)
+    reason = f"node {_name(transition)} is unhealthy: {event.problem}"
+    _depart(transition, reason, Cause.UNHEALTHY, _SIGTERM, unhealthy=event.problem)
 
 
-def _name(turn: _Turn) -> str:
-    seat = turn.state.assignment
-    assert seat is not None
-    return turn.state.host or seat.node_id
+def _name(transition: Transition) -> str:
+    assignment = transition.state.assignment
+    assert assignment is not None
+    return transition.state.host or assignment.node_id
 
 
-def _depart(turn: _Turn, reason: str, cause: Cause, with_signal: int, **changes: Any) -> None:
-    end = end_by_departure(turn.state, cause, reason)
-    turn.tell(EndRound(end))
-    _stop(turn, reason, with_signal, turn.state.grace.preemption, proposed=end, **changes)
+def _depart(transition: Transition, reason: str, cause: Cause, with_signal: int, **changes: Any) -> None:
+    end = end_by_departure(transition.state, cause, reason)
+    transition.emit(EndRound(end))
+    _stop(transition, reason, with_signal, transition.state.grace.preemption, proposed=end, **changes)
 
 
-def _signal_while_stopping(turn: _Turn, event: SignalReceived) -> None:
+def _signal_while_stopping(transition: Transition, event: SignalReceived) -> None:
     """A first signal makes this the last stop; a second one ends the workers' grace."""
-    state = turn.state
+    state = transition.state
     if state.signal_number is None:
-        turn.set(signal_number=event.number)
+        transition.set(signal_number=event.number)
         if state.gone:
-            _go_on(turn)
+            _go_on(transition)
         else:
-            turn.tell(StopWorkers(event.number, state.grace.preemption))
+            transition.emit(StopWorkers(event.number, state.grace.preemption))
     else:
-        turn.tell(StopWorkers(_SIGKILL, 0.0))
+        transition.emit(StopWorkers(_SIGKILL, 0.0))
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
 
-_Handler = Callable[[_Turn, Any], None]
+_Handler = Callable[[Transition, Any], None]
 
 #: input -> phase -> handler; whatever is not listed changes nothing
 _TABLE: Mapping[type, Mapping[Phase, _Handler]] = {
@@ -448,7 +439,7 @@ _TABLE: Mapping[type, Mapping[Phase, _Handler]] = {
     },
     RoundJoined: {Phase.JOINING: _joined},
     StandingBy: {Phase.JOINING: _standing_by},
-    PeerStaysOut: {Phase.JOINING: _missed},
+    PeerDeclined: {Phase.JOINING: _missed},
     WorkerHung: {Phase.RUNNING: _hung},
     StacksDumped: {Phase.RUNNING: _dumped},
     WorkersExited: {Phase.RUNNING: _exited, Phase.STOPPING: _exited},

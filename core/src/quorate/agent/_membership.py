@@ -20,7 +20,7 @@ from ..errors import (
 )
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import RendezvousHandler, RendezvousInfo
-from ._protocol import Input, JobClosed, PeerStaysOut, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
+from ._protocol import Input, JobClosed, PeerDeclined, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
 
 if TYPE_CHECKING:
     from ..rendezvous import _protocol as rendezvous
@@ -43,7 +43,7 @@ class Membership(Protocol):
 
     def leave(self) -> None: ...
 
-    def stay_out(self, node: NodeRecord) -> None: ...
+    def decline(self, node: NodeRecord) -> None: ...
 
     def close(self) -> None:
         """Stop posting; the handler itself stays its owner's to shut down."""
@@ -71,8 +71,8 @@ def agent_input(output: rendezvous.Output) -> Input | None:
         return RendezvousFailed(output.kind, output.problem)
     if isinstance(output, rendezvous.StandingBy):
         return StandingBy(output.reason)
-    if isinstance(output, rendezvous.StaysOut):
-        return PeerStaysOut(output.reason)
+    if isinstance(output, rendezvous.NodeDeclined):
+        return PeerDeclined(output.reason)
     return None
 
 
@@ -103,8 +103,8 @@ class _StoreMembership:
     def leave(self) -> None:
         self._handler.request_leave()
 
-    def stay_out(self, node: NodeRecord) -> None:
-        self._handler.request_stay_out(node)
+    def decline(self, node: NodeRecord) -> None:
+        self._handler.request_decline(node)
 
     def close(self) -> None:
         self._handler.subscribe(lambda output: None)
@@ -150,7 +150,7 @@ class _ThreadMembership:
     def leave(self) -> None:
         """Nothing to say: :meth:`RendezvousHandler.shutdown` is how such a handler leaves."""
 
-    def stay_out(self, node: NodeRecord) -> None:
+    def decline(self, node: NodeRecord) -> None:
         """Nobody to tell: such a handler knows the nodes that come, and no others."""
 
     def close(self) -> None:
@@ -220,5 +220,5 @@ def _derive(info: RendezvousInfo, node: NodeRecord, round_number: int) -> Assign
                 raise RendezvousTimeoutError(f"a member of the round did not tell its size within 60 s ({key})")
             nodes.append(decode_node(key, value))
     nodes[0] = evolve(nodes[0], address=master.master_addr, port=master.master_port)
-    seats = assign_ranks(nodes, [n.node_id for n in nodes], round_number=round_number, restart_count=0)
-    return seats[f"{info.rank}"]
+    assignments = assign_ranks(nodes, [n.node_id for n in nodes], round_number=round_number, restart_count=0)
+    return assignments[f"{info.rank}"]

@@ -62,19 +62,19 @@ class Preparation:
             self._starter.prepare(spec.entrypoint, spec.args, environment)
             self.descriptor = self._starter.fileno()
 
-    def holds_back(self, seat: Assignment) -> bool:
-        """Return whether the workers of ``seat`` have to wait; if so :meth:`take_ready` gives it back in time."""
+    def holds_back(self, assignment: Assignment) -> bool:
+        """Return whether the workers of ``assignment`` have to wait; if so :meth:`take_ready` gives it back in time."""
         if self._starter is None or self._starter.is_ready():
             return False
-        self._held_back = seat
+        self._held_back = assignment
         return True
 
     def take_ready(self) -> Assignment | None:
-        """Carry the preparation forward; return the seat whose workers can now be started."""
+        """Carry the preparation forward; return the assignment whose workers can now be started."""
         if self._starter is None or not self._starter.is_ready():
             return None
-        seat, self._held_back = self._held_back, None
-        return seat
+        assignment, self._held_back = self._held_back, None
+        return assignment
 
     def cancel(self) -> None:
         """Forget the workers that wait: their round is over."""

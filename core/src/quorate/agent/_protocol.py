@@ -85,7 +85,7 @@ class State:
     gone: bool = False  # all workers, and whatever they started, have ended
     left: bool = False  # out of the exit barrier without the others
     stood_by: bool = False
-    absence: str = ""  # what another node has said of why it does not join
+    peer_declined: str = ""  # what another node has said of why it does not join
     was_member: bool = False
     wake_at: float | None = None
     reason: str = ""
@@ -111,7 +111,7 @@ class NodeChecked:
 @final
 @frozen
 class NodeUnhealthy:
-    """A check has found this node unfit while its workers run."""
+    """A check has found this node declined while its workers run."""
 
     problem: str
 
@@ -126,7 +126,7 @@ class RoundJoined:
 
 @final
 @frozen
-class PeerStaysOut:
+class PeerDeclined:
     """Another node has told why it does not join the round that this one gathers nodes for."""
 
     reason: str
@@ -237,7 +237,7 @@ Input = (
     | NodeUnhealthy
     | RoundJoined
     | StandingBy
-    | PeerStaysOut
+    | PeerDeclined
     | RoundEnded
     | JobClosed
     | RendezvousFailed
@@ -269,7 +269,7 @@ class JoinRound:
 @final
 @frozen
 class StartWorkers:
-    """Start the workers of this seat."""
+    """Start the workers of this assignment."""
 
     assignment: Assignment
 
@@ -333,7 +333,7 @@ class Leave:
 
 @final
 @frozen
-class StayOut:
+class Decline:
     """Tell the others, if they can be reached soon, why this node does not join; it goes away."""
 
     problem: str
@@ -359,7 +359,7 @@ Command = (
     | EndRound
     | ReportDone
     | Leave
-    | StayOut
+    | Decline
     | Finish
 )
 

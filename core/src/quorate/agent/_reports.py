@@ -38,20 +38,22 @@ class Reporter:
     def changed(self, old: State, new: State) -> None:
         """Told after each step of the agent."""
         if new.assignment is not None and new.assignment is not old.assignment:
-            seat = new.assignment
-            for warning in seat.warnings:
+            assignment = new.assignment
+            for warning in assignment.warnings:
                 self.say(1, f"warning: {warning}")
-            if seat.missing:
-                self.say(1, f"in round {seat.round_number - 1} {', '.join(seat.missing)}: probably why it ended")
+            if assignment.missing:
+                self.say(
+                    1, f"in round {assignment.round_number - 1} {', '.join(assignment.missing)}: probably why it ended"
+                )
             self.emit(
                 "round.joined",
-                f"round {seat.round_number}: group rank {seat.group_rank} of {seat.group_world_size}, "
-                f"world size {seat.world_size}, restart {seat.restart_count}",
-                round=seat.round_number,
-                group_rank=seat.group_rank,
-                group_world_size=seat.group_world_size,
-                world_size=seat.world_size,
-                restart_count=seat.restart_count,
+                f"round {assignment.round_number}: group rank {assignment.group_rank} of {assignment.group_world_size}, "
+                f"world size {assignment.world_size}, restart {assignment.restart_count}",
+                round=assignment.round_number,
+                group_rank=assignment.group_rank,
+                group_world_size=assignment.group_world_size,
+                world_size=assignment.world_size,
+                restart_count=assignment.restart_count,
                 level=2,
             )
         end = new.end or new.last_end
@@ -74,8 +76,8 @@ class Reporter:
             self.emit("rendezvous.failed", new.trouble.problem, kind=new.trouble.kind.value, level=level)
         if new.stood_by and new.reason != old.reason and new.phase is Phase.JOINING:
             self.emit("round.standby", new.reason, level=1)
-        if new.absence != old.absence:
-            self.emit("node.absent", new.absence, level=1)
+        if new.peer_declined != old.peer_declined:
+            self.emit("node.absent", new.peer_declined, level=1)
         if new.signal_number is not None and old.signal_number is None:
             name = signal_name(-new.signal_number)
             self.emit("agent.signalled", f"{name} received, leaving the job", signal=new.signal_number, level=1)

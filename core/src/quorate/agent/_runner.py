@@ -31,6 +31,7 @@ from ._protocol import (
     Clock,
     Command,
     Decide,
+    Decline,
     Diagnose,
     Diagnosed,
     DumpStacks,
@@ -48,7 +49,6 @@ from ._protocol import (
     StartFailed,
     StartWorkers,
     State,
-    StayOut,
     StopWorkers,
     WorkerHung,
     WorkersExited,
@@ -185,7 +185,7 @@ class Runner:
 
     def snapshot(self) -> AgentSnapshot:
         """Return what is known after the last step; from any thread."""
-        state, seat = self.state, self.state.assignment
+        state, assignment = self.state, self.state.assignment
         ends = state.history if state.end is None else (*state.history, state.end)
         return AgentSnapshot(
             self._run_id,
@@ -195,11 +195,13 @@ class Runner:
             state.phase.value,
             state.reason,
             state.max_restarts,
-            restart_count=seat.restart_count if seat is not None else (ends[-1].restart_count if ends else 0),
-            round_number=seat.round_number if seat is not None else None,
-            group_rank=seat.group_rank if seat is not None else None,
-            group_world_size=seat.group_world_size if seat is not None else None,
-            world_size=seat.world_size if seat is not None else None,
+            restart_count=assignment.restart_count
+            if assignment is not None
+            else (ends[-1].restart_count if ends else 0),
+            round_number=assignment.round_number if assignment is not None else None,
+            group_rank=assignment.group_rank if assignment is not None else None,
+            group_world_size=assignment.group_world_size if assignment is not None else None,
+            world_size=assignment.world_size if assignment is not None else None,
             workers=self._roster.workers,
             ends=ends,
             log_dir=self._logs_specs.root_log_dir or "",
@@ -244,8 +246,8 @@ class Runner:
             self._feed(Clock(due=True))
 
     def _start_held_back(self) -> None:
-        seat = self._preparation.take_ready()
-        answer = None if seat is None else self._start(seat)
+        assignment = self._preparation.take_ready()
+        answer = None if assignment is None else self._start(assignment)
         if answer is not None:
             self._feed(answer)
 
@@ -335,8 +337,8 @@ class Runner:
             membership.report_done()
         elif isinstance(command, Leave):
             membership.leave()
-        elif isinstance(command, StayOut):
-            membership.stay_out(evolve(self._node_record(), unfit=command.problem))
+        elif isinstance(command, Decline):
+            membership.decline(evolve(self._node_record(), declined=command.problem))
 
     def _node_record(self) -> NodeRecord:
         return NodeRecord(
@@ -348,13 +350,13 @@ class Runner:
             rank_hint=self._spec.node_rank,
         )
 
-    def _start(self, seat: Assignment) -> Input | None:
+    def _start(self, assignment: Assignment) -> Input | None:
         self._stop_deadline = None
         self._while_joining.cancel()
         try:
             launches = build_launches(
                 self._spec,
-                seat,
+                assignment,
                 self._logs_specs,
                 self._run_id,
                 self._prefix_template,
@@ -407,8 +409,8 @@ class Runner:
         threading.Thread(target=dump, name="quorate-stacks", daemon=True).start()
         return None
 
-    def _change_launch(self, launch: WorkerLaunch, seat: Assignment) -> WorkerLaunch:
-        changed = self._host.decide("launch", launch, seat)
+    def _change_launch(self, launch: WorkerLaunch, assignment: Assignment) -> WorkerLaunch:
+        changed = self._host.decide("launch", launch, assignment)
         return launch if changed is None else changed
 
     def _stop(self, command: StopWorkers) -> Input | None:

@@ -17,7 +17,7 @@ class ExitCode(IntEnum):
     USAGE = 2  # a flag, an argument or the configuration is wrong
     RENDEZVOUS = 3  # the nodes could not agree: too few in time, no connection, state that does not fit
     PLUGIN = 4  # a plugin is broken, or two offer the same name
-    UNHEALTHY = 5  # this node was found unfit, or was excluded; the others may go on without it
+    UNHEALTHY = 5  # this node was found declined, or was excluded; the others may go on without it
     INTERNAL = 70  # a mistake in quorate itself; the only exit with a traceback
 
 

@@ -1,4 +1,4 @@
-"""Runs the rendezvous machine against a real store.  Decides nothing; what is to be decided, ``_interpreter`` does.
+"""Runs the rendezvous machine against a real store.  Decides nothing; what is to be decided, ``_executor`` does.
 
 Three threads, so that a store that hangs can neither hold up the machine's clock nor the agent:
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar, final
 from ..clock import monotonic
 from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
-from ._interpreter import Interpreter, WaitDesk
+from ._executor import Interpreter, PendingWait
 from ._protocol import Call, Failed, GaveUp, Input, Key, Output, Reply, Settings, State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
 
@@ -51,13 +51,13 @@ class Driver:
     ) -> None:
         self._open_store = open_store
         self.decide_ranks, self.decide_rescale, self.tell = decide_ranks, decide_rescale, tell
-        self._interpreter = Interpreter(settings, self, monotonic, operation_timeout)
+        self._executor = Interpreter(settings, self, monotonic, operation_timeout)
         self._inputs: SimpleQueue[Input | None] = SimpleQueue()
         self._calls: SimpleQueue[Call | Callable[[Store], None] | None] = SimpleQueue()
         self._store: Store | None = None
         self._opening = False
         self._opened = threading.Event()
-        self._desk, self._desk_changed = WaitDesk(), threading.Condition()
+        self._pending, self._pending_changed = PendingWait(), threading.Condition()
         self._closing = False
         self._linger = 0.0
         self._threads: list[threading.Thread] = []
@@ -65,7 +65,7 @@ class Driver:
     @property
     def state(self) -> State:
         """The machine's last state (a frozen record, safe to read from any thread)."""
-        return self._interpreter.state
+        return self._executor.state
 
     def start(self) -> None:
         """Start the threads.  Called once."""
@@ -124,14 +124,14 @@ class Driver:
             event = self._next_input()
             if event is None:
                 return
-            self._interpreter.feed(event)
+            self._executor.feed(event)
 
     def _next_input(self) -> Input | None:
         while True:
-            event = self._interpreter.timely(self._opening)
+            event = self._executor.timely(self._opening)
             if event is not None:
                 return event
-            due = self._interpreter.next_due()
+            due = self._executor.next_due()
             try:
                 return self._inputs.get(timeout=None if due is None else max(0.0, due - monotonic()))
             except Empty:
@@ -143,9 +143,9 @@ class Driver:
 
     def aim(self, key: str | None) -> None:
         """Have the wait thread wait for ``key`` instead of whatever it waits for."""
-        with self._desk_changed:
-            is_waiting = self._desk.aim(key)
-            self._desk_changed.notify_all()
+        with self._pending_changed:
+            is_waiting = self._pending.aim(key)
+            self._pending_changed.notify_all()
             store = self._store
             if is_waiting and isinstance(store, InterruptibleStore):
                 store.interrupt()
@@ -187,7 +187,7 @@ class Driver:
         else:
             return
         members += store.add(Key.tickets(number + 1), 0)  # standbys, too, want to read the end
-        if store.add(Key.farewells(number), 1) >= members:
+        if store.add(Key.departed(number), 1) >= members:
             store.create(Key.empty(number), b"")
         elif self._linger > 0 and isinstance(store, HostedStore) and store.is_host:
             store.wait(Key.empty(number), self._linger)
@@ -212,9 +212,9 @@ class Driver:
     def _run_wait(self) -> None:
         self._opened.wait()
         while True:
-            with self._desk_changed:
-                while (key := self._desk.begin()) is None and not self._closing:
-                    self._desk_changed.wait()
+            with self._pending_changed:
+                while (key := self._pending.begin()) is None and not self._closing:
+                    self._pending_changed.wait()
                 if self._closing:
                     return
             store = self._store
@@ -229,8 +229,8 @@ class Driver:
             except Exception as error:
                 self._crash(error)
                 return
-            with self._desk_changed:
-                event = self._desk.finish(key, value, trouble)
+            with self._pending_changed:
+                event = self._pending.finish(key, value, trouble)
                 if event is not None:
                     self.post(event)
 

@@ -31,7 +31,7 @@ def live_nodes(state: State) -> dict[int, NodeRecord]:
     live: dict[int, NodeRecord] = {}
     patience = state.settings.patience
     for ticket, node in sorted(state.nodes.items()):
-        if node.unfit:
+        if node.declined:
             continue
         key = Key.ticket_beat(state.round_number, ticket)
         gone = state.liveness.has_left(key) or state.liveness.still_for(key) > patience
@@ -100,7 +100,7 @@ def _names(nodes: Iterable[NodeRecord]) -> str:
 
 def _unfit(state: State) -> str:
     """Return who came only to tell what is wrong with it; of one host the newest word, of all the newest three."""
-    told = {node.host or node.node_id: node.unfit for _, node in sorted(state.nodes.items()) if node.unfit}
+    told = {node.host or node.node_id: node.declined for _, node in sorted(state.nodes.items()) if node.declined}
     return "".join(f"; {name} does not join: {problem}" for name, problem in list(told.items())[-3:])
 
 

@@ -164,8 +164,8 @@ class StoreRendezvousHandler(RendezvousHandler):
         )
         self._driver.post(Join(self._node))
 
-    def request_stay_out(self, node: NodeRecord) -> None:
-        """Have those who wait for this node told why it does not come (``node.unfit``), if they can be reached soon."""
+    def request_decline(self, node: NodeRecord) -> None:
+        """Have those who wait for this node told why it does not come (``node.declined``), if they can be reached soon."""
         if self._parameters.max_nodes == 1:
             return
         if not self._started:
@@ -220,7 +220,7 @@ class StoreRendezvousHandler(RendezvousHandler):
     @property
     def loss_timeout(self) -> float:
         settings = self._driver.state.settings
-        return settings.lease_timeout + settings.beat_interval
+        return settings.lease_timeout + settings.heartbeat_interval
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self._final is None and not self._shut_down:
@@ -228,13 +228,13 @@ class StoreRendezvousHandler(RendezvousHandler):
         output = self._next_output((Joined, Closed, GaveUp), None)
         assert output is not None
         if isinstance(output, Joined):
-            seat = output.assignment
+            assignment = output.assignment
             return RendezvousInfo(
                 None,
-                seat.group_rank,
-                seat.group_world_size,
-                RendezvousStoreInfo(seat.master_addr, seat.master_port),
-                seat,
+                assignment.group_rank,
+                assignment.group_world_size,
+                RendezvousStoreInfo(assignment.master_addr, assignment.master_port),
+                assignment,
             )
         self._raise(output)
         raise AssertionError

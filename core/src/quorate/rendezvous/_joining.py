@@ -20,142 +20,142 @@ from ._protocol import (
 )
 from ._running import ended
 from ._sealing import gather, judge_sealer
-from ._turn import Turn, close, go_away, read_summary, take_ticket
+from ._transition import Transition, close, go_away, read_summary, take_ticket
 from ._wire import decode_end, encode
 
 #: How long a node that does not join tries to tell the others why.
 _TELL_SECONDS = 2.0
 
 
-def join(turn: Turn, event: Join) -> None:
-    state = turn.state
+def join(transition: Transition, event: Join) -> None:
+    state = transition.state
     node = event.node
     if state.phase is Phase.ENDED and state.assignment is not None:
         node = evolve(node, previous_round=state.assignment.round_number, previous_rank=state.assignment.group_rank)
-    turn.set(
+    transition.set(
         node=node,
-        join_deadline=turn.now + (_TELL_SECONDS if node.unfit else state.settings.join_timeout),
+        join_deadline=transition.now + (_TELL_SECONDS if node.declined else state.settings.join_timeout),
         assignment=None,
         summary=None,
         done=False,
         joins_next=None,
     )
     if state.located:
-        take_ticket(turn, state.round_number)
+        take_ticket(transition, state.round_number)
     else:
-        turn.go(Phase.LOCATING, "asking which round the job is in")
-        turn.call("count", "add", Key.ROUND, amount=0)
+        transition.enter(Phase.LOCATING, "asking which round the job is in")
+        transition.call("count", "add", Key.ROUND, amount=0)
 
 
-def join_after(turn: Turn, event: Join) -> None:
+def join_after(transition: Transition, event: Join) -> None:
     """Keep the wish until the running round's end is recorded: the store may be away, and the agent is done waiting."""
-    turn.set(joins_next=event.node)
+    transition.set(joins_next=event.node)
 
 
-def round_ended(turn: Turn, event: Appeared) -> None:
+def round_ended(transition: Transition, event: Appeared) -> None:
     """The running round's end is recorded; an agent that has asked for the next round meanwhile joins it now."""
-    ended(turn, event)
-    node = turn.state.joins_next
-    if turn.state.phase is Phase.ENDED and node is not None:
-        join(turn, Join(node))
+    ended(transition, event)
+    node = transition.state.joins_next
+    if transition.state.phase is Phase.ENDED and node is not None:
+        join(transition, Join(node))
 
 
-def on_count(turn: Turn, value: Any) -> None:
+def on_count(transition: Transition, value: Any) -> None:
     """Look at the round that the hint names; where no round has ended yet, get in line for the first at once.
 
     Should that one be sealed already, its seal says so, as it does to whoever comes while it is being sealed.  Of a
     thousand nodes that start a job this saves each a question.
     """
-    node = turn.state.node
+    node = transition.state.node
     assert node is not None
-    if int(value) == 0 and not node.unfit:
-        turn.set(located=True)
-        take_ticket(turn, 0)
+    if int(value) == 0 and not node.declined:
+        transition.set(located=True)
+        take_ticket(transition, 0)
     else:
-        _look_at_round(turn, int(value))
+        _look_at_round(transition, int(value))
 
 
-def _look_at_round(turn: Turn, number: int) -> None:
-    turn.set(round_number=number)
+def _look_at_round(transition: Transition, number: int) -> None:
+    transition.set(round_number=number)
     rounds = (number - 1, number) if number > 0 else (number,)
-    turn.call("look_round", "get", *(key for n in rounds for key in (Key.sealed(n), Key.ended(n))))
+    transition.call("look_round", "get", *(key for n in rounds for key in (Key.sealed(n), Key.ended(n))))
 
 
-def on_look_round(turn: Turn, values: list[bytes | None]) -> None:
-    number = turn.state.round_number
+def on_look_round(transition: Transition, values: list[bytes | None]) -> None:
+    number = transition.state.round_number
     if number > 0:
         before_sealed, before_ended = values[:2]
         if before_ended is None or before_sealed is None:
-            _look_at_round(turn, number - 1)  # the counter ran ahead: its increment was retried
+            _look_at_round(transition, number - 1)  # the counter ran ahead: its increment was retried
             return
         ended = decode_end(Key.ended(number - 1), before_ended)
         if ended.verdict.is_terminal:  # its writer counts the round, whatever the verdict
-            close(turn, ended)
+            close(transition, ended)
             return
-        turn.set(previous=Previous(read_summary(number - 1, before_sealed), ended))
+        transition.set(previous=Previous(read_summary(number - 1, before_sealed), ended))
     sealed, over = values[-2:]
     if over is not None:
         ended = decode_end(Key.ended(number), over)
         if ended.verdict.is_terminal:
-            close(turn, ended)
+            close(transition, ended)
         else:
-            _look_at_round(turn, number + 1)
+            _look_at_round(transition, number + 1)
         return
-    turn.set(located=True)
+    transition.set(located=True)
     if sealed is not None:
-        turn.set(previous=Previous(read_summary(number, sealed)))
+        transition.set(previous=Previous(read_summary(number, sealed)))
         number += 1
-    take_ticket(turn, number)
+    take_ticket(transition, number)
 
 
-def on_ticket(turn: Turn, value: Any) -> None:
-    state = turn.state
+def on_ticket(transition: Transition, value: Any) -> None:
+    state = transition.state
     assert state.node is not None
-    turn.set(ticket=int(value))
-    turn.call("record", "put", Key.node(state.round_number, int(value)), values=(encode(state.node),))
+    transition.set(ticket=int(value))
+    transition.call("record", "put", Key.node(state.round_number, int(value)), values=(encode(state.node),))
 
 
-def on_record(turn: Turn, value: Any) -> None:
-    state = turn.state
-    if state.node is not None and state.node.unfit:
-        go_away(turn, BeatState.LEFT)
+def on_record(transition: Transition, value: Any) -> None:
+    state = transition.state
+    if state.node is not None and state.node.declined:
+        go_away(transition, BeatState.LEFT)
         return
-    turn.set(next_beat=turn.now + state.settings.beat_interval)
+    transition.set(next_beat=transition.now + state.settings.heartbeat_interval)
     if state.previous is not None and state.previous.ended is None:
         summary = state.previous.summary
         reason = (
             f"round {summary.round_number} runs with {summary.group_world_size} of at most {summary.max_nodes} "
             "node(s); standing by for the next one"
         )
-        turn.go(
+        transition.enter(
             Phase.STANDBY,
             reason,
             join_deadline=None,
-            knock_limit=turn.now + 10 * state.settings.settle_timeout,
+            knock_limit=transition.now + 10 * state.settings.settle_timeout,
         )
-        turn.tell(StandingBy(reason))
-        turn.wait(Key.ended(summary.round_number))
+        transition.emit(StandingBy(reason))
+        transition.wait(Key.ended(summary.round_number))
         if state.ticket == state.leader:
-            turn.call("waiting", "add", Key.tickets(turn.state.round_number), amount=0)
+            transition.call("waiting", "add", Key.tickets(transition.state.round_number), amount=0)
     else:
-        gather(turn)
+        gather(transition)
 
 
-def on_waiting(turn: Turn, value: Any) -> None:
+def on_waiting(transition: Transition, value: Any) -> None:
     """The first in line counts who waits; once arrivals have settled, it asks whether they are worth a new round."""
-    state = turn.state
+    state = transition.state
     assert state.previous is not None
     waiting, summary = int(value), state.previous.summary
     full = summary.group_world_size + waiting >= summary.max_nodes
-    if waiting != state.asked_for and not full and turn.now < state.knock_limit:
-        turn.set(asked_for=waiting, knock_at=turn.now + state.settings.settle_timeout)
+    if waiting != state.asked_for and not full and transition.now < state.knock_limit:
+        transition.set(asked_for=waiting, join_request_at=transition.now + state.settings.settle_timeout)
         return
-    turn.set(asked_for=waiting, knock_at=None)
-    turn.tell(AskRescale(summary, waiting))
+    transition.set(asked_for=waiting, join_request_at=None)
+    transition.emit(AskRescale(summary, waiting))
 
 
-def on_rescaled(turn: Turn, event: Rescaled) -> None:
-    state = turn.state
+def on_rescaled(transition: Transition, event: Rescaled) -> None:
+    state = transition.state
     assert state.node is not None
     assert state.previous is not None
     if not event.worth_it:
@@ -171,32 +171,32 @@ def on_rescaled(turn: Turn, event: Rescaled) -> None:
         host=state.node.host,
         restart_count=summary.restart_count,
     )
-    turn.call("end", "create", Key.ended(summary.round_number), values=(encode(end),))
+    transition.call("end", "create", Key.ended(summary.round_number), values=(encode(end),))
 
 
-def previous_ended(turn: Turn, event: Appeared) -> None:
-    state = turn.state
+def previous_ended(transition: Transition, event: Appeared) -> None:
+    state = transition.state
     assert state.previous is not None
     number = state.previous.summary.round_number
     if event.key != Key.ended(number):
         return
     ended = decode_end(event.key, event.value)
     if ended.verdict.is_terminal:
-        close(turn, ended)
+        close(transition, ended)
         return
-    turn.set(
+    transition.set(
         previous=evolve(state.previous, ended=ended),
-        join_deadline=turn.now + state.settings.join_timeout,
-        knock_at=None,
+        join_deadline=transition.now + state.settings.join_timeout,
+        join_request_at=None,
     )
-    gather(turn)
+    gather(transition)
 
 
-def judge_standby(turn: Turn) -> None:
+def judge_standby(transition: Transition) -> None:
     """Should all members of the running round die at once, the first in line notices and ends it."""
-    state = turn.state
+    state = transition.state
     if state.ticket != state.leader:
-        judge_sealer(turn)
+        judge_sealer(transition)
         return
     assert state.previous is not None
     assert state.node is not None
@@ -207,7 +207,7 @@ def judge_standby(turn: Turn) -> None:
         if not liveness.has_left(key) and liveness.still_for(key) <= 2 * state.settings.lease_timeout:
             return
     if state.watched_rank >= 0:
-        turn.set(watched_rank=-1)  # the first one is gone, and nobody has said so: look whether anybody is left
+        transition.set(watched_rank=-1)  # the first one is gone, and nobody has said so: look whether anybody is left
         return
     end = RoundEnd(
         summary.round_number,
@@ -219,4 +219,4 @@ def judge_standby(turn: Turn) -> None:
         restart_count=summary.restart_count,
         lost_ranks=tuple(range(summary.group_world_size)),
     )
-    turn.call("end", "create", Key.ended(summary.round_number), values=(encode(end),))
+    transition.call("end", "create", Key.ended(summary.round_number), values=(encode(end),))

@@ -5,9 +5,9 @@ Theory of operation.  A job is a row of rounds, and a round hangs on two write-o
     gather ──► n/sealed ──► workers run ──► n/ended {cause, verdict, reason} ──► round n+1, or the job's end
 
 To join, a node takes a ticket and writes its record.  The lowest live ticket is the *sealer*: it alone reads the
-records, decides ranks, writes one small seat per node under its own number and then creates ``n/sealed``, the commit
-point.  Everyone else sits in one blocking wait on ``n/sealed`` and reads its own seat.  If the sealer's heart stops,
-the next ticket tries; ``create`` lets one win, and seats are kept per sealer, so a loser's seats are never read.
+records, decides ranks, writes one small assignment per node under its own number and then creates ``n/sealed``, the commit
+point.  Everyone else sits in one blocking wait on ``n/sealed`` and reads its own assignment.  If the sealer's heart stops,
+the next ticket tries; ``create`` lets one win, and assignments are kept per sealer, so a loser's assignments are never read.
 
 While a round runs, every node sits in one blocking wait on ``n/ended``; whoever first has a reason creates it.  The
 lowest live group rank reads all heartbeats, the others watch only it.  Nodes that come late take a ticket of round
@@ -73,7 +73,7 @@ from ._sealing import (
     on_seats,
     sealed,
 )
-from ._turn import Turn, end_with, go_away, look, my_beat_key
+from ._transition import Transition, end_with, go_away, look, my_beat_key
 
 __all__ = ["initial_state", "step"]
 
@@ -89,34 +89,34 @@ def initial_state(settings: Settings) -> State:
 
 def step(state: State, event: Input, now: float) -> Step:
     """Take one input at ``now`` (monotonic seconds) and return the new state, the commands and the reason."""
-    turn = Turn(state, now)
+    transition = Transition(state, now)
     handler = _TABLE.get(type(event), {}).get(state.phase)
     if handler is not None:
         try:
-            handler(turn, event)
+            handler(transition, event)
         except StoreCorruptError as error:
-            turn.give_up(FailureKind.STATE, str(error))
-    return Step(turn.state, tuple(turn.commands), turn.state.reason)
+            transition.give_up(FailureKind.STATE, str(error))
+    return Step(transition.state, tuple(transition.commands), transition.state.reason)
 
 
-def _tick(turn: Turn, event: Tick) -> None:
-    state, now = turn.state, turn.now
+def _tick(transition: Transition, event: Tick) -> None:
+    state, now = transition.state, transition.now
     if state.phase in JOINING and state.join_deadline is not None and now >= state.join_deadline:
         limit = state.settings.join_timeout
-        turn.give_up(FailureKind.TIMEOUT, f"no round was formed within {limit:g} s: {_hindrance(state)}")
+        transition.give_up(FailureKind.TIMEOUT, f"no round was formed within {limit:g} s: {_hindrance(state)}")
         return
     if state.retry_at is not None and now >= state.retry_at:
-        _retry(turn)
-    if state.knock_at is not None and now >= state.knock_at:
-        turn.set(knock_at=None)
-        turn.call("waiting", "add", Key.tickets(state.round_number), amount=0)
+        _retry(transition)
+    if state.join_request_at is not None and now >= state.join_request_at:
+        transition.set(join_request_at=None)
+        transition.call("waiting", "add", Key.tickets(state.round_number), amount=0)
     if state.next_beat is not None and now >= state.next_beat:
-        _beat(turn)
+        _beat(transition)
     if state.look_at is not None and now >= state.look_at:
-        turn.set(look_at=None)
-        look(turn)
-    if turn.state.phase is Phase.GATHERING and state.seal_at is not None and now >= state.seal_at:
-        consider_sealing(turn)
+        transition.set(look_at=None)
+        look(transition)
+    if transition.state.phase is Phase.GATHERING and state.seal_at is not None and now >= state.seal_at:
+        consider_sealing(transition)
 
 
 def _hindrance(state: State) -> str:
@@ -128,66 +128,68 @@ def _hindrance(state: State) -> str:
     return state.reason
 
 
-def _beat(turn: Turn) -> None:
-    state = turn.state
-    turn.set(next_beat=turn.now + state.settings.beat_interval)
+def _beat(transition: Transition) -> None:
+    state = transition.state
+    transition.set(next_beat=transition.now + state.settings.heartbeat_interval)
     if "beat" not in state.pending and "mark" not in state.pending:
         word = BeatState.DONE if state.done else BeatState.RUN
-        turn.call("beat", "put", my_beat_key(state), values=(turn.beat("", word),))
-    look(turn)
-    first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader and state.knock_at is None
+        transition.call("beat", "put", my_beat_key(state), values=(transition.beat("", word),))
+    look(transition)
+    first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader and state.join_request_at is None
     if first_in_line and "waiting" not in state.pending and "end" not in state.pending:
-        turn.call("waiting", "add", Key.tickets(state.round_number), amount=0)
+        transition.call("waiting", "add", Key.tickets(state.round_number), amount=0)
 
 
-def _on_look(turn: Turn, values: list[bytes | None]) -> None:
-    state = turn.state
+def _on_look(transition: Transition, values: list[bytes | None]) -> None:
+    state = transition.state
     call = state.pending["look"]
-    interval = state.settings.beat_interval
-    turn.set(liveness=state.liveness.look(dict(zip(call.keys, values, strict=True)), turn.now, interval), looking=False)
+    interval = state.settings.heartbeat_interval
+    transition.set(
+        liveness=state.liveness.look(dict(zip(call.keys, values, strict=True)), transition.now, interval), looking=False
+    )
     handler = _JUDGES.get(state.phase)
     if handler is not None:
-        handler(turn)
+        handler(transition)
     # Do not wait for the next beat to find a silent node's patience over; a hair later, so that it is over.
-    expiry = turn.state.liveness.next_expiry(call.keys, turn.now, interval, state.settings.patience)
-    turn.set(look_at=None if expiry is None else expiry + 0.001)
+    expiry = transition.state.liveness.next_expiry(call.keys, transition.now, interval, state.settings.patience)
+    transition.set(look_at=None if expiry is None else expiry + 0.001)
 
 
-def _leave(turn: Turn, event: Leave) -> None:
+def _leave(transition: Transition, event: Leave) -> None:
     """Go away: end the round for the others, unless this node's part in it is done, and say so in the heartbeat."""
-    state = turn.state
-    if state.node is not None and state.node.unfit and state.phase in JOINING:
+    state = transition.state
+    if state.node is not None and state.node.declined and state.phase in JOINING:
         return  # it has come only to tell why it stays out, and goes when that is done
     said = state.pending.get("end")
     if state.phase is Phase.RUNNING and said is not None:
-        turn.tell(said)  # it may never have arrived, and tells more than that this node goes
+        transition.emit(said)  # it may never have arrived, and tells more than that this node goes
     elif state.phase is Phase.RUNNING and not state.done:
         assert state.node is not None
         assert state.assignment is not None
         reason = f"node {state.node.host or state.node.node_id} left"
-        end_with(turn, Cause.NODE_LEFT, Verdict.RESCALE, reason, (state.assignment.group_rank,))
-    go_away(turn, BeatState.BYE if state.done else BeatState.LEFT)
+        end_with(transition, Cause.NODE_LEFT, Verdict.RESCALE, reason, (state.assignment.group_rank,))
+    go_away(transition, BeatState.BYE if state.done else BeatState.LEFT)
 
 
-def _on_left(turn: Turn, value: Any) -> None:
-    turn.tell(Gone())
+def _on_left(transition: Transition, value: Any) -> None:
+    transition.emit(Gone())
 
 
-def _trouble(turn: Turn, event: Failed) -> None:
-    state, now = turn.state, turn.now
+def _trouble(transition: Transition, event: Failed) -> None:
+    state, now = transition.state, transition.now
     since = now if state.outage_since is None else state.outage_since
     limit = state.settings.store_outage_timeout
     if event.lost:
-        turn.give_up(FailureKind.LOST, event.problem)
+        transition.give_up(FailureKind.LOST, event.problem)
     elif state.phase not in JOINING and now - since >= limit and _has_tried(state, now):
-        turn.give_up(FailureKind.UNAVAILABLE, f"the store could not be reached for {limit:g} s: {event.problem}")
+        transition.give_up(FailureKind.UNAVAILABLE, f"the store could not be reached for {limit:g} s: {event.problem}")
     elif event.call is None or state.pending.get(event.call.tag) == event.call:
         tag = event.call.tag if event.call is not None else "wait"
         failed = state.failed if tag in state.failed else (*state.failed, tag)
         # Never longer than a beat: once the store is back, others judge this node within a few of them.
-        wait = min(_RETRY_SECONDS[min(state.attempt, len(_RETRY_SECONDS) - 1)], state.settings.beat_interval)
+        wait = min(_RETRY_SECONDS[min(state.attempt, len(_RETRY_SECONDS) - 1)], state.settings.heartbeat_interval)
         retry_at = now + wait if state.retry_at is None else state.retry_at
-        turn.set(failed=failed, outage_since=since, problem=event.problem, retry_at=retry_at)
+        transition.set(failed=failed, outage_since=since, problem=event.problem, retry_at=retry_at)
 
 
 def _has_tried(state: State, now: float) -> bool:
@@ -195,42 +197,42 @@ def _has_tried(state: State, now: float) -> bool:
     return state.tried_at is not None and now - state.tried_at <= _LONGEST_ATTEMPT_SECONDS
 
 
-def _left_in_trouble(turn: Turn, event: Failed) -> None:
-    turn.tell(Gone())
+def _left_in_trouble(transition: Transition, event: Failed) -> None:
+    transition.emit(Gone())
 
 
-def _retry(turn: Turn) -> None:
+def _retry(transition: Transition) -> None:
     """Do again what failed.  A beat is not repeated: the next one says more."""
-    state = turn.state
-    turn.set(failed=(), retry_at=None, attempt=state.attempt + 1, tried_at=turn.now)
+    state = transition.state
+    transition.set(failed=(), retry_at=None, attempt=state.attempt + 1, tried_at=transition.now)
     for tag in state.failed:
         if tag == "wait":
             if state.waiting_for is not None:
-                turn.tell(Wait(state.waiting_for))
+                transition.emit(Wait(state.waiting_for))
         elif tag in ("beat", "look"):
-            turn.set(pending={k: v for k, v in turn.state.pending.items() if k != tag})
+            transition.set(pending={k: v for k, v in transition.state.pending.items() if k != tag})
             if tag == "look":
-                turn.set(looking=False)
+                transition.set(looking=False)
         elif tag in state.pending:
-            turn.tell(state.pending[tag])
+            transition.emit(state.pending[tag])
 
 
-def _reply(turn: Turn, event: Reply) -> None:
-    state = turn.state
+def _reply(transition: Transition, event: Reply) -> None:
+    state = transition.state
     if state.pending.get(event.call.tag) != event.call:
         return  # the answer to a question of an earlier phase
     tag = event.call.tag
     handler = _REPLIES.get(tag)
     if state.outage_since is not None or state.attempt or state.tried_at is not None:
-        turn.set(outage_since=None, attempt=0, tried_at=None)
+        transition.set(outage_since=None, attempt=0, tried_at=None)
     if handler is not None and state.phase in handler[0]:
-        handler[1](turn, event.value)
+        handler[1](transition, event.value)
     # A handler may have asked the same question again: only forget the call that was answered.
-    if turn.state.pending.get(tag) is state.pending[tag]:
-        turn.set(pending={key: call for key, call in turn.state.pending.items() if key != tag})
+    if transition.state.pending.get(tag) is state.pending[tag]:
+        transition.set(pending={key: call for key, call in transition.state.pending.items() if key != tag})
 
 
-_Handler = Callable[[Turn, Any], None]
+_Handler = Callable[[Transition, Any], None]
 _ACTIVE = frozenset(Phase) - FINAL - {Phase.IDLE}
 _ROUND = frozenset({Phase.RUNNING, Phase.ENDED})
 
@@ -243,9 +245,9 @@ _REPLIES: Mapping[str, tuple[frozenset[Phase], _Handler]] = {
     "waiting": (frozenset({Phase.STANDBY}), on_waiting),
     "scan": (frozenset({Phase.GATHERING}), on_scan),
     "records": (frozenset({Phase.GATHERING}), on_records),
-    "seats": (frozenset({Phase.SEALING}), on_seats),
+    "assignments": (frozenset({Phase.SEALING}), on_seats),
     "seal": (frozenset({Phase.SEALING}), on_seal),
-    "seat": (frozenset({Phase.AWAITING}), on_seat),
+    "assignment": (frozenset({Phase.AWAITING}), on_seat),
     "mark": (frozenset({Phase.RUNNING}), on_mark),
     "done": (frozenset({Phase.RUNNING}), on_done),
     "check": (frozenset({Phase.RUNNING}), on_check),
@@ -255,7 +257,7 @@ _REPLIES: Mapping[str, tuple[frozenset[Phase], _Handler]] = {
 }
 
 #: phase -> what follows from a look at heartbeats
-_JUDGES: Mapping[Phase, Callable[[Turn], None]] = {
+_JUDGES: Mapping[Phase, Callable[[Transition], None]] = {
     Phase.AWAITING: judge_sealer,
     Phase.GATHERING: judge_gathered,
     Phase.STANDBY: judge_standby,

@@ -32,13 +32,13 @@ class Settings:
     settle_timeout: float = 0.1
 
     @property
-    def beat_interval(self) -> float:
+    def heartbeat_interval(self) -> float:
         return self.lease_timeout / 4
 
     @property
     def patience(self) -> float:
         """How long a counter may stand still: the lease, less the time until I look."""
-        return self.lease_timeout - self.beat_interval
+        return self.lease_timeout - self.heartbeat_interval
 
 
 class Key:
@@ -55,8 +55,8 @@ class Key:
         return f"{n}/node/{ticket}"
 
     @staticmethod
-    def seat(n: int, sealer: int, ticket: int) -> str:
-        return f"{n}/seat/{sealer}/{ticket}"
+    def assignment(n: int, sealer: int, ticket: int) -> str:
+        return f"{n}/assignment/{sealer}/{ticket}"
 
     @staticmethod
     def sealed(n: int) -> str:
@@ -71,8 +71,8 @@ class Key:
         return f"{n}/done"
 
     @staticmethod
-    def farewells(n: int) -> str:
-        return f"{n}/farewells"
+    def departed(n: int) -> str:
+        return f"{n}/departed"
 
     @staticmethod
     def empty(n: int) -> str:
@@ -99,7 +99,7 @@ class Phase(str, Enum):
     TICKETING = "ticketing"  # taking a ticket and writing this node's record
     STANDBY = "standby"  # holding a ticket for the next round while another one runs
     GATHERING = "gathering"  # the sealer: collecting nodes until the round may be sealed
-    SEALING = "sealing"  # the sealer: writing seats and committing
+    SEALING = "sealing"  # the sealer: writing assignments and committing
     AWAITING = "awaiting"  # everyone else: one blocking wait for the seal
     RUNNING = "running"  # a member of a sealed round
     ENDED = "ended"  # the round is over; the agent stops its workers, then joins again or leaves
@@ -145,7 +145,7 @@ class State:
     last_arrival: float = 0.0
     seal_at: float | None = None
     # standbys
-    knock_at: float | None = None
+    join_request_at: float | None = None
     knock_limit: float = 0.0
     asked_for: int = 0
     watched_rank: int = 0  # of the round that runs; -1: all of them
@@ -174,7 +174,7 @@ def wake_at(state: State) -> float | None:
     """Return when the machine wants a :class:`Tick` next; ``None`` if only an input can move it."""
     if state.phase in FINAL:
         return None
-    times = [state.next_beat, state.look_at, state.seal_at, state.knock_at, state.retry_at]
+    times = [state.next_beat, state.look_at, state.seal_at, state.join_request_at, state.retry_at]
     if state.phase in JOINING:
         times.append(state.join_deadline)
     known = [time for time in times if time is not None]
@@ -324,7 +324,7 @@ class Ended:
 
 @final
 @frozen
-class StaysOut:
+class NodeDeclined:
     """A node came only to tell why it is not fit for the round that this one gathers nodes for."""
 
     reason: str
@@ -361,8 +361,8 @@ class Gone:
     """Told to the driver: this node has left."""
 
 
-Output = Joined | Ended | StandingBy | StaysOut | Closed | GaveUp | Gone
-Command = Call | Wait | OrderNodes | AskRescale | Joined | Ended | StandingBy | StaysOut | Closed | GaveUp | Gone
+Output = Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Gone
+Command = Call | Wait | OrderNodes | AskRescale | Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Gone
 
 
 @final

@@ -11,94 +11,94 @@ from ._gather import evaluate, live_nodes, plugin_warnings
 from ._protocol import (
     Appeared,
     Key,
+    NodeDeclined,
     Ordered,
     OrderNodes,
     Phase,
     Previous,
     State,
-    StaysOut,
 )
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
-from ._turn import Turn, look, summary_of, take_ticket
+from ._transition import Transition, look, summary_of, take_ticket
 from ._wire import decode_assignment, decode_node, decode_object, encode, encode_object
 
 
-def gather(turn: Turn) -> None:
-    state = turn.state
-    turn.set(gather_since=turn.now, last_arrival=turn.now)
+def gather(transition: Transition) -> None:
+    state = transition.state
+    transition.set(gather_since=transition.now, last_arrival=transition.now)
     if state.ticket <= state.leader:
-        _become_sealer(turn)
+        _become_sealer(transition)
     else:
-        turn.go(Phase.AWAITING, f"waiting for ticket {state.leader} to seal round {state.round_number}")
-        turn.wait(Key.sealed(state.round_number))
+        transition.enter(Phase.AWAITING, f"waiting for ticket {state.leader} to seal round {state.round_number}")
+        transition.wait(Key.sealed(state.round_number))
 
 
-def _become_sealer(turn: Turn) -> None:
-    turn.go(Phase.GATHERING, f"gathering nodes for round {turn.state.round_number}")
-    turn.wait(None)
-    turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)
-    look(turn)
+def _become_sealer(transition: Transition) -> None:
+    transition.enter(Phase.GATHERING, f"gathering nodes for round {transition.state.round_number}")
+    transition.wait(None)
+    transition.call("scan", "add", Key.tickets(transition.state.round_number), amount=0)
+    look(transition)
 
 
-def on_scan(turn: Turn, value: Any) -> None:
-    state = turn.state
-    turn.set(tickets=max(state.tickets, int(value)))
-    unknown = [ticket for ticket in range(1, turn.state.tickets + 1) if ticket not in state.nodes]
+def on_scan(transition: Transition, value: Any) -> None:
+    state = transition.state
+    transition.set(tickets=max(state.tickets, int(value)))
+    unknown = [ticket for ticket in range(1, transition.state.tickets + 1) if ticket not in state.nodes]
     if unknown:
-        turn.call("records", "get", *(Key.node(state.round_number, ticket) for ticket in unknown))
+        transition.call("records", "get", *(Key.node(state.round_number, ticket) for ticket in unknown))
     else:
-        consider_sealing(turn)
+        consider_sealing(transition)
 
 
-def on_records(turn: Turn, values: list[bytes | None]) -> None:
-    state = turn.state
+def on_records(transition: Transition, values: list[bytes | None]) -> None:
+    state = transition.state
     unknown = [ticket for ticket in range(1, state.tickets + 1) if ticket not in state.nodes]
     nodes = dict(state.nodes)
     for ticket, value in zip(unknown, values, strict=False):
         if value is not None:
             nodes[ticket] = node = decode_node(Key.node(state.round_number, ticket), value)
-            if node.unfit:
+            if node.declined:
                 name = node.host or node.node_id
-                turn.tell(StaysOut(f"node {name} does not join round {state.round_number}: {node.unfit}"))
+                transition.emit(NodeDeclined(f"node {name} does not join round {state.round_number}: {node.declined}"))
     if len(nodes) > len(state.nodes):
-        turn.set(nodes=nodes, last_arrival=turn.now)
-    consider_sealing(turn)
+        transition.set(nodes=nodes, last_arrival=transition.now)
+    consider_sealing(transition)
 
 
-def consider_sealing(turn: Turn) -> None:
-    state = turn.state
-    readiness = evaluate(state, turn.now)
-    turn.set(reason=readiness.reason, seal_at=readiness.ask_again_at)
+def consider_sealing(transition: Transition) -> None:
+    state = transition.state
+    readiness = evaluate(state, transition.now)
+    transition.set(reason=readiness.reason, seal_at=readiness.ask_again_at)
     if readiness.ready:
-        _start_sealing(turn)
+        _start_sealing(transition)
         return
     missing = [ticket for ticket in range(1, state.tickets + 1) if ticket not in state.nodes]
     # Far from min_nodes nothing can be decided, so a crowd that trickles in need not wake the sealer each time.
     following = state.tickets + 1 + max(0, state.settings.min_nodes - state.tickets) // 16
     expected = Key.node(state.round_number, missing[0] if missing else following)
     if state.waiting_for != expected:
-        turn.wait(expected)
+        transition.wait(expected)
 
 
-def arrived(turn: Turn, event: Appeared) -> None:
-    turn.set(waiting_for=None)
-    if "scan" not in turn.state.pending and "records" not in turn.state.pending:
-        turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)
+def arrived(transition: Transition, event: Appeared) -> None:
+    transition.set(waiting_for=None)
+    if "scan" not in transition.state.pending and "records" not in transition.state.pending:
+        transition.call("scan", "add", Key.tickets(transition.state.round_number), amount=0)
 
 
-def _start_sealing(turn: Turn) -> None:
-    state = turn.state
+def _start_sealing(transition: Transition) -> None:
+    state = transition.state
     nodes = list(live_nodes(state).values())
     number = state.previous.summary.round_number if state.previous is not None else None
     members, _ = select_nodes(nodes, number, state.settings.max_nodes)
-    turn.go(Phase.SEALING, state.reason, seal_at=None)
-    turn.wait(None)
-    turn.tell(OrderNodes(tuple(members), tuple(previous_order(nodes, number))))
+    transition.enter(Phase.SEALING, state.reason, seal_at=None)
+    transition.wait(None)
+    transition.emit(OrderNodes(tuple(members), tuple(previous_order(nodes, number))))
 
 
-def on_ordered(turn: Turn, event: Ordered) -> None:
-    state = turn.state
+def on_ordered(transition: Transition, event: Ordered) -> None:
+    state = transition.state
     by_id = {node.node_id: (ticket, node) for ticket, node in state.nodes.items()}
     try:
         if event.problem:
@@ -113,14 +113,14 @@ def on_ordered(turn: Turn, event: Ordered) -> None:
             missing=_missing(state),
         )
     except UsageError as error:
-        _seal(turn, {"refusal": str(error)})
+        _seal(transition, {"refusal": str(error)})
         return
-    seats = [
-        (Key.seat(state.round_number, state.ticket, by_id[node_id][0]), encode(assignment))
+    written = [
+        (Key.assignment(state.round_number, state.ticket, by_id[node_id][0]), encode(assignment))
         for node_id, assignment in assignments.items()
     ]
     first = assignments[event.order[0]]
-    turn.set(
+    transition.set(
         summary=RoundSummary(
             state.round_number,
             first.group_world_size,
@@ -130,15 +130,15 @@ def on_ordered(turn: Turn, event: Ordered) -> None:
             first.restart_count,
         )
     )
-    keys, values = zip(*seats, strict=True)
-    turn.call("seats", "put_many", *keys, values=values)
+    keys, values = zip(*written, strict=True)
+    transition.call("assignments", "put_many", *keys, values=values)
 
 
-def on_seats(turn: Turn, value: Any) -> None:
-    summary = turn.state.summary
+def on_seats(transition: Transition, value: Any) -> None:
+    summary = transition.state.summary
     assert summary is not None
     _seal(
-        turn,
+        transition,
         {
             "nodes": summary.group_world_size,
             "world_size": summary.world_size,
@@ -149,15 +149,15 @@ def on_seats(turn: Turn, value: Any) -> None:
     )
 
 
-def _seal(turn: Turn, fields: Mapping[str, Any]) -> None:
-    value = encode_object("sealed", {"sealer": turn.state.ticket, **fields})
-    turn.call("seal", "create", Key.sealed(turn.state.round_number), values=(value,))
+def _seal(transition: Transition, fields: Mapping[str, Any]) -> None:
+    value = encode_object("sealed", {"sealer": transition.state.ticket, **fields})
+    transition.call("seal", "create", Key.sealed(transition.state.round_number), values=(value,))
 
 
-def on_seal(turn: Turn, value: Any) -> None:
+def on_seal(transition: Transition, value: Any) -> None:
     """Whoever won, the key exists now: read it as everyone else does."""
-    turn.go(Phase.AWAITING, f"round {turn.state.round_number} is sealed")
-    turn.wait(Key.sealed(turn.state.round_number))
+    transition.enter(Phase.AWAITING, f"round {transition.state.round_number} is sealed")
+    transition.wait(Key.sealed(transition.state.round_number))
 
 
 def _restart_count(state: State) -> int:
@@ -178,7 +178,7 @@ def _restart_count(state: State) -> int:
 def _absent(state: State, previous: Previous) -> list[int]:
     """Return the group ranks of the round before whose nodes are not here."""
     number = previous.summary.round_number
-    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number and not node.unfit}
+    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number and not node.declined}
     return [rank for rank in range(previous.summary.group_world_size) if rank not in back]
 
 
@@ -200,49 +200,51 @@ def _missing(state: State) -> tuple[str, ...]:
     return tuple(sentences[:16])
 
 
-def sealed(turn: Turn, event: Appeared) -> None:
-    state = turn.state
+def sealed(transition: Transition, event: Appeared) -> None:
+    state = transition.state
     if event.key != Key.sealed(state.round_number):
         return
     data = decode_object(event.key, event.value, "sealed")
     if data.get("refusal"):
-        turn.give_up(FailureKind.STATE, str(data["refusal"]))
+        transition.give_up(FailureKind.STATE, str(data["refusal"]))
         return
-    turn.set(summary=summary_of(state.round_number, data))
+    transition.set(summary=summary_of(state.round_number, data))
     sealer = data.get("sealer")
     if not isinstance(sealer, int):
         raise StoreCorruptError(event.key, "it names no sealer")
-    turn.call("seat", "get", Key.seat(state.round_number, sealer, state.ticket))
+    transition.call("assignment", "get", Key.assignment(state.round_number, sealer, state.ticket))
 
 
-def on_seat(turn: Turn, values: list[bytes | None]) -> None:
-    state = turn.state
+def on_seat(transition: Transition, values: list[bytes | None]) -> None:
+    state = transition.state
     assert state.summary is not None
     if values[0] is None:
-        turn.set(previous=Previous(state.summary), summary=None)
-        take_ticket(turn, state.round_number + 1)  # left out: first in line for the next round
+        transition.set(previous=Previous(state.summary), summary=None)
+        take_ticket(transition, state.round_number + 1)  # left out: first in line for the next round
         return
-    seat = decode_assignment(Key.seat(state.round_number, 0, state.ticket), values[0])
-    enter_round(turn, seat)
+    assignment = decode_assignment(Key.assignment(state.round_number, 0, state.ticket), values[0])
+    enter_round(transition, assignment)
 
 
-def judge_sealer(turn: Turn) -> None:
+def judge_sealer(transition: Transition) -> None:
     """Watch the ticket that should seal; if its heart stops, watch the next one, in the end myself."""
-    state = turn.state
+    state = transition.state
     key = Key.ticket_beat(state.round_number, state.leader)
     if state.leader >= state.ticket:
         return
     if state.liveness.has_left(key) or state.liveness.still_for(key) > state.settings.patience:
-        turn.set(leader=state.leader + 1)  # what was seen of the dead one is kept: its successor must not take it in
-        if turn.state.leader == state.ticket and state.phase is Phase.AWAITING:
-            _become_sealer(turn)
+        transition.set(
+            leader=state.leader + 1
+        )  # what was seen of the dead one is kept: its successor must not take it in
+        if transition.state.leader == state.ticket and state.phase is Phase.AWAITING:
+            _become_sealer(transition)
 
 
-def judge_gathered(turn: Turn) -> None:
-    number = turn.state.round_number
-    if turn.state.liveness.was_seen(Key.sealed(number)):
-        turn.go(Phase.AWAITING, f"round {number} was sealed by another node", seal_at=None)
-        turn.wait(Key.sealed(number))
+def judge_gathered(transition: Transition) -> None:
+    number = transition.state.round_number
+    if transition.state.liveness.was_seen(Key.sealed(number)):
+        transition.enter(Phase.AWAITING, f"round {number} was sealed by another node", seal_at=None)
+        transition.wait(Key.sealed(number))
         return
-    if "scan" not in turn.state.pending and "records" not in turn.state.pending:
-        turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)
+    if "scan" not in transition.state.pending and "records" not in transition.state.pending:
+        transition.call("scan", "add", Key.tickets(transition.state.round_number), amount=0)

@@ -29,7 +29,7 @@ __all__ = [
 
 VERSION = 1
 _LARGEST_BYTES = 1 << 18
-#: Every node of a job reads a round's end, so it should be small; the limits for its texts are tried in turn.
+#: Every node of a job reads a round's end, so it should be small; the limits for its texts are tried in transition.
 _LARGEST_WRITTEN_BYTES = 1 << 16
 _LONGEST_TEXTS = (8192, 2048, 256)
 _MOST_LINES = 20

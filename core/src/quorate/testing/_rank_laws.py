@@ -18,21 +18,31 @@ _ROLES = ("master", "trainer", "ps")
 Shape = tuple[str, int]
 
 
-def require_ranks(seats: Sequence[Assignment]) -> None:
-    """Raise LawBrokenError unless ``seats`` are all the places of one round."""
-    seats = sorted(seats, key=lambda seat: seat.group_rank)
-    groups = [seat.group_rank for seat in seats]
-    require(groups == list(range(len(seats))), f"the group ranks are {groups}")
-    world = sum(seat.local_world_size for seat in seats)
-    ranks = [seat.first_rank + local for seat in seats for local in range(seat.local_world_size)]
+def require_ranks(assignments: Sequence[Assignment]) -> None:
+    """Raise LawBrokenError unless ``assignments`` are all the places of one round."""
+    assignments = sorted(assignments, key=lambda assignment: assignment.group_rank)
+    groups = [assignment.group_rank for assignment in assignments]
+    require(groups == list(range(len(assignments))), f"the group ranks are {groups}")
+    world = sum(assignment.local_world_size for assignment in assignments)
+    ranks = [
+        assignment.first_rank + local for assignment in assignments for local in range(assignment.local_world_size)
+    ]
     require(ranks == list(range(world)), f"the global ranks, by group rank, are {ranks}")
-    require({seat.world_size for seat in seats} == {world}, f"members are told different sizes of a world of {world}")
-    for role in {seat.role for seat in seats}:
-        own = [seat for seat in seats if seat.role == role]
-        size = sum(seat.local_world_size for seat in own)
-        found = sorted(seat.first_role_rank + local for seat in own for local in range(seat.local_world_size))
+    require(
+        {assignment.world_size for assignment in assignments} == {world},
+        f"members are told different sizes of a world of {world}",
+    )
+    for role in {assignment.role for assignment in assignments}:
+        own = [assignment for assignment in assignments if assignment.role == role]
+        size = sum(assignment.local_world_size for assignment in own)
+        found = sorted(
+            assignment.first_role_rank + local for assignment in own for local in range(assignment.local_world_size)
+        )
         require(found == list(range(size)), f"the ranks within the role {role!r} are {found}")
-        require({seat.role_world_size for seat in own} == {size}, f"the size of the role {role!r} is told differently")
+        require(
+            {assignment.role_world_size for assignment in own} == {size},
+            f"the size of the role {role!r} is told differently",
+        )
 
 
 def _for_shapes(count: int, largest: int, test: Callable[[list[Shape]], None]) -> None:
@@ -86,10 +96,10 @@ def unequal_nodes_are_ranked_together(subject: Subject) -> None:
             members = [job.member(size, size, role=role, local_world_size=local) for role, local in shapes]
             infos = join_all(members, subject.patience)
             require_one_world(infos)
-            seats = [info.assignment for info in infos if info.assignment is not None]
-            if len(seats) == size:
-                require_ranks(seats)
-                told = [(seat.role, seat.local_world_size) for seat in seats]
+            assignments = [info.assignment for info in infos if info.assignment is not None]
+            if len(assignments) == size:
+                require_ranks(assignments)
+                told = [(assignment.role, assignment.local_world_size) for assignment in assignments]
                 require(told == shapes, f"nodes that came as {shapes} are told {told}")
 
     _for_shapes(4, 4, test)

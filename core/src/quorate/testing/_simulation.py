@@ -47,7 +47,7 @@ class World:
         self.all_paused_at = -1e9
         self.interrupt_seconds = 0.0  # how long a store may take to interrupt a wait
         self.connects_workers = False  # the end of one worker breaks the others, as a collective does
-        self.plan: Callable[[SimulatedNode, Assignment, int], Plan] = lambda node, seat, local_rank: Plan()
+        self.plan: Callable[[SimulatedNode, Assignment, int], Plan] = lambda node, assignment, local_rank: Plan()
         self.nodes: list[SimulatedNode] = []
         self.by_name: dict[str, SimulatedNode] = {}
         self.transcript: list[str] = []
@@ -216,8 +216,8 @@ class World:
 
     def make_unfit(self, node: SimulatedNode) -> None:
         """A health check of ``node`` fails."""
-        self.note(node, "FAULT", "is found unfit")
-        self.count("unfit")
+        self.note(node, "FAULT", "is found declined")
+        self.count("declined")
         node.problems = ("its disk is full",)
         node.tell_agent(agent.NodeUnhealthy(*node.problems))
 
@@ -227,14 +227,14 @@ class World:
             return
         for other in self.nodes:
             workers = other.workers
-            if other is not node and workers is not None and workers.seat.round_number == round_number:
+            if other is not node and workers is not None and workers.assignment.round_number == round_number:
                 for local_rank in sorted(workers.running):
                     self.after(self.random.uniform(0.001, 0.3), _breaking(workers.act, local_rank))
 
     def calm(self) -> None:
         """No more faults from now on: the network heals, everyone wakes, and workers just run."""
         self.faults = Faults()
-        self.plan = lambda node, seat, local_rank: Plan()
+        self.plan = lambda node, assignment, local_rank: Plan()
         self.connects_workers = False
         for node in self.nodes:
             if node.workers is not None:

@@ -26,7 +26,7 @@ LAWS: Mapping[str, str] = {
     "one-world": "all members of a round have one world: its size, its master, its restart count",
     "dense-ranks": "group ranks are given once each, global ranks follow them without gap or overlap",
     "size-in-bounds": "a round has at least min_nodes and at most max_nodes members",
-    "workers-in-sealed-rounds": "workers start only with a seat of a sealed round, under its sealer",
+    "workers-in-sealed-rounds": "workers start only with an assignment of a sealed round, under its sealer",
     "stopped-before-started": "a node's workers are gone before its next ones start, and before its agent finishes",
     "one-running-world": "workers start in a round only when those of earlier rounds have stopped on every node that "
     "was awake and connected all along, and has not left",
@@ -59,11 +59,11 @@ class SimulationError(AssertionError):
 class _Round:
     """What is known of one round, by the store's own word."""
 
-    __slots__ = ("end", "ended_at", "first", "group_size", "number", "sealer", "seats", "world_size")
+    __slots__ = ("assignments", "end", "ended_at", "first", "group_size", "number", "sealer", "world_size")
 
     def __init__(self, number: int, sealer: int, group_size: int, world_size: int) -> None:
         self.number, self.sealer, self.group_size, self.world_size = number, sealer, group_size, world_size
-        self.seats: dict[int, tuple[str, Assignment]] = {}  # group rank -> who has it
+        self.assignments: dict[int, tuple[str, Assignment]] = {}  # group rank -> who has it
         self.first: Assignment | None = None
         self.end: RoundEnd | None = None
         self.ended_at = 0.0
@@ -91,7 +91,7 @@ class Judge:
 
     def done_and_gone(self, number: int) -> int:
         """Return how many members of a round have succeeded in it and are not up any more."""
-        names = [name for name, _ in self.rounds[number].seats.values() if (name, number) in self._successes]
+        names = [name for name, _ in self.rounds[number].assignments.values() if (name, number) in self._successes]
         return sum(not self.world.by_name[name].is_up for name in names)
 
     # --- what is written ----------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class Judge:
             waits = state.round_number == number and state.ticket > 0 and node.in_line_since() < settled
             if not waits or not node.is_up or node.finished is not None or node.healthy_since() > settled:
                 continue
-            if f"{number}/seat/{ticket}/{state.ticket}" not in values:
+            if f"{number}/assignment/{ticket}/{state.ticket}" not in values:
                 self.fail("nobody-left-out", f"round {number} leaves out {node.name}, which was in line in time")
 
     def _ended(self, node: SimulatedNode, number: int, key: str, value: bytes) -> None:
@@ -153,7 +153,7 @@ class Judge:
     def _check_success(self, this: _Round, end: RoundEnd) -> None:
         if end.verdict is not Verdict.SUCCEEDED:
             return
-        done = sum((name, this.number) in self._successes for name, _ in this.seats.values())
+        done = sum((name, this.number) in self._successes for name, _ in this.assignments.values())
         if done != this.group_size:
             self.fail("success-is-success", f"only {done} of {this.group_size} members of round {this.number} are done")
 
@@ -162,9 +162,9 @@ class Judge:
             return
         patience = 2 * self.world.lease_seconds
         for rank in end.lost_ranks:
-            if rank not in this.seats:
+            if rank not in this.assignments:
                 continue
-            node = self.world.by_name[this.seats[rank][0]]
+            node = self.world.by_name[this.assignments[rank][0]]
             if node.is_up and node.finished is None and node.troubled_alone_until < self.world.all_paused_at - patience:
                 self.fail("no-false-loss", f"{node.name} only paused when all did, and is declared lost: {end.reason}")
             if (
@@ -177,58 +177,71 @@ class Judge:
 
     # --- what nodes do ------------------------------------------------------------------------------------------------
 
-    def joins(self, node: SimulatedNode, seat: Assignment) -> None:
-        """``node`` has read its seat."""
-        this = self.rounds.get(seat.round_number)
+    def joins(self, node: SimulatedNode, assignment: Assignment) -> None:
+        """``node`` has read its assignment."""
+        this = self.rounds.get(assignment.round_number)
         if this is None:
-            self.fail("workers-in-sealed-rounds", f"{node.name} has a seat of round {seat.round_number}, not sealed")
+            self.fail(
+                "workers-in-sealed-rounds",
+                f"{node.name} has an assignment of round {assignment.round_number}, not sealed",
+            )
         first = this.first
         if first is None:
-            this.first = first = seat
+            this.first = first = assignment
         for name in ("group_world_size", "world_size", "master_addr", "master_port", "restart_count"):
-            if getattr(first, name) != getattr(seat, name):
-                self.fail("one-world", f"round {seat.round_number} has two worlds: {first} and {seat}")
-        if (seat.group_world_size, seat.world_size) != (this.group_size, this.world_size):
-            self.fail("one-world", f"{seat} is not of the world that was sealed")
-        rank = seat.group_rank
-        if rank in this.seats or not 0 <= rank < this.group_size:
-            self.fail("dense-ranks", f"group rank {rank} of round {seat.round_number} is given to {node.name}, too")
-        this.seats[rank] = node.name, seat
-        self._check_neighbours(this, seat)
-        self._check_budget(node, this, seat)
+            if getattr(first, name) != getattr(assignment, name):
+                self.fail("one-world", f"round {assignment.round_number} has two worlds: {first} and {assignment}")
+        if (assignment.group_world_size, assignment.world_size) != (this.group_size, this.world_size):
+            self.fail("one-world", f"{assignment} is not of the world that was sealed")
+        rank = assignment.group_rank
+        if rank in this.assignments or not 0 <= rank < this.group_size:
+            self.fail(
+                "dense-ranks", f"group rank {rank} of round {assignment.round_number} is given to {node.name}, too"
+            )
+        this.assignments[rank] = node.name, assignment
+        self._check_neighbours(this, assignment)
+        self._check_budget(node, this, assignment)
 
-    def _check_neighbours(self, this: _Round, seat: Assignment) -> None:
+    def _check_neighbours(self, this: _Round, assignment: Assignment) -> None:
         """Global ranks go on where the neighbour's end, so all are dense once all are here."""
-        rank, last = seat.group_rank, seat.first_rank + seat.local_world_size
-        before, after = this.seats.get(rank - 1), this.seats.get(rank + 1)
+        rank, last = assignment.group_rank, assignment.first_rank + assignment.local_world_size
+        before, after = this.assignments.get(rank - 1), this.assignments.get(rank + 1)
         starts_right = (
-            seat.first_rank == 0
+            assignment.first_rank == 0
             if rank == 0
-            else (before is None or before[1].first_rank + before[1].local_world_size == seat.first_rank)
+            else (before is None or before[1].first_rank + before[1].local_world_size == assignment.first_rank)
         )
         ends_right = (
             last == this.world_size if rank == this.group_size - 1 else (after is None or after[1].first_rank == last)
         )
         if not (starts_right and ends_right):
-            self.fail("dense-ranks", f"the global ranks of group rank {rank} leave a gap or overlap: {seat}")
+            self.fail("dense-ranks", f"the global ranks of group rank {rank} leave a gap or overlap: {assignment}")
 
-    def _check_budget(self, node: SimulatedNode, this: _Round, seat: Assignment) -> None:
+    def _check_budget(self, node: SimulatedNode, this: _Round, assignment: Assignment) -> None:
         before = self.rounds.get(this.number - 1)
         used = before.first.restart_count if before is not None and before.first is not None else None
-        if seat.restart_count > node.agent.max_restarts:
-            self.fail("budget", f"round {this.number} is restart {seat.restart_count} of {node.agent.max_restarts}")
+        if assignment.restart_count > node.agent.max_restarts:
+            self.fail(
+                "budget", f"round {this.number} is restart {assignment.restart_count} of {node.agent.max_restarts}"
+            )
         if used is not None and before is not None and before.end is not None:
             most = used + (before.end.verdict is Verdict.RESTART)
-            if not used <= seat.restart_count <= most:
-                self.fail("budget", f"{before.end.verdict.value} made restart count {used} into {seat.restart_count}")
+            if not used <= assignment.restart_count <= most:
+                self.fail(
+                    "budget", f"{before.end.verdict.value} made restart count {used} into {assignment.restart_count}"
+                )
 
-    def starts(self, node: SimulatedNode, seat: Assignment) -> None:
+    def starts(self, node: SimulatedNode, assignment: Assignment) -> None:
         """The agent of ``node`` starts workers."""
-        world, number = self.world, seat.round_number
-        world.note(node, "workers", f"start: round {number}, group rank {seat.group_rank} of {seat.group_world_size}")
+        world, number = self.world, assignment.round_number
+        world.note(
+            node,
+            "workers",
+            f"start: round {number}, group rank {assignment.group_rank} of {assignment.group_world_size}",
+        )
         if node.running is not None:
             self.fail("stopped-before-started", f"{node.name} starts workers beside those of round {node.running}")
-        if f"{number}/sealed" not in world.network.values or seat.node_id != node.name:
+        if f"{number}/sealed" not in world.network.values or assignment.node_id != node.name:
             self.fail("workers-in-sealed-rounds", f"{node.name} starts workers of round {number}, which is not sealed")
         for earlier, members in self._running.items():
             if earlier < number:
@@ -260,9 +273,9 @@ class Judge:
             if not members:
                 del self._running[number]
 
-    def succeeds(self, node: SimulatedNode, seat: Assignment) -> None:
+    def succeeds(self, node: SimulatedNode, assignment: Assignment) -> None:
         """All workers of ``node`` in this round have succeeded."""
-        self._successes.add((node.name, seat.round_number))
+        self._successes.add((node.name, assignment.round_number))
 
     def hears(self, node: SimulatedNode, end: RoundEnd) -> None:
         """``node`` is told how a round ended."""

@@ -14,9 +14,9 @@ from attrs import evolve, frozen
 from ..agent import _machine as agent_machine
 from ..agent import _protocol as agent
 from ..records import Verdict
-from ..rendezvous import _gather, _interpreter, _joining, _machine, _protocol, _running, _sealing
+from ..rendezvous import _executor, _gather, _joining, _machine, _protocol, _running, _sealing
 from ..rendezvous._liveness import Liveness
-from ..rendezvous._turn import Turn
+from ..rendezvous._transition import Transition
 from ._simulation import SimulationError
 from ._simulation_scenario import make_scenario, play
 
@@ -73,17 +73,17 @@ def first_seed_that_finds(mutant: Mutant, most_seeds: int) -> tuple[int, str] | 
 
 
 def _put_instead_of_create(key_ends: str) -> Callable[..., None]:
-    real = Turn.call
+    real = Transition.call
 
-    def call(turn: Turn, tag: str, operation: str, *keys: str, **rest: Any) -> None:
+    def call(transition: Transition, tag: str, operation: str, *keys: str, **rest: Any) -> None:
         wrong = operation == "create" and keys[0].endswith(key_ends)
-        real(turn, tag, "put" if wrong else operation, *keys, **rest)
+        real(transition, tag, "put" if wrong else operation, *keys, **rest)
 
     return call
 
 
 def _seats_by_ticket_alone(n: int, sealer: int, ticket: int) -> str:
-    return f"{n}/seat/0/{ticket}"
+    return f"{n}/assignment/0/{ticket}"
 
 
 def _never_still(liveness: Liveness, key: str) -> float:
@@ -101,53 +101,53 @@ def _no_survivors(state: _protocol.State) -> list[int]:
     return []
 
 
-def _deaf_to_the_end(turn: Turn, event: _protocol.Appeared) -> None:
+def _deaf_to_the_end(transition: Transition, event: _protocol.Appeared) -> None:
     """Take note of the end, but do not tell the agent."""
-    real: list[_protocol.Command] = turn.commands
+    real: list[_protocol.Command] = transition.commands
     before = len(real)
-    _joining.round_ended(turn, event)
-    turn.commands[before:] = [c for c in turn.commands[before:] if not isinstance(c, _protocol.Ended)]
+    _joining.round_ended(transition, event)
+    transition.commands[before:] = [c for c in transition.commands[before:] if not isinstance(c, _protocol.Ended)]
 
 
-def _success_by_count(turn: Turn, value: Any) -> None:
+def _success_by_count(transition: Transition, value: Any) -> None:
     """Believe a counter that a lost answer may have raised twice."""
-    seat = turn.state.assignment
-    assert seat is not None
-    if int(value) >= seat.group_world_size:
-        _running.on_check(turn, [b"1 done "] * seat.group_world_size)
+    assignment = transition.state.assignment
+    assert assignment is not None
+    if int(value) >= assignment.group_world_size:
+        _running.on_check(transition, [b"1 done "] * assignment.group_world_size)
 
 
-def _start_before_the_stop(turn: Any, event: Any) -> None:
+def _start_before_the_stop(transition: Any, event: Any) -> None:
     """Join the next round while workers are still being stopped."""
-    agent_machine._note_end(turn, event)
-    if turn.state.phase is agent.Phase.STOPPING and not event.end.verdict.is_terminal:
-        turn.set(gone=True)
-        agent_machine._go_on(turn)
+    agent_machine._note_end(transition, event)
+    if transition.state.phase is agent.Phase.STOPPING and not event.end.verdict.is_terminal:
+        transition.set(gone=True)
+        agent_machine._go_on(transition)
 
 
-def _follow_the_proposal(turn: Any, event: Any) -> None:
+def _follow_the_proposal(transition: Any, event: Any) -> None:
     """Follow what this agent wanted recorded, not what was."""
-    proposed = turn.state.proposed
-    agent_machine._note_end(turn, evolve(event, end=proposed) if proposed is not None else event)
+    proposed = transition.state.proposed
+    agent_machine._note_end(transition, evolve(event, end=proposed) if proposed is not None else event)
 
 
-def _no_budget(turn: Turn, event: _protocol.End) -> None:
+def _no_budget(transition: Transition, event: _protocol.End) -> None:
     end = event.end
     if end.verdict is Verdict.RESTART:
         end = evolve(end, restart_count=end.restart_count + 1)
-    _running.end(turn, evolve(event, end=end))
+    _running.end(transition, evolve(event, end=end))
 
 
-def _drop_early_join(turn: Turn, event: _protocol.Join) -> None:
+def _drop_early_join(transition: Transition, event: _protocol.Join) -> None:
     """Forget a wish that comes before the round's end is recorded."""
 
 
-def _no_retry(turn: Turn) -> None:
+def _no_retry(transition: Transition) -> None:
     """Forget what failed."""
-    turn.set(failed=(), retry_at=None)
+    transition.set(failed=(), retry_at=None)
 
 
-def _always_answered(desk: _interpreter.WaitDesk, key: str, value: bytes | None, trouble: Any = None) -> Any:
+def _always_answered(desk: _executor.PendingWait, key: str, value: bytes | None, trouble: Any = None) -> Any:
     """Deliver what nobody waits for any more, and lose what broke."""
     desk.is_waiting = False
     if value is None:
@@ -179,19 +179,19 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "seal without create",
         "a sealer that lost writes over the seal of the one that won",
-        ((Turn, "call", _put_instead_of_create("/sealed")),),
+        ((Transition, "call", _put_instead_of_create("/sealed")),),
         likely=19,
     ),
     Mutant(
         "end without create",
         "the last to say why a round ended is believed, not the first",
-        ((Turn, "call", _put_instead_of_create("/ended")),),
+        ((Transition, "call", _put_instead_of_create("/ended")),),
         likely=3,
     ),
     Mutant(
-        "seats of all sealers in one place",
-        "a node reads a seat of the sealer that lost",
-        ((_protocol.Key, "seat", staticmethod(_seats_by_ticket_alone)),),
+        "assignments of all sealers in one place",
+        "a node reads an assignment of the sealer that lost",
+        ((_protocol.Key, "assignment", staticmethod(_seats_by_ticket_alone)),),
         likely=49,
     ),
     Mutant("no lease", "nobody is ever found dead", ((Liveness, "still_for", _never_still),)),
@@ -249,7 +249,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "broken waits are lost",
         "the driver forgets a wait whose connection broke",
-        ((_interpreter.WaitDesk, "finish", _always_answered),),
+        ((_executor.PendingWait, "finish", _always_answered),),
         likely=40,
     ),
     Mutant(

@@ -1,6 +1,6 @@
 """One simulated node: the production machines of its rendezvous and its agent, and what carries out their commands.
 
-The rendezvous machine sits in the driver's own interpreter (``quorate.rendezvous._interpreter``); queues, threads and
+The rendezvous machine sits in the driver's own interpreter (``quorate.rendezvous._executor``); queues, threads and
 sockets are simulated here: one call at a time, one blocking wait, an inbox per thread, a clock of its own.
 """
 
@@ -30,7 +30,7 @@ from ..records import (
     WorkerExited,
 )
 from ..rendezvous import _protocol as protocol
-from ..rendezvous._interpreter import Interpreter, WaitDesk
+from ..rendezvous._executor import Interpreter, PendingWait
 from ..rendezvous._ranks import order_nodes
 from ._simulation_network import Waiting
 from ._simulation_workers import BROKEN, SimulatedWorkers
@@ -95,7 +95,7 @@ class SimulatedNode:
         self._queue: deque[protocol.Call] = deque()
         self._is_calling = self._is_open = self._is_turning = self._is_agent_turning = False
         self._alarms: dict[str, float] = {}
-        self._desk = WaitDesk()
+        self._pending = PendingWait()
         self._is_out = False
         self._joins = 0
         self._in_line_since = 0.0
@@ -114,8 +114,8 @@ class SimulatedNode:
 
     @property
     def running(self) -> Assignment | None:
-        """The seat whose workers run, even those that are being stopped."""
-        return self.workers.seat if self.workers is not None and self.workers.running else None
+        """The assignment whose workers run, even those that are being stopped."""
+        return self.workers.assignment if self.workers is not None and self.workers.running else None
 
     def clock(self) -> float:
         """Return this node's own monotonic time."""
@@ -240,7 +240,7 @@ class SimulatedNode:
         hear()
 
     def aim(self, key: str | None) -> None:
-        if not self._desk.aim(key):
+        if not self._pending.aim(key):
             self._next_wait()
         elif self.waiting is not None:
             waiting = self.waiting
@@ -248,9 +248,9 @@ class SimulatedNode:
             self.world.after(self.world.random.uniform(0.0, delay) if delay else 0.0, lambda: waiting.end(None))
 
     def _next_wait(self) -> None:
-        if not self._is_open or self._desk.is_waiting or self._is_asleep(self._next_wait):
+        if not self._is_open or self._pending.is_waiting or self._is_asleep(self._next_wait):
             return
-        key = self._desk.begin()
+        key = self._pending.begin()
         if key is not None:
             self.waiting = self.world.network.wait(self, key, lambda value, trouble: self._waited(key, value, trouble))
 
@@ -259,7 +259,7 @@ class SimulatedNode:
             if self._is_asleep(hear):
                 return
             self.waiting = None
-            event = self._desk.finish(key, value, trouble)
+            event = self._pending.finish(key, value, trouble)
             if event is not None:
                 self.post(event)
                 if self.world.faults.wake_twice and self.world.random.random() < self.world.faults.wake_twice:
@@ -334,22 +334,22 @@ class SimulatedNode:
             self.post(protocol.End(command.end))
         elif isinstance(command, agent.ReportDone):
             self.post(protocol.Done())
-        elif isinstance(command, agent.StayOut):
-            self.post(protocol.Join(evolve(self.record, unfit=command.problem)))
+        elif isinstance(command, agent.Decline):
+            self.post(protocol.Join(evolve(self.record, declined=command.problem)))
         elif isinstance(command, agent.Leave):
             self.post(protocol.Leave())
         else:
             self._finish(command)
         return None
 
-    def _start_workers(self, seat: Assignment) -> agent.Input | None:
-        self.world.judge.starts(self, seat)
-        plans = [self.world.plan(self, seat, local_rank) for local_rank in range(seat.local_world_size)]
+    def _start_workers(self, assignment: Assignment) -> agent.Input | None:
+        self.world.judge.starts(self, assignment)
+        plans = [self.world.plan(self, assignment, local_rank) for local_rank in range(assignment.local_world_size)]
         for local_rank, plan in enumerate(plans):
             if plan.outcome == "unstartable":
                 self.world.judge.stops(self)
                 return agent.StartFailed(WorkerExited(local_rank, 0, 127, 0, problem="no such program"))
-        self.workers = SimulatedWorkers(self, seat, plans, self.world.take_pids(len(plans)))
+        self.workers = SimulatedWorkers(self, assignment, plans, self.world.take_pids(len(plans)))
         return None
 
     def _stop_workers(self, command: agent.StopWorkers) -> agent.Input | None:
@@ -366,8 +366,8 @@ class SimulatedNode:
         self.tell_agent(agent.WorkersGone())
 
     def _diagnose(self, command: agent.Diagnose) -> agent.Input:
-        seat, exit = self.agent.assignment, command.exit
-        assert seat is not None
+        assignment, exit = self.agent.assignment, command.exit
+        assert assignment is not None
         cause = Cause.EXCEPTION if exit.exit_code > 0 else Cause.SIGNAL
         if command.start_failed:
             cause = Cause.START_FAILED
@@ -376,16 +376,16 @@ class SimulatedNode:
         elif exit.problem == BROKEN:
             cause = Cause.BROKEN_COLLECTIVE
         failure = FailureRecord(
-            seat.first_rank + exit.local_rank,
+            assignment.first_rank + exit.local_rank,
             exit.local_rank,
             exit.pid,
             exit.exit_code,
             cause,
             exit.problem or "it raised",
             0,
-            node_id=seat.node_id,
+            node_id=assignment.node_id,
             host=self.record.host,
-            restart_count=seat.restart_count,
+            restart_count=assignment.restart_count,
         )
         return agent.Diagnosed(failure, None if command.budget is None else self._decide(failure, command.budget))
 

@@ -134,7 +134,7 @@ def bound_seconds(world: World, settings: protocol.Settings) -> float:
     """Return within how many virtual seconds a world without faults converges, whatever was before.
 
     The longest way that one node's trouble can take, in order: a call without an answer and its retry; an outage of the
-    agent's patience (``close_timeout``); each node that has died being found dead in its turn, as a member or in line
+    agent's patience (``close_timeout``); each node that has died being found dead in its transition, as a member or in line
     (a lease each, two of a standby's); the round's pause and last call; workers that use up their grace; and once more
     around for those whom the first round after it all has left out.
     """
@@ -170,7 +170,7 @@ def play(scenario: Scenario) -> Result:
 
 def _play(world: World, scenario: Scenario, settings: protocol.Settings) -> Result:
     world.interrupt_seconds, world.connects_workers = scenario.interrupt_seconds, scenario.connects_workers
-    world.plan = lambda node, seat, local_rank: _plan(world, scenario)
+    world.plan = lambda node, assignment, local_rank: _plan(world, scenario)
     game = _Game(world, scenario, settings)
     for _ in range(scenario.size):
         game.add(world.random.uniform(0.0, 2.0))
@@ -248,15 +248,15 @@ class _Game:
         here = self.staying()
         if self.world.judge.is_over or self.world.network.is_lost:
             return not here
-        seats, standbys = 0, 0
+        assignments, standbys = 0, 0
         members: dict[int, int] = {}
         for node in here:
             phase = node.state.phase
             if phase is protocol.Phase.RUNNING and node.agent.phase.value in ("running", "barrier"):
-                seat = node.state.assignment
-                assert seat is not None
-                members[seat.round_number] = seat.group_world_size
-                seats += 1
+                assignment = node.state.assignment
+                assert assignment is not None
+                members[assignment.round_number] = assignment.group_world_size
+                assignments += 1
             elif phase is protocol.Phase.STANDBY:
                 standbys += 1
             else:
@@ -265,13 +265,13 @@ class _Game:
             return False
         ((number, size),) = members.items()
         # A member that has died after its workers had succeeded is not missed: its part is done.
-        whole = seats + self.world.judge.done_and_gone(number) == size
+        whole = assignments + self.world.judge.done_and_gone(number) == size
         return whole and (size == self.scenario.max_nodes or not standbys)
 
     def complete(self) -> None:
         """All workers succeed from now on: so does the job."""
         world = self.world
-        world.plan = lambda node, seat, local_rank: Plan("succeed", 0.5)
+        world.plan = lambda node, assignment, local_rank: Plan("succeed", 0.5)
         for node in self.staying():
             world.succeed(node)
         bound = bound_seconds(world, self.settings)
@@ -301,7 +301,7 @@ ACTIONS: dict[str, Callable[[World, list[SimulatedNode], Action], None]] = {
     "hang": _one(lambda world, node, action: world.hang_worker(node)),
     "succeed": _one(lambda world, node, action: world.succeed(node)),
     "signal": _one(lambda world, node, action: world.signal(node)),
-    "unfit": _one(lambda world, node, action: world.make_unfit(node)),
+    "declined": _one(lambda world, node, action: world.make_unfit(node)),
     "join": lambda world, nodes, action: None,
 }
 

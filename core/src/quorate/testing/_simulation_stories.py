@@ -18,7 +18,7 @@ def tell(name: str) -> str:
     """Return the transcript of a story, under what its function says of it."""
     story = STORIES[name]
     world = World(seed=1)
-    world.plan = lambda node, seat, local_rank: Plan("run", stop_after=0.5)
+    world.plan = lambda node, assignment, local_rank: Plan("run", stop_after=0.5)
     story(world)
     lines = " ".join((story.__doc__ or "").split()).splitlines()
     return "\n".join([name, *lines, "", *world.transcript, ""])

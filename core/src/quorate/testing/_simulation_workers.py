@@ -41,8 +41,8 @@ class Plan:
 class SimulatedWorkers:
     """All workers of one round on one node."""
 
-    def __init__(self, node: SimulatedNode, seat: Assignment, plans: list[Plan], first_pid: int) -> None:
-        self.node, self.seat, self.plans, self._first_pid = node, seat, plans, first_pid
+    def __init__(self, node: SimulatedNode, assignment: Assignment, plans: list[Plan], first_pid: int) -> None:
+        self.node, self.assignment, self.plans, self._first_pid = node, assignment, plans, first_pid
         self.started_at = node.world.now
         self.running = set(range(len(plans)))
         self.succeeded: set[int] = set()
@@ -72,7 +72,7 @@ class SimulatedWorkers:
     def kill(self) -> None:
         """The node has died, and its workers with it."""
         self.running.clear()
-        self.node.world.break_collectives(self.node, self.seat.round_number)
+        self.node.world.break_collectives(self.node, self.assignment.round_number)
 
     def is_running(self, local_rank: int, pid: int) -> bool:
         return local_rank in self.running and pid == self._first_pid + local_rank
@@ -100,12 +100,12 @@ class SimulatedWorkers:
         if code == 0:
             self.succeeded.add(local_rank)
             if len(self.succeeded) == len(self.plans):
-                self.node.world.judge.succeeds(self.node, self.seat)
+                self.node.world.judge.succeeds(self.node, self.assignment)
         exit = WorkerExited(local_rank, self._first_pid + local_rank, code, 0, stopped=stopped, problem=problem)
         if not self.running:
             self.node.world.judge.stops(self.node)
         self.node.tell_agent(agent.WorkersExited((exit,)))
         if code != 0:
-            self.node.world.break_collectives(self.node, self.seat.round_number)
+            self.node.world.break_collectives(self.node, self.assignment.round_number)
         if self._is_stopping and not self.running:
             self.node.workers_are_gone()

@@ -70,7 +70,7 @@ class _Process:
         return self.state not in ("", "Z", "X")
 
     @property
-    def why_mute(self) -> str:
+    def no_dump_reason(self) -> str:
         """Why it cannot answer any signal now, ``""`` if it can."""
         if self.state in ("T", "t"):
             by = "a signal (SIGSTOP)" if self.state == "T" else "a debugger"
@@ -135,10 +135,12 @@ def dump_stacks(workers: Sequence[tuple[int, int, str]], hung_local_rank: int, t
     families = {pid: _family(local_rank, pid, log) for local_rank, pid, log in workers}
     everyone = [process for family in families.values() for process in family]
     for process in everyone:
-        if process.why_mute:
-            process.tell(f"quorate: process {process.pid} (local rank {process.local_rank}) {process.why_mute}\n")
+        if process.no_dump_reason:
+            process.tell(f"quorate: process {process.pid} (local rank {process.local_rank}) {process.no_dump_reason}\n")
     end = began + _SHARE * timeout
-    _ask([[process for process in family if not process.why_mute] for family in families.values()], began, timeout)
+    _ask(
+        [[process for process in family if not process.no_dump_reason] for family in families.values()], began, timeout
+    )
     # Of a shell and what runs in it, of a worker and its data loaders: the first that could have Python stacks.
     heads = [head for family in families.values() for head in _heads(family)]
     heads.sort(key=lambda head: head.local_rank != hung_local_rank)
@@ -205,7 +207,7 @@ def _spy(heads: Sequence[_Process], end: float) -> None:
 
     waiting: queue.SimpleQueue[_Process] = queue.SimpleQueue()
     for head in heads:
-        if head.is_alive and not head.why_mute:
+        if head.is_alive and not head.no_dump_reason:
             waiting.put(head)
 
     def work() -> None:
@@ -292,7 +294,7 @@ def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
 def _abort(head: _Process, is_hung: bool) -> bool:
     """End a process by SIGABRT if that makes it write its stacks and costs nothing; return whether it was sent."""
     head.look()
-    if not head.is_alive or head.why_mute:
+    if not head.is_alive or head.no_dump_reason:
         return False
     if head.catches(signal.SIGABRT) and (is_hung or not head.catches(signal.SIGTERM)):
         try:

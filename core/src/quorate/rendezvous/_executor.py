@@ -2,7 +2,7 @@
 
 The real driver (``_driver``) and the simulated one (``quorate.testing``) both run this, so that nothing that could be
 wrong in between the machine and the store exists twice.  No threads, no locks and no clock of its own; whoever shares
-a :class:`WaitDesk` between threads holds a lock.
+a :class:`PendingWait` between threads holds a lock.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from ._protocol import (
     wake_at,
 )
 
-__all__ = ["Hands", "Interpreter", "WaitDesk"]
+__all__ = ["Executor", "Interpreter", "PendingWait"]
 
 
-class Hands(Protocol):
+class Executor(Protocol):
     """What the machine's commands need done.  No method blocks, but the two policies."""
 
     def call(self, call: Call) -> None:
@@ -75,7 +75,7 @@ class Interpreter:
     def __init__(
         self,
         settings: Settings,
-        hands: Hands,
+        hands: Executor,
         clock: Callable[[], float],
         operation_timeout: float,
         watch: Callable[[State, Input, Step], None] | None = None,
@@ -153,7 +153,7 @@ class Interpreter:
 
 
 @final
-class WaitDesk:
+class PendingWait:
     """What the one blocking wait is for, and whether what came of it still counts."""
 
     __slots__ = ("is_waiting", "key")

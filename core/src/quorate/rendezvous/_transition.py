@@ -6,10 +6,9 @@ What does not live here: which input leads where (:mod:`quorate.rendezvous._mach
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, final
 
-from attrs import evolve
-
+from .. import _transition
 from ..errors import FailureKind, StoreCorruptError
 from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
@@ -28,40 +27,30 @@ from ._protocol import (
 from ._wire import decode_object, encode
 
 
-class Turn:
-    """One step in the making: the state so far, and the commands it has led to."""
+@final
+class Transition(_transition.Transition[State, Command]):
+    """One step of the rendezvous machine in the making."""
 
-    __slots__ = ("commands", "now", "state")
-
-    def __init__(self, state: State, now: float) -> None:
-        self.state, self.now = state, now
-        self.commands: list[Command] = []
-
-    def set(self, **changes: Any) -> None:
-        self.state = evolve(self.state, **changes)
-
-    def go(self, phase: Phase, reason: str, **changes: Any) -> None:
+    def enter(self, phase: Phase, reason: str, **changes: Any) -> None:
+        """Change the phase, and say why."""
         self.set(phase=phase, reason=reason, **changes)
-
-    def tell(self, command: Command) -> None:
-        self.commands.append(command)
 
     def call(self, tag: str, operation: str, *keys: str, values: tuple[bytes, ...] = (), amount: int = 0) -> None:
         call = Call(tag, operation, keys, values, amount)
         self.set(pending={**self.state.pending, tag: call})
-        self.tell(call)
+        self.emit(call)
 
     def wait(self, key: str | None) -> None:
         self.set(waiting_for=key)
-        self.tell(Wait(key))
+        self.emit(Wait(key))
 
     def give_up(self, kind: FailureKind, problem: str) -> None:
         self.stop(Phase.FAILED, problem)
-        self.tell(GaveUp(kind, problem))
+        self.emit(GaveUp(kind, problem))
 
     def stop(self, phase: Phase, reason: str) -> None:
-        self.go(phase, reason, pending={}, failed=(), retry_at=None)
-        self.set(seal_at=None, knock_at=None, next_beat=None, look_at=None)
+        self.enter(phase, reason, pending={}, failed=(), retry_at=None)
+        self.set(seal_at=None, join_request_at=None, next_beat=None, look_at=None)
         self.wait(None)
 
     def beat(self, key: str, state: BeatState = BeatState.RUN) -> bytes:
@@ -70,8 +59,8 @@ class Turn:
         return Beat(self.state.beat_count, state, self.state.node.host).encode()
 
 
-def take_ticket(turn: Turn, number: int) -> None:
-    turn.go(
+def take_ticket(transition: Transition, number: int) -> None:
+    transition.enter(
         Phase.TICKETING,
         f"joining round {number}",
         round_number=number,
@@ -84,10 +73,10 @@ def take_ticket(turn: Turn, number: int) -> None:
         looking=False,
         look_at=None,
         seal_at=None,
-        knock_at=None,
+        join_request_at=None,
         next_beat=None,
     )
-    turn.call("ticket", "add", Key.tickets(number), amount=1)
+    transition.call("ticket", "add", Key.tickets(number), amount=1)
 
 
 def read_summary(number: int, value: bytes) -> RoundSummary:
@@ -105,23 +94,27 @@ def summary_of(number: int, data: Mapping[str, Any]) -> RoundSummary:
     return RoundSummary(number, *numbers)
 
 
-def close(turn: Turn, end: RoundEnd) -> None:
-    turn.stop(Phase.CLOSED, end.reason)
-    turn.tell(Closed(end))
+def close(transition: Transition, end: RoundEnd) -> None:
+    transition.stop(Phase.CLOSED, end.reason)
+    transition.emit(Closed(end))
 
 
-def go_away(turn: Turn, word: BeatState) -> None:
+def go_away(transition: Transition, word: BeatState) -> None:
     """Leave, and say so in the heartbeat if anybody may be watching it."""
-    known = turn.state.node is not None and (turn.state.assignment is not None or turn.state.ticket > 0)
-    turn.stop(Phase.LEFT, "left")
+    known = transition.state.node is not None and (
+        transition.state.assignment is not None or transition.state.ticket > 0
+    )
+    transition.stop(Phase.LEFT, "left")
     if known:
-        turn.call("left", "put", my_beat_key(turn.state), values=(turn.beat("", word),))
+        transition.call("left", "put", my_beat_key(transition.state), values=(transition.beat("", word),))
     else:
-        turn.tell(Gone())
+        transition.emit(Gone())
 
 
-def end_with(turn: Turn, cause: Cause, verdict: Verdict, reason: str, lost_ranks: tuple[int, ...] = ()) -> None:
-    state = turn.state
+def end_with(
+    transition: Transition, cause: Cause, verdict: Verdict, reason: str, lost_ranks: tuple[int, ...] = ()
+) -> None:
+    state = transition.state
     assert state.node is not None
     assert state.assignment is not None
     end = RoundEnd(
@@ -134,7 +127,7 @@ def end_with(turn: Turn, cause: Cause, verdict: Verdict, reason: str, lost_ranks
         restart_count=state.assignment.restart_count,
         lost_ranks=lost_ranks,
     )
-    turn.call("end", "create", Key.ended(state.round_number), values=(encode(end),))
+    transition.call("end", "create", Key.ended(state.round_number), values=(encode(end),))
 
 
 def my_beat_key(state: State) -> str:
@@ -144,9 +137,9 @@ def my_beat_key(state: State) -> str:
 
 
 def all_beat_keys(state: State) -> tuple[str, ...]:
-    seat = state.assignment
-    assert seat is not None
-    return tuple(Key.rank_beat(seat.round_number, rank) for rank in range(seat.group_world_size))
+    assignment = state.assignment
+    assert assignment is not None
+    return tuple(Key.rank_beat(assignment.round_number, rank) for rank in range(assignment.group_world_size))
 
 
 def _looked_at(state: State, now: float) -> tuple[str, ...]:
@@ -168,17 +161,17 @@ def _looked_at(state: State, now: float) -> tuple[str, ...]:
         ranks = range(summary.group_world_size) if state.watched_rank < 0 else (state.watched_rank,)
         return tuple(Key.rank_beat(summary.round_number, rank) for rank in ranks)
     if state.phase is Phase.RUNNING:
-        seat = state.assignment
-        assert seat is not None
-        if seat.group_rank <= state.leader:
-            mine = Key.rank_beat(n, seat.group_rank)
+        assignment = state.assignment
+        assert assignment is not None
+        if assignment.group_rank <= state.leader:
+            mine = Key.rank_beat(n, assignment.group_rank)
             return tuple(key for key in all_beat_keys(state) if key != mine)
         return (Key.rank_beat(n, state.leader),)
     return ()
 
 
-def look(turn: Turn) -> None:
-    keys = _looked_at(turn.state, turn.now)
-    if keys and not turn.state.looking:
-        turn.set(looking=True)
-        turn.call("look", "get", *keys)
+def look(transition: Transition) -> None:
+    keys = _looked_at(transition.state, transition.now)
+    if keys and not transition.state.looking:
+        transition.set(looking=True)
+        transition.call("look", "get", *keys)
