@@ -5,6 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The core's own tests need neither torch nor a plugin nor a server.
+CORE_VENV := .venv-core
+CORE_BIN := $(CORE_VENV)/bin
+CORE_STAMP := $(CORE_VENV)/.installed
 PRIVATE_HOSTS := tests/with-private-hosts
 # Most tests wait for processes, leases and deadlines: three at a time keep two cores busy.
 JOBS ?= 3
@@ -16,17 +20,20 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test lint format types tests simulate bench clean system-packages etcd redis chromium mpirun
+.PHONY: help demo test test-core lint format types tests reference coverage simulate dist bench clean system-packages etcd redis chromium mpirun
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(STAMP) ## train on two agents, kill a worker and a whole agent, watch it go on (about a minute)
 	$(PRIVATE_HOSTS) $(BIN)/python examples/digits_ddp/demo.py
 
 test: $(STAMP) ## lint, format, types and every test, the slow ones included
 	@$(MAKE) --no-print-directory --keep-going lint format types tests
+
+test-core: $(CORE_STAMP) ## the core's tests in an environment of their own, without torch and plugins (about a minute)
+	$(CORE_BIN)/python -m pytest core/tests -n $(JOBS) --dist worksteal -m "not needs and not slow" $(ARGS)
 
 lint: $(STAMP) ## ruff check alone
 	$(BIN)/ruff check .
@@ -41,6 +48,19 @@ tests: $(STAMP) etcd redis chromium ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone
 
+coverage: $(STAMP) ## which lines the core's tests reach (TESTS="core/tests plugins/errors/tests" for more); coverage/index.html
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group coverage
+	$(BIN)/python -m coverage erase
+	$(PRIVATE_HOSTS) $(BIN)/python -m coverage run -m pytest $(or $(TESTS),core/tests) $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage html --quiet
+	$(BIN)/python -m coverage report
+# Quotes in the sentence, not in the test: SUITE may name several files, or cases of one.
+reference: $(STAMP) etcd ## the reference suite of elastic agents, which is not part of the repository: SUITE=path/to/agent_test.py
+	@[ -n "$(SUITE)" ] || { echo "say where the reference suite is: make reference SUITE=path/to/agent_test.py" >&2; exit 2; }
+	@for path in $(SUITE); do [ -e "$${path%%::*}" ] || { echo "there is no reference suite at $$path; set SUITE" >&2; exit 2; }; done
+	SEED_TARGET=quorate $(PRIVATE_HOSTS) $(BIN)/python -m pytest -q -p no:cacheprovider $(SUITE) $(ARGS)
+
 simulate: $(STAMP) ## random scenarios in virtual time (SEEDS=1000 FIRST=0; ARGS="--nodes 10000" for one large job)
 	$(BIN)/python -m quorate.testing.simulate --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(ARGS)
 
@@ -48,11 +68,22 @@ bench: $(STAMP) etcd mpirun ## every benchmark, side by side with the peers that
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
 	$(PRIVATE_HOSTS) $(BIN)/python -m benchmarks $(or $(NAME),all) $(ARGS)
 
+dist: $(CORE_STAMP) ## wheel and source archive of every distribution, in dist/
+	$(CORE_BIN)/python -m pip install --quiet -c constraints.txt --group build
+	rm -rf dist
+	set -e; for project in . $(PROJECTS); do $(CORE_BIN)/python -m build --no-isolation --outdir dist $$project; done
+
 clean: ## remove the environment, caches and everything that was built or written
-	rm -rf $(VENV) demo-output benchmarks/results build dist .coverage
-	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CORE_VENV) demo-output benchmarks/results build dist .coverage .coverage.* coverage
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .nox
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf $(PROJECTS:%=%/dist) $(PROJECTS:%=%/build)
+
+$(CORE_STAMP): Makefile constraints.txt pyproject.toml core/pyproject.toml
+	[ -x $(CORE_BIN)/python ] || $(PYTHON) -m venv $(CORE_VENV)
+	$(CORE_BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(CORE_BIN)/python -m pip install --quiet -c constraints.txt --group test -e ./core
+	@touch $@
 
 # torch comes first and alone, at the pinned version: whatever needs torch later then finds it there.
 $(STAMP): Makefile constraints.txt pyproject.toml $(PROJECTS:%=%/pyproject.toml)

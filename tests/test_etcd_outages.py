@@ -83,7 +83,7 @@ def test_a_leader_that_dies_costs_no_restart(cluster: EtcdServer, job: Job, ear:
 
 @pytest.mark.slow(reason="an outage of several leases is waited for")
 def test_workers_outlive_an_outage_of_the_whole_cluster(cluster: EtcdServer, job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN law 8: all members are away for longer than every lease; the workers run on, and the job ends well.
+    """All members are away for longer than every lease; the workers run on, and the job ends well.
 
     Variable ``QUORATE_TEST_OUTAGE_SECONDS``: how long, for whoever wants it longer.
     """
@@ -103,7 +103,7 @@ def test_workers_outlive_an_outage_of_the_whole_cluster(cluster: EtcdServer, job
 def test_an_outage_that_lasts_too_long_is_a_clear_error(
     cluster: EtcdServer, job: Job, ear: Ear, gate: Gate, tmp_path: Path
 ) -> None:
-    """C, D: past ``store_outage_timeout`` the workers are stopped, the error says why, and the exit code is 3."""
+    """Past ``store_outage_timeout`` the workers are stopped, the error says why, and the exit code is 3."""
     script = tmp_path / "script.py"
     script.write_text("import sys\nfrom tests import workers\nworkers.meet(*sys.argv[1:])\n")
     conf = f"lease_timeout={LEASE},store_outage_timeout=3,operation_timeout=1,key_ttl=60,last_call_timeout=0.3"
@@ -132,7 +132,7 @@ def test_an_outage_that_lasts_too_long_is_a_clear_error(
 
 
 def test_a_frozen_agent_learns_that_it_was_left_out(cluster: EtcdServer, job: Job, ear: Ear, gate: Gate) -> None:
-    """DESIGN 4: past its lease, and with its entry in etcd gone too, it stops its workers before it joins again."""
+    """Past its lease, and with its entry in etcd gone too, it stops its workers before it joins again."""
     plan = job.plan(workers.meet_until_stopped, ear.path, gate.path, nodes=(2, 3))
     plan = replace(plan, rdzv={**plan.rdzv, "lease_timeout": LEASE, "member_ttl": 2})
     hosts = [job.start(plan) for _ in range(3)]

@@ -97,6 +97,12 @@ ROWS = (
         1,
     ),
     Row(
+        Cause.SIGNAL,
+        "signal, after the script's end",
+        ("quorate run --standalone aborts_late.py",),
+        1,
+    ),
+    Row(
         Cause.OUT_OF_MEMORY,
         "out of memory",
         ("systemd-run --scope -p MemoryMax=128M quorate run --standalone eats.py",),

@@ -220,6 +220,10 @@ def test_metadata_is_what_an_index_and_a_reader_need(wheels: Wheels, project: Pa
     assert SpecifierSet(built["Requires-Python"]) == SpecifierSet(">=3.10")
     assert built["Summary"] == table["description"]
     assert not built["Summary"].endswith(".")
+    assert built.get_all("License-File") == ["LICENSE"]
+    with zipfile.ZipFile(wheels.of(project)) as wheel:
+        (license_file,) = (name for name in wheel.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+        assert wheel.read(license_file) == (ROOT / "LICENSE").read_bytes()
     description = built.get_payload()
     assert isinstance(description, str)
     assert description.strip(), "the README is empty"
@@ -256,7 +260,7 @@ def test_names_of_a_plugin_follow_from_its_folder(project: Path) -> None:
 
 @every_plugin
 def test_plugin_could_be_cut_out_into_a_repository_of_its_own(project: Path) -> None:
-    for entry in ("README.md", "CHANGELOG.md", "src", "tests"):
+    for entry in ("README.md", "CHANGELOG.md", "LICENSE", "src", "tests"):
         assert (project / entry).exists(), f"{project.name} has no {entry}"
 
 

@@ -49,7 +49,10 @@ def all_commands() -> list[tuple[str, str]]:
 def test_command_is_one_that_works(name: str, command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
     if words[0] == "make":
-        assert set(words[1:]) <= make_targets(), f"{name}: the Makefile does not know {command!r}"
+        variables = {word.partition("=")[0] for word in words[1:] if "=" in word}
+        targets = {word for word in words[1:] if "=" not in word}
+        assert targets <= make_targets(), f"{name}: the Makefile does not know {command!r}"
+        assert variables <= make_variables(), f"{name}: the Makefile does not use what {command!r} sets"
     elif words[:2] == ["pip", "install"]:
         for word in words[2:]:
             assert_installable(word)
@@ -65,7 +68,11 @@ def test_command_is_one_that_works(name: str, command: str, tmp_path: Path) -> N
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def make_variables() -> set[str]:
+    return set(re.findall(r"\$\(([A-Z_]+)\)", (ROOT / "Makefile").read_text()))
 
 
 def projects() -> dict[str, dict[str, object]]:
@@ -117,7 +124,7 @@ def test_python_and_toml_of_the_guide_for_contributors_parse() -> None:
 
 
 def pages() -> list[Path]:
-    folders = ("", "docs", "examples/*", "core", "plugins/*", "docs/decisions")
+    folders = ("", ".github", "docs", "examples/*", "core", "plugins/*", "docs/decisions")
     return sorted({page for folder in folders for page in ROOT.glob(f"{folder}/*.md".lstrip("/"))})
 
 

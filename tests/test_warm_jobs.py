@@ -1,4 +1,4 @@
-"""Whole jobs whose workers are started warm: ``quorate run --start-method=warm --preload …`` (A6, A10, C, D).
+"""Whole jobs whose workers are started warm: ``quorate run --start-method=warm --preload …``.
 
 What does not live here: the starter itself (``plugins/process_local/tests/test_warm.py``).
 """
@@ -71,7 +71,7 @@ if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
 
 @pytest.mark.parametrize("kind", ["script", "module", "run-path"])
 def test_a_job_imports_once_and_restarts_from_that(quorate: Run, tmp_path: Path, kind: str) -> None:
-    """A10: a killed rank costs one restart; nothing is imported again for it."""
+    """A killed rank costs one restart; nothing is imported again for it."""
     (tmp_path / "counted.py").write_text(COUNTED)
     (tmp_path / "job.py").write_text(DIES_ONCE)
     what = {"script": ["job.py"], "module": ["-m", "job"], "run-path": ["--run-path", "job.py"]}[kind]
@@ -101,7 +101,6 @@ def test_a_job_can_be_stopped_while_its_imports_hang(quorate: Run, tmp_path: Pat
 
 
 def test_a_template_that_dies_before_it_is_ready_fails_the_job_with_a_reason(quorate: Run, tmp_path: Path) -> None:
-    """D."""
     (tmp_path / "dying.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     (tmp_path / "job.py").write_text("print('never')\n")
     code, out, err = finish(quorate("--start-method=warm", "--preload=dying", "--max-restarts=3", "job.py"))
@@ -121,7 +120,6 @@ def test_a_template_that_dies_before_it_is_ready_fails_the_job_with_a_reason(quo
     ids=["no-python", "no-name", "no-module", "not-warm"],
 )
 def test_wrong_use_is_one_sentence(quorate: Run, tmp_path: Path, words: list[str], code: int, sentence: str) -> None:
-    """C, D."""
     (tmp_path / "job.py").write_text("")
     ended, _, err = finish(quorate(*words))
     assert ended == code, err
@@ -131,7 +129,7 @@ def test_wrong_use_is_one_sentence(quorate: Run, tmp_path: Path, words: list[str
 
 @pytest.mark.slow(reason="the template imports torch")
 def test_warm_workers_form_a_process_group(job: Job) -> None:
-    """A6: two agents, each with a template of its own; functions, and gloo, which starts threads in the workers."""
+    """Two agents, each with a template of its own; functions, and gloo, which starts threads in the workers."""
     plan = job.plan(
         workers.all_reduce,
         nodes=(2, 2),

@@ -11,7 +11,7 @@ import time
 from types import FrameType
 from typing import Any, NoReturn
 
-#: The variables of BEHAVIOUR B that every worker has.
+#: The variables of the worker environment that every worker has.
 VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -77,7 +77,7 @@ def give_tensor(size: int) -> Any:
 
 
 def environment(*names: str) -> dict[str, str | None]:
-    """Return the named variables of this worker, all of BEHAVIOUR B without names."""
+    """Return the named variables of this worker, or all of the worker environment without names."""
     return {name: os.environ.get(name) for name in names or VARIABLES}
 
 
@@ -295,6 +295,68 @@ def all_reduce_and_meet(ear: str, gate: str) -> tuple[int, int]:
     tell(ear, "started")
     pass_gate(gate)
     return total, size
+
+
+def leave_a_process_group() -> int:
+    """Return right after a collective, so that torch's threads still let go of it."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    total = torch.ones(1_000_000)
+    dist.all_reduce(total)
+    return rank()
+
+
+def leave_a_process_group_by_exit() -> NoReturn:
+    leave_a_process_group()
+    sys.exit(0)
+
+
+def leave_a_model() -> float:
+    """Train with DDP; model and process group are left to the function's and the process's end."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.full((2, 4), float(rank()))).sum().backward()
+        optimizer.step()
+    return float(dist.get_world_size())
+
+
+def leave_rpc(is_shut_down: bool) -> float:
+    """Call the next worker; what RPC has set up is left to the process's end unless ``is_shut_down``."""
+    import torch
+    import torch.distributed.rpc as rpc
+
+    size = int(os.environ["WORLD_SIZE"])
+    rpc.init_rpc(f"worker{rank()}", rank=rank(), world_size=size, rpc_backend_options=_rpc_options())
+    answer = rpc.rpc_sync(f"worker{(rank() + 1) % size}", torch.add, args=(torch.ones(1), size - 1))
+    if is_shut_down:
+        rpc.shutdown()
+    return float(answer.item())
+
+
+def work(ear: str, seconds: float, early: int) -> int:
+    """Use the processor for a while, but return at once as the rank ``early``."""
+    tell(ear, "started")
+    end = time.monotonic() + seconds
+    while rank() != early and time.monotonic() < end:
+        pass
+    return rank()
+
+
+def return_or_raise_once(ear: str, gate: str) -> int:
+    """Rank 1 raises in its first attempt, when the gate is open; all others return at once."""
+    tell(ear, "started")
+    if rank() == 1 and restart_count() == 0:
+        pass_gate(gate)
+        raise ValueError("told to")
+    return restart_count()
 
 
 def _add(left: int, right: int) -> tuple[int, str]:

@@ -100,9 +100,8 @@ def said(code: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.needs("quorate-rendezvous-static", "quorate-process-local", "quorate-watchdog")
 def test_a_node_that_waits_for_others_loads_what_its_first_workers_will_need() -> None:
-    pytest.importorskip("quorate_rendezvous_static")
-    pytest.importorskip("quorate_watchdog")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,10 +118,9 @@ def test_a_node_that_waits_for_others_loads_what_its_first_workers_will_need() -
     assert said(code) == ["True"]
 
 
+@pytest.mark.needs("quorate-rendezvous-static", "quorate-process-local", "quorate-errors")
 @pytest.mark.parametrize("seconds", [0.0, 3.0])
 def test_an_agent_whose_workers_run_for_a_while_loads_what_a_failure_will_need(seconds: float) -> None:
-    pytest.importorskip("quorate_process_local")
-    pytest.importorskip("quorate_errors")
     # The workers have to outlast the moment, by as much as a busy machine may need to load it all.
     code = (
         "import sys\n"

@@ -60,7 +60,7 @@ def test_a_run_begins_with_a_check_of_the_node_and_a_join() -> None:
 
 
 def test_success_waits_for_the_others_and_finishes_with_the_recorded_reason() -> None:
-    """A17: inside the barrier's time-out."""
+    """Inside the barrier's time-out."""
     script = Script().running()
     assert script.feed(exited(0, 0)) == ()
     assert script.feed(exited(1, 0)) == (p.ReportDone(),)
@@ -71,7 +71,7 @@ def test_success_waits_for_the_others_and_finishes_with_the_recorded_reason() ->
 
 
 def test_a_barrier_of_zero_does_not_wait() -> None:
-    """A17: time-out 0."""
+    """Time-out 0."""
     script = Script(barrier=0.0).running()
     script.feed(exited(0, 0))
     assert script.feed(exited(1, 0)) == (p.ReportDone(), p.Leave(), p.StopWorkers(15, 8.0))
@@ -90,7 +90,6 @@ def test_the_barrier_ends_at_its_timeout() -> None:
 
 
 def test_trouble_in_the_barrier_does_not_fail_workers_that_succeeded() -> None:
-    """A18."""
     script = Script().running()
     script.feed(exited(0, 0))
     script.feed(exited(1, 0))
@@ -101,7 +100,7 @@ def test_trouble_in_the_barrier_does_not_fail_workers_that_succeeded() -> None:
 
 
 def test_trouble_that_overtakes_the_last_success_does_not_undo_it() -> None:
-    """A18: the workers had ended well before the store was lost, the agent only learns it in the other order."""
+    """The workers had ended well before the store was lost, the agent only learns it in the other order."""
     script = Script().running()
     script.feed(exited(0, 0))
     assert script.feed(p.RendezvousFailed("lost", "the store is gone")) == (p.StopWorkers(15, 8.0),)
@@ -122,7 +121,7 @@ def test_a_worker_that_obeys_the_stop_has_not_succeeded() -> None:
 
 
 def test_a_failure_is_diagnosed_recorded_and_the_group_stopped() -> None:
-    """A9: the restart is counted for the job."""
+    """The restart is counted for the job."""
     script = Script().running()
     (diagnose,) = script.feed(exited(1, 1))
     assert isinstance(diagnose, p.Diagnose)

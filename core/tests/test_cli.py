@@ -1,4 +1,4 @@
-"""The command ``quorate`` as a process: outcomes, exit codes and sentences (BEHAVIOUR C and D).
+"""The command ``quorate`` as a process: outcomes, exit codes and sentences.
 
 How single flags are read is in ``test_parse``, what they amount to in ``test_cli_config``.
 """
@@ -22,6 +22,8 @@ from quorate.rendezvous import PortReservation
 
 DOCS = Path(__file__).parents[2] / "docs"
 SECONDS = 60.0
+
+runs_a_job = pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -76,30 +78,34 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "absent"], ["the script absent does not exist", "-m", "--no-python"]),
         (["run", "--no-python", "no-such-program"], ["no-such-program", "PATH"]),
         (["run", "--no-python", "-m", "x"], ["--no-python and --module"]),
-        (["run", "--rdzv-backend=nowhere", "-m", "x"], ["'nowhere'", "standalone, static", "quorate plugins"]),
+        pytest.param(
+            ["run", "--rdzv-backend=nowhere", "-m", "x"],
+            ["'nowhere'", "standalone, static", "quorate plugins"],
+            marks=runs_a_job,
+        ),
         (
             ["run", "--rdzv-backend=etcd", "--rdzv-id=j", "--nnodes=2", "-m", "x"],
             ["pip install quorate-rendezvous-etcd"],
         ),
         (["run", "--rdzv-backend=etcd", "--nnodes=2", "-m", "x"], ["set --rdzv-id"]),
-        (
+        pytest.param(
             ["run", "--rdzv-backend=tcp", "--rdzv-endpoint=a:b:c", "--nnodes=2", "-m", "x"],
             ["'a:b:c'", "--rdzv-endpoint"],
+            marks=runs_a_job,
         ),
         (["run", "--nnodes=2", "--node-rank=2", "-m", "x"], ["node_rank is 2", "--nnodes"]),
         (["run", "--nnodes=2", "--master-port=65535", "-m", "x"], ["--master-port=65535", "65534"]),
         (["run", "--standalone", "--nnodes=2", "-m", "x"], ["--standalone", "--nnodes"]),
         (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "plugin"]),
         (["run", "--logs-specs=none-such", "-m", "x"], ["'none-such'", "torchrun.logs_specs"]),
-        (["run", "--start-method=teleport", "-m", "x"], ["'teleport'", "spawn"]),
-        (["run", "--event-log-handler=pigeon", "-m", "x"], ["'pigeon'"]),
+        pytest.param(["run", "--start-method=teleport", "-m", "x"], ["'teleport'", "spawn"], marks=runs_a_job),
+        pytest.param(["run", "--event-log-handler=pigeon", "-m", "x"], ["'pigeon'"], marks=runs_a_job),
         (["run", "--signals-to-handle=SIGKILL", "-m", "x"], ["SIGKILL", "--signals-to-handle"]),
         (["run", "--log-dir=/dev/null/logs", "-m", "x"], ["/dev/null/logs", "--log-dir"]),
     ],
     ids=lambda value: " ".join(value) if value and str(value[0]).islower() else "",
 )
 def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: list[str], tmp_path: Path) -> None:
-    """BEHAVIOUR C and D."""
     # As if nobody had installed the etcd plugin, whether or not somebody has.
     result = quorate(*argv, cwd=tmp_path, QUORATE_DISABLE_PLUGINS="quorate-rendezvous-etcd")
     assert result.returncode == ExitCode.USAGE, result.stderr
@@ -150,7 +156,6 @@ def test_the_process_ends_with_its_exit_handlers_run_and_its_output_written() ->
 
 
 def test_show_config_tells_each_value_and_where_it_came_from() -> None:
-    """BEHAVIOUR C."""
     result = quorate("run", "--show-config", "--nnodes", "2:4", "--rdzv_conf=join_timeout=9", PET_MAX_RESTARTS="7")
     assert result.returncode == 0, result.stderr
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
@@ -196,6 +201,7 @@ def test_the_docs_explain_every_time_out() -> None:
 # --- jobs of one node -------------------------------------------------------------------------------------------------
 
 
+@runs_a_job
 def test_a_script_runs_in_every_worker_with_its_arguments(script: Path) -> None:
     result = quorate("run", "--standalone", "--nproc-per-node=2", str(script), "--nnodes=9", "rank-${local_rank}")
     assert result.returncode == 0, result.stderr
@@ -203,27 +209,32 @@ def test_a_script_runs_in_every_worker_with_its_arguments(script: Path) -> None:
     assert "OMP_NUM_THREADS=1" in result.stderr
 
 
+@runs_a_job
 def test_the_environment_alone_can_say_it_all(script: Path) -> None:
     result = quorate("run", str(script), PET_NPROC_PER_NODE="2", PET_STANDALONE="1", OMP_NUM_THREADS="1")
     assert sorted(result.stdout.split()) == ["0", "1"]
     assert result.stderr == ""
 
 
+@runs_a_job
 def test_a_module_runs_as_by_python_m(script: Path) -> None:
     result = quorate("run", "-m", "train", "a", cwd=script.parent)
     assert (result.returncode, result.stdout) == (0, "0 a\n")
 
 
+@runs_a_job
 def test_a_program_runs_without_python(tmp_path: Path) -> None:
     result = quorate("run", "--no-python", "sh", "-c", "echo $RANK of $WORLD_SIZE")
     assert (result.returncode, result.stdout) == (0, "0 of 1\n")
 
 
+@runs_a_job
 def test_master_flags_reach_the_workers_of_a_single_node(tmp_path: Path) -> None:
     result = quorate("run", "--master-port=29533", "--no-python", "sh", "-c", "echo $MASTER_PORT")
     assert (result.returncode, result.stdout) == (0, "29533\n")
 
 
+@runs_a_job
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
 def test_run_path_runs_the_script_as_the_main_program(tmp_path: Path, start_method: str) -> None:
     path = tmp_path / "main.py"
@@ -232,6 +243,7 @@ def test_run_path_runs_the_script_as_the_main_program(tmp_path: Path, start_meth
     assert (result.returncode, result.stdout) == (0, "['a', 'b']\n"), result.stderr
 
 
+@runs_a_job
 def test_a_failed_worker_gives_exit_code_1_and_one_report(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text("raise ValueError('a very special cause')\n")
@@ -243,8 +255,9 @@ def test_a_failed_worker_gives_exit_code_1_and_one_report(tmp_path: Path) -> Non
     assert "exit code 1" in result.stderr
 
 
+@runs_a_job
 def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
-    """BEHAVIOUR D: a clear error within its deadline."""
+    """A clear error within its deadline."""
     held = PortReservation()
     try:
         endpoint = f"--rdzv-endpoint=127.0.0.1:{held.reserve('127.0.0.1')}"
@@ -256,8 +269,9 @@ def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@runs_a_job
 def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_written() -> None:
-    """BEHAVIOUR C and A2: the line that torchrun's users write for fixed nodes."""
+    """The line that torchrun's users write for fixed nodes."""
     held = PortReservation()
     try:
         port = held.reserve("127.0.0.1") - 1  # the nodes meet one port above the master's
@@ -285,6 +299,7 @@ def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_writ
     assert [out for out, _ in outputs] == [f"1 2 {port}\n", f"0 2 {port}\n"]
 
 
+@runs_a_job
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_job_and_shows_in_the_exit_code(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "wait.py"
@@ -335,6 +350,7 @@ def test_each_outcome_has_its_exit_code(error: BaseException, code: int | None) 
     assert code_of(error) == code
 
 
+@runs_a_job
 def test_what_is_ignored_is_told(script: Path) -> None:
     result = quorate("run", "--standalone", "--rdzv-backend=c10d", str(script), PET_RDZV_ENDPOINT="h:1")
     assert result.returncode == 0, result.stderr

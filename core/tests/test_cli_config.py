@@ -1,4 +1,4 @@
-"""What the flags amount to: the launch configuration, the command, and the number of workers (BEHAVIOUR C)."""
+"""What the flags amount to: the launch configuration, the command, and the number of workers."""
 
 from __future__ import annotations
 

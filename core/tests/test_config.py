@@ -1,4 +1,4 @@
-"""``LaunchConfig`` and ``Timeouts``: what they refuse, and what follows from them (BEHAVIOUR D and F)."""
+"""``LaunchConfig`` and ``Timeouts``: what they refuse, and what follows from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defaults_are_those_that_programs_rely_on() -> None:
-    """BEHAVIOUR F."""
     made = LaunchConfig(min_nodes=1, max_nodes=2, nproc_per_node=3)
     assert (made.min_nodes, made.max_nodes, made.nproc_per_node) == (1, 2, 3)
     assert (made.run_id, made.role, made.max_restarts, made.monitor_interval) == ("", "default_role", 3, 0.1)
@@ -69,7 +68,7 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
     ],
 )
 def test_what_cannot_work_is_refused_with_its_name_and_remedy(changes: dict[str, Any], words: list[str]) -> None:
-    """BEHAVIOUR D: each gives one clear error that names the thing and the remedy."""
+    """Each gives one clear error that names the thing and the remedy."""
     with pytest.raises(UsageError) as caught:
         config(**changes)
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -1,4 +1,4 @@
-"""Failures as results: what people and programs read of a failed worker (BEHAVIOUR A8, A11, E, F)."""
+"""Failures as results: what people and programs read of a failed worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from quorate.failures import ChildFailedError, ProcessFailure, message_from_stderr, read_error_file, signal_name
+from quorate.failures import (
+    ChildFailedError,
+    ProcessFailure,
+    message_from_abort,
+    message_from_stderr,
+    read_error_file,
+    signal_name,
+)
 from quorate.records import Cause, FailureRecord
 
 
@@ -142,7 +149,7 @@ def test_an_error_without_failures_is_refused() -> None:
 
 
 def test_failures_go_through_pickle(tmp_path: Path) -> None:
-    """BEHAVIOUR F: an agent in a child process hands them to its parent."""
+    """An agent in a child process hands them to its parent."""
     path = _error_file(tmp_path / "error.json", {"message": "ValueError: x", "extraInfo": {"timestamp": "5"}})
     failures = {0: ProcessFailure(0, 7, 1, path), 1: ProcessFailure.from_record(_record(error_data={"message": "y"}))}
     error = ChildFailedError("train.py", failures, "reason")
@@ -217,6 +224,67 @@ def test_an_exception_group() -> None:
 )
 def test_without_a_traceback_there_is_no_message(lines: list[str]) -> None:
     assert message_from_stderr(lines) is None
+
+
+#: Aborts when the module that holds it is taken apart, as a library does that is left to Python's end.
+_ABORTS_LATER = """
+import ctypes
+new = ctypes.pythonapi.PyCapsule_New
+new.restype = ctypes.py_object
+left = new(ctypes.c_void_p(1), None, ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p))
+"""
+_DAEMON = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+_DEEP = "def f(n):\n    f(n - 1) if n else os.abort()\nimport os\n"
+
+
+def _aborted(script: str) -> list[str]:
+    command = [sys.executable, "-X", "faulthandler", "-c", script]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == -6
+    return process.stderr.splitlines()
+
+
+@pytest.mark.parametrize("code", [-6, 134])
+@pytest.mark.parametrize("more", ["", _DAEMON])
+def test_a_program_that_had_finished_when_it_aborted(code: int, more: str) -> None:
+    message = message_from_abort(code, ["some words", *_aborted(_ABORTS_LATER + more)])
+    assert message is not None
+    assert message.startswith(
+        "the script had finished; a library aborted while Python ended (SIGABRT): if it uses torch"
+    )
+    assert "destroy_process_group()" in message
+
+
+def test_the_library_is_named_if_it_is_known() -> None:
+    lines = _aborted(_ABORTS_LATER)
+    lines = [
+        *(line for line in lines if not line.startswith("Extension")),
+        "Extension modules: a.b, torch._C (total: 2)",
+    ]
+    assert "; torch aborted while Python ended" in str(message_from_abort(-6, lines))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import os; os.abort()",
+        _DAEMON + "import os; os.abort()",
+        _DEEP + "f(3)",
+        _DEEP + "f(300)",  # more frames than Python shows
+        # in another thread, while the program runs
+        "import threading, os, time\nthreading.Thread(target=os.abort).start()\ntime.sleep(60)",
+    ],
+)
+def test_a_program_that_aborted_while_it_ran(script: str) -> None:
+    assert message_from_abort(-6, _aborted(script)) is None
+
+
+def test_nothing_is_said_of_other_ends() -> None:
+    lines = _aborted(_ABORTS_LATER)
+    assert message_from_abort(1, lines) is None
+    assert message_from_abort(-11, lines) is None
+    assert message_from_abort(-6, []) is None
+    assert message_from_abort(-6, ["terminate called without an active exception"]) is None
 
 
 def test_the_message_is_bounded() -> None:

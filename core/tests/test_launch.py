@@ -1,4 +1,4 @@
-"""``launch``/``elastic_launch`` with real workers on one node (BEHAVIOUR A1, A8, F); the agent's own tests say more."""
+"""``launch``/``elastic_launch`` with real workers on one node; the agent's own tests say more."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from quorate import (
 from quorate.launcher import run_script_path
 from quorate.rendezvous import PortReservation
 
+runs_a_job = pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
+
 
 def config(nproc_per_node: int = 1, **others: Any) -> LaunchConfig:
     others.setdefault("start_method", "fork")
@@ -45,9 +47,10 @@ def test_launch_and_elastic_launch_are_one_whatever_was_imported_first() -> None
     assert launch is elastic_launch
 
 
+@runs_a_job
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_a_function_runs_in_every_worker_and_its_values_come_back_by_global_rank(start_method: str) -> None:
-    """BEHAVIOUR A1: arguments and values arrive unchanged."""
+    """Arguments and values arrive unchanged."""
     made = config(2, start_method=start_method, environment={"EXTRA": "more"})
     assert elastic_launch(config=made, entrypoint=tell)("a", [1]) == {
         0: (0, "more", "a", [1]),
@@ -55,6 +58,7 @@ def test_a_function_runs_in_every_worker_and_its_values_come_back_by_global_rank
     }
 
 
+@runs_a_job
 def test_a_launch_works_off_the_main_thread_and_again_with_the_same_configuration() -> None:
     made, results = config(), []
     thread = threading.Thread(target=lambda: results.append(launch(made, tell)(1)))
@@ -64,14 +68,15 @@ def test_a_launch_works_off_the_main_thread_and_again_with_the_same_configuratio
     assert [*results, launch(made, tell)(2)] == [{0: (0, None, 1)}, {0: (0, None, 2)}]
 
 
+@runs_a_job
 def test_a_command_returns_nothing_and_takes_strings_and_paths(tmp_path: Path) -> None:
     target = tmp_path / "out"
     assert launch(config(), "sh")("-c", 'echo "$0" > "$1"', "word", target) == {0: None}
     assert target.read_text() == "word\n"
 
 
+@runs_a_job
 def test_a_failure_is_raised_with_its_cause_and_can_be_pickled() -> None:
-    """BEHAVIOUR A8 and F."""
     with pytest.raises(ChildFailedError) as caught:
         launch(config(max_restarts=0), fail)()
     again = pickle.loads(pickle.dumps(caught.value))
@@ -82,6 +87,7 @@ def test_a_failure_is_raised_with_its_cause_and_can_be_pickled() -> None:
         assert error.reason
 
 
+@runs_a_job
 def test_a_failed_python_command_is_named_after_its_script(tmp_path: Path) -> None:
     script = tmp_path / "bad.py"
     script.write_text("raise SystemExit(3)\n")
@@ -91,8 +97,8 @@ def test_a_failed_python_command_is_named_after_its_script(tmp_path: Path) -> No
     assert caught.value.get_first_failure()[1].exitcode == 3
 
 
+@runs_a_job
 def test_logs_go_where_the_specs_say_and_duplicates_to_a_file_of_their_own(tmp_path: Path) -> None:
-    """BEHAVIOUR E."""
     made = config(
         run_id="job",
         logs_specs=DefaultLogsSpecs(log_dir=str(tmp_path), redirects=Std.OUT),
@@ -106,8 +112,8 @@ def test_logs_go_where_the_specs_say_and_duplicates_to_a_file_of_their_own(tmp_p
     assert "loss 1" in (run / "attempt_0" / "filtered_stdout.log").read_text()
 
 
+@runs_a_job
 def test_wrong_calls_are_refused_before_anything_starts() -> None:
-    """BEHAVIOUR D."""
     for entrypoint in (None, "", 3):
         with pytest.raises(UsageError, match="callable or a command"):
             launch(config(), entrypoint)  # type: ignore[arg-type] # the wrong call that is refused
@@ -119,8 +125,9 @@ def test_wrong_calls_are_refused_before_anything_starts() -> None:
         launch(config(start_method="teleport"), tell)()
 
 
+@runs_a_job
 def test_a_round_that_does_not_form_raises_within_its_deadline_and_leaves_nothing() -> None:
-    """BEHAVIOUR D: no thread or socket left behind."""
+    """No thread or socket left behind."""
     before = set(threading.enumerate())
     held = PortReservation()
     try:
@@ -135,8 +142,9 @@ def test_a_round_that_does_not_form_raises_within_its_deadline_and_leaves_nothin
     assert set(threading.enumerate()) == before
 
 
+@runs_a_job
 def test_two_nodes_of_one_job_meet_at_a_fixed_address() -> None:
-    """BEHAVIOUR A1 over two agents: keys are exactly the global ranks."""
+    """Over two agents, keys are exactly the global ranks."""
     held, results, errors = PortReservation(), {}, []
 
     def node(rank: int, endpoint: str) -> None:

@@ -1,4 +1,4 @@
-"""The parser against its table of flags: precedence, spellings, and what is refused (BEHAVIOUR C)."""
+"""The parser against its table of flags: precedence, spellings, and what is refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read(*argv: str, **environment: str) -> Parsed:
 
 
 def test_the_flags_of_torchrun_are_all_there() -> None:
-    """BEHAVIOUR C lists them."""
+    """Each of torchrun's flags has a row in the table."""
     wanted = """nnodes nproc-per-node rdzv-backend rdzv-endpoint rdzv-id rdzv-conf standalone max-restarts
         monitor-interval start-method event-log-handler role module no-python run-path log-dir redirects tee
         local-ranks-filter duplicate-stdout-filters duplicate-stderr-filters node-rank master-addr master-port
@@ -96,7 +96,7 @@ def test_a_switch_is_read_in_every_spelling(flag: Flag) -> None:
 def test_argument_beats_environment_beats_default(
     flag: Flag, argument: bool, variable: bool, dashes: bool, joined: bool
 ) -> None:
-    """BEHAVIOUR C: precedence, whatever the spelling."""
+    """Precedence, whatever the spelling."""
     text, meaning = SAMPLES[flag.name]
     name = f"--{flag.name if dashes else flag.name.replace('-', '_')}"
     argv = ([f"{name}={text}"] if joined else [name, text]) if argument else []

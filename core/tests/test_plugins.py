@@ -1,4 +1,4 @@
-"""``PluginHost`` and ``quorate plugins`` against trees of installed distributions made for each test (BEHAVIOUR D)."""
+"""``PluginHost`` and ``quorate plugins`` against trees of installed distributions made for each test."""
 
 from __future__ import annotations
 
@@ -386,6 +386,7 @@ def run_plugins(tree: Tree, *argv: str, **environment: str) -> subprocess.Comple
     )
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_the_command_shows_the_installed_plugins(tree: Tree) -> None:
     result = run_plugins(tree, "plugins")
     assert (result.returncode, result.stderr) == (0, "")
@@ -402,8 +403,9 @@ def test_the_command_returns_4_where_a_plugin_is_broken(tree: Tree) -> None:
     assert "disabled by QUORATE_DISABLE_PLUGINS: bad-plug" in healthy.stdout
 
 
+@pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
 def test_a_job_runs_beside_a_broken_plugin_and_says_so_but_not_through_it(tree: Tree) -> None:
-    """BEHAVIOUR D: a plugin that does not import."""
+    """A plugin that does not import."""
     tree.install("bad-plug", "import no_such_module_anywhere\n", name="pigeon")
     beside = run_plugins(tree, "run", "--no-python", "true")
     assert beside.returncode == 0

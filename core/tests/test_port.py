@@ -65,9 +65,11 @@ def test_a_server_can_listen_on_the_port_while_it_is_reserved(
         socket.create_connection((dialled, port), DEADLINE_SECONDS).close()
 
 
+@pytest.mark.needs("torch")
 def test_torch_can_host_its_store_on_the_port_while_it_is_reserved(reservation: PortReservation) -> None:
-    distributed = pytest.importorskip("torch.distributed")
     from datetime import timedelta
+
+    from torch import distributed
 
     port = reservation.reserve("127.0.0.1")
     store = distributed.TCPStore(

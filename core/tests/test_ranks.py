@@ -1,4 +1,4 @@
-"""Rank assignment (BEHAVIOUR A12) for arbitrary sets of nodes, roles and sizes, over any sequence of rounds."""
+"""Rank assignment for arbitrary sets of nodes, roles and sizes, over any sequence of rounds."""
 
 from __future__ import annotations
 

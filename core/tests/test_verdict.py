@@ -1,4 +1,4 @@
-"""The job's verdict as text and as a file, and how each way to end becomes one (A8, D)."""
+"""The job's verdict as text and as a file, and how each way to end becomes one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wire format: what is written can be read, and nothing hostile gets through (DESIGN law 7)."""
+"""The wire format: what is written can be read, and nothing hostile gets through."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What is reported of failed workers: ``ProcessFailure`` and ``ChildFailedError``, and reading error files.
 
-Writing error files is a plugin's business (``quorate-errors``); the format is BEHAVIOUR E and read here, so that the
+Writing error files is a plugin's business (``quorate-errors``); the format is TorchElastic's and read here, so that the
 agent understands files written by TorchElastic, by the plugin, or by anything else that follows it.
 """
 
@@ -19,6 +19,7 @@ __all__ = [
     "ChildFailedError",
     "ProcessFailure",
     "copy_error_data",
+    "message_from_abort",
     "message_from_stderr",
     "read_error_file",
     "signal_name",
@@ -29,6 +30,11 @@ _LONGEST_MESSAGE = 2048
 # "[rank0]: ", as torch writes before each line of a traceback; "  | ", as Python draws around exception groups.
 _PREFIX = r"^(?:\[[^\]]{1,64}\]: ?)?(?: *[|+] )*"
 _FRAME = r'^\s+File "[^"]*", line \d+'
+# What Python's faulthandler writes when the process aborts.
+_ABORTED = "Fatal Python error: Aborted"
+_NO_FRAME = "  <no Python frame>"
+_FRAMES_LEFT_OUT = "  ..."
+_OF_THE_PROGRAM = r'^  File ".*", line \d+ in <module>$'
 _EXCEPTION_LINE = r"(?s)^[A-Za-z_][\w.]*(?:: .*)?$"
 
 
@@ -86,6 +92,35 @@ def message_from_stderr(lines: Sequence[str]) -> str | None:
                 found = line[:_LONGEST_MESSAGE]
             in_frames = ignored = False
     return found
+
+
+def message_from_abort(exit_code: int, lines: Sequence[str]) -> str | None:
+    """Return what to say of a Python program that had finished and aborted while Python ended; ``None`` for any other.
+
+    Arguments:
+        exit_code: of the worker, or of a shell that waited for it (128 + signal).
+        lines: the last lines of its stderr, with the stacks of all Python threads (``PYTHONFAULTHANDLER``).  If none
+            of them begins in the program, the program's own code has ended.
+    """
+    if exit_code not in (-6, 128 + 6):
+        return None
+    lines = [line.rstrip("\r\n") for line in lines]
+    if _ABORTED not in lines:
+        return None
+    stacks = lines[len(lines) - lines[::-1].index(_ABORTED) :]
+    import re  # only a failure pays for it
+
+    if _NO_FRAME not in stacks or _FRAMES_LEFT_OUT in stacks or any(re.match(_OF_THE_PROGRAM, line) for line in stacks):
+        return None
+    if any(line.startswith("Extension modules:") and " torch." in line for line in stacks):
+        return (
+            "the script had finished; torch aborted while Python ended (SIGABRT): "
+            "call torch.distributed.destroy_process_group() at the end of the script"
+        )
+    return (
+        "the script had finished; a library aborted while Python ended (SIGABRT): "
+        "if it uses torch.distributed, call destroy_process_group() at the end of the script"
+    )
 
 
 @final

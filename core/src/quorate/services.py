@@ -23,8 +23,10 @@ __all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "Preparin
 class WorkerSnapshot:
     """One worker of this node, as of the last change.
 
-    ``state`` is ``running``, ``succeeded``, ``failed`` or ``stopped``; ``exit_code`` is ``None`` while it runs and
-    negative for a signal.  ``stdout``, ``stderr`` and ``error_file`` are paths, empty where there is none.
+    ``state`` is ``running``, ``delivered``, ``succeeded``, ``failed`` or ``stopped``; ``exit_code`` is ``None`` while
+    its process runs and negative for a signal.  A function's worker has ``delivered`` from when its function has
+    returned until its process ends; it waits for the other workers of its node, and nothing more is expected of it.
+    ``stdout``, ``stderr`` and ``error_file`` are paths, empty where there is none.
     ``started_ns`` is wall time, for people.  ``heartbeat_at`` is the second of the agent's monotonic clock at which it
     last showed a sign of life, ``None`` where nothing listens for any.
     """
@@ -39,6 +41,11 @@ class WorkerSnapshot:
     stderr: str = ""
     error_file: str = ""
     heartbeat_at: float | None = None
+
+    @property
+    def is_working(self) -> bool:
+        """Whether its program still runs."""
+        return self.state == "running"
 
 
 @final

@@ -9,7 +9,15 @@ from attrs import field, frozen
 
 from .records import WorkerExited, WorkerLaunch
 
-__all__ = ["LeavesBehind", "PreparingStarter", "ProcessContext", "StackDumper", "Starter", "StarterRequest"]
+__all__ = [
+    "DeliversResults",
+    "LeavesBehind",
+    "PreparingStarter",
+    "ProcessContext",
+    "StackDumper",
+    "Starter",
+    "StarterRequest",
+]
 
 
 @final
@@ -64,6 +72,20 @@ class ProcessContext(Protocol):
 
     def close(self) -> None:
         """Kill whatever is left and release every descriptor, thread and temporary file.  Called exactly once."""
+        ...
+
+
+@runtime_checkable
+class DeliversResults(Protocol):
+    """An ability that a process context may have besides: having a function's result before its process ends.
+
+    Such a worker stays, its connections open, until all workers of the node that still run have delivered theirs, or
+    until it is stopped.  What it has delivered counts: :meth:`ProcessContext.advance` reports it with exit code 0 and
+    that value, however its process ends, which it must do within the grace of an ordinary stop.
+    """
+
+    def delivered(self) -> Sequence[int]:
+        """Return the local ranks of the workers that have delivered and still run."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How failures are classified: real deaths of real processes, and the kernel's counters (BEHAVIOUR A11, E)."""
+"""How failures are classified: real deaths of real processes, and the kernel's counters."""
 
 from __future__ import annotations
 

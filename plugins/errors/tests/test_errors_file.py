@@ -1,4 +1,4 @@
-"""Error files: what is written, what stays, and that TorchElastic and we read each other's (BEHAVIOUR A8, E, D)."""
+"""Error files: what is written, what stays, and that TorchElastic and we read each other's."""
 
 from __future__ import annotations
 

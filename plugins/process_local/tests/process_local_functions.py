@@ -127,3 +127,132 @@ def inheritable(*_: Any) -> list[int]:
     return sorted(
         number for number in there if os.path.exists(f"/proc/self/fd/{number}") and os.get_inheritable(number)
     )
+
+
+# --- what functions do around their end -----------------------------------------------------------------------------
+
+
+def pass_door(door: str, value: Any) -> Any:
+    """Return ``value`` once the named pipe ``door`` has been opened and closed."""
+    with open(door) as pipe:
+        pipe.read()
+    return value
+
+
+def swallow(number: int, value: Any) -> Any:
+    """Return ``value``; signals of this number are caught from now on, and mean nothing."""
+    signal.signal(number, lambda *_: None)
+    return value
+
+
+def _raise_time_out(*_: Any) -> None:
+    raise TimeoutError("nothing to do with results")
+
+
+def raise_on(number: int, value: Any) -> Any:
+    signal.signal(number, _raise_time_out)
+    return value
+
+
+def _at_the_end(call: Any, *arguments: Any) -> None:
+    # Not atexit: a forked worker runs none.
+    from multiprocessing import util
+
+    util.Finalize(None, call, args=arguments, exitpriority=1)
+
+
+def abort_at_the_end(value: Any) -> Any:
+    _at_the_end(os.abort)
+    return value
+
+
+def fail_at_the_end(value: Any) -> Any:
+    _at_the_end(os._exit, 3)
+    return value
+
+
+def hang_at_the_end(value: Any, ignored: int) -> Any:
+    import time
+
+    if ignored:
+        signal.signal(ignored, signal.SIG_IGN)
+    _at_the_end(time.sleep, 1000)
+    return value
+
+
+def leave_a_thread(value: Any) -> Any:
+    threading.Thread(target=threading.Event().wait).start()
+    return value
+
+
+def write_at_the_end(path: str, seconds: float) -> None:
+    """Do something that takes its time when the process ends."""
+    _at_the_end(_write_later, path, seconds)
+
+
+def _write_later(path: str, seconds: float) -> None:
+    import time
+
+    time.sleep(seconds)
+    with open(path, "w") as file:
+        file.write("done")
+
+
+def close_everything(first: int, path: str, value: Any) -> Any:
+    """Close every descriptor from ``first`` on, and give the numbers to other files."""
+    os.closerange(first, 1 << 16)
+    for _ in range(64):
+        os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    return value
+
+
+def use_up_descriptors(value: Any) -> Any:
+    try:
+        while True:
+            os.open(os.devnull, os.O_RDONLY)
+    except OSError:
+        return value
+
+
+def leave_a_child(value: Any) -> Any:
+    """Leave a forked child that holds all descriptors."""
+    if os.fork() == 0:
+        signal.pause()
+    return value
+
+
+def return_twice() -> int:
+    """Return in a forked child as well."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return os.getpid()
+
+
+class _Unloadable:
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def unloadable() -> Any:
+    return _Unloadable()
+
+
+def wait_in_an_agent(method: str, ear: str, door: str) -> None:
+    """Be an agent with two workers, the first of which has delivered and waits; tell ``ear`` their pids."""
+    import select
+
+    from quorate.records import WorkerLaunch
+    from quorate.starter import StarterRequest
+    from quorate_process_local import plugin
+
+    backend = {backend.name: backend for backend in plugin.quorate_register_starter()}[method]
+    calls: list[tuple[Any, tuple[Any, ...]]] = [(echo, ()), (pass_door, (door, None))]
+    launches = [WorkerLaunch(rank, rank, "t", *call, dict(os.environ), "") for rank, call in enumerate(calls)]
+    context: Any = backend.create(StarterRequest(method, "doomed")).start(launches)
+    while not context.delivered():
+        select.select([context], [], [], 1.0)
+        assert not context.advance(0.0)
+    with open(ear, "w") as file:
+        file.write(" ".join(map(str, context.pids().values())) + "\n")
+    signal.pause()

@@ -1,4 +1,4 @@
-"""The start method exec: exit codes, signals, environment, errors (BEHAVIOUR A3, A11, A19, D)."""
+"""The start method exec: exit codes, signals, environment, errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ def test_exit_codes_arrive_once_each_with_pid_and_rank(sh: Shell) -> None:
 
 @pytest.mark.parametrize("number", FATAL, ids=lambda number: number.name)
 def test_a_fatal_signal_is_a_negative_exit_code(sh: Shell, number: signal.Signals) -> None:
-    """A11."""
     (event,) = sh(f"ulimit -c 0; kill -{int(number)} $$").run()
     assert (event.exit_code, event.stopped) == (-number, False)
 
@@ -97,7 +96,7 @@ def _program(path: Path, text: str, mode: int) -> str:
     ],
 )
 def test_what_cannot_be_started_says_why(tmp_path: Path, text: str, mode: int, words: str) -> None:
-    """D: one clear sentence, and nothing stays behind of the workers that had started."""
+    """One clear sentence, and nothing stays behind of the workers that had started."""
     path = _program(tmp_path / "tool", text, mode)
     with pytest.raises(StartError, match=words) as caught:
         starter("exec").start([launch(0, "sleep", "1000"), launch(1, path)])
@@ -189,7 +188,7 @@ def test_a_worker_may_use_its_grace(sh: Shell, ear: Ear) -> None:
 
 
 def test_close_kills_what_runs_and_may_come_from_another_thread(sh: Shell, ear: Ear) -> None:
-    """A19, and F: an agent that is not in the main thread."""
+    """An agent that is not in the main thread."""
     pids: list[int] = []
 
     def agent() -> None:

@@ -1,4 +1,4 @@
-"""The start methods for functions (BEHAVIOUR A1, A8, F)."""
+"""The start methods for functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 def test_values_come_back_by_rank_and_none_stays_none(start: Start, functions: ModuleType, method: str) -> None:
-    """A1."""
     calls = [(functions.echo, 0, "a"), (functions.nothing,), (functions.echo, {"b": [1.5]})]
     exits = start(method, [launch(rank, *call) for rank, call in enumerate(calls)]).run()
     assert {event.local_rank: (event.exit_code, event.return_value, event.problem) for event in exits} == {
@@ -45,7 +44,7 @@ def test_values_larger_than_any_pipe(start: Start, functions: ModuleType, method
 @pytest.mark.slow  # imports torch in the test and in a worker
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_a_tensor_arrives_by_value(start: Start, functions: ModuleType, method: str) -> None:
-    """A1: intact although the worker has long exited."""
+    """Intact although the worker has long exited."""
     torch = pytest.importorskip("torch")
     (event,) = start(method, [launch(0, functions.tensor)]).run()
     assert event.exit_code == 0, event.stderr_tail
@@ -55,7 +54,6 @@ def test_a_tensor_arrives_by_value(start: Start, functions: ModuleType, method: 
 def test_an_exception_is_exit_code_one_with_its_traceback(
     start: Start, functions: ModuleType, method: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A8."""
     (event,) = start(method, [launch(0, functions.boom)]).run()
     assert (event.exit_code, event.return_value) == (1, None)
     assert event.stderr_tail[0] == "Traceback (most recent call last):"
@@ -65,7 +63,7 @@ def test_an_exception_is_exit_code_one_with_its_traceback(
 
 
 def test_an_exception_is_recorded(start: Start, functions: ModuleType, method: str, tmp_path: Path) -> None:
-    """A8, where a recorder is installed."""
+    """Where a recorder is installed."""
     pytest.importorskip("quorate_errors")
     from quorate.plugins import get_host
 
@@ -107,7 +105,6 @@ def test_a_forked_worker_takes_any_function(start: Start) -> None:
 
 
 def test_a_worker_killed_by_a_signal(start: Start, functions: ModuleType, method: str) -> None:
-    """A11."""
     (event,) = start(method, [launch(0, os.kill, 0, signal.SIGKILL)]).run()
     assert event.exit_code == -signal.SIGKILL
 
@@ -168,7 +165,7 @@ def test_forked_children_of_a_worker_are_swept(start: Start, functions: ModuleTy
 def test_an_agent_may_itself_be_a_child(
     start: Start, functions: ModuleType, method: str, outer: str, is_daemon: bool
 ) -> None:
-    """F: inside a process that was itself forked or spawned, a daemonic one too, several times."""
+    """Inside a process that was itself forked or spawned, a daemonic one too, several times."""
     start(method, [launch(0, functions.nothing)]).run()  # what the parent has used must not confuse the child
     context: Any = multiprocessing.get_context(outer)
     here, there = context.Pipe()

@@ -1,4 +1,4 @@
-"""Where output goes: consoles, files, both, copies, tails (BEHAVIOUR A7, D, E)."""
+"""Where output goes: consoles, files, both, copies, tails."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_stderr_is_forwarded_at_once_even_without_a_line_end(start: Start, ear: 
 def test_tee_of_many_lines_from_eight_workers_loses_and_tears_none(
     start: Start, tmp_path: Path, capfdbinary: Capture
 ) -> None:
-    """A7, and the files hold the lines without prefix."""
+    """The files hold the lines without prefix."""
     lines = 4000
     script = f"for i in range({lines}): print(i, 'x' * (i % 97))"
     group = start(
@@ -153,7 +153,7 @@ def test_a_grandchild_that_holds_the_pipe_delays_nothing_but_the_end(sh: Shell, 
 
 
 def test_a_full_disk_costs_the_file_not_the_worker(sh: Shell, capfdbinary: Capture) -> None:
-    """D: /dev/full answers every write as a full disk does; one warning, the console goes on."""
+    """/dev/full answers every write as a full disk does; one warning, the console goes on."""
     script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done"
     (event,) = sh(script, stdout="/dev/full", tee_stdout=True).run()
     out, err = capfdbinary.readouterr()
@@ -163,7 +163,6 @@ def test_a_full_disk_costs_the_file_not_the_worker(sh: Shell, capfdbinary: Captu
 
 
 def test_a_log_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
-    """D."""
     with pytest.raises(StartError, match="--log-dir"):
         starter("exec").start([launch(0, "true", stdout=str(tmp_path / "no" / "such"))])
 

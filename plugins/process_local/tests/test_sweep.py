@@ -1,4 +1,4 @@
-"""Nothing outlives its worker's group, and nothing its agent (BEHAVIOUR A11, DESIGN 5)."""
+"""Nothing outlives its worker's group, and nothing its agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start method warm: the template, what it refuses, and that its workers are ours like any other (A1, A19, D).
+"""The start method warm: the template, what it refuses, and that its workers are ours like any other.
 
 That programs notice no difference is proved in ``test_warm_like_exec.py``.
 """
@@ -174,7 +174,6 @@ def test_workers_may_have_their_own_device(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_function_gets_its_arguments_and_returns_its_value(make: Make) -> None:
-    """A1."""
     starter = make("json")
     for turn in range(2):
         exits = run(starter, [launch(rank, functions.echo, turn, rank, b"x" * 100_000) for rank in range(2)])
@@ -255,7 +254,7 @@ def refused(starter: _warm.WarmStarter, *launches: WorkerLaunch) -> str:
 def test_what_is_no_python_program_is_refused_before_anything_starts(
     make: Make, command: list[str], words: str
 ) -> None:
-    """D: one clear sentence, and it is the caller's mistake."""
+    """One clear sentence, and it is the caller's mistake."""
     starter = make()
     with pytest.raises(UsageError, match=words):
         starter.prepare(command[0], command[1:], dict(os.environ))

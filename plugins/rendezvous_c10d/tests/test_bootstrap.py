@@ -1,4 +1,4 @@
-"""The workers' store: a port that is ours before it is published, a fresh server per round (BEHAVIOUR A6)."""
+"""The workers' store: a port that is ours before it is published, a fresh server per round."""
 
 from __future__ import annotations
 

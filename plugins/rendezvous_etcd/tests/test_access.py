@@ -1,4 +1,4 @@
-"""Who may use an etcd: TLS, users and passwords, permissions, and servers that are no etcd (BEHAVIOUR D)."""
+"""Who may use an etcd: TLS, users and passwords, permissions, and servers that are no etcd."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_an_expired_token_is_replaced(guarded: EtcdServer, open_store: Open) -> 
 def test_wrong_credentials_are_told_at_once(
     guarded: EtcdServer, open_store: Open, settings: dict[str, Any], words: str
 ) -> None:
-    """D: wrong credentials: one clear error that names the remedy, and never the password."""
+    """Wrong credentials: one clear error that names the remedy, and never the password."""
     with pytest.raises(UsageError, match=words) as caught:
         open_store(endpoint=guarded.get_endpoint(), **settings)
     assert str(settings.get("password", "secret")) not in str(caught.value).replace("QUORATE_ETCD_PASSWORD", "")

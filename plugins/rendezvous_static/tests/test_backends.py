@@ -182,6 +182,100 @@ def test_tcp_another_job_on_the_endpoint_is_not_joined(free_port: int) -> None:
     host.close()
 
 
+# --- several that were told to host ----------------------------------------------------------------------------------
+
+
+def test_tcp_the_second_host_joins_with_a_warning(free_port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    first = open_store("tcp", endpoint, is_host=True)
+    assert capfd.readouterr().err == ""
+    second = open_store("tcp", endpoint, is_host=True, connect_timeout=600)
+    warning = capfd.readouterr().err
+    assert warning.startswith("quorate: warning: ")
+    assert endpoint in warning
+    assert "is_host=true on one node only" in warning
+    assert (first.server is None, second.server is None) == (False, True)
+    assert first.create("key", b"value")
+    assert second.get(["key"]) == [b"value"]
+    second.close()
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("127.0.0.1", "localhost"),
+        ("localhost", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("0.0.0.0", "localhost"),
+        ("[::1]", "127.0.0.1"),
+        ("localhost", "[::1]"),
+        ("0.0.0.0", "[::1]"),
+    ],
+)
+def test_tcp_one_place_by_several_names(free_port: int, one: str, other: str) -> None:
+    if "[::1]" in (one, other):
+        try:
+            with socket.socket(socket.AF_INET6) as probe:
+                probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    first = open_store("tcp", f"{one}:{free_port}", is_host=True)
+    second = open_store("tcp", f"{other}:{free_port}", is_host=True, connect_timeout=600)
+    assert second.server is None
+    assert second.add("count", 1) == 1
+    second.close()
+    first.close()
+
+
+def test_tcp_of_many_hosts_that_start_together_one_hosts(free_port: int, in_thread: Any) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    opening = [in_thread(lambda: open_store("tcp", endpoint, is_host=True, connect_timeout=600)) for _ in range(6)]
+    stores = [part.result() for part in opening]
+    assert sum(store.server is not None for store in stores) == 1
+    assert sorted(store.add("n", 1) for store in stores) == [1, 2, 3, 4, 5, 6]
+    for store in sorted(stores, key=lambda store: store.server is not None):
+        store.close()
+
+
+def test_tcp_a_host_that_meets_another_job_says_so_at_once(free_port: int) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    host = open_store("tcp", endpoint, run_id="first")
+    with pytest.raises(UsageError, match=rf"must host.*{endpoint}.*another job.*--rdzv-endpoint"):
+        open_store("tcp", endpoint, run_id="second", is_host=True, connect_timeout=600)
+    host.close()
+
+
+def test_tcp_a_host_that_meets_silence_says_so_at_once() -> None:
+    # As a frozen process has it: the kernel accepts for it, and nobody answers.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UsageError, match=rf"must host.*{endpoint}.*another program listens.*--rdzv-endpoint"):
+            open_store("tcp", endpoint, is_host=True, connect_timeout=600)
+
+
+def test_tcp_a_host_elsewhere_says_so_at_once() -> None:
+    with pytest.raises(UsageError, match=r"192\.0\.2\.1:29400.*not an address of this machine.*is_host"):
+        open_store("tcp", "192.0.2.1:29400", is_host=True, connect_timeout=600)
+
+
+def test_tcp_after_an_earlier_job_of_the_same_name_the_next_one_hosts(
+    plugins: PluginHost, free_port: int, in_thread: Any
+) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    with job(plugins, "tcp", endpoint, "1:2", [None], is_host=True) as (handler,):
+        handler.next_rendezvous()
+        handler.report_done()  # type: ignore[attr-defined] # the handler over a store has it
+        assert handler.wait_for_change(LONG) is not None
+        with pytest.raises(UsageError, match=r"'job', which has ended, is still there"):
+            open_store("tcp", endpoint, "1:2", is_host=True, connect_timeout=0.3)
+        opening = in_thread(lambda: open_store("tcp", endpoint, "1:2", is_host=True, connect_timeout=600))
+        handler.shutdown()
+        store = opening.result()
+        assert store.server is not None
+        store.close()
+
+
 # --- whole jobs -----------------------------------------------------------------------------------------------------
 
 

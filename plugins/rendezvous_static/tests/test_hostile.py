@@ -1,4 +1,4 @@
-"""Strangers, garbage and clients that do not read: each ends its own connection and disturbs nobody (BEHAVIOUR D)."""
+"""Strangers, garbage and clients that do not read: each ends its own connection and disturbs nobody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host dies, freezes, is not there yet, or only the connection breaks: each is told apart in time (BEHAVIOUR D)."""
+"""The host dies, freezes, is not there yet, or only the connection breaks: each is told apart in time."""
 
 from __future__ import annotations
 

@@ -438,7 +438,7 @@ def test_missing_heartbeats_are_a_hang_after_the_first(view: View, watch: Watch,
 
 
 def test_torch_finds_its_timer_server(view: View, watch: Watch, work: Work, fifo: str) -> None:
-    """A4: torch's own client, at the named pipe; released timers and those without a signal end nothing."""
+    """Torch's own client, at the named pipe; released timers and those without a signal end nothing."""
     service = watch({ENABLED: "1", FILE: fifo})
     assert stat.S_ISFIFO(os.stat(fifo).st_mode)
     code = """

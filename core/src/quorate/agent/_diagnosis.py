@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 from attrs import evolve
 
 from ..catalogue import PluginKind
-from ..failures import message_from_stderr, read_error_file, signal_name
+from ..failures import message_from_abort, message_from_stderr, read_error_file, signal_name
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
 from ..rendezvous._address import host_name
 from ._protocol import Diagnose, Diagnosed
@@ -106,6 +106,9 @@ def _message(exit: WorkerExited, data: Mapping[str, Any] | None) -> str:
         return str(recorded.get("message", recorded)) if isinstance(recorded, dict) else str(recorded)
     if exit.problem:
         return exit.problem
+    message = message_from_abort(exit.exit_code, exit.stderr_tail)
+    if message is not None:
+        return message
     if exit.exit_code < 0:
         return f"Signal {-exit.exit_code} ({signal_name(exit.exit_code)}) received by PID {exit.pid}"
     message = message_from_stderr(exit.stderr_tail)

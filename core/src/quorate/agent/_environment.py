@@ -1,4 +1,4 @@
-"""The environment, log destinations and argv of each worker: BEHAVIOUR B and E, as pure as their inputs allow."""
+"""The environment, log destinations and argv of each worker, as pure as their inputs allow."""
 
 from __future__ import annotations
 

@@ -40,6 +40,14 @@ class Roster:
             for launch in launches
         )
 
+    def delivered(self, local_ranks: Sequence[int]) -> None:
+        """The functions of these have returned, and their processes still run."""
+        if any(worker.is_working and worker.local_rank in local_ranks for worker in self.workers):
+            self.workers = tuple(
+                evolve(worker, state="delivered") if worker.is_working and worker.local_rank in local_ranks else worker
+                for worker in self.workers
+            )
+
     def ended(self, exits: Sequence[WorkerExited]) -> None:
         """Some of them have ended."""
         by_rank = {exit.local_rank: exit for exit in exits}
@@ -51,10 +59,9 @@ class Roster:
         )
 
     def is_running(self, local_rank: int, pid: int) -> bool:
-        """Return whether this very process is one of them and runs."""
+        """Return whether this very process is one of them and its program runs."""
         return any(
-            worker.local_rank == local_rank and worker.pid == pid and worker.exit_code is None
-            for worker in self.workers
+            worker.local_rank == local_rank and worker.pid == pid and worker.is_working for worker in self.workers
         )
 
 

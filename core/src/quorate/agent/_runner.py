@@ -271,6 +271,9 @@ class Runner:
                     self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
             self._roster.ended(exits)
             self._feed(WorkersExited(tuple(exits)))
+        delivered = getattr(context, "delivered", None)  # the ability DeliversResults
+        if delivered is not None and self._context is context:
+            self._roster.delivered(delivered())
         if self._stop_deadline is None or self._context is not context:
             return
         if context.is_gone() or monotonic() >= self._stop_deadline:

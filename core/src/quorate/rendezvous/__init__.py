@@ -15,6 +15,7 @@ from ._api import (
 from ._cell import Cell, CellStore
 from ._handler import StoreRendezvousHandler
 from ._memory import InMemoryStore
+from ._over import job_is_over
 from ._port import Bootstrap, PortReservation
 from ._ranks import assign_ranks, order_nodes
 from ._store import BatchStore, HostedStore, InterruptibleStore, Store
@@ -36,5 +37,6 @@ __all__ = [
     "Store",
     "StoreRendezvousHandler",
     "assign_ranks",
+    "job_is_over",
     "order_nodes",
 ]

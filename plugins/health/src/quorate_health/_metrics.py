@@ -113,7 +113,7 @@ class _AgentCollector(Collector):
         )
         now = monotonic()
         for worker in snapshot.workers:
-            if worker.heartbeat_at is not None and worker.exit_code is None:
+            if worker.heartbeat_at is not None and worker.is_working:
                 beats.add_metric([str(worker.local_rank)], max(0.0, now - worker.heartbeat_at))
         yield beats
 

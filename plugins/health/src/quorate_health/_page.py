@@ -32,7 +32,7 @@ PAGE_POLICY = (
 )
 
 _PHASE_TONES = {"running": "green", "stopping": "amber", "finished": "grey"}
-_STATE_TONES = {"running": "green", "succeeded": "grey", "failed": "red", "stopped": "amber"}
+_STATE_TONES = {"running": "green", "delivered": "grey", "succeeded": "grey", "failed": "red", "stopped": "amber"}
 _VERDICT_TONES = {"": "blue", "succeeded": "green", "rescale": "amber", "stopped": "grey"}
 _LEGEND = (
     ("joining", "rendezvous"),

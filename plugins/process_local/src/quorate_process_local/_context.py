@@ -7,6 +7,9 @@ business, reading their output the pump's.
 The life of a context::
 
     running ──all ended, or stop()──► stopping ──grace over──► killing ──nothing left, or 5 s──► swept ──drained──► gone
+
+A worker whose function has returned stays (:mod:`._results`) until all that still run have delivered their results, or
+until it is stopped.  Its result decides, however its process ends.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import StartError
+from quorate.failures import signal_name
 from quorate.records import WorkerExited, WorkerLaunch
 
 from ._fds import forget, hold_with, release, warn
@@ -31,6 +35,8 @@ from ._workers import Process, Worker
 
 if TYPE_CHECKING:
     from quorate.starter import StarterRequest
+
+    from ._deliveries import Deliveries
 
 __all__ = ["LocalContext"]
 
@@ -52,11 +58,14 @@ class LocalContext:
         self._owner = os.getpid()
         self._id = os.urandom(12).hex()
         self._workers: list[Worker] = []
-        self._watched: dict[int, Worker | Leftover | None] = {}
+        self._watched: dict[int, Worker | Leftover | Callable[[], None]] = {}
         self._leftovers: dict[int, Leftover] = {}
         self._ended: list[Worker] = []
         self._signal = 0
         self._kill_at: float | None = None
+        self._deliveries: Deliveries | None = None
+        #: By when workers that were let go must have ended by themselves.
+        self._end_by: float | None = None
         self._is_killing = self._must_look = self._is_swept = self._is_closed = False
         self._has_news = False
         self._ignored: set[int] = set()
@@ -65,9 +74,23 @@ class LocalContext:
         hold_with(self._epoll.fileno(), self._epoll.close)
         self._guardian = Guardian(f"{self._id}.")
         self._pump = Pump()
-        self._watch(self._pump.notice, None)
+        self._watch(self._pump.notice, self._take_notice)
 
     # --- filling it -----------------------------------------------------------------------------------------------
+
+    def expect_results(self) -> bytes:
+        """Return the address for the results of functions; to be called before :meth:`launch`.
+
+        Raises:
+            StartError: there is no descriptor left for it.
+        """
+        from ._deliveries import Deliveries  # commands have no use for it
+
+        try:
+            self._deliveries = Deliveries(self._workers, self._watch, self._unwatch, self._is_stopping)
+        except OSError as error:
+            raise StartError(f"no worker can be started: {error.strerror or error}") from error
+        return self._deliveries.address
 
     def launch(self, launch: WorkerLaunch, start: Callable[[WorkerLaunch, dict[str, str], Output], Process]) -> None:
         """Start one worker: ``start(launch, environment, output)`` makes the process.
@@ -115,11 +138,19 @@ class LocalContext:
         if not self._is_swept:
             if self._kill_at is not None:
                 times.append(self._kill_at + (_KILL_PATIENCE_SECONDS if self._is_killing else 0.0))
-            if any(process.descriptor < 0 for process in (worker.process for worker in self._running())) or any(
-                leftover.pidfd < 0 for leftover in self._leftovers.values()
-            ):
+            elif self._end_by is not None and self._running():
+                times.append(self._end_by)
+            if self._must_look_again():
                 times.append(monotonic() + _FALL_BACK_SECONDS)
         return min(times, default=None)
+
+    def _must_look_again(self) -> bool:
+        """Return whether something may happen that makes no descriptor readable."""
+        return (
+            any(worker.process.descriptor < 0 for worker in self._running())
+            or any(leftover.pidfd < 0 for leftover in self._leftovers.values())
+            or (self._deliveries is not None and self._deliveries.is_short)
+        )
 
     def advance(self, now: float) -> Sequence[WorkerExited]:
         self._has_news = False
@@ -145,13 +176,20 @@ class LocalContext:
         kill_at = now + max(0.0, grace_seconds)
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
         self._send(signal_number)
+        self._let_go(worker for worker in self._running() if worker.result is not None)
         self._go_on(now)
+
+    def delivered(self) -> Sequence[int]:
+        """See :class:`quorate.starter.DeliversResults`."""
+        return [worker.local_rank for worker in self._running() if worker.result is not None]
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
         """See :class:`quorate.starter.StackDumper`; the one method that other threads may call."""
         from ._stacks import dump_stacks
 
-        running = [(worker.local_rank, worker.pid, worker.error_path) for worker in self._running()]
+        running = [
+            (worker.local_rank, worker.pid, worker.error_path) for worker in self._running() if worker.result is None
+        ]
         dump_stacks(running, hung_local_rank, timeout)
         return next((worker.last_lines() for worker in self._workers if worker.local_rank == hung_local_rank), ())
 
@@ -180,7 +218,7 @@ class LocalContext:
 
     # --- noticing -------------------------------------------------------------------------------------------------
 
-    def _watch(self, descriptor: int, what: Worker | Leftover | None) -> None:
+    def _watch(self, descriptor: int, what: Worker | Leftover | Callable[[], None]) -> None:
         if descriptor >= 0:
             self._watched[descriptor] = what
             self._epoll.register(descriptor, select.EPOLLIN)
@@ -188,6 +226,12 @@ class LocalContext:
     def _unwatch(self, descriptor: int) -> None:
         if self._watched.pop(descriptor, self) is not self:
             self._epoll.unregister(descriptor)
+
+    def _take_notice(self) -> None:
+        os.eventfd_read(self._pump.notice)
+
+    def _is_stopping(self) -> bool:
+        return self._kill_at is not None
 
     def _running(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.exit_code is None]
@@ -197,19 +241,32 @@ class LocalContext:
         if self._epoll.closed:
             return
         for descriptor, _ in self._epoll.poll(0):
-            what = self._watched[descriptor]
+            what = self._watched.get(descriptor)
             if what is None:
-                os.eventfd_read(descriptor)
-            elif isinstance(what, Worker):
+                continue  # closed because of what was seen just before
+            if isinstance(what, Worker):
                 self._note_exit(what, now)
-            else:
+            elif isinstance(what, Leftover):
                 self._drop(what)
+            else:
+                what()
+        if self._deliveries is not None and self._deliveries.is_short:
+            self._deliveries.admit()
         for worker in self._running():
             if worker.process.descriptor < 0:
                 self._note_exit(worker, now)
         for leftover in list(self._leftovers.values()):
             if leftover.pidfd < 0 and leftover.is_gone():
                 self._drop(leftover)
+        running = self._running()
+        if self._end_by is None and running and all(worker.result is not None for worker in running):
+            self._let_go(running)
+            self._end_by = now + self._request.term_grace_seconds
+
+    def _let_go(self, workers: Iterable[Worker]) -> None:
+        if self._deliveries is not None:
+            for worker in workers:
+                self._deliveries.let_go(worker)
 
     def _note_exit(self, worker: Worker, now: float) -> None:
         exit_code = worker.process.poll()
@@ -219,8 +276,13 @@ class LocalContext:
     def _end(self, worker: Worker, exit_code: int, now: float) -> None:
         self._unwatch(worker.process.descriptor)
         was_stopped = self._kill_at is not None
+        if self._deliveries is not None:
+            self._deliveries.hear_last(worker)
         worker.note_exit(exit_code, was_stopped, now + _TAIL_PATIENCE_SECONDS)
-        if exit_code != 0 and worker.errors is not None:
+        if worker.exit_code == 0 and exit_code != 0 and not was_stopped:
+            how = f"by {signal_name(exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"
+            warn(f"local rank {worker.local_rank} ended {how} after its function had returned; the result counts")
+        if worker.exit_code != 0 and worker.errors is not None:
             self._pump.drain(worker.errors)
         self._ended.append(worker)
         if not worker.process.is_held:
@@ -265,8 +327,11 @@ class LocalContext:
         if self._is_swept:
             return
         if self._kill_at is None:
-            if self._running():
+            running = self._running()
+            if running and (self._end_by is None or now < self._end_by):
                 return
+            if running:
+                warn(_stays(running, self._request.term_grace_seconds))
             # All ended by themselves: what they left is asked to go, with the grace of a normal stop.
             self._kill_at = now + self._request.term_grace_seconds
             self._send(signal.SIGTERM)
@@ -308,6 +373,9 @@ class LocalContext:
         self._is_swept = True
         if not self._pump.is_done:
             self._pump.finish()
+        if self._deliveries is not None:
+            self._deliveries.close()
+            self._deliveries = None
         for worker in self._workers:
             if worker not in self._ended:
                 worker.process.release()
@@ -338,6 +406,14 @@ def _signal_group(pid: int, signal_number: int) -> None:
             pass
     except PermissionError:
         warn(f"worker {pid} runs as another user and cannot be signalled")
+
+
+def _stays(workers: Sequence[Worker], seconds: float) -> str:
+    ranks = ", ".join(str(worker.local_rank) for worker in workers)
+    return (
+        f"local rank {ranks} did not end within {seconds:g} s of the function's return and is terminated; the result "
+        "counts (threads that are no daemons keep a process; a DDP object or process group that is left may hang it)"
+    )
 
 
 def _stuck(pid: int) -> str:

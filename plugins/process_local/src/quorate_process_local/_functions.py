@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import context as contexts
 from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
@@ -24,10 +25,10 @@ from quorate.records import WorkerLaunch
 from ._commands import find_death_wrapper
 from ._context import LocalContext
 from ._exec import leaking_descriptors, spawn_program
-from ._fds import hold, memory_file, release
+from ._fds import hold
 from ._leftovers import state_of
 from ._streams import Output
-from ._task import Setup, Task, load_result
+from ._task import Setup, Task
 from ._workers import ChildProcess, Process
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class FunctionStarter:
 
     def __init__(self, request: StarterRequest) -> None:
         self._request = request
-        self._starts: dict[str, Callable[[WorkerLaunch, dict[str, str], Output], Process]] = {
+        self._starts: dict[str, Callable[..., Process]] = {
             "spawn": _spawn,
             "fork": _fork,
             "forkserver": _fork_by_server,
@@ -59,10 +60,12 @@ class FunctionStarter:
                 )
         if self._request.start_method == "fork":
             import ctypes  # noqa: F401 - once here rather than once in every worker
+        start_one = self._starts[self._request.start_method]
         context = LocalContext(self._request)
         try:
+            address = context.expect_results()
             for launch in launches:
-                context.launch(launch, self._starts[self._request.start_method])
+                context.launch(launch, partial(start_one, address=address))
             context.begin()
         except BaseException:
             context.close()
@@ -70,21 +73,19 @@ class FunctionStarter:
         return context
 
 
-def prepare_call(method: str, launch: WorkerLaunch, setup: Setup | None, result: int) -> tuple[Task, BaseProcess]:
+def prepare_call(method: str, launch: WorkerLaunch, setup: Setup | None, address: bytes) -> tuple[Task, BaseProcess]:
     """Return the task that calls ``launch``'s function, and a process object that runs it."""
     assert not isinstance(launch.entrypoint, str)
-    task = Task((launch.entrypoint, launch.args), result, setup, launch.error_file)
+    task = Task((launch.entrypoint, launch.args), address, setup, launch.error_file)
     # Process is there in every start method's context, whatever the stubs of the base class say.
     make: Any = multiprocessing.get_context(method)
     process: BaseProcess = make.Process(target=task, name=f"worker-{launch.local_rank}", daemon=False)
     return task, process
 
 
-def _fork(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> Process:
+def _fork(launch: WorkerLaunch, environment: dict[str, str], output: Output, address: bytes) -> Process:
     agent = os.getpid()
-    result = hold(memory_file("quorate-result"))
-    kept = os.dup(result)  # the child's: what is held is closed in it
-    _, process = prepare_call("fork", launch, Setup(environment, agent, True, output.stdout, output.stderr), kept)
+    _, process = prepare_call("fork", launch, Setup(environment, agent, True, output.stdout, output.stderr), address)
     _flush()
     # A signal for the worker must not run the agent's handlers in it; Setup lets signals in again.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -92,13 +93,9 @@ def _fork(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> 
         pid = os.fork()
         if pid == 0:
             _be_worker(process, agent)
-    except BaseException:
-        release(result)
-        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(kept)
-    return ChildProcess(pid, result)
+    return ChildProcess(pid)
 
 
 def _be_worker(process: Any, agent: int) -> None:
@@ -130,8 +127,8 @@ class _Spawn(popen_spawn_posix.Popen):
     Unlike the standard library's, it starts no resource tracker: one that runs is shared, else nothing needs one.
     """
 
-    def __init__(self, process: BaseProcess, environment: dict[str, str], output: Output, result: int) -> None:
-        self._environment, self._output, self._result = environment, output, result
+    def __init__(self, process: BaseProcess, environment: dict[str, str], output: Output) -> None:
+        self._environment, self._output = environment, output
         self.child: ChildProcess | None = None
         super().__init__(process)
 
@@ -158,24 +155,22 @@ class _Spawn(popen_spawn_posix.Popen):
         finally:
             os.close(read_end)
         # The write end stays open as long as the agent lives: the worker sees by it whether its parent does.
-        self.child = ChildProcess(pid, self._result, hold(write_end))
+        self.child = ChildProcess(pid, hold(write_end))
         try:
             _write_all(write_end, message.getbuffer())
         except BrokenPipeError:
             pass  # it has already ended; its exit will tell
 
 
-def _spawn(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> Process:
-    result = hold(memory_file("quorate-result"))
+def _spawn(launch: WorkerLaunch, environment: dict[str, str], output: Output, address: bytes) -> Process:
     if launch.error_file:
         environment.setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
-    task, process = prepare_call("spawn", launch, None, result)
+    task, process = prepare_call("spawn", launch, None, address)
     try:
-        child = _Spawn(process, environment, output, result).child
+        child = _Spawn(process, environment, output).child
         assert child is not None
         return child
     except Exception as error:
-        release(result)
         raise unpicklable(launch, "spawn", error) from error
     finally:
         task.close()
@@ -198,15 +193,13 @@ def unpicklable(launch: WorkerLaunch, method: str, error: Exception) -> Exceptio
     )
 
 
-def _fork_by_server(launch: WorkerLaunch, environment: dict[str, str], output: Output) -> Process:
-    result = hold(memory_file("quorate-result"))
+def _fork_by_server(launch: WorkerLaunch, environment: dict[str, str], output: Output, address: bytes) -> Process:
     _disown_server()
     setup = Setup(environment, os.getpid(), False, output.stdout, output.stderr)
-    task, process = prepare_call("forkserver", launch, setup, result)
+    task, process = prepare_call("forkserver", launch, setup, address)
     try:
-        return _ServedProcess(popen_forkserver.Popen(process), result)
+        return _ServedProcess(popen_forkserver.Popen(process))
     except Exception as error:
-        release(result)
         raise unpicklable(launch, "forkserver", error) from error
     finally:
         task.close()
@@ -233,11 +226,11 @@ class _ServedProcess:
 
     is_held = False
 
-    def __init__(self, popen: popen_forkserver.Popen, result_file: int) -> None:
+    def __init__(self, popen: popen_forkserver.Popen) -> None:
         self.pid: int = popen.pid
         self.descriptor: int = popen.sentinel
         self.problem = ""
-        self._popen, self._result_file = popen, result_file
+        self._popen = popen
 
     def poll(self) -> int | None:
         """See :class:`._workers.Process`."""
@@ -247,13 +240,8 @@ class _ServedProcess:
             os.kill(self.pid, signal.SIGKILL)
         return exit_code
 
-    def result(self) -> tuple[Any, str]:
-        """See :class:`._workers.Process`."""
-        return load_result(self._result_file)
-
     def release(self) -> None:
         """See :class:`._workers.Process`."""
         if self.descriptor >= 0:
             self._popen.close()
-            release(self._result_file)
-            self.descriptor = self._result_file = -1
+            self.descriptor = -1

@@ -1,7 +1,7 @@
 """What runs in a function worker: the call, its result, and what a forked worker must put right before it.
 
-Also how the agent reads the result.  Results are pickled **by value**: what a library would rather hand over as a
-descriptor (a tensor in shared memory) would be lost, because the worker exits right after.
+Results are pickled **by value**: what a library would rather hand over as a descriptor (a tensor in shared memory)
+would be lost when the worker exits.  How they come to the agent is :mod:`._results`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, final
 
 from ._fds import memory_file, read_all
+from ._results import Delivery
 from ._stack_signal import answer
 
-__all__ = ["Task", "load_result"]
+__all__ = ["Task"]
 
 
 @final
@@ -42,19 +43,19 @@ class Task:
 
     Arguments:
         call: the function and its arguments.
-        result: the file that the result goes to.
+        address: where the result goes to.
         setup: what a forked worker puts right; ``None`` where exec has done it all.
         error_file: where an exception is recorded.
     """
 
     def __init__(
-        self, call: tuple[Callable[..., Any], tuple[Any, ...]], result: int, setup: Setup | None, error_file: str
+        self, call: tuple[Callable[..., Any], tuple[Any, ...]], address: bytes, setup: Setup | None, error_file: str
     ) -> None:
         self._call: tuple[Callable[..., Any], tuple[Any, ...]] | None = call
         self._packed: Handle | None = None
-        self._result, self._setup, self._error_file = Handle(result), setup, error_file
+        self._address, self._setup, self._error_file = address, setup, error_file
 
-    def __getstate__(self) -> tuple[Handle, Handle, Setup | None, str]:
+    def __getstate__(self) -> tuple[Handle, bytes, Setup | None, str]:
         # The call travels in a file of its own: a large argument must not fill a pipe, and a function that cannot be
         # found in the worker is an error of the worker, reported as such.
         from multiprocessing.reduction import ForkingPickler
@@ -62,11 +63,11 @@ class Task:
         data = ForkingPickler.dumps(self._call)
         self._packed = Handle(memory_file("quorate-call"))
         _write_all(self._packed.descriptor, data)
-        return self._packed, self._result, self._setup, self._error_file
+        return self._packed, self._address, self._setup, self._error_file
 
-    def __setstate__(self, state: tuple[Handle, Handle, Setup | None, str]) -> None:
+    def __setstate__(self, state: tuple[Handle, bytes, Setup | None, str]) -> None:
         self._call = None
-        self._packed, self._result, self._setup, self._error_file = state
+        self._packed, self._address, self._setup, self._error_file = state
 
     def close(self) -> None:
         """In the agent, once the worker has started: let go of the packed call."""
@@ -75,18 +76,28 @@ class Task:
             self._packed = None
 
     def __call__(self) -> None:
-        """In the worker: make the call and leave its result."""
+        """In the worker: make the call, deliver its result, and stay until the agent lets go."""
         if self._setup is not None:
             self._setup.apply()
         if self._error_file:
             os.environ.setdefault("TORCHELASTIC_ERROR_FILE", self._error_file)
         answer()
         try:
+            delivery = Delivery(self._address)
             function, arguments = self._unpack()
-            _write_all(self._result.descriptor, _pack(function, function(*arguments)))
+            value = None
+            try:
+                value = function(*arguments)
+            except SystemExit as end:
+                if not _is_success(end.code):
+                    raise
+            is_delivered = delivery.send(_pack(function, value))
         except Exception as error:
             _report(error, self._error_file)
             raise SystemExit(1) from None
+        del value
+        if is_delivered:
+            delivery.stay()
 
     def _unpack(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if self._call is None:
@@ -154,6 +165,11 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
+def _is_success(code: object) -> bool:
+    """Return whether ``SystemExit(code)`` is the end of a program that succeeded."""
+    return code is None or (isinstance(code, int) and code == 0)
+
+
 def _pack(function: Callable[..., Any], value: Any) -> bytes:
     try:
         return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
@@ -184,14 +200,3 @@ def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def load_result(descriptor: int) -> tuple[Any, str]:
-    """Return ``(value, problem)`` from a result file; nothing in it means ``None`` (the function exited by itself)."""
-    data = read_all(descriptor)
-    if not data:
-        return None, ""
-    try:
-        return pickle.loads(data), ""
-    except Exception as error:
-        return None, f"the function's return value cannot be unpickled in the agent: {type(error).__name__}: {error}"

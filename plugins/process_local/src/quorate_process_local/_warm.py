@@ -17,7 +17,7 @@ from quorate.errors import StartError, UsageError
 from ._commands import find_command
 from ._context import LocalContext
 from ._exec import checked_words
-from ._fds import forget, hold, hold_with, memory_file, release, warn
+from ._fds import forget, hold_with, memory_file, warn
 from ._python import PythonCommand, is_python, take_apart
 from ._streams import Output
 from ._template import Forking, Template
@@ -126,6 +126,7 @@ class WarmStarter:
             raise StartError(f"no worker can be started warm: {template.problem}{_remedy(template.problem)}")
         context = LocalContext(self._request)
         try:
+            address = context.expect_results() if any(program.is_call for program in programs) else b""
             with template.fork_workers() as forking:
                 for launch, program in zip(launches, programs, strict=True):
 
@@ -136,7 +137,7 @@ class WarmStarter:
                         program: _Program = program,
                         forking: Forking = forking,
                     ) -> ChildProcess:
-                        return _start(forking, launch, environment, output, program)
+                        return _start(forking, launch, environment, output, program, address)
 
                     context.launch(launch, start)
             context.begin()
@@ -245,7 +246,12 @@ def _understood(words: list[str], local_rank: int, is_call: bool) -> _Program:
 
 
 def _start(
-    forking: Forking, launch: WorkerLaunch, environment: dict[str, str], output: Output, program: _Program
+    forking: Forking,
+    launch: WorkerLaunch,
+    environment: dict[str, str],
+    output: Output,
+    program: _Program,
+    address: bytes,
 ) -> ChildProcess:
     streams = [(source, target) for source, target in ((output.stdout, 1), (output.stderr, 2)) if source >= 0]
     order: dict[str, Any] = {
@@ -257,12 +263,12 @@ def _start(
     }
     descriptors = [source for source, _ in streams]
     if program.is_call:
-        return _start_function(forking, launch, order, descriptors)
+        return _start_function(forking, launch, order, descriptors, address)
     return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
 
 
 def _start_function(
-    forking: Forking, launch: WorkerLaunch, order: dict[str, Any], descriptors: list[int]
+    forking: Forking, launch: WorkerLaunch, order: dict[str, Any], descriptors: list[int], address: bytes
 ) -> ChildProcess:
     from multiprocessing import resource_tracker
 
@@ -271,8 +277,7 @@ def _start_function(
 
     if launch.error_file:
         order["environment"].setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
-    result = hold(memory_file("quorate-result"))
-    task, process = prepare_call("spawn", launch, None, result)
+    task, process = prepare_call("spawn", launch, None, address)
     packed = memory_file("quorate-task")
     try:
         data, referred = pack(process)
@@ -281,12 +286,10 @@ def _start_function(
             view = view[os.write(packed, view) :]
         tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
         passed = [*descriptors, packed, packed if tracker is None else tracker, *referred]
-        return ChildProcess(forking.fork(order, passed, launch.local_rank), result)
+        return ChildProcess(forking.fork(order, passed, launch.local_rank))
     except StartError:
-        release(result)
         raise
     except Exception as error:
-        release(result)
         raise unpicklable(launch, "warm", error) from error
     finally:
         os.close(packed)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from quorate.clock import wall_time_ns
 from quorate.records import WorkerExited
 
 from ._fds import open_pidfd, release
 from ._streams import Stream, tail_lines, tail_of_file
+
+if TYPE_CHECKING:
+    from ._deliveries import Arrival
 
 __all__ = ["ChildProcess", "Process", "Worker"]
 
@@ -29,10 +32,6 @@ class Process(Protocol):
         """Return its exit code (negative: signal), ``None`` while it runs."""
         ...
 
-    def result(self) -> tuple[Any, str]:
-        """Return a function's value, and why there is none if there should be one; called once, after its end."""
-        ...
-
     def release(self) -> None:
         """Reap it and close its descriptors."""
         ...
@@ -46,12 +45,12 @@ class ChildProcess:
     its session and group, cannot pass to a stranger while we may still send signals there.
     """
 
-    def __init__(self, pid: int, result_file: int = -1, lifeline: int = -1) -> None:
-        """``result_file`` and ``lifeline`` (closed when all is over) become this object's."""
+    def __init__(self, pid: int, lifeline: int = -1) -> None:
+        """``lifeline`` (closed when all is over) becomes this object's."""
         self.pid = pid
         self.is_held = True
         self.problem = ""
-        self._result_file, self._lifeline = result_file, lifeline
+        self._lifeline = lifeline
         try:
             self.descriptor = open_pidfd(pid)
         except ProcessLookupError:  # somebody else has already reaped it
@@ -69,14 +68,6 @@ class ChildProcess:
             return None
         return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
-    def result(self) -> tuple[Any, str]:
-        """See :class:`Process`."""
-        if self._result_file < 0:
-            return None, ""
-        from ._task import load_result
-
-        return load_result(self._result_file)
-
     def release(self) -> None:
         """See :class:`Process`."""
         if self.is_held:
@@ -85,9 +76,9 @@ class ChildProcess:
                 os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
                 pass
-        for descriptor in (self.descriptor, self._result_file, self._lifeline):
+        for descriptor in (self.descriptor, self._lifeline):
             release(descriptor)
-        self.descriptor = self._result_file = self._lifeline = -1
+        self.descriptor = self._lifeline = -1
 
 
 @final
@@ -95,7 +86,8 @@ class Worker:
     """A started worker and what is known of its end."""
 
     __slots__ = (
-        "deadline", "error_path", "errors", "exit_code", "local_rank", "problem", "process", "stopped", "timestamp_ns",
+        "arrival", "deadline", "error_path", "errors", "exit_code", "local_rank", "problem", "process", "result",
+        "stopped", "timestamp_ns",
     )  # fmt: skip
 
     def __init__(self, local_rank: int, process: Process, errors: Stream | None, error_path: str) -> None:
@@ -104,6 +96,10 @@ class Worker:
         self.timestamp_ns = 0
         self.stopped = False
         self.problem = ""
+        #: Its connection for the result; it stays as long as this is open.
+        self.arrival: Arrival | None = None
+        #: The value that its function has delivered, and why it cannot be used; ``None`` before.
+        self.result: tuple[Any, str] | None = None
         #: Until when its report waits for the rest of its stderr, in monotonic seconds.
         self.deadline = 0.0
 
@@ -111,9 +107,17 @@ class Worker:
     def pid(self) -> int:
         return self.process.pid
 
+    def note_result(self, value: Any, problem: str, stopped: bool) -> None:
+        """Remember what its function returned: that decides, however its process ends."""
+        self.result, self.stopped = (value, problem), stopped
+
     def note_exit(self, exit_code: int, stopped: bool, deadline: float) -> None:
-        """Remember how it ended."""
-        self.exit_code, self.stopped, self.deadline = exit_code, stopped, deadline
+        """Remember how its process ended."""
+        if self.result is None:
+            self.exit_code, self.stopped = exit_code, stopped
+        else:
+            self.exit_code = 1 if self.result[1] else 0
+        self.deadline = deadline
         self.timestamp_ns = wall_time_ns()
         self.problem = self.problem or self.process.problem
 
@@ -124,14 +128,8 @@ class Worker:
     def report(self) -> WorkerExited:
         """Return the record of its end."""
         exit_code = 0 if self.exit_code is None else self.exit_code
-        value: object = None
-        lines: tuple[str, ...] = ()
-        if exit_code == 0:
-            value, problem = self.process.result()
-            if problem:
-                exit_code, self.problem = 1, problem
-        else:
-            lines = self.last_lines()
+        value, problem = self.result or (None, "")
+        lines = () if exit_code == 0 else self.last_lines()
         return WorkerExited(
             self.local_rank,
             self.pid,
@@ -140,7 +138,7 @@ class Worker:
             return_value=value,
             stopped=self.stopped,
             stderr_tail=lines,
-            problem=self.problem,
+            problem=problem or self.problem,
         )
 
     def last_lines(self) -> tuple[str, ...]:

@@ -33,11 +33,15 @@ class PortTakenError(Exception):
 
 @final
 class Listening(NamedTuple):
-    """A listening socket and the address at which this machine reaches it."""
+    """A listening socket and the address at which this machine reaches it.
+
+    ``is_elsewhere`` tells that the endpoint's own address is not one of this machine.
+    """
 
     sock: socket.socket
     address: str
     port: int
+    is_elsewhere: bool = False
 
 
 def resolve(host: str, port: int) -> list[_Address]:
@@ -104,7 +108,7 @@ def listen_on(addresses: list[_Address], port: int, *, any_address: bool = False
         ):
             listening = _listen(family, address, port)
             if listening is not None:
-                return Listening(listening.sock, loopback, listening.port)
+                return Listening(listening.sock, loopback, listening.port, is_elsewhere=True)
     raise NotLocalError
 
 

@@ -16,12 +16,12 @@ from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
 
 from ._connection import Connection, connect, host, load_tcp_store
 from ._endpoint import REFUSED, Listening, NotLocalError, PortTakenError, find_answering, listen_on, resolve, widen
+from ._hosting import Found, leave_note, look, look_beside, say_forwarded, say_joined, say_not_local, say_taken
 from ._settings import Settings, format_endpoint
+from ._values import ABSENT
 
-__all__ = ["ABSENT", "Opened", "open_connections", "reconnect"]
+__all__ = ["Opened", "open_connections", "reconnect"]
 
-#: What compare-and-set is told to expect when a key shall be read and not written.  Nobody ever writes it.
-ABSENT = b"\x00absent"
 # Made once in a store's life: who finds another value there after a reconnect is talking to another store.
 _IDENTITY_KEY = "quorate#identity"
 _ATTEMPT_SECONDS = 15.0
@@ -44,7 +44,7 @@ def open_connections(settings: Settings) -> Opened:
     """Host the store or connect to it.
 
     Raises:
-        UsageError: this node was told to host and may not listen on the port.
+        UsageError: this node was told to host, and may not listen on the port or finds something else there.
         StoreUnavailableError: neither worked within ``connect_timeout``; the message says what was tried.
     """
     # The import takes seconds; a host does it before others can connect to its port, and wait for its answer.
@@ -57,7 +57,11 @@ def open_connections(settings: Settings) -> Opened:
         if settings.is_host is not False:
             listening = _try_to_listen(settings, tried)
             if listening is not None:
-                return _host(settings, listening)
+                return _host_unless_hosted(settings, listening) if settings.is_host else _host(settings, listening)
+        if settings.is_host and tried == [_taken(settings)]:
+            opened = _join_or_refuse(settings, monotonic() - started)
+            if opened is not None:
+                return opened
         if settings.is_host is not True:
             opened = _try_to_connect(settings, deadline, tried)
             if opened is not None:
@@ -97,7 +101,7 @@ def _try_to_listen(settings: Settings, tried: list[str]) -> Listening | None:
         return listen_on(addresses, settings.port, any_address=told)
     except PortTakenError:
         if told:
-            tried.append(f"port {settings.port} is in use on this node")
+            tried.append(_taken(settings))
         return None
     except NotLocalError:
         return None
@@ -111,6 +115,87 @@ def _try_to_listen(settings: Settings, tried: list[str]) -> Listening | None:
         return None
 
 
+def _taken(settings: Settings) -> str:
+    return f"port {settings.port} is in use on this node"
+
+
+def _join_or_refuse(settings: Settings, seconds: float) -> Opened | None:
+    """Join the store that is in this host's way if it is this job's; ``None`` if it may be gone in a moment.
+
+    Raises:
+        UsageError: it is somebody else's, and will stay.
+    """
+    found = look(settings, settings.host)
+    if found is None:
+        return None  # whoever it was has just gone
+    if found.connection is not None:
+        return _joined(settings, found)
+    if seconds >= min(found.worth_seconds, settings.connect_timeout_seconds):
+        raise say_taken(settings, found.problem)
+    return None
+
+
+def _joined(settings: Settings, found: Found) -> Opened | None:
+    assert found.connection is not None
+    try:
+        identity = _identify(found.connection)
+    except RuntimeError:
+        found.connection.close()
+        return None  # its host has ended meanwhile
+    say_joined(settings, found)
+    return Opened(found.connection, found.address, settings.port, identity, is_host=False)
+
+
+def _host_unless_hosted(settings: Settings, listening: Listening) -> Opened:
+    """Host the store, as this node was told to, unless this job has one under another name of the same place.
+
+    Raises:
+        UsageError: the endpoint leads to another machine, where a store is.
+    """
+    if settings.port == 0:
+        return _host(settings, listening)
+    try:
+        beside = look_beside(settings, listening.address)
+        opened = _joined(settings, beside) if beside is not None else None
+        if listening.is_elsewhere:
+            _refuse_another(settings, look(settings, settings.host), b"")
+    except BaseException:
+        listening.sock.close()
+        raise
+    if opened is not None:
+        listening.sock.close()
+        return opened
+    opened = _host(settings, listening)
+    if listening.is_elsewhere:
+        try:
+            if not _refuse_another(settings, look(settings, settings.host), opened.identity):
+                say_forwarded(settings)
+        except UsageError:
+            opened.connection.close()
+            raise
+    return opened
+
+
+def _refuse_another(settings: Settings, found: Found | None, own: bytes) -> bool:
+    """Return whether the endpoint leads to the store that is recognised by ``own``.
+
+    Raises:
+        UsageError: it leads to another one.
+    """
+    if found is None or not found.is_store:
+        return False
+    if found.connection is not None:
+        try:
+            is_own = _identify(found.connection) == own
+        except RuntimeError:
+            return False  # it has just ended
+        finally:
+            found.connection.close()
+        if is_own:
+            return True
+    raise say_not_local(settings, found.keeper)
+
+
 def _host(settings: Settings, listening: Listening) -> Opened:
     try:
         connection = host(listening.sock, listening.address, settings.operation_timeout_seconds)
@@ -120,6 +205,7 @@ def _host(settings: Settings, listening: Listening) -> Opened:
             f"{_first_line(error)}"
         ) from error
     identity = _identify(connection)
+    leave_note(connection.store, settings.run_id)
     return Opened(connection, listening.address, listening.port, identity, is_host=True)
 
 

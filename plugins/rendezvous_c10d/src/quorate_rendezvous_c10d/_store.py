@@ -22,15 +22,14 @@ from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError
 
 from ._connection import Connection
-from ._opening import ABSENT, Opened, open_connections, reconnect
+from ._opening import Opened, open_connections, reconnect
 from ._settings import Settings, format_endpoint
+from ._values import STAMP_BYTES, STAMPED, prefix_of, read_one, strip
 
 __all__ = ["C10dStore", "open_store"]
 
 _T = TypeVar("_T")
 
-_STAMPED = b"\x01"
-_STAMP_BYTES = 17
 # The server reads a request again from its start with every piece that arrives: large requests cost their square.
 _KEYS_AT_ONCE = 256
 _BYTES_AT_ONCE = 48 * 1024
@@ -67,8 +66,7 @@ class C10dStore:
         self._server = opened.connection.store if opened.is_host else None
         self.is_host = opened.is_host
         self.endpoint = format_endpoint(opened.address if settings.port == 0 else settings.host, opened.port)
-        # A run id may hold slashes; escaped, no run's keys begin with another's prefix.
-        self._prefix = f"quorate/{settings.run_id.replace('%', '%25').replace('/', '%2F')}/"
+        self._prefix = prefix_of(settings.run_id)
         self._writer = os.urandom(8)
         self._writes = 0
         self._unsure: dict[str, bytes] = {}
@@ -92,7 +90,7 @@ class C10dStore:
         """
         full = self._prefix + key
         stamped = self._unsure.pop(full, b"")
-        if stamped[_STAMP_BYTES:] != value or not stamped:
+        if stamped[STAMP_BYTES:] != value or not stamped:
             stamped = self._stamp(value)
         try:
             present = self._run(lambda store: store.compare_set(full, b"", stamped))
@@ -249,7 +247,7 @@ class C10dStore:
     def _stamp(self, value: bytes) -> bytes:
         with self._state:
             self._writes += 1
-            return _STAMPED + self._writer + self._writes.to_bytes(8, "big") + value
+            return STAMPED + self._writer + self._writes.to_bytes(8, "big") + value
 
     def _note(self, key: str) -> None:
         # Only where delete() will need it: this set lives as long as the job.
@@ -317,7 +315,7 @@ class C10dStore:
             if left > 0:
                 # A time-out of 0 ms would mean none at all.
                 waiter.store.wait([key], timedelta(milliseconds=max(1, int(left * 1000))))
-            found = _read_one(waiter.store, key)
+            found = read_one(waiter.store, key)
         except RuntimeError as error:
             if self._interrupted:
                 raise _InterruptedError from None
@@ -362,20 +360,11 @@ class _RestoredError(Exception):
 def _read(store: Any, keys: Sequence[str]) -> list[bytes | None]:
     """Return the values of ``keys``.  One check and one read where all exist; else the halves are read alike."""
     if len(keys) <= _FEW_KEYS or not hasattr(store, "multi_get"):
-        return [_read_one(store, key) for key in keys]
+        return [read_one(store, key) for key in keys]
     if store.check(list(keys)):
-        return [_strip(bytes(value)) for value in store.multi_get(list(keys))]
+        return [strip(bytes(value)) for value in store.multi_get(list(keys))]
     middle = len(keys) // 2
     return _read(store, keys[:middle]) + _read(store, keys[middle:])
-
-
-def _read_one(store: Any, key: str) -> bytes | None:
-    value = bytes(store.compare_set(key, ABSENT, ABSENT))
-    return None if value == ABSENT else _strip(value)
-
-
-def _strip(value: bytes) -> bytes:
-    return value[_STAMP_BYTES:] if value.startswith(_STAMPED) and len(value) >= _STAMP_BYTES else value
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,6 +37,7 @@ class Guardian:
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", _SCRIPT, "quorate-etcd-guardian", folder],
             stdin=subprocess.PIPE,
+            bufsize=0,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"PATH": path, "LC_ALL": "C"},
@@ -60,9 +61,13 @@ class Guardian:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line.encode())
-            self._process.stdin.flush()
         except OSError:
             pass  # somebody has killed the guardian; an orderly stop does not need it
+
+    def close_after_fork(self) -> None:
+        """Close a forked child's copy of the pipe: while the child lived it would hide the owner's death."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def close(self) -> None:
         """End and reap the guardian without a harm to anyone."""

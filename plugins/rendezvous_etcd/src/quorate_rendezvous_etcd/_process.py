@@ -82,11 +82,8 @@ class Ports:
         except OSError:
             self.close()
             raise
-
-    @property
-    def numbers(self) -> list[int]:
-        """The ports."""
-        return [sock.getsockname()[1] for sock in self._sockets]
+        #: The ports, also in a forked child, which holds none of them.
+        self.numbers: list[int] = [sock.getsockname()[1] for sock in self._sockets]
 
     def close(self) -> None:
         """Give the ports back."""
@@ -96,10 +93,14 @@ class Ports:
 
 @final
 class Member:
-    """A running etcd process with ``arguments``.  A thread reads its log, which tells when it is ready."""
+    """A running etcd process with ``arguments``.  A thread reads its log, which tells when it is ready.
 
-    def __init__(self, name: str, binary: str, arguments: Sequence[str]) -> None:
+    ``log`` is a descriptor that the log is copied to; -1: none.
+    """
+
+    def __init__(self, name: str, binary: str, arguments: Sequence[str], log: int = -1) -> None:
         self.name = name
+        self._log = log
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._ready = threading.Event()
         self._is_ready = False
@@ -125,6 +126,11 @@ class Member:
     def _read(self, stream: IO[bytes]) -> None:
         for line in stream:
             self._lines.append(line.decode(errors="replace").rstrip())
+            if self._log >= 0:
+                try:
+                    os.write(self._log, line)
+                except OSError:
+                    self._log = -1  # its owner has closed it, or the disk is full; etcd itself must go on
             if _READY in line:
                 self._is_ready = True
                 self._ready.set()

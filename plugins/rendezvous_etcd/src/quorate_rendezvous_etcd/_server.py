@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
-from typing import final
+from typing import IO, Any, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreUnavailableError, UsageError
@@ -24,17 +26,25 @@ __all__ = ["EtcdServer"]
 
 _PORTS_PER_MEMBER = 3  # clients, peers, metrics
 _LOOK_SECONDS = 0.05
+_CLIENT_READ_SECONDS = 10
+# Not "localhost": a name may lead to an address of the other family, where somebody else has the same port.
+_HOST = "127.0.0.1"
+
+
+# Those that this process has started, until they are forgotten.
+_live: weakref.WeakSet[EtcdServer] = weakref.WeakSet()
 
 
 @final
 class EtcdServer:
     """An etcd cluster of one or three processes on free ports of 127.0.0.1.  Also a context manager.
 
-    Everything is gone after :meth:`stop`, and after the death of this process, however it died.
+    Everything is gone after :meth:`stop`, and after the death of this process, however it died.  The server belongs
+    to the process that started it: in a child that was forked off, :meth:`stop` ends nothing.
 
     Arguments:
         members: 1, or 3 for a cluster that survives the loss of one.
-        enable_v2: serve API v2, too (etcd 3.4 and 3.5 can; 3.6 cannot).
+        enable_v2: whether to serve API v2 beside v3.  Default: where the etcd can (3.4 and 3.5 can, 3.6 cannot).
         binary: the etcd program; default ``QUORATE_ETCD_BINARY``, else ``etcd`` on ``PATH``.
         data_dir: where to keep data; it is then left there.  Default: a private folder, removed by :meth:`stop`.
         cert, key: the server's certificate and key (PEM files); clients then have to use TLS.
@@ -49,7 +59,7 @@ class EtcdServer:
     def __init__(
         self,
         members: int = 1,
-        enable_v2: bool = False,
+        enable_v2: bool | None = None,
         binary: str | None = None,
         data_dir: str | None = None,
         *,
@@ -66,12 +76,10 @@ class EtcdServer:
         self._count = members
         self._binary = find_binary(binary)
         self._features = features_of(self._binary)
-        if enable_v2 and "--enable-v2" not in self._features:
-            raise UsageError(
-                f"{self._binary} does not serve etcd's API v2, which etcd 3.6 has removed; "
-                "use etcd 3.4 or 3.5, or the rendezvous backend 'etcd', which speaks API v3"
-            )
-        self._enable_v2 = enable_v2
+        can_serve_v2 = "--enable-v2" in self._features
+        if enable_v2 and not can_serve_v2:
+            raise self._without_v2()
+        self._serves_v2 = can_serve_v2 if enable_v2 is None else enable_v2
         self._tls = (cert, key, ca_cert)
         self._extra = list(arguments)
         self._data_dir = data_dir
@@ -80,6 +88,8 @@ class EtcdServer:
         self._ports: Ports | None = None
         self._guardian: Guardian | None = None
         self._members: dict[int, Member] = {}
+        self._owner = 0
+        self._log = -1
 
     def __enter__(self) -> EtcdServer:
         self.start()
@@ -92,14 +102,34 @@ class EtcdServer:
 
     # --- the whole ----------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, timeout: float | None = None, num_retries: int = 0, stderr: int | IO[Any] | None = None) -> None:
         """Start all members and wait until they serve clients; does nothing if it has been started.
+
+        Arguments:
+            timeout: seconds to wait; default is ``start_timeout``.
+            num_retries: how often to try again, with other ports, after a failure.  Ports are held from before etcd
+                starts, so a failure is rarely a matter of luck.
+            stderr: a file or descriptor to copy etcd's log to.  ``None`` and ``subprocess.DEVNULL``: nowhere.
 
         Raises:
             StoreUnavailableError: a member ended or was not ready in time; the message has its last lines.
         """
         if self._ports is not None:
             return
+        if timeout is not None:
+            self._start_timeout = timeout
+        self._log = _descriptor_of(stderr)
+        for left in range(max(0, num_retries), -1, -1):
+            try:
+                self._start()
+                return
+            except StoreUnavailableError:
+                if left == 0:
+                    raise
+
+    def _start(self) -> None:
+        self._owner = os.getpid()
+        _live.add(self)
         try:
             self._folder = self._data_dir or tempfile.mkdtemp(prefix="quorate-etcd-")
             self._ports = Ports(_PORTS_PER_MEMBER * self._count)
@@ -114,6 +144,8 @@ class EtcdServer:
 
     def stop(self) -> None:
         """End all members and remove their data.  May be called twice."""
+        if self._owner != os.getpid():
+            return  # a forked child's copy, or it has not been started
         # All are told first: a member that sees the others leave in order would wait for them.
         for index in list(self._members):
             self.kill(index)
@@ -133,7 +165,45 @@ class EtcdServer:
         Raises:
             UsageError: it has not been started.
         """
-        return ",".join(f"127.0.0.1:{self._port(index, 0)}" for index in range(self._count))
+        return ",".join(f"{_HOST}:{port}" for port in self._client_ports())
+
+    def get_host(self) -> str:
+        """Return the address at which every member serves clients."""
+        return _HOST
+
+    def get_port(self) -> int:
+        """Return the port at which the first member serves clients.  Raises UsageError before :meth:`start`."""
+        return self._port(0, 0)
+
+    def get_client(self, **options: Any) -> Any:
+        """Return a client of API v2: an ``etcd.Client`` of the package ``python-etcd``.
+
+        Arguments:
+            options: further keyword arguments of ``etcd.Client``, such as ``ca_cert`` where the server has TLS.
+
+        Raises:
+            UsageError: it has not been started, or does not serve API v2.
+        """
+        ports = self._client_ports()
+        if not self._serves_v2:
+            raise self._without_v2()
+        from ._v2_transport import load_etcd
+
+        several = self._count > 1
+        arguments: dict[str, Any] = {
+            "host": tuple((_HOST, port) for port in ports) if several else _HOST,
+            "port": ports[0],
+            "allow_reconnect": several,
+            "protocol": "https" if self._tls[0] else "http",
+            "version_prefix": "/v2",
+            "read_timeout": _CLIENT_READ_SECONDS,
+        }
+        return load_etcd().Client(**{**arguments, **options})
+
+    @property
+    def serves_v2(self) -> bool:
+        """Whether it serves API v2, too."""
+        return self._serves_v2
 
     @property
     def pids(self) -> list[int]:
@@ -155,6 +225,7 @@ class EtcdServer:
 
         Without a quorum it cannot serve: start several with ``wait=False`` and then :meth:`await_ready`.
         """
+        self._check_owner()
         if index not in self._members:
             self._launch(index)
         if wait:
@@ -193,7 +264,7 @@ class EtcdServer:
     def _metrics(self, index: int) -> str:
         from http.client import HTTPConnection, HTTPException
 
-        connection = HTTPConnection("127.0.0.1", self._port(index, 2), timeout=1.0)
+        connection = HTTPConnection(_HOST, self._port(index, 2), timeout=1.0)
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read().decode(errors="replace")
@@ -202,12 +273,35 @@ class EtcdServer:
         finally:
             connection.close()
 
+    def _close_after_fork(self) -> None:
+        """Close a forked child's copies of what tells others whether this process lives, and what it holds."""
+        if self._guardian is not None:
+            self._guardian.close_after_fork()
+        if self._ports is not None:
+            self._ports.close()
+
+    def _without_v2(self) -> UsageError:
+        if "--enable-v2" in self._features:
+            return UsageError("this EtcdServer was told enable_v2=False; leave that out for etcd's API v2")
+        return UsageError(
+            f"{self._binary} does not serve etcd's API v2, which etcd 3.6 has removed; "
+            "use etcd 3.4 or 3.5, or the rendezvous backend 'etcd', which speaks API v3"
+        )
+
+    def _client_ports(self) -> list[int]:
+        return [self._port(index, 0) for index in range(self._count)]
+
     def _port(self, index: int, which: int) -> int:
         if self._ports is None:
             raise UsageError("the EtcdServer has not been started; call start()")
         return self._ports.numbers[_PORTS_PER_MEMBER * index + which]
 
+    def _check_owner(self) -> None:
+        if self._owner != os.getpid():
+            raise UsageError("this EtcdServer belongs to the process that started it; only that one can change it")
+
     def _end(self, index: int, number: int) -> None:
+        self._check_owner()
         member = self._members.pop(index, None)
         if member is not None:
             pid = member.pid
@@ -220,15 +314,15 @@ class EtcdServer:
 
     def _launch(self, index: int) -> None:
         assert self._guardian is not None
-        member = Member(f"m{index}", self._binary, self._arguments(index))
+        member = Member(f"m{index}", self._binary, self._arguments(index), self._log)
         self._members[index] = member
         self._guardian.watch(member.pid)
 
     def _arguments(self, index: int) -> list[str]:
         cert, key, ca_cert = self._tls
         scheme = "https" if cert else "http"
-        client = f"{scheme}://127.0.0.1:{self._port(index, 0)}"
-        peers = [f"m{i}=http://127.0.0.1:{self._port(i, 1)}" for i in range(self._count)]
+        client = f"{scheme}://{_HOST}:{self._port(index, 0)}"
+        peers = [f"m{i}=http://{_HOST}:{self._port(i, 1)}" for i in range(self._count)]
         own_peer = peers[index].partition("=")[2]
         options = {
             "--name": f"m{index}",
@@ -238,7 +332,7 @@ class EtcdServer:
             "--listen-peer-urls": own_peer,
             "--initial-advertise-peer-urls": own_peer,
             "--initial-cluster": ",".join(peers),
-            "--listen-metrics-urls": f"http://127.0.0.1:{self._port(index, 2)}",
+            "--listen-metrics-urls": f"http://{_HOST}:{self._port(index, 2)}",
             # All on one machine: the network takes microseconds, so a dead leader can be noticed soon.
             "--heartbeat-interval": "10",
             "--election-timeout": "100",
@@ -252,8 +346,27 @@ class EtcdServer:
             options |= {"--cert-file": cert, "--key-file": key}
         if ca_cert:
             options |= {"--client-cert-auth": "true", "--trusted-ca-file": ca_cert}
-        if self._enable_v2:
-            options["--enable-v2"] = "true"
+        if "--enable-v2" in self._features:
+            options["--enable-v2"] = "true" if self._serves_v2 else "false"
         if "--unsafe-no-fsync" in self._features:
             options["--unsafe-no-fsync"] = "true"
         return [f"{name}={value}" for name, value in options.items()] + self._extra
+
+
+def _descriptor_of(stderr: int | IO[Any] | None) -> int:
+    """Return where to copy etcd's log; -1: nowhere.  Raises UsageError."""
+    if stderr is None or stderr == subprocess.DEVNULL:
+        return -1
+    descriptor = stderr if isinstance(stderr, int) else stderr.fileno()
+    if descriptor < 0:
+        raise UsageError(f"EtcdServer.start(stderr={stderr!r}): give a file, a descriptor, or subprocess.DEVNULL")
+    return descriptor
+
+
+def _close_in_child() -> None:
+    for server in list(_live):
+        server._close_after_fork()
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

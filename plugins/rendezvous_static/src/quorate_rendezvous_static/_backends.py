@@ -6,14 +6,23 @@ What does not live here: the store itself (``_server``, ``_client``) and the bac
 from __future__ import annotations
 
 import errno
+import socket
 from threading import Event
 from typing import TYPE_CHECKING
 
 from quorate.clock import monotonic
-from quorate.errors import RendezvousConnectionError, RendezvousStateError, StoreUnavailableError, UsageError
+from quorate.errors import (
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousStateError,
+    StoreUnavailableError,
+    UsageError,
+)
+from quorate.notices import warn
+from quorate.rendezvous import job_is_over
 
 from ._client import TcpStore
-from ._endpoint import parse_endpoint, spell
+from ._endpoint import is_loopback_name, parse_endpoint, spell
 
 if TYPE_CHECKING:
     from quorate.rendezvous import RendezvousParameters
@@ -23,8 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PORT", "check_static", "check_tcp", "open_static", "open_tcp"]
 
 DEFAULT_PORT = 29400
-_BIND_TIMEOUT_SECONDS = 5.0
+_TAKEN_SECONDS = 2.0
 _KNOCK_SECONDS = 0.5
+_SILENT_SECONDS = 5.0  # longer: a busy machine's server may answer late
 _BID_SECONDS = 2.0
 
 
@@ -108,40 +118,98 @@ def open_tcp(params: RendezvousParameters) -> TcpStore:
 
 
 def _host(params: RendezvousParameters, host: str, port: int, keeper: str) -> TcpStore:
+    """Host the store; join it where another agent of this machine hosts it for this job already.
+
+    Whoever is there may be an agent that was told to host, too, or a server of an earlier job that is about to leave.
+    Only that one is worth waiting for longer than for a moment.
+    """
     patience = params.get_as_float("connect_timeout", 60.0)
     started = monotonic()
+    problem: RendezvousError | None = None
     while True:
         try:
-            return _with_server(params, host, port, keeper)
+            there = _beside(params, host, port, keeper)
+            return there or _with_server(params, host, port, keeper)
         except OSError as error:
             # A name may become known only after its machine has started; a system error other than these stays.
             is_name = error.errno is None or error.errno < 0  # as the resolver's errors are
             if error.errno != errno.EADDRINUSE and not is_name:
-                raise _cannot_listen(host, port, error) from None
-            # Whoever is there may be another agent of this job that claims the same rank: the core can tell only
-            # if both meet.  Or a server of an earlier job that is about to leave.
-            try:
-                if not is_name:
-                    return _join(params, host, port, keeper, _KNOCK_SECONDS)
-            except (RendezvousConnectionError, RendezvousStateError):
-                pass
-            if monotonic() - started >= (patience if is_name else min(patience, _BIND_TIMEOUT_SECONDS)):
-                raise _cannot_listen(host, port, error) from None
+                raise _cannot_listen(host, port, error, None) from None
+            limit = patience
+            if not is_name:
+                store, problem = _knock(params, host, port, keeper)
+                if store is not None and not job_is_over(store):
+                    return _joined(params, store)
+                if store is not None:
+                    store.close()
+                    problem = RendezvousStateError(_OVER.format(params.run_id))
+                elif isinstance(problem, RendezvousStateError):
+                    limit = min(patience, _TAKEN_SECONDS)
+                else:
+                    limit = min(patience, _SILENT_SECONDS)
+            if monotonic() - started >= limit:
+                raise _cannot_listen(host, port, error, problem) from None
         Event().wait(0.1)
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
+_OVER = "the store of an earlier job with the run id {!r}, which has ended, is still there"
+
+
+def _knock(
+    params: RendezvousParameters, host: str, port: int, keeper: str
+) -> tuple[TcpStore | None, RendezvousError | None]:
+    """Return the store that answers at the endpoint, or why none can be used."""
+    try:
+        return _join(params, host, port, keeper, _KNOCK_SECONDS), None
+    except (RendezvousConnectionError, RendezvousStateError) as error:
+        return None, error
+
+
+def _accepts(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), _KNOCK_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _beside(params: RendezvousParameters, host: str, port: int, keeper: str) -> TcpStore | None:
+    """Return this job's store where it is on the loopback address of the other family: ``::1``, ``127.0.0.1``."""
+    if not is_loopback_name(host):
+        return None
+    for address in ("127.0.0.1", "::1"):
+        if _accepts(address, port):
+            store, _ = _knock(params, address, port, keeper)
+            if store is not None and not job_is_over(store):
+                return _joined(params, store)
+            if store is not None:
+                store.close()
+    return None
+
+
+def _joined(params: RendezvousParameters, store: TcpStore) -> TcpStore:
+    # Where the node rank alone says who hosts, the core tells of two nodes with one rank.
+    if params.get_as_bool("is_host"):
+        warn(
+            f"this node was told to host the rendezvous store at {params.endpoint}, but another agent of this machine "
+            "hosts it for this job already; this one joins it. Set is_host=true on one node only"
+        )
+    return store
+
+
+def _cannot_listen(host: str, port: int, error: OSError, problem: RendezvousError | None) -> UsageError:
     where = spell(host, port)
     if error.errno == errno.EADDRINUSE:
+        what = f" ({problem})" if problem is not None else ""
         return UsageError(
-            f"this node must host the rendezvous store at {where}, but another program listens there; "
-            "choose another --master-port or --rdzv-endpoint"
+            f"this node must host the rendezvous store at {where}, but another program listens there{what}; stop it, "
+            "or choose another --master-port or --rdzv-endpoint"
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return UsageError(
             f"this node must host the rendezvous store at {where}, but that is not an address of this machine; set "
-            "--master-addr (or --rdzv-endpoint) to an address of the node with rank 0, and check --node-rank; where "
-            "the address is forwarded to this machine, add --rdzv-conf bind_address=0.0.0.0"
+            "--master-addr (or --rdzv-endpoint) to an address of the node with rank 0, and check --node-rank and "
+            "is_host; where the address is forwarded to this machine, add --rdzv-conf bind_address=0.0.0.0"
         )
     return UsageError(
         f"this node must host the rendezvous store at {where}, but cannot listen there: {error.strerror or error}"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 
 from quorate.errors import UsageError
 
-__all__ = ["Address", "is_literal", "is_loopback", "parse_endpoint", "resolve", "spell"]
+__all__ = ["Address", "is_literal", "is_loopback", "is_loopback_name", "parse_endpoint", "resolve", "spell"]
 
 
 @final
@@ -113,3 +113,11 @@ def is_loopback(address: Address) -> bool:
     """Return whether only this machine can reach ``address``."""
     host = str(address.sockaddr[0])
     return host.startswith(("127.", "::ffff:127.")) or host == "::1"
+
+
+def is_loopback_name(host: str) -> bool:
+    """Return whether ``host`` means this machine alone, on whichever machine it is said."""
+    name = host.lower()
+    if name.startswith("127.") or name == "::1" or name.endswith(".localhost"):
+        return True
+    return name.split(".")[0] in ("localhost", "localhost6", "ip6-localhost", "ip6-loopback")

@@ -9,7 +9,7 @@ import errno
 import socket
 from typing import Any
 
-from ._endpoint import Address, is_literal, is_loopback, resolve
+from ._endpoint import Address, is_literal, is_loopback, is_loopback_name, resolve
 
 __all__ = ["bind_addresses", "listen", "reachable_host"]
 
@@ -30,8 +30,7 @@ def bind_addresses(host: str, port: int, timeout: float) -> list[Address]:
     found = resolve(host, port, timeout)
     if host == "::":
         return everywhere
-    local_name = host.lower().split(".")[0] in ("localhost", "localhost6", "ip6-localhost", "ip6-loopback")
-    if is_literal(host) or local_name or host.lower().endswith(".localhost"):
+    if is_literal(host) or is_loopback_name(host):
         return found
     return everywhere if all(is_loopback(address) for address in found) else found
 

@@ -100,7 +100,7 @@ class SilenceWatch:
 
     def _look(self, now: float) -> None:
         snapshot = self._agent.snapshot()
-        workers = {worker.pid: worker for worker in snapshot.workers if worker.exit_code is None}
+        workers = {worker.pid: worker for worker in snapshot.workers if worker.is_working}
         if not snapshot.is_running or not workers:
             self._records.clear()
             self._frozen_since.clear()

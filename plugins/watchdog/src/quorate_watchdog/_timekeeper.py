@@ -165,7 +165,7 @@ class Timekeeper:
         self, snapshot: AgentSnapshot, pid: int, is_foreign: bool, rank: int, round_number: int
     ) -> WorkerSnapshot | None:
         """Return the running worker that a process is, or descends from."""
-        running = {worker.pid: worker for worker in snapshot.workers if worker.exit_code is None}
+        running = {worker.pid: worker for worker in snapshot.workers if worker.is_working}
         if not is_foreign:
             owner = ancestor_among(pid, running)
             return None if owner is None else running[owner]

@@ -1,0 +1,168 @@
+"""Several nodes that were told to host: on one machine they join, elsewhere each says at once what is in its way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from quorate.errors import UsageError
+from quorate.plugins import PluginHost
+from quorate.records import NodeRecord
+from quorate.rendezvous import RendezvousParameters, get_rendezvous_handler
+from quorate_rendezvous_c10d import plugin
+
+from .c10d_harness import DEADLINE_SECONDS, Member
+
+#: So long that a test which waited for it would fail by its own deadline.
+LONG = 600.0
+Open = Callable[..., Any]
+
+
+def _at(host: str, endpoint: str) -> str:
+    return f"{host}:{endpoint.rpartition(':')[2]}"
+
+
+def test_the_second_joins_with_a_warning(endpoint: str, open_store: Open, capfd: pytest.CaptureFixture[str]) -> None:
+    first = open_store(endpoint, is_host=True)
+    assert capfd.readouterr().err == ""
+    second = open_store(endpoint, is_host=True, connect_timeout=LONG)
+    assert (first.is_host, second.is_host) == (True, False)
+    warning = capfd.readouterr().err
+    assert warning.count("\n") == 1
+    for words in ("quorate: warning: ", endpoint, f"process {os.getpid()} on", "is_host=true on one node only"):
+        assert words in warning
+    assert first.create("key", b"value")
+    assert second.get(["key"]) == [b"value"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("127.0.0.1", "localhost"),
+        ("localhost", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("0.0.0.0", "localhost"),
+        ("[::1]", "[::1]"),
+        ("[::1]", "127.0.0.1"),
+        ("localhost", "[::1]"),
+        ("0.0.0.0", "[::1]"),
+    ],
+)
+def test_one_place_by_several_names(endpoint: str, open_store: Open, one: str, other: str) -> None:
+    if "[::1]" in (one, other):
+        _need_ipv6()
+    assert open_store(_at(one, endpoint), is_host=True).is_host
+    second = open_store(_at(other, endpoint), is_host=True, connect_timeout=LONG)
+    assert not second.is_host
+    assert second.add("count", 1) == 1
+
+
+def _need_ipv6() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+
+
+def test_of_many_that_start_together_one_hosts(endpoint: str, open_store: Open) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        stores = list(pool.map(lambda _: open_store(endpoint, is_host=True, connect_timeout=LONG), range(6)))
+    assert sum(store.is_host for store in stores) == 1
+    assert sorted(store.add("count", 1) for store in stores) == [1, 2, 3, 4, 5, 6]
+    for store in sorted(stores, key=lambda store: bool(store.is_host)):
+        store.close()
+
+
+def test_processes_that_start_together(endpoint: str, member: Callable[..., Member]) -> None:
+    members = [member(endpoint, is_host=True) for _ in range(2)]
+    assert sorted(one.opened() for one in members) == [False, True]
+    assert sorted(one.call("add", "count", 1) for one in members) == [1, 2]
+
+
+def test_another_jobs_store_is_named_at_once(endpoint: str, open_store: Open) -> None:
+    host = open_store(endpoint, run_id="first/job", is_host=True)
+    with pytest.raises(UsageError, match=rf"{endpoint}.*process {os.getpid()} on .*'first/job'.*another port"):
+        open_store(endpoint, run_id="second", is_host=True, connect_timeout=LONG)
+    assert host.get(["key"]) == [None]
+
+
+def test_a_tcpstore_of_somebody_else_is_left_alone(endpoint: str, open_store: Open) -> None:
+    from torch.distributed import TCPStore
+
+    port = int(endpoint.rpartition(":")[2])
+    theirs = TCPStore("127.0.0.1", port, None, True, timedelta(seconds=30), wait_for_workers=False)
+    before = theirs.num_keys()
+    with pytest.raises(UsageError, match=rf"{endpoint}.*not one that quorate hosts.*another port"):
+        open_store(endpoint, is_host=True, connect_timeout=LONG)
+    assert theirs.num_keys() == before
+
+
+def _answer(server: socket.socket, text: bytes) -> None:
+    """Serve connections until the listener is shut down."""
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        with connection:
+            connection.settimeout(DEADLINE_SECONDS)
+            try:
+                if text:
+                    connection.recv(1)
+                    connection.sendall(text)
+            except OSError:
+                pass  # it was not curious
+
+
+@pytest.fixture(params=[b"HTTP/1.1 400 Bad Request\r\n\r\n", b""], ids=["web-server", "drops"])
+def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A program that is not a TCPStore; gives its endpoint."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_answer, args=(server, request.param))
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(DEADLINE_SECONDS)
+
+
+def test_another_program_on_the_port_is_named(stranger: str, open_store: Open) -> None:
+    with pytest.raises(UsageError, match=rf"{stranger}.*in use on this node.*not a TCPStore.*another port"):
+        open_store(stranger, is_host=True, connect_timeout=LONG)
+
+
+def test_a_frozen_host_is_named(endpoint: str, open_store: Open, member: Callable[..., Member]) -> None:
+    host = member(endpoint, is_host=True)
+    assert host.opened()
+    host.signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, host.process.pid, os.WSTOPPED | os.WNOWAIT)
+    with pytest.raises(UsageError, match=rf"{endpoint}.*takes connections and says nothing"):
+        open_store(endpoint, is_host=True, connect_timeout=LONG)
+
+
+def test_after_an_earlier_job_of_the_same_name_the_next_one_hosts(endpoint: str, open_store: Open) -> None:
+    """The first job has ended, and its host still serves those who want to read how: nobody may join that."""
+    host = PluginHost(paths=[], extra=[("c10d", plugin)])
+    parameters = RendezvousParameters("c10d", endpoint, "job", 1, 2, is_host=True, last_call_timeout=0.1)
+    handler = get_rendezvous_handler(parameters, host)
+    handler.prepare(NodeRecord("node-0", "trainer", 1, host="host-0"))
+    try:
+        handler.next_rendezvous()
+        handler.report_done()  # type: ignore[attr-defined] # the handler over a store has it
+        assert handler.wait_for_change(DEADLINE_SECONDS) is not None
+        with pytest.raises(UsageError, match=r"'job', which has ended, is still there"):
+            open_store(endpoint, is_host=True, connect_timeout=0.3)
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(open_store, endpoint, is_host=True, connect_timeout=LONG)
+            handler.shutdown()
+            assert opening.result(DEADLINE_SECONDS).is_host
+    finally:
+        handler.shutdown()
