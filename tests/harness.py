@@ -147,7 +147,7 @@ def run_plan(plan: Plan) -> Outcome:
     return Outcome(result, error, remaining, seconds, ended_at, state)
 
 
-def _host_main(connection: Connection, plans: Sequence[Plan], console: str, environment: Mapping[str, str]) -> None:
+def host_main(connection: Connection, plans: Sequence[Plan], console: str, environment: Mapping[str, str]) -> None:
     descriptor = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -232,7 +232,7 @@ class Host:
         self.console_path = folder / f"console-{os.urandom(4).hex()}"
         self._receiver, sender = context.Pipe(duplex=False)
         arguments = (sender, list(plans), str(self.console_path), dict(environment))
-        self._process = context.Process(target=_host_main, args=arguments, daemon=False)
+        self._process = context.Process(target=host_main, args=arguments, daemon=False)
         self._process.start()
         sender.close()
         self._outcomes: list[Outcome] | None = None

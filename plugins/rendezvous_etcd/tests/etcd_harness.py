@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,10 @@ from typing import Any, final
 import pytest
 
 from quorate_rendezvous_etcd._definitions import load_messages
-from quorate_rendezvous_etcd._fork import load_grpc
+
+# Only the tests use gRPC.  Its fork handlers, which it installs unless this is set when it is first used, crash some of
+# the children that are forked while other threads are inside of it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 __all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "distro_etcd", "settles", "warm_grpc_up"]
 
@@ -30,8 +34,10 @@ def settles(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) ->
 
 
 def warm_grpc_up() -> None:
-    """Let gRPC open what it opens once in a process's life, the way the plugin does."""
-    load_grpc()
+    """Let gRPC, which :class:`Admin` uses, open what it opens once in a process's life."""
+    import grpc
+
+    grpc.insecure_channel("127.0.0.1:1").close()
 
 
 @final

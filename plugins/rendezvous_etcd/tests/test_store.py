@@ -12,6 +12,7 @@ from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
 from quorate.rendezvous import BatchStore, HostedStore, InterruptibleStore, Store
 from quorate_rendezvous_etcd import EtcdServer
+from quorate_rendezvous_etcd._http2 import CallError
 
 from .etcd_harness import Admin, InThread
 
@@ -232,19 +233,14 @@ class _LosesAnswers:
     """Stands between the store and etcd: carries requests out, and loses the answer of the first."""
 
     def __init__(self, store: Any) -> None:
-        import grpc
-
         self._real, self._calls = store._transport._connect().calls["Txn"], 0
-        self._error: Any = grpc.RpcError()
-        self._error.code = lambda: grpc.StatusCode.UNAVAILABLE
-        self._error.details = lambda: "the connection broke"
         store._transport._connect().calls["Txn"] = self
 
     def __call__(self, *arguments: Any, **more: Any) -> Any:
         answer = self._real(*arguments, **more)
         self._calls += 1
         if self._calls == 1:
-            raise self._error
+            raise CallError("UNAVAILABLE", "the connection broke")
         return answer
 
 

@@ -32,8 +32,6 @@ def answer(revision: int, created: bool = False, canceled: bool = False, writes:
 class Script:
     """Stands in for the transport: gives one prepared stream after another; one that is over blocks no one."""
 
-    failures = (ConnectionError,)
-
     def __init__(self, *streams: Sequence[Any]) -> None:
         self.streams = [list(stream) for stream in streams]
 

@@ -236,6 +236,15 @@ _adopting = 0
 _was_adopting = 0
 
 
+def _forget_the_parents_threads() -> None:
+    """Let a forked child begin anew: it adopts nobody yet, and the lock's holder exists in the parent alone."""
+    global _lock, _adopting
+    _lock, _adopting = threading.Lock(), 0
+
+
+os.register_at_fork(after_in_child=_forget_the_parents_threads)
+
+
 def _adopt_orphans(on: bool) -> None:
     """Make this process the parent of its descendants' orphans, or, after as many calls, what it was before.
 

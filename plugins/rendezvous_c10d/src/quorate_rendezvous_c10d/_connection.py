@@ -26,6 +26,15 @@ _LEVEL = "TORCH_CPP_LOG_LEVEL"
 _constructing = threading.Lock()
 
 
+def _forget_the_parents_threads() -> None:
+    """Let a forked child begin anew: the thread that may have held the lock exists in the parent alone."""
+    global _constructing
+    _constructing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_the_parents_threads)
+
+
 def load_tcp_store() -> Any:
     """Import torch and return its TCPStore class.
 

@@ -1,7 +1,7 @@
 """Rendezvous over etcd: a store that outlives every node of the job.
 
 Offers the backends ``etcd`` and ``etcd-v2`` and, for tests and jobs of one machine, :class:`EtcdServer`.  What lives
-here is the plugin object alone; neither gRPC nor protobuf nor an etcd client is imported until a backend is opened.
+here is the plugin object alone; neither protobuf nor HTTP/2 nor an etcd client is imported until a backend is opened.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def __getattr__(name: str) -> Any:
 
 # None of these is called as a module here is: importing one sets the package's attribute of that name.
 def _open(parameters: RendezvousParameters) -> Store:
-    from ._store import open_store
+    from ._fork import importing
+
+    with importing:
+        from ._store import open_store
 
     return open_store(parameters)
 
@@ -42,8 +45,11 @@ def _check_parameters(parameters: RendezvousParameters) -> None:
 
 
 def _open_v2(parameters: RendezvousParameters) -> Store:
-    from ._settings import Settings
-    from ._v2_store import open_v2_store
+    from ._fork import importing
+
+    with importing:
+        from ._settings import Settings
+        from ._v2_store import open_v2_store
 
     return open_v2_store(Settings.from_parameters(parameters, is_v2=True))
 

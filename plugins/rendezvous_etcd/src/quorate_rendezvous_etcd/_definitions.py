@@ -17,6 +17,8 @@ from typing import Any, final
 
 from quorate.errors import UsageError
 
+from ._fork import importing
+
 __all__ = ["Messages", "load_messages"]
 
 # Each after those that it imports.
@@ -29,14 +31,14 @@ _REMEDY = "pip install --force-reinstall 'etcd3>=0.12,<0.13'"
 class Messages:
     """The message classes as attributes: ``messages.TxnRequest(...)``.  Each is made when it is first asked for."""
 
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
+    def __init__(self, pool: Any, factory: Any) -> None:
+        self._pool, self._factory = pool, factory
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         descriptor = self._pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")
-        factory = import_module("google.protobuf.message_factory")
+        factory = self._factory
         if hasattr(factory, "GetMessageClass"):
             made = factory.GetMessageClass(descriptor)
         else:  # before protobuf 4.22
@@ -55,17 +57,20 @@ def load_messages() -> Messages:
         UsageError: the package ``etcd3`` is missing, or another one has its name.
     """
     global _messages
-    if _messages is None:
-        folder = _find_folder()
-        descriptor_pb2 = import_module("google.protobuf.descriptor_pb2")
-        pool = import_module("google.protobuf.descriptor_pool").DescriptorPool()
-        for name in _FILES:
-            file = descriptor_pb2.FileDescriptorProto.FromString(
-                _read_descriptor(os.path.join(folder, f"{name}_pb2.py"))
-            )
-            pool.Add(file)
-        _messages = Messages(pool)
+    with importing:
+        if _messages is None:
+            _messages = _load()
     return _messages
+
+
+def _load() -> Messages:
+    folder = _find_folder()
+    descriptor_pb2 = import_module("google.protobuf.descriptor_pb2")
+    pool = import_module("google.protobuf.descriptor_pool").DescriptorPool()
+    for name in _FILES:
+        definition = _read_descriptor(os.path.join(folder, f"{name}_pb2.py"))
+        pool.Add(descriptor_pb2.FileDescriptorProto.FromString(definition))
+    return Messages(pool, import_module("google.protobuf.message_factory"))
 
 
 def _find_folder() -> str:

@@ -1,62 +1,47 @@
-"""What a forked child must not touch: gRPC's connections, whose threads exist in the parent alone.
+"""What a forked child must not keep, and what it must not find: copies of connections, and an import under way.
 
-Using one in the child fails or hangs, and so may its being torn down there: a child keeps its copies, unused, until it
-ends.  Starting a program (exec, posix_spawn) is not affected.
+A child that held copies of an agent's sockets open would hide that agent's death from its etcd.  And a process that is
+forked in the midst of an import gets a module lock that nobody will ever release: the child would hang as soon as it
+imported the same module.
 """
 
 from __future__ import annotations
 
+import logging  # noqa: F401 - the reason stands beside the lock
 import os
+import threading
 import weakref
-from importlib import import_module
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["close_in_children", "load_grpc"]
+__all__ = ["Holder", "close_in_children", "importing"]
 
-_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
-
-
-def load_grpc() -> Any:
-    """Return the module ``grpc``, with its own fork handlers off unless somebody chose otherwise.
-
-    They are for children that go on to use gRPC, which ours never do, and they crash about one child in thirteen
-    when other threads are inside gRPC at the moment of the fork.  gRPC reads the variable once, when it is first
-    used, so it stands in the environment no longer than that.
-    """
-    if _FORK_SUPPORT in os.environ:
-        return import_module("grpc")
-    os.environ[_FORK_SUPPORT] = "0"
-    try:
-        grpc = import_module("grpc")
-        grpc.insecure_channel("127.0.0.1:1").close()
-        return grpc
-    finally:
-        os.environ.pop(_FORK_SUPPORT, None)  # another agent of this process may have taken it away
+#: Held while this package imports what it needs; a fork waits for it.
+importing = threading.RLock()
+# What is imported meanwhile should not register itself for forks: a fork that waits would do the second half of its
+# registration alone.  Of what is imported, logging does so; it is therefore imported above.
 
 
 class Holder(Protocol):
     """Owns connections."""
 
-    def close_after_fork(self) -> list[Any]:
-        """Refuse from now on; takes no lock.  Returns what must never be torn down in this process."""
+    def close_after_fork(self) -> None:
+        """Close this process's copies without a word to the other side, and refuse from now on; takes no lock."""
         ...
 
 
 _holders: weakref.WeakSet[Holder] = weakref.WeakSet()
-_kept: list[Any] = []
-_registered = False
 
 
 def close_in_children(holder: Holder) -> None:
-    """Have every child that this process forks from now on leave alone what ``holder`` holds."""
-    global _registered
-    if not _registered:
-        os.register_at_fork(after_in_child=_close_all)
-        _registered = True
+    """Have every child that this process forks from now on close what ``holder`` holds."""
     _holders.add(holder)
 
 
 def _close_all() -> None:
+    importing.release()
     for holder in list(_holders):
-        _kept.append(holder.close_after_fork())
+        holder.close_after_fork()
     _holders.clear()
+
+
+os.register_at_fork(before=importing.acquire, after_in_parent=importing.release, after_in_child=_close_all)

@@ -1,4 +1,4 @@
-"""Calls to an etcd cluster: one connection to work and one to wait, and others when a member does not answer.
+"""Calls to an etcd cluster: one channel to work and one to wait, and others when a member does not answer.
 
 Each attempt has a short deadline and each call a long one; every request may be sent twice, so whoever builds one makes
 sure that being applied twice is being applied once.  What does not live here: what the requests mean (:mod:`._job`,
@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any, final
 
 from quorate.clock import monotonic
-from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError, UsageError
+from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError
 
 from ._answers import RefusedError, Trouble, judge
+from ._channel import Channel
 from ._definitions import Messages, load_messages
-from ._fork import close_in_children, load_grpc
+from ._dialling import Resolver, make_trust
+from ._fork import close_in_children
+from ._http2 import CallError
 from ._settings import Settings
 
 __all__ = ["Call", "Connection", "Transport"]
@@ -25,32 +29,14 @@ __all__ = ["Call", "Connection", "Transport"]
 Call = Callable[..., Any]
 
 _METHODS = {
-    "Txn": ("KV", "TxnRequest", "TxnResponse"),
-    "LeaseGrant": ("Lease", "LeaseGrantRequest", "LeaseGrantResponse"),
-    "LeaseRevoke": ("Lease", "LeaseRevokeRequest", "LeaseRevokeResponse"),
+    "Txn": ("KV", "TxnResponse"),
+    "LeaseGrant": ("Lease", "LeaseGrantResponse"),
+    "LeaseRevoke": ("Lease", "LeaseRevokeResponse"),
     # A stream in etcd's definition, of which one request and one answer are used.
-    "LeaseKeepAlive": ("Lease", "LeaseKeepAliveRequest", "LeaseKeepAliveResponse"),
-    "Authenticate": ("Auth", "AuthenticateRequest", "AuthenticateResponse"),
-    "Watch": ("Watch", "WatchRequest", "WatchResponse"),
+    "LeaseKeepAlive": ("Lease", "LeaseKeepAliveResponse"),
+    "Authenticate": ("Auth", "AuthenticateResponse"),
+    "Watch": ("Watch", "WatchResponse"),
 }
-_OPTIONS = [
-    # A frozen member is noticed by the deadlines of attempts; these notice it for whoever only waits.  etcd cuts off
-    # clients that ask more often than every 5 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.ping_timeout_ms", 3_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # A new channel shall mean a new connection.
-    ("grpc.use_local_subchannel_pool", 1),
-    # A proxy for the web has no business between a node and its cluster's etcd.
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", 256 << 20),
-    ("grpc.max_send_message_length", 16 << 20),
-    # The watching thread works its stream off by itself: no threads of gRPC's Python part, so none to wait for.
-    ("SingleThreadedUnaryStream", 1),
-]
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
 
@@ -61,7 +47,7 @@ class Connection:
 
     __slots__ = ("calls", "channel", "endpoint", "misses")
 
-    def __init__(self, channel: Any, endpoint: str, calls: dict[str, Call]) -> None:
+    def __init__(self, channel: Channel, endpoint: str, calls: dict[str, Call]) -> None:
         self.channel, self.endpoint, self.calls = channel, endpoint, calls
         self.misses = 0  # attempts in a row without an answer
 
@@ -73,13 +59,10 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.messages: Messages = load_messages()
-        self._grpc = load_grpc()
-        #: What an attempt raises that did not work (gRPC raises ValueError on a channel that was closed meanwhile).
-        self.failures: tuple[type[Exception], ...] = (self._grpc.RpcError, ValueError)
         # Where there is no other member to ask, giving up on an answer early would only double the questions.
         alone = len(settings.endpoints) == 1
         self._patience = max(settings.dial_timeout_seconds, settings.operation_timeout_seconds / 2 if alone else 0.0)
-        self._credentials = _load_credentials(self._grpc, settings)
+        self._trust, self._resolver = make_trust(settings), Resolver()
         self._lock = threading.Lock()
         # Members of a large job spread over the cluster.
         self._index = random.randrange(len(settings.endpoints))
@@ -106,11 +89,13 @@ class Transport:
             if connection is not None:
                 connection.channel.close()
 
-    def close_after_fork(self) -> list[Any]:
-        """Make this copy, in a forked child, refuse; returns what must never be torn down there."""
+    def close_after_fork(self) -> None:
+        """Make this copy, in a forked child, refuse."""
         self._is_foreign = True
         self._closed.set()
-        return [self._connection, *self._watching]
+        for connection in [self._connection, *self._watching]:
+            if connection is not None:
+                connection.channel.close_after_fork()
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -140,7 +125,7 @@ class Transport:
                 connection.misses = 0
                 self._is_away = False
                 return answer
-            except self.failures as error:
+            except CallError as error:
                 trouble, tried[connection.endpoint] = self._judge(error)
             self._note(connection, trouble)
             # An answer that is merely slow must have a chance; it need not come twice.
@@ -160,10 +145,7 @@ class Transport:
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def begin_watch(self) -> Connection:
-        """Open a connection to watch over.
-
-        Closing its channel is how a watch is ended: gRPC keeps a connection for good whose stream was cancelled.
-        """
+        """Open a channel to watch over.  Closing it is how another thread ends the watch."""
         with self._lock:
             self._check_open()
             connection = self._dial()
@@ -171,7 +153,7 @@ class Transport:
             return connection
 
     def watch(self, connection: Connection, request: Any, timeout: float) -> Any:
-        """Send a watch's ``request``; returns the stream of answers.  What fails is in :attr:`failures`.
+        """Send a watch's ``request``; returns the stream of answers, which raises CallError.
 
         A member that has lost its leader ends the stream, instead of staying silent for ever.
         """
@@ -179,17 +161,14 @@ class Transport:
         return connection.calls["Watch"](request, timeout=timeout, metadata=(*metadata, ("hasleader", "true")))
 
     def end_watch(self, connection: Connection, stream: Any) -> None:
-        """Close what :meth:`begin_watch` has opened, and read ``stream``, if there is one, to its end."""
+        """Close what :meth:`begin_watch` has opened, and ``stream``, if there is one."""
         connection.channel.close()
         with self._lock:
             self._watching.discard(connection)
-        try:
-            for _ in stream or ():
-                pass
-        except self.failures:
-            pass  # the end of a stream whose channel is closed is an error
+        if stream is not None:
+            stream.close()
 
-    def note_failure(self, connection: Connection, error: BaseException) -> None:
+    def note_failure(self, connection: Connection, error: CallError) -> None:
         """Draw the consequence of a failed watch; whether it failed for good is for the next call to find out."""
         try:
             trouble, _ = self._judge(error)
@@ -197,13 +176,9 @@ class Transport:
             return
         self._note(connection, trouble)
 
-    def _judge(self, error: BaseException) -> tuple[Trouble, str]:
+    def _judge(self, error: CallError) -> tuple[Trouble, str]:
         """Return what an attempt has met, and a sentence; raises what trying again cannot change."""
-        if isinstance(error, ValueError):
-            if "closed" not in str(error):
-                raise error
-            return Trouble.BUSY, "the connection was given up"  # by another thread, for a new one
-        code, details = error.code().name, error.details() or ""  # type: ignore[attr-defined] # gRPC errors are calls
+        code, details = error.code, error.details
         if code == "CANCELLED":
             return Trouble.BUSY, "the connection was given up"
         if code == "DEADLINE_EXCEEDED":
@@ -261,24 +236,22 @@ class Transport:
 
     def _dial(self) -> Connection:
         endpoint = self._settings.endpoints[self._index]
-        kind = "ipv6" if ":" in endpoint.host else "ipv4" if _is_ipv4(endpoint.host) else "dns"
-        target = f"dns:///{endpoint}" if kind == "dns" else f"{kind}:{endpoint}"
-        if self._credentials is None:
-            channel = self._grpc.insecure_channel(target, options=_OPTIONS)
-        else:
-            channel = self._grpc.secure_channel(target, self._credentials, options=_OPTIONS)
-        return Connection(channel, str(endpoint), self._calls(channel))
+        channel = Channel(endpoint, self._trust, self._resolver)
+        return Connection(channel, str(endpoint), {name: self._make_call(channel, name) for name in _METHODS})
 
-    def _calls(self, channel: Any) -> dict[str, Call]:
-        calls: dict[str, Call] = {}
-        for name, (service, request, answer) in _METHODS.items():
-            make = channel.unary_stream if name == "Watch" else channel.unary_unary
-            calls[name] = make(
-                f"/etcdserverpb.{service}/{name}",
-                getattr(self.messages, request).SerializeToString,
-                getattr(self.messages, answer).FromString,
-            )
-        return calls
+    def _make_call(self, channel: Channel, name: str) -> Call:
+        service, answer = _METHODS[name]
+        path, read = f"/etcdserverpb.{service}/{name}", getattr(self.messages, answer).FromString
+
+        def call(request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
+            return _decode(read, channel.call(path, request.SerializeToString(), timeout, metadata))
+
+        def stream(request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()) -> Iterator[Any]:
+            with closing(channel.stream(path, request.SerializeToString(), timeout, metadata)) as answers:
+                for raw in answers:
+                    yield _decode(read, raw)
+
+        return stream if name == "Watch" else call
 
     def _metadata(self, connection: Connection, method: str, timeout: float) -> tuple[tuple[str, str], ...]:
         user, password = self._settings.user, self._settings.password
@@ -294,26 +267,8 @@ class Transport:
         return (("token", token),)
 
 
-def _is_ipv4(host: str) -> bool:
-    parts = host.split(".")
-    return len(parts) == 4 and all(part.isdecimal() for part in parts)
-
-
-def _load_credentials(grpc: Any, settings: Settings) -> Any:
-    if not settings.secure:
-        return None
-    ca_cert = _read("ca_cert", settings.ca_cert)
-    return grpc.ssl_channel_credentials(ca_cert, _read("key", settings.key), _read("cert", settings.cert))
-
-
-def _read(name: str, path: str) -> bytes | None:
-    if not path:
-        return None
+def _decode(read: Callable[[bytes], Any], raw: bytes) -> Any:
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise UsageError(f"the rendezvous setting {name}={path!r} cannot be read: {error.strerror}") from None
-    if b"-----BEGIN" not in content:
-        raise UsageError(f"the rendezvous setting {name}={path!r} is no PEM file")
-    return content
+        return read(raw)
+    except Exception as error:  # protobuf's kinds of it differ from version to version
+        raise CallError("INTERNAL", f"an answer cannot be read: {error}") from None

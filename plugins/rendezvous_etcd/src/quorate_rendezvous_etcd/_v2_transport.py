@@ -15,6 +15,7 @@ from typing import Any, final
 
 from quorate.errors import UsageError
 
+from ._fork import close_in_children, importing
 from ._settings import Endpoint, Settings
 
 __all__ = ["Sockets", "close_client", "load_etcd", "make_client", "make_timeout"]
@@ -30,19 +31,13 @@ def load_etcd() -> Any:
     Raises:
         UsageError: it is not installed, or something else of that name is.
     """
-    blocked = _PYOPENSSL not in sys.modules
-    if blocked:
-        # On import python-etcd would put pyOpenSSL in the place of ssl for the whole process.
-        sys.modules[_PYOPENSSL] = None  # type: ignore[assignment] # how an import is refused
     try:
-        etcd = import_module("etcd")
+        with importing:
+            etcd = _import_etcd()
     except ImportError as error:
         raise UsageError(
             f"the backend etcd-v2 needs the package python-etcd ({error}); run pip install python-etcd"
         ) from error
-    finally:
-        if blocked:
-            del sys.modules[_PYOPENSSL]
     if not hasattr(etcd, "EtcdWatchTimedOut"):
         raise UsageError(
             f"the module 'etcd' of {getattr(etcd, '__file__', 'this environment')} is not python-etcd; remove it and "
@@ -55,6 +50,19 @@ def load_etcd() -> Any:
     return etcd
 
 
+def _import_etcd() -> Any:
+    blocked = _PYOPENSSL not in sys.modules
+    if blocked:
+        # On import python-etcd would put pyOpenSSL in the place of ssl for the whole process.
+        sys.modules[_PYOPENSSL] = None  # type: ignore[assignment] # how an import is refused
+    try:
+        import_module("urllib3.connection")
+        return import_module("etcd")
+    finally:
+        if blocked:
+            del sys.modules[_PYOPENSSL]
+
+
 @final
 class Sockets:
     """The open sockets of one caller, so that another thread can break off what it does."""
@@ -63,6 +71,7 @@ class Sockets:
         self._state = threading.Lock()
         self._open: list[socket.socket] = []
         self._is_shut = False
+        close_in_children(self)
         #: How many there have been.
         self.made = 0
 
@@ -81,6 +90,11 @@ class Sockets:
             self._is_shut = True
             for sock in self._open:
                 _shut(sock)
+
+    def close_after_fork(self) -> None:
+        """Close this process's copies, in a forked child, without a word to the other side; takes no lock."""
+        for sock in list(self._open):
+            sock.close()
 
     def open(self) -> None:
         """Allow new connections again."""

@@ -17,6 +17,7 @@ from typing import Any, final
 
 from quorate.clock import monotonic
 
+from ._http2 import CallError
 from ._transport import Connection, Transport
 
 __all__ = ["Watcher"]
@@ -97,7 +98,7 @@ class Watcher:
                     if found is not None:
                         return found
             return None
-        except transport.failures as error:
+        except CallError as error:
             if not self._woken.is_set() and monotonic() < deadline:
                 transport.note_failure(connection, error)
             return None
