@@ -6,7 +6,7 @@ written to the store is in :mod:`quorate.rendezvous._wire`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, final
 
@@ -14,6 +14,7 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge, min_len
 
 __all__ = [
+    "AgentPhase",
     "Assignment",
     "Cause",
     "Event",
@@ -27,12 +28,20 @@ __all__ = [
     "WorkerExited",
     "WorkerLaunch",
     "WorkerLogs",
+    "WorkerStatus",
     "evolve",
 ]
 
 
+class _Text(str, Enum):
+    """Base of the closed sets here: a member is written as its value, in messages and in JSON."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
 @final
-class Cause(str, Enum):
+class Cause(_Text):
     """Why a worker, a round or a job ended."""
 
     SUCCEEDED = "succeeded"
@@ -54,7 +63,7 @@ class Cause(str, Enum):
 
 
 @final
-class Verdict(str, Enum):
+class Verdict(_Text):
     """What the job does after a round has ended."""
 
     RESTART = "restart"  # run again, and count it against the job's restart budget
@@ -70,14 +79,37 @@ class Verdict(str, Enum):
 
 
 @final
+class AgentPhase(_Text):
+    """Where an agent is."""
+
+    NEW = "new"
+    CHECKING = "checking"  # no workers; the node's health checks run
+    JOINING = "joining"  # no workers; waiting for a sealed round
+    RUNNING = "running"  # workers run
+    BARRIER = "barrier"  # this node's workers have succeeded; waiting for the other nodes
+    STOPPING = "stopping"  # workers are being stopped; nothing new until all of them are gone
+    FINISHED = "finished"
+
+
+@final
+class WorkerStatus(_Text):
+    """How one worker is."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"  # it ended after the agent had asked it to
+
+
+@final
 @frozen
 class NodeRecord:
     """What one agent tells the others when it joins a round.
 
     ``node_id`` is unique to this agent process (not to the machine).  ``address`` and ``port`` are where its rank-0
     worker's ``MASTER_ADDR``/``MASTER_PORT`` would be, should it become the round's first node; the port is held by
-    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` says what is wrong
-    with a node that came only to tell so.
+    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` is why the node
+    does not join, empty for one that does.
     """
 
     node_id: str = field(validator=min_len(1))
@@ -283,13 +315,14 @@ class WorkerExited:
 @final
 @frozen
 class Event:
-    """Something an observer may want to know.  ``name`` is dotted (``round.sealed``); ``details`` are JSON-able."""
+    """Something an observer may want to know.
+
+    ``name`` and ``details`` are an :class:`quorate.events.EventName` and its record, which can be read as a mapping of
+    JSON-able values too.
+    """
 
     name: str
     reason: str
     node_id: str = ""
     timestamp_ns: int = 0
     details: Mapping[str, Any] = field(factory=dict)
-
-
-Nodes = Sequence[NodeRecord]

@@ -1,6 +1,7 @@
-"""The vocabulary of the agent machine: phases, state, inputs and commands.
+"""The vocabulary of the agent machine: state, inputs and commands.
 
-What happens with them is in :mod:`quorate.agent._machine`; who carries the commands out, in ``_runner``.
+What does not live here: what happens with them (:mod:`quorate.agent._machine`), and how commands are carried out
+(``_runner``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from attrs import field, frozen
 
 from ..errors import FailureKind
 from ..records import (
+    AgentPhase,
     Assignment,
     FailureRecord,
     RestartBudget,
@@ -20,18 +22,7 @@ from ..records import (
     WorkerExited,
 )
 
-
-@final
-class Phase(str, Enum):
-    """Where the agent is."""
-
-    NEW = "new"
-    CHECKING = "checking"  # no workers; finding out whether this node is fit for a round
-    JOINING = "joining"  # no workers; waiting for a sealed round
-    RUNNING = "running"  # workers run
-    BARRIER = "barrier"  # own workers have succeeded; waiting for the other nodes
-    STOPPING = "stopping"  # workers are being stopped; nothing new until all of them are gone
-    FINISHED = "finished"
+Phase = AgentPhase
 
 
 @final
@@ -40,10 +31,13 @@ class Outcome(str, Enum):
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # workers failed, here or elsewhere
-    CLOSED = "closed"  # the job had ended before this node got in
+    CLOSED = "closed"  # the job had ended before this node joined a round
     SIGNAL = "signal"
     ERROR = "error"  # the rendezvous could not go on
     UNHEALTHY = "unhealthy"  # this node is not fit for the job, or was excluded from it
+
+
+# --- state ----------------------------------------------------------------------------------------------------------
 
 
 @final
@@ -58,37 +52,152 @@ class Grace:
 
 
 @final
-@frozen(slots=False)  # each step of the machine copies it several times
-class State:
-    """Everything that the agent knows.  Times are seconds on its own monotonic clock."""
+@frozen
+class Settings:
+    """What does not change during a run.  Times are in seconds."""
 
     max_restarts: int
     exit_barrier_timeout: float
     grace: Grace = field(factory=Grace)
-    close_timeout: float = 5.0
-    dump_timeout: float = 5.0
-    loss_timeout: float = 0.0  # within which others say that a node is lost; 0: nobody does
+    close_timeout: float = 5.0  # how long the recorded end of a round is waited for
+    dump_timeout: float = 5.0  # how long workers may take to write their stacks
+    loss_timeout: float = 0.0  # within which other nodes notice that a node is lost; 0: they do not
     host: str = ""
-    phase: Phase = Phase.NEW
-    assignment: Assignment | None = None
-    succeeded: frozenset[int] = frozenset()
+
+
+@final
+@frozen
+class Joining:
+    """The phases CHECKING and JOINING: what this node was told while it waits."""
+
+    standby_reason: str = ""
+    peer_declined: str = ""
+
+
+@final
+@frozen
+class Round:
+    """The sealed round that this node is in, from its assignment until the next round is joined."""
+
+    assignment: Assignment
+    succeeded: frozenset[int] = frozenset()  # local ranks
     failures: tuple[FailureRecord, ...] = ()
-    deferred: RoundEnd | None = None  # what this agent will want recorded unless somebody knows better
-    proposed: RoundEnd | None = None  # what this agent wanted recorded
-    end: RoundEnd | None = None  # what was recorded
-    last_end: RoundEnd | None = None  # the same of the round before, to be told even if it was followed at once
-    trouble: RendezvousFailed | None = None
-    signal_number: int | None = None
-    hang: WorkerHung | None = None  # stacks are being dumped for it
-    unhealthy: str = ""  # why this node leaves the job when its workers are gone
-    history: tuple[RoundEnd, ...] = ()  # the rounds that ended, oldest first
-    gone: bool = False  # all workers, and whatever they started, have ended
-    left: bool = False  # out of the exit barrier without the others
-    stood_by: bool = False
-    peer_declined: str = ""  # what another node has said of why it does not join
-    was_member: bool = False
-    wake_at: float | None = None
+    hang: WorkerHung | None = None  # stacks are being dumped, or were
+
+    @property
+    def all_succeeded(self) -> bool:
+        return len(self.succeeded) == self.assignment.local_world_size
+
+
+@final
+@frozen
+class RoundIsOver:
+    """The round is over: its recorded end decides."""
+
+
+@final
+@frozen
+class NodeIsUnhealthy:
+    """As :class:`RoundIsOver`, but this node does not join another round."""
+
+    problem: str
+
+
+@final
+@frozen
+class RendezvousIsLost:
+    """The rendezvous cannot go on, and without it this node may not run workers."""
+
+    failure: RendezvousFailed
+
+
+@final
+@frozen
+class WorkersSucceeded:
+    """This node's workers have succeeded and the exit barrier is over."""
+
+
+@final
+@frozen
+class AgentSignalled:
+    """The agent was signalled."""
+
+    number: int
+
+
+StopReason = RoundIsOver | NodeIsUnhealthy | RendezvousIsLost | WorkersSucceeded | AgentSignalled
+
+
+@final
+@frozen
+class Stopping:
+    """The phase STOPPING: ``why`` says what follows when the workers are gone.
+
+    ``proposed`` is the end that this agent wants recorded, ``end`` what was recorded.  While ``is_held_back`` is true
+    the proposal has not been sent: the other nodes may know the cause better.
+    """
+
+    why: StopReason
+    proposed: RoundEnd | None = None
+    is_held_back: bool = False
+    end: RoundEnd | None = None
+    workers_gone: bool = False
+
+
+@final
+@frozen(slots=False)  # each step of the machine copies it several times
+class State:
+    """Everything that the agent knows.  Times are seconds on its own monotonic clock.
+
+    A phase keeps what only it needs in a record of its own; ``history`` has the rounds that ended, oldest first.
+    """
+
+    settings: Settings
+    phase: Phase = Phase.NEW
     reason: str = ""
+    wake_at: float | None = None
+    history: tuple[RoundEnd, ...] = ()
+    joining: Joining | None = None
+    round: Round | None = None
+    stopping: Stopping | None = None
+    finish: Finish | None = None
+
+    @property
+    def max_restarts(self) -> int:
+        return self.settings.max_restarts
+
+    @property
+    def assignment(self) -> Assignment | None:
+        return None if self.round is None else self.round.assignment
+
+    @property
+    def failures(self) -> tuple[FailureRecord, ...]:
+        """The failures of this node's workers in the newest round."""
+        return () if self.round is None else self.round.failures
+
+    @property
+    def end(self) -> RoundEnd | None:
+        """The recorded end of the newest round, or of the job, as far as it is known."""
+        last = self.finish or self.stopping
+        return None if last is None else last.end
+
+    @property
+    def ends(self) -> tuple[RoundEnd, ...]:
+        """The rounds that ended, the newest one included."""
+        end = self.end
+        return self.history if end is None or end in self.history else (*self.history, end)
+
+    @property
+    def trouble(self) -> RendezvousFailed | None:
+        """Why the rendezvous cannot go on, if it cannot."""
+        last = self.finish or self.stopping
+        return last.why.failure if last is not None and isinstance(last.why, RendezvousIsLost) else None
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal that makes this agent leave."""
+        last = self.finish or self.stopping
+        return last.why.number if last is not None and isinstance(last.why, AgentSignalled) else None
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------
@@ -103,7 +212,7 @@ class Begin:
 @final
 @frozen
 class NodeChecked:
-    """The checks of this node are over; ``problems`` are sentences, none if it is well."""
+    """The checks of this node are over; ``problems`` are sentences, none if the node is healthy."""
 
     problems: tuple[str, ...] = ()
 
@@ -111,7 +220,7 @@ class NodeChecked:
 @final
 @frozen
 class NodeUnhealthy:
-    """A check has found this node declined while its workers run."""
+    """A check, a service or a leftover process shows that this node should not go on."""
 
     problem: str
 
@@ -127,7 +236,7 @@ class RoundJoined:
 @final
 @frozen
 class PeerDeclined:
-    """Another node has told why it does not join the round that this one gathers nodes for."""
+    """Another node said why it does not join the round that this node gathers."""
 
     reason: str
 
@@ -179,7 +288,7 @@ class WorkerHung:
 @final
 @frozen
 class StacksDumped:
-    """The workers have written their stacks, as far as they could; ``lines`` are the hung one's last."""
+    """The workers have written their stacks, as far as they could; ``lines`` are the end of the hung worker's."""
 
     lines: tuple[str, ...] = ()
 
@@ -277,7 +386,7 @@ class StartWorkers:
 @final
 @frozen
 class Diagnose:
-    """Find out why a worker ended; with a ``budget``, also ask what to do about it."""
+    """Find out why a worker ended; with a ``budget``, also ask the restart policy.  Answered by :class:`Diagnosed`."""
 
     exit: WorkerExited
     budget: RestartBudget | None
@@ -288,7 +397,7 @@ class Diagnose:
 @final
 @frozen
 class Decide:
-    """Ask what to do about a failure that is known already; answered by :class:`Diagnosed`."""
+    """Ask the restart policy about a failure that was diagnosed before; answered by :class:`Diagnosed`."""
 
     failure: FailureRecord
     budget: RestartBudget
@@ -297,7 +406,7 @@ class Decide:
 @final
 @frozen
 class DumpStacks:
-    """Have all workers write their stacks into their logs; answered by :class:`StacksDumped`."""
+    """Have all workers write their stacks to their logs; answered by :class:`StacksDumped`."""
 
     local_rank: int
 
@@ -314,7 +423,7 @@ class StopWorkers:
 @final
 @frozen
 class EndRound:
-    """Record that the round has ended, unless somebody did before."""
+    """Record the end of the round, unless another node has recorded one."""
 
     end: RoundEnd
 
@@ -328,13 +437,13 @@ class ReportDone:
 @final
 @frozen
 class Leave:
-    """Tell the others that this node goes away."""
+    """Tell the others that this node leaves."""
 
 
 @final
 @frozen
 class Decline:
-    """Tell the others, if they can be reached soon, why this node does not join; it goes away."""
+    """Tell the others, if they can be reached soon, why this node does not join, and leave."""
 
     problem: str
 
@@ -342,10 +451,12 @@ class Decline:
 @final
 @frozen
 class Finish:
-    """The run is over."""
+    """The run is over.  ``why`` says what ended it, ``end`` is the recorded end of the round or the job, if any."""
 
     outcome: Outcome
     reason: str
+    why: StopReason
+    end: RoundEnd | None = None
 
 
 Command = (
