@@ -50,7 +50,7 @@ class EventName(str, Enum):
     @property
     def details(self) -> type[EventDetails]:
         """The class of the event's details; its docstring says when the event happens."""
-        return next(details for details in EventDetails.__subclasses__() if details.name is self)
+        return _DETAILS[self]
 
 
 class EventDetails(Mapping[str, Any]):
@@ -164,3 +164,10 @@ class WorkerFailedDetails(EventDetails):
     cause: Cause
     exit_code: int
     restart_count: int
+
+
+_DETAILS: Mapping[EventName, type[EventDetails]] = {
+    value.name: value
+    for value in tuple(globals().values())
+    if isinstance(value, type) and issubclass(value, EventDetails) and value is not EventDetails
+}

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, final
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, min_len
+from attrs.validators import ge, instance_of, lt, min_len
 
 __all__ = [
     "AgentPhase",
@@ -249,9 +249,9 @@ class RestartDecision:
     ``exclude_node`` takes the node whose worker failed out of the job, unless the job ends anyway.
     """
 
-    verdict: Verdict
-    reason: str = ""
-    delay_seconds: float = field(default=0.0, validator=ge(0.0))
+    verdict: Verdict = field(validator=instance_of(Verdict))
+    reason: str = field(default="", validator=instance_of(str))
+    delay_seconds: float = field(default=0.0, validator=[instance_of((int, float)), ge(0.0), lt(float("inf"))])
     exclude_node: bool = False
 
 
