@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +34,7 @@ from quorate.records import (
     Verdict,
     WorkerLaunch,
 )
-from quorate.services import AgentService, AgentView, HangReport
+from quorate.services import AgentService, AgentView
 from quorate.starter import Starter, StarterRequest
 
 
@@ -45,6 +44,10 @@ def open_example_store(parameters: RendezvousParameters) -> Store:
 
 def make_example_starter(request: StarterRequest) -> Starter:
     raise NotImplementedError
+
+
+def watch_nothing(agent: AgentView) -> AgentService | None:
+    return None
 
 
 def serve_nothing(agent: AgentView) -> AgentService | None:
@@ -88,11 +91,8 @@ def quorate_register_health_check() -> Iterable[HealthCheck]:
 
 @hookimpl
 def quorate_register_watchdog() -> Iterable[ServiceBackend]:
-    def start(agent: AgentView) -> AgentService | None:
-        report = HangReport(local_rank=0, pid=os.getpid(), problem="no step within 60 s")
-        return None if agent.settings.get("hang") is None else agent.report_hang(report)
-
-    return [ServiceBackend("example", "reports hung workers", start)]
+    # What start(agent) returns watches the workers and calls agent.report_hang(HangReport(...)).
+    return [ServiceBackend("example", "reports hung workers", start=watch_nothing)]
 
 
 @hookimpl

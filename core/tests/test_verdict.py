@@ -127,9 +127,12 @@ def test_where_it_cannot_be_written_nothing_is_left(tmp_path: Path) -> None:
 # --- how each way to end becomes one --------------------------------------------------------------------------------
 
 
+OVER = p.RoundIsOver()
+
+
 def verdict_on(
     outcome: p.Outcome,
-    why: p.StopReason = p.RoundIsOver(),
+    why: p.StopReason = OVER,
     end: RoundEnd | None = ROUNDS[2],
     failures: tuple[FailureRecord, ...] = (),
 ) -> JobVerdict:

@@ -164,11 +164,11 @@ class AgentService(Protocol):
 
 @runtime_checkable
 class PreparingService(AgentService, Protocol):
-    """A further ability of a service: to use the time in which the agent has nothing else to do."""
+    """A further ability of a service: to use the time in which its node waits for others."""
 
     def get_ready(self) -> None:
         """Load what the first workers will make necessary; on the agent's thread, for some ten milliseconds at most.
 
-        Called once at most, and not at all in a job that never waits: :meth:`observe` must do without it.
+        Called once at most, and not at all where the node need not wait: :meth:`observe` must do without it.
         """
         ...

@@ -1,46 +1,40 @@
-"""Loads what will be needed later while the agent has nothing else to do.
+"""Has services get ready while the node waits for other nodes.
 
-When the last node has joined, or a worker has failed, each millisecond counts, on many machines at the same time.  A
-job that is over at once needs none of this.  What does not live here: what "nothing else to do" means (``_runner``).
+When the last node has joined, each millisecond counts, on many machines at the same time.  A job that is over at once
+needs none of this.  What does not live here: what services load (:class:`quorate.services.PreparingService`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from functools import partial
-from importlib import import_module
 from typing import final
 
-__all__ = ["JOIN_QUIET_SECONDS", "RUN_QUIET_SECONDS", "IdleWork"]
+__all__ = ["QUIET_SECONDS", "IdleWork"]
 
-#: A join that takes longer than the first waits for other nodes; workers that run for longer than the second will
-#: hardly all fail at once.
-JOIN_QUIET_SECONDS, RUN_QUIET_SECONDS = 0.05, 0.5
-
-#: What a first failure needs and a start does not.
-_MODULES: tuple[str, ...] = ()
+#: A join that takes longer than this waits for other nodes.
+QUIET_SECONDS = 0.05
 
 
 @final
 class IdleWork:
-    """Has services get ready, then loads modules: one thing at a time, some ten milliseconds each at most.
+    """A task that is done once, when nothing has happened for a while.
 
     Arguments:
-        get_ready: lets the services of the run load what they need.
-        modules: names of the modules.
+        task: what to do; some ten milliseconds at most.
+        quiet_seconds: how long nothing must have happened.
     """
 
-    def __init__(self, get_ready: Callable[[], None], modules: tuple[str, ...] = _MODULES) -> None:
-        self._tasks: deque[Callable[[], object]] = deque([get_ready, *(partial(import_module, it) for it in modules)])
+    def __init__(self, task: Callable[[], None], quiet_seconds: float = QUIET_SECONDS) -> None:
+        self._task, self._quiet_seconds = task, quiet_seconds
         self._due: float | None = None
+        self._is_done = False
 
-    def begin(self, now: float, quiet_seconds: float) -> None:
-        """Begin once nothing has happened for ``quiet_seconds`` from ``now`` (monotonic seconds) on."""
-        self._due = now + quiet_seconds if self._tasks else None
+    def begin(self, now: float) -> None:
+        """Begin to wait at ``now`` (monotonic seconds)."""
+        self._due = None if self._is_done else now + self._quiet_seconds
 
     def cancel(self) -> None:
-        """Stop: something has happened.  The rest is done at the next occasion."""
+        """Something has happened; the task is left for the next wait."""
         self._due = None
 
     def wake_at(self) -> float | None:
@@ -48,7 +42,7 @@ class IdleWork:
         return self._due
 
     def advance(self, now: float) -> None:
-        """Do one thing if it is time; events that came meanwhile are handled before the next."""
+        """Do the task if it is time."""
         if self._due is not None and now >= self._due:
-            self._tasks.popleft()()
-            self._due = now if self._tasks else None
+            self._due, self._is_done = None, True
+            self._task()

@@ -26,7 +26,7 @@ from ..starter import LeavesBehind, ProcessContext, StackDumper, Starter
 from ._checks import Checks
 from ._diagnosis import Diagnosis
 from ._environment import build_launches
-from ._idle import JOIN_QUIET_SECONDS, RUN_QUIET_SECONDS, IdleWork
+from ._idle import IdleWork
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
 from ._preparation import Preparation
@@ -297,7 +297,7 @@ class Runner:
         if isinstance(command, JoinRound):
             self.return_values.clear()
             membership.join(self._node_record())
-            self._idle.begin(monotonic(), JOIN_QUIET_SECONDS)
+            self._idle.begin(monotonic())
         elif isinstance(command, EndRound):
             membership.end_round(command.end)
         elif isinstance(command, ReportDone):
@@ -335,7 +335,6 @@ class Runner:
         self._workers.started(launches, pids)
         self._reporter.started(pids, launches)
         self._diagnosis.begin()
-        self._idle.begin(monotonic(), RUN_QUIET_SECONDS)
         return None
 
     def _dump_stacks(self, hung_local_rank: int) -> Input | None:
@@ -360,7 +359,6 @@ class Runner:
 
     def _stop(self, command: StopWorkers) -> Input | None:
         self._preparation.cancel()
-        self._idle.cancel()
         now = monotonic()
         deadline = now + command.grace_seconds + _LAST_RESORT_SECONDS
         if self._stop_deadline is None or command.grace_seconds == 0.0:
