@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quorate.agent import _protocol as p
+from quorate.agent._state import Round, Settings, State
 from quorate.agent._verdict import judge
 from quorate.errors import FailureKind
 from quorate.records import Assignment, Cause, FailureRecord, RoundEnd, Verdict, evolve
@@ -136,10 +137,10 @@ def verdict_on(
     end: RoundEnd | None = ROUNDS[2],
     failures: tuple[FailureRecord, ...] = (),
 ) -> JobVerdict:
-    state = p.State(
-        p.Settings(3, 300.0, host="beta"),
+    state = State(
+        Settings(3, 300.0, host="beta"),
         history=ROUNDS[:2],
-        round=p.Round(SEAT, failures=failures),
+        round=Round(SEAT, failures=failures),
         finish=p.Finish(outcome, "why", why, end),
     )
     return judge(state, "job", "me")

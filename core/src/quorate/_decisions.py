@@ -53,7 +53,7 @@ class DecisionMaker:
                     return answer
                 culprit = poll.find(lambda other: bool(check(other, arguments)))
                 if culprit is None:
-                    return None  # nobody gives the wrong answer again
+                    return None  # asked again, no plugin gives the wrong answer
             poll.left_out.append(culprit)
             self._report(poll.hook, culprit, problem)
 

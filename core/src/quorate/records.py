@@ -68,9 +68,9 @@ class Verdict(_Text):
 
     RESTART = "restart"  # run again, and count it against the job's restart budget
     RESCALE = "rescale"  # run again in a new world, at no cost
-    SUCCEEDED = "succeeded"  # the job is over and went well
-    FAILED = "failed"  # the job is over and did not
-    STOPPED = "stopped"  # the job is over because somebody said so
+    SUCCEEDED = "succeeded"  # the job is over and succeeded
+    FAILED = "failed"  # the job is over and failed
+    STOPPED = "stopped"  # the job is over because a person or a program stopped it
 
     @property
     def is_terminal(self) -> bool:
@@ -104,7 +104,7 @@ class WorkerStatus(_Text):
 @final
 @frozen
 class NodeRecord:
-    """What one agent tells the others when it joins a round.
+    """What one agent publishes when it joins a round.
 
     ``node_id`` is unique to this agent process (not to the machine).  ``address`` and ``port`` are where its rank-0
     worker's ``MASTER_ADDR``/``MASTER_PORT`` would be, should it become the round's first node; the port is held by
@@ -131,7 +131,7 @@ class NodeRecord:
 class Assignment:
     """One node's place in a sealed round.  All ranks count from 0; ``first_*`` are the ranks of local rank 0.
 
-    ``missing`` names the nodes of the round before that did not come back although nobody had said that they would not.
+    ``missing`` names the nodes of the round before that did not come back, unless they had announced it.
     """
 
     round_number: int
@@ -181,7 +181,7 @@ class FailureRecord:
 @final
 @frozen
 class RoundEnd:
-    """Why a round ended, as recorded by the first node that said so; every node prints the same one.
+    """Why a round ended, as recorded by the first node that had a reason; every node prints the same one.
 
     ``restart_count`` is the job-wide count that the *next* round exports (or, for a terminal verdict, the last).
     ``lost`` names the node ids that the next round must not wait for.  ``missing`` is not recorded but added when the
@@ -221,7 +221,7 @@ class RoundSummary:
 class RestartBudget:
     """The job's restarts: how many were used, how many are allowed in all.
 
-    ``last_cause`` and ``last_rank`` tell how the round before this one ended; ``repeats`` counts the rounds in a row
+    ``last_cause`` and ``last_rank`` say how the round before this one ended; ``repeats`` counts the rounds in a row
     that ended in that way (0 if the last one did not end by a failure).
     """
 
@@ -299,7 +299,7 @@ class WorkerLaunch:
 class WorkerExited:
     """One worker has ended.  ``exit_code`` is negative for a signal; ``return_value`` is a function's result.
 
-    ``stopped`` tells that the agent had already asked it to stop: a victim, not a cause.
+    ``stopped`` says that the agent had asked it to stop before: a victim, not a cause.
     """
 
     local_rank: int

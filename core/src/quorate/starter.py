@@ -38,7 +38,7 @@ class ProcessContext(Protocol):
     """
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable whenever :meth:`advance` has something to tell."""
+        """Return a descriptor that is readable when :meth:`advance` has something to return."""
         ...
 
     def wake_at(self) -> float | None:
@@ -66,7 +66,7 @@ class ProcessContext(Protocol):
         ...
 
     def close(self) -> None:
-        """Kill whatever is left and release every descriptor, thread and temporary file.  Called exactly once."""
+        """Kill what is left and release every descriptor, thread and temporary file.  Called exactly once."""
         ...
 
 
@@ -135,5 +135,5 @@ class PreparingStarter(Starter, Protocol):
         ...
 
     def close(self) -> None:
-        """End whatever was prepared; its workers are gone by then.  Called once, when the agent's run is over."""
+        """End what was prepared; its workers are gone by then.  Called once, when the agent's run is over."""
         ...

@@ -15,7 +15,7 @@ from typing import final
 from ..catalogue import HealthCheck
 from ..clock import monotonic
 from ..services import AgentView
-from ._protocol import Input, NodeChecked, NodeUnhealthy
+from . import _protocol as protocol
 
 __all__ = ["Checks"]
 
@@ -42,10 +42,10 @@ class Checks:
         self._is_asked = False
         self._due: float | None = None
 
-    def begin(self) -> Input | None:
+    def begin(self) -> protocol.Input | None:
         """Check once; :meth:`advance` returns the answer, or this method where there is nothing to check."""
         if not self._checks:
-            return NodeChecked()
+            return protocol.NodeChecked()
         self._is_asked = True
         if self._round is None:
             self._round = _Round(self._checks, self._view, self._wake)
@@ -55,7 +55,7 @@ class Checks:
         """Return when :meth:`advance` has to be called although nothing has happened; ``None``: never."""
         return self._due if self._round is None else self._round.wake_at(monotonic())
 
-    def advance(self, now: float) -> Input | None:
+    def advance(self, now: float) -> protocol.Input | None:
         """Begin what is due; return an answer if there is one."""
         if self._round is None:
             if self._due is not None and self._due <= now:
@@ -68,9 +68,9 @@ class Checks:
         was_asked, self._is_asked, self._round = self._is_asked, False, None
         if was_asked:
             self._due = now + self._interval if self._interval > 0 else None
-            return NodeChecked(problems)
+            return protocol.NodeChecked(problems)
         if problems:
-            return NodeUnhealthy("; ".join(problems))  # reported once; the next join checks again
+            return protocol.NodeUnhealthy("; ".join(problems))  # reported once; the next join checks again
         self._due = now + self._interval
         return None
 

@@ -17,7 +17,7 @@ from ..net import host_name
 from ..plugins import PluginHost
 from ..policy import default_restart
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
-from ._protocol import Diagnose, Diagnosed
+from . import _protocol as protocol
 from ._reports import Reporter
 
 __all__ = ["Diagnosis"]
@@ -46,7 +46,7 @@ class Diagnosis:
         except Exception as error:
             self._warn(f"an error recorder could not begin: {error or type(error).__name__}")
 
-    def diagnose(self, command: Diagnose, assignment: Assignment) -> Diagnosed:
+    def diagnose(self, command: protocol.Diagnose, assignment: Assignment) -> protocol.Diagnosed:
         """Return what is known of the failure and, where the command has a budget, what to do about it."""
         failure = self._failure_record(command, assignment)
         cause = self._host.decide_or(failure.cause, "cause", failure)
@@ -54,7 +54,7 @@ class Diagnosis:
         decision = None if command.budget is None else self.decide(failure, command.budget)
         self._reporter.failed(failure)
         self._to_complete.append(failure)
-        return Diagnosed(failure, decision)
+        return protocol.Diagnosed(failure, decision)
 
     def decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:
         """Ask the restart policy."""
@@ -74,7 +74,7 @@ class Diagnosis:
         except Exception as error:
             self._warn(f"the error files could not be completed: {error or type(error).__name__}")
 
-    def _failure_record(self, command: Diagnose, assignment: Assignment) -> FailureRecord:
+    def _failure_record(self, command: protocol.Diagnose, assignment: Assignment) -> FailureRecord:
         exit = command.exit
         # Workers that were not started have written nothing; the reporter's paths are those of the round before.
         error_file = "" if command.start_failed else self._reporter.error_files.get(exit.local_rank, "")

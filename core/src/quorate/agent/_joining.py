@@ -8,30 +8,9 @@ from __future__ import annotations
 from attrs import evolve
 
 from ..failures import signal_name
-from ._protocol import (
-    AgentSignalled,
-    Begin,
-    CheckNode,
-    Decline,
-    JobClosed,
-    Joining,
-    JoinRound,
-    Leave,
-    NodeChecked,
-    NodeIsUnhealthy,
-    NodeUnhealthy,
-    Outcome,
-    PeerDeclined,
-    Phase,
-    RendezvousFailed,
-    RendezvousIsLost,
-    Round,
-    RoundIsOver,
-    RoundJoined,
-    SignalReceived,
-    StandingBy,
-    StartWorkers,
-)
+from . import _protocol as protocol
+from ._protocol import Phase
+from ._state import Joining, Round
 from ._transition import Transition
 
 __all__ = [
@@ -50,7 +29,7 @@ __all__ = [
 _LONGEST_HISTORY = 100
 
 
-def begin(transition: Transition, event: Begin) -> None:
+def begin(transition: Transition, event: protocol.Begin) -> None:
     check(transition, "joining the job")
 
 
@@ -60,37 +39,37 @@ def check(transition: Transition, reason: str) -> None:
     if end is not None:
         history = (*history, end)[-_LONGEST_HISTORY:]
     transition.enter(Phase.CHECKING, reason, history=history, joining=Joining(), round=None, stopping=None)
-    transition.emit(CheckNode())
+    transition.emit(protocol.CheckNode())
 
 
-def checked(transition: Transition, event: NodeChecked) -> None:
+def checked(transition: Transition, event: protocol.NodeChecked) -> None:
     if event.problems:
         problem = "; ".join(event.problems)
-        transition.emit(Decline(problem))
-        transition.finish(Outcome.UNHEALTHY, problem, NodeIsUnhealthy(problem))
+        transition.emit(protocol.Decline(problem))
+        transition.finish(protocol.Outcome.UNHEALTHY, problem, protocol.NodeIsUnhealthy(problem))
     else:
         transition.enter(Phase.JOINING, transition.state.reason)
-        transition.emit(JoinRound())
+        transition.emit(protocol.JoinRound())
 
 
-def unhealthy(transition: Transition, event: NodeUnhealthy) -> None:
-    transition.emit(Leave())
-    transition.finish(Outcome.UNHEALTHY, event.problem, NodeIsUnhealthy(event.problem))
+def unhealthy(transition: Transition, event: protocol.NodeUnhealthy) -> None:
+    transition.emit(protocol.Leave())
+    transition.finish(protocol.Outcome.UNHEALTHY, event.problem, protocol.NodeIsUnhealthy(event.problem))
 
 
-def joined(transition: Transition, event: RoundJoined) -> None:
+def joined(transition: Transition, event: protocol.RoundJoined) -> None:
     assignment, history = event.assignment, transition.state.history
     if assignment.missing and history and history[-1].round_number == assignment.round_number - 1:
         transition.set(history=(*history[:-1], evolve(history[-1], missing=assignment.missing)))
     transition.enter(Phase.RUNNING, "workers run", round=Round(assignment), joining=None)
-    transition.emit(StartWorkers(assignment))
+    transition.emit(protocol.StartWorkers(assignment))
 
 
-def standing_by(transition: Transition, event: StandingBy) -> None:
+def standing_by(transition: Transition, event: protocol.StandingBy) -> None:
     transition.set(reason=event.reason, joining=Joining(event.reason, _joining(transition).peer_declined))
 
 
-def peer_declined(transition: Transition, event: PeerDeclined) -> None:
+def peer_declined(transition: Transition, event: protocol.PeerDeclined) -> None:
     transition.set(joining=Joining(_joining(transition).standby_reason, event.reason))
 
 
@@ -98,15 +77,15 @@ def _joining(transition: Transition) -> Joining:
     return transition.state.joining or Joining()
 
 
-def closed(transition: Transition, event: JobClosed) -> None:
-    transition.finish(Outcome.CLOSED, event.end.reason, RoundIsOver(), event.end)
+def closed(transition: Transition, event: protocol.JobClosed) -> None:
+    transition.finish(protocol.Outcome.CLOSED, event.end.reason, protocol.RoundIsOver(), event.end)
 
 
-def rendezvous_failed(transition: Transition, event: RendezvousFailed) -> None:
-    transition.finish(Outcome.ERROR, event.problem, RendezvousIsLost(event))
+def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) -> None:
+    transition.finish(protocol.Outcome.ERROR, event.problem, protocol.RendezvousIsLost(event))
 
 
-def signalled(transition: Transition, event: SignalReceived) -> None:
-    transition.emit(Leave())
+def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
+    transition.emit(protocol.Leave())
     reason = f"stopped by {signal_name(-event.number)} while joining"
-    transition.finish(Outcome.SIGNAL, reason, AgentSignalled(event.number))
+    transition.finish(protocol.Outcome.SIGNAL, reason, protocol.AgentSignalled(event.number))

@@ -24,11 +24,13 @@ from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..plugins import PluginHost, get_host
 from ..records import Event, Verdict
 from ..verdict import JobVerdict
-from ._protocol import Finish, Outcome, Phase, State
+from . import _protocol as protocol
+from ._protocol import Phase
 from ._reports import Reporter
 from ._runner import Runner
 from ._spec import RunResult, RunSettings, Worker, WorkerGroup, WorkerSpec, WorkerState
 from ._starter_choice import choose_starter
+from ._state import State
 from ._verdict import judge
 
 __all__ = ["LocalElasticAgent"]
@@ -173,21 +175,21 @@ class LocalElasticAgent:
         for worker in group.workers:
             worker.id = reporter.pids.get(worker.local_rank)
 
-    def _result(self, state: State, finish: Finish, values: dict[int, object]) -> RunResult:
+    def _result(self, state: State, finish: protocol.Finish, values: dict[int, object]) -> RunResult:
         outcome, end = finish.outcome, finish.end
-        if outcome is Outcome.SIGNAL:
+        if outcome is protocol.Outcome.SIGNAL:
             assert state.signal_number is not None
             raise SignalException(finish.reason, state.signal_number)
-        if outcome is Outcome.ERROR:
+        if outcome is protocol.Outcome.ERROR:
             assert state.trouble is not None
             raise state.trouble.kind.error(state.trouble.problem)
-        if outcome is Outcome.UNHEALTHY:
+        if outcome is protocol.Outcome.UNHEALTHY:
             raise UnhealthyNodeError(f"this node does not take part: {finish.reason}")
-        if outcome is Outcome.SUCCEEDED:
+        if outcome is protocol.Outcome.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
             return RunResult(WorkerState.SUCCEEDED, values, reason=finish.reason, verdict=self._verdict)
         assert end is not None
-        if outcome is Outcome.CLOSED and end.verdict is Verdict.SUCCEEDED:
+        if outcome is protocol.Outcome.CLOSED and end.verdict is Verdict.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
             return RunResult(WorkerState.SUCCEEDED, reason=finish.reason, verdict=self._verdict)
         self._group.state = WorkerState.FAILED

@@ -22,31 +22,9 @@ from typing import Any, final
 from attrs import frozen
 
 from . import _joining, _running, _stopping
-from ._protocol import (
-    AgentStep,
-    Begin,
-    Clock,
-    Diagnosed,
-    Grace,
-    Input,
-    JobClosed,
-    NodeChecked,
-    NodeUnhealthy,
-    PeerDeclined,
-    Phase,
-    RendezvousFailed,
-    RoundEnded,
-    RoundJoined,
-    Settings,
-    SignalReceived,
-    StacksDumped,
-    StandingBy,
-    StartFailed,
-    State,
-    WorkerHung,
-    WorkersExited,
-    WorkersGone,
-)
+from . import _protocol as protocol
+from ._protocol import Phase
+from ._state import AgentStep, Settings, State
 from ._transition import Transition
 
 __all__ = ["TABLE", "initial_state", "step"]
@@ -55,17 +33,19 @@ __all__ = ["TABLE", "initial_state", "step"]
 def initial_state(
     max_restarts: int,
     exit_barrier_timeout: float,
-    grace: Grace | None = None,
+    grace: protocol.Grace | None = None,
     *,
     host: str = "",
     loss_timeout: float = 0.0,
 ) -> State:
     """Return the state of an agent that has not begun; the arguments are those of ``Settings``."""
-    settings = Settings(max_restarts, exit_barrier_timeout, grace or Grace(), loss_timeout=loss_timeout, host=host)
+    settings = Settings(
+        max_restarts, exit_barrier_timeout, grace or protocol.Grace(), loss_timeout=loss_timeout, host=host
+    )
     return State(settings)
 
 
-def step(state: State, event: Input, now: float) -> AgentStep:
+def step(state: State, event: protocol.Input, now: float) -> AgentStep:
     """Take one input at ``now`` (monotonic seconds) and return the new state, the commands and the reason."""
     transition = Transition(state, now)
     entry = TABLE[state.phase].get(type(event))
@@ -93,54 +73,54 @@ _BARRIER, _STOPPING, _FINISHED = Phase.BARRIER, Phase.STOPPING, Phase.FINISHED
 #: phase -> input -> handler and the phases that it may leave for; an input that is not listed changes nothing
 TABLE: Mapping[Phase, Mapping[type, Entry]] = {
     Phase.NEW: {
-        Begin: _on(_joining.begin, _CHECKING),
+        protocol.Begin: _on(_joining.begin, _CHECKING),
     },
     Phase.CHECKING: {
-        NodeChecked: _on(_joining.checked, _JOINING, _FINISHED),
-        NodeUnhealthy: _on(_joining.unhealthy, _FINISHED),
-        JobClosed: _on(_joining.closed, _FINISHED),
-        RendezvousFailed: _on(_joining.rendezvous_failed, _FINISHED),
-        SignalReceived: _on(_joining.signalled, _FINISHED),
+        protocol.NodeChecked: _on(_joining.checked, _JOINING, _FINISHED),
+        protocol.NodeUnhealthy: _on(_joining.unhealthy, _FINISHED),
+        protocol.JobClosed: _on(_joining.closed, _FINISHED),
+        protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _FINISHED),
+        protocol.SignalReceived: _on(_joining.signalled, _FINISHED),
     },
     Phase.JOINING: {
-        RoundJoined: _on(_joining.joined, _RUNNING),
-        StandingBy: _on(_joining.standing_by),
-        PeerDeclined: _on(_joining.peer_declined),
-        NodeUnhealthy: _on(_joining.unhealthy, _FINISHED),
-        JobClosed: _on(_joining.closed, _FINISHED),
-        RendezvousFailed: _on(_joining.rendezvous_failed, _FINISHED),
-        SignalReceived: _on(_joining.signalled, _FINISHED),
+        protocol.RoundJoined: _on(_joining.joined, _RUNNING),
+        protocol.StandingBy: _on(_joining.standing_by),
+        protocol.PeerDeclined: _on(_joining.peer_declined),
+        protocol.NodeUnhealthy: _on(_joining.unhealthy, _FINISHED),
+        protocol.JobClosed: _on(_joining.closed, _FINISHED),
+        protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _FINISHED),
+        protocol.SignalReceived: _on(_joining.signalled, _FINISHED),
     },
     Phase.RUNNING: {
-        WorkersExited: _on(_running.exited, _BARRIER, _STOPPING),
-        StartFailed: _on(_running.start_failed),
-        WorkerHung: _on(_running.hung),
-        StacksDumped: _on(_running.stacks_dumped),
-        Clock: _on(_running.dump_timed_out),
-        Diagnosed: _on(_running.diagnosed, _STOPPING),
-        RoundEnded: _on(_running.round_ended, _STOPPING),
-        JobClosed: _on(_running.round_ended, _STOPPING),
-        RendezvousFailed: _on(_running.rendezvous_failed, _STOPPING),
-        NodeUnhealthy: _on(_running.unhealthy, _STOPPING),
-        SignalReceived: _on(_running.signalled, _STOPPING),
+        protocol.WorkersExited: _on(_running.exited, _BARRIER, _STOPPING),
+        protocol.StartFailed: _on(_running.start_failed),
+        protocol.WorkerHung: _on(_running.hung),
+        protocol.StacksDumped: _on(_running.stacks_dumped),
+        protocol.Clock: _on(_running.dump_timed_out),
+        protocol.Diagnosed: _on(_running.diagnosed, _STOPPING),
+        protocol.RoundEnded: _on(_running.round_ended, _STOPPING),
+        protocol.JobClosed: _on(_running.round_ended, _STOPPING),
+        protocol.RendezvousFailed: _on(_running.rendezvous_failed, _STOPPING),
+        protocol.NodeUnhealthy: _on(_running.unhealthy, _STOPPING),
+        protocol.SignalReceived: _on(_running.signalled, _STOPPING),
     },
     Phase.BARRIER: {
-        Clock: _on(_running.barrier_timed_out, _STOPPING),
-        RoundEnded: _on(_running.round_ended, _STOPPING),
-        JobClosed: _on(_running.round_ended, _STOPPING),
-        RendezvousFailed: _on(_running.rendezvous_failed_in_barrier, _STOPPING),
-        SignalReceived: _on(_running.signalled, _STOPPING),
+        protocol.Clock: _on(_running.barrier_timed_out, _STOPPING),
+        protocol.RoundEnded: _on(_running.round_ended, _STOPPING),
+        protocol.JobClosed: _on(_running.round_ended, _STOPPING),
+        protocol.RendezvousFailed: _on(_running.rendezvous_failed_in_barrier, _STOPPING),
+        protocol.SignalReceived: _on(_running.signalled, _STOPPING),
     },
     Phase.STOPPING: {
-        WorkersExited: _on(_stopping.exited),
-        Diagnosed: _on(_stopping.diagnosed),
-        NodeUnhealthy: _on(_stopping.unhealthy),
-        RoundEnded: _on(_stopping.end_recorded, _CHECKING, _FINISHED),
-        JobClosed: _on(_stopping.end_recorded, _FINISHED),
-        RendezvousFailed: _on(_stopping.rendezvous_failed, _FINISHED),
-        WorkersGone: _on(_stopping.gone, _CHECKING, _FINISHED),
-        Clock: _on(_stopping.timed_out, _CHECKING, _FINISHED),
-        SignalReceived: _on(_stopping.signalled, _FINISHED),
+        protocol.WorkersExited: _on(_stopping.exited),
+        protocol.Diagnosed: _on(_stopping.diagnosed),
+        protocol.NodeUnhealthy: _on(_stopping.unhealthy),
+        protocol.RoundEnded: _on(_stopping.end_recorded, _CHECKING, _FINISHED),
+        protocol.JobClosed: _on(_stopping.end_recorded, _FINISHED),
+        protocol.RendezvousFailed: _on(_stopping.rendezvous_failed, _FINISHED),
+        protocol.WorkersGone: _on(_stopping.gone, _CHECKING, _FINISHED),
+        protocol.Clock: _on(_stopping.timed_out, _CHECKING, _FINISHED),
+        protocol.SignalReceived: _on(_stopping.signalled, _FINISHED),
     },
     Phase.FINISHED: {},
 }

@@ -19,7 +19,7 @@ from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import RendezvousHandler, RendezvousInfo, StoreRendezvousHandler, assign_ranks
 from ..rendezvous import _protocol as rendezvous
 from ..rendezvous._wire import decode_node, encode
-from ._protocol import Input, JobClosed, PeerDeclined, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
+from . import _protocol as protocol
 
 __all__ = ["Membership", "agent_input", "open_membership"]
 
@@ -47,33 +47,33 @@ class Membership(Protocol):
         ...
 
 
-def open_membership(handler: RendezvousHandler, post: Callable[[Input], None]) -> Membership:
+def open_membership(handler: RendezvousHandler, post: Callable[[protocol.Input], None]) -> Membership:
     """Return the membership for ``handler``; ``post`` may be called from any thread."""
     if isinstance(handler, StoreRendezvousHandler):
         return _StoreMembership(handler, post)
     return _ThreadMembership(handler, post)
 
 
-def agent_input(output: rendezvous.Output) -> Input | None:
+def agent_input(output: rendezvous.Output) -> protocol.Input | None:
     """Return the agent's input that an output of the rendezvous machine stands for."""
     if isinstance(output, rendezvous.Joined):
-        return RoundJoined(output.assignment)
+        return protocol.RoundJoined(output.assignment)
     if isinstance(output, rendezvous.Ended):
-        return RoundEnded(output.end)
+        return protocol.RoundEnded(output.end)
     if isinstance(output, rendezvous.Closed):
-        return JobClosed(output.end)
+        return protocol.JobClosed(output.end)
     if isinstance(output, rendezvous.GaveUp):
-        return RendezvousFailed(output.kind, output.problem)
+        return protocol.RendezvousFailed(output.kind, output.problem)
     if isinstance(output, rendezvous.StandingBy):
-        return StandingBy(output.reason)
+        return protocol.StandingBy(output.reason)
     if isinstance(output, rendezvous.NodeDeclined):
-        return PeerDeclined(output.reason)
+        return protocol.PeerDeclined(output.reason)
     return None
 
 
 @final
 class _StoreMembership:
-    def __init__(self, handler: StoreRendezvousHandler, post: Callable[[Input], None]) -> None:
+    def __init__(self, handler: StoreRendezvousHandler, post: Callable[[protocol.Input], None]) -> None:
         self._handler = handler
 
         def receive(output: rendezvous.Output) -> None:
@@ -106,7 +106,7 @@ class _StoreMembership:
 class _ThreadMembership:
     """Runs a handler's blocking methods on a thread of their own."""
 
-    def __init__(self, handler: RendezvousHandler, post: Callable[[Input], None]) -> None:
+    def __init__(self, handler: RendezvousHandler, post: Callable[[protocol.Input], None]) -> None:
         self._handler, self._post = handler, post
         self._requests: SimpleQueue[NodeRecord | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -137,7 +137,7 @@ class _ThreadMembership:
     def _end_here(self, end: RoundEnd) -> None:
         if self._ended_here is None:
             self._ended_here = end
-            self._post(JobClosed(end) if end.verdict.is_terminal else RoundEnded(end))
+            self._post(protocol.JobClosed(end) if end.verdict.is_terminal else protocol.RoundEnded(end))
 
     def leave(self) -> None:
         """Do nothing: such a handler leaves by :meth:`RendezvousHandler.shutdown`."""
@@ -161,11 +161,15 @@ class _ThreadMembership:
                 self._one_round(node)
             except RendezvousClosedError as error:
                 verdict = Verdict.SUCCEEDED if error.succeeded else Verdict.STOPPED
-                self._post_unless_closed(JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason)))
+                self._post_unless_closed(
+                    protocol.JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason))
+                )
             except Exception as error:
-                self._post_unless_closed(RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__))
+                self._post_unless_closed(
+                    protocol.RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
+                )
 
-    def _post_unless_closed(self, event: Input) -> None:
+    def _post_unless_closed(self, event: protocol.Input) -> None:
         if not self._closed:
             self._post(event)
 
@@ -176,17 +180,21 @@ class _ThreadMembership:
         info = self._handler.next_rendezvous()
         assignment = info.assignment or _derive(info, node, self._round)
         self._round = assignment.round_number
-        self._post_unless_closed(RoundJoined(evolve(assignment, shares_store=self._handler.use_agent_store)))
+        self._post_unless_closed(protocol.RoundJoined(evolve(assignment, shares_store=self._handler.use_agent_store)))
         timeout = _EVENT_DRIVEN_SECONDS if self._handler.tells_every_change else _POLL_SECONDS
         while not self._closed and self._ended_here is None:
             end = self._handler.wait_for_change(timeout)
             if end is not None:
                 self._round += 1
-                self._post_unless_closed(JobClosed(end) if end.verdict.is_terminal else RoundEnded(end))
+                self._post_unless_closed(
+                    protocol.JobClosed(end) if end.verdict.is_terminal else protocol.RoundEnded(end)
+                )
                 return
             if self._handler.num_nodes_waiting() > 0:
                 self._post_unless_closed(
-                    RoundEnded(RoundEnd(self._round, Cause.NODE_JOINED, Verdict.RESCALE, "other nodes wait to join"))
+                    protocol.RoundEnded(
+                        RoundEnd(self._round, Cause.NODE_JOINED, Verdict.RESCALE, "other nodes wait to join")
+                    )
                 )
                 return
 

@@ -1,7 +1,7 @@
-"""The vocabulary of the agent machine: state, inputs and commands.
+"""The vocabulary of the agent machine: inputs, commands, and why workers are stopped.
 
-What does not live here: what happens with them (:mod:`quorate.agent._machine`), and how commands are carried out
-(``_runner``).
+What does not live here: the state (``_state``), what happens with inputs (:mod:`quorate.agent._machine`), and how
+commands are carried out (``_runner``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import final
 
-from attrs import field, frozen
+from attrs import frozen
 
 from ..errors import FailureKind
 from ..records import (
@@ -37,9 +37,6 @@ class Outcome(str, Enum):
     UNHEALTHY = "unhealthy"  # this node is not fit for the job, or was excluded from it
 
 
-# --- state ----------------------------------------------------------------------------------------------------------
-
-
 @final
 @frozen
 class Grace:
@@ -49,155 +46,6 @@ class Grace:
     rescale: float = 30.0  # nodes came or went
     preemption: float = 30.0  # this agent was signalled
     exit: float = 30.0  # the job is over
-
-
-@final
-@frozen
-class Settings:
-    """What does not change during a run.  Times are in seconds."""
-
-    max_restarts: int
-    exit_barrier_timeout: float
-    grace: Grace = field(factory=Grace)
-    close_timeout: float = 5.0  # how long the recorded end of a round is waited for
-    dump_timeout: float = 5.0  # how long workers may take to write their stacks
-    loss_timeout: float = 0.0  # within which other nodes notice that a node is lost; 0: they do not
-    host: str = ""
-
-
-@final
-@frozen
-class Joining:
-    """The phases CHECKING and JOINING: what this node was told while it waits."""
-
-    standby_reason: str = ""
-    peer_declined: str = ""
-
-
-@final
-@frozen
-class Round:
-    """The sealed round that this node is in, from its assignment until the next round is joined."""
-
-    assignment: Assignment
-    succeeded: frozenset[int] = frozenset()  # local ranks
-    failures: tuple[FailureRecord, ...] = ()
-    hang: WorkerHung | None = None  # stacks are being dumped, or were
-
-    @property
-    def all_succeeded(self) -> bool:
-        return len(self.succeeded) == self.assignment.local_world_size
-
-
-@final
-@frozen
-class RoundIsOver:
-    """The round is over: its recorded end decides."""
-
-
-@final
-@frozen
-class NodeIsUnhealthy:
-    """As :class:`RoundIsOver`, but this node does not join another round."""
-
-    problem: str
-
-
-@final
-@frozen
-class RendezvousIsLost:
-    """The rendezvous cannot go on, and without it this node may not run workers."""
-
-    failure: RendezvousFailed
-
-
-@final
-@frozen
-class WorkersSucceeded:
-    """This node's workers have succeeded and the exit barrier is over."""
-
-
-@final
-@frozen
-class AgentSignalled:
-    """The agent was signalled."""
-
-    number: int
-
-
-StopReason = RoundIsOver | NodeIsUnhealthy | RendezvousIsLost | WorkersSucceeded | AgentSignalled
-
-
-@final
-@frozen
-class Stopping:
-    """The phase STOPPING: ``why`` says what follows when the workers are gone.
-
-    ``proposed`` is the end that this agent wants recorded, ``end`` what was recorded.  While ``is_held_back`` is true
-    the proposal has not been sent: the other nodes may know the cause better.
-    """
-
-    why: StopReason
-    proposed: RoundEnd | None = None
-    is_held_back: bool = False
-    end: RoundEnd | None = None
-    workers_gone: bool = False
-
-
-@final
-@frozen(slots=False)  # each step of the machine copies it several times
-class State:
-    """Everything that the agent knows.  Times are seconds on its own monotonic clock.
-
-    A phase keeps what only it needs in a record of its own; ``history`` has the rounds that ended, oldest first.
-    """
-
-    settings: Settings
-    phase: Phase = Phase.NEW
-    reason: str = ""
-    wake_at: float | None = None
-    history: tuple[RoundEnd, ...] = ()
-    joining: Joining | None = None
-    round: Round | None = None
-    stopping: Stopping | None = None
-    finish: Finish | None = None
-
-    @property
-    def max_restarts(self) -> int:
-        return self.settings.max_restarts
-
-    @property
-    def assignment(self) -> Assignment | None:
-        return None if self.round is None else self.round.assignment
-
-    @property
-    def failures(self) -> tuple[FailureRecord, ...]:
-        """The failures of this node's workers in the newest round."""
-        return () if self.round is None else self.round.failures
-
-    @property
-    def end(self) -> RoundEnd | None:
-        """The recorded end of the newest round, or of the job, as far as it is known."""
-        last = self.finish or self.stopping
-        return None if last is None else last.end
-
-    @property
-    def ends(self) -> tuple[RoundEnd, ...]:
-        """The rounds that ended, the newest one included."""
-        end = self.end
-        return self.history if end is None or end in self.history else (*self.history, end)
-
-    @property
-    def trouble(self) -> RendezvousFailed | None:
-        """Why the rendezvous cannot go on, if it cannot."""
-        last = self.finish or self.stopping
-        return last.why.failure if last is not None and isinstance(last.why, RendezvousIsLost) else None
-
-    @property
-    def signal_number(self) -> int | None:
-        """The signal that makes this agent leave."""
-        last = self.finish or self.stopping
-        return last.why.number if last is not None and isinstance(last.why, AgentSignalled) else None
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------
@@ -360,6 +208,47 @@ Input = (
     | Clock
 )
 
+# --- why workers are stopped ----------------------------------------------------------------------------------------
+
+
+@final
+@frozen
+class RoundIsOver:
+    """The round is over: its recorded end decides."""
+
+
+@final
+@frozen
+class NodeIsUnhealthy:
+    """As :class:`RoundIsOver`, but this node does not join another round."""
+
+    problem: str
+
+
+@final
+@frozen
+class RendezvousIsLost:
+    """The rendezvous cannot go on, and without it this node may not run workers."""
+
+    failure: RendezvousFailed
+
+
+@final
+@frozen
+class WorkersSucceeded:
+    """This node's workers have succeeded and the exit barrier is over."""
+
+
+@final
+@frozen
+class AgentSignalled:
+    """The agent was signalled."""
+
+    number: int
+
+
+StopReason = RoundIsOver | NodeIsUnhealthy | RendezvousIsLost | WorkersSucceeded | AgentSignalled
+
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
@@ -473,13 +362,3 @@ Command = (
     | Decline
     | Finish
 )
-
-
-@final
-@frozen
-class AgentStep:
-    """What one step of the machine results in."""
-
-    state: State
-    commands: tuple[Command, ...]
-    reason: str

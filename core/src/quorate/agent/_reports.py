@@ -27,7 +27,8 @@ from ..events import (
 from ..failures import signal_name
 from ..plugins import PluginHost
 from ..records import Assignment, Event, FailureRecord, RoundEnd, WorkerLaunch
-from ._protocol import Joining, Phase, State
+from ._protocol import Phase
+from ._state import Joining, State
 
 __all__ = ["Reporter"]
 

@@ -6,7 +6,7 @@ What does not live here: when it does so (:mod:`quorate.agent._machine`).
 from __future__ import annotations
 
 from ..records import Cause, FailureRecord, RestartBudget, RestartDecision, RoundEnd, Verdict
-from ._protocol import State
+from ._state import State
 
 __all__ = ["budget_of", "end_by_departure", "end_by_failure"]
 

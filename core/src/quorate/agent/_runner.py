@@ -23,6 +23,7 @@ from ..plugins import PluginHost
 from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
 from ..services import AgentSnapshot
 from ..starter import LeavesBehind, ProcessContext, StackDumper, Starter
+from . import _protocol as protocol
 from ._checks import Checks
 from ._diagnosis import Diagnosis
 from ._environment import build_launches
@@ -30,39 +31,12 @@ from ._idle import IdleWork
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
 from ._preparation import Preparation
-from ._protocol import (
-    Begin,
-    CheckNode,
-    Clock,
-    Command,
-    Decide,
-    Decline,
-    Diagnose,
-    Diagnosed,
-    DumpStacks,
-    EndRound,
-    Finish,
-    Input,
-    JoinRound,
-    Leave,
-    NodeUnhealthy,
-    RendezvousFailed,
-    ReportDone,
-    SignalReceived,
-    StacksDumped,
-    StartFailed,
-    StartWorkers,
-    State,
-    StopWorkers,
-    WorkerHung,
-    WorkersExited,
-    WorkersGone,
-)
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
 from ._signals import SignalCatcher
 from ._spec import RunSettings
 from ._starter_choice import choose_starter
+from ._state import State
 from ._workers import WorkerTable
 
 __all__ = ["Runner"]
@@ -102,7 +76,7 @@ class Runner:
         self._starter = self._make_starter()
         self._preparation = Preparation(self._starter)
         self._signals = SignalCatcher(spec.signals_to_handle)
-        self._inbox: SimpleQueue[Input | Callable[[], None]] = SimpleQueue()
+        self._inbox: SimpleQueue[protocol.Input | Callable[[], None]] = SimpleQueue()
         self._view = View(
             spec.settings, self.snapshot, spec.rdzv_handler, self.post, lambda text: reporter.say(1, text)
         )
@@ -114,7 +88,7 @@ class Runner:
         self._membership: Membership | None = None
         self._context: ProcessContext | None = None
         self._stop_deadline: float | None = None
-        self._finish: Finish | None = None
+        self._finish: protocol.Finish | None = None
         self._diagnosis = Diagnosis(host, reporter, self._warn)
 
     def _make_starter(self) -> Starter:
@@ -122,7 +96,7 @@ class Runner:
         backend = choose_starter(self._host, spec.entrypoint, self._settings.start_method)
         return backend.create(StarterRequest(backend.name, self._node_id, spec.shutdown_timeout, spec.settings))
 
-    def run(self) -> Finish:
+    def run(self) -> protocol.Finish:
         """Run until the machine finishes.  Whatever happens, no worker is left when this returns or raises."""
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
@@ -134,7 +108,7 @@ class Runner:
             self._membership = open_membership(self._spec.rdzv_handler, self.post)
             self._open_services()
             self._prepare_starter()
-            self._feed(Begin())
+            self._feed(protocol.Begin())
             while self._finish is None:
                 self._wait_and_handle()
             return self._finish
@@ -175,7 +149,7 @@ class Runner:
         """Return what is known after the last step; from any thread."""
         return take_snapshot(self.state, self._settings, self._node_id, self._workers.workers)
 
-    def post(self, event: Input | Callable[[], None]) -> None:
+    def post(self, event: protocol.Input | Callable[[], None]) -> None:
         """Hand the agent an input, or a call to make on its thread; from any thread."""
         self._inbox.put(event)
         wake = self._wake
@@ -194,7 +168,7 @@ class Runner:
                 os.eventfd_read(self._wake)
             elif descriptor == self._signals.fileno():
                 for number in self._signals.take():
-                    self._feed(SignalReceived(number))
+                    self._feed(protocol.SignalReceived(number))
             elif descriptor == self._preparation.descriptor:
                 self._start_held_back()
         while self._finish is None:
@@ -210,7 +184,7 @@ class Runner:
         self._advance_checks()
         self._idle.advance(monotonic())
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
-            self._feed(Clock(due=True))
+            self._feed(protocol.Clock(due=True))
 
     def _start_held_back(self) -> None:
         assignment = self._preparation.take_ready()
@@ -237,14 +211,14 @@ class Runner:
                 if exit.exit_code == 0 and self.state.assignment is not None:
                     self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
             self._workers.ended(exits)
-            self._feed(WorkersExited(tuple(exits)))
+            self._feed(protocol.WorkersExited(tuple(exits)))
         if self._stop_deadline is None or self._context is not context:
             return
         if context.is_gone() or monotonic() >= self._stop_deadline:
             problem = self._close_context()  # kills what a stalled console or a wait in the kernel has left
             if problem:
-                self._feed(NodeUnhealthy(problem))
-            self._feed(WorkersGone())
+                self._feed(protocol.NodeUnhealthy(problem))
+            self._feed(protocol.WorkersGone())
 
     def _advance_checks(self) -> None:
         if self._checks is not None and self._finish is None:
@@ -252,10 +226,10 @@ class Runner:
             if found is not None:
                 self._feed(found)
 
-    def _feed(self, event: Input) -> None:
-        if isinstance(event, WorkerHung) and not self._workers.is_running(event.local_rank, event.pid):
+    def _feed(self, event: protocol.Input) -> None:
+        if isinstance(event, protocol.WorkerHung) and not self._workers.is_running(event.local_rank, event.pid):
             return  # the report is about a worker of an earlier round
-        backlog: deque[Input] = deque([event])
+        backlog: deque[protocol.Input] = deque([event])
         while backlog and self._finish is None:
             result = step(self.state, backlog.popleft(), monotonic())
             old, self.state = self.state, result.state
@@ -268,43 +242,43 @@ class Runner:
 
     # --- commands -------------------------------------------------------------------------------------------------
 
-    def _execute(self, command: Command) -> Input | None:
+    def _execute(self, command: protocol.Command) -> protocol.Input | None:
         assert self._membership is not None
-        if isinstance(command, Finish):
+        if isinstance(command, protocol.Finish):
             self._finish = command
-        elif isinstance(command, StartWorkers):
+        elif isinstance(command, protocol.StartWorkers):
             return None if self._preparation.holds_back(command.assignment) else self._start(command.assignment)
-        elif isinstance(command, CheckNode):
+        elif isinstance(command, protocol.CheckNode):
             assert self._checks is not None
             return self._checks.begin()
-        elif isinstance(command, DumpStacks):
+        elif isinstance(command, protocol.DumpStacks):
             return self._dump_stacks(command.local_rank)
-        elif isinstance(command, StopWorkers):
+        elif isinstance(command, protocol.StopWorkers):
             return self._stop(command)
-        elif isinstance(command, Diagnose):
+        elif isinstance(command, protocol.Diagnose):
             assert self.state.assignment is not None
             return self._diagnosis.diagnose(command, self.state.assignment)
-        elif isinstance(command, Decide):
-            return Diagnosed(command.failure, self._diagnosis.decide(command.failure, command.budget))
+        elif isinstance(command, protocol.Decide):
+            return protocol.Diagnosed(command.failure, self._diagnosis.decide(command.failure, command.budget))
         else:
             try:
                 self._send(self._membership, command)
             except Exception as error:
-                return RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
+                return protocol.RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
         return None
 
-    def _send(self, membership: Membership, command: Command) -> None:
-        if isinstance(command, JoinRound):
+    def _send(self, membership: Membership, command: protocol.Command) -> None:
+        if isinstance(command, protocol.JoinRound):
             self.return_values.clear()
             membership.join(self._node_record())
             self._idle.begin(monotonic())
-        elif isinstance(command, EndRound):
+        elif isinstance(command, protocol.EndRound):
             membership.end_round(command.end)
-        elif isinstance(command, ReportDone):
+        elif isinstance(command, protocol.ReportDone):
             membership.report_done()
-        elif isinstance(command, Leave):
+        elif isinstance(command, protocol.Leave):
             membership.leave()
-        elif isinstance(command, Decline):
+        elif isinstance(command, protocol.Decline):
             membership.decline(evolve(self._node_record(), declined=command.problem))
 
     def _node_record(self) -> NodeRecord:
@@ -317,7 +291,7 @@ class Runner:
             rank_hint=self._spec.node_rank,
         )
 
-    def _start(self, assignment: Assignment) -> Input | None:
+    def _start(self, assignment: Assignment) -> protocol.Input | None:
         self._stop_deadline = None
         self._idle.cancel()
         try:
@@ -328,7 +302,7 @@ class Runner:
         except Exception as error:
             local_rank = error.local_rank if isinstance(error, StartError) else 0
             text = str(error) if isinstance(error, QuorateError) else f"{type(error).__name__}: {error}"
-            return StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
+            return protocol.StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
         assert self._epoll is not None
         self._epoll.register(self._context.fileno(), select.EPOLLIN)
         pids = self._context.pids()
@@ -337,10 +311,10 @@ class Runner:
         self._diagnosis.begin()
         return None
 
-    def _dump_stacks(self, hung_local_rank: int) -> Input | None:
+    def _dump_stacks(self, hung_local_rank: int) -> protocol.Input | None:
         context = self._context
         if not isinstance(context, StackDumper):
-            return StacksDumped()
+            return protocol.StacksDumped()
 
         def dump() -> None:
             lines: tuple[str, ...] = ()
@@ -348,7 +322,7 @@ class Runner:
                 lines = tuple(context.dump_stacks(hung_local_rank, self.state.settings.dump_timeout))
             except Exception as error:
                 self._warn(f"the workers' stacks could not be dumped: {error or type(error).__name__}")
-            self.post(StacksDumped(lines))
+            self.post(protocol.StacksDumped(lines))
 
         threading.Thread(target=dump, name="quorate-stacks", daemon=True).start()
         return None
@@ -357,7 +331,7 @@ class Runner:
         changed = self._host.decide("launch", launch, assignment)
         return launch if changed is None else changed
 
-    def _stop(self, command: StopWorkers) -> Input | None:
+    def _stop(self, command: protocol.StopWorkers) -> protocol.Input | None:
         self._preparation.cancel()
         now = monotonic()
         deadline = now + command.grace_seconds + _LAST_RESORT_SECONDS
@@ -366,13 +340,13 @@ class Runner:
         else:
             self._stop_deadline = max(self._stop_deadline, deadline)
         if self._context is None:
-            return WorkersGone()
+            return protocol.WorkersGone()
         self._context.stop(command.signal_number, command.grace_seconds, now)
         if self._context.is_gone():
             problem = self._close_context()
             if problem:
-                self.post(NodeUnhealthy(problem))
-            return WorkersGone()
+                self.post(protocol.NodeUnhealthy(problem))
+            return protocol.WorkersGone()
         return None
 
     def _close_context(self) -> str:

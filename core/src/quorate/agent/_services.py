@@ -19,8 +19,9 @@ from ..plugins import PluginHost
 from ..records import Event
 from ..rendezvous import RendezvousHandler
 from ..services import AgentService, AgentSnapshot, HangReport, PreparingService, WorkerSnapshot
-from ._protocol import Input, NodeUnhealthy, State, WorkerHung
+from . import _protocol as protocol
 from ._spec import RunSettings
+from ._state import State
 
 __all__ = ["Services", "View", "take_snapshot"]
 
@@ -59,7 +60,7 @@ class View:
         settings: Mapping[str, Any],
         snapshot: Callable[[], AgentSnapshot],
         handler: RendezvousHandler,
-        post: Callable[[Input | Callable[[], None]], None],
+        post: Callable[[protocol.Input | Callable[[], None]], None],
         say: Callable[[str], None],
     ) -> None:
         self._settings, self._snapshot, self._handler, self._post, self._say = settings, snapshot, handler, post, say
@@ -115,10 +116,10 @@ class View:
         return self._handler.measure_latency(timeout)
 
     def report_hang(self, report: HangReport) -> None:
-        self._post(WorkerHung(report.local_rank, report.pid, report.problem, wall_time_ns()))
+        self._post(protocol.WorkerHung(report.local_rank, report.pid, report.problem, wall_time_ns()))
 
     def report_unhealthy(self, problem: str) -> None:
-        self._post(NodeUnhealthy(problem))
+        self._post(protocol.NodeUnhealthy(problem))
 
     def say(self, sentence: str) -> None:
         self._say(sentence)

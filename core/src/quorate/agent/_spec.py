@@ -18,7 +18,7 @@ from ..failures import ProcessFailure
 from ..logs_specs import LogsSpecs
 from ..rendezvous import RendezvousHandler
 from ..verdict import JobVerdict
-from ._protocol import Grace
+from . import _protocol as protocol
 
 __all__ = ["RunResult", "RunSettings", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
 
@@ -27,7 +27,7 @@ _CONFIG: Any = fields(LaunchConfig)
 
 @final
 class WorkerState(str, Enum):
-    """The state of a worker group, in TorchElastic's words."""
+    """The state of a worker group, as TorchElastic names it."""
 
     UNKNOWN = "UNKNOWN"  # the agent lost track of it
     INIT = "INIT"  # not started yet
@@ -103,7 +103,7 @@ class WorkerSpec:
         # The bounds are those of a launch on as many nodes as it takes for this node's rank.
         nodes = 1 + (self.node_rank or 0)
         LaunchConfig(1, nodes, self.local_world_size, **_shared(self))
-        unknown = set(self.grace) - {cause.name for cause in fields(Grace)}
+        unknown = set(self.grace) - {cause.name for cause in fields(protocol.Grace)}
         if unknown:
             raise UsageError(f"unknown causes of a stop in grace: {', '.join(sorted(unknown))}")
 
@@ -125,9 +125,11 @@ class WorkerSpec:
             **shared,
         )
 
-    def grace_periods(self) -> Grace:
+    def grace_periods(self) -> protocol.Grace:
         """Return the seconds that workers get to stop, for every cause."""
-        return Grace(**{cause.name: self.grace.get(cause.name, self.shutdown_timeout) for cause in fields(Grace)})
+        return protocol.Grace(
+            **{cause.name: self.grace.get(cause.name, self.shutdown_timeout) for cause in fields(protocol.Grace)}
+        )
 
     def get_entrypoint_name(self) -> str:
         """Return the last part of a command's path, or the qualified name of a callable."""
@@ -145,7 +147,7 @@ def _shared(settings: WorkerSpec | LaunchConfig) -> dict[str, Any]:
 @final
 @frozen
 class RunSettings:
-    """Everything that a run of an agent is told; the arguments are those of ``LocalElasticAgent``."""
+    """The settings of one run of an agent; the fields are the arguments of ``LocalElasticAgent``."""
 
     spec: WorkerSpec
     logs_specs: LogsSpecs

@@ -11,33 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..records import Cause, RestartBudget, RoundEnd, Verdict
+from . import _protocol as protocol
 from ._joining import check
-from ._protocol import (
-    AgentSignalled,
-    Clock,
-    Decide,
-    Diagnose,
-    Diagnosed,
-    EndRound,
-    JobClosed,
-    Leave,
-    NodeIsUnhealthy,
-    NodeUnhealthy,
-    Outcome,
-    Phase,
-    RendezvousFailed,
-    RendezvousIsLost,
-    RoundEnded,
-    RoundIsOver,
-    SignalReceived,
-    Stopping,
-    StopReason,
-    StopWorkers,
-    WorkersExited,
-    WorkersGone,
-    WorkersSucceeded,
-)
+from ._protocol import Phase
 from ._round_end import budget_of, end_by_failure
+from ._state import Stopping
 from ._transition import Transition
 
 __all__ = [
@@ -56,18 +34,18 @@ __all__ = [
 
 def stop(
     transition: Transition,
-    why: StopReason,
+    why: protocol.StopReason,
     reason: str,
     grace_seconds: float,
     with_signal: int = signal.SIGTERM,
     **known: Any,
 ) -> None:
-    """Stop the workers; ``known`` are further fields of :class:`~quorate.agent._protocol.Stopping`."""
+    """Stop the workers; ``known`` are further fields of :class:`~quorate.agent._state.Stopping`."""
     transition.enter(Phase.STOPPING, reason, stopping=Stopping(why, **known))
-    transition.emit(StopWorkers(int(with_signal), grace_seconds))
+    transition.emit(protocol.StopWorkers(int(with_signal), grace_seconds))
 
 
-def note_exits(transition: Transition, event: WorkersExited, budget: RestartBudget | None = None) -> None:
+def note_exits(transition: Transition, event: protocol.WorkersExited, budget: RestartBudget | None = None) -> None:
     """Count successes; have failures diagnosed, the first with ``budget``.  Workers that were stopped are neither."""
     own = [exit for exit in event.exits if not exit.stopped]
     good = {exit.local_rank for exit in own if exit.exit_code == 0}
@@ -76,18 +54,18 @@ def note_exits(transition: Transition, event: WorkersExited, budget: RestartBudg
         return  # where a worker cannot dump its stack and live, the dump has ended it
     for exit in own:
         if exit.exit_code != 0:
-            transition.emit(Diagnose(exit, budget))
+            transition.emit(protocol.Diagnose(exit, budget))
             budget = None
 
 
 # --- what is learnt meanwhile ---------------------------------------------------------------------------------------
 
 
-def exited(transition: Transition, event: WorkersExited) -> None:
+def exited(transition: Transition, event: protocol.WorkersExited) -> None:
     note_exits(transition, event)
 
 
-def diagnosed(transition: Transition, event: Diagnosed) -> None:
+def diagnosed(transition: Transition, event: protocol.Diagnosed) -> None:
     """Note a late failure.  One that is not a victim's takes the place of a proposal that was held back."""
     failure = event.failure
     if failure not in transition.round.failures:
@@ -95,48 +73,54 @@ def diagnosed(transition: Transition, event: Diagnosed) -> None:
     if not transition.stopping.is_held_back or failure.cause is Cause.BROKEN_COLLECTIVE:
         return
     if event.decision is None:
-        transition.emit(Decide(failure, budget_of(transition.state)))
+        transition.emit(protocol.Decide(failure, budget_of(transition.state)))
     else:
         end = end_by_failure(transition.state, failure, event.decision)
         if end.lost:
-            _change_reason(transition, NodeIsUnhealthy(end.reason))
+            _change_reason(transition, protocol.NodeIsUnhealthy(end.reason))
         _propose(transition, end)
 
 
-def unhealthy(transition: Transition, event: NodeUnhealthy) -> None:
-    _change_reason(transition, NodeIsUnhealthy(event.problem))
+def unhealthy(transition: Transition, event: protocol.NodeUnhealthy) -> None:
+    _change_reason(transition, protocol.NodeIsUnhealthy(event.problem))
 
 
-def end_recorded(transition: Transition, event: RoundEnded | JobClosed) -> None:
+def end_recorded(transition: Transition, event: protocol.RoundEnded | protocol.JobClosed) -> None:
     transition.set(wake_at=None)
     transition.set_stopping(end=event.end, is_held_back=False)
     _go_on(transition)
 
 
-def rendezvous_failed(transition: Transition, event: RendezvousFailed) -> None:
+def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) -> None:
     stopping = transition.stopping
-    if stopping.end is None or not isinstance(stopping.why, NodeIsUnhealthy):  # else this node leaves anyway
-        _change_reason(transition, RendezvousIsLost(event))
+    if stopping.end is None or not isinstance(stopping.why, protocol.NodeIsUnhealthy):  # else this node leaves anyway
+        _change_reason(transition, protocol.RendezvousIsLost(event))
     _go_on(transition)
 
 
-def signalled(transition: Transition, event: SignalReceived) -> None:
+def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     """A first signal makes this the last stop; a second one ends the workers' grace."""
-    if isinstance(transition.stopping.why, AgentSignalled):
-        transition.emit(StopWorkers(int(signal.SIGKILL), 0.0))
+    if isinstance(transition.stopping.why, protocol.AgentSignalled):
+        transition.emit(protocol.StopWorkers(int(signal.SIGKILL), 0.0))
         return
-    _change_reason(transition, AgentSignalled(event.number))
+    _change_reason(transition, protocol.AgentSignalled(event.number))
     if transition.stopping.workers_gone:
         _go_on(transition)
     else:
-        transition.emit(StopWorkers(event.number, transition.state.settings.grace.preemption))
+        transition.emit(protocol.StopWorkers(event.number, transition.state.settings.grace.preemption))
 
 
 #: A later reason takes the place of an earlier one only if it does not stand before it here.
-_PRECEDENCE = (RoundIsOver, NodeIsUnhealthy, RendezvousIsLost, WorkersSucceeded, AgentSignalled)
+_PRECEDENCE = (
+    protocol.RoundIsOver,
+    protocol.NodeIsUnhealthy,
+    protocol.RendezvousIsLost,
+    protocol.WorkersSucceeded,
+    protocol.AgentSignalled,
+)
 
 
-def _change_reason(transition: Transition, why: StopReason) -> None:
+def _change_reason(transition: Transition, why: protocol.StopReason) -> None:
     if _PRECEDENCE.index(type(why)) >= _PRECEDENCE.index(type(transition.stopping.why)):
         transition.set_stopping(why=why)
 
@@ -144,14 +128,14 @@ def _change_reason(transition: Transition, why: StopReason) -> None:
 # --- what follows ---------------------------------------------------------------------------------------------------
 
 
-def gone(transition: Transition, event: WorkersGone) -> None:
+def gone(transition: Transition, event: protocol.WorkersGone) -> None:
     transition.set_stopping(workers_gone=True)
     if not transition.stopping.is_held_back:
         transition.set(wake_at=transition.now + transition.state.settings.close_timeout)
     _go_on(transition)
 
 
-def timed_out(transition: Transition, event: Clock) -> None:
+def timed_out(transition: Transition, event: protocol.Clock) -> None:
     """Send a proposal that was held back; follow one that was not recorded in time."""
     stopping = transition.stopping
     if not event.due or stopping.end is not None or stopping.proposed is None:
@@ -168,7 +152,7 @@ def _propose(transition: Transition, end: RoundEnd) -> None:
     wake_at = transition.now + transition.state.settings.close_timeout if is_gone else None
     transition.set_stopping(proposed=end, is_held_back=False)
     transition.set(reason=end.reason, wake_at=wake_at)
-    transition.emit(EndRound(end))
+    transition.emit(protocol.EndRound(end))
 
 
 def _go_on(transition: Transition) -> None:
@@ -184,44 +168,44 @@ def _follow_round(transition: Transition, stopping: Stopping) -> None:
     if end is None:
         return
     if end.verdict.is_terminal:
-        outcome = Outcome.SUCCEEDED if end.verdict is Verdict.SUCCEEDED else Outcome.FAILED
+        outcome = protocol.Outcome.SUCCEEDED if end.verdict is Verdict.SUCCEEDED else protocol.Outcome.FAILED
         transition.finish(outcome, end.reason, why, end)
-    elif isinstance(why, NodeIsUnhealthy):
-        transition.emit(Leave())
-        transition.finish(Outcome.UNHEALTHY, why.problem, why, end)
-    elif isinstance(why, RendezvousIsLost):
-        transition.finish(Outcome.ERROR, why.failure.problem, why, end)
+    elif isinstance(why, protocol.NodeIsUnhealthy):
+        transition.emit(protocol.Leave())
+        transition.finish(protocol.Outcome.UNHEALTHY, why.problem, why, end)
+    elif isinstance(why, protocol.RendezvousIsLost):
+        transition.finish(protocol.Outcome.ERROR, why.failure.problem, why, end)
     else:
         check(transition, end.reason)
 
 
 def _follow_loss(transition: Transition, stopping: Stopping) -> None:
     why, proposed, reason = stopping.why, stopping.proposed, transition.state.reason
-    assert isinstance(why, RendezvousIsLost)
+    assert isinstance(why, protocol.RendezvousIsLost)
     if stopping.end is not None:
         _follow_round(transition, stopping)
     elif transition.round.all_succeeded:
         reason = f"all workers of this node have succeeded ({why.failure.problem})"
-        transition.finish(Outcome.SUCCEEDED, reason, why)
+        transition.finish(protocol.Outcome.SUCCEEDED, reason, why)
     elif proposed is not None and not stopping.is_held_back and proposed.verdict.is_terminal:
-        transition.finish(Outcome.FAILED, reason, why, proposed)
+        transition.finish(protocol.Outcome.FAILED, reason, why, proposed)
     else:
-        transition.finish(Outcome.ERROR, reason, why)
+        transition.finish(protocol.Outcome.ERROR, reason, why)
 
 
 def _follow_success(transition: Transition, stopping: Stopping) -> None:
-    transition.finish(Outcome.SUCCEEDED, transition.state.reason, stopping.why, stopping.end)
+    transition.finish(protocol.Outcome.SUCCEEDED, transition.state.reason, stopping.why, stopping.end)
 
 
 def _follow_signal(transition: Transition, stopping: Stopping) -> None:
-    transition.emit(Leave())
-    transition.finish(Outcome.SIGNAL, transition.state.reason, stopping.why, stopping.end)
+    transition.emit(protocol.Leave())
+    transition.finish(protocol.Outcome.SIGNAL, transition.state.reason, stopping.why, stopping.end)
 
 
 _FOLLOWS: Mapping[type, Callable[[Transition, Stopping], None]] = {
-    RoundIsOver: _follow_round,
-    NodeIsUnhealthy: _follow_round,
-    RendezvousIsLost: _follow_loss,
-    WorkersSucceeded: _follow_success,
-    AgentSignalled: _follow_signal,
+    protocol.RoundIsOver: _follow_round,
+    protocol.NodeIsUnhealthy: _follow_round,
+    protocol.RendezvousIsLost: _follow_loss,
+    protocol.WorkersSucceeded: _follow_success,
+    protocol.AgentSignalled: _follow_signal,
 }

@@ -11,13 +11,15 @@ from attrs import evolve
 
 from .. import _transition
 from ..records import Assignment, RoundEnd
-from ._protocol import Command, Finish, Outcome, Phase, Round, State, Stopping, StopReason
+from . import _protocol as protocol
+from ._protocol import Phase
+from ._state import Round, State, Stopping
 
 __all__ = ["Transition"]
 
 
 @final
-class Transition(_transition.Transition[State, Command]):
+class Transition(_transition.Transition[State, protocol.Command]):
     """One step of the agent's machine in the making."""
 
     @property
@@ -46,8 +48,10 @@ class Transition(_transition.Transition[State, Command]):
         """Change the phase, and say why."""
         self.set(phase=phase, reason=reason, wake_at=None, **changes)
 
-    def finish(self, outcome: Outcome, reason: str, why: StopReason, end: RoundEnd | None = None) -> None:
+    def finish(
+        self, outcome: protocol.Outcome, reason: str, why: protocol.StopReason, end: RoundEnd | None = None
+    ) -> None:
         """End the run."""
-        finish = Finish(outcome, reason, why, end)
+        finish = protocol.Finish(outcome, reason, why, end)
         self.enter(Phase.FINISHED, reason, joining=None, stopping=None, finish=finish)
         self.emit(finish)

@@ -9,7 +9,8 @@ from ..clock import wall_time_ns
 from ..errors import FailureKind
 from ..records import Cause, FailureRecord, Verdict
 from ..verdict import JobState, JobVerdict
-from ._protocol import Finish, Outcome, State
+from . import _protocol as protocol
+from ._state import State
 
 __all__ = ["judge"]
 
@@ -31,7 +32,7 @@ def judge(state: State, run_id: str, node_id: str) -> JobVerdict:
     assert finish is not None
     end, rounds = finish.end, state.ends
     kind, cause, reason = _describe(state, finish)
-    first = end.failure if end is not None and finish.outcome is not Outcome.SUCCEEDED else None
+    first = end.failure if end is not None and finish.outcome is not protocol.Outcome.SUCCEEDED else None
     used = rounds[-1].restart_count if rounds else 0
     return JobVerdict(
         run_id,
@@ -50,15 +51,15 @@ def judge(state: State, run_id: str, node_id: str) -> JobVerdict:
     )
 
 
-def _describe(state: State, finish: Finish) -> tuple[JobState, Cause, str]:
+def _describe(state: State, finish: protocol.Finish) -> tuple[JobState, Cause, str]:
     end, trouble, outcome = finish.end, state.trouble, finish.outcome
-    if outcome is Outcome.SUCCEEDED:
+    if outcome is protocol.Outcome.SUCCEEDED:
         return JobState.SUCCEEDED, Cause.SUCCEEDED, finish.reason
-    if outcome is Outcome.SIGNAL:
+    if outcome is protocol.Outcome.SIGNAL:
         return JobState.STOPPED, Cause.STOPPED, finish.reason
-    if outcome is Outcome.UNHEALTHY:
+    if outcome is protocol.Outcome.UNHEALTHY:
         return JobState.UNHEALTHY, Cause.UNHEALTHY, finish.reason
-    if outcome is Outcome.ERROR or end is None:
+    if outcome is protocol.Outcome.ERROR or end is None:
         if trouble is None:
             return JobState.NO_ROUND, Cause.CONFIGURATION, finish.reason
         return (*_TROUBLES.get(trouble.kind, (JobState.NO_ROUND, Cause.CONFIGURATION)), trouble.problem)
