@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from traceback import walk_tb
 from types import FrameType
 from typing import Any, final
 
@@ -81,7 +80,7 @@ class _Poll:
     def culprit(self, error: BaseException) -> Any | None:
         """Return the plugin whose implementation raised ``error``, ``None`` if it is the core's."""
         implementations = self._implementations()
-        for frame in reversed([frame for frame, _ in walk_tb(error.__traceback__)]):
+        for frame in reversed(_frames_of(error)):
             running = [each for each in implementations if _is_frame_of(frame, each.function)]
             if len(running) == 1:
                 return None if running[0].plugin is _core_plugin else running[0].plugin
@@ -118,6 +117,15 @@ class _Poll:
         """Return the implementations that are asked, in the reverse order of the calls."""
         found = getattr(self._manager.hook, self.hook).get_hookimpls()
         return [each for each in found if not any(each.plugin is plugin for plugin in self.left_out)]
+
+
+def _frames_of(error: BaseException) -> list[FrameType]:
+    frames: list[FrameType] = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    return frames
 
 
 def _is_wrapper(implementation: HookImpl) -> bool:

@@ -31,7 +31,7 @@ class WorkerSnapshot:
     local_rank: int
     rank: int
     pid: int
-    state: WorkerStatus = WorkerStatus.RUNNING
+    state: WorkerStatus = field(default=WorkerStatus.RUNNING, converter=WorkerStatus)
     exit_code: int | None = None
     started_ns: int = 0
     stdout: str = ""
@@ -54,7 +54,7 @@ class AgentSnapshot:
     node_id: str
     host: str
     role: str
-    phase: AgentPhase
+    phase: AgentPhase = field(converter=AgentPhase)
     reason: str
     max_restarts: int
     restart_count: int = 0
