@@ -1,7 +1,8 @@
 """The diagrams in ``docs/architecture.md`` show the machines as they are: what is drawn happens, what happens is drawn.
 
-The agent's machine is led through all its states by all its inputs; the rendezvous machines live in simulated worlds
-with crashes, pauses and lost messages.  Every change of phase is collected with the input that led to it.
+The agent's machine is led through all its states by all its inputs, and what it does is what its table says; the
+rendezvous machines live in simulated worlds with crashes, pauses and lost messages.  Every change of phase is collected
+with the input that led to it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from attrs import evolve
 
 from quorate.agent import _machine as agent
 from quorate.agent import _protocol as agent_protocol
+from quorate.errors import FailureKind
 from quorate.records import (
     Assignment,
     Cause,
@@ -60,7 +62,7 @@ def agent_inputs() -> list[agent_protocol.Input]:
             agent_protocol.JobClosed(end) if verdict.is_terminal else agent_protocol.RoundEnded(end)
             for verdict, end in ends.items()
         ),
-        agent_protocol.RendezvousFailed("lost", "gone"),
+        agent_protocol.RendezvousFailed(FailureKind.LOST, "gone"),
         agent_protocol.WorkersExited((GOOD,)),
         agent_protocol.WorkersExited((BAD,)),
         agent_protocol.StartFailed(BAD),
@@ -73,10 +75,23 @@ def agent_inputs() -> list[agent_protocol.Input]:
     ]
 
 
-def test_diagram_of_the_agent_is_its_machine() -> None:
+def table_of_the_agent() -> set[Edge]:
+    return {
+        (phase.value, target.value, event.__name__)
+        for phase, row in agent.TABLE.items()
+        for event, entry in row.items()
+        for target in entry.targets
+    }
+
+
+def test_diagram_of_the_agent_is_its_table() -> None:
+    assert table_of_the_agent() == drawn("The agent's machine")
+
+
+def test_the_agent_leaves_each_phase_for_those_that_its_table_lists() -> None:
     inputs, found = agent_inputs(), set[Edge]()
-    first = agent.initial_state(max_restarts=1, exit_barrier_timeout=300.0)
-    seen, fresh = {first}, [first]
+    fresh = [agent.initial_state(max_restarts=1, exit_barrier_timeout=timeout) for timeout in (0.0, 300.0)]
+    seen = set(fresh)
     while fresh:
         state = fresh.pop()
         for event in inputs:
@@ -84,11 +99,12 @@ def test_diagram_of_the_agent_is_its_machine() -> None:
             if after.phase is not state.phase:
                 found.add((state.phase.value, after.phase.value, type(event).__name__))
             # What is only told to people, and what only grows, does not make another state.
-            after = evolve(after, reason="", failures=(), history=())
+            a_round = after.round and evolve(after.round, failures=())
+            after = evolve(after, reason="", history=(), round=a_round)
             if after not in seen:
                 seen.add(after)
                 fresh.append(after)
-    assert found == drawn("The agent's machine")
+    assert found == table_of_the_agent()
 
 
 # --- the rendezvous -------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""The core runs on its own hooks: its answers are an ordinary plugin, asked last."""
+"""The core's own answers to the hooks: an ordinary plugin, asked last.
+
+What does not live here: the restart policy (:mod:`quorate.policy`) and the order of nodes (:mod:`quorate.rendezvous`).
+"""
 
 from __future__ import annotations
 

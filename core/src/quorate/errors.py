@@ -123,6 +123,9 @@ class FailureKind(str, Enum):
     STATE = "state"  # what the store holds, or what this node was told, cannot be used
     UNEXPECTED = "unexpected"  # the backend or quorate itself raised what nothing foresees
 
+    def __str__(self) -> str:
+        return self.value
+
     @property
     def error(self) -> type[RendezvousError]:
         """The exception that tells it to callers."""

@@ -76,26 +76,7 @@ def _run(
         host = get_host()
     handler = get_rendezvous_handler(config.rendezvous_parameters(), host)
     try:
-        spec = WorkerSpec(
-            role=config.role,
-            local_world_size=config.nproc_per_node,
-            rdzv_handler=handler,
-            entrypoint=entrypoint,
-            args=args,
-            max_restarts=config.max_restarts,
-            monitor_interval=config.monitor_interval,
-            master_addr=config.master_addr,
-            master_port=config.master_port,
-            local_addr=config.local_addr,
-            node_rank=config.rank_hint(),
-            shutdown_timeout=config.shutdown_timeout,
-            signals_to_handle=config.signals_to_handle,
-            virtual_local_rank=config.virtual_local_rank,
-            environment=config.environment,
-            event_log_handler=config.event_log_handler,
-            health_interval=config.health_interval,
-            settings=config.settings,
-        )
+        spec = WorkerSpec.from_config(config, handler, entrypoint, args)
         agent = LocalElasticAgent(
             spec,
             config.worker_logs_specs(),

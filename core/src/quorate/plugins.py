@@ -19,6 +19,7 @@ import pluggy
 from attrs import evolve, field, frozen
 
 from . import _core_plugin, hookspecs
+from ._decisions import DecisionMaker
 from ._discovery import FoundPlugin, find_plugins
 from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
@@ -90,6 +91,7 @@ class PluginHost:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._manager.register(_core_plugin, _CORE)
+        self._decisions = DecisionMaker(self._manager, self._warn)
         found = [(plugin, None) for plugin in find_plugins(paths)]
         found += [(FoundPlugin(name, "", "", ""), value) for name, value in extra]
         # pluggy calls the last one registered first: register in reverse for alphabetical order of the calls.
@@ -190,13 +192,21 @@ class PluginHost:
 
     # --- decide ---------------------------------------------------------------------------------------------------
 
+    @property
+    def misbehaving(self) -> Mapping[tuple[str, str], str]:
+        """``(plugin, hook)`` -> sentence, for each plugin that raised or gave a wrong answer to a decision."""
+        return dict(self._decisions.misbehaving)
+
     def decide(self, question: str, *arguments: Any) -> Any:
-        """Ask ``quorate_decide_<question>``; the first answer that is not None wins.  Lets exceptions through."""
-        hook = getattr(self._manager.hook, f"quorate_decide_{question}")
-        return hook(**_keywords(hook, arguments))
+        """Ask ``quorate_decide_<question>`` and return the first answer that is not ``None``.
+
+        A plugin that raises, or whose answer is not of the hook's type, is reported once, and the others are asked
+        again without it.  What the core's own answer raises is raised here.
+        """
+        return self._decisions.decide(question, arguments)
 
     def decide_or(self, default: _T, question: str, *arguments: Any) -> _T:
-        """As :meth:`decide`; an implementation that raises is reported, and ``default`` is the answer."""
+        """As :meth:`decide`, with ``default`` where there is no answer; never raises."""
         try:
             answer = self.decide(question, *arguments)
         except Exception as error:

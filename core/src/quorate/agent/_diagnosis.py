@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from attrs import evolve
 
 from ..catalogue import PluginKind
 from ..failures import message_from_abort, message_from_stderr, read_error_file, signal_name
+from ..net import host_name
+from ..plugins import PluginHost
+from ..policy import default_restart
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
-from ..rendezvous._address import host_name
-from ._protocol import Diagnose, Diagnosed
-
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
-    from ._reports import Reporter
+from . import _protocol as protocol
+from ._reports import Reporter
 
 __all__ = ["Diagnosis"]
 
@@ -33,15 +32,21 @@ class Diagnosis:
     def __init__(self, host: PluginHost, reporter: Reporter, warn: Callable[[str], None]) -> None:
         self._host, self._reporter, self._warn = host, reporter, warn
         self._to_complete: list[FailureRecord] = []
+        self._has_begun = False
 
-    @staticmethod
-    def get_ready() -> None:
-        """Load what a first failure needs."""
-        import json  # noqa: F401 - for error files
+    def begin(self) -> None:
+        """Tell the error recorders, once, that workers run: one notes the kernel's counters."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        try:
+            for recorder in self._host.catalogue(PluginKind.ERROR_RECORDER).values():
+                if recorder.begin is not None:
+                    recorder.begin()
+        except Exception as error:
+            self._warn(f"an error recorder could not begin: {error or type(error).__name__}")
 
-        from .. import policy  # noqa: F401 - for the decision
-
-    def diagnose(self, command: Diagnose, assignment: Assignment) -> Diagnosed:
+    def diagnose(self, command: protocol.Diagnose, assignment: Assignment) -> protocol.Diagnosed:
         """Return what is known of the failure and, where the command has a budget, what to do about it."""
         failure = self._failure_record(command, assignment)
         cause = self._host.decide_or(failure.cause, "cause", failure)
@@ -49,17 +54,15 @@ class Diagnosis:
         decision = None if command.budget is None else self.decide(failure, command.budget)
         self._reporter.failed(failure)
         self._to_complete.append(failure)
-        return Diagnosed(failure, decision)
+        return protocol.Diagnosed(failure, decision)
 
     def decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:
         """Ask the restart policy."""
-        from ..policy import default_restart
-
         decision: RestartDecision = self._host.decide_or(default_restart(failure, budget), "restart", failure, budget)
         return decision
 
     def complete_error_files(self) -> None:
-        """Add to the error files what only the agent knows; when the workers are gone, nothing waits for it."""
+        """Add to the error files what only the agent knows; called when the workers are gone."""
         failures, self._to_complete = self._to_complete, []
         if not failures:
             return
@@ -71,9 +74,9 @@ class Diagnosis:
         except Exception as error:
             self._warn(f"the error files could not be completed: {error or type(error).__name__}")
 
-    def _failure_record(self, command: Diagnose, assignment: Assignment) -> FailureRecord:
+    def _failure_record(self, command: protocol.Diagnose, assignment: Assignment) -> FailureRecord:
         exit = command.exit
-        # Workers that were not started have written nothing; what the reporter knows is of the round before.
+        # Workers that were not started have written nothing; the reporter's paths are those of the round before.
         error_file = "" if command.start_failed else self._reporter.error_files.get(exit.local_rank, "")
         data = read_error_file(error_file) if error_file and not command.hung else None
         if command.start_failed:

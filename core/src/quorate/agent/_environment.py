@@ -1,14 +1,18 @@
-"""The environment, log destinations and argv of each worker, as pure as their inputs allow."""
+"""The environment, the log destinations and the arguments of each worker.
+
+What does not live here: where logs go (:mod:`quorate.logs_specs`), and starting workers (``_runner``).
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from string import Template
 from typing import Any
 
-from ..logs_specs import LogsSpecs
+from ..net import host_name
 from ..records import Assignment, WorkerLaunch, WorkerLogs
-from ._spec import WorkerSpec
+from ._spec import RunSettings, WorkerSpec
 
 __all__ = ["base_environment", "build_launches", "common_environment", "worker_environment"]
 
@@ -51,17 +55,17 @@ def worker_environment(
 def base_environment(defaults: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with ``defaults`` for what is not set in it.
 
-    Those that begin with ``QUORATE_`` are always taken: an agent that is itself some agent's worker has inherited the
-    other's, and its own workers would call that one.
+    A default whose name begins with ``QUORATE_`` always counts: an agent that runs inside another agent's worker has
+    inherited that agent's variables, and its own workers must not use them.
     """
     own = {name: value for name, value in defaults.items() if name.startswith("QUORATE_")}
     return {**defaults, **os.environ, **own}
 
 
 def common_environment(spec: WorkerSpec, local_world_size: int, base: Mapping[str, str]) -> dict[str, str]:
-    """Return what of a worker's environment is known before its ranks are.  ``base`` is the agent's own."""
+    """Return the part of a worker's environment that does not depend on its ranks.  ``base`` is the agent's own."""
     environment = {**base, **spec.environment}
-    # So that a fatal signal, and the agent's wish to know where a hung worker is, leave the Python stacks in the log.
+    # A fatal signal, or the agent's request for the stacks of a hung worker, then leaves the Python stacks in the log.
     environment.setdefault("PYTHONFAULTHANDLER", "1")
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if local_world_size > 1:
@@ -78,13 +82,11 @@ def _virtualize(environment: dict[str, str], local_rank: int) -> None:
 
 
 def build_launches(
-    spec: WorkerSpec,
+    settings: RunSettings,
     assignment: Assignment,
-    logs_specs: LogsSpecs,
     run_id: str,
-    prefix_template: str | None,
     change: Callable[[WorkerLaunch, Assignment], WorkerLaunch],
-    defaults: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str],
 ) -> list[WorkerLaunch]:
     """Return what to start on this node, one launch per local rank.
 
@@ -93,7 +95,8 @@ def build_launches(
     Raises:
         UsageError: the log directory cannot be used.
     """
-    base = base_environment(defaults or {})
+    spec, logs_specs, prefix_template = settings.spec, settings.logs_specs, settings.prefix_template
+    base = base_environment(defaults)
     environments = {
         local_rank: worker_environment(spec, assignment, local_rank, run_id, base)
         for local_rank in range(assignment.local_world_size)
@@ -144,10 +147,6 @@ def _expand(argument: Any, local_rank: int) -> Any:
 
 def _prefix(template: str, environment: Mapping[str, str], assignment: Assignment, local_rank: int) -> str:
     """Expand ``${role_name} ${rank} ${local_rank} ${node_rank} ${hostname} ${attempt} ${round} ${run_id}``."""
-    from string import Template
-
-    from ..rendezvous._address import host_name
-
     return Template(template).safe_substitute(
         role_name=assignment.role,
         rank=assignment.first_rank + local_rank,

@@ -1,9 +1,14 @@
-"""``LocalElasticAgent``: runs one role's worker group on one node."""
+"""``LocalElasticAgent``: runs one role's worker group on one node.
+
+What does not live here: the run itself (``_runner``), and the decisions in it (``_machine``).
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING, final
+import sys
+from typing import final
 
 from ..catalogue import EventSink, PluginKind
 from ..clock import monotonic
@@ -16,14 +21,17 @@ from ..errors import (
 )
 from ..failures import ProcessFailure, copy_error_data
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
+from ..plugins import PluginHost, get_host
 from ..records import Event, Verdict
-from ._protocol import Finish, Outcome, Phase, State
-from ._spec import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
-
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
-    from ..verdict import JobVerdict
-    from ._reports import Reporter
+from ..verdict import JobVerdict
+from . import _protocol as protocol
+from ._protocol import Phase
+from ._reports import Reporter
+from ._runner import Runner
+from ._spec import RunResult, RunSettings, Worker, WorkerGroup, WorkerSpec, WorkerState
+from ._starter_choice import choose_starter
+from ._state import State
+from ._verdict import judge
 
 __all__ = ["LocalElasticAgent"]
 
@@ -66,26 +74,20 @@ class LocalElasticAgent:
         *,
         host: PluginHost | None = None,
     ) -> None:
-        if host is None:
-            from ..plugins import get_host
-
-            host = get_host()
+        self._host = get_host() if host is None else host
         self._spec = spec
-        self._logs_specs = logs_specs if logs_specs is not None else DefaultLogsSpecs()
-        self._start_method = start_method
-        self._exit_barrier_timeout = float(exit_barrier_timeout)
-        self._prefix_template = log_line_prefix_template
-        self._host = host
+        self._logs_specs = DefaultLogsSpecs() if logs_specs is None else logs_specs
+        self._settings = RunSettings(
+            spec, self._logs_specs, start_method, exit_barrier_timeout, log_line_prefix_template
+        )
         self._group = WorkerGroup(spec)
         self._restarts_used = 0
         self._started_at: float | None = None
         self._total = 0.0
         self._verdict: JobVerdict | None = None
-        from ._preparation import choose_starter
-
-        # Asked for now, so that a wrong name is reported before anything runs.
-        choose_starter(host, spec.entrypoint, start_method)
-        self._sink = _find_sink(host, spec.event_log_handler)
+        # Looked up now, so that a wrong name is reported before anything runs.
+        choose_starter(self._host, spec.entrypoint, start_method)
+        self._sink = _find_sink(self._host, spec.event_log_handler)
 
     @property
     def worker_group(self) -> WorkerGroup:
@@ -98,12 +100,12 @@ class LocalElasticAgent:
 
     @property
     def remaining_restarts(self) -> int:
-        """How many restarts the job has left."""
+        """The number of restarts that the job has left."""
         return max(0, self._spec.max_restarts - self._restarts_used)
 
     @property
     def total_execution_time(self) -> float:
-        """Seconds since :meth:`run` was called, or that it took."""
+        """Seconds since :meth:`run` was called or, once it has returned, its duration."""
         return self._total if self._started_at is None else monotonic() - self._started_at
 
     def run(self, role: str = "default") -> RunResult:
@@ -113,23 +115,11 @@ class LocalElasticAgent:
             SignalException: the agent was signalled; the workers got their grace and are gone.
             RendezvousTimeoutError, RendezvousConnectionError, RendezvousStateError: the rendezvous cannot go on.
             RendezvousClosedError: the job had failed or been stopped before this node got in.
-            UnhealthyNodeError: a check found this node declined, or the restart policy excluded it.
+            UnhealthyNodeError: a check found this node unhealthy, or the restart policy excluded it.
         """
-        from ._reports import Reporter
-        from ._runner import Runner
-
         self._started_at = monotonic()
         reporter = Reporter(self._host, self._sink, os.urandom(16).hex())
-        runner = Runner(
-            self._spec,
-            self._logs_specs,
-            self._start_method,
-            self._exit_barrier_timeout,
-            self._prefix_template,
-            self._host,
-            reporter,
-            lambda state: self._note(state, reporter),
-        )
+        runner = Runner(self._settings, self._host, reporter, lambda state: self._note(state, reporter))
         try:
             finish = runner.run()
         finally:
@@ -137,19 +127,17 @@ class LocalElasticAgent:
             self._started_at = None
             if isinstance(self._logs_specs, DefaultLogsSpecs):
                 self._logs_specs.remove_if_unused()
-        self._verdict = self._judge(runner.state, finish, reporter)
+        self._verdict = self._judge(runner.state, reporter)
         try:
             return self._result(runner.state, finish, dict(runner.return_values))
         except QuorateError as error:
             error.verdict = self._verdict
             raise
 
-    def _judge(self, state: State, finish: Finish, reporter: Reporter) -> JobVerdict:
-        """Form the job's verdict, and keep it where the run's logs are kept; never fails for want of a disk."""
-        from ._judging import judge
-
+    def _judge(self, state: State, reporter: Reporter) -> JobVerdict:
+        """Form the job's verdict and write it to the folder of the run's logs; a disk error is only reported."""
         run_id = self._spec.rdzv_handler.get_run_id()
-        verdict = judge(state, finish, run_id, reporter.node_id)
+        verdict = judge(state, run_id, reporter.node_id)
         try:
             folder = self._logs_specs.keep_run_dir(run_id)
             if folder is not None:
@@ -163,10 +151,9 @@ class LocalElasticAgent:
         """Why the last :meth:`run` ended, whichever way it did; ``None`` before the first."""
         return self._verdict
 
-    def _note(self, state: State, reporter: object) -> None:
+    def _note(self, state: State, reporter: Reporter) -> None:
         group, assignment = self._group, state.assignment
         group.state = _WORKER_STATES.get(state.phase, group.state)
-        pids = getattr(reporter, "pids", {})
         if assignment is None:
             return
         if group.round_number != assignment.round_number or state.phase is Phase.RUNNING:
@@ -186,23 +173,23 @@ class LocalElasticAgent:
                 for local_rank in range(assignment.local_world_size)
             ]
         for worker in group.workers:
-            worker.id = pids.get(worker.local_rank)
+            worker.id = reporter.pids.get(worker.local_rank)
 
-    def _result(self, state: State, finish: Finish, values: dict[int, object]) -> RunResult:
-        outcome, end = finish.outcome, state.end
-        if outcome is Outcome.SIGNAL:
+    def _result(self, state: State, finish: protocol.Finish, values: dict[int, object]) -> RunResult:
+        outcome, end = finish.outcome, finish.end
+        if outcome is protocol.Outcome.SIGNAL:
             assert state.signal_number is not None
             raise SignalException(finish.reason, state.signal_number)
-        if outcome is Outcome.ERROR:
+        if outcome is protocol.Outcome.ERROR:
             assert state.trouble is not None
             raise state.trouble.kind.error(state.trouble.problem)
-        if outcome is Outcome.UNHEALTHY:
+        if outcome is protocol.Outcome.UNHEALTHY:
             raise UnhealthyNodeError(f"this node does not take part: {finish.reason}")
-        if outcome is Outcome.SUCCEEDED:
+        if outcome is protocol.Outcome.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
             return RunResult(WorkerState.SUCCEEDED, values, reason=finish.reason, verdict=self._verdict)
         assert end is not None
-        if outcome is Outcome.CLOSED and end.verdict is Verdict.SUCCEEDED:
+        if outcome is protocol.Outcome.CLOSED and end.verdict is Verdict.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
             return RunResult(WorkerState.SUCCEEDED, reason=finish.reason, verdict=self._verdict)
         self._group.state = WorkerState.FAILED
@@ -227,11 +214,8 @@ def _find_sink(host: PluginHost, name: str) -> EventSink | None:
 
 
 def _to_console(event: Event) -> None:
-    import json
-    import sys
-
     line = {
-        "name": event.name,
+        "name": str(event.name),
         "reason": event.reason,
         "timestamp_ns": event.timestamp_ns,
         "details": dict(event.details),

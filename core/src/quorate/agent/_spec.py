@@ -1,24 +1,33 @@
-"""What a worker group is: its specification, its state and its result.  Data only."""
+"""A worker group: its specification, its state and its result.  Data only.
+
+What does not live here: the workers' processes, and the defaults and bounds of the settings, which are those of
+:class:`quorate.config.LaunchConfig`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
+from attrs import field, fields, frozen
+
+from ..config import LaunchConfig
 from ..errors import UsageError
 from ..failures import ProcessFailure
+from ..logs_specs import LogsSpecs
 from ..rendezvous import RendezvousHandler
+from ..verdict import JobVerdict
+from . import _protocol as protocol
 
-if TYPE_CHECKING:
-    from ..verdict import JobVerdict
+__all__ = ["RunResult", "RunSettings", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
 
-__all__ = ["RunResult", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
+_CONFIG: Any = fields(LaunchConfig)
 
 
 @final
 class WorkerState(str, Enum):
-    """The state of a worker group."""
+    """The state of a worker group, as TorchElastic names it."""
 
     UNKNOWN = "UNKNOWN"  # the agent lost track of it
     INIT = "INIT"  # not started yet
@@ -34,94 +43,117 @@ class WorkerState(str, Enum):
         return state in (WorkerState.HEALTHY, WorkerState.UNHEALTHY)
 
 
+def _shutdown_timeout(value: float | None) -> float:
+    seconds: float = _CONFIG.shutdown_timeout.converter(value)
+    return seconds
+
+
+def _signal_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    names: tuple[str, ...] = _CONFIG.signals_to_handle.converter(value)
+    return names
+
+
+def _copied(values: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return dict(values or {})
+
+
 @final
+@frozen
 class WorkerSpec:
-    """What one role's workers on one node are, and how they are run.
+    """One role's workers on one node, and how they are run.
 
     Arguments:
         role: the role's name.
         local_world_size: workers on this node, at least 1.
-        rdzv_handler: where the nodes of the job meet.
+        rdzv_handler: the rendezvous of the job.
         entrypoint: a command or a callable; with ``args``.
-        max_restarts: how often the **job** may be restarted after failures.
-        monitor_interval: upper bound in seconds for fall-back polling, where something cannot be waited for.
-        master_addr, master_port: given to the workers whatever the rendezvous says.
-        local_addr: this node's address, as others reach it.
-        node_rank: the group rank that this node claims.
-        shutdown_timeout: seconds that workers get to stop, whatever the cause; ``grace`` overrides it by cause
-            (keys ``restart``, ``rescale``, ``preemption``, ``exit``).
-        signals_to_handle: names of signals upon which the agent stops its workers and leaves.
-        virtual_local_rank: show each worker ``LOCAL_RANK=0`` and its own device only.
-        environment: more variables for the workers.
-        event_log_handler: name of the event sink.
+        grace: seconds that workers get to stop, by cause (``restart``, ``rescale``, ``preemption``, ``exit``); a cause
+            that is not named gets ``shutdown_timeout``.
         health_interval: seconds between checks of the node while workers run; 0 to check before each join only.
-        settings: free settings, for plugins.
+
+    The other arguments are those of :class:`quorate.config.LaunchConfig`, with its defaults and bounds.
 
     Raises:
         UsageError: a value out of its range.
     """
 
-    def __init__(
-        self,
-        role: str,
-        local_world_size: int,
+    role: str
+    local_world_size: int
+    rdzv_handler: RendezvousHandler
+    entrypoint: str | Callable[..., Any]
+    args: tuple[Any, ...] = field(default=(), converter=tuple)
+    max_restarts: int = _CONFIG.max_restarts.default
+    monitor_interval: float = _CONFIG.monitor_interval.default
+    master_addr: str | None = None
+    master_port: int | None = None
+    local_addr: str | None = None
+    node_rank: int | None = field(default=None, kw_only=True)
+    shutdown_timeout: float = field(default=None, converter=_shutdown_timeout, kw_only=True)
+    grace: Mapping[str, float] = field(default=None, converter=_copied, kw_only=True)
+    signals_to_handle: tuple[str, ...] = field(
+        default=_CONFIG.signals_to_handle.default, converter=_signal_names, kw_only=True
+    )
+    virtual_local_rank: bool = field(default=_CONFIG.virtual_local_rank.default, kw_only=True)
+    environment: Mapping[str, str] = field(default=None, converter=_copied, kw_only=True)
+    event_log_handler: str = field(default=_CONFIG.event_log_handler.default, kw_only=True)
+    health_interval: float = field(default=_CONFIG.health_interval.default, kw_only=True)
+    settings: Mapping[str, Any] = field(default=None, converter=_copied, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        # The bounds are those of a launch on as many nodes as it takes for this node's rank.
+        nodes = 1 + (self.node_rank or 0)
+        LaunchConfig(1, nodes, self.local_world_size, **_shared(self))
+        unknown = set(self.grace) - {cause.name for cause in fields(protocol.Grace)}
+        if unknown:
+            raise UsageError(f"unknown causes of a stop in grace: {', '.join(sorted(unknown))}")
+
+    @classmethod
+    def from_config(
+        cls,
+        config: LaunchConfig,
         rdzv_handler: RendezvousHandler,
         entrypoint: str | Callable[..., Any],
-        args: Sequence[Any] = (),
-        max_restarts: int = 3,
-        monitor_interval: float = 0.1,
-        master_addr: str | None = None,
-        master_port: int | None = None,
-        local_addr: str | None = None,
-        *,
-        node_rank: int | None = None,
-        shutdown_timeout: float = 30.0,
-        grace: Mapping[str, float] | None = None,
-        signals_to_handle: Sequence[str] = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"),
-        virtual_local_rank: bool = False,
-        environment: Mapping[str, str] | None = None,
-        event_log_handler: str = "null",
-        health_interval: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        if local_world_size < 1:
-            raise UsageError(f"local_world_size is {local_world_size}, it must be at least 1; set --nproc-per-node")
-        if max_restarts < 0:
-            raise UsageError(f"max_restarts is {max_restarts}, it must be at least 0; set --max-restarts")
-        if monitor_interval <= 0:
-            raise UsageError(f"monitor_interval is {monitor_interval}, it must be above 0 s; set --monitor-interval")
-        if shutdown_timeout < 0:
-            raise UsageError(f"shutdown_timeout is {shutdown_timeout}, it must be at least 0 s")
-        if health_interval < 0:
-            raise UsageError(f"health_interval is {health_interval}, it must be at least 0 s; set --health-interval")
-        unknown = set(grace or ()) - {"restart", "rescale", "preemption", "exit"}
-        if unknown:
-            raise UsageError(f"unknown causes of a stop: {', '.join(sorted(unknown))}")
-        self.role = role
-        self.local_world_size = local_world_size
-        self.rdzv_handler = rdzv_handler
-        self.entrypoint = entrypoint
-        self.args = tuple(args)
-        self.max_restarts = max_restarts
-        self.monitor_interval = monitor_interval
-        self.master_addr = master_addr
-        self.master_port = master_port
-        self.local_addr = local_addr
-        self.node_rank = node_rank
-        self.shutdown_timeout = shutdown_timeout
-        self.grace = dict(grace or {})
-        self.signals_to_handle = tuple(signals_to_handle)
-        self.virtual_local_rank = virtual_local_rank
-        self.environment = dict(environment or {})
-        self.event_log_handler = event_log_handler
-        self.health_interval = health_interval
-        self.settings = dict(settings or {})
+        args: tuple[Any, ...] = (),
+    ) -> WorkerSpec:
+        """Return the workers of ``config``."""
+        shared = {**_shared(config), "node_rank": config.rank_hint()}
+        return cls(
+            local_world_size=config.nproc_per_node,
+            rdzv_handler=rdzv_handler,
+            entrypoint=entrypoint,
+            args=args,
+            **shared,
+        )
+
+    def grace_periods(self) -> protocol.Grace:
+        """Return the seconds that workers get to stop, for every cause."""
+        return protocol.Grace(
+            **{cause.name: self.grace.get(cause.name, self.shutdown_timeout) for cause in fields(protocol.Grace)}
+        )
 
     def get_entrypoint_name(self) -> str:
         """Return the last part of a command's path, or the qualified name of a callable."""
         if isinstance(self.entrypoint, str):
             return self.entrypoint.rpartition("/")[2]
         return getattr(self.entrypoint, "__qualname__", repr(self.entrypoint))
+
+
+def _shared(settings: WorkerSpec | LaunchConfig) -> dict[str, Any]:
+    """Return the settings that a worker specification and a launch have in common."""
+    names = {own.name for own in fields(WorkerSpec)} & {own.name for own in fields(LaunchConfig)}
+    return {name: getattr(settings, name) for name in sorted(names)}
+
+
+@final
+@frozen
+class RunSettings:
+    """The settings of one run of an agent; the fields are the arguments of ``LocalElasticAgent``."""
+
+    spec: WorkerSpec
+    logs_specs: LogsSpecs
+    start_method: str
+    exit_barrier_timeout: float = field(converter=float)
+    prefix_template: str | None = None
 
 
 @final

@@ -77,6 +77,8 @@ def ranks_are_dense_for_any_nodes(subject: Subject) -> None:
     def test(shapes: list[Shape]) -> None:
         nodes = [NodeRecord(f"n{index}", role, size) for index, (role, size) in enumerate(shapes)]
         order = subject.host.decide("ranks", nodes, [])
+        problems = [text for (_, hook), text in subject.host.misbehaving.items() if hook == "quorate_decide_ranks"]
+        require(not problems, "; ".join(problems))
         require(sorted(order) == sorted(node.node_id for node in nodes), f"decide_ranks answers {order}")
         require_ranks(list(assign_ranks(nodes, order, round_number=0, restart_count=0).values()))
 

@@ -292,11 +292,13 @@ class Judge:
         self.world.note(node, "agent", f"{finish.outcome.value}: {finish.reason}")
         if node.running is not None:
             self.fail("stopped-before-started", f"{node.name} finishes while its workers run")
-        if finish.outcome is agent.Outcome.SUCCEEDED and not state.left and state.trouble is None:
+        if finish.outcome is agent.Outcome.SUCCEEDED and not isinstance(
+            finish.why, (agent.WorkersSucceeded, agent.RendezvousIsLost)
+        ):
             recorded = any(r.end is not None and r.end.verdict is Verdict.SUCCEEDED for r in self.rounds.values())
             if not recorded:
                 self.fail("outcome-is-recorded", f"{node.name} succeeds in a job that has not")
-        patience = state.close_timeout + self.world.notice_seconds
+        patience = state.settings.close_timeout + self.world.notice_seconds
         untroubled = state.trouble is None and node.healthy_since() < self.world.now - patience
         if finish.outcome is agent.Outcome.FAILED and untroubled and state.end is not None:
             this = self.rounds.get(state.end.round_number)

@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 
 from ..agent import _machine as agent_machine
 from ..agent import _protocol as agent
+from ..agent import _stopping as agent_stopping
 from ..records import Verdict
 from ..rendezvous import _executor, _gather, _joining, _machine, _protocol, _running, _sealing
 from ..rendezvous._liveness import Liveness
@@ -119,16 +120,15 @@ def _success_by_count(transition: Transition, value: Any) -> None:
 
 def _start_before_the_stop(transition: Any, event: Any) -> None:
     """Join the next round while workers are still being stopped."""
-    agent_machine._note_end(transition, event)
+    agent_stopping.end_recorded(transition, event)
     if transition.state.phase is agent.Phase.STOPPING and not event.end.verdict.is_terminal:
-        transition.set(gone=True)
-        agent_machine._go_on(transition)
+        agent_stopping.gone(transition, agent.WorkersGone())
 
 
 def _follow_the_proposal(transition: Any, event: Any) -> None:
     """Follow what this agent wanted recorded, not what was."""
-    proposed = transition.state.proposed
-    agent_machine._note_end(transition, evolve(event, end=proposed) if proposed is not None else event)
+    proposed = transition.stopping.proposed
+    agent_stopping.end_recorded(transition, evolve(event, end=proposed) if proposed is not None else event)
 
 
 def _no_budget(transition: Transition, event: _protocol.End) -> None:
@@ -161,10 +161,10 @@ def _table(input: type) -> dict[Any, Any]:
     return dict(table) if not isinstance(table, dict) else table
 
 
-def _agent_table(input: type) -> dict[Any, Any]:
-    table: Any = agent_machine._TABLE[input]
-    assert isinstance(table, dict)
-    return table
+def _when_stopping(input: type, handler: Callable[[Any, Any], None]) -> tuple[Any, type, Any]:
+    """Return the patch that gives the agent's machine another handler for ``input`` while workers are being stopped."""
+    table: Any = agent_machine.TABLE[agent.Phase.STOPPING]
+    return table, input, evolve(table[input], handler=handler)
 
 
 def _replies() -> dict[Any, Any]:
@@ -221,15 +221,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the next round before the stop",
         "the agent joins while its workers are being stopped",
-        ((_agent_table(agent.RoundEnded), agent.Phase.STOPPING, _start_before_the_stop),),
+        (_when_stopping(agent.RoundEnded, _start_before_the_stop),),
         likely=10,
     ),
     Mutant(
         "the agent follows its own proposal",
         "what was recorded is ignored where the agent had its own idea",
         (
-            (_agent_table(agent.RoundEnded), agent.Phase.STOPPING, _follow_the_proposal),
-            (_agent_table(agent.JobClosed), agent.Phase.STOPPING, _follow_the_proposal),
+            _when_stopping(agent.RoundEnded, _follow_the_proposal),
+            _when_stopping(agent.JobClosed, _follow_the_proposal),
         ),
         likely=468,
     ),

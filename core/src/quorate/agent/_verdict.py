@@ -1,4 +1,4 @@
-"""From the agent's last state to the job's verdict.  Pure, but for the time.
+"""Forms the job's verdict from the agent's last state.  Pure, except that it reads the time.
 
 What does not live here: what a verdict looks like (:mod:`quorate.verdict`).
 """
@@ -9,7 +9,8 @@ from ..clock import wall_time_ns
 from ..errors import FailureKind
 from ..records import Cause, FailureRecord, Verdict
 from ..verdict import JobState, JobVerdict
-from ._protocol import Finish, Outcome, State
+from . import _protocol as protocol
+from ._state import State
 
 __all__ = ["judge"]
 
@@ -25,17 +26,18 @@ _TROUBLES = {
 }
 
 
-def judge(state: State, finish: Finish, run_id: str, node_id: str) -> JobVerdict:
+def judge(state: State, run_id: str, node_id: str) -> JobVerdict:
     """Return the verdict on a run that has finished."""
-    end = state.end
-    kind, cause, reason = _how(state, finish)
-    rounds = state.history if end is None or end in state.history else (*state.history, end)
-    first = end.failure if end is not None and finish.outcome is not Outcome.SUCCEEDED else None
+    finish = state.finish
+    assert finish is not None
+    end, rounds = finish.end, state.ends
+    kind, cause, reason = _describe(state, finish)
+    first = end.failure if end is not None and finish.outcome is not protocol.Outcome.SUCCEEDED else None
     used = rounds[-1].restart_count if rounds else 0
     return JobVerdict(
         run_id,
         node_id,
-        state.host,
+        state.settings.host,
         kind,
         cause,
         reason,
@@ -49,23 +51,23 @@ def judge(state: State, finish: Finish, run_id: str, node_id: str) -> JobVerdict
     )
 
 
-def _how(state: State, finish: Finish) -> tuple[JobState, Cause, str]:
-    end, outcome = state.end, finish.outcome
-    if outcome is Outcome.SUCCEEDED:
+def _describe(state: State, finish: protocol.Finish) -> tuple[JobState, Cause, str]:
+    end, trouble, outcome = finish.end, state.trouble, finish.outcome
+    if outcome is protocol.Outcome.SUCCEEDED:
         return JobState.SUCCEEDED, Cause.SUCCEEDED, finish.reason
-    if outcome is Outcome.SIGNAL:
+    if outcome is protocol.Outcome.SIGNAL:
         return JobState.STOPPED, Cause.STOPPED, finish.reason
-    if outcome is Outcome.UNHEALTHY:
+    if outcome is protocol.Outcome.UNHEALTHY:
         return JobState.UNHEALTHY, Cause.UNHEALTHY, finish.reason
-    if outcome is Outcome.ERROR or end is None:
-        if state.trouble is None:
+    if outcome is protocol.Outcome.ERROR or end is None:
+        if trouble is None:
             return JobState.NO_ROUND, Cause.CONFIGURATION, finish.reason
-        return (*_TROUBLES.get(state.trouble.kind, (JobState.NO_ROUND, Cause.CONFIGURATION)), state.trouble.problem)
+        return (*_TROUBLES.get(trouble.kind, (JobState.NO_ROUND, Cause.CONFIGURATION)), trouble.problem)
     return _STATES.get(end.verdict, JobState.FAILED), end.cause, end.reason
 
 
 def _is_same(failure: FailureRecord, recorded: FailureRecord) -> bool:
-    """Whether both tell of the same worker's end; the recorded one may have been cut on its way."""
+    """Return whether both describe the same worker's end; the recorded one may have been cut on its way."""
     return (failure.node_id, failure.rank, failure.restart_count, failure.pid) == (
         recorded.node_id,
         recorded.rank,

@@ -1,4 +1,4 @@
-"""What an agent asks its restart policy, and what it records as the end of a round.  Pure.
+"""The budget that an agent gives to its restart policy, and the ends of rounds that it records.  Pure.
 
 What does not live here: when it does so (:mod:`quorate.agent._machine`).
 """
@@ -6,13 +6,13 @@ What does not live here: when it does so (:mod:`quorate.agent._machine`).
 from __future__ import annotations
 
 from ..records import Cause, FailureRecord, RestartBudget, RestartDecision, RoundEnd, Verdict
-from ._protocol import State
+from ._state import State
 
 __all__ = ["budget_of", "end_by_departure", "end_by_failure"]
 
 
 def budget_of(state: State) -> RestartBudget:
-    """Return what the restart policy is told; rounds that only changed the world neither count nor interrupt."""
+    """Return the restart budget; rounds that ended for another world neither count nor interrupt a row of repeats."""
     assignment = state.assignment
     assert assignment is not None
     restarts = [end for end in state.history if end.verdict is Verdict.RESTART]
@@ -28,19 +28,19 @@ def budget_of(state: State) -> RestartBudget:
 
 
 def end_by_failure(state: State, failure: FailureRecord, decision: RestartDecision) -> RoundEnd:
-    """Return the end of a round in which a worker of this node failed, and the policy has decided."""
+    """Return the end of a round in which a worker of this node failed and the policy decided."""
     assignment = state.assignment
     assert assignment is not None
-    lasting = not decision.verdict.is_terminal
+    goes_on = not decision.verdict.is_terminal
     summary = failure.message.strip().splitlines()[0] if failure.message.strip() else ""
     where = f" on {failure.host}" if failure.host else ""
     did = "hangs" if failure.cause is Cause.HANG else "failed"
     reason = f"rank {failure.rank} (local rank {failure.local_rank}){where} {did}: {summary}"
     if decision.reason:
         reason += f"; {decision.reason}"
-    if decision.delay_seconds > 0 and lasting:
+    if decision.delay_seconds > 0 and goes_on:
         reason += f", after a pause of {decision.delay_seconds:.1f} s"
-    excluded = decision.exclude_node and lasting
+    excluded = decision.exclude_node and goes_on
     if excluded:
         reason += "; its node is excluded"
     return RoundEnd(
@@ -60,7 +60,7 @@ def end_by_failure(state: State, failure: FailureRecord, decision: RestartDecisi
 
 
 def end_by_departure(state: State, cause: Cause, reason: str) -> RoundEnd:
-    """Return the end of a round that this node leaves; the others go on, at no cost."""
+    """Return the end of a round that this node leaves; the others form the next one, and no restart is counted."""
     assignment = state.assignment
     assert assignment is not None
     return RoundEnd(
@@ -69,7 +69,7 @@ def end_by_departure(state: State, cause: Cause, reason: str) -> RoundEnd:
         Verdict.RESCALE,
         reason,
         node_id=assignment.node_id,
-        host=state.host,
+        host=state.settings.host,
         restart_count=assignment.restart_count,
         lost=(assignment.node_id,),
         lost_ranks=(assignment.group_rank,),
