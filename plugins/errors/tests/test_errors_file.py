@@ -221,7 +221,7 @@ def test_what_the_worker_recorded_stays_beside_what_the_agent_adds(error_file: P
     assert (after["node"], after["exit_code"]) == ("n1", 1)
 
 
-# --- an agent that runs inside a worker --------------------------------------------------------------------------------
+# --- an agent that runs inside a worker -----------------------------------------------------------------------------
 
 
 def test_the_error_of_the_inner_jobs_first_worker_is_written(

@@ -68,7 +68,7 @@ class View:
 
 
 class Worker:
-    """A real Python process that runs lines of code, prints words, and waits for :meth:`go_on` where it calls wait()."""
+    """A real Python process that runs lines of code: say(word) is read by next_word(), wait() waits for go_on()."""
 
     def __init__(self, code: str, environment: Mapping[str, str]) -> None:
         prelude = (

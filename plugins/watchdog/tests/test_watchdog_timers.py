@@ -266,9 +266,7 @@ def test_a_channel_that_is_not_the_agents_is_never_written(work: Work, path: str
     assert file.read_text() == "precious"
 
 
-def test_a_descriptor_that_belongs_to_another_file_by_now_is_never_written(
-    watch: Watch, work: Work, tmp_path: Path
-) -> None:
+def test_a_descriptor_that_is_another_files_by_now_is_never_written(watch: Watch, work: Work, tmp_path: Path) -> None:
     code = f"""
 from quorate_watchdog import _client, expires, heartbeat
 timer = expires(after=100.0)
