@@ -14,9 +14,11 @@ from quorate.services import AgentService, AgentView
 
 from ._check_flags import command_of, limits_of, names_of, port_of
 from ._checks import CheckStates, make_checks, make_cleaner
-from ._service import PORT_VARIABLE, start
 
 __all__ = ["plugin"]
+
+#: TorchElastic's variable for the port of a health server; workers inherit it.
+_PORT_VARIABLE = "TORCHELASTIC_HEALTH_CHECK_PORT"
 
 
 def _setting(name: str, parse: Callable[[str], object] = str) -> Callable[[str, dict[str, Any]], None]:
@@ -24,6 +26,16 @@ def _setting(name: str, parse: Callable[[str], object] = str) -> Callable[[str, 
         settings[name] = parse(text)
 
     return apply
+
+
+def _start_server(agent: AgentView) -> AgentService | None:
+    if "health_port" not in agent.settings and not agent.environment.get(_PORT_VARIABLE):
+        if "health_host" in agent.settings:
+            agent.say("--health-host has no effect without --health-port")
+        return None
+    from ._service import start  # with sockets and notes of events, which no launch without the flag needs
+
+    return start(agent, _PORT_VARIABLE)
 
 
 @final
@@ -39,7 +51,7 @@ class _Plugin:
         return [
             CliOption(
                 "health-port",
-                f"serve health, metrics and status over HTTP at this port; 0: a free one; default: {PORT_VARIABLE}",
+                f"serve health, metrics and status over HTTP at this port; 0: a free one; default: {_PORT_VARIABLE}",
                 apply=_setting("health_port", port_of),
             ),
             CliOption("health-host", "the address to serve them at (127.0.0.1)", apply=_setting("health_host")),
@@ -65,7 +77,7 @@ class _Plugin:
     def quorate_register_service(self) -> Iterable[ServiceBackend]:
         """Offer the health server, which runs only where a port was given, and what cleans up after the checks."""
         return [
-            ServiceBackend("health", "health, metrics and a status page over HTTP", start),
+            ServiceBackend("health", "health, metrics and a status page over HTTP", _start_server),
             ServiceBackend("node-checks", "ends what the checks have started when the agent ends", self._start_cleaner),
         ]
 

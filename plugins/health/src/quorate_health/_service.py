@@ -1,7 +1,7 @@
 """The running health server, from the listening socket to its end.
 
-Imported at every launch, so the libraries are not: the server's own thread imports them once the first client has
-connected.
+Imported on the way to the first worker, so the libraries are not: the server's own thread imports them once the first
+client has connected.  What does not live here: whether a server is wanted (:mod:`._plugin`).
 """
 
 from __future__ import annotations
@@ -23,30 +23,24 @@ from ._journal import Journal
 if TYPE_CHECKING:
     from ._server import Server  # brings waitress
 
-__all__ = ["PORT_VARIABLE", "HealthService", "start"]
+__all__ = ["HealthService", "start"]
 
-#: TorchElastic's variable for the port of a health server; workers inherit it.
-PORT_VARIABLE = "TORCHELASTIC_HEALTH_CHECK_PORT"
 _RESOLVE_TIMEOUT_SECONDS = 5.0
 #: How long the agent's end waits for an answer that is being made.
 _LAST_ANSWER_SECONDS = 2.0
 
 
-def start(agent: AgentView) -> HealthService | None:
-    """Serve at the port of ``--health-port`` or :data:`PORT_VARIABLE`.
+def start(agent: AgentView, variable: str) -> HealthService | None:
+    """Serve at the port of ``--health-port``, else of the environment's ``variable``.
 
-    ``None`` without either; ``None`` and a sentence for people where that port cannot be served.
+    Where that cannot be done, ``None`` is returned and a sentence is printed for people.
     """
     port = agent.settings.get("health_port")
-    text = agent.environment.get(PORT_VARIABLE, "")
-    if port is None and not text:
-        if "health_host" in agent.settings:
-            agent.say("--health-host has no effect without --health-port")
-        return None
     if port is None:
+        text = agent.environment.get(variable, "")
         port = int(text) if text.isascii() and text.isdecimal() else -1
         if not 0 <= port <= 65535:
-            agent.say(f"warning: {PORT_VARIABLE}={text} is not a port; there is no health server")
+            agent.say(f"warning: {variable}={text} is not a port; there is no health server")
             return None
     host = agent.settings.get("health_host") or "127.0.0.1"
     try:

@@ -1,19 +1,23 @@
 """The watchdog beside one agent: opens the pipes at once, and starts to watch when there are workers.
 
-What does not live here: the threads (:mod:`._server`, :mod:`._silence`) and the timers (:mod:`._timekeeper`).
+This module is on the way to the first worker.  The modules that watch are not: they are imported while the node waits
+for others, or once its workers have started.  What does not live here: the threads (:mod:`._server`, :mod:`._silence`)
+and the timers (:mod:`._timekeeper`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from quorate.records import Event
 from quorate.services import AgentView
 
 from ._channels import Channel, ChannelError, anonymous_channel, named_channel
-from ._server import TimerServer
-from ._silence import SilenceWatch
+
+if TYPE_CHECKING:
+    from ._server import TimerServer
+    from ._silence import SilenceWatch
 
 __all__ = ["WatchdogService"]
 
@@ -27,7 +31,7 @@ _KERNEL_WAIT_VARIABLE = "TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"
 
 @final
 class WatchdogService:
-    """Implements :class:`quorate.services.AgentService`."""
+    """Implements :class:`quorate.services.PreparingService`."""
 
     def __init__(self, agent: AgentView) -> None:
         self._agent = agent
@@ -51,8 +55,11 @@ class WatchdogService:
 
     @property
     def worker_environment(self) -> Mapping[str, str]:
-        """See :class:`quorate.services.AgentService`, as for all methods below."""
+        """See :class:`quorate.services.PreparingService`, as for all methods below."""
         return self._environment
+
+    def get_ready(self) -> None:
+        from . import _server, _silence  # noqa: F401 - 5 ms with what they import, which no worker waits for
 
     def observe(self, event: Event) -> None:
         # Not earlier, because the way to the first worker must be short; a pipe keeps what is written to it.
@@ -60,12 +67,14 @@ class WatchdogService:
             self._watch()
 
     def _watch(self) -> None:
+        from . import _server, _silence  # see get_ready
+
         settings = self._agent.settings
-        self._server = TimerServer(self._agent, self._channels, float(settings.get("heartbeat_timeout", 0.0)))
+        self._server = _server.TimerServer(self._agent, self._channels, float(settings.get("heartbeat_timeout", 0.0)))
         hang_after = float(settings.get("hang_after", 0.0))
         kernel_wait = _number(self._agent.environment.get(_KERNEL_WAIT_VARIABLE, ""))
         if hang_after > 0.0 or kernel_wait > 0.0:
-            self._silence = SilenceWatch(self._agent, hang_after, kernel_wait)
+            self._silence = _silence.SilenceWatch(self._agent, hang_after, kernel_wait)
 
     def close(self) -> None:
         if self._silence is not None:
