@@ -171,6 +171,17 @@ def test_a_reader_never_finds_a_part_of_a_file(recorder: ErrorRecorder, error_fi
     assert _only_file(error_file)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_are_those_of_any_new_file(recorder: ErrorRecorder, error_file: Path, umask: int) -> None:
+    """As for logs: a monitor of another user may read both, or neither."""
+    before = os.umask(umask)
+    try:
+        recorder.record_exception(ValueError("x"), str(error_file))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(error_file.stat().st_mode) == 0o666 & ~umask
+
+
 def test_initialize_makes_the_directory(recorder: ErrorRecorder, error_file: Path) -> None:
     recorder.initialize(str(error_file))
     assert stat.S_ISDIR(error_file.parent.stat().st_mode)

@@ -155,7 +155,7 @@ def test_a_file_system_without_inodes(tmp_path: Path) -> None:
 
 
 def test_a_log_folder_is_judged_by_what_exists_of_it(tmp_path: Path) -> None:
-    """What is still to be made is made when workers start; what cannot be made is a mistake that the start explains."""
+    """The rest of the path is made when workers start; if it cannot be made, the start gives the better message."""
     assert check_log_dir(StubAgent(str(tmp_path / "a" / "b"))) is None
     assert check_disk(StubAgent(str(tmp_path / "a" / "b")), 0.0) is None
     (tmp_path / "file").touch()

@@ -455,7 +455,7 @@ def _switches(threads: set[int | None]) -> int:
 
 
 def test_a_log_that_cannot_be_read_delays_no_answer(service: HealthService, agent: StubAgent, tmp_path: Path) -> None:
-    """A worker can put anything in its log's place: a pipe that nobody writes to, a link, a folder."""
+    """A worker can put anything in its log's place: a pipe without a writer, a link, a folder."""
     pipe, link, secret = tmp_path / "pipe", tmp_path / "link", tmp_path / "secret"
     os.mkfifo(pipe)
     secret.write_text("secret\n")

@@ -111,7 +111,7 @@ def test_a_silent_worker_is_found_among_those_that_work_in_their_ways(view: View
         assert "rank" not in report.problem
 
 
-def test_a_growing_log_is_output_whoever_writes_it(view: View, watch: Watch, work: Work, tmp_path: Path) -> None:
+def test_a_growing_log_is_output(view: View, watch: Watch, work: Work, tmp_path: Path) -> None:
     """Where there are log files they count, and writing elsewhere does not."""
     logs = [tmp_path / name for name in ("stdout", "stderr")]
     elsewhere = f"while True: os.write(1, b'.'); open({str(tmp_path / 'other')!r}, 'a').write('.'); time.sleep(0.3)"

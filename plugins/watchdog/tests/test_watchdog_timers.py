@@ -141,7 +141,7 @@ def test_a_timer_of_a_process_that_is_not_a_workers_is_ignored(view: View, watch
 
 
 def test_a_worker_in_another_namespace_is_known_by_its_rank(view: View, watch: Watch, work: Work) -> None:
-    """Its pid is somebody else's here; agent, rank and round tell whose the timer is."""
+    """Its pid is another process's here; agent, rank and round name the timer's worker."""
     service = watch()
     worker = work(service, "wait()")
     line = {"pid": os.getpid(), "namespace": 1, "agent": "node-of-the-test", "rank": 10, "round": 0, "timer": 1}
