@@ -1,9 +1,9 @@
 """Many nodes of one job in one thread, over one connection to work and a few to wait.
 
-``BACKEND ENDPOINT RUN_ID HERE FIRST ALL``.  Each node is the very protocol machine and interpreter that an agent runs;
-only their threads are left out, because thousands of them on a few cores would measure nothing but themselves.  Says
-``ready``, waits for a line, then prints when its last node had its place (monotonic seconds), and the store operations
-and bytes that its nodes took.
+``BACKEND ENDPOINT RUN_ID HERE FIRST ALL``.  Each node is the protocol machine and interpreter of a real agent.  Only
+the threads are left out, because thousands of threads on a few cores would be all that is measured.  Prints ``ready``,
+waits for a line, then prints when its last node had its assignment (monotonic seconds), and the store operations and
+bytes of its nodes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from quorate.rendezvous._store import InterruptibleStore
 
 @final
 class Node:
-    """One node: its interpreter, and its part in what the crowd shares."""
+    """One node: its interpreter, and its connection to what the crowd shares."""
 
     def __init__(self, crowd: Crowd, number: int, everywhere: int) -> None:
         self._crowd = crowd
         self._record = NodeRecord(f"node-{number}", "default", 1, host=f"host-{number % 64}", port=1 + number % 60_000)
-        # Nobody dies here, so that heartbeats would only disturb the measurement.
+        # No node is lost here, and heartbeats would disturb the measurement.
         settings = Settings(everywhere, everywhere, join_timeout=600.0, lease_timeout=600.0, store_outage_timeout=600.0)
         self.interpreter = Interpreter(settings, self, time.monotonic, 600.0)
         self.desk = PendingWait()
@@ -75,7 +75,7 @@ class Waiter:
         threading.Thread(target=self._run, daemon=True).start()
 
     def ask(self, key: str) -> None:
-        """Wait for ``key`` from now on, instead of whatever was waited for."""
+        """Wait for ``key`` from now on, instead of the key before."""
         self.key = key
         self._asked.put(key)
         self.stop()
@@ -111,7 +111,7 @@ class Crowd:
         self._nodes = [Node(self, first + number, everywhere) for number in range(here)]
 
     def want(self, old: str | None, key: str | None, node: Node) -> None:
-        """Have ``node`` told when ``key`` is there, and not any more of ``old``."""
+        """Give ``node`` the value of ``key`` once it is there, and no longer that of ``old``."""
         if old is not None and node in self._wanted.get(old, ()):
             self._wanted[old].remove(node)
         if key is None:
@@ -122,12 +122,12 @@ class Crowd:
         self._wanted.setdefault(key, []).append(node)
 
     def run(self) -> float:
-        """Have all nodes join and return when the last one had its place."""
+        """Have all nodes join; returns the monotonic second at which the last one had its assignment."""
         for node in self._nodes:
             node.join()
         while self.joined < len(self._nodes):
             if self.calls:
-                self._carry_out(*self.calls.popleft())
+                self._perform(*self.calls.popleft())
                 continue
             due = min((at for node in self._nodes if (at := node.interpreter.next_due()) is not None), default=None)
             try:
@@ -142,7 +142,7 @@ class Crowd:
                     node.interpreter.feed(event)
         return time.monotonic()
 
-    def _carry_out(self, node: Node, call: Call) -> None:
+    def _perform(self, node: Node, call: Call) -> None:
         answer = perform(self._work, call)
         self.operations += 1
         self.bytes += sum(map(len, call.keys)) + sum(map(len, call.values))
@@ -164,7 +164,7 @@ def main() -> None:
         backend, endpoint, run_id, everywhere, everywhere, "127.0.0.1", is_host=False, operation_timeout=120.0
     )
     crowd = Crowd(parameters, here, first, everywhere)
-    # A full collection of what torch has loaded takes some 50 ms, and whom it meets is chance.
+    # A full collection of what torch has loaded takes some 50 ms, at a time that nothing controls.
     gc.collect()
     gc.freeze()
     print("ready", flush=True)

@@ -1,8 +1,8 @@
 """``python -m benchmarks rounds``: one round of N nodes over a store on this machine, side by side with torch's own.
 
-All nodes are connected and join at once; measured is the time until the last of them knows its ranks, and what each
-node asked of the store.  Ours run without their threads (``_crowd.py``), torch's with one thread each, so that beyond a
-hundred nodes on a few cores theirs is slower than on as many machines.
+All nodes are connected and join at once.  Measured are the time until the last of them knows its ranks, and the store
+operations of each node.  Our nodes run without their threads (``_crowd.py``), torch's with one thread each, so that
+beyond a hundred nodes torch's are slower on a few cores than on as many machines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ._processes import BenchmarkError, free_port
 from ._report import Report, Samples, bound, compile_sources, faster, in_turns
 
 HERE = Path(__file__).parent
-#: Each keeps one operation under way, of the hundreds that as many computers would: enough to keep two cores busy.
+#: Each has one operation in progress, where as many computers would have hundreds: enough to keep two cores busy.
 PROCESSES = 4
 RUN_ID = "round"  # each round has a server of its own
 #: nodes -> seconds that a round over c10d may take
@@ -37,8 +37,8 @@ DEADLINE_SECONDS = 300.0
 
 @contextmanager
 def c10d_server() -> Iterator[str]:
-    """Serve a TCPStore and give its endpoint."""
-    from torch.distributed import TCPStore
+    """Serve a TCPStore and yield its endpoint."""
+    from torch.distributed import TCPStore  # only this server needs torch
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     yield f"127.0.0.1:{store.port}"
@@ -47,7 +47,7 @@ def c10d_server() -> Iterator[str]:
 
 @contextmanager
 def tcp_server() -> Iterator[str]:
-    """Serve the store of the static plugin, in this process, and give its endpoint."""
+    """Serve the store of the static plugin, in this process, and yield its endpoint."""
     endpoint = f"127.0.0.1:{free_port()}"
     backend = get_host().choose(PluginKind.RENDEZVOUS, "tcp")
     store: Any = backend.open_store(RendezvousParameters("tcp", endpoint, RUN_ID, 1, 1, "127.0.0.1", is_host=True))
@@ -59,8 +59,8 @@ def tcp_server() -> Iterator[str]:
 
 @contextmanager
 def etcd_server(enable_v2: bool = False) -> Iterator[str]:
-    """Run a private etcd whose data lie in memory where the machine has a file system there."""
-    from quorate_rendezvous_etcd import EtcdServer
+    """Run a private etcd, with its data in a file system in memory if there is one, and yield its endpoint."""
+    from quorate_rendezvous_etcd import EtcdServer  # only this server needs gRPC
 
     memory = Path("/dev/shm")
     before = os.environ.get("TMPDIR")
@@ -97,24 +97,24 @@ def one_round(script: str, arguments: Sequence[str], nodes: int) -> tuple[float,
             stack.callback(process.kill)
             crowd.append(process)
         for process in crowd:
-            _hear(process)
+            _read_line(process)
         began = time.monotonic()
         for process in crowd:
-            _say(process)
-        said = [[float(word) for word in _hear(process).split()] for process in crowd]
+            _send_line(process)
+        results = [[float(word) for word in _read_line(process).split()] for process in crowd]
         for process in crowd:
-            _say(process)
-    seconds = max(words[0] for words in said) - began
-    return seconds, sum(words[1] for words in said) / nodes, sum(words[2] for words in said) / nodes
+            _send_line(process)
+    seconds = max(result[0] for result in results) - began
+    return seconds, sum(result[1] for result in results) / nodes, sum(result[2] for result in results) / nodes
 
 
-def _say(process: subprocess.Popen[str]) -> None:
+def _send_line(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
-def _hear(process: subprocess.Popen[str]) -> str:
+def _read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:

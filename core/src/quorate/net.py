@@ -227,10 +227,10 @@ def bind_addresses(host: str, port: int, timeout_seconds: float) -> list[Address
     return everywhere if all(is_loopback(address) for address in found) else found
 
 
-def listen(addresses: Iterable[Address]) -> list[socket.socket]:
+def listen(addresses: Iterable[Address], *, dual_stack: bool = False) -> list[socket.socket]:
     """Listen on all of ``addresses`` that this machine has, all with the port of the first.
 
-    Each family has a non-blocking socket of its own.
+    Each family has a non-blocking socket of its own; with ``dual_stack`` one at ``::`` takes IPv4 as well.
 
     Raises:
         OSError: the port is taken, or no address belongs to this machine.
@@ -243,7 +243,7 @@ def listen(addresses: Iterable[Address]) -> list[socket.socket]:
             if listeners:
                 sockaddr = (sockaddr[0], listeners[0].getsockname()[1], *sockaddr[2:])
             try:
-                listeners.append(_listen_on(address.family, sockaddr))
+                listeners.append(_listen_on(address.family, sockaddr, dual_stack))
             except OSError as error:
                 if error.errno not in _NOT_MINE:
                     raise
@@ -257,14 +257,14 @@ def listen(addresses: Iterable[Address]) -> list[socket.socket]:
     return listeners
 
 
-def _listen_on(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
+def _listen_on(family: int, sockaddr: tuple[Any, ...], dual_stack: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # Each family has a listener of its own, whatever the system's default is.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Whatever the system's default is.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not (dual_stack and sockaddr[0] == "::"))
         sock.bind(sockaddr)
         sock.listen(_BACKLOG)
     except OSError:
