@@ -43,7 +43,7 @@ class WorkerSnapshot:
     @property
     def is_working(self) -> bool:
         """Whether its program still runs."""
-        return self.state is WorkerStatus.RUNNING
+        return self.exit_code is None and self.state is WorkerStatus.RUNNING
 
 
 @final
