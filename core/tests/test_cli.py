@@ -185,7 +185,7 @@ def test_the_docs_explain_every_exit_code() -> None:
 def test_the_docs_explain_every_time_out() -> None:
     import attrs
 
-    from quorate.config import Timeouts
+    from quorate.timeouts import Timeouts
 
     text = (DOCS / "timeouts.md").read_text(encoding="utf-8")
     assert [

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorate import DefaultLogsSpecs, LaunchConfig, UsageError
-from quorate.config import Timeouts
+from quorate.timeouts import Timeouts
 
 
 def config(min_nodes: int = 1, max_nodes: int = 1, nproc_per_node: int = 1, **others: Any) -> LaunchConfig:
@@ -54,7 +54,7 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
         ({"role": ""}, ["role is empty", "--role"]),
         ({"start_method": ""}, ["start_method is empty", "--start-method"]),
         ({"signals_to_handle": "SIGTERM,SIGKILL"}, ["SIGKILL", "--signals-to-handle"]),
-        ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "no signal"]),
+        ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "not a signal"]),
         ({"signals_to_handle": " , "}, ["signals_to_handle is empty"]),
         ({"duplicate_stdout_filters": "word"}, ["list of words", "'word'"]),
         ({"rdzv_configs": {"join_timeout": "soon"}}, ["join_timeout", "'soon'", "seconds"]),

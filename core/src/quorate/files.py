@@ -1,4 +1,4 @@
-"""Reading and writing small files so that nobody ever sees half of one.
+"""Reading and writing small files: bounded, and without partial content.
 
 What does not live here: what the files mean.
 """
@@ -6,8 +6,6 @@ What does not live here: what the files mean.
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 
 __all__ = ["read_bytes", "write_all", "write_atomically"]
 
@@ -24,22 +22,28 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o600) -> None:
-    """Put ``data`` where ``path`` is, so that every reader finds the old content or the new, never a part.
+    """Replace the file ``path`` by ``data``: a reader finds the old content or the new, never a part of it.
 
-    The temporary file lies beside it, has a name that cannot be guessed, and is gone if this raises.
+    The temporary file lies in the same folder under a random name and is gone if this raises.  ``mode`` is subject to
+    the process's umask.
 
     Raises:
         OSError: it cannot be written.
     """
-    target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    folder, name = os.path.split(os.fspath(path))
+    # The name of the file may be as long as the file system allows, so the temporary one does not contain it.
+    temporary = os.path.join(folder, f".quorate-{os.urandom(8).hex()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
     try:
         try:
             write_all(descriptor, data.encode() if isinstance(data, str) else data)
-            os.fchmod(descriptor, mode)
         finally:
             os.close(descriptor)
-        os.replace(temporary, target)
+        os.replace(temporary, os.path.join(folder, name))
     except BaseException:
         os.unlink(temporary)
         raise
@@ -57,7 +61,7 @@ def read_bytes(path: str, limit: int = 1 << 20) -> bytes:
             parts.append(part)
             limit -= len(part)
     except OSError:
-        return b""  # it ended while we read, or belongs to another user
+        return b""  # in /proc: the process has ended, or belongs to another user
     finally:
         os.close(descriptor)
     return b"".join(parts)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, final
 from attrs import evolve
 
 from ..catalogue import PluginKind
-from ..failures import message_from_stderr, read_error_file, signal_name
+from ..diagnosis import cause_of_exit, describe_exit, message_of
+from ..failures import message_from_stderr, read_error_file
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
 from ..rendezvous._address import host_name
 from ._protocol import Diagnose, Diagnosed
@@ -81,7 +82,7 @@ class Diagnosis:
         elif command.hung:
             cause = Cause.HANG
         else:
-            cause = Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE
+            cause = cause_of_exit(exit.exit_code)
         return FailureRecord(
             rank=assignment.first_rank + exit.local_rank,
             local_rank=exit.local_rank,
@@ -101,15 +102,8 @@ class Diagnosis:
 
 
 def _message(exit: WorkerExited, data: Mapping[str, Any] | None) -> str:
-    if data is not None:
-        recorded = data["message"]
-        return str(recorded.get("message", recorded)) if isinstance(recorded, dict) else str(recorded)
-    if exit.problem:
-        return exit.problem
-    if exit.exit_code < 0:
-        return f"Signal {-exit.exit_code} ({signal_name(exit.exit_code)}) received by PID {exit.pid}"
-    message = message_from_stderr(exit.stderr_tail)
-    if message is not None:
-        return message
+    recorded = message_of(data) or exit.problem or (message_from_stderr(exit.stderr_tail) if exit.exit_code >= 0 else "")
+    if recorded:
+        return recorded
     last = next((line.strip() for line in reversed(exit.stderr_tail) if line.strip()), "")
-    return f"exit code {exit.exit_code}" + (f", last words: {last[:_LONGEST_LAST_WORDS]}" if last else "")
+    return describe_exit(exit.exit_code, exit.pid, last[:_LONGEST_LAST_WORDS])

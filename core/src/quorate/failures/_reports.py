@@ -1,91 +1,21 @@
-"""What is reported of failed workers: ``ProcessFailure`` and ``ChildFailedError``, and reading error files.
-
-Writing error files is a plugin's business (``quorate-errors``); the format is BEHAVIOUR E and read here, so that the
-agent understands files written by TorchElastic, by the plugin, or by anything else that follows it.
-"""
+"""What is reported of failed workers: ``ProcessFailure`` and ``ChildFailedError``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, final
 
-from .records import Cause, FailureRecord, evolve
+from attrs import evolve
 
-if TYPE_CHECKING:
-    from .verdict import JobVerdict
+from ..clock import wall_seconds
+from ..diagnosis import cause_of_exit, describe_exit, extra_of, message_of, signal_name
+from ..records import Cause, FailureRecord
+from ..verdict import JobState, JobVerdict
+from ._error_file import read_error_file
 
-__all__ = [
-    "ChildFailedError",
-    "ProcessFailure",
-    "copy_error_data",
-    "message_from_stderr",
-    "read_error_file",
-    "signal_name",
-]
-
-_LARGEST_ERROR_FILE_BYTES = 1 << 20
-_LONGEST_MESSAGE = 2048
-# "[rank0]: ", as torch writes before each line of a traceback; "  | ", as Python draws around exception groups.
-_PREFIX = r"^(?:\[[^\]]{1,64}\]: ?)?(?: *[|+] )*"
-_FRAME = r'^\s+File "[^"]*", line \d+'
-_EXCEPTION_LINE = r"(?s)^[A-Za-z_][\w.]*(?:: .*)?$"
-
-
-def signal_name(exit_code: int) -> str:
-    """Return ``"SIGKILL"`` for -9 and so on; ``"<N/A>"`` for an exit code that is no signal."""
-    if exit_code >= 0:
-        return "<N/A>"
-    import signal
-
-    try:
-        return signal.Signals(-exit_code).name
-    except ValueError:
-        return f"signal {-exit_code}"
-
-
-def read_error_file(path: str) -> dict[str, Any] | None:
-    """Return the JSON object in the error file ``path``; ``None`` if it is absent, torn, too large or not an object."""
-    import json  # only a failure pays for it
-
-    try:
-        if os.path.getsize(path) > _LARGEST_ERROR_FILE_BYTES:
-            return None
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(data, dict) or not isinstance(data.get("message"), (str, dict)):
-        return None
-    return data
-
-
-def message_from_stderr(lines: Sequence[str]) -> str | None:
-    """Return the exception line of the last Python traceback in ``lines``, ``None`` if there is no traceback.
-
-    Arguments:
-        lines: the last lines of a worker's stderr; the beginning of the traceback may have scrolled out.
-
-    The line is at most 2 KiB.  Tracebacks of ignored exceptions do not count, and prefixes such as ``[rank0]:`` and
-    the frames that are drawn around exception groups are left out.
-    """
-    import re  # only a failure pays for it
-
-    found: str | None = None
-    in_frames = ignored = False
-    for raw in lines:
-        line = re.sub(_PREFIX, "", raw.rstrip("\r\n"), count=1)
-        if line.startswith("Exception ignored in"):
-            ignored = True
-        elif line.startswith(("Traceback (most recent call last)", "Exception Group Traceback")):
-            in_frames = True
-        elif line.startswith((" ", "\t")):
-            in_frames = in_frames or re.match(_FRAME, line) is not None
-        elif in_frames and line:
-            if re.match(_EXCEPTION_LINE, line) and not ignored:
-                found = line[:_LONGEST_MESSAGE]
-            in_frames = ignored = False
-    return found
+__all__ = ["ChildFailedError", "ProcessFailure"]
 
 
 @final
@@ -115,22 +45,18 @@ class ProcessFailure:
         self.message, self.timestamp = self._explain()
 
     def _explain(self) -> tuple[str, int]:
-        recorded = self.error_file_data.get("message")
         timestamp = self.record.timestamp_ns // 1_000_000_000 if self.record else _mtime(self.error_file)
-        if isinstance(recorded, Mapping):
-            extra = recorded.get("extraInfo")
-            if isinstance(extra, Mapping):
-                try:
-                    timestamp = int(extra.get("timestamp", timestamp))
-                except (TypeError, ValueError):
-                    pass
-            return str(recorded.get("message", recorded)), timestamp
-        if isinstance(recorded, str):
+        try:
+            timestamp = int(extra_of(self.error_file_data).get("timestamp", timestamp))
+        except (TypeError, ValueError, OverflowError):
+            pass  # the time of the file is good enough
+        recorded = message_of(self.error_file_data)
+        if recorded is not None:
             return recorded, timestamp
         if self.record is not None and self.record.message:
             return self.record.message, timestamp
         if self.exitcode < 0:
-            return f"Signal {-self.exitcode} ({self.signal_name()}) received by PID {self.pid}", timestamp
+            return describe_exit(self.exitcode, self.pid), timestamp
         return (
             f"exited with code {self.exitcode} and left no error file; decorate the entrypoint with @record",
             timestamp,
@@ -142,8 +68,6 @@ class ProcessFailure:
 
     def timestamp_isoformat(self) -> str:
         """Return the time in local ISO form."""
-        from datetime import datetime
-
         return datetime.fromtimestamp(self.timestamp).isoformat(sep="_")
 
     @classmethod
@@ -158,30 +82,10 @@ class ProcessFailure:
         )
 
 
-def copy_error_data(data: Mapping[str, Any], path: str | None) -> None:
-    """Write ``data`` as the error file ``path`` (by temporary file and rename); does nothing without a path.
-
-    An agent that is itself somebody's child hands its root cause upwards this way.  Never raises.
-    """
-    if not path:
-        return
-    import json
-
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-        os.replace(temporary, path)
-    except (OSError, TypeError, ValueError):
-        pass
-
-
 def _mtime(path: str) -> int:
     try:
         return int(os.path.getmtime(path))
     except OSError:
-        from .clock import wall_seconds
-
         return wall_seconds()
 
 
@@ -233,8 +137,6 @@ class ChildFailedError(Exception):
         return verdict.report(self.name)
 
     def _make_verdict(self) -> JobVerdict:
-        from .verdict import JobState, JobVerdict
-
         root, _ = self.get_first_failure()
         others = sorted(rank for rank in self.failures if rank != root)
         first, *victims = (_record_of(rank, self.failures[rank]) for rank in (root, *others))
@@ -251,14 +153,12 @@ def _when(rank: int, failure: ProcessFailure) -> tuple[bool, int, int]:
 def _record_of(rank: int, failure: ProcessFailure) -> FailureRecord:
     if failure.record is not None:
         return evolve(failure.record, message=failure.message)
-    ended = Cause.SIGNAL if failure.exitcode < 0 else Cause.EXIT_CODE
-    cause = Cause.EXCEPTION if failure.error_file_data and ended is Cause.EXIT_CODE else ended
     return FailureRecord(
         rank,
         failure.local_rank,
         failure.pid,
         failure.exitcode,
-        cause,
+        cause_of_exit(failure.exitcode, failure.error_file_data),
         failure.message,
         failure.timestamp * 1_000_000_000,
         failure.error_file,
