@@ -345,14 +345,14 @@ def test_what_is_ignored_is_told(script: Path) -> None:
 def test_a_mistake_of_ours_is_told_apart_and_shows_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(argv: object) -> int:
+    def broken(*_: object) -> int:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("quorate.cli._run.run", broken)
+    monkeypatch.setattr("quorate.cli._run.parse", broken)
     assert main(["run"]) == ExitCode.INTERNAL
     errors = capsys.readouterr().err
     assert "ZeroDivisionError: ours" in errors
-    assert "quorate: internal error" in errors
+    assert "quorate: internal error: the traceback above is a bug in quorate; please report it" in errors
 
 
 # --- what the fast path may cost --------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def script(tmp_path: Path) -> Path:
 
 
 def config_of(*argv: str, **environment: str) -> LaunchConfig:
-    return build_config(parse(argv, environment, FLAGS).settings)
+    return build_config(parse(argv, environment, FLAGS))
 
 
 def meeting_of(*argv: str) -> tuple[Any, ...]:
@@ -106,13 +106,13 @@ def test_options_of_plugins_are_flags_too() -> None:
         "cell_size": CliOption("cell_size", "how large", "3", remember),
         "numa-binding": CliOption("numa-binding", "binds", None, remember),
     }
-    flags = flags_with(options)
+    flags = flags_with(options.values())
     assert [flag.name for flag in flags if flag.section == "From plugins"] == ["numa-binding", "cell-size"]
-    made = build_config(parse(["--cell-size=5", "--numa-binding=node"], {}, flags).settings, options)
-    assert (seen, made.settings) == (["5", "node"], {"cells": "node"})
-    assert build_config(parse([], {}, flags).settings, options).settings == {"cells": "3"}
+    made = build_config(parse(["--cell-size=5", "--numa-binding=node"], {}, flags))
+    assert (seen, made.settings) == (["node", "5"], {"cells": "5"})
+    assert build_config(parse([], {}, flags)).settings == {"cells": "3"}
     with pytest.raises(PluginError, match="--nnodes"):
-        flags_with({"nnodes": CliOption("nnodes", "no")})
+        flags_with([CliOption("nnodes", "no")])
 
 
 def test_logs_specs_are_found_by_their_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_logs_specs_are_found_by_their_entry_point(tmp_path: Path, monkeypatch: 
     assert isinstance(specs, LogsSpecs)
     assert (type(specs).__name__, specs.root_log_dir) == ("Mine", "here")
     assert type(config_of("--logs-specs=default").logs_specs).__name__ == "DefaultLogsSpecs"
-    for name, word in (("other", "no subclass"), ("gone", "AttributeError")):
+    for name, word in (("other", "not a subclass"), ("gone", "AttributeError")):
         with pytest.raises(PluginError, match=word):
             config_of(f"--logs-specs={name}")
 

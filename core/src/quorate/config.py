@@ -1,6 +1,6 @@
 """``LaunchConfig``: everything a launch needs to know, checked before anything starts.
 
-What does not live here: the settings that an agent has as well (:mod:`quorate.run_settings`), the timeouts of the
+What does not live here: the settings that an agent has as well (:mod:`quorate.worker_settings`), the timeouts of the
 rendezvous (:mod:`quorate.timeouts`), where values come from (:mod:`quorate.cli`) and what is done with them
 (:mod:`quorate.launcher`).
 """
@@ -18,10 +18,11 @@ from .errors import UsageError
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
 from .plugins import get_host
 from .rendezvous import RendezvousBackend, RendezvousParameters
-from .run_settings import RunSettings, at_least, not_empty, seconds
 from .timeouts import Timeouts, parse_seconds
+from .worker_settings import WorkerSettings, at_least, not_empty, seconds
 
 __all__ = ["LaunchConfig", "Timeouts"]
+
 
 def _copied(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(settings)
@@ -39,7 +40,7 @@ def _filters(value: Sequence[str] | None) -> tuple[str, ...]:
 
 @final
 @frozen(kw_only=True)
-class LaunchConfig(RunSettings):
+class LaunchConfig(WorkerSettings):
     """One node's part of a job: how many nodes and workers, where they meet, and how they are run.
 
     Arguments:
@@ -60,7 +61,7 @@ class LaunchConfig(RunSettings):
         duplicate_stdout_filters, duplicate_stderr_filters: lines with one of these words go to a file of their own.
         exit_barrier_timeout: seconds for which a node whose workers succeeded waits for the others.
 
-    The other arguments are those of :class:`quorate.run_settings.RunSettings`.
+    The other arguments are those of :class:`quorate.worker_settings.WorkerSettings`.
 
     Raises:
         UsageError: a value is out of range or contradicts another; the message names it, its flag and the remedy.

@@ -14,7 +14,7 @@ from typing import Any
 from .records import Cause, FailureRecord
 
 __all__ = [
-    "callstack_of",
+    "call_stack_of",
     "cause_of_exit",
     "describe_exit",
     "describe_signal",
@@ -91,10 +91,10 @@ def message_of(error_data: Mapping[str, Any] | None) -> str | None:
     return recorded if isinstance(recorded, str) else None
 
 
-def callstack_of(error_data: Mapping[str, Any] | None) -> str:
+def call_stack_of(error_data: Mapping[str, Any] | None) -> str:
     """Return the traceback in a recorded error, ``""`` where there is none."""
-    callstack = extra_of(error_data).get("py_callstack")
-    return callstack if isinstance(callstack, str) else ""
+    call_stack = extra_of(error_data).get("py_callstack")
+    return call_stack if isinstance(call_stack, str) else ""
 
 
 def extra_of(error_data: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading and writing small files: bounded, and without partial content.
+"""Reading and writing small files so that nobody ever sees half of one.
 
 What does not live here: what the files mean.
 """
@@ -6,6 +6,7 @@ What does not live here: what the files mean.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 __all__ = ["read_bytes", "write_all", "write_atomically"]
 
@@ -21,29 +22,32 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o600) -> None:
-    """Replace the file ``path`` by ``data``: a reader finds the old content or the new, never a part of it.
+def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int | None = 0o600) -> None:
+    """Put ``data`` where ``path`` is, so that every reader finds the old content or the new, never a part.
 
-    The temporary file lies in the same folder under a random name and is gone if this raises.  ``mode`` is subject to
-    the process's umask.
+    The temporary file lies beside it, has a name that cannot be guessed, and is gone if this raises.
+
+    Arguments:
+        path: the file; its folder exists.
+        data: the whole content.
+        mode: the permissions; ``None``: those of any new file of this process (its umask).
 
     Raises:
         OSError: it cannot be written.
     """
-    folder, name = os.path.split(os.fspath(path))
-    # The name of the file may be as long as the file system allows, so the temporary one does not contain it.
-    temporary = os.path.join(folder, f".quorate-{os.urandom(8).hex()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except OSError as error:
-        error.filename = os.fspath(path)
-        raise
+    target = Path(path)
+    # Not by tempfile, whose import brings random, hashlib and shutil along: every agent imports this module.
+    temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600)
     try:
         try:
             write_all(descriptor, data.encode() if isinstance(data, str) else data)
+            if mode is not None:
+                os.fchmod(descriptor, mode)
         finally:
             os.close(descriptor)
-        os.replace(temporary, os.path.join(folder, name))
+        os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
         raise
@@ -61,7 +65,7 @@ def read_bytes(path: str, limit: int = 1 << 20) -> bytes:
             parts.append(part)
             limit -= len(part)
     except OSError:
-        return b""  # in /proc: the process has ended, or belongs to another user
+        return b""  # it ended while we read, or belongs to another user
     finally:
         os.close(descriptor)
     return b"".join(parts)

@@ -49,7 +49,9 @@ class Timeouts:
         600.0,
         "from the request to join until a round is sealed with this node in it; all other parts of joining lie inside",
     )
-    connect_timeout: float = _timeout(60.0, "one attempt to reach the store; attempts are repeated until `join_timeout`")
+    connect_timeout: float = _timeout(
+        60.0, "one attempt to reach the store; attempts are repeated until `join_timeout`"
+    )
     last_call_timeout: float = _timeout(
         5.0,
         "how long a round that has `min_nodes` waits for one more node before it is sealed; "

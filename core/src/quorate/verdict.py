@@ -16,7 +16,7 @@ from typing import Any, final
 
 from attrs import frozen
 
-from .diagnosis import callstack_of, describe_signal, headline, is_described_by_exit, signal_name
+from .diagnosis import call_stack_of, describe_signal, headline, is_described_by_exit, signal_name
 from .files import write_atomically
 from .records import Cause, FailureRecord, RoundEnd, Verdict
 
@@ -116,7 +116,7 @@ class JobVerdict:
             OSError: it cannot be written; no temporary file is left.
         """
         content = json.dumps(self.to_json(), indent=1, default=str)
-        write_atomically(os.path.join(folder, FILE_NAME), content + "\n", mode=0o644)
+        write_atomically(os.path.join(folder, FILE_NAME), content + "\n", mode=None)
 
 
 # --- for people -----------------------------------------------------------------------------------------------------
@@ -135,9 +135,9 @@ def _failure(failure: FailureRecord) -> Iterator[str]:
         yield "  no node has recorded a failure that explains it: its peer may have ended early, or the network broke"
     if failure.error_data and failure.error_file:
         yield f"  error file: {failure.error_file}"
-    callstack = callstack_of(failure.error_data)
-    if callstack:
-        yield from (f"  | {line}" for line in callstack.splitlines()[-_MOST_TRACEBACK_LINES:])
+    call_stack = call_stack_of(failure.error_data)
+    if call_stack:
+        yield from (f"  | {line}" for line in call_stack.splitlines()[-_MOST_TRACEBACK_LINES:])
     elif failure.stderr_tail:
         yield "  last lines of its stderr:"
         yield from (f"  | {line}" for line in failure.stderr_tail[-_MOST_STDERR_LINES:])
@@ -203,7 +203,7 @@ def _describe(failure: FailureRecord) -> dict[str, Any]:
         "exit_code": failure.exit_code,
         "signal": _signal(failure.exit_code),
         "message": failure.message,
-        "traceback": callstack_of(failure.error_data) or None,
+        "traceback": call_stack_of(failure.error_data) or None,
         "stderr": list(failure.stderr_tail[-_MOST_STDERR_LINES:]),
         "error_file": failure.error_file or None,
     }

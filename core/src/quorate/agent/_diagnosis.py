@@ -102,7 +102,9 @@ class Diagnosis:
 
 
 def _message(exit: WorkerExited, data: Mapping[str, Any] | None) -> str:
-    recorded = message_of(data) or exit.problem or (message_from_stderr(exit.stderr_tail) if exit.exit_code >= 0 else "")
+    recorded = (
+        message_of(data) or exit.problem or (message_from_stderr(exit.stderr_tail) if exit.exit_code >= 0 else "")
+    )
     if recorded:
         return recorded
     last = next((line.strip() for line in reversed(exit.stderr_tail) if line.strip()), "")

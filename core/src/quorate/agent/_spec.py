@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, final
 
 from attrs import field, frozen
 
+from ..config import LaunchConfig
 from ..errors import UsageError
 from ..failures import ProcessFailure
 from ..rendezvous import RendezvousHandler
-from ..run_settings import RunSettings, at_least, by_position
+from ..worker_settings import WorkerSettings, at_least, by_position
 from ..verdict import JobVerdict
 
 __all__ = ["RunResult", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
@@ -46,7 +47,7 @@ def _known_causes(spec: Any, attribute: Any, grace: Mapping[str, float]) -> None
 
 @final
 @frozen(eq=False)
-class WorkerSpec(RunSettings):
+class WorkerSpec(WorkerSettings):
     """What one role's workers on one node are, and how they are run.
 
     Arguments:
@@ -57,7 +58,7 @@ class WorkerSpec(RunSettings):
         grace: seconds that workers get to stop, by cause (``restart``, ``rescale``, ``preemption``, ``exit``);
             ``shutdown_timeout`` for the causes that are not named.
 
-    The other arguments are those of :class:`quorate.run_settings.RunSettings`.
+    The other arguments are those of :class:`quorate.worker_settings.WorkerSettings`.
 
     Raises:
         UsageError: a value out of its range.
@@ -74,6 +75,18 @@ class WorkerSpec(RunSettings):
     master_port: int | None = by_position("master_port")
     local_addr: str | None = by_position("local_addr")
     grace: Mapping[str, float] = field(factory=dict, converter=dict, validator=_known_causes, kw_only=True)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: LaunchConfig,
+        rdzv_handler: RendezvousHandler,
+        entrypoint: str | Callable[..., Any],
+        args: Sequence[Any] = (),
+    ) -> WorkerSpec:
+        """Return the workers of ``config`` on this node."""
+        shared = {**config.worker_settings(), "node_rank": config.rank_hint()}
+        return cls(config.role, config.nproc_per_node, rdzv_handler, entrypoint, args, **shared)
 
     def get_entrypoint_name(self) -> str:
         """Return the last part of a command's path, or the qualified name of a callable."""

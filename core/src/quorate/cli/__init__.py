@@ -1,17 +1,24 @@
 """The command ``quorate``: ``run``, ``plugins`` and ``conformance``.
 
-This module chooses the subcommand and turns every outcome into an exit code and one sentence; each subcommand is
-imported when it is asked for.
+This module chooses the subcommand and turns every outcome into an exit code and one sentence.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
+from .. import __version__
+from ..errors import UsageError
+from ..failures import ChildFailedError
 from ._exit import ExitCode, code_of
+from ._plugins import show
+from ._run import run
 
 __all__ = ["ExitCode", "main"]
 
@@ -38,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the launch.
         gc.set_threshold(50_000, 20, 20)
         _leave(_run_to_code(sys.argv[1:]))
-    return _run_to_code(list(argv))
+    return _run_to_code(argv)
 
 
-def _run_to_code(arguments: list[str]) -> int:
+def _run_to_code(argv: Sequence[str]) -> int:
     try:
-        code = _dispatch(arguments)
+        code = _dispatch(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -54,72 +61,59 @@ def _run_to_code(arguments: list[str]) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process without taking the interpreter apart.
-
-    With torch loaded (the c10d backend) that takes about half a second, for which the shell would wait.
-    """
-    import atexit
-    import os
-
+    """End the process and skip interpreter shutdown, which takes half a second with torch loaded (c10d)."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            pass  # nobody reads it any more
+            pass  # its reader is gone
     os._exit(code)
 
 
-def _dispatch(arguments: list[str]) -> int:
-    command = arguments[0] if arguments else ""
-    if command == "run":
-        from ._run import run
+def _test_backend(argv: Sequence[str]) -> int:
+    from ._conformance import test_backend  # the kit, its simulation and argparse: only this subcommand needs them
 
-        return run(arguments[1:])
-    if command == "plugins":
-        from ._plugins import show
+    return test_backend(argv)
 
-        return show(arguments[1:])
-    if command == "conformance":
-        from ._conformance import prove
 
-        return prove(arguments[1:])
+_COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "plugins": show,
+    "conformance": _test_backend,
+}
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    command = argv[0] if argv else ""
+    if command in _COMMANDS:
+        return _COMMANDS[command](argv[1:])
     if command in ("-h", "--help", "help"):
         print(_USAGE, end="")
         return ExitCode.OK
     if command == "--version":
-        from .. import __version__
-
         print(f"quorate {__version__}")
         return ExitCode.OK
     raise _unknown(command)
 
 
-def _unknown(command: str) -> Exception:
-    from ..errors import UsageError
-
+def _unknown(command: str) -> UsageError:
     if not command:
         return UsageError("a command is missing; write 'quorate run SCRIPT' (see: quorate --help)")
     if command.startswith("-") or command.endswith(".py"):
-        return UsageError(f"{command} is no command; did you mean 'quorate run {command} ...'?")
-    from difflib import get_close_matches
-
-    near = get_close_matches(command, ["run", "plugins", "conformance"], 1)
-    remedy = f"did you mean 'quorate {near[0]}'?" if near else "the commands are run, plugins and conformance"
-    return UsageError(f"{command!r} is no command; {remedy}")
+        return UsageError(f"{command} is not a command; did you mean 'quorate run {command} ...'?")
+    near = get_close_matches(command, _COMMANDS, 1)
+    remedy = f"did you mean 'quorate {near[0]}'?" if near else f"the commands are {', '.join(_COMMANDS)}"
+    return UsageError(f"{command!r} is not a command; {remedy}")
 
 
 def _report(error: BaseException) -> int:
     """Say on stderr what went wrong: one sentence, or a failed worker's report."""
     code = code_of(error)
     if code is None:
-        import traceback
-
-        traceback.print_exception(error)
-        sys.stderr.write("quorate: internal error: the traceback above is a mistake in quorate; please report it\n")
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.stderr.write("quorate: internal error: the traceback above is a bug in quorate; please report it\n")
         return ExitCode.INTERNAL
-    from ..failures import ChildFailedError
-
     if isinstance(error, ChildFailedError):
         sys.stderr.write(f"quorate: error: {error}\n")
     elif isinstance(error, KeyboardInterrupt):
@@ -134,7 +128,5 @@ def _report(error: BaseException) -> int:
 
 
 def _silence_stdout() -> None:
-    """The reader has gone (``… | head``): what is still buffered must not fail at the interpreter's exit."""
-    import os
-
+    """Send what is still buffered to /dev/null: the reader is gone (``… | head``), and exit must not fail on it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

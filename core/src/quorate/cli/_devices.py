@@ -43,7 +43,7 @@ def count_gpus(environment: Mapping[str, str] | None = None, installed: Callable
     """Return how many GPUs a worker would see.
 
     The installed ones, narrowed as the driver does it: ``CUDA_VISIBLE_DEVICES`` (AMD: ``HIP_VISIBLE_DEVICES``) is
-    read up to its first entry that names no device.
+    read up to its first entry that does not name a device.
     """
     environment = os.environ if environment is None else environment
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("HIP_VISIBLE_DEVICES"))
@@ -82,7 +82,7 @@ def _count_nvidia_by_tool() -> int:
     """Ask ``nvidia-smi``, for systems whose driver has no folder in /proc (containers, WSL)."""
     if not any(os.access(os.path.join(folder, "nvidia-smi"), os.X_OK) for folder in os.get_exec_path()):
         return 0
-    import subprocess
+    import subprocess  # keeps it off the start of agents, which do not need it
 
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30.0, check=True)
@@ -113,11 +113,11 @@ def _simd_units(path: str) -> int:
 
 
 def _count_with_torch(kind: str) -> int:
-    """Ask torch, the only one who knows; this costs its import."""
+    """Ask torch, where nothing else knows."""
     try:
-        from importlib import import_module
+        import torch  # a second, which only --nproc-per-node=xpu has to spend
 
-        module = getattr(import_module("torch"), kind)
+        module = getattr(torch, kind)
         return int(module.device_count()) if module.is_available() else 0
     except (ImportError, AttributeError):
         return 0

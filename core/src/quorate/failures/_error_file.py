@@ -39,6 +39,6 @@ def copy_error_data(data: Mapping[str, Any], path: str | None) -> None:
     if not path:
         return
     try:
-        write_atomically(path, json.dumps(data), mode=0o644)
+        write_atomically(path, json.dumps(data), mode=None)
     except (OSError, TypeError, ValueError, RecursionError):
         pass  # the failure itself is reported all the same

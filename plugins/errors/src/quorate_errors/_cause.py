@@ -6,9 +6,8 @@ What does not live here: what to do about it (``quorate_decide_restart``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from quorate.diagnosis import callstack_of, cause_of_exit
 from quorate.failures import message_from_stderr
 from quorate.records import Cause, FailureRecord
 
@@ -48,9 +47,10 @@ def classify(failure: FailureRecord, kills: MemoryKills) -> Cause:
     # c10d's own watchdogs abort the process.
     if (failure.exit_code > 0 or failure.exit_code in _ABORTED) and _broke_over_another(failure):
         return Cause.BROKEN_COLLECTIVE
-    cause = cause_of_exit(failure.exit_code, failure.error_data)
-    if cause is not Cause.EXIT_CODE:
-        return cause
+    if failure.exit_code < 0:
+        return Cause.SIGNAL
+    if failure.error_data:
+        return Cause.EXCEPTION
     if failure.exit_code in _NOT_EXECUTABLE or _never_ran(failure.exit_code, failure.stderr_tail):
         return Cause.START_FAILED
     if message_from_stderr(failure.stderr_tail) is not None:
@@ -83,6 +83,11 @@ def _broke_over_another(failure: FailureRecord) -> bool:
 
 
 def _lines_of(failure: FailureRecord) -> Iterator[str]:
-    for text in (failure.message, *failure.stderr_tail, callstack_of(failure.error_data)):
+    texts = [failure.message, *failure.stderr_tail]
+    recorded = (failure.error_data or {}).get("message")
+    extra = recorded.get("extraInfo") if isinstance(recorded, Mapping) else None
+    if isinstance(extra, Mapping) and isinstance(extra.get("py_callstack"), str):
+        texts.append(extra["py_callstack"])
+    for text in texts:
         for line in text.splitlines():
             yield line[:_LONGEST_LINE]

@@ -1,4 +1,4 @@
-"""``RunSettings``: how one node's workers are run, from the command line to the agent.
+"""``WorkerSettings``: how one node's workers are run, from the command line to the agent.
 
 :class:`quorate.LaunchConfig` and :class:`quorate.WorkerSpec` are both made of it, so a setting is declared, checked and
 given its default here and nowhere else.  What does not live here: timeouts of the rendezvous
@@ -17,7 +17,7 @@ from attrs import Attribute, field, fields, frozen
 from .errors import UsageError
 from .timeouts import parse_seconds
 
-__all__ = ["RunSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds"]
+__all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds"]
 
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 
@@ -96,7 +96,7 @@ def _copied(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 @frozen(kw_only=True, eq=False)
-class RunSettings:
+class WorkerSettings:
     """How one node's workers are run.  Made to be subclassed; all arguments are keywords.
 
     Arguments:
@@ -133,12 +133,12 @@ class RunSettings:
     health_interval: float = field(default=0.0, validator=seconds)
     settings: Mapping[str, Any] = field(factory=dict, converter=_copied)
 
-    def run_settings(self) -> dict[str, Any]:
+    def worker_settings(self) -> dict[str, Any]:
         """Return these settings alone, as keyword arguments for another record that is made of them."""
-        return {each.name: getattr(self, each.name) for each in fields(RunSettings)}
+        return {each.name: getattr(self, each.name) for each in fields(WorkerSettings)}
 
 
 def by_position(name: str) -> Any:
-    """Return the field ``name`` of :class:`RunSettings` for a subclass in which it may also be given by position."""
-    declared: Attribute[Any] = getattr(fields(RunSettings), name)
+    """Return the field ``name`` of :class:`WorkerSettings` for a subclass in which it may also be given by position."""
+    declared: Attribute[Any] = getattr(fields(WorkerSettings), name)
     return field(default=declared.default, validator=declared.validator, converter=declared.converter)
