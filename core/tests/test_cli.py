@@ -17,7 +17,6 @@ from quorate import errors
 from quorate.cli import ExitCode, main
 from quorate.cli._exit import code_of
 from quorate.cli._flags import FLAGS
-from quorate.cli._help import docs_table
 from quorate.rendezvous import PortReservation
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -81,7 +80,6 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--rdzv-backend=etcd", "--rdzv-id=j", "--nnodes=2", "-m", "x"],
             ["pip install quorate-rendezvous-etcd"],
         ),
-        (["run", "--rdzv-backend=etcd", "--nnodes=2", "-m", "x"], ["set --rdzv-id"]),
         (
             ["run", "--rdzv-backend=tcp", "--rdzv-endpoint=a:b:c", "--nnodes=2", "-m", "x"],
             ["'a:b:c'", "--rdzv-endpoint"],
@@ -108,6 +106,14 @@ def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: li
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("quorate: error: ")
     assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_a_store_that_other_jobs_may_use_needs_a_name_for_the_job(tmp_path: Path) -> None:
+    """BEHAVIOUR D; with the etcd plugin installed."""
+    result = quorate("run", "--rdzv-backend=etcd", "--nnodes=2", "-m", "x", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (ExitCode.USAGE, ""), result.stderr
+    assert [line for line in result.stderr.splitlines() if "set --rdzv-id" in line], result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
 
 
 def test_a_variable_of_the_wrong_form_is_named(script: Path) -> None:
@@ -172,25 +178,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (result.returncode, result.stderr) == (0, b"")
 
 
-def test_the_docs_hold_the_table_of_flags() -> None:
-    """The table is derived: print(quorate.cli._help.docs_table(FLAGS)) writes it anew."""
-    assert docs_table(FLAGS) in (DOCS / "command-line.md").read_text(encoding="utf-8")
-
-
 def test_the_docs_explain_every_exit_code() -> None:
     text = (DOCS / "exit-codes.md").read_text(encoding="utf-8")
     assert [code.name for code in ExitCode if f"| {code.value} | `{code.name}` |" not in text] == []
-
-
-def test_the_docs_explain_every_time_out() -> None:
-    import attrs
-
-    from quorate.timeouts import Timeouts
-
-    text = (DOCS / "timeouts.md").read_text(encoding="utf-8")
-    assert [
-        name for name, seconds in attrs.asdict(Timeouts()).items() if f"| `{name}` | {seconds:g} |" not in text
-    ] == []
 
 
 # --- jobs of one node -------------------------------------------------------------------------------------------------

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from quorate import LaunchConfig, LogsSpecs, PluginError, UsageError
+from quorate import LaunchConfig, LogsSpecs, PluginError, UsageError, WorkerSpec, get_rendezvous_handler
 from quorate.catalogue import CliOption
+from quorate.cli import _run
+from quorate.cli import _values as kind
 from quorate.cli._devices import count_cpus, count_gpus, count_workers
-from quorate.cli._flags import FLAGS
+from quorate.cli._flags import FLAGS, Flag
 from quorate.cli._parse import parse
 from quorate.cli._run import build_command, build_config, flags_with
 
@@ -113,6 +117,26 @@ def test_options_of_plugins_are_flags_too() -> None:
     assert build_config(parse([], {}, flags)).settings == {"cells": "3"}
     with pytest.raises(PluginError, match="--nnodes"):
         flags_with([CliOption("nnodes", "no")])
+
+
+def test_a_new_flag_is_a_row_of_the_table_and_what_reads_the_setting() -> None:
+    """CONTRIBUTING promises that a flag touches two files."""
+    row = Flag("cell-count", "N", None, kind.whole, "how many", is_setting=True)
+    made = build_config(parse(["--cell-count=5"], {}, (*FLAGS, row)))
+    assert made.settings == {"cell_count": 5}
+    assert build_config(parse([], {}, (*FLAGS, row))).settings == {}
+    handler = get_rendezvous_handler(made.rendezvous_parameters())
+    try:
+        assert WorkerSpec.from_config(made, handler, "true").settings == {"cell_count": 5}
+    finally:
+        handler.shutdown()
+
+
+def test_every_flag_has_a_reader() -> None:
+    read_by_the_command = re.findall(r'parsed(?:\.settings)?\["([a-z-]+)"\]', Path(_run.__file__).read_text())
+    fields = {field.name for field in attrs.fields(LaunchConfig)}
+    unread = {flag.name for flag in FLAGS if flag.field not in fields and not (flag.is_setting or flag.plugin_only)}
+    assert unread - set(read_by_the_command) == set()
 
 
 def test_logs_specs_are_found_by_their_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
