@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar, final
 
 import pluggy
@@ -22,6 +21,7 @@ from . import _core_plugin, hookspecs
 from ._discovery import FoundPlugin, find_plugins
 from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
+from .files import read_bytes
 from .records import Event
 
 __all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "get_host"]
@@ -29,6 +29,7 @@ __all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "get_host
 _T = TypeVar("_T")
 _CORE = "quorate-core"
 _PREFIX = "quorate_"
+_KNOWN_PLUGINS = os.path.join(os.path.dirname(__file__), "known_plugins.txt")
 
 
 @final
@@ -286,7 +287,7 @@ def _duplicate(kind: PluginKind, name: str, first: FoundPlugin, second: FoundPlu
 
 def _usual_package(kind: PluginKind, name: str) -> str | None:
     """Return the distribution that usually offers a name, for the remedy (``known_plugins.txt``)."""
-    for line in Path(__file__).with_name("known_plugins.txt").read_text(encoding="utf-8").splitlines():
+    for line in read_bytes(_KNOWN_PLUGINS).decode().splitlines():
         if not line.startswith("#"):
             package, known_kind, names = (part.strip() for part in line.split(":"))
             if known_kind == kind.value and name in names.split():
