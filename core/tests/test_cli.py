@@ -15,8 +15,8 @@ import pytest
 
 from quorate import errors
 from quorate.cli import ExitCode, main
-from quorate.cli._exit import code_of
 from quorate.cli._flags import FLAGS
+from quorate.cli._main import code_of
 from quorate.rendezvous import PortReservation
 
 DOCS = Path(__file__).parents[2] / "docs"
