@@ -134,7 +134,7 @@ def test_help_names_every_flag_and_command() -> None:
     assert (top.stdout + run.stdout + plugins.stdout).isascii(), "a terminal of any encoding can show it"
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     import quorate as package
 
     assert quorate("--version").stdout == f"quorate {package.__version__}\n"
@@ -155,7 +155,7 @@ def test_the_process_ends_with_its_exit_handlers_run_and_its_output_written() ->
     assert (result.returncode, result.stdout.split()[2:], result.stderr) == (0, ["bye"], "")
 
 
-def test_show_config_tells_each_value_and_where_it_came_from() -> None:
+def test_show_config_prints_each_value_and_where_it_came_from() -> None:
     """BEHAVIOUR C."""
     result = quorate("run", "--show-config", "--nnodes", "2:4", "--rdzv_conf=join_timeout=9", PET_MAX_RESTARTS="7")
     assert result.returncode == 0, result.stderr
@@ -168,7 +168,7 @@ def test_show_config_tells_each_value_and_where_it_came_from() -> None:
     assert rows["connect_timeout"] == ["9"]
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as gone:
@@ -325,14 +325,14 @@ def test_each_outcome_has_its_exit_code(error: BaseException, code: int | None) 
     assert code_of(error) == code
 
 
-def test_what_is_ignored_is_told(script: Path) -> None:
+def test_ignored_flags_are_noted(script: Path) -> None:
     result = quorate("run", "--standalone", "--rdzv-backend=c10d", str(script), PET_RDZV_ENDPOINT="h:1")
     assert result.returncode == 0, result.stderr
     assert "--rdzv-backend is ignored with --standalone" in result.stderr
     assert "rdzv-endpoint" not in result.stderr
 
 
-def test_a_mistake_of_ours_is_told_apart_and_shows_its_traceback(
+def test_a_bug_in_quorate_shows_its_traceback_and_asks_for_a_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> int:

@@ -86,7 +86,7 @@ def test_any_text_is_an_endpoint_or_a_usage_error(text: str) -> None:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_addresses_are_told_from_names() -> None:
+def test_addresses_are_distinguished_from_names() -> None:
     assert [net.is_literal(host) for host in ("127.0.0.1", "::1", "fe80::1%lo", "localhost", "1.2.3", "", "a\0b")] == [
         *[True] * 3,
         *[False] * 4,

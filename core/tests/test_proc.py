@@ -49,7 +49,7 @@ def ended() -> int:
     return process.pid
 
 
-def test_a_process_that_is_gone_is_answered_for() -> None:
+def test_questions_about_an_ended_process_are_answered() -> None:
     pid = ended()
     assert (proc.stat_of(pid), proc.start_time_of(pid), proc.resident_bytes(pid)) == (None, None, None)
     assert (proc.state_of(pid), proc.environment_of(pid), proc.is_alive(pid)) == ("", b"", False)
@@ -101,7 +101,7 @@ def test_the_ancestor_is_found_by_descent_and_by_session(family: tuple[int, int,
     assert proc.ancestor_among(os.getpid(), {parent}) is None
 
 
-def test_start_time_tells_a_process_from_a_later_one(family: tuple[int, int, int]) -> None:
+def test_start_time_identifies_a_process(family: tuple[int, int, int]) -> None:
     parent, child, _ = family
     first, second = proc.start_time_of(parent), proc.start_time_of(child)
     assert first is not None
@@ -109,7 +109,7 @@ def test_start_time_tells_a_process_from_a_later_one(family: tuple[int, int, int
     assert proc.start_time_of(parent) == first <= second
 
 
-def test_memory_environment_and_the_place_where_it_waits_are_told() -> None:
+def test_memory_environment_and_kernel_wait_of_a_process() -> None:
     process = subprocess.Popen(["cat"], env={"MARK": "here"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdin is not None
@@ -127,7 +127,7 @@ def test_memory_environment_and_the_place_where_it_waits_are_told() -> None:
         process.communicate(timeout=SECONDS)
 
 
-def test_a_pidfd_tells_the_end_and_carries_signals() -> None:
+def test_a_pidfd_is_readable_at_the_end_and_carries_signals() -> None:
     process = subprocess.Popen(["sleep", "1000"])
     descriptor = proc.open_pidfd(process.pid)
     try:

@@ -32,7 +32,7 @@ def verdict(**changes: Any) -> JobVerdict:
     return JobVerdict("job", "0123", "beta", JobState.FAILED, Cause.EXCEPTION, "no more", **{**values, **changes})
 
 
-def test_the_report_tells_the_cause_then_what_was_done() -> None:
+def test_the_report_has_the_cause_then_the_history() -> None:
     assert verdict().report("train.py").splitlines() == [
         "train.py failed",
         "no more",

@@ -20,6 +20,7 @@ from .starter import Starter, StarterRequest
 
 __all__ = [
     "CliOption",
+    "EntrypointKind",
     "ErrorRecorder",
     "EventSink",
     "HealthCheck",
@@ -31,16 +32,25 @@ __all__ = [
 
 
 @final
+class EntrypointKind(str, Enum):
+    """What a starter can start."""
+
+    COMMAND = "command"
+    FUNCTION = "function"
+    ANY = "any"
+
+
+@final
 @frozen
 class StarterBackend:
-    """A way to start workers.  ``kind`` tells what its entrypoints are: ``"command"``, ``"function"`` or ``"any"``.
+    """A way to start workers; ``kind`` is what it can start.
 
     A command is started by ``exec`` when the start method asked for takes functions only.
     """
 
     name: str = field(validator=min_len(1))
     summary: str
-    kind: str
+    kind: EntrypointKind = field(converter=EntrypointKind)
     create: Callable[[StarterRequest], Starter]
 
 

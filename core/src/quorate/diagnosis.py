@@ -25,21 +25,21 @@ __all__ = [
     "signal_name",
 ]
 
-_NO_SIGNAL = "<N/A>"  # TorchElastic's word, which programs compare with
+_NO_SIGNAL = "<N/A>"  # as in TorchElastic: programs compare with it
 
 _SIGNALS: Mapping[str, str] = {
     "SIGABRT": "it aborted itself: a failed assertion, an uncaught C++ exception or a watchdog of a library",
     "SIGBUS": "a mapped file or shared memory could not be read: often /dev/shm or a disk is full",
     "SIGFPE": "an arithmetic error in native code",
-    "SIGHUP": "its terminal or session ended, or somebody sent it",
+    "SIGHUP": "its terminal or session ended, or another process sent it",
     "SIGILL": "an instruction that this processor does not have, or corrupt code",
-    "SIGINT": "interrupted by somebody other than its agent",
-    "SIGKILL": "somebody other than its agent killed it; nothing can catch that",
+    "SIGINT": "interrupted from outside, not by its agent",
+    "SIGKILL": "killed from outside, not by its agent; it cannot be caught",
     "SIGPIPE": "it wrote to a pipe or socket whose reader is gone",
-    "SIGQUIT": "asked by somebody other than its agent to end with a core dump",
+    "SIGQUIT": "asked from outside, not by its agent, to end with a core dump",
     "SIGSEGV": "invalid memory access in native code",
     "SIGSYS": "a system call that is not allowed here",
-    "SIGTERM": "asked to end by somebody other than its agent",
+    "SIGTERM": "asked to end from outside, not by its agent",
     "SIGTRAP": "a breakpoint or a debugger's trap",
     "SIGXCPU": "its limit of CPU time is used up",
     "SIGXFSZ": "its limit of file size is used up",
@@ -72,7 +72,7 @@ def describe_exit(exit_code: int, pid: int, last_words: str = "") -> str:
 
 
 def is_described_by_exit(message: str) -> bool:
-    """Return whether ``message`` is a :func:`describe_exit` and so says nothing that the exit code does not."""
+    """Return whether ``message`` is a :func:`describe_exit` and so adds nothing to the exit code."""
     return _EXIT.fullmatch(message) is not None
 
 

@@ -90,7 +90,7 @@ class JobVerdict:
         yield from _victims(self.victims, self.host)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of ``verdict.json``; ``docs/failures.md`` tells what its fields mean."""
+        """Return the content of ``verdict.json``; ``docs/failures.md`` describes its fields."""
         return {
             "format": FORMAT,
             "run_id": self.run_id,

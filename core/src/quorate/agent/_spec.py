@@ -12,8 +12,8 @@ from ..config import LaunchConfig
 from ..errors import UsageError
 from ..failures import ProcessFailure
 from ..rendezvous import RendezvousHandler
-from ..worker_settings import WorkerSettings, at_least, by_position
 from ..verdict import JobVerdict
+from ..worker_settings import WorkerSettings, at_least, by_position
 
 __all__ = ["RunResult", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
 

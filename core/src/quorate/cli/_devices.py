@@ -17,7 +17,7 @@ def count_workers(kind: str) -> int:
     """Return how many workers ``auto``, ``cpu``, ``gpu`` or ``xpu`` stands for on this machine.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: this machine has no such device.
     """
     if kind == "cpu":
         return count_cpus()

@@ -97,7 +97,7 @@ class ChildFailedError(Exception):
         name: the entrypoint.
         failures: global rank -> failure, at least one.
         reason: the sentence that was recorded as the job's end.
-        verdict: all that is known of that end; without it the report tells of ``failures`` alone.
+        verdict: all that is known of that end; without it the report has ``failures`` alone.
     """
 
     def __init__(

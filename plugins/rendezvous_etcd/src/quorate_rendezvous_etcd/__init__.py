@@ -55,8 +55,8 @@ def _check_v2_parameters(parameters: RendezvousParameters) -> None:
 
 
 _SETTINGS = {
-    "dial_timeout": "how long one member of the cluster may take to answer before the next one is asked [1; etcd-v2: 2]",
-    "key_ttl": "how long etcd keeps the keys of a job whose agents were all killed [600, or twice store_outage_timeout]",
+    "dial_timeout": "how long one member of the cluster may take to answer before another is asked [1; etcd-v2: 2]",
+    "key_ttl": "how long etcd keeps the keys of a job whose agents are all dead [600, or twice store_outage_timeout]",
     "member_ttl": "how long etcd keeps the entry of an agent that was killed; at least 2 [30]",
 }
 
