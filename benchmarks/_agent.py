@@ -34,9 +34,8 @@ def main() -> None:
     }
     job: Any
     if launcher == "quorate":
-        from quorate import LaunchConfig, launch  # not in torchrun's agent
-        from quorate.catalogue import PluginKind
-        from quorate.plugins import get_host
+        from quorate import LaunchConfig, launch
+        from quorate.plugins import PluginKind, get_host
 
         for name in (*ALWAYS, *OF_BACKEND[backend]):
             import_module(name)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate import DefaultLogsSpecs, LaunchConfig, UsageError
-from quorate.config import Timeouts
+from quorate import DefaultLogsSpecs, LaunchConfig, UsageError, WorkerSpec, get_rendezvous_handler
+from quorate.timeouts import Timeouts
+from quorate.worker_settings import WorkerSettings
 
 
 def config(min_nodes: int = 1, max_nodes: int = 1, nproc_per_node: int = 1, **others: Any) -> LaunchConfig:
@@ -53,7 +54,7 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
         ({"role": ""}, ["role is empty", "--role"]),
         ({"start_method": ""}, ["start_method is empty", "--start-method"]),
         ({"signals_to_handle": "SIGTERM,SIGKILL"}, ["SIGKILL", "--signals-to-handle"]),
-        ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "no signal"]),
+        ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "not a signal"]),
         ({"signals_to_handle": " , "}, ["signals_to_handle is empty"]),
         ({"duplicate_stdout_filters": "word"}, ["list of words", "'word'"]),
         ({"rdzv_configs": {"join_timeout": "soon"}}, ["join_timeout", "'soon'", "seconds"]),
@@ -107,6 +108,20 @@ def test_the_spellings_of_torchelastic_are_understood() -> None:
     assert Timeouts.from_settings({"keep_alive_interval": "2", "keep_alive_max_attempt": "4"}).lease_timeout == 8.0
     assert Timeouts.from_settings({"keep_alive_interval": 1, "lease_timeout": 2}).lease_timeout == 2.0
     assert config(rdzv_timeout=44).timeouts().join_timeout == 44.0
+
+
+def test_a_worker_specification_has_the_defaults_and_the_bounds_of_a_launch() -> None:
+    made = config()
+    handler = get_rendezvous_handler(made.rendezvous_parameters())
+    spec = WorkerSpec("r", 1, handler, "true")
+    shared = attrs.fields(WorkerSettings)
+    assert {each.name: getattr(spec, each.name) for each in shared} == made.worker_settings()
+    assert WorkerSpec.from_config(made, handler, "true").worker_settings() == made.worker_settings()
+    for name, value in (("max_restarts", -1), ("monitor_interval", 0), ("master_port", 0), ("health_interval", -1)):
+        with pytest.raises(UsageError, match=f"{name}.*--{name.replace('_', '-')}"):
+            WorkerSpec("r", 1, handler, "true", **{name: value})
+        with pytest.raises(UsageError, match=f"{name}.*--{name.replace('_', '-')}"):
+            config(**{name: value})
 
 
 @given(

@@ -317,8 +317,9 @@ def test_the_command_fails_for_a_broken_law(installed: None, capsys: pytest.Capt
     [
         (["memory"], "the endpoint is missing"),
         (["--endpoint=x"], "name one backend"),
-        (["memory", "--endpoint"], "--endpoint needs a value"),
-        (["memory", "--endpoint=x", "--what"], "has no flag --what"),
+        (["memory", "--endpoint"], "argument --endpoint: expected one argument"),
+        (["memory", "--endpoint=x", "--rdzv_conf=a"], "'a' is not a list of settings KEY=VALUE"),
+        (["memory", "--endpoint=x", "--what"], "unrecognized arguments: --what; see: quorate conformance --help"),
         (["nobody", "--endpoint=x"], "unknown rendezvous backend 'nobody'"),
         (["memory", "--endpoint=x", "--law=zzz"], "there is no law zzz; see: quorate conformance --list"),
     ],

@@ -93,7 +93,7 @@ def test_signals_are_named() -> None:
     assert failure.message == "Signal 9 (SIGKILL) received by PID 77"
 
 
-def test_a_record_says_more_than_an_exit_code() -> None:
+def test_a_record_has_more_than_an_exit_code() -> None:
     failure = ProcessFailure.from_record(_record())
     assert (failure.local_rank, failure.pid, failure.exitcode) == (1, 77, 1)
     assert failure.message == "RuntimeError: from stderr"

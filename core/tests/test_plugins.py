@@ -104,7 +104,7 @@ def test_a_distribution_earlier_on_the_path_hides_the_same_one_later(tmp_path: P
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_a_plugin_that_does_not_import_is_told_with_its_own_error_and_the_others_load(tree: Tree) -> None:
+def test_a_plugin_that_does_not_import_is_reported_with_its_error_and_the_others_load(tree: Tree) -> None:
     tree.install("bad-plug", "import no_such_module_anywhere\n")
     tree.install("good-plug", GOOD.format(sink="good"))
     host = tree.host()
@@ -458,7 +458,7 @@ def test_a_restart_decision_checks_itself(decision: tuple[Any, ...]) -> None:
         RestartDecision(*decision)
 
 
-def test_an_observer_that_raises_is_told_once_and_muted_and_the_others_still_hear(tree: Tree) -> None:
+def test_an_observer_that_raises_is_reported_once_and_not_called_again(tree: Tree) -> None:
     heard: list[str] = []
 
     class Bad:

@@ -11,9 +11,10 @@ import pytest
 from quorate.agent import _protocol as p
 from quorate.agent._state import Round, Settings, State
 from quorate.agent._verdict import judge
+from quorate.diagnosis import describe_signal
 from quorate.errors import FailureKind
 from quorate.records import Assignment, Cause, FailureRecord, RoundEnd, Verdict, evolve
-from quorate.verdict import FILE_NAME, JobState, JobVerdict, describe_signal
+from quorate.verdict import FILE_NAME, JobState, JobVerdict
 
 SEAT = Assignment(1, "me", "default", 2, 0, 2, 0, 4, 0, 4, "10.0.0.1", 4711, restart_count=1)
 FAILURE = FailureRecord(
@@ -33,7 +34,7 @@ def verdict(**changes: Any) -> JobVerdict:
     return JobVerdict("job", "0123", "beta", JobState.FAILED, Cause.EXCEPTION, "no more", **{**values, **changes})
 
 
-def test_the_report_tells_the_cause_then_what_was_done() -> None:
+def test_the_report_has_the_cause_then_the_history() -> None:
     assert verdict().report("train.py").splitlines() == [
         "train.py failed",
         "no more",
@@ -41,7 +42,7 @@ def test_the_report_tells_the_cause_then_what_was_done() -> None:
         "  rank 5 (local rank 1) on alpha (node 01234567): exit code 1, pid 77",
         "  cause exception, attempt 0, at 2023-11-14 22:13:20.123456789 UTC",
         "  ValueError: no",
-        "what was done about it:",
+        "history:",
         "  round 0: signal of rank 5 -> restart 1 of 3 after 0.8 s",
         "  round 1: node_lost (group rank 1 is lost) -> a new round, at no cost",
         "  round 2: exception of rank 5 on alpha -> the job failed",

@@ -1,8 +1,8 @@
 """Finds the entry points of group ``quorate`` by looking at the installed distributions' own files.
 
-A scan with ``importlib.metadata`` parses every distribution's metadata (tens of milliseconds, before the first worker
-can start); this one opens only the ``entry_points.txt`` files and reads only our group.  What is found is neither
-imported nor judged here.
+A scan with ``importlib.metadata`` parses every distribution's metadata (tens of milliseconds before the first worker
+can start).  This one opens only the ``entry_points.txt`` files and reads one group.  What does not live here: importing
+and checking what was found (:mod:`quorate.plugins`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import final
 
 from attrs import frozen
 
+from .files import read_bytes
+
 __all__ = ["FoundPlugin", "find_plugins"]
 
 GROUP = "quorate"
@@ -22,7 +24,7 @@ GROUP = "quorate"
 @final
 @frozen
 class FoundPlugin:
-    """An entry point: its name, the ``module:attribute`` it names, and the distribution that has it."""
+    """An entry point: its name, its ``module:attribute``, and the distribution that declares it."""
 
     name: str
     target: str
@@ -61,22 +63,8 @@ def _distributions(path: str) -> Iterator[tuple[str, str, str]]:
             yield os.path.join(path, entry), distribution, version.partition("-py")[0]
 
 
-def _read(path: str) -> bytes:
-    """Return what is in a file, nothing if it cannot be read.  Files in Python take three times as long to open."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, os.fstat(descriptor).st_size)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
-
-
 def _entry_points(folder: str, group: str) -> Iterator[tuple[str, str]]:
-    data = _read(os.path.join(folder, "entry_points.txt"))
+    data = read_bytes(os.path.join(folder, "entry_points.txt"))
     if f"[{group}]".encode() not in data:
         return
     text = data.decode("utf-8", "replace")

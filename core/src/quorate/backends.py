@@ -1,4 +1,4 @@
-"""Opens an installed rendezvous backend by its name."""
+"""Opens an installed rendezvous backend by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["get_rendezvous_handler"]
 
 
 def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | None = None) -> RendezvousHandler:
-    """Return the handler of the installed backend ``parameters.backend``.  Connects to nothing yet.
+    """Return the handler of the installed backend ``parameters.backend``; makes no connection yet.
 
     Raises:
-        UnknownBackendError: no plugin offers it; the message names those that are installed, and the pip command.
+        UnknownBackendError: no plugin offers it; the message names the installed backends, and the pip command.
         UsageError: the backend refuses the parameters.
     """
     host = host or get_host()

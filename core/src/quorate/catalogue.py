@@ -20,6 +20,7 @@ from .starter import Starter, StarterRequest
 
 __all__ = [
     "CliOption",
+    "EntrypointKind",
     "ErrorRecorder",
     "EventSink",
     "HealthCheck",
@@ -31,29 +32,39 @@ __all__ = [
 
 
 @final
+class EntrypointKind(str, Enum):
+    """What a starter can start."""
+
+    COMMAND = "command"
+    FUNCTION = "function"
+    ANY = "any"
+
+
+@final
 @frozen
 class StarterBackend:
-    """A way to start workers.  ``kind`` tells what its entrypoints are: ``"command"``, ``"function"`` or ``"any"``.
+    """A way to start workers; ``kind`` is what it can start.
 
     A command is started by ``exec`` when the start method asked for takes functions only.
     """
 
     name: str = field(validator=min_len(1))
     summary: str
-    kind: str
+    kind: EntrypointKind = field(converter=EntrypointKind)
     create: Callable[[StarterRequest], Starter]
 
 
 @final
 @frozen
 class ErrorRecorder:
-    """Records a worker's exception.  The first two are called in the worker, the others in the agent.
+    """Records a worker's exception.  No function may raise; the first two run in the worker, the others in the agent.
 
-    ``initialize(error_file)`` prepares the worker (may be called in a worker that never fails: be quick);
-    ``record_exception(exception, error_file)`` writes it; ``read(error_file)`` returns the recorded JSON object,
-    ``None`` where there is none or it is torn; ``complete(error_file, failure)`` adds what only the agent knows when
-    the worker is gone, and makes the file where there is none; ``begin()`` is called once, when the agent's first
-    workers have started, for what has to be observed while they run.  None of them may raise.
+    * ``initialize(error_file)`` prepares the worker; every worker pays for it, also one that never fails.
+    * ``record_exception(exception, error_file)`` writes the file.
+    * ``read(error_file)`` returns the recorded JSON object, ``None`` where there is none or it is torn.
+    * ``complete(error_file, failure)`` adds what only the agent knows when the worker is gone, and makes the file where
+      there is none.
+    * ``begin()`` is called once, when the agent's first workers have started.
     """
 
     name: str = field(validator=min_len(1))
@@ -70,8 +81,8 @@ class ErrorRecorder:
 class HealthCheck:
     """One check of the node, before each join and, if asked (``--health-interval``), while workers run.
 
-    ``check(agent)`` returns ``None`` if the node is well, else one sentence that names the trouble and the remedy.  It
-    runs on a thread that is not the agent's; one that has not answered after ``timeout_seconds`` counts as trouble, and
+    ``check(agent)`` returns ``None`` if the node is well, else one sentence that names the problem and the remedy.  It
+    runs on a thread that is not the agent's.  A check that has not returned after ``timeout_seconds`` has failed, and
     no other check waits for it.
     """
 
@@ -84,7 +95,7 @@ class HealthCheck:
 @final
 @frozen
 class ServiceBackend:
-    """Something that lives beside the agent: a watchdog, a health server.
+    """Something that runs beside the agent: a watchdog, a health server.
 
     ``start(agent)`` returns the running service, or ``None`` if it is not wanted here; it must be quick, because the
     first join waits for it.
@@ -112,12 +123,14 @@ class CliOption:
 
     ``apply(value, settings)`` puts it where the plugin looks for it: ``settings`` are the launch's free settings, which
     services and health checks find as ``agent.settings``.  It raises UsageError for a value that cannot be used.
+    ``metavar`` stands for the value in ``--help``; a flag with ``SECONDS`` is listed in ``docs/timeouts.md``.
     """
 
     name: str = field(validator=min_len(1))
     help: str
     default: str | None = None
     apply: Callable[[str, dict[str, Any]], None] = field(default=lambda value, settings: None)
+    metavar: str = field(default="VALUE", validator=min_len(1))
 
 
 @final

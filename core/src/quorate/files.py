@@ -1,4 +1,4 @@
-"""Reading and writing small files so that nobody ever sees half of one.
+"""Reading and writing small files: reads are bounded, and no reader finds a part of what was written.
 
 What does not live here: what the files mean.
 """
@@ -6,7 +6,6 @@ What does not live here: what the files mean.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 __all__ = ["read_bytes", "write_all", "write_atomically"]
 
@@ -23,9 +22,14 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int | None = 0o600) -> None:
-    """Put ``data`` where ``path`` is, so that every reader finds the old content or the new, never a part.
+    """Replace the file ``path`` by ``data``; every reader finds the old content or the new, never a part.
 
-    The temporary file lies beside it, has a name that cannot be guessed, and is gone if this raises.
+    The temporary file lies in the same folder, has a random name, and is gone if this raises.
+
+    Arguments:
+        path: the file; its folder exists.
+        data: the whole content.
+        mode: the permissions; ``None``: those of any new file of this process (its umask).
 
     Arguments:
         path: the file; its folder exists.
@@ -35,9 +39,9 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int 
     Raises:
         OSError: it cannot be written.
     """
-    target = Path(path)
-    # Not by tempfile, whose import brings random, hashlib and shutil along: every agent imports this module.
-    temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}")
+    # Not by tempfile, which imports random, hashlib and shutil: every agent imports this module.  The name of the file
+    # may be as long as the file system permits, so the temporary name does not contain it.
+    temporary = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600)
     try:
@@ -47,7 +51,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int 
                 os.fchmod(descriptor, mode)
         finally:
             os.close(descriptor)
-        os.replace(temporary, target)
+        os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
@@ -65,7 +69,7 @@ def read_bytes(path: str, limit: int = 1 << 20) -> bytes:
             parts.append(part)
             limit -= len(part)
     except OSError:
-        return b""  # it ended while we read, or belongs to another user
+        return b""  # in /proc: the process has ended, or belongs to another user
     finally:
         os.close(descriptor)
     return b"".join(parts)

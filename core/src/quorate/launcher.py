@@ -1,22 +1,24 @@
 """``launch``: runs one node of a job from a :class:`~quorate.config.LaunchConfig`, in this process.
 
 The module is not called ``launch``: a submodule of that name would hide the public ``quorate.launch``.
-What does not live here: reading flags (:mod:`quorate.cli`), and everything that happens while the job runs
+What does not live here: reading flags (:mod:`quorate.cli`), and what happens while the job runs
 (:mod:`quorate.agent`).
 """
 
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
+from .agent import LocalElasticAgent, WorkerSpec
+from .backends import get_rendezvous_handler
+from .config import LaunchConfig
 from .errors import RendezvousClosedError, UsageError
-
-if TYPE_CHECKING:
-    from .agent import WorkerSpec
-    from .config import LaunchConfig
-    from .plugins import PluginHost
+from .failures import ChildFailedError
+from .plugins import PluginHost, get_host
 
 __all__ = ["elastic_launch", "launch", "run_script_path"]
 
@@ -36,7 +38,7 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
 
     Raises (the call):
         ChildFailedError: workers failed and no restarts were left.
-        SignalException: this process was told to stop.
+        SignalException: this process was stopped by a signal.
         RendezvousError: the nodes could not agree on a round, or (RendezvousClosedError) the job ended before
             this node got in.
         UsageError: the configuration cannot be used; raised before anything is started.
@@ -67,13 +69,7 @@ def _argv(args: Sequence[Any]) -> tuple[str, ...]:
 def _run(
     config: LaunchConfig, entrypoint: Callable[..., Any] | str, args: tuple[Any, ...], host: PluginHost | None
 ) -> dict[int, Any]:
-    from .agent import LocalElasticAgent, WorkerSpec
-    from .backends import get_rendezvous_handler
-
-    if host is None:
-        from .plugins import get_host
-
-        host = get_host()
+    host = get_host() if host is None else host
     handler = get_rendezvous_handler(config.rendezvous_parameters(), host)
     try:
         spec = WorkerSpec.from_config(config, handler, entrypoint, args)
@@ -91,17 +87,15 @@ def _run(
     if not result.is_failed():
         return dict(result.return_values)
     if not result.failures:
-        # The job failed elsewhere and left a reason, but no worker's record.
+        # The job failed on another node, whose agent recorded a reason but no failed worker.
         error = RendezvousClosedError(result.reason or "the job has failed on another node")
         error.verdict = result.verdict
         raise error
-    from .failures import ChildFailedError
-
     raise ChildFailedError(_name_of(spec, args), result.failures, result.reason, result.verdict)
 
 
 def _name_of(spec: WorkerSpec, args: tuple[Any, ...]) -> str:
-    """Return what people call the entrypoint: for a Python command the script or module, not the interpreter."""
+    """Return the name of the entrypoint: for a Python command the script or module, not the interpreter."""
     name = spec.get_entrypoint_name()
     if isinstance(spec.entrypoint, str) and name.startswith("python"):
         return next((arg for arg in args if not arg.startswith("-")), name)
@@ -110,8 +104,5 @@ def _name_of(spec: WorkerSpec, args: tuple[Any, ...]) -> str:
 
 def run_script_path(script: str, *args: str) -> None:
     """Run the Python file ``script`` in this interpreter as if it were the main program (``--run-path``)."""
-    import runpy
-    import sys
-
     sys.argv = [script, *args]
     runpy.run_path(script, run_name="__main__")

@@ -1,6 +1,7 @@
 """Public names of a package that are imported when they are first used, so that importing the package stays cheap.
 
-For packages that a worker or every launch imports and whose names bring torch, gRPC or much code of quorate along.
+For packages that every worker or launch imports while few of their names are used there, or whose names import torch or
+gRPC.  Elsewhere names are imported as usual.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ __all__ = ["lazy_exports"]
 
 
 def lazy_exports(namespace: dict[str, Any], homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return what a package's ``__getattr__`` should be.
+    """Return the ``__getattr__`` of a package (PEP 562).
 
     Arguments:
-        namespace: the package's ``globals()``; a name that was asked for once is kept there.
+        namespace: the package's ``globals()``; a name that was used once is kept there.
         homes: name -> the package's module that defines it.
     """
     package: str = namespace["__name__"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
+from copy import copy
 from enum import IntFlag
 from typing import final
 
@@ -70,7 +71,7 @@ def choice_for(choice: StdChoice, local_rank: int) -> Std:
 class LogsDest:
     """Where each local rank's streams and error file go, by local rank; an absent stream is the agent's own.
 
-    ``tee_stdouts``/``tee_stderrs`` name the files whose content is also shown on the console.
+    ``tee_stdouts``/``tee_stderrs`` name the files whose content is shown on the console too.
     """
 
     stdouts: Mapping[int, str] = field(factory=dict)
@@ -119,6 +120,15 @@ class LogsSpecs(ABC):
     def duplicate_stderr_filters(self) -> tuple[str, ...]:
         return self._duplicate_stderr_filters
 
+    def with_duplicate_filters(self, stdout: tuple[str, ...], stderr: tuple[str, ...]) -> LogsSpecs:
+        """Return a copy with these duplicate filters instead of its own; an empty one leaves its own."""
+        if not stdout and not stderr:
+            return self
+        specs = copy(self)
+        specs._duplicate_stdout_filters = stdout or self._duplicate_stdout_filters
+        specs._duplicate_stderr_filters = stderr or self._duplicate_stderr_filters
+        return specs
+
     @abstractmethod
     def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
         """Return the destinations for one attempt, whose workers' environments are ``envs`` (by local rank).
@@ -127,7 +137,7 @@ class LogsSpecs(ABC):
         """
 
     def keep_run_dir(self, run_id: str) -> str | None:
-        """Return the folder that stays after the run, for what is told of it as a whole; ``None``: nothing stays.
+        """Return the folder that stays after the run, for reports on the whole run; ``None``: nothing stays.
 
         Called once at the end, after the workers.  May create the folder.  Raises UsageError where it cannot be made.
         """

@@ -71,7 +71,7 @@ def parse_endpoint(
         default_port: the port of a host without one; ``None``: a port is required.
         lowest_port: 0 where port 0 ("any free port") makes sense.
         bare_ipv6: take an IPv6 address without brackets for a host without a port.  Whether its last group was meant
-            to be a port cannot be told, so it is refused otherwise.
+            to be a port is unknown, so it is refused otherwise.
 
     Raises:
         UsageError: the text is not an endpoint; the message says why and what to write.
@@ -285,10 +285,10 @@ def reachable_host(listener: socket.socket) -> str:
 def set_keep_alive(
     sock: socket.socket, idle_seconds: int = 5, interval_seconds: int = 3, probes: int = 3, *, bound_sends: bool = True
 ) -> None:
-    """Have the kernel notice a peer that vanished without a word.
+    """Have the kernel notice a peer that vanished without closing the connection.
 
     It notices after about ``idle_seconds + probes * interval_seconds`` of silence; with ``bound_sends`` the same bound
-    holds for data that nobody acknowledges.  An option that this system lacks is left out.
+    holds for data that is not acknowledged.  An option that this system lacks is left out.
     """
     silence_milliseconds = (idle_seconds + interval_seconds * probes) * 1000
     options = [
@@ -311,7 +311,7 @@ class ForkAware(Protocol):
     """Owns connections that a forked child must not use."""
 
     def close_after_fork(self) -> Any:
-        """Give up this process's copies without a word to the other side; takes no lock.
+        """Close this process's copies without sending anything to the other side; takes no lock.
 
         What is returned is kept alive in the child until it ends, for objects that must never be torn down there.
         """

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar, final
 
 import pluggy
@@ -23,6 +22,7 @@ from ._decisions import DecisionMaker
 from ._discovery import FoundPlugin, find_plugins
 from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
+from .files import read_bytes
 from .records import Event
 
 __all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "get_host"]
@@ -30,6 +30,7 @@ __all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "get_host
 _T = TypeVar("_T")
 _CORE = "quorate-core"
 _PREFIX = "quorate_"
+_KNOWN_PLUGINS = os.path.join(os.path.dirname(__file__), "known_plugins.txt")
 
 
 @final
@@ -63,14 +64,14 @@ class PluginHost:
     """The installed plugins of one process.
 
     Every hook is called through pluggy, so ``tryfirst``, ``trylast`` and wrappers mean what pluggy's documentation
-    says.  Hooks that collect answers (``register``, ``observe``) are called once for each plugin, so that a plugin
-    that raises spoils only its own answer; a wrapper therefore wraps each plugin's answer.
+    says.  Hooks that collect answers (``register``, ``observe``) are called once for each plugin, so that one plugin's
+    exception costs only its own answer; a wrapper therefore wraps each plugin's answer.
 
     Arguments:
         paths: where to look for distributions (default ``sys.path``).
         disabled: entry-point or distribution names to leave out (default ``QUORATE_DISABLE_PLUGINS``).
-        extra: ``(name, plugin)`` pairs to register besides, for programs that bring their own.
-        warn: called with one sentence for everything that is broken but not fatal.
+        extra: ``(name, plugin)`` pairs to register as well, for programs that have plugins of their own.
+        warn: called with one sentence for each problem that is not fatal.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class PluginHost:
         self.broken: list[BrokenPlugin] = []
         self._warn = warn or _to_stderr
         self._catalogues: dict[PluginKind, dict[str, _Offer]] = {}
-        self._muted: set[int] = set()
+        self._failed_observers: set[int] = set()
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._manager.register(_core_plugin, _CORE)
@@ -109,18 +110,18 @@ class PluginHost:
             return
         try:
             self._manager.register(plugin, name)
-            problem = self._misfit(plugin)
+            problem = self._problem_with(plugin)
             if problem:
                 raise PluginError(f"{name} {problem}")
         except Exception as error:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
-            told = str(error) if isinstance(error, PluginError) else f"plugin {name} could not be loaded: {error}"
-            self._note_broken(found, error, told)
+            sentence = str(error) if isinstance(error, PluginError) else f"plugin {name} could not be loaded: {error}"
+            self._note_broken(found, error, sentence)
             return
         self.loaded.append(LoadedPlugin(found, plugin))
 
-    def _misfit(self, plugin: Any) -> str:
+    def _problem_with(self, plugin: Any) -> str:
         """Return what is wrong with a registered plugin's hooks, ``""`` if nothing is."""
         names = {name for name in dir(plugin) if name.startswith(_PREFIX) and callable(getattr(plugin, name, None))}
         unknown = sorted(name for name in names if not hasattr(hookspecs, name))
@@ -217,21 +218,21 @@ class PluginHost:
     # --- observe --------------------------------------------------------------------------------------------------
 
     def observe(self, event: Event) -> None:
-        """Tell every observer; one that raises is reported once and muted."""
+        """Hand ``event`` to every observer; one that raises is reported once and not called again."""
         for plugin, call in self._calls("quorate_observe_event", event):
-            if id(plugin) in self._muted:
+            if id(plugin) in self._failed_observers:
                 continue
             try:
                 call()
             except Exception as error:
-                self._muted.add(id(plugin))
+                self._failed_observers.add(id(plugin))
                 self._warn(
                     f"observer {self._manager.get_name(plugin)} raised {type(error).__name__}: {error}; "
                     "it will not be called again"
                 )
 
     def has_observers(self) -> bool:
-        """Return whether a plugin wants events (building them costs)."""
+        """Return whether a plugin observes events; without observers they need not be made."""
         return bool(self._manager.hook.quorate_observe_event.get_hookimpls())
 
     def _calls(self, name: str, *arguments: Any) -> Iterator[tuple[Any, Callable[[], Any]]]:
@@ -248,7 +249,7 @@ class PluginHost:
     # --- identity -------------------------------------------------------------------------------------------------
 
     def digest(self) -> str:
-        """Return names and versions of the plugins, so that nodes can tell that they differ."""
+        """Return names and versions of the plugins, which nodes compare."""
         return ",".join(
             sorted(f"{plugin.found.distribution or plugin.found.name}={plugin.found.version}" for plugin in self.loaded)
         )
@@ -296,7 +297,7 @@ def _duplicate(kind: PluginKind, name: str, first: FoundPlugin, second: FoundPlu
 
 def _usual_package(kind: PluginKind, name: str) -> str | None:
     """Return the distribution that usually offers a name, for the remedy (``known_plugins.txt``)."""
-    for line in Path(__file__).with_name("known_plugins.txt").read_text(encoding="utf-8").splitlines():
+    for line in read_bytes(_KNOWN_PLUGINS).decode().splitlines():
         if not line.startswith("#"):
             package, known_kind, names = (part.strip() for part in line.split(":"))
             if known_kind == kind.value and name in names.split():

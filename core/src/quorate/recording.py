@@ -1,25 +1,17 @@
-"""``@record``: captures the exception of a worker's entrypoint where the agent can read it.
-
-The happy path costs nothing: plugins are loaded only once there is something to record.
-"""
+"""``@record``: captures the exception of a worker's entrypoint where the agent can read it."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, TypeVar
+from typing import ParamSpec, TypeVar
 
-from .catalogue import PluginKind
+__all__ = ["record", "record_exception"]
 
-if TYPE_CHECKING:
-    from typing_extensions import ParamSpec
-
-    _P = ParamSpec("_P")
-
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-__all__ = ["record"]
 
 
 def record(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -45,11 +37,9 @@ def record_exception(error: BaseException) -> None:
     if not path:
         return
     try:
-        from .plugins import get_host
+        from .plugins import PluginKind, get_host  # all plugins: a worker pays for them only when it fails
 
         name = os.environ.get("QUORATE_ERROR_RECORDER", "file")
         get_host().choose(PluginKind.ERROR_RECORDER, name).record_exception(error, path)
     except Exception as problem:
-        import sys
-
         sys.stderr.write(f"quorate: warning: the exception could not be recorded: {problem}\n")

@@ -12,7 +12,8 @@ from typing import Any, final
 from attrs import evolve
 
 from ..catalogue import PluginKind
-from ..failures import message_from_abort, message_from_stderr, read_error_file, signal_name
+from ..diagnosis import cause_of_exit, describe_exit, message_of
+from ..failures import message_from_abort, message_from_stderr, read_error_file
 from ..net import host_name
 from ..plugins import PluginHost
 from ..policy import default_restart
@@ -84,7 +85,7 @@ class Diagnosis:
         elif command.hung:
             cause = Cause.HANG
         else:
-            cause = Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE
+            cause = cause_of_exit(exit.exit_code)
         return FailureRecord(
             rank=assignment.first_rank + exit.local_rank,
             local_rank=exit.local_rank,
@@ -104,18 +105,10 @@ class Diagnosis:
 
 
 def _message(exit: WorkerExited, data: Mapping[str, Any] | None) -> str:
-    if data is not None:
-        recorded = data["message"]
-        return str(recorded.get("message", recorded)) if isinstance(recorded, dict) else str(recorded)
-    if exit.problem:
-        return exit.problem
-    message = message_from_abort(exit.exit_code, exit.stderr_tail)
-    if message is not None:
-        return message
-    if exit.exit_code < 0:
-        return f"Signal {-exit.exit_code} ({signal_name(exit.exit_code)}) received by PID {exit.pid}"
-    message = message_from_stderr(exit.stderr_tail)
-    if message is not None:
-        return message
+    recorded = message_of(data) or exit.problem or message_from_abort(exit.exit_code, exit.stderr_tail)
+    if not recorded and exit.exit_code >= 0:
+        recorded = message_from_stderr(exit.stderr_tail)
+    if recorded:
+        return recorded
     last = next((line.strip() for line in reversed(exit.stderr_tail) if line.strip()), "")
-    return f"exit code {exit.exit_code}" + (f", last words: {last[:_LONGEST_LAST_WORDS]}" if last else "")
+    return describe_exit(exit.exit_code, exit.pid, last[:_LONGEST_LAST_WORDS])

@@ -1,8 +1,4 @@
-"""A worker group: its specification, its state and its result.  Data only.
-
-What does not live here: the workers' processes, and the defaults and bounds of the settings, which are those of
-:class:`quorate.config.LaunchConfig`.
-"""
+"""What a worker group is: its specification, its state and its result.  Data only."""
 
 from __future__ import annotations
 
@@ -18,16 +14,15 @@ from ..failures import ProcessFailure
 from ..logs_specs import LogsSpecs
 from ..rendezvous import RendezvousHandler
 from ..verdict import JobVerdict
+from ..worker_settings import WorkerSettings, at_least, by_position
 from . import _protocol as protocol
 
 __all__ = ["RunResult", "RunSettings", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
 
-_CONFIG: Any = fields(LaunchConfig)
-
 
 @final
 class WorkerState(str, Enum):
-    """The state of a worker group, as TorchElastic names it."""
+    """The state of a worker group."""
 
     UNKNOWN = "UNKNOWN"  # the agent lost track of it
     INIT = "INIT"  # not started yet
@@ -43,69 +38,42 @@ class WorkerState(str, Enum):
         return state in (WorkerState.HEALTHY, WorkerState.UNHEALTHY)
 
 
-def _shutdown_timeout(value: float | None) -> float:
-    seconds: float = _CONFIG.shutdown_timeout.converter(value)
-    return seconds
-
-
-def _signal_names(value: str | Sequence[str]) -> tuple[str, ...]:
-    names: tuple[str, ...] = _CONFIG.signals_to_handle.converter(value)
-    return names
-
-
-def _copied(values: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    return dict(values or {})
+def _known_causes(spec: Any, attribute: Any, grace: Mapping[str, float]) -> None:
+    unknown = set(grace) - {cause.name for cause in fields(protocol.Grace)}
+    if unknown:
+        raise UsageError(f"unknown causes of a stop in grace: {', '.join(sorted(unknown))}")
 
 
 @final
-@frozen
-class WorkerSpec:
-    """One role's workers on one node, and how they are run.
+@frozen(eq=False)
+class WorkerSpec(WorkerSettings):
+    """What one role's workers on one node are, and how they are run.
 
     Arguments:
         role: the role's name.
         local_world_size: workers on this node, at least 1.
-        rdzv_handler: the rendezvous of the job.
+        rdzv_handler: where the nodes of the job meet.
         entrypoint: a command or a callable; with ``args``.
-        grace: seconds that workers get to stop, by cause (``restart``, ``rescale``, ``preemption``, ``exit``); a cause
-            that is not named gets ``shutdown_timeout``.
-        health_interval: seconds between checks of the node while workers run; 0 to check before each join only.
+        grace: seconds that workers get to stop, by cause (``restart``, ``rescale``, ``preemption``, ``exit``);
+            ``shutdown_timeout`` for the causes that are not named.
 
-    The other arguments are those of :class:`quorate.config.LaunchConfig`, with its defaults and bounds.
+    The other arguments are those of :class:`quorate.worker_settings.WorkerSettings`.
 
     Raises:
         UsageError: a value out of its range.
     """
 
     role: str
-    local_world_size: int
+    local_world_size: int = field(validator=at_least(1, "--nproc-per-node"))
     rdzv_handler: RendezvousHandler
     entrypoint: str | Callable[..., Any]
     args: tuple[Any, ...] = field(default=(), converter=tuple)
-    max_restarts: int = _CONFIG.max_restarts.default
-    monitor_interval: float = _CONFIG.monitor_interval.default
-    master_addr: str | None = None
-    master_port: int | None = None
-    local_addr: str | None = None
-    node_rank: int | None = field(default=None, kw_only=True)
-    shutdown_timeout: float = field(default=None, converter=_shutdown_timeout, kw_only=True)
-    grace: Mapping[str, float] = field(default=None, converter=_copied, kw_only=True)
-    signals_to_handle: tuple[str, ...] = field(
-        default=_CONFIG.signals_to_handle.default, converter=_signal_names, kw_only=True
-    )
-    virtual_local_rank: bool = field(default=_CONFIG.virtual_local_rank.default, kw_only=True)
-    environment: Mapping[str, str] = field(default=None, converter=_copied, kw_only=True)
-    event_log_handler: str = field(default=_CONFIG.event_log_handler.default, kw_only=True)
-    health_interval: float = field(default=_CONFIG.health_interval.default, kw_only=True)
-    settings: Mapping[str, Any] = field(default=None, converter=_copied, kw_only=True)
-
-    def __attrs_post_init__(self) -> None:
-        # The bounds are those of a launch on as many nodes as it takes for this node's rank.
-        nodes = 1 + (self.node_rank or 0)
-        LaunchConfig(1, nodes, self.local_world_size, **_shared(self))
-        unknown = set(self.grace) - {cause.name for cause in fields(protocol.Grace)}
-        if unknown:
-            raise UsageError(f"unknown causes of a stop in grace: {', '.join(sorted(unknown))}")
+    max_restarts: int = by_position("max_restarts")
+    monitor_interval: float = by_position("monitor_interval")
+    master_addr: str | None = by_position("master_addr")
+    master_port: int | None = by_position("master_port")
+    local_addr: str | None = by_position("local_addr")
+    grace: Mapping[str, float] = field(factory=dict, converter=dict, validator=_known_causes, kw_only=True)
 
     @classmethod
     def from_config(
@@ -113,17 +81,11 @@ class WorkerSpec:
         config: LaunchConfig,
         rdzv_handler: RendezvousHandler,
         entrypoint: str | Callable[..., Any],
-        args: tuple[Any, ...] = (),
+        args: Sequence[Any] = (),
     ) -> WorkerSpec:
-        """Return the workers of ``config``."""
-        shared = {**_shared(config), "node_rank": config.rank_hint()}
-        return cls(
-            local_world_size=config.nproc_per_node,
-            rdzv_handler=rdzv_handler,
-            entrypoint=entrypoint,
-            args=args,
-            **shared,
-        )
+        """Return the workers of ``config`` on this node."""
+        shared = {**config.worker_settings(), "node_rank": config.rank_hint()}
+        return cls(config.role, config.nproc_per_node, rdzv_handler, entrypoint, args, **shared)
 
     def grace_periods(self) -> protocol.Grace:
         """Return the seconds that workers get to stop, for every cause."""
@@ -136,12 +98,6 @@ class WorkerSpec:
         if isinstance(self.entrypoint, str):
             return self.entrypoint.rpartition("/")[2]
         return getattr(self.entrypoint, "__qualname__", repr(self.entrypoint))
-
-
-def _shared(settings: WorkerSpec | LaunchConfig) -> dict[str, Any]:
-    """Return the settings that a worker specification and a launch have in common."""
-    names = {own.name for own in fields(WorkerSpec)} & {own.name for own in fields(LaunchConfig)}
-    return {name: getattr(settings, name) for name in sorted(names)}
 
 
 @final

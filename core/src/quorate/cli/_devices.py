@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 from ..errors import UsageError
 
@@ -17,7 +18,7 @@ def count_workers(kind: str) -> int:
     """Return how many workers ``auto``, ``cpu``, ``gpu`` or ``xpu`` stands for on this machine.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: this machine has no such device.
     """
     if kind == "cpu":
         return count_cpus()
@@ -43,7 +44,7 @@ def count_gpus(environment: Mapping[str, str] | None = None, installed: Callable
     """Return how many GPUs a worker would see.
 
     The installed ones, narrowed as the driver does it: ``CUDA_VISIBLE_DEVICES`` (AMD: ``HIP_VISIBLE_DEVICES``) is
-    read up to its first entry that names no device.
+    read up to its first entry that does not name a device.
     """
     environment = os.environ if environment is None else environment
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("HIP_VISIBLE_DEVICES"))
@@ -82,7 +83,7 @@ def _count_nvidia_by_tool() -> int:
     """Ask ``nvidia-smi``, for systems whose driver has no folder in /proc (containers, WSL)."""
     if not any(os.access(os.path.join(folder, "nvidia-smi"), os.X_OK) for folder in os.get_exec_path()):
         return 0
-    import subprocess
+    import subprocess  # keeps it off the start of agents, which do not need it
 
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30.0, check=True)
@@ -113,10 +114,8 @@ def _simd_units(path: str) -> int:
 
 
 def _count_with_torch(kind: str) -> int:
-    """Ask torch, the only one who knows; this costs its import."""
+    """Ask torch, where nothing else knows; the core itself never imports it."""
     try:
-        from importlib import import_module
-
         module = getattr(import_module("torch"), kind)
         return int(module.device_count()) if module.is_available() else 0
     except (ImportError, AttributeError):

@@ -7,6 +7,7 @@ underscores, values as ``--flag=value`` or ``--flag value``, short ones also as 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn, final
 
 from attrs import frozen
@@ -34,12 +35,20 @@ class Setting:
 @final
 @frozen
 class Parsed:
-    """A command line that was understood.  ``script`` is ``None`` where there is none."""
+    """What a command line and the environment say: the value of each flag, and the script with its arguments.
 
+    ``script`` is ``None`` where there is none; ``actions`` are the names of those in ``ACTIONS`` that were asked for.
+    """
+
+    flags: tuple[Flag, ...]
     settings: Mapping[str, Setting]
     script: str | None
     arguments: tuple[str, ...]
     actions: frozenset[str]
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of a flag."""
+        return self.settings[name].value
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str], flags: Iterable[Flag]) -> Parsed:
@@ -54,7 +63,7 @@ def parse(argv: Sequence[str], environment: Mapping[str, str], flags: Iterable[F
         name: _setting(flag, texts.get(name), None if actions & {"help"} else environment.get(flag.variable))
         for name, flag in table.items()
     }
-    return Parsed(settings, rest[0] if rest else None, tuple(rest[1:]), frozenset(actions))
+    return Parsed(tuple(table.values()), settings, rest[0] if rest else None, tuple(rest[1:]), frozenset(actions))
 
 
 def _scan(argv: Sequence[str], table: Mapping[str, Flag]) -> tuple[dict[str, str], set[str], Sequence[str]]:
@@ -116,8 +125,6 @@ def _value(flag: Flag, written: str, value: str) -> Any:
 
 
 def _reject(word: str, table: Mapping[str, Flag]) -> NoReturn:
-    from difflib import get_close_matches
-
     written = word.partition("=")[0]
     remedy = "run 'quorate run --help' to see all flags"
     if written.startswith("--"):

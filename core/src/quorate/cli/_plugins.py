@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..catalogue import PluginKind
 from ..errors import DuplicatePluginError, UsageError
+from ..plugins import PluginHost
 from ._exit import ExitCode
 from ._help import table_text
-
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
 
 __all__ = ["describe", "show"]
 
@@ -29,8 +27,6 @@ def show(argv: Sequence[str]) -> int:
         return ExitCode.OK
     if argv:
         raise UsageError(f"'quorate plugins' takes no argument, but got {argv[0]!r}; remove it")
-    from ..plugins import PluginHost
-
     # What is broken stands in the table; the usual warnings would only repeat it.
     text, healthy = describe(PluginHost(warn=lambda sentence: None))
     print(text)

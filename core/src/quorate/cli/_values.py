@@ -1,14 +1,14 @@
 """What the text of a flag means: one function per kind of value.  Each raises ValueError with half a sentence.
 
-Only the form is judged here; ranges and relations are :mod:`quorate.config`'s business.
+Only the form is checked here; ranges and relations are checked by :class:`quorate.LaunchConfig`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..logs_specs import StdChoice
+from ..errors import UsageError
+from ..logs_specs import Std, StdChoice
 
 YES = frozenset({"1", "true", "yes", "on"})
 NO = frozenset({"0", "false", "no", "off"})
@@ -59,9 +59,6 @@ def workers(value: str) -> int | str:
 
 
 def streams(value: str) -> StdChoice:
-    from ..errors import UsageError
-    from ..logs_specs import Std
-
     try:
         return Std.from_str(value)
     except UsageError:
@@ -81,7 +78,7 @@ def ranks(value: str) -> frozenset[int] | None:
 
 
 def words(value: str) -> tuple[str, ...]:
-    """Split at commas; two commas stand for one that is meant."""
+    """Split at commas; a doubled comma is part of a word."""
     return tuple(part.replace("\0", ",") for part in value.replace(",,", "\0").split(",") if part)
 
 

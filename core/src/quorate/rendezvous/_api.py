@@ -6,7 +6,7 @@ What does not live here: the protocol and its driver, and any backend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from attrs import field, frozen
@@ -242,7 +242,8 @@ class RendezvousBackend:
     setting ``connect_timeout``; it is retried on StoreUnavailableError until the join deadline.  ``check`` may refuse
     unusable parameters early (UsageError) on the calling thread, without any I/O.  ``bootstrap`` makes a
     :class:`Bootstrap` where the default (a reserved port) is not wanted.  ``hosted_by_job`` tells that one of the job's
-    own nodes serves the store: its endpoint then tells jobs apart, and a run id is not needed.
+    own nodes serves the store: its endpoint then tells jobs apart, and a run id is not needed.  ``settings`` describes
+    the settings (``--rdzv-conf``) that only this backend reads, by name, in a sentence each that names the default.
     """
 
     name: str = field(validator=min_len(1))
@@ -252,6 +253,7 @@ class RendezvousBackend:
     bootstrap: Callable[[], Bootstrap] | None = None
     check: Callable[[RendezvousParameters], None] | None = None
     hosted_by_job: bool = False
+    settings: Mapping[str, str] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         if (self.open_store is None) == (self.open_handler is None):

@@ -60,6 +60,13 @@ def _check_v2_parameters(parameters: RendezvousParameters) -> None:
     Settings.from_parameters(parameters, is_v2=True)
 
 
+_SETTINGS = {
+    "dial_timeout": "how long one member of the cluster may take to answer before another is asked [1; etcd-v2: 2]",
+    "key_ttl": "how long etcd keeps the keys of a job whose agents are all dead [600, or twice store_outage_timeout]",
+    "member_ttl": "how long etcd keeps the entry of an agent that was killed; at least 2 [30]",
+}
+
+
 @final
 class _Plugin:
     """What the entry point names."""
@@ -75,12 +82,14 @@ class _Plugin:
                 summary="an etcd cluster (API v3), which outlives every node of the job",
                 open_store=_open,
                 check=_check_parameters,
+                settings=_SETTINGS,
             ),
             RendezvousBackend(
                 name="etcd-v2",
                 summary="etcd's API v2, for clusters that still serve it (etcd 3.5 and older, --enable-v2=true)",
                 open_store=_open_v2,
                 check=_check_v2_parameters,
+                settings=_SETTINGS,
             ),
         ]
 

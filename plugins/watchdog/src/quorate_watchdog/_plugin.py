@@ -40,12 +40,14 @@ class _Plugin:
                 "a worker hangs if its next quorate_watchdog.heartbeat() is late by this many seconds; 0: never",
                 "0",
                 _seconds("heartbeat-timeout", "heartbeat_timeout"),
+                metavar="SECONDS",
             ),
             CliOption(
                 "hang-after",
                 "a worker hangs if it has used no CPU and written no output for this many seconds; 0: never",
                 "0",
                 _seconds("hang-after", "hang_after"),
+                metavar="SECONDS",
             ),
         ]
 

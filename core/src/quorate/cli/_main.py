@@ -1,0 +1,151 @@
+"""Chooses the subcommand, and turns every outcome into an exit code and one sentence.
+
+What does not live here: the subcommands (``_run``, ``_plugins``, ``_conformance``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from .. import __version__
+from ..errors import (
+    PluginError,
+    QuorateError,
+    RendezvousClosedError,
+    RendezvousError,
+    SignalException,
+    UnhealthyNodeError,
+    UsageError,
+)
+from ..failures import ChildFailedError
+from ._exit import ExitCode
+from ._plugins import show
+from ._run import run
+
+__all__ = ["code_of", "execute", "leave"]
+
+_USAGE = """\
+usage: quorate COMMAND ...
+
+commands:
+  run          run one node of a job; see: quorate run --help
+  plugins      show which plugins are installed, what they offer, and what is wrong with them
+  conformance  try a rendezvous backend against the conformance kit; see: quorate conformance --help
+
+options:
+  --help, --version
+"""
+
+
+def execute(argv: Sequence[str]) -> int:
+    """Run the command line ``argv`` and return the exit code."""
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _silence_stdout()
+        return ExitCode.OK
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process and skip interpreter shutdown, which takes half a second with torch loaded (c10d)."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # its reader is gone
+    os._exit(code)
+
+
+def _test_backend(argv: Sequence[str]) -> int:
+    from ._conformance import test_backend  # the kit, its simulation and argparse: only this subcommand needs them
+
+    return test_backend(argv)
+
+
+_COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "plugins": show,
+    "conformance": _test_backend,
+}
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    command = argv[0] if argv else ""
+    if command in _COMMANDS:
+        return _COMMANDS[command](argv[1:])
+    if command in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return ExitCode.OK
+    if command == "--version":
+        print(f"quorate {__version__}")
+        return ExitCode.OK
+    raise _unknown(command)
+
+
+def _unknown(command: str) -> UsageError:
+    if not command:
+        return UsageError("a command is missing; write 'quorate run SCRIPT' (see: quorate --help)")
+    if command.startswith("-") or command.endswith(".py"):
+        return UsageError(f"{command} is not a command; did you mean 'quorate run {command} ...'?")
+    near = get_close_matches(command, _COMMANDS, 1)
+    remedy = f"did you mean 'quorate {near[0]}'?" if near else f"the commands are {', '.join(_COMMANDS)}"
+    return UsageError(f"{command!r} is not a command; {remedy}")
+
+
+def _report(error: BaseException) -> int:
+    """Say on stderr what went wrong: one sentence, or a failed worker's report."""
+    code = code_of(error)
+    if code is None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.stderr.write("quorate: internal error: the traceback above is a bug in quorate; please report it\n")
+        return ExitCode.INTERNAL
+    if isinstance(error, ChildFailedError):
+        sys.stderr.write(f"quorate: error: {error}\n")
+    elif isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("quorate: interrupted\n")
+    else:
+        kind = "error: " if 0 < code < 128 else ""
+        sys.stderr.write(f"quorate: {kind}{' '.join(str(error).split())}\n")
+        verdict = getattr(error, "verdict", None)
+        if verdict is not None and kind:
+            sys.stderr.writelines(f"{line}\n" for line in verdict.details())
+    return code
+
+
+def _silence_stdout() -> None:
+    """Send what is still buffered to /dev/null: the reader is gone (``… | head``), and exit must not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- exit codes -----------------------------------------------------------------------------------------------------
+
+#: The first class that fits counts, so narrow ones stand first.
+_CODES = (
+    (UsageError, ExitCode.USAGE),
+    (PluginError, ExitCode.PLUGIN),
+    (RendezvousError, ExitCode.RENDEZVOUS),
+    (UnhealthyNodeError, ExitCode.UNHEALTHY),
+    (QuorateError, ExitCode.WORKER_FAILED),
+    (ChildFailedError, ExitCode.WORKER_FAILED),
+)
+
+
+def code_of(error: BaseException) -> int | None:
+    """Return the exit code for ``error``; ``None`` for an unexpected one."""
+    if isinstance(error, SignalException):
+        return 128 + error.sigval
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, RendezvousClosedError):
+        return ExitCode.OK if error.succeeded else ExitCode.WORKER_FAILED
+    return next((code for kind, code in _CODES if isinstance(error, kind)), None)
