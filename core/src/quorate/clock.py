@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["boot_seconds", "monotonic", "wall_seconds", "wall_time_ns"]
+__all__ = ["boot_seconds", "monotonic", "sleep", "wall_seconds", "wall_time_ns"]
 
 
 def monotonic() -> float:
     """Return this host's monotonic time in seconds; meaningful only as a difference."""
     return time.monotonic()
+
+
+def sleep(seconds: float) -> None:
+    """Block this thread for ``seconds``; a wait that must be interruptible uses ``threading.Event`` instead."""
+    time.sleep(seconds)
 
 
 def boot_seconds() -> float:

@@ -76,8 +76,8 @@ class NodeRecord:
 
     ``node_id`` is unique to this agent process (not to the machine).  ``address`` and ``port`` are where its rank-0
     worker's ``MASTER_ADDR``/``MASTER_PORT`` would be, should it become the round's first node; the port is held by
-    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` says what is wrong
-    with a node that came only to tell so.
+    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` says why a node
+    does not join; such a node came only to report it.
     """
 
     node_id: str = field(validator=min_len(1))
@@ -92,6 +92,11 @@ class NodeRecord:
     previous_round: int | None = None
     previous_rank: int | None = None
     declined: str = ""
+
+    @property
+    def name(self) -> str:
+        """The node's name for people: its host, or its id where the host is not known."""
+        return self.host or self.node_id
 
 
 @final

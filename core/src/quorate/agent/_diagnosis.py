@@ -13,8 +13,8 @@ from attrs import evolve
 
 from ..catalogue import PluginKind
 from ..failures import message_from_stderr, read_error_file, signal_name
+from ..net import host_name
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
-from ..rendezvous._address import host_name
 from ._protocol import Diagnose, Diagnosed
 
 if TYPE_CHECKING:

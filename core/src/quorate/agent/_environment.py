@@ -146,7 +146,7 @@ def _prefix(template: str, environment: Mapping[str, str], assignment: Assignmen
     """Expand ``${role_name} ${rank} ${local_rank} ${node_rank} ${hostname} ${attempt} ${round} ${run_id}``."""
     from string import Template
 
-    from ..rendezvous._address import host_name
+    from ..net import host_name
 
     return Template(template).safe_substitute(
         role_name=assignment.role,

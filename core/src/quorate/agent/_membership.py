@@ -19,7 +19,7 @@ from ..errors import (
     RendezvousTimeoutError,
 )
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
-from ..rendezvous import RendezvousHandler, RendezvousInfo
+from ..rendezvous import RendezvousHandler, RendezvousInfo, StoreRendezvousHandler
 from ._protocol import Input, JobClosed, PeerDeclined, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Membership(Protocol):
 
 def open_membership(handler: RendezvousHandler, post: Callable[[Input], None]) -> Membership:
     """Return the membership for ``handler``; ``post`` may be called from any thread."""
-    if handler.is_event_driven:
+    if isinstance(handler, StoreRendezvousHandler):
         return _StoreMembership(handler, post)
     return _ThreadMembership(handler, post)
 
@@ -78,10 +78,7 @@ def agent_input(output: rendezvous.Output) -> Input | None:
 
 @final
 class _StoreMembership:
-    def __init__(self, handler: RendezvousHandler, post: Callable[[Input], None]) -> None:
-        from ..rendezvous import StoreRendezvousHandler
-
-        assert isinstance(handler, StoreRendezvousHandler)
+    def __init__(self, handler: StoreRendezvousHandler, post: Callable[[Input], None]) -> None:
         self._handler = handler
 
         def hear(output: rendezvous.Output) -> None:

@@ -16,8 +16,8 @@ from ..catalogue import PluginKind, StarterRequest
 from ..clock import monotonic, wall_time_ns
 from ..errors import FailureKind, QuorateError, StartError
 from ..logs_specs import LogsSpecs
+from ..net import host_name
 from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
-from ..rendezvous._address import host_name
 from ..services import AgentSnapshot
 from ._checks import Checks
 from ._diagnosis import Diagnosis

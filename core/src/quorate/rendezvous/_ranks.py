@@ -143,4 +143,4 @@ def previous_order(nodes: Sequence[NodeRecord], previous_round: int | None) -> l
 
 
 def _name(node: NodeRecord) -> str:
-    return f"{node.host or node.node_id} ({node.address})"
+    return f"{node.name} ({node.address})"
