@@ -127,7 +127,7 @@ def test_a_broken_law_says_what_was_seen_and_where_to_look() -> None:
 
 def test_a_law_that_hangs_is_broken_in_time() -> None:
     freed = threading.Event()
-    tried = subject(patience=0.05)
+    tried = subject(timeout=0.05)
 
     def hangs(subject: Subject) -> None:
         freed.wait(30)

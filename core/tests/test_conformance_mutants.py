@@ -32,7 +32,7 @@ from quorate.testing import Ability, Outcome, Subject, Verdict, all_laws, check
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 ABSENT = {"entry_point": "it is not installed", "endpoint": "it lives in this process"}
 #: How long a mutant that hangs is waited for; what an honest store does takes a fraction of this.
-PATIENCE_SECONDS = 3.0
+TIMEOUT_SECONDS = 3.0
 #: These look at the whole process, or at the time that something takes, so that nothing else may go on.
 ALONE = {"nothing_is_left_behind", "wake_ups_are_prompt"}
 
@@ -100,11 +100,11 @@ def install(folder: Path, source: str) -> PluginHost:
 def subject_of(mutant: Mutant, folder: Path) -> Subject:
     if mutant.installed:
         host = install(folder, mutant.installed)
-        return Subject("mutant", str(folder), patience=PATIENCE_SECONDS, lenient=True, host=host)
+        return Subject("mutant", str(folder), timeout=TIMEOUT_SECONDS, lenient=True, host=host)
     server = FakeServer()
     host = PluginHost(paths=[], extra=mutant.plugins)
     absent = {key: why for key, why in ABSENT.items() if "endpoint" not in mutant.law or key != "endpoint"}
-    settings = {"patience": PATIENCE_SECONDS, "host": host, "dead_endpoint": "dead", "bad_endpoint": "bad"}
+    settings = {"timeout": TIMEOUT_SECONDS, "host": host, "dead_endpoint": "dead", "bad_endpoint": "bad"}
     return Subject(backend_of(mutant, server), server, absent=absent, **settings)  # type: ignore[arg-type] # mixed values
 
 
@@ -164,7 +164,7 @@ def test_what_the_mutants_spoil_keeps_the_laws_about_faults() -> None:
     faults = {Ability.PARTITION, Ability.PAUSE, Ability.RESTART}
     names = [law.name for law in all_laws() if faults & set(law.needs)]
     server, honest = FakeServer(), Mutant("", "honest", "", Honest)
-    subject = Subject(backend_of(honest, server), server, absent=ABSENT, patience=10.0)
+    subject = Subject(backend_of(honest, server), server, absent=ABSENT, timeout=10.0)
     assert [(outcome.law.name, outcome.text) for outcome in check(subject, names)] == [(name, "") for name in names]
 
 

@@ -35,7 +35,7 @@ class Driver:
     """One node's rendezvous machine, running.
 
     Arguments:
-        settings: bounds and time-outs.
+        settings: bounds and timeouts.
         open_store: opens the store; called on the store thread, again after StoreUnavailableError.
         decide_ranks, decide_rescale: the policies, called on the rendezvous thread.
         emit: called on the rendezvous thread with each output of the machine; must not block.

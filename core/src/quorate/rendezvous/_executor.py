@@ -63,7 +63,7 @@ class Interpreter:
     """Steps one node's rendezvous machine and has its commands carried out.
 
     Arguments:
-        settings: bounds and time-outs.
+        settings: bounds and timeouts.
         executor: carries out the commands.
         clock: returns this node's monotonic time, in seconds.
         operation_timeout: seconds after which a call without an answer counts as failed.

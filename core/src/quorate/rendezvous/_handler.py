@@ -68,7 +68,7 @@ class Decisions(Protocol):
 
 
 def settings_of(parameters: RendezvousParameters) -> Settings:
-    """Return the protocol's settings from the parameters.  Raises UsageError for time-outs that cannot be used."""
+    """Return the protocol's settings from the parameters.  Raises UsageError for timeouts that cannot be used."""
     return Settings(parameters.min_nodes, parameters.max_nodes, Timeouts.from_settings(parameters.config))
 
 

@@ -22,7 +22,7 @@ from ..timeouts import Timeouts
 @final
 @frozen
 class Settings:
-    """How many nodes a round needs and takes at most, and the time-outs (:class:`quorate.timeouts.Timeouts`)."""
+    """How many nodes a round needs and takes at most, and the timeouts (:class:`quorate.timeouts.Timeouts`)."""
 
     min_nodes: int
     max_nodes: int

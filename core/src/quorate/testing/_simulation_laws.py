@@ -9,6 +9,7 @@ from enum import Enum
 from typing import NoReturn, Protocol, final
 
 from ..agent import _protocol as agent
+from ..agent._protocol import Finish
 from ..agent._protocol import State as AgentState
 from ..records import Assignment, Cause, RoundEnd, Verdict
 from ..rendezvous import _machine
@@ -116,7 +117,7 @@ class Member(Protocol):
     is_troubled: bool
     troubled_until: float
     troubled_alone_until: float
-    finished: agent.Finish | None
+    finished: Finish | None
 
     @property
     def state(self) -> State: ...
