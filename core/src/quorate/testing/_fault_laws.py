@@ -78,8 +78,8 @@ def _require_intact(subject: Subject, store: Store, fault: str) -> None:
 
 @law(Tier.STORE, Ability.PARTITION)
 def partition_is_told_and_survived(subject: Subject) -> None:
-    """While the server is cut off, every operation raises StoreUnavailableError within its deadline; afterwards the same
-    store works again and still has every value.
+    """While the server is cut off, every operation raises StoreUnavailableError within its deadline; afterwards the
+    same store works again and still has every value.
 
     Give every request a deadline (`operation_timeout`), turn the client's exceptions into StoreUnavailableError, and
     connect again after a failure. Answering None or [] for "no answer" starts a second job.

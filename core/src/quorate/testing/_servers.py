@@ -55,8 +55,8 @@ class FreshPorts:
 class CuttableProxy:
     """Forwards TCP connections to ``target``; while it is cut, no data passes, as if every packet were lost.
 
-    Connections stay open while it is cut and continue afterwards.  Also a context manager; made to be subclassed, to add
-    what else the server behind it can do.
+    Connections stay open while it is cut and continue afterwards.  Also a context manager; made to be subclassed, to
+    add what else the server behind it can do.
 
     Arguments:
         target: ``host:port`` of the real server.
