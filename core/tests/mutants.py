@@ -48,9 +48,9 @@ class _LosesNodes:
 MUTANTS = (
     Mutant("found_by_its_entry_point", "a backend without a summary", "no summary", installed="SUMMARY = ''"),
     Mutant("import_is_light", "imports a library with the plugin", "also imports _pytest", installed="import _pytest"),
-    Mutant("bad_endpoint_is_refused", "takes any endpoint", "nothing was raised", store=stores.Honest),
+    Mutant("bad_endpoint_is_refused", "accepts any endpoint", "nothing was raised", store=stores.Honest),
     Mutant(
-        "dead_endpoint_is_given_up_in_time", "lets OSError through", "ConnectionRefusedError", stores.RaisesWhatItLikes
+        "dead_endpoint_is_given_up_in_time", "raises OSError", "ConnectionRefusedError", stores.RaisesWhatItLikes
     ),
     Mutant("jobs_are_isolated", "shares keys between jobs", "of another job is visible", stores.SharesKeys),
     Mutant("close_is_idempotent", "the second close raises", "second close RuntimeError", stores.ClosesOnce),
@@ -64,12 +64,12 @@ MUTANTS = (
     Mutant("get_answers_in_order", "answers in the server's order", r"get\(\[", stores.SortsAnswers),
     Mutant("writes_are_seen_at_once", "a cache of reads", "by another member, get returns", stores.CachesReads),
     Mutant("delete_removes_a_prefix", "prefixes are patterns", "after delete", stores.DeletesPatterns),
-    Mutant("batches_write_everything", "cuts a batch off", "has not written every item", stores.SplitsBatches),
+    Mutant("batches_write_everything", "truncates a batch", "has not written every item", stores.SplitsBatches),
     Mutant("history_is_linearizable", "stale reads from a replica", "no order of these calls", stores.ReadsBehind),
-    Mutant("wait_finds_what_is_there", "takes empty for absent", "but the value is b''", stores.TakesEmptyForAbsent),
-    Mutant("every_write_wakes_every_waiter", "forgets a wake-up", "that add has written", stores.ForgetsWakeUps),
-    Mutant("wake_ups_are_prompt", "looks once a second", "half of the waits", stores.LooksEverySecond),
-    Mutant("no_wake_up_is_lost", "registers after the look", "did not return a key", stores.RegistersTooLate),
+    Mutant("wait_finds_what_is_there", "treats empty as absent", "but the value is b''", stores.TakesEmptyForAbsent),
+    Mutant("every_write_wakes_every_waiter", "loses a wake-up", "that add has written", stores.ForgetsWakeUps),
+    Mutant("wake_ups_are_prompt", "polls once a second", "half of the waits", stores.LooksEverySecond),
+    Mutant("no_wake_up_is_lost", "registers after the read", "did not return a key", stores.RegistersTooLate),
     Mutant("wait_ends_at_its_deadline", "ignores the timeout", "did not return", stores.IgnoresTheTimeout),
     Mutant("wait_survives_a_delete", "a delete ends waits", "a delete has ended", stores.EndsWaitsOnDelete),
     Mutant("waiting_holds_nothing_up", "one connection for both", "add, during a wait", stores.HasOneConnection),
@@ -81,7 +81,7 @@ MUTANTS = (
     ),
     Mutant("wait_survives_a_partition", "waits on a dead connection", "never ends", stores.WaitsOnADeadConnection),
     Mutant("pause_is_told_and_survived", "reads without a timeout", "get hangs", stores.HangsWhenStopped),
-    Mutant("restart_loses_nothing_in_silence", "begins anew", "a key that was written reads", stores.ForgetsOnRestart),
+    Mutant("restart_loses_nothing_in_silence", "begins again", "a key that was written reads", stores.ForgetsOnRestart),
     Mutant("single_node_meets_itself", "ranks from 1", "have the group ranks", handler=handlers.CountsFromOne),
     Mutant("everyone_agrees_on_the_round", "one ticket for all", "", stores.GivesEveryoneTheFirstTicket),
     Mutant("minimum_is_honoured", "ignores the minimum", "with 1", handler=handlers.IgnoresTheMinimum),
@@ -90,14 +90,14 @@ MUTANTS = (
         "surplus_node_stands_by", "ignores the maximum", "3 of 3 nodes got into", handler=handlers.IgnoresTheMaximum
     ),
     Mutant(
-        "late_joiner_is_in_the_next_round", "no news of newcomers", "did not", handler=handlers.KeepsNewcomersWaiting
+        "late_joiner_is_in_the_next_round", "does not report newcomers", "did not", handler=handlers.KeepsNewcomersWaiting
     ),
-    Mutant("closing_is_final", "each node has its own reason", "told differently", handler=handlers.ForgetsTheReason),
+    Mutant("closing_is_final", "each node has its own reason", "different reasons for closing", handler=handlers.ForgetsTheReason),
     Mutant("first_reason_wins", "double seal: every create wins", "different reasons", stores.SealsTwice),
-    Mutant("job_ends_when_all_are_done", "mixes keys up", "while a node still worked", stores.MixesHeartbeatsUp),
-    Mutant("short_outage_ends_no_round", "gives up at once", "did not answer once", stores.GivesUpAtOnce),
+    Mutant("job_ends_when_all_are_done", "confuses keys", "while a node still worked", stores.MixesHeartbeatsUp),
+    Mutant("short_outage_ends_no_round", "gives up at the first failure", "did not answer once", stores.GivesUpAtOnce),
     Mutant("dead_member_is_superseded", "values change when read", "did not return", stores.KeepsTheDeadAlive),
-    Mutant("returning_member_learns_its_loss", "misses what came before", "did not", stores.MissesWhatEndedMeanwhile),
+    Mutant("returning_member_learns_its_loss", "misses a key written before the wait", "did not", stores.MissesWhatEndedMeanwhile),
     Mutant("crash_at_any_call_is_survived", "locks outlive their owner", "does not|did not", stores.LocksDieWithNobody),
     Mutant(
         "killed_process_is_superseded",
@@ -128,7 +128,7 @@ def spoil_value(key, value):
         plugins=(("ranks", _LosesNodes),),
     ),
     Mutant(
-        "unequal_nodes_are_ranked_together", "takes nodes for equal", "ranks|told", handler=handlers.RanksEveryoneAlike
+        "unequal_nodes_are_ranked_together", "ignores that nodes differ", "ranks|are assigned", handler=handlers.RanksEveryoneAlike
     ),
 )
 
