@@ -1,7 +1,7 @@
-"""The diagrams in ``docs/architecture.md`` show the machines: what is drawn happens, and what happens is drawn.
+"""The diagrams in ``docs/architecture.md`` show the machines: what is drawn happens, what happens is drawn.
 
-The agent's machine takes all inputs in all its states.  The rendezvous diagram is compared with the machine's table, and
-the table with what happens in simulated worlds with crashes, pauses and lost messages.
+The agent's machine takes all inputs in all its states.  The rendezvous diagram is compared with the machine's table,
+and the table with what happens in simulated worlds with crashes, pauses and lost messages.
 """
 
 from __future__ import annotations
@@ -137,5 +137,7 @@ def test_a_change_of_phase_that_the_table_does_not_list_breaks_a_law(monkeypatch
     key = Phase.TICKETING, Purpose.RECORD
     rule = rendezvous.RULES[key]
     monkeypatch.setitem(rendezvous.RULES, key, evolve(rule, targets=rule.targets - {Phase.GATHERING}))
-    with pytest.raises(SimulationError, match=r"table: Reply leads n\d from ticketing to gathering, which is not listed"):
+    with pytest.raises(
+        SimulationError, match=r"table: Reply leads n\d from ticketing to gathering, which is not listed"
+    ):
         play(make_scenario(0))

@@ -49,9 +49,7 @@ MUTANTS = (
     Mutant("found_by_its_entry_point", "a backend without a summary", "no summary", installed="SUMMARY = ''"),
     Mutant("import_is_light", "imports a library with the plugin", "also imports _pytest", installed="import _pytest"),
     Mutant("bad_endpoint_is_refused", "accepts any endpoint", "nothing was raised", store=stores.Honest),
-    Mutant(
-        "dead_endpoint_is_given_up_in_time", "raises OSError", "ConnectionRefusedError", stores.RaisesWhatItLikes
-    ),
+    Mutant("dead_endpoint_is_given_up_in_time", "raises OSError", "ConnectionRefusedError", stores.RaisesWhatItLikes),
     Mutant("jobs_are_isolated", "shares keys between jobs", "of another job is visible", stores.SharesKeys),
     Mutant("close_is_idempotent", "the second close raises", "second close RuntimeError", stores.ClosesOnce),
     Mutant("nothing_is_left_behind", "leaks a thread", "thread leaked", stores.LeaksAThread),
@@ -77,10 +75,13 @@ MUTANTS = (
         "interrupt_ends_a_wait", "loses early interrupts", "a wait that was interrupted", stores.DropsEarlyInterrupts
     ),
     Mutant(
-        "partition_is_told_and_survived", "None for no answer", "while the server is cut", stores.AnswersNoneWhenCutOff
+        "partition_is_reported_and_survived",
+        "None for no answer",
+        "while the server is cut",
+        stores.AnswersNoneWhenCutOff,
     ),
     Mutant("wait_survives_a_partition", "waits on a dead connection", "never ends", stores.WaitsOnADeadConnection),
-    Mutant("pause_is_told_and_survived", "reads without a timeout", "get hangs", stores.HangsWhenStopped),
+    Mutant("pause_is_reported_and_survived", "reads without a timeout", "get hangs", stores.HangsWhenStopped),
     Mutant("restart_loses_nothing_in_silence", "begins again", "a key that was written reads", stores.ForgetsOnRestart),
     Mutant("single_node_meets_itself", "ranks from 1", "have the group ranks", handler=handlers.CountsFromOne),
     Mutant("everyone_agrees_on_the_round", "one ticket for all", "", stores.GivesEveryoneTheFirstTicket),
@@ -90,14 +91,27 @@ MUTANTS = (
         "surplus_node_stands_by", "ignores the maximum", "3 of 3 nodes got into", handler=handlers.IgnoresTheMaximum
     ),
     Mutant(
-        "late_joiner_is_in_the_next_round", "does not report newcomers", "did not", handler=handlers.KeepsNewcomersWaiting
+        "late_joiner_is_in_the_next_round",
+        "does not report newcomers",
+        "did not",
+        handler=handlers.KeepsNewcomersWaiting,
     ),
-    Mutant("closing_is_final", "each node has its own reason", "different reasons for closing", handler=handlers.ForgetsTheReason),
+    Mutant(
+        "closing_is_final",
+        "each node has its own reason",
+        "different reasons for closing",
+        handler=handlers.ForgetsTheReason,
+    ),
     Mutant("first_reason_wins", "double seal: every create wins", "different reasons", stores.SealsTwice),
     Mutant("job_ends_when_all_are_done", "confuses keys", "while a node still worked", stores.MixesHeartbeatsUp),
     Mutant("short_outage_ends_no_round", "gives up at the first failure", "did not answer once", stores.GivesUpAtOnce),
     Mutant("dead_member_is_superseded", "values change when read", "did not return", stores.KeepsTheDeadAlive),
-    Mutant("returning_member_learns_its_loss", "misses a key written before the wait", "did not", stores.MissesWhatEndedMeanwhile),
+    Mutant(
+        "returning_member_learns_its_loss",
+        "misses a key written before the wait",
+        "did not",
+        stores.MissesWhatEndedMeanwhile,
+    ),
     Mutant("crash_at_any_call_is_survived", "locks outlive their owner", "does not|did not", stores.LocksDieWithNobody),
     Mutant(
         "killed_process_is_superseded",
@@ -128,7 +142,10 @@ def spoil_value(key, value):
         plugins=(("ranks", _LosesNodes),),
     ),
     Mutant(
-        "unequal_nodes_are_ranked_together", "ignores that nodes differ", "ranks|are assigned", handler=handlers.RanksEveryoneAlike
+        "unequal_nodes_are_ranked_together",
+        "ignores that nodes differ",
+        "ranks|are assigned",
+        handler=handlers.RanksEveryoneAlike,
     ),
 )
 

@@ -292,12 +292,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_prints_one_line_per_law(installed: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["conformance", "memory", "--endpoint", "x", "--law=create_has_one_winner", "--law=counters_are_exact"]
-    assert main([*words, "--law=pause_is_told_and_survived"]) == 0
+    assert main([*words, "--law=pause_is_reported_and_survived"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[:3]] == [
         ["ok", "store", "create_has_one_winner"],
         ["ok", "store", "counters_are_exact"],
-        ["absent", "store", "pause_is_told_and_survived:"],
+        ["absent", "store", "pause_is_reported_and_survived:"],
     ]
     assert lines[3:] == ["memory: 2 kept, 1 not tried"]
 

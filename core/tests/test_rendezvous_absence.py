@@ -54,7 +54,7 @@ def test_it_writes_its_record_and_leaves() -> None:
     heartbeat = Heartbeat.decode(script.call(Purpose.LEAVING_HEARTBEAT).values[0])
     assert heartbeat.state is HeartbeatState.LEFT
     script.reply(Purpose.LEAVING_HEARTBEAT, None)
-    assert script.commands == [p.Gone()]
+    assert script.commands == [p.Left()]
 
 
 def test_it_still_writes_its_record_when_it_is_shut_down_meanwhile() -> None:

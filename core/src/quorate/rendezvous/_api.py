@@ -202,7 +202,7 @@ class RendezvousHandler(ABC):
         return 0.0
 
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
-        """Block until the current round should end, and say why; ``None`` after ``timeout`` seconds without.
+        """Block until the current round should end, and return why; ``None`` after ``timeout`` seconds.
 
         The default only sleeps; the agent then looks at :meth:`num_nodes_waiting`.
         """

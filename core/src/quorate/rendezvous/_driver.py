@@ -126,7 +126,11 @@ class Driver:
             event = self._next_input()
             if event is None:
                 return
-            self._interpreter.feed(event)
+            try:
+                self._interpreter.feed(event)
+            except Exception as error:  # this thread must not end in silence
+                self.emit(GaveUp(FailureKind.UNEXPECTED, f"this is a bug in quorate: the rendezvous raised {error!r}"))
+                return
 
     def _next_input(self) -> Input | None:
         while True:

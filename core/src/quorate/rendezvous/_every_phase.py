@@ -10,7 +10,7 @@ from attrs import evolve
 from ..errors import FailureKind
 from ..records import Cause, Verdict
 from ._liveness import HeartbeatState
-from ._protocol import JOINING, Call, Failed, Gone, Leave, Phase, Purpose, Tick, Wait
+from ._protocol import JOINING, Call, Failed, Leave, Left, Phase, Purpose, Tick, Wait
 from ._sealing import consider_sealing
 from ._state import State
 from ._transition import Transition, count_waiting_nodes, record_round_end
@@ -115,7 +115,7 @@ def on_leave(transition: Transition, event: Leave) -> None:
 
 def on_left(transition: Transition, event: object) -> None:
     """The last heartbeat was written, or could not be."""
-    transition.emit(Gone())
+    transition.emit(Left())
 
 
 # --- store calls ----------------------------------------------------------------------------------------------------

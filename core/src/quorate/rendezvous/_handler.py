@@ -32,11 +32,11 @@ from ._protocol import (
     End,
     Ended,
     GaveUp,
-    Gone,
     Join,
     Joined,
     Key,
     Leave,
+    Left,
     Output,
     Phase,
     Settings,
@@ -164,7 +164,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._driver.post(Done())
 
     def request_leave(self) -> None:
-        """Leave the job; the output ``Gone`` follows."""
+        """Leave the job; the output ``Left`` follows."""
         self._driver.post(Leave())
 
     def _on_output(self, output: Output) -> None:
@@ -175,7 +175,7 @@ class StoreRendezvousHandler(RendezvousHandler):
                 output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {error}")
         if isinstance(output, (Closed, GaveUp)):
             self._final = output
-        if isinstance(output, (Closed, GaveUp, Gone)):
+        if isinstance(output, (Closed, GaveUp, Left)):
             self._departed.set()
         with self._changed:
             self._outputs.append(output)

@@ -113,7 +113,7 @@ FINAL = frozenset({Phase.CLOSED, Phase.LEFT, Phase.FAILED})
 @final
 @frozen
 class Join:
-    """The agent asks for a place in the next round; its workers, if any, are gone."""
+    """The agent asks for a place in the next round; none of its workers runs."""
 
     node: NodeRecord
 
@@ -316,7 +316,7 @@ class Closed:
 @final
 @frozen
 class GaveUp:
-    """To the agent: this node cannot go on."""
+    """To the agent: this node cannot continue."""
 
     kind: FailureKind
     problem: str
@@ -324,9 +324,9 @@ class GaveUp:
 
 @final
 @frozen
-class Gone:
+class Left:
     """To the driver: this node has left."""
 
 
-Output = Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Gone
-Command = Call | Wait | OrderNodes | AskRescale | Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Gone
+Output = Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Left
+Command = Call | Wait | OrderNodes | AskRescale | Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Left

@@ -186,7 +186,7 @@ def _seal(transition: Transition, fields: Mapping[str, Any]) -> None:
 
 
 def on_seal_created(transition: Transition, is_writer: bool) -> None:
-    """The seal exists now, whichever node wrote it: read it as every other node does."""
+    """The seal exists now; read it like every other node, since another node may have written it."""
     _await_seal(transition, f"round {transition.state.round_number} is sealed")
 
 
@@ -216,7 +216,7 @@ def _absent(state: State, previous: PreviousRound) -> list[int]:
 def _missing(state: State) -> tuple[str, ...]:
     """Return a sentence for each absent node of the round before that its recorded end does not name.
 
-    One of them may be why the round ended, whatever the writer of the end took for the cause.
+    One of them may be the real cause of the end, which its writer did not know.
     """
     previous = state.previous
     if previous is None or previous.ended is None:

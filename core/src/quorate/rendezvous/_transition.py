@@ -15,7 +15,7 @@ from ..errors import FailureKind, StoreCorruptError
 from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
 from ._liveness import Heartbeat, HeartbeatState
-from ._protocol import Call, Closed, Command, GaveUp, Gone, Key, Operation, Phase, Purpose, Wait
+from ._protocol import Call, Closed, Command, GaveUp, Key, Left, Operation, Phase, Purpose, Wait
 from ._state import Gathering, Standby, State, Watch
 from ._wire import decode_object, encode
 
@@ -73,7 +73,7 @@ class Transition(_transition.Transition[State, Command]):
         if may_be_watched:
             self.put_heartbeat(Purpose.LEAVING_HEARTBEAT, last_state)
         else:
-            self.emit(Gone())
+            self.emit(Left())
 
     def _stop(self, phase: Phase, reason: str) -> None:
         state = self.state

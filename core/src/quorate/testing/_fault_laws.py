@@ -77,7 +77,7 @@ def _require_intact(subject: Subject, store: Store, fault: str) -> None:
 
 
 @law(Tier.STORE, Ability.PARTITION)
-def partition_is_told_and_survived(subject: Subject) -> None:
+def partition_is_reported_and_survived(subject: Subject) -> None:
     """While the server is cut off, every operation raises StoreUnavailableError within its deadline; afterwards the
     same store works again and still has every value.
 
@@ -117,7 +117,7 @@ def wait_survives_a_partition(subject: Subject) -> None:
 
 
 @law(Tier.STORE, Ability.PAUSE)
-def pause_is_told_and_survived(subject: Subject) -> None:
+def pause_is_reported_and_survived(subject: Subject) -> None:
     """A stopped server keeps its connections open and does not answer: operations end at their deadline, and work again
     once the server continues.
 

@@ -110,7 +110,7 @@ class World(Timeline):
                 self.pause(node, seconds + self.random.uniform(0.0, 0.5), alone=False)
 
     def pause(self, node: SimulatedNode, seconds: float, alone: bool = True) -> None:
-        """SIGSTOP of the agent for ``seconds``; its workers go on."""
+        """SIGSTOP of the agent for ``seconds``; its workers continue."""
         self.note(node.name, "FAULT", f"pauses for {seconds:g} s")
         self.count("pause")
         node.paused_until = max(node.paused_until, self.now + seconds)
@@ -144,8 +144,8 @@ class World(Timeline):
         self.after(seconds, end)
 
     def lose_store(self) -> None:
-        """The store and all that it held are gone."""
-        self.remark("FAULT: the store is gone for good")
+        """The store and its content are lost."""
+        self.remark("FAULT: the store is lost")
         self.count("store lost")
         self.network.lose()
 

@@ -68,8 +68,8 @@ class Law(str, Enum):
         "no-false-loss",
         "no node is declared lost that was awake and connected, or paused only when all others did",
     )
-    NOBODY_LEFT_OUT = (
-        "nobody-left-out",
+    NO_NODE_LEFT_OUT = (
+        "no-node-left-out",
         "a round that is not full takes in every node that is awake, connected and in line",
     )
     ONE_REASON = "one-reason", "every node gets the same end that was recorded"
@@ -230,7 +230,7 @@ class Judge:
             if not waits or not node.is_up or node.finished is not None or node.healthy_since() > settled:
                 continue
             if Key.assignment(number, ticket, state.ticket) not in values:
-                self.fail(Law.NOBODY_LEFT_OUT, f"round {number} leaves out {node.name}, which was in line in time")
+                self.fail(Law.NO_NODE_LEFT_OUT, f"round {number} leaves out {node.name}, which was in line in time")
 
     def _ended(self, node: Member, number: int, key: str, value: bytes) -> None:
         end = decode_end(key, value)

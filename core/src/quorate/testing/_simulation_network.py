@@ -136,7 +136,7 @@ class Network:
         self._deliver_what_waits()
 
     def lose(self) -> None:
-        """The store and what it held are gone for good."""
+        """The store and its content are lost."""
         self.is_lost = True
         for node in self.clients:
             if node.waiting is not None:

@@ -304,7 +304,7 @@ class SimulatedNode:
             self._judge.learns_end(self, output.end)
         elif isinstance(output, protocol.GaveUp):
             self.gave_up = output
-        if isinstance(output, (protocol.Closed, protocol.GaveUp, protocol.Gone)):
+        if isinstance(output, (protocol.Closed, protocol.GaveUp, protocol.Left)):
             self._has_departed = True
             if self.finished is not None:
                 self._exit()

@@ -23,7 +23,11 @@ class RedisStore:
         connect_timeout = min(self._timeout, parameters.get_as_float("connect_timeout", 60.0))
         retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # the core retries; a hidden retry would count twice
         self._client = redis.Redis(
-            endpoint.host, endpoint.port, socket_timeout=self._timeout, socket_connect_timeout=connect_timeout, retry=retry
+            endpoint.host,
+            endpoint.port,
+            socket_timeout=self._timeout,
+            socket_connect_timeout=connect_timeout,
+            retry=retry,
         )
         with self._answers():
             self._client.ping()
