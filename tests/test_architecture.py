@@ -26,7 +26,8 @@ from quorate.records import (
 from quorate.rendezvous import _machine as rendezvous
 from quorate.rendezvous._protocol import Failed, Input, Leave, Phase, Purpose, Reply, Tick
 from quorate.rendezvous._state import State, Step
-from quorate.testing._simulation_laws import Judge, Member, SimulationError
+from quorate.testing._simulation_law import SimulationError
+from quorate.testing._simulation_laws import Judge, Member
 from quorate.testing._simulation_scenario import make_scenario, play
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/architecture.md"

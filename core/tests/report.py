@@ -18,7 +18,7 @@ from attrs import frozen
 
 from quorate.testing import all_laws
 from quorate.testing._simulation import SimulationError
-from quorate.testing._simulation_laws import Law
+from quorate.testing._simulation_law import Law
 from quorate.testing._simulation_scenario import make_scenario, play
 from quorate.testing.simulate import replay_command
 

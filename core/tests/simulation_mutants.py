@@ -20,7 +20,7 @@ from quorate.rendezvous._protocol import Phase, Purpose
 from quorate.rendezvous._state import State
 from quorate.rendezvous._transition import Transition
 from quorate.testing._simulation import SimulationError
-from quorate.testing._simulation_laws import Law
+from quorate.testing._simulation_law import Law
 from quorate.testing._simulation_scenario import make_scenario, play
 
 __all__ = ["MUTANTS", "Mutant", "first_seed_that_finds"]

@@ -12,7 +12,7 @@ import pytest
 
 from quorate.testing._simulation import SimulationError
 from quorate.testing._simulation_large import play_large
-from quorate.testing._simulation_laws import Law
+from quorate.testing._simulation_law import Law
 from quorate.testing._simulation_scenario import make_scenario, play
 from quorate.testing.simulate import explain_failure, main
 

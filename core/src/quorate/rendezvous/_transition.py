@@ -24,6 +24,10 @@ from ._wire import decode_object, encode
 class Transition(_transition.Transition[State, Command]):
     """One step of the rendezvous machine."""
 
+    def set(self, **changes: Any) -> None:
+        # As ``evolve``, in a third of the time: the state's fields are in a dictionary (decision 20).
+        self.state = State(**{**vars(self.state), **changes})
+
     def enter(self, phase: Phase, reason: str, **changes: Any) -> None:
         """Change the phase, with the reason for it."""
         self.set(phase=phase, reason=reason, **changes)

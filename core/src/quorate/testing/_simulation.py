@@ -15,7 +15,8 @@ from typing import final
 from ..agent import _protocol as agent
 from ..records import Assignment, NodeRecord, Verdict
 from ..rendezvous import _protocol as protocol
-from ._simulation_laws import Judge, Law, SimulationError
+from ._simulation_law import Law, SimulationError
+from ._simulation_laws import Judge
 from ._simulation_network import Faults, Network
 from ._simulation_node import SimulatedNode
 from ._simulation_timeline import Timeline

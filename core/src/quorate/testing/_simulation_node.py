@@ -34,7 +34,8 @@ from ..rendezvous import _protocol as protocol
 from ..rendezvous._executor import Interpreter, PendingWait
 from ..rendezvous._ranks import order_nodes
 from ..rendezvous._state import State, Step
-from ._simulation_laws import Judge, Law
+from ._simulation_law import Law
+from ._simulation_laws import Judge
 from ._simulation_network import Network, Waiting
 from ._simulation_timeline import Timeline
 from ._simulation_workers import BROKEN, Plan, SimulatedWorkers, WorkerOutcome
