@@ -25,6 +25,7 @@ from quorate.rendezvous._driver import perform
 from quorate.rendezvous._executor import Interpreter, PendingWait
 from quorate.rendezvous._protocol import Call, Input, Join, Joined, Output, Reply, Settings
 from quorate.rendezvous._store import InterruptibleStore
+from quorate.timeouts import Timeouts
 
 
 @final
@@ -35,7 +36,8 @@ class Node:
         self._crowd = crowd
         self._record = NodeRecord(f"node-{number}", "default", 1, host=f"host-{number % 64}", port=1 + number % 60_000)
         # No node is lost here, and heartbeats would disturb the measurement.
-        settings = Settings(everywhere, everywhere, join_timeout=600.0, lease_timeout=600.0, store_outage_timeout=600.0)
+        timeouts = Timeouts(join_timeout=600.0, lease_timeout=600.0, store_outage_timeout=600.0)
+        settings = Settings(everywhere, everywhere, timeouts)
         self.interpreter = Interpreter(settings, self, time.monotonic, 600.0)
         self.desk = PendingWait()
         self.joined = False
@@ -46,13 +48,13 @@ class Node:
     def call(self, call: Call) -> None:
         self._crowd.calls.append((self, call))
 
-    def aim(self, key: str | None) -> None:
+    def wait_for(self, key: str | None) -> None:
         old = self.desk.key
-        self.desk.aim(key)
+        self.desk.set_key(key)
         if not self.joined:
             self._crowd.want(old, key, self)
 
-    def tell(self, output: Output, /) -> None:
+    def emit(self, output: Output, /) -> None:
         if isinstance(output, Joined):
             self.joined = True
             self._crowd.joined += 1
@@ -129,7 +131,7 @@ class Crowd:
             if self.calls:
                 self._perform(*self.calls.popleft())
                 continue
-            due = min((at for node in self._nodes if (at := node.interpreter.next_due()) is not None), default=None)
+            due = min((at for node in self._nodes if (at := node.interpreter.next_due_at()) is not None), default=None)
             try:
                 key, value = self._come.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
             except queue.Empty:
@@ -153,7 +155,7 @@ class Crowd:
     def _tick(self) -> None:
         for node in self._nodes:
             event: Input | None
-            while (event := node.interpreter.timely(False)) is not None:
+            while (event := node.interpreter.due_input(False)) is not None:
                 node.interpreter.feed(event)
 
 

@@ -1,4 +1,4 @@
-"""The diagrams in ``docs/architecture.md`` show the machines as they are: what is drawn happens, what happens is drawn.
+"""The diagrams in ``docs/architecture.md`` show the machines: what is drawn happens, what happens is drawn.
 
 The agent's machine is led through all its states by all its inputs, and what it does is what its table says; the
 rendezvous machines live in simulated worlds with crashes, pauses and lost messages.  Every change of phase is collected
@@ -25,8 +25,11 @@ from quorate.records import (
     Verdict,
     WorkerExited,
 )
-from quorate.rendezvous import _executor
-from quorate.rendezvous import _protocol as rendezvous_protocol
+from quorate.rendezvous import _machine as rendezvous
+from quorate.rendezvous._protocol import Failed, Input, Leave, Phase, Purpose, Reply, Tick
+from quorate.rendezvous._state import State, Step
+from quorate.testing._simulation_law import SimulationError
+from quorate.testing._simulation_laws import Judge, Member
 from quorate.testing._simulation_scenario import make_scenario, play
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/architecture.md"
@@ -110,21 +113,48 @@ def test_the_agent_leaves_each_phase_for_those_that_its_table_lists() -> None:
 # --- the rendezvous -------------------------------------------------------------------------------------------------
 
 
-def test_diagram_of_the_rendezvous_is_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+#: Ways out that every phase has; the page tells them in its text.
+EVERYWHERE = {(Phase.LEFT, Leave), (Phase.FAILED, Tick), (Phase.FAILED, Failed)}
+
+
+def listed() -> set[Edge]:
+    """Return the changes of phase that the table lists, except those of every phase."""
+    edges = set[Edge]()
+    for rule in rendezvous.TABLE:
+        event = Reply if isinstance(rule.trigger, Purpose) else rule.trigger
+        edges |= {
+            (rule.phase.value, target.value, event.__name__)
+            for target in rule.targets
+            if (target, event) not in EVERYWHERE
+        }
+    return edges
+
+
+def test_diagram_of_the_rendezvous_is_its_table() -> None:
+    # A refused seal leads from awaiting to failed, which the page also tells in its text.
+    assert listed() - {("awaiting", "failed", "Appeared")} == drawn("The rendezvous machine")
+
+
+def test_every_listed_change_of_phase_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulation itself fails at a change that is not listed (its law ``table``)."""
     found = set[Edge]()
-    real = _executor.step
+    real = Judge.steps
 
-    def step(
-        state: rendezvous_protocol.State, event: rendezvous_protocol.Input, now: float
-    ) -> rendezvous_protocol.Step:
-        result = real(state, event, now)
-        if result.state.phase is not state.phase:
-            found.add((state.phase.value, result.state.phase.value, type(event).__name__))
-        return result
+    def steps(judge: Judge, node: Member, before: State, event: Input, result: Step) -> None:
+        real(judge, node, before, event, result)
+        found.add((before.phase.value, result.state.phase.value, type(event).__name__))
 
-    monkeypatch.setattr(_executor, "step", step)
+    monkeypatch.setattr(Judge, "steps", steps)
     for seed in range(200):
         play(make_scenario(seed))
-    # Ways out that every phase has are told in the text, not drawn.
-    everywhere = {("left", "Leave"), ("failed", "Tick"), ("failed", "Failed")}
-    assert {edge for edge in found if edge[1:] not in everywhere} == drawn("The rendezvous machine")
+    assert listed() - found == {("awaiting", "failed", "Appeared")}, "only a refused seal does not happen here"
+
+
+def test_a_change_of_phase_that_the_table_does_not_list_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = Phase.TICKETING, Purpose.RECORD
+    rule = rendezvous.RULES[key]
+    monkeypatch.setitem(rendezvous.RULES, key, evolve(rule, targets=rule.targets - {Phase.GATHERING}))
+    with pytest.raises(
+        SimulationError, match=r"table: Reply leads n\d from ticketing to gathering, which is not listed"
+    ):
+        play(make_scenario(0))

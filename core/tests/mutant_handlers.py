@@ -5,11 +5,16 @@ What does not live here: which law has to catch which (``mutants``).
 
 from __future__ import annotations
 
-import threading
-
+from quorate.clock import sleep
 from quorate.errors import RendezvousClosedError, RendezvousConnectionError
 from quorate.records import NodeRecord, RoundEnd
-from quorate.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, StoreRendezvousHandler
+from quorate.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    StoreRendezvousHandler,
+    assign_ranks,
+)
 
 
 class HonestHandler(RendezvousHandler):
@@ -78,7 +83,7 @@ class IgnoresTheMaximum(HonestHandler):
 
 class KeepsNewcomersWaiting(HonestHandler):
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
-        threading.Event().wait(timeout)
+        sleep(timeout)
         return None
 
     def num_nodes_waiting(self) -> int:
@@ -97,8 +102,6 @@ class RanksEveryoneAlike(HonestHandler):
     """Workers' ranks are those of a round of equals."""
 
     def next_rendezvous(self) -> RendezvousInfo:
-        from quorate.rendezvous import assign_ranks
-
         info = super().next_rendezvous()
         assignment = info.assignment
         assert assignment is not None

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 from quorate.errors import StoreLostError, StoreUnavailableError
 from quorate.rendezvous import RendezvousParameters
 
@@ -143,7 +143,7 @@ class CreatesInItsOwnSpace(Honest):
 class LosesAdditions(Honest):
     def add(self, key: str, amount: int) -> int:
         count = int(self.get([key])[0] or b"0") + amount
-        threading.Event().wait(0.001)
+        sleep(0.001)
         self.put(key, b"%d" % count)
         return count
 
@@ -228,7 +228,7 @@ class LooksEverySecond(Honest):
             left = deadline - monotonic()
             if value is not None or left <= 0:
                 return value
-            threading.Event().wait(min(left, 1.0))
+            sleep(min(left, 1.0))
 
 
 class RegistersTooLate(Honest):
@@ -238,7 +238,7 @@ class RegistersTooLate(Honest):
         value = self.get([key])[0]
         if value is not None or timeout == 0:
             return value
-        threading.Event().wait(0.002)
+        sleep(0.002)
         deadline = monotonic() + timeout
         with self.changed:
             while not self.closed and self.changed.wait(max(0.0, deadline - monotonic())):
@@ -247,7 +247,7 @@ class RegistersTooLate(Honest):
         return None
 
 
-class IgnoresTheTimeOut(Honest):
+class IgnoresTheTimeout(Honest):
     def wait(self, key: str, timeout: float) -> bytes | None:
         return super().wait(key, 3600.0)
 
@@ -287,7 +287,7 @@ class HasOneConnection(Honest):
 
 class DropsEarlyInterrupts(Honest):
     def wait(self, key: str, timeout: float) -> bytes | None:
-        threading.Event().wait(0.02)
+        sleep(0.02)
         self.interrupted = False
         return super().wait(key, timeout)
 
@@ -361,7 +361,7 @@ class MixesHeartbeatsUp(Honest):
     """The last character of a heartbeat's key is lost, so that a node that is done speaks for all."""
 
     def spell(self, key: str) -> str:
-        return key[:-1] if "/beat/r" in key else key
+        return key[:-1] if "/heartbeat/r" in key else key
 
     def put(self, key: str, value: bytes) -> None:
         if b" done " not in self.values.get(self.spell(key), b""):
@@ -379,7 +379,7 @@ class KeepsTheDeadAlive(Honest):
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         self.reads += 1
         values = zip(keys, super().get(keys), strict=True)
-        return [v and v + b" %d" % self.reads if "/beat/" in key else v for key, v in values]
+        return [v and v + b" %d" % self.reads if "/heartbeat/" in key else v for key, v in values]
 
 
 class MissesWhatEndedMeanwhile(Honest):

@@ -23,7 +23,7 @@ def make_nodes(shapes: list[tuple[str, int]], prefix: str = "n") -> list[NodeRec
     ]
 
 
-def seats_of(nodes: list[NodeRecord], order: list[str]) -> dict[str, Assignment]:
+def assignments_of(nodes: list[NodeRecord], order: list[str]) -> dict[str, Assignment]:
     return assign_ranks(nodes, order, round_number=0, restart_count=0)
 
 
@@ -59,7 +59,7 @@ def test_ranks_are_dense_and_consecutive_whatever_the_order(shapes: list[tuple[s
     nodes = make_nodes(shapes)
     order = [node.node_id for node in nodes]
     random.shuffle(order)  # type: ignore[attr-defined] # Hypothesis' own Random
-    check_world(nodes, seats_of(nodes, order))
+    check_world(nodes, assignments_of(nodes, order))
 
 
 @given(st.data())
@@ -76,7 +76,7 @@ def test_any_sequence_of_joins_losses_and_rounds_keeps_ranks_sticky(data: st.Dat
         assert not {n.node_id for n in members} & {n.node_id for n in standbys}
         order = order_nodes(members, previous_order(members, previous))
         assert order == order_nodes(list(members), previous_order(list(members), previous))
-        assignments = seats_of(members, order)
+        assignments = assignments_of(members, order)
         check_world(members, assignments)
         survivors = [n for n in members if n.previous_round == previous and number]
         for node in survivors:
@@ -132,4 +132,4 @@ def test_an_order_that_is_no_permutation_is_refused() -> None:
     nodes = make_nodes([("d", 1), ("d", 1)])
     for order in (["n0"], ["n0", "n0"], ["n0", "x"], ["n0", "n1", "n1"]):
         with pytest.raises(UsageError, match="must answer every member once"):
-            seats_of(nodes, order)
+            assignments_of(nodes, order)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quorate.errors import StoreCorruptError
 from quorate.records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
-from quorate.rendezvous._liveness import Beat, BeatState
+from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
 from quorate.rendezvous._wire import decode_assignment, decode_end, decode_node, decode_object, encode, encode_object
 
 TEXT = st.text(max_size=40)
@@ -29,7 +29,7 @@ NODES = st.builds(
     previous_round=st.none() | COUNT,
     previous_rank=st.none() | COUNT,
 )
-SEATS = st.builds(
+ASSIGNMENTS = st.builds(
     Assignment,
     *([COUNT, TEXT, TEXT] + [COUNT] * 7 + [TEXT, COUNT]),
     shares_store=st.booleans(),
@@ -63,7 +63,7 @@ def test_a_node_record_survives_the_wire(node: NodeRecord) -> None:
     assert decode_node("k", encode(node)) == node
 
 
-@given(SEATS)
+@given(ASSIGNMENTS)
 def test_an_assignment_survives_the_wire(assignment: Assignment) -> None:
     assert decode_assignment("k", encode(assignment)) == assignment
 
@@ -141,11 +141,11 @@ def test_overlong_texts_are_cut_so_that_values_stay_small() -> None:
     assert len(encode(end)) < 10_000
 
 
-@given(COUNT, st.sampled_from(BeatState), st.text(max_size=20))
-def test_a_beat_survives_the_wire(count: int, state: BeatState, host: str) -> None:
-    assert Beat.decode(Beat(count, state, host).encode()) == Beat(count, state, host)
+@given(COUNT, st.sampled_from(HeartbeatState), st.text(max_size=20))
+def test_a_heartbeat_survives_the_wire(count: int, state: HeartbeatState, host: str) -> None:
+    assert Heartbeat.decode(Heartbeat(count, state, host).encode()) == Heartbeat(count, state, host)
 
 
 @given(st.binary(max_size=64))
-def test_any_bytes_are_a_beat(raw: bytes) -> None:
-    assert isinstance(Beat.decode(raw).state, BeatState)
+def test_any_bytes_are_a_heartbeat(raw: bytes) -> None:
+    assert isinstance(Heartbeat.decode(raw).state, HeartbeatState)

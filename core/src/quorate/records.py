@@ -126,6 +126,11 @@ class NodeRecord:
     previous_rank: int | None = None
     declined: str = ""
 
+    @property
+    def name(self) -> str:
+        """The node's name for people: its host, or its id where the host is not known."""
+        return self.host or self.node_id
+
 
 @final
 @frozen

@@ -1,4 +1,4 @@
-"""The rendezvous interface that agents see: parameters, the handler, and what a round gives back.
+"""The rendezvous interface that agents use: parameters, the handler, and its result.
 
 What does not live here: the protocol and its driver, and any backend.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from attrs import field, frozen
 from attrs.validators import min_len
 
+from ..clock import sleep
 from ..errors import UsageError
 from ..records import Assignment, NodeRecord, RoundEnd
-
-if TYPE_CHECKING:
-    from ._port import Bootstrap
-    from ._store import Store
+from ._port import Bootstrap
+from ._store import Store
 
 __all__ = [
     "RendezvousBackend",
@@ -125,7 +124,7 @@ class RendezvousParameters:
 @final
 @frozen
 class RendezvousStoreInfo:
-    """Where the round's rank 0 can be met."""
+    """Where the workers of a round meet."""
 
     master_addr: str
     master_port: int
@@ -134,10 +133,10 @@ class RendezvousStoreInfo:
 @final
 @frozen
 class RendezvousInfo:
-    """A sealed round as one node sees it: its group rank, the number of agents, and where rank 0 is.
+    """A sealed round from one node's side: its group rank, the number of agents, and where the workers meet.
 
-    ``assignment`` holds this node's whole place (global and role ranks).  A handler that only knows membership
-    leaves it ``None``; the agent then derives it through ``store`` (see ``docs/hooks.md``).
+    ``assignment`` also holds the global and role ranks.  A handler that only knows membership leaves it ``None``; the
+    agent then derives it through ``store`` (see ``docs/hooks.md``).
     """
 
     store: Store | None
@@ -154,8 +153,6 @@ class RendezvousHandler(ABC):
     another thread while one of them blocks, and must make it return or raise soon.
     """
 
-    #: Whether the handler tells changes by itself (``subscribe``, ``request_join``) instead of being asked.
-    is_event_driven = False
     #: Whether :meth:`wait_for_change` returns for every change, waiting nodes and ``end_round``, ``report_done`` and
     #: ``shutdown`` of this node included.  Otherwise the agent looks at :meth:`num_nodes_waiting` once a second.
     tells_every_change = False
@@ -201,27 +198,25 @@ class RendezvousHandler(ABC):
 
     @property
     def loss_timeout(self) -> float:
-        """Seconds within which the others learn that a node has died; 0 where nobody watches them."""
+        """Seconds within which the other nodes learn that a node was lost; 0 where they never do."""
         return 0.0
 
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
-        """Block until the current round should end, and say why; ``None`` after ``timeout`` seconds without.
+        """Block until the current round should end, and return why; ``None`` after ``timeout`` seconds.
 
-        The default returns ``None`` at the time-out only; the agent then looks at :meth:`num_nodes_waiting`.
+        The default only sleeps; the agent then looks at :meth:`num_nodes_waiting`.
         """
-        from threading import Event
-
-        Event().wait(timeout)
+        sleep(timeout)
         return None
 
-    def end_round(self, end: RoundEnd) -> None:  # noqa: B027 - optional: nobody to tell is a valid answer
-        """Tell all nodes that the round has ended; the first reason wins.  Must not block for long."""
+    def end_round(self, end: RoundEnd) -> None:  # noqa: B027 - optional
+        """Record for all nodes why the round ends; the first reason wins.  Must not block for long."""
 
     def report_done(self) -> None:  # noqa: B027 - optional
-        """Tell that this node's workers have all succeeded (the exit barrier)."""
+        """Report that all workers of this node have succeeded (the exit barrier)."""
 
     def measure_latency(self, timeout: float) -> float | None:
-        """Return the seconds that one small read of the backend took; ``None`` where that cannot be told.
+        """Return the seconds that one small read of the backend took; ``None`` where that is not known.
 
         Raises:
             StoreUnavailableError: no answer within ``timeout`` seconds.
@@ -229,7 +224,7 @@ class RendezvousHandler(ABC):
         return None
 
     def prepare(self, node: NodeRecord) -> None:  # noqa: B027 - optional
-        """Told once before the first :meth:`next_rendezvous`: role, local world size and address of this node."""
+        """Called once before the first :meth:`next_rendezvous`, with this node's role, size and address."""
 
 
 @final

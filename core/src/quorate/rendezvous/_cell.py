@@ -44,7 +44,7 @@ class CellStore:
 
     Arguments:
         cell: where the whole content lives.
-        write_timeout: seconds after which a write that keeps losing against others gives up.
+        write_timeout: seconds after which a write gives up if other writers were always faster.
     """
 
     def __init__(self, cell: Cell, write_timeout: float = 5.0) -> None:
@@ -62,7 +62,7 @@ class CellStore:
             raise StoreCorruptError("cell", "it is not a JSON object of base64 values") from None
 
     def _change(self, change: Callable[[dict[str, bytes]], tuple[bool, _T]]) -> _T:
-        """Apply ``change`` (returns whether to write, and the result) until no other writer got in between."""
+        """Apply ``change``, which returns whether to write and the result, until no other writer interferes."""
         deadline = monotonic() + self._write_timeout
         while True:
             values, version = self._load()
@@ -73,7 +73,9 @@ class CellStore:
             if self._cell.swap(version, json.dumps(data, separators=(",", ":")).encode()):
                 return result
             if monotonic() > deadline:
-                raise StoreUnavailableError(f"the cell was changed by others for {self._write_timeout:g} s on end")
+                raise StoreUnavailableError(
+                    f"the cell was changed by others without a pause for {self._write_timeout:g} s"
+                )
 
     def create(self, key: str, value: bytes) -> bool:
         def change(values: dict[str, bytes]) -> tuple[bool, bool]:

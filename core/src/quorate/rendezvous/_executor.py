@@ -1,8 +1,8 @@
-"""What the driver decides, without its threads: which input is next, which call is overdue, which wait counts.
+"""What the driver decides, without its threads: the next input, the overdue calls, and the wait that still counts.
 
-The real driver (``_driver``) and the simulated one (``quorate.testing``) both run this, so that nothing that could be
-wrong in between the machine and the store exists twice.  No threads, no locks and no clock of its own; whoever shares
-a :class:`PendingWait` between threads holds a lock.
+The real driver (``_driver``) and the simulated one (``quorate.testing``) both use these classes, so that a simulation
+runs no copy of them.  They have no threads, no locks and no clock of their own; threads that share a
+:class:`PendingWait` hold a lock.
 """
 
 from __future__ import annotations
@@ -26,29 +26,27 @@ from ._protocol import (
     Output,
     Rescaled,
     Settings,
-    State,
-    Step,
     Tick,
     Wait,
-    wake_at,
 )
+from ._state import State, Step, wake_at
 
 __all__ = ["Executor", "Interpreter", "PendingWait"]
 
 
 class Executor(Protocol):
-    """What the machine's commands need done.  No method blocks, but the two policies."""
+    """Carries out the machine's commands.  No method blocks, except the two policies."""
 
     def call(self, call: Call) -> None:
         """Queue a store call; it is answered by a Reply or a Failed."""
         ...
 
-    def aim(self, key: str | None) -> None:
-        """Wait for ``key`` from now on, instead of whatever was waited for."""
+    def wait_for(self, key: str | None) -> None:
+        """Wait for ``key`` from now on, instead of the key before; ``None``: for nothing."""
         ...
 
-    def tell(self, output: Output, /) -> None:
-        """Tell the agent."""
+    def emit(self, output: Output, /) -> None:
+        """Hand an output to the agent."""
         ...
 
     def decide_ranks(self, nodes: Sequence[NodeRecord], previous: Sequence[str], /) -> Sequence[str]:
@@ -62,99 +60,100 @@ class Executor(Protocol):
 
 @final
 class Interpreter:
-    """One node's rendezvous machine between its inputs and its hands.
+    """Steps one node's rendezvous machine and has its commands carried out.
 
     Arguments:
-        settings: bounds and deadlines.
-        hands: carries the commands out.
+        settings: bounds and timeouts.
+        executor: carries out the commands.
         clock: returns this node's monotonic time, in seconds.
         operation_timeout: seconds after which a call without an answer counts as failed.
-        watch: called with each step, what led to it and the state before; for simulations and tests.
+        on_step: called with the state before, the input and the step, for simulations and tests.
     """
 
     def __init__(
         self,
         settings: Settings,
-        hands: Executor,
+        executor: Executor,
         clock: Callable[[], float],
         operation_timeout: float,
-        watch: Callable[[State, Input, Step], None] | None = None,
+        on_step: Callable[[State, Input, Step], None] | None = None,
     ) -> None:
         self.state: State = initial_state(settings)
-        self._hands, self._clock, self._operation_timeout, self._watch = hands, clock, operation_timeout, watch
-        self._overdue: deque[tuple[float, Call]] = deque()
+        self._executor, self._clock, self._on_step = executor, clock, on_step
+        self._operation_timeout = operation_timeout
+        self._deadlines: deque[tuple[float, Call]] = deque()
 
     def feed(self, event: Input) -> None:
-        """Take one input, and the answers of the policies that it leads to."""
+        """Take one input, and the policies' answers that follow from it."""
         backlog: deque[Input] = deque([event])
         while backlog:
             event = backlog.popleft()
             before = self.state
             result = step(before, event, self._clock())
             self.state = result.state
-            if self._watch is not None:
-                self._watch(before, event, result)
+            if self._on_step is not None:
+                self._on_step(before, event, result)
             for command in result.commands:
                 answer = self._execute(command)
                 if answer is not None:
                     backlog.append(answer)
 
-    def timely(self, is_opening: bool) -> Input | None:
-        """Return what time alone has brought; to be asked before any other input is taken, so that no flood delays it.
+    def due_input(self, is_opening: bool) -> Input | None:
+        """Return the input that the passing of time has brought, if any.
+
+        Asked before every other input, so that no flood of inputs can delay the machine's clock.
 
         Arguments:
             is_opening: the store is still being opened, so that no call can have been answered yet.
         """
-        now, due = self._clock(), wake_at(self.state)
-        if due is not None and due <= now:
+        now, due_at = self._clock(), wake_at(self.state)
+        if due_at is not None and due_at <= now:
             return Tick()
-        if self._overdue and self._overdue[0][0] <= now:
-            return self._call_is_overdue(now, is_opening)
+        if self._deadlines and self._deadlines[0][0] <= now:
+            return self._overdue_call(now, is_opening)
         return None
 
-    def next_due(self) -> float | None:
-        """Return when :meth:`timely` will have something next, on this node's clock."""
-        due = wake_at(self.state)
-        if not self._overdue:
-            return due
-        return self._overdue[0][0] if due is None else min(due, self._overdue[0][0])
+    def next_due_at(self) -> float | None:
+        """Return when :meth:`due_input` will return something, on this node's clock."""
+        times = (wake_at(self.state), self._deadlines[0][0] if self._deadlines else None)
+        return min((time for time in times if time is not None), default=None)
 
-    def _call_is_overdue(self, now: float, is_opening: bool) -> Input:
-        _, call = self._overdue.popleft()
+    def _overdue_call(self, now: float, is_opening: bool) -> Input:
+        _, call = self._deadlines.popleft()
         if is_opening:
-            self._overdue.append((now + self._operation_timeout, call))
+            self._deadlines.append((now + self._operation_timeout, call))
             return Tick()
         if self._is_answered(call):
             return Tick()
         return Failed(call, f"no answer within {self._operation_timeout:g} s")
 
     def _is_answered(self, call: Call) -> bool:
-        return self.state.pending.get(call.tag) is not call
+        return self.state.pending.get(call.purpose) is not call
 
     def _execute(self, command: Command) -> Input | None:
-        hands = self._hands
+        executor = self._executor
         if isinstance(command, Call):
-            self._overdue.append((self._clock() + self._operation_timeout, command))
-            while self._overdue and self._is_answered(self._overdue[0][1]):
-                self._overdue.popleft()
-            hands.call(command)
+            self._deadlines.append((self._clock() + self._operation_timeout, command))
+            while self._deadlines and self._is_answered(self._deadlines[0][1]):
+                self._deadlines.popleft()
+            executor.call(command)
         elif isinstance(command, Wait):
-            hands.aim(command.key)
+            executor.wait_for(command.key)
         elif isinstance(command, OrderNodes):
             try:
-                return Ordered(tuple(hands.decide_ranks(command.nodes, command.previous)))
+                return Ordered(tuple(executor.decide_ranks(command.nodes, command.previous)))
             except Exception as error:
                 return Ordered((), str(error) if isinstance(error, QuorateError) else f"decide_ranks raised {error!r}")
         elif isinstance(command, AskRescale):
-            return Rescaled(bool(hands.decide_rescale(command.summary, command.waiting)))
+            return Rescaled(bool(executor.decide_rescale(command.summary, command.waiting)))
         else:
-            hands.tell(command)
+            executor.emit(command)
         return None
 
 
 @final
 class PendingWait:
-    """What the one blocking wait is for, and whether what came of it still counts."""
+    """The key of the one blocking wait, and whether the wait's result still counts when it ends."""
 
     __slots__ = ("is_waiting", "key")
 
@@ -162,7 +161,7 @@ class PendingWait:
         self.key: str | None = None
         self.is_waiting = False
 
-    def aim(self, key: str | None) -> bool:
+    def set_key(self, key: str | None) -> bool:
         """Wait for ``key`` from now on; returns whether a wait that is under way has to be interrupted."""
         self.key = key
         return self.is_waiting
@@ -172,10 +171,10 @@ class PendingWait:
         self.is_waiting = self.key is not None
         return self.key
 
-    def finish(self, key: str, value: bytes | None, trouble: Failed | None = None) -> Input | None:
-        """Return the input that the end of a wait for ``key`` leads to, if any: it may have been given up meanwhile."""
+    def finish(self, key: str, value: bytes | None, failure: Failed | None = None) -> Input | None:
+        """Return the input that the end of a wait for ``key`` leads to; ``None`` if the key was changed meanwhile."""
         self.is_waiting = False
-        if self.key != key or (value is None and trouble is None):
+        if self.key != key or (value is None and failure is None):
             return None
         self.key = None
-        return trouble if trouble is not None else Appeared(key, value or b"")
+        return failure if failure is not None else Appeared(key, value or b"")

@@ -1,4 +1,7 @@
-"""``StoreRendezvousHandler``: the full rendezvous interface on top of any store, and how backends are opened."""
+"""``StoreRendezvousHandler``: the full rendezvous interface on top of any store.
+
+What does not live here: opening an installed backend by name (:mod:`quorate.backends`).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,10 @@ from typing import Any, Protocol, final
 from attrs import evolve
 
 from ..clock import monotonic
-from ..errors import (
-    FailureKind,
-    RendezvousClosedError,
-    UsageError,
-)
+from ..errors import FailureKind, RendezvousClosedError, UsageError
+from ..net import advertised_address, host_name
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
-from ._address import advertised_address, host_name
+from ..timeouts import Timeouts
 from ._api import (
     RendezvousBackend,
     RendezvousHandler,
@@ -32,11 +32,11 @@ from ._protocol import (
     End,
     Ended,
     GaveUp,
-    Gone,
     Join,
     Joined,
     Key,
     Leave,
+    Left,
     Output,
     Phase,
     Settings,
@@ -44,8 +44,11 @@ from ._protocol import (
 
 __all__ = ["Decisions", "StoreRendezvousHandler", "settings_of"]
 
-#: How long a node that does not join tries to reach the store, to tell why.
-_GUEST_SECONDS = 2.0
+#: How long a node that declines tries to reach the store.
+_DECLINE_CONNECT_SECONDS = 2.0
+#: A host whose node left early stays this many ``linger_timeout``: the other nodes' workers still run, and will
+#: report that they are done.
+_LINGER_FACTOR = 12
 
 
 class Decisions(Protocol):
@@ -65,33 +68,13 @@ class Decisions(Protocol):
 
 
 def settings_of(parameters: RendezvousParameters) -> Settings:
-    """Return the protocol's settings from the parameters; the relations between them are checked here.
-
-    Raises:
-        UsageError: a time-out that is not a number, or a lease that is too short or longer than the outage limit.
-    """
-    settings = Settings(
-        parameters.min_nodes,
-        parameters.max_nodes,
-        join_timeout=parameters.get_as_float("join_timeout", 600.0),
-        last_call_timeout=parameters.get_as_float("last_call_timeout", 5.0),
-        lease_timeout=parameters.get_as_float("lease_timeout", 3.0),
-        store_outage_timeout=parameters.get_as_float("store_outage_timeout", 300.0),
-        settle_timeout=parameters.get_as_float("settle_timeout", 0.1),
-    )
-    if settings.lease_timeout < 0.2:
-        raise UsageError(f"lease_timeout={settings.lease_timeout:g} is too short; it must be at least 0.2 s")
-    if settings.store_outage_timeout < settings.lease_timeout:
-        raise UsageError(
-            f"store_outage_timeout={settings.store_outage_timeout:g} is below lease_timeout="
-            f"{settings.lease_timeout:g}; a node must outlive an outage for at least its lease"
-        )
-    return settings
+    """Return the protocol's settings from the parameters.  Raises UsageError for timeouts that cannot be used."""
+    return Settings(parameters.min_nodes, parameters.max_nodes, Timeouts.from_settings(parameters.config))
 
 
 def _as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
-    """Return how to reach a store for a word or two: this node must not serve it for others, and has little time."""
-    config = {**parameters.config, "is_host": False, "connect_timeout": _GUEST_SECONDS}
+    """Return parameters for a short visit: this node does not host the store, and connects within a short time."""
+    config = {**parameters.config, "is_host": False, "connect_timeout": _DECLINE_CONNECT_SECONDS}
     return RendezvousParameters(
         parameters.backend,
         parameters.endpoint,
@@ -107,38 +90,37 @@ def _as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
 class StoreRendezvousHandler(RendezvousHandler):
     """One node of a job whose nodes meet in a store.
 
-    Either call the blocking methods, or :meth:`subscribe` and then :meth:`request_join`; not both.
+    Call either the blocking methods, or :meth:`subscribe` and then :meth:`request_join`, but not both.
     """
-
-    is_event_driven = True
 
     def __init__(self, parameters: RendezvousParameters, backend: RendezvousBackend, decisions: Decisions) -> None:
         open_store = backend.open_store
         if open_store is None:
             raise UsageError(f"rendezvous backend {backend.name!r} opens no store")
         self._parameters, self._backend, self._decisions = parameters, backend, decisions
+        settings = settings_of(parameters)
         self._linger_timeout = parameters.get_as_float("linger_timeout", 5.0)
-        self._close_timeout = parameters.get_as_float("close_timeout", 5.0)
+        self._close_timeout = settings.timeouts.close_timeout
         self._node = NodeRecord(os.urandom(16).hex(), "default", 1, host=host_name(), plugin_digest=decisions.digest())
         self._bootstrap: Bootstrap | None = None
         self._subscriber: Callable[[Output], None] | None = None
         self._outputs: list[Output] = []
         self._changed = threading.Condition()
         self._started = self._shut_down = False
-        self._is_out = threading.Event()  # this node has left, or there is nothing left to leave
+        self._departed = threading.Event()  # this node has left, or there is nothing left to leave
         self._final: Closed | GaveUp | None = None
         self._driver = Driver(
-            settings_of(parameters),
+            settings,
             lambda: open_store(self._parameters),
             lambda nodes, previous: decisions.decide("ranks", nodes, previous),
             lambda summary, waiting: decisions.decide_or(False, "rescale", summary, waiting),
-            self._hear,
+            self._on_output,
         )
 
     # --- the agent's side: nothing blocks ---------------------------------------------------------------------------
 
     def subscribe(self, callback: Callable[[Output], None]) -> None:
-        """Have every output told to ``callback`` (on the rendezvous thread; it must not block)."""
+        """Call ``callback`` with every output, on the rendezvous thread; it must not block."""
         self._subscriber = callback
 
     def request_join(self, node: NodeRecord) -> None:
@@ -151,7 +133,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         address = advertised_address(self._parameters.local_addr, self._parameters.endpoint)
         port = bootstrap.reserve(address)
         self._bootstrap = bootstrap
-        if self._shut_down:  # meanwhile, by another thread, while the endpoint's name was looked up
+        if self._shut_down:  # by another thread, while the endpoint's name was looked up
             self._release()
             return
         self._node = evolve(
@@ -165,7 +147,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._driver.post(Join(self._node))
 
     def request_decline(self, node: NodeRecord) -> None:
-        """Have those who wait for this node told why it does not come (``node.declined``), if they can be reached soon."""
+        """Report to the waiting nodes why this node does not join (``node.declined``), if the store answers soon."""
         if self._parameters.max_nodes == 1:
             return
         if not self._started:
@@ -182,10 +164,10 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._driver.post(Done())
 
     def request_leave(self) -> None:
-        """Say that this node goes away; the output ``Gone`` follows."""
+        """Leave the job; the output ``Left`` follows."""
         self._driver.post(Leave())
 
-    def _hear(self, output: Output) -> None:
+    def _on_output(self, output: Output) -> None:
         if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
             try:
                 self._bootstrap.activate()
@@ -193,8 +175,8 @@ class StoreRendezvousHandler(RendezvousHandler):
                 output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {error}")
         if isinstance(output, (Closed, GaveUp)):
             self._final = output
-        if isinstance(output, (Closed, GaveUp, Gone)):
-            self._is_out.set()
+        if isinstance(output, (Closed, GaveUp, Left)):
+            self._departed.set()
         with self._changed:
             self._outputs.append(output)
             self._changed.notify_all()
@@ -220,7 +202,7 @@ class StoreRendezvousHandler(RendezvousHandler):
     @property
     def loss_timeout(self) -> float:
         settings = self._driver.state.settings
-        return settings.lease_timeout + settings.heartbeat_interval
+        return settings.timeouts.lease_timeout + settings.timeouts.heartbeat_interval
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self._final is None and not self._shut_down:
@@ -277,7 +259,7 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     def set_closed(self) -> None:
         state = self._driver.state
-        reason = f"closed by {self._node.host or self._node.node_id}"
+        reason = f"closed by {self._node.name}"
         self.end_round(
             RoundEnd(state.round_number, Cause.STOPPED, Verdict.STOPPED, reason, self._node.node_id, self._node.host)
         )
@@ -292,31 +274,31 @@ class StoreRendezvousHandler(RendezvousHandler):
     def measure_latency(self, timeout: float) -> float | None:
         if not self._started or self._shut_down or self._driver.state.phase in (Phase.IDLE, Phase.CLOSED, Phase.LEFT):
             return None
-        begun_at = monotonic()
+        started_at = monotonic()
         self._driver.query(lambda store: store.get([Key.ROUND]), timeout)
-        return monotonic() - begun_at
+        return monotonic() - started_at
 
     def shutdown(self) -> bool:
         if self._shut_down:
             return True
-        if self._started and not self._is_out.is_set():
+        if self._started and not self._departed.is_set():
             self.request_leave()
-            self._is_out.wait(self._close_timeout)
+            self._departed.wait(self._close_timeout)
         with self._changed:
             self._shut_down = True
             self._changed.notify_all()
         if self._started:
-            self._driver.close(self._close_timeout, self._patience())
+            self._driver.close(self._close_timeout, self._linger_seconds())
         self._release()
         return True
 
-    def _patience(self) -> float:
-        """Return for how long the host of a store keeps it for the others, who may still want to read it."""
+    def _linger_seconds(self) -> float:
+        """Return for how long the host of a store keeps it for the other nodes, which may still read it."""
         state = self._driver.state
         if state.phase is Phase.CLOSED:
             return self._linger_timeout
-        if state.phase is Phase.LEFT and state.done:
-            return 12 * self._linger_timeout  # their workers still run, and will want to say that they have finished
+        if state.phase is Phase.LEFT and state.is_done:
+            return _LINGER_FACTOR * self._linger_timeout
         return 0.0
 
     def _release(self) -> None:

@@ -76,7 +76,7 @@ class InterruptibleStore(Store, Protocol):
 
 @runtime_checkable
 class HostedStore(Store, Protocol):
-    """The optional ability ``hosted``: one of the nodes serves the store, and it ends with that node."""
+    """The optional ability ``hosted``: one of the nodes serves the store, which ends with that node."""
 
     @property
     def is_host(self) -> bool:

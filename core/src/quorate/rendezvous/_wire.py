@@ -1,7 +1,7 @@
 """How records are written to the store: versioned JSON, never pickle.
 
-Whatever cannot be read - another version, other types, hostile bytes - is a StoreCorruptError that names the key.
-Unknown fields are ignored, so that a newer node may add some without a new version.
+A value that cannot be read (another version, other types, hostile bytes) raises a StoreCorruptError that names the key.
+Unknown fields are ignored, so that a newer node may add fields without a new version.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = [
 
 VERSION = 1
 _LARGEST_BYTES = 1 << 18
-#: Every node of a job reads a round's end, so it should be small; the limits for its texts are tried in transition.
+#: Every node of a job reads a round's end, so it must be small; the limits for its texts are tried in this order.
 _LARGEST_WRITTEN_BYTES = 1 << 16
 _LONGEST_TEXTS = (8192, 2048, 256)
 _MOST_LINES = 20
-#: What is never too long; most of what is written is of these.
+#: Types whose values are never too long; most values have these.
 _WHOLE = frozenset({int, bool, float, type(None)})
 _TYPES = {"str": str, "int": int, "bool": bool}
 _T = TypeVar("_T")
@@ -45,21 +45,21 @@ def encode_object(kind: str, fields: Mapping[str, Any]) -> bytes:
 
 
 def encode(record: NodeRecord | Assignment | RoundEnd | FailureRecord) -> bytes:
-    """Return a record as bytes; defaults are left out, over-long texts are cut, and more so where there are many."""
+    """Return a record as bytes.  Defaults are left out; long texts are cut, and cut shorter if there are many."""
     value = b""
     for longest in _LONGEST_TEXTS:
         value = encode_object(_KINDS[type(record)], _fields(record, longest))
         if len(value) <= _LARGEST_WRITTEN_BYTES:
             return value
     failure = getattr(record, "failure", None)
-    if failure is not None:  # what a worker recorded may be anything at all
+    if failure is not None:  # a worker may have recorded anything
         bare = evolve(failure, error_data=None, stderr_tail=failure.stderr_tail[-_MOST_LINES:])
         value = encode_object(_KINDS[type(record)], _fields(evolve(record, failure=bare), _LONGEST_TEXTS[-1]))
     return value
 
 
 def decode_object(key: str, value: bytes, kind: str) -> dict[str, Any]:
-    """Return the JSON object in ``value``.  Raises StoreCorruptError unless it is ours, of this version and kind."""
+    """Return the JSON object in ``value``.  Raises StoreCorruptError if its version or kind is not the expected one."""
     if len(value) > _LARGEST_BYTES:
         raise StoreCorruptError(key, f"{len(value)} bytes are more than quorate ever writes")
     try:

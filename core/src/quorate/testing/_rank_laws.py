@@ -1,6 +1,6 @@
-"""Laws about ranks, for nodes of any roles and sizes: what workers compute with must be dense and agreed upon.
+"""Laws about ranks, for nodes of any roles and sizes: ranks are dense, and all nodes agree on them.
 
-The shapes come from Hypothesis, seeded alike each time, so that a law that is broken is broken again.
+The shapes come from Hypothesis with a fixed seed, so that a law that is broken stays broken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 from ..records import Assignment, NodeRecord
 from ..rendezvous import assign_ranks
-from ._law import Ability, LawBrokenError, Tier, law
+from ._abilities import Ability, LawBrokenError
+from ._law import Tier, law
 from ._membership_laws import require_one_world
 from ._subject import Subject, join_all, require
 
@@ -30,7 +31,7 @@ def require_ranks(assignments: Sequence[Assignment]) -> None:
     require(ranks == list(range(world)), f"the global ranks, by group rank, are {ranks}")
     require(
         {assignment.world_size for assignment in assignments} == {world},
-        f"members are told different sizes of a world of {world}",
+        f"members get different sizes of a world of {world}",
     )
     for role in {assignment.role for assignment in assignments}:
         own = [assignment for assignment in assignments if assignment.role == role]
@@ -41,13 +42,14 @@ def require_ranks(assignments: Sequence[Assignment]) -> None:
         require(found == list(range(size)), f"the ranks within the role {role!r} are {found}")
         require(
             {assignment.role_world_size for assignment in own} == {size},
-            f"the size of the role {role!r} is told differently",
+            f"members get different sizes of the role {role!r}",
         )
 
 
 def _for_shapes(count: int, largest: int, test: Callable[[list[Shape]], None]) -> None:
     """Run ``test`` with ``count`` sets of up to ``largest`` nodes, each a role and a local world size."""
     try:
+        # Hypothesis is an optional dependency.
         from hypothesis import HealthCheck, Phase, given, settings
         from hypothesis import strategies as st
     except ImportError:
@@ -68,7 +70,7 @@ def _for_shapes(count: int, largest: int, test: Callable[[list[Shape]], None]) -
 
 @law(Tier.RANKS, Ability.STORE)
 def ranks_are_dense_for_any_nodes(subject: Subject) -> None:
-    """Whatever roles and sizes nodes have, global ranks and ranks within roles count from 0 without gaps, and those of
+    """For nodes of any roles and sizes, global ranks and ranks within roles count from 0 without gaps, and the ranks of
     one node are consecutive.
 
     The order of nodes comes from the hook decide_ranks of the installed plugins: it must answer every member once.
@@ -87,21 +89,21 @@ def ranks_are_dense_for_any_nodes(subject: Subject) -> None:
 
 @law(Tier.RANKS, Ability.SEVERAL_NODES)
 def unequal_nodes_are_ranked_together(subject: Subject) -> None:
-    """Nodes of different roles and sizes that meet on the backend are one world, each with the shape it came with.
+    """Nodes of different roles and sizes form one world on the backend, and each keeps its role and size.
 
-    A handler of its own may leave the ranks of workers to the core, and then only the group ranks count.
+    A handler of its own may leave the ranks of workers to the core; then only the group ranks are checked.
     """
 
     def test(shapes: list[Shape]) -> None:
         with subject:
             job, size = subject.job(), len(shapes)
             members = [job.member(size, size, role=role, local_world_size=local) for role, local in shapes]
-            infos = join_all(members, subject.patience)
+            infos = join_all(members, subject.timeout)
             require_one_world(infos)
             assignments = [info.assignment for info in infos if info.assignment is not None]
             if len(assignments) == size:
                 require_ranks(assignments)
-                told = [(assignment.role, assignment.local_world_size) for assignment in assignments]
-                require(told == shapes, f"nodes that came as {shapes} are told {told}")
+                assigned = [(assignment.role, assignment.local_world_size) for assignment in assignments]
+                require(assigned == shapes, f"nodes that joined as {shapes} are assigned {assigned}")
 
     _for_shapes(4, 4, test)

@@ -1,4 +1,4 @@
-"""What the author of a backend's tests serves it with: a server program, a way through that can be cut, free ports.
+"""Servers for the tests of a backend: a server program, a proxy that can be cut, free ports.
 
 What does not live here: the laws that make use of it (``_fault_laws``).
 """
@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar, final
 
-from ..clock import monotonic
+from ..clock import monotonic, sleep
 from ..errors import UsageError
-from ..rendezvous._address import parse_endpoint
+from ..net import parse_endpoint
 
 __all__ = ["CuttableProxy", "FreshPorts", "ServerProcess", "free_port"]
 
@@ -28,7 +28,7 @@ _START_SECONDS = 30.0
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nobody listens, and which the next to ask is unlikely to get."""
+    """Return a TCP port of 127.0.0.1 on which no server listens and which the system will hardly give out soon."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -37,10 +37,10 @@ def free_port() -> int:
 
 @final
 class FreshPorts:
-    """The ``server`` of a backend that one of the nodes hosts: each job meets at a port of its own.
+    """The ``server`` of a backend whose store a node hosts: each job gets a port of its own.
 
     Arguments:
-        address: of this host, where the nodes meet.
+        address: an address of this host.
     """
 
     def __init__(self, address: str = "127.0.0.1") -> None:
@@ -48,15 +48,15 @@ class FreshPorts:
 
     @property
     def endpoint(self) -> str:
-        """Another endpoint each time."""
+        """A new endpoint each time."""
         return f"{self._address}:{free_port()}"
 
 
 class CuttableProxy:
-    """Forwards TCP connections to ``target`` until it is cut; then it is as if every packet were lost.
+    """Forwards TCP connections to ``target``; while it is cut, no data passes, as if every packet were lost.
 
-    Connections stay open while it is cut, and go on when it is not any more, as those of a network do.  Also a context
-    manager; made to be subclassed, to add what else the server behind it can do.
+    Connections stay open while it is cut and continue afterwards.  Also a context manager; made to be subclassed, to
+    add what else the server behind it can do.
 
     Arguments:
         target: ``host:port`` of the real server.
@@ -81,7 +81,7 @@ class CuttableProxy:
 
     @contextmanager
     def partition(self) -> Iterator[None]:
-        """Cut the server off for as long as the context is open."""
+        """Cut the server off while the context is open."""
         self._set_cut(True)
         try:
             yield
@@ -111,7 +111,7 @@ class CuttableProxy:
 
     def _run(self) -> None:
         while not self._is_closed:
-            # While it is cut only the wake-up is listened to: what clients send stays where it is.
+            # While it is cut, only the wake-up is read: what clients send stays in their sockets.
             for key, _ in self._selector.select():
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
@@ -134,9 +134,9 @@ class CuttableProxy:
     def _accept(self) -> None:
         client, _ = self._listener.accept()
         try:
-            server = socket.create_connection(self._target, timeout=5.0)
+            server = socket.create_connection((self._target.host, self._target.port), timeout=5.0)
         except OSError:
-            client.close()  # the server is away: the client sees its connection end at once
+            client.close()  # the server is down: the client's connection ends at once
             return
         for one, other in ((client, server), (server, client)):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -162,7 +162,7 @@ class CuttableProxy:
 class ServerProcess:
     """A server program on this machine, behind a proxy, so that it can be cut off, stopped and restarted.
 
-    Also a context manager.  ``endpoint`` is the proxy's; it stays the same over restarts.
+    Also a context manager.  ``endpoint`` is the proxy's; restarts do not change it.
 
     Arguments:
         command: the program and its arguments; it has to listen on ``port`` of 127.0.0.1, in the foreground.
@@ -184,15 +184,15 @@ class ServerProcess:
 
     @contextmanager
     def partition(self) -> Iterator[None]:
-        """Cut the server off for as long as the context is open."""
+        """Cut the server off while the context is open."""
         with self._proxy.partition():
             yield
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the server (SIGSTOP) for as long as the context is open."""
+        """Stop the server (SIGSTOP) while the context is open."""
         self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # until then it may still answer
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # before that it may still answer
         try:
             yield
         finally:
@@ -236,4 +236,4 @@ class ServerProcess:
                 process.kill()
                 process.wait()
                 raise UsageError(f"{' '.join(self._command)} does not listen on port {self._port}")
-            threading.Event().wait(0.02)
+            sleep(0.02)

@@ -1,6 +1,6 @@
 """Wrong protocols: each breaks one promise of the machines, and random seeds must find it.
 
-A simulation that finds none of them would find nothing else either.  Each mutant names the laws that may catch it.
+They show that the simulation finds defects.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from typing import Any, final
 
 from attrs import evolve, frozen
 
-from ..agent import _machine as agent_machine
-from ..agent import _protocol as agent
-from ..agent import _stopping as agent_stopping
-from ..records import Verdict
-from ..rendezvous import _executor, _gather, _joining, _machine, _protocol, _running, _sealing
-from ..rendezvous._liveness import Liveness
-from ..rendezvous._transition import Transition
-from ._simulation import SimulationError
-from ._simulation_scenario import make_scenario, play
+from quorate.agent import _machine as agent_machine
+from quorate.agent import _protocol as agent
+from quorate.agent import _stopping as agent_stopping
+from quorate.records import Verdict
+from quorate.rendezvous import _every_phase, _executor, _gather, _joining, _machine, _protocol, _running, _sealing
+from quorate.rendezvous._liveness import Liveness
+from quorate.rendezvous._protocol import Phase, Purpose
+from quorate.rendezvous._state import State
+from quorate.rendezvous._transition import Transition
+from quorate.testing._simulation import SimulationError
+from quorate.testing._simulation_law import Law
+from quorate.testing._simulation_scenario import make_scenario, play
 
 __all__ = ["MUTANTS", "Mutant", "first_seed_that_finds"]
 
@@ -40,7 +43,7 @@ class Mutant:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Have all machines of this process be wrong."""
+        """Make all machines of this process wrong."""
         undo: list[tuple[Any, Any, Any]] = []
         try:
             for where, name, replacement in self.patches:
@@ -59,8 +62,8 @@ class Mutant:
                     setattr(where, name, original)
 
 
-def first_seed_that_finds(mutant: Mutant, most_seeds: int) -> tuple[int, str] | None:
-    """Return the likely seed or the first one below ``most_seeds`` that finds ``mutant``, and the law it saw broken."""
+def first_seed_that_finds(mutant: Mutant, most_seeds: int) -> tuple[int, Law] | None:
+    """Return the likely seed, or the first one below ``most_seeds``, that finds ``mutant``, and the broken law."""
     with mutant.applied():
         for seed in (mutant.likely, *range(most_seeds)):
             try:
@@ -74,39 +77,37 @@ def first_seed_that_finds(mutant: Mutant, most_seeds: int) -> tuple[int, str] | 
 
 
 def _put_instead_of_create(key_ends: str) -> Callable[..., None]:
-    real = Transition.call
+    real = Transition.create
 
-    def call(transition: Transition, tag: str, operation: str, *keys: str, **rest: Any) -> None:
-        wrong = operation == "create" and keys[0].endswith(key_ends)
-        real(transition, tag, "put" if wrong else operation, *keys, **rest)
+    def create(transition: Transition, purpose: Purpose, key: str, value: bytes) -> None:
+        (Transition.put if key.endswith(key_ends) else real)(transition, purpose, key, value)
 
-    return call
+    return create
 
 
-def _seats_by_ticket_alone(n: int, sealer: int, ticket: int) -> str:
+def _assignment_by_ticket_alone(n: int, sealer: int, ticket: int) -> str:
     return f"{n}/assignment/0/{ticket}"
 
 
-def _never_still(liveness: Liveness, key: str) -> float:
+def _never_silent(liveness: Liveness, key: str) -> float:
     return 0.0
 
 
-def _still_without_credit(liveness: Liveness, values: Any, now: float, interval: float) -> Liveness:
-    return _REAL_LOOK(Liveness(liveness.seen, None), values, now, interval)
+def _reading_without_credit(liveness: Liveness, values: Any, now: float, interval: float) -> Liveness:
+    return _REAL_READING(Liveness(liveness.readings, None), values, now, interval)
 
 
-_REAL_LOOK = Liveness.look
+_REAL_READING = Liveness.after_reading
 
 
-def _no_survivors(state: _protocol.State) -> list[int]:
+def _no_survivors(state: State) -> list[int]:
     return []
 
 
-def _deaf_to_the_end(transition: Transition, event: _protocol.Appeared) -> None:
-    """Take note of the end, but do not tell the agent."""
-    real: list[_protocol.Command] = transition.commands
-    before = len(real)
-    _joining.round_ended(transition, event)
+def _end_not_reported(transition: Transition, event: _protocol.Appeared) -> None:
+    """Note the end, but do not report it to the agent."""
+    before = len(transition.commands)
+    _joining.on_round_ended(transition, event)
     transition.commands[before:] = [c for c in transition.commands[before:] if not isinstance(c, _protocol.Ended)]
 
 
@@ -115,7 +116,7 @@ def _success_by_count(transition: Transition, value: Any) -> None:
     assignment = transition.state.assignment
     assert assignment is not None
     if int(value) >= assignment.group_world_size:
-        _running.on_check(transition, [b"1 done "] * assignment.group_world_size)
+        _running.on_done_check(transition, [b"1 done "] * assignment.group_world_size)
 
 
 def _start_before_the_stop(transition: Any, event: Any) -> None:
@@ -135,30 +136,36 @@ def _no_budget(transition: Transition, event: _protocol.End) -> None:
     end = event.end
     if end.verdict is Verdict.RESTART:
         end = evolve(end, restart_count=end.restart_count + 1)
-    _running.end(transition, evolve(event, end=end))
+    _running.on_end(transition, evolve(event, end=end))
 
 
 def _drop_early_join(transition: Transition, event: _protocol.Join) -> None:
-    """Forget a wish that comes before the round's end is recorded."""
+    """Forget a request that comes before the round's end is recorded."""
 
 
 def _no_retry(transition: Transition) -> None:
     """Forget what failed."""
-    transition.set(failed=(), retry_at=None)
+    transition.set(trouble=evolve(transition.state.trouble, failed=(), retry_at=None))
 
 
-def _always_answered(desk: _executor.PendingWait, key: str, value: bytes | None, trouble: Any = None) -> Any:
-    """Deliver what nobody waits for any more, and lose what broke."""
-    desk.is_waiting = False
+def _always_answered(pending: _executor.PendingWait, key: str, value: bytes | None, failure: Any = None) -> Any:
+    """Deliver a key that is not waited for any more, and lose a failure."""
+    pending.is_waiting = False
     if value is None:
         return None
-    desk.key = None
+    pending.key = None
     return _protocol.Appeared(key, value)
 
 
-def _table(input: type) -> dict[Any, Any]:
-    table: Any = _machine._TABLE[input]
-    return dict(table) if not isinstance(table, dict) else table
+def _sealed_below_minimum(state: State, now: float) -> _gather.Readiness:
+    """Seal with the nodes that are here."""
+    return evolve(_gather.evaluate(state, now), rule=_gather.Rule.FULL)
+
+
+def _rule(phase: Phase, trigger: _machine.Trigger, handler: Any) -> tuple[Any, Any, Any]:
+    """Return the patch that makes the machine use another handler."""
+    key = phase, trigger
+    return _machine.RULES, key, evolve(_machine.RULES[key], handler=handler)
 
 
 def _when_stopping(input: type, handler: Callable[[Any, Any], None]) -> tuple[Any, type, Any]:
@@ -167,38 +174,30 @@ def _when_stopping(input: type, handler: Callable[[Any, Any], None]) -> tuple[An
     return table, input, evolve(table[input], handler=handler)
 
 
-def _replies() -> dict[Any, Any]:
-    table: Any = _machine._REPLIES
-    assert isinstance(table, dict)
-    return table
-
-
-_P = _protocol.Phase
-
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "seal without create",
-        "a sealer that lost writes over the seal of the one that won",
-        ((Transition, "call", _put_instead_of_create("/sealed")),),
+        "a sealer that lost overwrites the seal of the winner",
+        ((Transition, "create", _put_instead_of_create("/sealed")),),
         likely=19,
     ),
     Mutant(
         "end without create",
-        "the last to say why a round ended is believed, not the first",
-        ((Transition, "call", _put_instead_of_create("/ended")),),
+        "the last reason why a round ended counts, not the first",
+        ((Transition, "create", _put_instead_of_create("/ended")),),
         likely=3,
     ),
     Mutant(
         "assignments of all sealers in one place",
         "a node reads an assignment of the sealer that lost",
-        ((_protocol.Key, "assignment", staticmethod(_seats_by_ticket_alone)),),
+        ((_protocol.Key, "assignment", staticmethod(_assignment_by_ticket_alone)),),
         likely=49,
     ),
-    Mutant("no lease", "nobody is ever found dead", ((Liveness, "still_for", _never_still),)),
+    Mutant("no lease", "no node is ever found lost", ((Liveness, "silent_for", _never_silent),)),
     Mutant(
         "no credit for the watcher's own pause",
-        "who slept takes the others for dead",
-        ((Liveness, "look", _still_without_credit),),
+        "a node that was paused declares the others lost",
+        ((Liveness, "after_reading", _reading_without_credit),),
         likely=22,
     ),
     Mutant(
@@ -209,13 +208,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "workers are kept after being left out",
-        "a round's end is not told to the agent",
-        ((_table(_protocol.Appeared), _P.RUNNING, _deaf_to_the_end),),
+        "a round's end is not reported to the agent",
+        (_rule(Phase.RUNNING, _protocol.Appeared, _end_not_reported),),
     ),
     Mutant(
         "success by count",
-        "the counter of those who are done is believed without a look at them",
-        ((_replies(), "done", (frozenset({_P.RUNNING}), _success_by_count)),),
+        "the counter of done nodes counts, without reading their heartbeats",
+        (_rule(Phase.RUNNING, Purpose.DONE_COUNT, _success_by_count),),
         likely=1710,
     ),
     Mutant(
@@ -226,7 +225,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the agent follows its own proposal",
-        "what was recorded is ignored where the agent had its own idea",
+        "an agent ignores what was recorded where it proposed another end",
         (
             _when_stopping(agent.RoundEnded, _follow_the_proposal),
             _when_stopping(agent.JobClosed, _follow_the_proposal),
@@ -236,16 +235,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "restarts count twice",
         "each failure takes two from the budget",
-        ((_table(_protocol.End), _P.RUNNING, _no_budget),),
+        (_rule(Phase.RUNNING, _protocol.End, _no_budget),),
         likely=1,
     ),
     Mutant(
-        "an early wish to join is dropped",
+        "an early request to join is dropped",
         "the defect of seed 478",
-        ((_table(_protocol.Join), _P.RUNNING, _drop_early_join),),
+        (_rule(Phase.RUNNING, _protocol.Join, _drop_early_join),),
         likely=478,
     ),
-    Mutant("no retry", "what the store did not answer is forgotten", ((_machine, "_retry", _no_retry),)),
+    Mutant("no retry", "a call without an answer is forgotten", ((_every_phase, "retry", _no_retry),)),
     Mutant(
         "broken waits are lost",
         "the driver forgets a wait whose connection broke",
@@ -253,8 +252,8 @@ MUTANTS: tuple[Mutant, ...] = (
         likely=40,
     ),
     Mutant(
-        "min_nodes is not asked for",
-        "a round is sealed with whoever is there",
-        ((_sealing, "evaluate", lambda state, now: evolve(_gather.evaluate(state, now), ready=True)),),
+        "min_nodes is ignored",
+        "a round is sealed with the nodes that are there",
+        ((_sealing, "evaluate", _sealed_below_minimum),),
     ),
 )

@@ -1,36 +1,37 @@
-"""Named scenarios: each a short story of one job whose transcript documents the protocol.
+"""Named scenarios: the transcript of each documents one behaviour of the protocol.
 
-``core/tests/transcripts`` holds them; they are compared word by word, and reviewed like code.
+``core/tests/transcripts`` holds the transcripts; they are compared word by word, and reviewed like code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..records import Verdict
-from ..rendezvous import _protocol as protocol
-from ._simulation import Plan, SimulatedNode, World
+from quorate.records import Verdict
+from quorate.rendezvous._protocol import Settings
+from quorate.testing._simulation import Plan, SimulatedNode, World
+from quorate.timeouts import Timeouts
 
-__all__ = ["STORIES", "tell"]
+__all__ = ["STORIES", "transcript_of"]
 
 
-def tell(name: str) -> str:
-    """Return the transcript of a story, under what its function says of it."""
+def transcript_of(name: str) -> str:
+    """Return the transcript of a story, headed by its name and its docstring."""
     story = STORIES[name]
     world = World(seed=1)
-    world.plan = lambda node, assignment, local_rank: Plan("run", stop_after=0.5)
+    world.plan = lambda node, assignment, local_rank: Plan(stop_after=0.5)
     story(world)
     lines = " ".join((story.__doc__ or "").split()).splitlines()
     return "\n".join([name, *lines, "", *world.transcript, ""])
 
 
-def _job(world: World, names: str, low: int, high: int, **settings: float) -> list[SimulatedNode]:
-    bounds = protocol.Settings(low, high, last_call_timeout=1.0, **settings)
+def _job(world: World, names: str, low: int, high: int, **timeouts: float) -> list[SimulatedNode]:
+    bounds = Settings(low, high, Timeouts(last_call_timeout=1.0, **timeouts))
     return [world.add_node(name, bounds, joins_at=0.1 * number) for number, name in enumerate(names)]
 
 
 def _late(world: World, name: str, low: int, high: int, joins_at: float) -> SimulatedNode:
-    return world.add_node(name, protocol.Settings(low, high, last_call_timeout=1.0), joins_at=joins_at)
+    return world.add_node(name, Settings(low, high, Timeouts(last_call_timeout=1.0)), joins_at=joins_at)
 
 
 def _finish(world: World, until: float) -> None:
@@ -41,14 +42,14 @@ def _finish(world: World, until: float) -> None:
 
 
 def _late_joiner(world: World) -> None:
-    """Two nodes run; a third comes, ends their round, and gets in at no cost."""
+    """Two nodes run; a third node joins and ends their round; the next round has all three and costs no restart."""
     _job(world, "ab", 2, 3)
     _late(world, "c", 2, 3, 5.0)
     _finish(world, 10.0)
 
 
 def _leaver(world: World) -> None:
-    """One of three is told to stop; the others go on without it at once."""
+    """One of three nodes gets a signal to stop; the others continue without it at once."""
     nodes = _job(world, "abc", 2, 3)
     world.run(5.0)
     world.signal(nodes[1])
@@ -56,7 +57,7 @@ def _leaver(world: World) -> None:
 
 
 def _sealer_dies(world: World) -> None:
-    """The node that gathers the others dies; the next in line finds it dead within its lease, and seals."""
+    """The node that gathers the others crashes; the next in line notices it within the lease, and seals."""
     nodes = _job(world, "abc", 3, 4)
     world.run(0.5)
     world.crash(nodes[0])
@@ -65,7 +66,7 @@ def _sealer_dies(world: World) -> None:
 
 
 def _split_and_heal(world: World) -> None:
-    """A node is cut off; the others go on without it, and take it in again when it is back."""
+    """A node is cut off; the others continue without it, and take it in again when it is back."""
     nodes = _job(world, "abc", 2, 3)
     world.run(5.0)
     world.cut([nodes[2]], 10.0)
@@ -73,7 +74,7 @@ def _split_and_heal(world: World) -> None:
 
 
 def _store_outage(world: World) -> None:
-    """Nobody reaches the store for a while; the workers go on, and a failure meanwhile is recorded afterwards."""
+    """No node reaches the store for a while; the workers continue, and a failure meanwhile is recorded afterwards."""
     nodes = _job(world, "ab", 2, 2)
     world.run(5.0)
     world.outage(20.0)
@@ -83,13 +84,13 @@ def _store_outage(world: World) -> None:
 
 
 def _min_not_met(world: World) -> None:
-    """A node waits for a second one that never comes."""
+    """A node waits for a second node that never comes."""
     _job(world, "a", 2, 2, join_timeout=30.0)
     world.run(40.0)
 
 
 def _standby_promoted(world: World) -> None:
-    """A third node comes to a full round of two and stands by; when a member dies, it takes its place."""
+    """A third node comes to a full round of two and stands by; when a member crashes, it takes its place."""
     nodes = _job(world, "ab", 2, 2)
     _late(world, "c", 2, 2, 3.0)
     world.run(5.0)
@@ -98,7 +99,7 @@ def _standby_promoted(world: World) -> None:
 
 
 def _closed_during_gather(world: World) -> None:
-    """A worker fails for good while a newcomer is on its way: it is told why the job is over."""
+    """A worker's failure ends the job while a new node joins: that node learns why the job is over."""
     nodes = _job(world, "ab", 2, 2)
     world.run(5.0)
     _late(world, "c", 2, 2, 5.0)
@@ -107,7 +108,7 @@ def _closed_during_gather(world: World) -> None:
 
 
 def _victims(world: World) -> None:
-    """A worker fails, and the others break over it: one cause is recorded, and one restart is counted."""
+    """A worker fails, and the connections of the others break: one cause is recorded, one restart is counted."""
     nodes = _job(world, "abc", 3, 3)
     world.connects_workers = True
     world.run(5.0)
