@@ -179,7 +179,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "seal without create",
         "a sealer that lost overwrites the seal of the winner",
         ((Transition, "create", _put_instead_of_create("/sealed")),),
-        likely=19,
+        likely=3,
     ),
     Mutant(
         "end without create",
@@ -191,7 +191,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "assignments of all sealers in one place",
         "a node reads an assignment of the sealer that lost",
         ((_protocol.Key, "assignment", staticmethod(_assignment_by_ticket_alone)),),
-        likely=49,
+        likely=117,
     ),
     Mutant("no lease", "no node is ever found lost", ((Liveness, "silent_for", _never_silent),)),
     Mutant(
@@ -215,7 +215,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "success by count",
         "the counter of done nodes counts, without reading their heartbeats",
         (_rule(Phase.RUNNING, Purpose.DONE_COUNT, _success_by_count),),
-        likely=1710,
+        likely=20,
     ),
     Mutant(
         "the next round before the stop",
@@ -230,7 +230,7 @@ MUTANTS: tuple[Mutant, ...] = (
             _when_stopping(agent.RoundEnded, _follow_the_proposal),
             _when_stopping(agent.JobClosed, _follow_the_proposal),
         ),
-        likely=468,
+        likely=56,
     ),
     Mutant(
         "restarts count twice",
