@@ -137,7 +137,7 @@ def spoil_value(key, value):
     Mutant(
         "ranks_are_dense_for_any_nodes",
         "a plugin's order leaves nodes out",
-        "decide_ranks answers",
+        r"decide_ranks answered .*does not name each node once",
         stores.Honest,
         plugins=(("ranks", _LosesNodes),),
     ),
