@@ -157,11 +157,12 @@ def test_attrs_and_pluggy_are_imported_at_the_head_and_nothing_stands_in_for_the
 
 @EVERY_DISTRIBUTION
 def test_quorate_clock_alone_imports_time(distribution: str) -> None:
+    # A member of the crash laws shifts its process's clocks, and so has to reach the module itself.
     pattern = re.compile(r"^\s*(import time\b|from time import)", re.MULTILINE)
     assert [
         module.name
         for module in DISTRIBUTIONS[distribution]
-        if module.name != "quorate.clock" and pattern.search(module.text)
+        if module.name not in ("quorate.clock", "quorate.testing._member") and pattern.search(module.text)
     ] == []
 
 

@@ -114,8 +114,8 @@ def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: li
     assert all(word in lines[0] for word in words), lines[0]
 
 
+@runs_a_job
 def test_a_store_that_other_jobs_may_use_needs_a_name_for_the_job(tmp_path: Path) -> None:
-    """BEHAVIOUR D; with the etcd plugin installed."""
     result = quorate("run", "--rdzv-backend=etcd", "--nnodes=2", "-m", "x", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (ExitCode.USAGE, ""), result.stderr
     assert [line for line in result.stderr.splitlines() if "set --rdzv-id" in line], result.stderr

@@ -40,6 +40,7 @@ def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> 
 
 def _shift_clocks(seconds: float) -> None:
     """Make the clocks of this process differ from those of other processes."""
+    # The module itself is changed, since libraries of the backend read it too.
     real_time, real_time_ns, real_monotonic = time.time, time.time_ns, time.monotonic
     time.time = lambda: real_time() + seconds
     time.time_ns = lambda: real_time_ns() + int(seconds * 1e9)

@@ -41,9 +41,10 @@ def found_by_its_entry_point(subject: Subject) -> None:
 
 _LIST_IMPORTS = """
 import json, sys
+from importlib import import_module
 import quorate.plugins, quorate.rendezvous, quorate.clock, quorate.config, attrs, pluggy
 before = set(sys.modules)
-backend, = [r for r in __import__({module!r}, fromlist=["x"]).{attribute}.quorate_register_rendezvous()
+backend, = [r for r in import_module({module!r}).{attribute}.quorate_register_rendezvous()
             if r.name == {name!r}]
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
