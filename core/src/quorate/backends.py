@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .catalogue import PluginKind
 from .plugins import PluginHost, get_host
-from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters, StoreRendezvousHandler
+from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters
 
 __all__ = ["get_rendezvous_handler"]
 
@@ -22,4 +22,6 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
         backend.check(parameters)
     if backend.open_handler is not None:
         return backend.open_handler(parameters)
+    from .rendezvous import StoreRendezvousHandler  # keeps the protocol off the path of jobs without a store
+
     return StoreRendezvousHandler(parameters, backend, host)

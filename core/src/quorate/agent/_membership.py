@@ -1,8 +1,7 @@
 """The agent's side of a rendezvous: requests that never block, answers posted as inputs.
 
-Two implementations: a thin one over :class:`~quorate.rendezvous.StoreRendezvousHandler`, which already works this
-way, and a thread for handlers that only have the blocking interface.  What does not live here: the protocol
-(:mod:`quorate.rendezvous`).
+A handler that works this way itself has a thin implementation (``_store_membership``).  Here is the one for handlers
+that only have the blocking interface: a thread.  What does not live here: the protocol (:mod:`quorate.rendezvous`).
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ from attrs import evolve
 
 from ..errors import FailureKind, RendezvousClosedError, RendezvousTimeoutError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
-from ..rendezvous import RendezvousHandler, RendezvousInfo, StoreRendezvousHandler, assign_ranks
-from ..rendezvous import _protocol as rendezvous
-from ..rendezvous._wire import decode_node, encode
+from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, assign_ranks
 from . import _protocol as protocol
 
-__all__ = ["Membership", "agent_input", "open_membership"]
+__all__ = ["Membership", "open_membership"]
 
 # How long a handler's wait_for_change may block: it is then asked for waiting nodes, unless it reports them itself.
 _POLL_SECONDS, _EVENT_DRIVEN_SECONDS = 1.0, 3600.0
@@ -49,57 +46,11 @@ class Membership(Protocol):
 
 def open_membership(handler: RendezvousHandler, post: Callable[[protocol.Input], None]) -> Membership:
     """Return the membership for ``handler``; ``post`` may be called from any thread."""
-    if isinstance(handler, StoreRendezvousHandler):
-        return _StoreMembership(handler, post)
+    if isinstance(handler, EventDrivenHandler):
+        from ._store_membership import StoreMembership  # keeps the protocol off the path of jobs without a store
+
+        return StoreMembership(handler, post)
     return _ThreadMembership(handler, post)
-
-
-def agent_input(output: rendezvous.Output) -> protocol.Input | None:
-    """Return the agent's input that an output of the rendezvous machine stands for."""
-    if isinstance(output, rendezvous.Joined):
-        return protocol.RoundJoined(output.assignment)
-    if isinstance(output, rendezvous.Ended):
-        return protocol.RoundEnded(output.end)
-    if isinstance(output, rendezvous.Closed):
-        return protocol.JobClosed(output.end)
-    if isinstance(output, rendezvous.GaveUp):
-        return protocol.RendezvousFailed(output.kind, output.problem)
-    if isinstance(output, rendezvous.StandingBy):
-        return protocol.StandingBy(output.reason)
-    if isinstance(output, rendezvous.NodeDeclined):
-        return protocol.PeerDeclined(output.reason)
-    return None
-
-
-@final
-class _StoreMembership:
-    def __init__(self, handler: StoreRendezvousHandler, post: Callable[[protocol.Input], None]) -> None:
-        self._handler = handler
-
-        def receive(output: rendezvous.Output) -> None:
-            event = agent_input(output)
-            if event is not None:
-                post(event)
-
-        handler.subscribe(receive)
-
-    def join(self, node: NodeRecord) -> None:
-        self._handler.request_join(node)
-
-    def end_round(self, end: RoundEnd) -> None:
-        self._handler.end_round(end)
-
-    def report_done(self) -> None:
-        self._handler.report_done()
-
-    def leave(self) -> None:
-        self._handler.request_leave()
-
-    def decline(self, node: NodeRecord) -> None:
-        self._handler.request_decline(node)
-
-    def close(self) -> None:
-        self._handler.subscribe(lambda output: None)
 
 
 @final
@@ -204,6 +155,8 @@ def _derive(info: RendezvousInfo, node: NodeRecord, round_number: int) -> Assign
 
     Without a store all nodes are assumed to have this node's role and number of workers.
     """
+    from ..rendezvous._wire import decode_node, encode  # keeps the protocol off the path of jobs without a store
+
     master = info.bootstrap_store_info
     if info.store is None:
         nodes = [evolve(node, node_id=f"{rank}") for rank in range(info.world_size)]

@@ -5,26 +5,33 @@ Opening an installed backend by name is in :mod:`quorate.backends`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ..lazy_exports import lazy_exports
 from ._api import (
+    EventDrivenHandler,
     RendezvousBackend,
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
     RendezvousStoreInfo,
 )
-from ._cell import Cell, CellStore
-from ._handler import StoreRendezvousHandler
-from ._memory import InMemoryStore
-from ._over import job_is_over
 from ._port import Bootstrap, PortReservation
 from ._ranks import assign_ranks, order_nodes
 from ._store import BatchStore, HostedStore, InterruptibleStore, Store
+
+if TYPE_CHECKING:
+    from ._cell import Cell, CellStore
+    from ._handler import StoreRendezvousHandler
+    from ._memory import InMemoryStore
+    from ._over import job_is_over
 
 __all__ = [
     "BatchStore",
     "Bootstrap",
     "Cell",
     "CellStore",
+    "EventDrivenHandler",
     "HostedStore",
     "InMemoryStore",
     "InterruptibleStore",
@@ -40,3 +47,15 @@ __all__ = [
     "job_is_over",
     "order_nodes",
 ]
+
+#: A job of one node needs no store, and never loads the protocol.
+__getattr__ = lazy_exports(
+    globals(),
+    {
+        "Cell": "_cell",
+        "CellStore": "_cell",
+        "InMemoryStore": "_memory",
+        "StoreRendezvousHandler": "_handler",
+        "job_is_over": "_over",
+    },
+)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from attrs import field, frozen
 from attrs.validators import min_len
@@ -19,6 +19,7 @@ from ._port import Bootstrap
 from ._store import Store
 
 __all__ = [
+    "EventDrivenHandler",
     "RendezvousBackend",
     "RendezvousHandler",
     "RendezvousInfo",
@@ -225,6 +226,26 @@ class RendezvousHandler(ABC):
 
     def prepare(self, node: NodeRecord) -> None:  # noqa: B027 - optional
         """Called once before the first :meth:`next_rendezvous`, with this node's role, size and address."""
+
+
+@runtime_checkable
+class EventDrivenHandler(Protocol):
+    """What a handler over the core's protocol can do besides: nothing blocks, and every change is reported.
+
+    :class:`quorate.rendezvous.StoreRendezvousHandler` alone is one; what it reports is private to the core.
+    """
+
+    def subscribe(self, callback: Callable[[Any], None]) -> None: ...
+
+    def request_join(self, node: NodeRecord) -> None: ...
+
+    def request_decline(self, node: NodeRecord) -> None: ...
+
+    def request_leave(self) -> None: ...
+
+    def end_round(self, end: RoundEnd) -> None: ...
+
+    def report_done(self) -> None: ...
 
 
 @final

@@ -16,7 +16,7 @@ from attrs import evolve
 from ..agent import _protocol as agent
 from ..agent._machine import initial_state as initial_agent_state
 from ..agent._machine import step as agent_step
-from ..agent._membership import agent_input
+from ..agent._store_membership import agent_input
 from ..policy import default_restart
 from ..records import (
     Assignment,
