@@ -83,6 +83,7 @@ class StandaloneHandler(RendezvousHandler):
             self._round_number += 1
             self._end = None
             port = self._port.reserve(self._address)
+            self._port.activate()  # this node's worker is the next to use it
             assignment = None
             if self._node is not None:
                 node = evolve(self._node, address=self._address, port=port, shares_store=False)
