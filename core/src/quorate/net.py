@@ -18,6 +18,7 @@ from attrs import frozen
 from .errors import UsageError
 
 __all__ = [
+    "NOT_LOCAL_ERRNOS",
     "Address",
     "Endpoint",
     "ForkAware",
@@ -39,8 +40,8 @@ __all__ = [
 _EXAMPLE = "write HOST:PORT, or [ADDRESS]:PORT for IPv6 (--rdzv-endpoint)"
 _BACKLOG = 4096
 _LOCAL_NAMES = frozenset({"localhost", "localhost6", "ip6-localhost", "ip6-loopback"})
-# EINVAL: a link-local address without its interface.
-_NOT_MINE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL})
+#: What binding an address that is not one of this machine fails with (EINVAL: link-local, without its interface).
+NOT_LOCAL_ERRNOS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL})
 
 
 # --- endpoints ------------------------------------------------------------------------------------------------------
@@ -266,7 +267,7 @@ def listen(addresses: Iterable[Address], *, one_socket: bool = False) -> list[so
                 if one_socket:
                     break
             except OSError as error:
-                if error.errno not in _NOT_MINE:
+                if error.errno not in NOT_LOCAL_ERRNOS:
                     raise
                 skipped = error
     except OSError:
@@ -296,7 +297,7 @@ def _listen_on(family: int, sockaddr: tuple[Any, ...], v6_only: bool) -> socket.
 
 def reachable_host(listener: socket.socket) -> str:
     """Return the address at which this machine itself reaches ``listener``."""
-    host = str(listener.getsockname()[0])
+    host = Address(listener.family, listener.getsockname()).host
     return {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(host, host)
 
 

@@ -268,6 +268,36 @@ def test_tcp_after_an_earlier_job_of_the_same_name_the_next_one_hosts(
         store.close()
 
 
+@pytest.mark.parametrize("config", [{}, {"is_host": True}], ids=["any node", "is_host"])
+def test_tcp_a_handler_that_is_never_shut_down_leaves_the_port_to_the_next_job_of_its_process(
+    plugins: PluginHost, free_port: int, config: dict[str, Any]
+) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    with job(plugins, "tcp", endpoint, "1:2", [None], linger_timeout=0.5, **config) as (handler,):
+        handler.next_rendezvous()
+        handler.report_done()
+        assert handler.wait_for_change(LONG) is not None
+        store = open_store("tcp", endpoint, "1:2", connect_timeout=600, linger_timeout=0.5, **config)
+        assert store.server is not None
+        assert store.create("key", b"value")
+        store.close()
+
+
+def test_tcp_a_node_that_may_host_does_not_join_a_job_that_has_just_ended(
+    plugins: PluginHost, free_port: int, in_thread: Any
+) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    with job(plugins, "tcp", endpoint, "1:2", [None]) as (handler,):
+        handler.next_rendezvous()
+        handler.report_done()
+        assert handler.wait_for_change(LONG) is not None
+        opening = in_thread(lambda: open_store("tcp", endpoint, "1:2", connect_timeout=600, linger_timeout=LONG))
+        handler.shutdown()
+        store = opening.result()
+        assert store.server is not None
+        store.close()
+
+
 # --- whole jobs -----------------------------------------------------------------------------------------------------
 
 

@@ -124,7 +124,7 @@ class _Opening:
     def host(self) -> TcpStore:
         """Host the store; join it where another agent of this machine hosts it for this job already.
 
-        What listens there may also be the server of an earlier job, which will go soon.  That one is waited for until
+        What listens there may also be the server of an earlier job, which ends soon.  That one is waited for until
         ``connect_timeout``, anything else for a few seconds.
         """
         started = monotonic()
@@ -142,7 +142,9 @@ class _Opening:
                     store, problem = self._try_join(self.endpoint.host)
                     if store is not None:
                         return self._warn_joined(store)
-                    if not isinstance(problem, _JobOverError):
+                    if isinstance(problem, _JobOverError):
+                        problem.free_port(monotonic() - started)
+                    else:
                         is_taken = isinstance(problem, RendezvousStateError)
                         limit = min(limit, _TAKEN_SECONDS if is_taken else _SILENT_SECONDS)
                 if monotonic() - started >= limit:
@@ -150,8 +152,14 @@ class _Opening:
             Event().wait(_RETRY_PAUSE_SECONDS)
 
     def host_or_join(self) -> TcpStore:
-        """Host the store if the endpoint is an address of this machine and its port is free; join it otherwise."""
-        deadline = monotonic() + self.connect_timeout
+        """Host the store if the endpoint is an address of this machine and its port is free; join it otherwise.
+
+        The store of a job that has ended is waited for, so that a new job does not join it.  A store that stays longer
+        than ``linger_timeout`` is joined: this node then learns how the job ended.
+        """
+        started = monotonic()
+        deadline = started + self.connect_timeout
+        linger = min(self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS), self.connect_timeout)
         while True:
             try:
                 return self._serve()
@@ -165,9 +173,10 @@ class _Opening:
                 # The host that had the port may have gone: then it is free to be taken.
                 if left <= _OFFER_SECONDS:
                     raise
-            except _JobOverError:
-                if left <= 0:
-                    raise
+            except _JobOverError as error:
+                seconds = monotonic() - started
+                if not error.free_port(seconds) and seconds >= linger:
+                    break
                 Event().wait(_RETRY_PAUSE_SECONDS)
         return self.join(max(1.0, deadline - monotonic()))
 
@@ -205,8 +214,7 @@ class _Opening:
         """Return ``store`` if its job goes on.
 
         Raises:
-            _JobOverError: it has ended.  A server of this process then frees the port at once: its handler may have
-                been left without ``shutdown``.
+            _JobOverError: it has ended.
         """
         try:
             if not job_is_over(store):
@@ -214,13 +222,11 @@ class _Opening:
         except BaseException:
             store.close()
             raise
-        store.close()
         server = find_server(store.incarnation)
-        if server is not None:
-            server.leave()
-        raise _JobOverError(
-            f"the store of an earlier job with the run id {self.params.run_id!r}, which has ended, is still there"
-        )
+        # Two connections are this store's own, two those of the host.
+        is_left = server is not None and server.client_count <= 4
+        store.close()
+        raise _JobOverError(self.params.run_id, server if is_left else None)
 
     def _try_join(self, host: str) -> tuple[TcpStore | None, RendezvousError | None]:
         """Return the store that answers at ``host``, or why none can be used."""
@@ -270,7 +276,21 @@ class _Opening:
 
 @final
 class _JobOverError(RendezvousStateError):
-    """The store that was found is the one of a job that has ended."""
+    """The store that was found is the one of a job that has ended.
+
+    ``server`` is its server, if this process hosts it and all other nodes have left.  Its handler may never be shut
+    down.
+    """
+
+    def __init__(self, run_id: str, server: TcpStoreServer | None) -> None:
+        self._server = server
+        super().__init__(f"the store of an earlier job with the run id {run_id!r}, which has ended, is still there")
+
+    def free_port(self, seconds: float) -> bool:
+        """Have this process's own server leave the port, ``seconds`` after it was found; returns whether it has one."""
+        if self._server is not None and seconds >= self._server.linger_timeout:
+            self._server.leave()
+        return self._server is not None
 
 
 def _accepts(host: str, port: int) -> bool:

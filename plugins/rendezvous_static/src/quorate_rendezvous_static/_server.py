@@ -131,6 +131,11 @@ class TcpStoreServer:
         """An address at which this machine itself reaches the server."""
         return self._reachable_host
 
+    @property
+    def client_count(self) -> int:
+        """How many connections clients have; each store has two."""
+        return self._peers.client_count
+
     def leave(self, linger_timeout: float | None = None) -> None:
         """Take no new connections, and end once the clients have left.  Does not wait; may be called twice.
 
