@@ -20,7 +20,7 @@ ALWAYS = (
 )
 OF_BACKEND = {
     "c10d": ("torch.distributed", "quorate_rendezvous_c10d._bootstrap", "quorate_rendezvous_c10d._store"),
-    "tcp": ("quorate_rendezvous_static._client", "quorate_rendezvous_static._fork"),
+    "tcp": ("quorate_rendezvous_static._client", "quorate_rendezvous_static._server"),
 }
 #: What plugins offer and it asks for before it joins.
 CATALOGUES = ("rendezvous backend", "start method", "health check", "watchdog", "service")

@@ -68,7 +68,8 @@ class Found:
     """What is at an address: a connection to the store of this very job, or else why it cannot be used.
 
     ``hosted_by`` names the process that hosts the store, where known.  ``wait_seconds`` is how long to wait for it to
-    go (0: not at all).  ``is_store`` says that it is a TCPStore.  ``ended`` is the store's identity if its job has ended.
+    go (0: not at all).  ``is_store`` says that it is a TCPStore.  ``ended`` is the store's identity, if its job has
+    ended.
     """
 
     connection: Connection | None
@@ -162,8 +163,8 @@ def register_local_host(host: LocalHost) -> None:
 def end_local_host(identity: bytes, *own_ports: int | None) -> bool:
     """End the store of that identity, whose job has ended, if this process hosts it and no other node is left.
 
-    Its handler may never be shut down.  The caller's own connections to it come from ``own_ports``.  Returns whether the
-    store has ended.
+    Its handler may never be shut down.  The caller's own connections to it come from ``own_ports``.  Returns whether
+    the store has ended.
     """
     hosts = [host for host in list(_local_hosts) if host.identity == identity]
     return bool(hosts) and hosts[0].retire(own_ports)
