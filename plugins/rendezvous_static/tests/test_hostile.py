@@ -303,7 +303,7 @@ def test_a_client_that_sends_or_reads_too_slowly_is_cut_off(
     store, slow = connect(), dial()
     store.put("big", bytes(1 << 20))
     slow.sendall(sent)
-    end = time.monotonic() + DEADLINE_SECONDS
+    end = time.monotonic() + 10.0  # the system itself notices a full socket after 14 s
     while len(server._peers) < 3:  # it is accepted
         assert time.monotonic() < end
     while len(server._peers) > 2:

@@ -90,8 +90,8 @@ class Connection:
             return os.fstat(sock.fileno()).st_ino == inode or (port is not None and sock.getsockname()[1] == port)
 
         store = self.store
-        _close_all(is_ours)
         self.close()
+        _close_all(is_ours)
         return store
 
 
