@@ -33,7 +33,7 @@ def test_a_killed_host_ends_a_blocked_wait(
         with pytest.raises(StoreLostError, match="the node that hosted the c10d store") as caught:
             waiting.result(DEADLINE_SECONDS)
     assert endpoint in str(caught.value)
-    # The verdict is final: it is not looked for again, also where somebody else has taken the port.
+    # The verdict is final: it is not looked for again, also where another program has taken the port.
     replacement = member(endpoint)
     assert replacement.opened()
     for name, arguments in (("get", (["key"],)), ("create", ("key", b"")), ("wait", ("key", 3600.0))):
@@ -122,7 +122,7 @@ def test_a_dropped_connection_does_not_end_a_wait(endpoint: str, open_store: Cal
 # --- never there ----------------------------------------------------------------------------------------------------
 
 
-def test_an_endpoint_where_nobody_listens(endpoint: str, open_store: Callable[..., Any]) -> None:
+def test_an_endpoint_without_a_listener(endpoint: str, open_store: Callable[..., Any]) -> None:
     started = monotonic()
     with pytest.raises(StoreUnavailableError) as caught:
         open_store(endpoint, is_host=False, connect_timeout=0.5)
@@ -180,7 +180,7 @@ def test_wrong_settings_are_refused_before_anything_is_opened(open_store: Callab
 
 
 def test_ordinary_ends_print_nothing_and_workers_inherit_nothing(endpoint: str) -> None:
-    """torch logs time-outs and closed connections with C++ stack traces; none of it reaches stderr."""
+    """torch logs timeouts and closed connections with C++ stack traces; none of it reaches stderr."""
     script = f"""
 import os, subprocess, sys, threading
 from quorate.rendezvous import RendezvousParameters

@@ -98,7 +98,9 @@ def test_what_makes_no_sense_ends_its_own_connection(connect: Any, dial: Any, by
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=st.booleans(), garbage=st.binary(min_size=1, max_size=200))
-def test_random_garbage_harms_nobody(connect: Any, server: TcpStoreServer, before: bool, garbage: bytes) -> None:
+def test_random_garbage_harms_no_other_client(
+    connect: Any, server: TcpStoreServer, before: bool, garbage: bytes
+) -> None:
     with socket.create_connection(("127.0.0.1", server.port), DEADLINE_SECONDS) as client:
         client.sendall((HELLO if before else b"") + garbage)
     store = connect()

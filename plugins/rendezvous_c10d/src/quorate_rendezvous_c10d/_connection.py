@@ -186,7 +186,7 @@ def _construct(make: Callable[[], Any], port: int, deadline: float, operation_ti
             watchdog.join()
         found = find()
     if len(found) != 1:
-        # Another thread of this process connected to the same port meanwhile; the two cannot be told apart.
+        # Another thread of this process connected to the same port meanwhile; the two cannot be distinguished.
         for sock in found:
             sock.close()
         return Connection(store, None)
