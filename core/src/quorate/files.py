@@ -6,7 +6,6 @@ What does not live here: what the files mean.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 __all__ = ["read_bytes", "write_all", "write_atomically"]
@@ -23,20 +22,29 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o600) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int | None = 0o600) -> None:
     """Put ``data`` where ``path`` is, so that every reader finds the old content or the new, never a part.
 
     The temporary file lies beside it, has a name that cannot be guessed, and is gone if this raises.
+
+    Arguments:
+        path: the file; its folder exists.
+        data: the whole content.
+        mode: the permissions; ``None``: those of any new file of this process (its umask).
 
     Raises:
         OSError: it cannot be written.
     """
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    # Not by tempfile, whose import brings random, hashlib and shutil along: every agent imports this module.
+    temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600)
     try:
         try:
             write_all(descriptor, data.encode() if isinstance(data, str) else data)
-            os.fchmod(descriptor, mode)
+            if mode is not None:
+                os.fchmod(descriptor, mode)
         finally:
             os.close(descriptor)
         os.replace(temporary, target)

@@ -1,4 +1,4 @@
-"""Processes as the kernel shows them: ``/proc``, descriptors of processes, and death with the parent.
+"""Processes as the kernel shows them: ``/proc``, control groups, descriptors, and death with the parent.
 
 Every question about a process that has ended is answered, never raised.  Fields and files are those of proc(5).
 What does not live here: which processes belong to a job, and what is done to them.
@@ -10,7 +10,7 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from typing import final
 
@@ -19,6 +19,7 @@ from attrs import frozen
 from .files import read_bytes
 
 __all__ = [
+    "ControlGroup",
     "ProcessStat",
     "ancestor_among",
     "children_of",
@@ -26,10 +27,14 @@ __all__ = [
     "die_with_parent",
     "environment_of",
     "find_program",
+    "forget",
+    "hold",
     "is_alive",
     "kernel_wait_of",
+    "memory_groups",
     "open_pidfd",
     "parent_death_command",
+    "release",
     "resident_bytes",
     "send_signal",
     "start_time_of",
@@ -38,6 +43,7 @@ __all__ = [
 ]
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PR_SET_PDEATHSIG = 1
 _LONGEST_DESCENT = 64
 _MOST_DESCENDANTS = 256
@@ -51,14 +57,16 @@ _ENDED = ("", "Z", "X")
 class ProcessStat:
     """What ``/proc/PID/stat`` says of a process, as far as anybody here needs it.
 
-    ``start_time`` is in clock ticks since boot and tells a process from a later one of the same number.  A process
-    without memory (``virtual_bytes`` 0) is about to end, or is a thread of the kernel.  ``start_code`` to ``end_data``
-    are ``code``, all 0 in the midst of an exec.
+    ``cpu_seconds`` is user and system time, that of children which have ended included.  ``start_time`` is in clock
+    ticks since boot and tells a process from a later one of the same number.  A process without memory
+    (``virtual_bytes`` 0) is about to end, or is a thread of the kernel.  ``start_code`` to ``end_data`` are ``code``,
+    all 0 in the midst of an exec.
     """
 
     state: str
     parent: int
     session: int
+    cpu_seconds: float
     start_time: int
     virtual_bytes: int
     code: tuple[int, ...]
@@ -74,6 +82,7 @@ def stat_of(pid: int) -> ProcessStat | None:
         state=fields[0].decode(),
         parent=int(fields[1]),
         session=int(fields[3]),
+        cpu_seconds=sum(map(int, fields[11:15])) / _TICKS_PER_SECOND,
         start_time=int(fields[19]),
         virtual_bytes=int(fields[20]),
         code=tuple(int(field) for field in fields[23:28]),
@@ -155,6 +164,36 @@ def resident_bytes(pid: int) -> int | None:
     return int(fields[1]) * PAGE_BYTES if len(fields) > 1 else None
 
 
+@final
+@frozen
+class ControlGroup:
+    """A control group that accounts for memory: its folder, its name in the hierarchy, and cgroups' version (1, 2)."""
+
+    folder: str
+    name: str
+    version: int
+
+
+def memory_groups(proc: str = "/proc", mount: str = "/sys/fs/cgroup") -> Iterator[ControlGroup]:
+    """Yield the memory groups that this process is in, innermost first (cgroups(7)).
+
+    In a container a name may be as the host sees it; its folder does not exist then, and the root of the mount is the
+    container's own group.
+    """
+    for line in read_bytes(f"{proc}/self/cgroup").decode("utf-8", "replace").splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        version = 2 if hierarchy == "0" else 1
+        if version == 1 and "memory" not in controllers.split(","):
+            continue
+        root = mount if version == 2 else f"{mount}/memory"
+        name = name.rstrip("/")
+        while name:
+            yield ControlGroup(root + name, name, version)
+            name = name.rpartition("/")[0]
+        yield ControlGroup(root, "/", version)
+
+
 # --- where it waits -------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +247,48 @@ def send_signal(pid: int, pidfd: int, signal_number: int) -> bool:
     except PermissionError:
         return False
     return True
+
+
+# --- descriptors that belong to this process alone ------------------------------------------------------------------
+
+_held: dict[int, Callable[[], object]] = {}
+
+
+def hold(descriptor: int, close: Callable[[], object] | None = None) -> int:
+    """Have every child that this process forks from now on close ``descriptor``; returns it.
+
+    A child that kept it would hide from the other side of a pipe that this process has ended.  Children that exec need
+    no such care: Python's descriptors are close-on-exec.
+
+    Arguments:
+        descriptor: an open descriptor.
+        close: how a child closes it, where an object owns it; ``None``: by :func:`os.close`.
+    """
+    _held[descriptor] = close or (lambda: os.close(descriptor))
+    return descriptor
+
+
+def forget(descriptor: int) -> None:
+    """Leave ``descriptor`` to forked children again; does not close it here."""
+    _held.pop(descriptor, None)
+
+
+def release(descriptor: int) -> None:
+    """Close a descriptor that is held; one that is not (negative, or closed by a fork already) is left alone."""
+    if _held.pop(descriptor, None) is not None:
+        os.close(descriptor)
+
+
+def _close_held() -> None:
+    for close in list(_held.values()):
+        try:
+            close()
+        except OSError:
+            pass
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_held)
 
 
 # --- death with the parent ------------------------------------------------------------------------------------------
