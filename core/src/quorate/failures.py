@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ChildFailedError",
     "ProcessFailure",
-    "call_stack_of",
     "copy_error_data",
     "message_from_abort",
     "message_from_stderr",
@@ -65,14 +64,6 @@ def read_error_file(path: str) -> dict[str, Any] | None:
     if not isinstance(data, dict) or not isinstance(data.get("message"), (str, dict)):
         return None
     return data
-
-
-def call_stack_of(error_data: Mapping[str, Any] | None) -> str:
-    """Return the traceback in the data of an error file, ``""`` without one; the file may hold anything."""
-    found: object = error_data
-    for key in ("message", "extraInfo", "py_callstack"):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, str) else ""
 
 
 def message_from_stderr(lines: Sequence[str]) -> str | None:

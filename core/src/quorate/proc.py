@@ -261,10 +261,11 @@ def hold(descriptor: int, close: Callable[[], object] | None = None) -> int:
     no such care: Python's descriptors are close-on-exec.
 
     Arguments:
-        descriptor: an open descriptor.
+        descriptor: an open descriptor; a negative one stands for none and is ignored.
         close: how a child closes it, where an object owns it; ``None``: by :func:`os.close`.
     """
-    _held[descriptor] = close or (lambda: os.close(descriptor))
+    if descriptor >= 0:
+        _held[descriptor] = close or (lambda: os.close(descriptor))
     return descriptor
 
 
