@@ -23,8 +23,8 @@ from quorate.errors import StartError, UsageError
 from quorate.records import WorkerLaunch
 from quorate.starter import PreparingStarter, StarterRequest
 from quorate_process_local import _template, _warm
-from quorate_process_local._python import is_python, take_apart
-from quorate_process_local._template_site.quorate_template import unsafe_because
+from quorate_process_local._python import is_python, parse_python_command
+from quorate_process_local._template_site.quorate_template import why_not_forkable
 
 from . import process_local_functions as functions
 from .conftest import DEADLINE_SECONDS, Ear, Group, is_running, launch, wait_for_end
@@ -288,12 +288,12 @@ def test_an_import_that_leaves_what_cannot_be_copied_is_refused(
 
 def test_an_open_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "readlink", lambda path: "/dev/nvidia0")
-    assert "/dev/nvidia0" in unsafe_because()
+    assert "/dev/nvidia0" in why_not_forkable()
 
 
 def test_an_import_that_hangs_is_given_up(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_module(tmp_path, monkeypatch, "hanging", "import signal\nsignal.pause()")
-    monkeypatch.setattr(_template, "IMPORT_PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(_template, "IMPORT_TIMEOUT_SECONDS", 1)
     assert "importing hanging took longer than 1 s" in refused(make("hanging"))
 
 
@@ -514,7 +514,7 @@ select.select([], [], [])
     ],
 )
 def test_a_python_command_is_taken_apart(line: str, parts: tuple[Any, ...]) -> None:
-    assert tuple(take_apart(line.split())) == parts
+    assert tuple(parse_python_command(line.split())) == parts
 
 
 @pytest.mark.parametrize(
