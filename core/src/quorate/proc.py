@@ -312,9 +312,10 @@ def parent_death_command(path: str) -> tuple[str, ...]:
     boxes knows no such option and would refuse to run anything, so the program itself is asked for the word.
     ``path`` is the folders to search, separated as in ``PATH``.
     """
-    program = find_program("setpriv", path)
-    if program and b"pdeathsig" in read_bytes(program):
-        return (program, "--pdeathsig", "KILL", "--")
+    for folder in path.split(os.pathsep):
+        program = find_program("setpriv", folder)
+        if program and b"pdeathsig" in read_bytes(program):
+            return (program, "--pdeathsig", "KILL", "--")
     return ()
 
 

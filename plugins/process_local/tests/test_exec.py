@@ -220,4 +220,4 @@ def test_a_stolen_exit_status_is_a_problem_not_a_hang(sh: Shell) -> None:
     os.waitpid(pid, 0)
     (event,) = group.run()
     assert event.exit_code == 255
-    assert "taken by somebody else" in event.problem
+    assert "taken by other code" in event.problem

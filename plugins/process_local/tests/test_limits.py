@@ -62,7 +62,7 @@ def driver(tmp_path: Path) -> Path:
 
 def _outcome(command: Sequence[str]) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 
@@ -71,7 +71,7 @@ def _outcome(command: Sequence[str]) -> str:
 def test_too_few_open_files_are_refused_with_a_remedy_and_nothing_is_left(driver: Path, method: str) -> None:
     """Wherever in the start the limit is reached."""
     outcomes = [
-        _outcome([sys.executable, str(driver), method, "RLIMIT_NOFILE", str(limit)]) for limit in range(4, 36, 2)
+        _outcome([sys.executable, str(driver), method, "RLIMIT_NOFILE", str(limit)]) for limit in range(4, 40, 3)
     ]
     refused = [outcome for outcome in outcomes if outcome != "ran"]
     assert 3 < len(refused) < len(outcomes)
@@ -127,7 +127,7 @@ def test_an_unusable_folder_for_temporary_files_is_replaced_with_a_word(tmp_path
             pytest.skip("mounting a full file system is not permitted here")
         command = ["unshare", "--mount", *command]
     done = subprocess.run(
-        command, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, timeout=60, check=False
+        command, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stderr
     size, path = done.stdout.split()[:2]

@@ -139,6 +139,8 @@ class LocalContext:
             output = plan_output(launch, self._pump.consoles, self._pump.copies)
             try:
                 self._pump.add(output.streams)
+                if self._deliveries is not None:
+                    self._deliveries.reserve()
                 process = start(launch, environment, output)
             finally:
                 output.close()

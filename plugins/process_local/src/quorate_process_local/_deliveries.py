@@ -8,6 +8,7 @@ What does not live here: when workers are released (:mod:`._context`), and the s
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 from collections.abc import Callable, Sequence
@@ -15,8 +16,11 @@ from functools import partial
 from typing import Any, final
 
 from quorate.clock import monotonic
+from quorate.notices import warn
+from quorate.proc import hold, release
 from quorate.text import printable
 
+from ._commands import remedy_for
 from ._connections import Connection, Listener
 from ._results import LARGEST_RESULT_BYTES
 from ._workers import Worker
@@ -57,18 +61,36 @@ class Deliveries:
         self._stall_timeout_seconds = stall_timeout_seconds
         #: The workers whose result has begun to come -> when the next bytes must have come, in monotonic seconds.
         self._deadlines: dict[Worker, float] = {}
+        self._reserve: list[int] = []
         self._listener = Listener()
         self.address = self._listener.address
         #: Whether there was no descriptor left for a connection: :meth:`admit` must be called again soon.
         self.is_short = False
         self._watch(self._listener.descriptor, self.admit)
 
+    def reserve(self) -> None:
+        """Keep a descriptor back for the connection of one more worker.
+
+        Raises:
+            OSError: there is none left.
+        """
+        self._reserve.append(hold(os.open(os.sep, os.O_PATH | os.O_CLOEXEC)))
+
+    def _accept(self) -> Connection | None:
+        try:
+            return self._listener.accept()
+        except OSError:
+            if not self._reserve:
+                raise
+            release(self._reserve.pop())
+            return self._listener.accept()
+
     def admit(self) -> None:
         """Accept the connections of workers; any other is closed."""
         listener = self._listener
         try:
             for _ in range(_CONNECTIONS_AT_A_TIME):
-                if (connection := listener.accept()) is None:
+                if (connection := self._accept()) is None:
                     break
                 worker = next((it for it in self._workers if it.exit_code is None and it.pid == connection.pid), None)
                 if worker is None:
@@ -77,8 +99,9 @@ class Deliveries:
                 self.release(worker)  # its first connection, if it has closed that
                 worker.connection = connection
                 self._watch(connection.descriptor, partial(self._receive, worker, connection))
-        except OSError:
+        except OSError as error:
             if not self.is_short:
+                warn(f"results of workers wait: {remedy_for(error) or error.strerror}")
                 self._unwatch(listener.descriptor)  # it stays readable, so nothing else could be waited for
             self.is_short = True
         else:
@@ -139,6 +162,8 @@ class Deliveries:
 
     def close(self) -> None:
         """Release all workers, and take no more connections."""
+        while self._reserve:
+            release(self._reserve.pop())
         for worker in self._workers:
             self.release(worker)
         self._unwatch(self._listener.descriptor)
