@@ -102,7 +102,7 @@ class Connection:
 
     @property
     def announced_bytes(self) -> int:
-        """The size of the packed result, 0 before the worker has told it."""
+        """The size of the packed result, 0 before the worker has sent it."""
         if len(self._data) < LENGTH.size:
             return 0
         size: int = LENGTH.unpack_from(self._data)[0]

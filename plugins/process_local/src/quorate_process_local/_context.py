@@ -45,7 +45,7 @@ __all__ = ["LocalContext", "start_group"]
 
 #: How long a worker's report waits for the rest of its stderr.
 _TAIL_TIMEOUT_SECONDS = 1.0
-#: How often to look where no descriptor tells of an end (without pidfds, or without descriptors).
+#: How often to look where no descriptor shows an end (without pidfds, or without descriptors).
 _POLL_INTERVAL_SECONDS = 0.05
 _CLOSE_TIMEOUT_SECONDS = 2.0
 #: Descriptors that are kept back, so that a context can be swept and closed when there are no others left.

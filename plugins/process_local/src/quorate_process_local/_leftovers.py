@@ -111,7 +111,7 @@ def _environment_after_exec(pid: int, give_up_at: float) -> bytes:
     The kernel maps the new program's memory first, then its arguments, then its environment, and sets the bounds of its
     code last.  So these tell an exec from a process without an environment; a process without memory is about to end,
     or is a thread of the kernel.  An exec takes far less than a millisecond, but on a busy machine the process may be
-    delayed in it; no event tells of its end, so this looks again until ``give_up_at`` (monotonic seconds).
+    delayed in it; no event signals its end, so this looks again until ``give_up_at`` (monotonic seconds).
     """
     while True:
         before = stat_of(pid)

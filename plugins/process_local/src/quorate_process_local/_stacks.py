@@ -103,7 +103,7 @@ class _Process:
         return self.send(STACK_SIGNAL)
 
     def is_answering(self) -> bool:
-        """Whether a thread is in the signal's handler, which the kernel blocks the signal for (unless told not to)."""
+        """Whether a thread is in the signal's handler, which the kernel blocks the signal for (unless SA_NODEFER is set)."""
         return not self._threads_blocking(STACK_SIGNAL) <= self._blocking
 
     def send(self, number: int) -> bool:
@@ -273,7 +273,7 @@ def _ask(families: Sequence[list[_Process]], began: float, timeout: float) -> No
 
 
 def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
-    """Wait until the answers are written; another signal could cut them short.  No event tells of it."""
+    """Wait until the answers are written; another signal could cut them short.  No event signals that."""
     pause = select.poll()
     written = dict.fromkeys((process.pid for process in asked), -1)
     quiet = dict.fromkeys(written, 0)

@@ -77,7 +77,7 @@ class Sweep:
         self._forget_if_empty(worker.pid)
 
     def collect(self) -> None:
-        """Drop the leftovers that have ended and that no descriptor tells of."""
+        """Drop the leftovers that have ended and whose end no descriptor shows."""
         for leftover in list(self._leftovers.values()):
             if leftover.pidfd < 0 and leftover.is_gone():
                 self.drop(leftover)

@@ -51,7 +51,7 @@ class Template:
         program, argv: the interpreter, and the command that its workers run.
         environment: of the template; what of it an import reads, its workers cannot have otherwise.
         modules: what to import.
-        head, path: what the program will have in front of ``sys.path`` (unless Python is told not to), and what else
+        head, path: what the program will have in front of ``sys.path`` (unless an option forbids it), and what else
             is to be there for the imports.
 
     Raises:
