@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quorate_process_local import _descriptors
+from quorate_process_local import _memory_file
 
 from .conftest import children
 
@@ -117,7 +117,7 @@ def test_an_unusable_folder_for_temporary_files_is_replaced_with_a_word(tmp_path
     # A kernel or sandbox without memfd_create(2).
     script = (
         "import os; del os.memfd_create\n"
-        "from quorate_process_local._descriptors import memory_file, read_all\n"
+        "from quorate_process_local._memory_file import memory_file, read_all\n"
         "descriptor = memory_file('quorate-test', b'x' * 100000)\n"
         "print(len(read_all(descriptor)), os.readlink(f'/proc/self/fd/{descriptor}'))"
     )
@@ -143,10 +143,10 @@ def test_a_usable_folder_for_temporary_files_is_used_without_a_word(
     monkeypatch.delattr(os, "memfd_create")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    descriptor = _descriptors.memory_file("quorate-test", b"data")
+    descriptor = _memory_file.memory_file("quorate-test", b"data")
     try:
         assert os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(tmp_path))
-        assert _descriptors.read_all(descriptor) == b"data"
+        assert _memory_file.read_all(descriptor) == b"data"
     finally:
         os.close(descriptor)
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from quorate.proc import die_with_parent
 
-from ._descriptors import Handle
+from ._handle import Handle
 
 __all__ = ["Setup"]
 

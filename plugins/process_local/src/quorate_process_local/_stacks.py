@@ -103,7 +103,7 @@ class _Process:
         return self.send(STACK_SIGNAL)
 
     def is_answering(self) -> bool:
-        """Whether a thread is in the signal's handler, which the kernel blocks the signal for (unless SA_NODEFER is set)."""
+        """Whether a thread is in the signal's handler, which the kernel blocks it for (without SA_NODEFER)."""
         return not self._threads_blocking(STACK_SIGNAL) <= self._blocking
 
     def send(self, number: int) -> bool:

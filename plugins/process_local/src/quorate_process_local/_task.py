@@ -11,9 +11,11 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, final
 
-from ._descriptors import Handle, memory_file, read_all
+from ._handle import Handle
+from ._memory_file import memory_file, read_all
 from ._results import LARGEST_RESULT_BYTES, Delivery
 from ._stack_signal import answer
 
@@ -39,8 +41,6 @@ class Task:
         self._address, self._setup, self._error_file = address, setup, error_file
 
     def __getstate__(self) -> tuple[Handle, bytes, Callable[[], None] | None, str]:
-        from multiprocessing.reduction import ForkingPickler  # in the agent only
-
         # The call travels in a file of its own: a large argument must not fill a pipe, and a function that cannot be
         # found in the worker is an error of the worker, reported as such.
         self._packed = Handle(memory_file("quorate-call", ForkingPickler.dumps(self._call)))

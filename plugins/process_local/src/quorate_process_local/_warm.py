@@ -21,7 +21,6 @@ from quorate.starter import ProcessContext, StarterRequest
 
 from ._commands import find_command
 from ._context import LocalContext, start_group
-from ._descriptors import memory_file
 from ._exec import checked_words
 from ._python import PythonCommand, is_python, parse_python_command
 from ._streams import Output
@@ -207,13 +206,9 @@ def _program(
         StartError: it is not a Python program, or its interpreter cannot be found.
     """
     if not isinstance(entrypoint, str):
-        from multiprocessing import util  # for functions only
+        from ._warm_functions import command  # with multiprocessing
 
-        from ._warm_call import COMMAND  # with multiprocessing
-
-        # What the standard library passes on to processes that it spawns.
-        options: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined] # private, but needed
-        return _understood([sys.executable, *options, *COMMAND], local_rank, is_call=True)
+        return _understood(command(), local_rank, is_call=True)
     words = checked_words(entrypoint, args, "warm", local_rank)
     path = find_command(words[0], environment, local_rank)
     if not is_python(path):
@@ -252,36 +247,10 @@ def _start(
     }
     descriptors = [source for source, _ in streams]
     if program.is_call:
-        return _start_function(forking, launch, order, descriptors, address)
+        from ._warm_functions import start_function  # with multiprocessing
+
+        return start_function(forking, launch, order, descriptors, address)
     return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
-
-
-def _start_function(
-    forking: Forking, launch: WorkerLaunch, order: dict[str, Any], descriptors: list[int], address: bytes
-) -> ChildProcess:
-    from multiprocessing import resource_tracker  # for functions only
-
-    from ._functions import prepare_call, unpicklable  # with multiprocessing
-    from ._warm_call import pack
-
-    if launch.error_file:
-        order["environment"].setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
-    task, process = prepare_call("spawn", launch, None, address)
-    packed = -1
-    try:
-        data, referred = pack(process)
-        packed = memory_file("quorate-task", data)
-        tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
-        passed = [*descriptors, packed, packed if tracker is None else tracker, *referred]
-        return ChildProcess(forking.fork(order, passed, launch.local_rank))
-    except StartError:
-        raise
-    except Exception as error:
-        raise unpicklable(launch, "warm", error) from error
-    finally:
-        if packed >= 0:
-            os.close(packed)
-        task.close()
 
 
 def _difference(first: _TemplateKey, other: _TemplateKey, local_rank: int) -> str:

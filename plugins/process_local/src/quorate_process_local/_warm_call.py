@@ -13,7 +13,7 @@ from multiprocessing import context, process, reduction, resource_tracker, spawn
 from typing import Any, final
 
 from . import _task as _task
-from ._descriptors import read_all
+from ._memory_file import read_all
 
 __all__ = ["COMMAND", "Passing", "inherited", "main", "pack"]
 

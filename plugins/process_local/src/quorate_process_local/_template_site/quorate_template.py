@@ -152,7 +152,7 @@ def _read(path: str) -> bytes:
 
 
 def _import_real_sitecustomize() -> Exception | None:
-    """Import the ``sitecustomize`` that the one beside this file hides; return the error that the interpreter should see."""
+    """Import the installation's own ``sitecustomize``; return the error that the interpreter should see."""
     del sys.modules["sitecustomize"], sys.modules[__name__]
     try:
         __import__("sitecustomize")

@@ -1,36 +1,18 @@
-"""Descriptors that a worker is given: how one travels in a pickle, and files in memory that carry large data.
+"""Files in memory that carry large data to a worker.
 
-Imported in function workers, so it imports little.  The agent's own descriptors are held by :mod:`quorate.proc`.
+Imported in function workers, so it imports little.  What does not live here: the descriptors that the agent keeps to
+itself (:mod:`quorate.proc`).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import Any, final
 
 from quorate.files import write_all
 from quorate.notices import warn
 
-__all__ = ["Handle", "memory_file", "read_all"]
-
-
-@final
-class Handle:
-    """A descriptor that a worker may be given in a pickle."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def __reduce__(self) -> tuple[Callable[[Any], Handle], tuple[Any]]:
-        from multiprocessing import reduction  # in the agent only; a command's worker never has it
-
-        return _received, (reduction.DupFd(self.descriptor),)
-
-
-def _received(duplicate: Any) -> Handle:
-    return Handle(duplicate.detach())
+__all__ = ["memory_file", "read_all"]
 
 
 def memory_file(name: str, data: bytes | memoryview) -> int:
