@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import traceback
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, final
@@ -120,6 +119,8 @@ def _report(error: Exception, error_file: str) -> None:
         from quorate.recording import record_exception  # loads plugins: for a failure only
 
         record_exception(error)
+    import traceback  # 10 ms in each worker's start, and needed for a failure only
+
     if error.__traceback__ is not None:  # without this module's own frame
         error = error.with_traceback(error.__traceback__.tb_next or error.__traceback__)
     traceback.print_exception(type(error), error, error.__traceback__)
