@@ -261,10 +261,11 @@ def hold(descriptor: int, close: Callable[[], object] | None = None) -> int:
     no such care: Python's descriptors are close-on-exec.
 
     Arguments:
-        descriptor: an open descriptor.
+        descriptor: an open descriptor; a negative one stands for none and is ignored.
         close: how a child closes it, where an object owns it; ``None``: by :func:`os.close`.
     """
-    _held[descriptor] = close or (lambda: os.close(descriptor))
+    if descriptor >= 0:
+        _held[descriptor] = close or (lambda: os.close(descriptor))
     return descriptor
 
 
@@ -311,9 +312,10 @@ def parent_death_command(path: str) -> tuple[str, ...]:
     boxes knows no such option and would refuse to run anything, so the program itself is asked for the word.
     ``path`` is the folders to search, separated as in ``PATH``.
     """
-    program = find_program("setpriv", path)
-    if program and b"pdeathsig" in read_bytes(program):
-        return (program, "--pdeathsig", "KILL", "--")
+    for folder in path.split(os.pathsep):
+        program = find_program("setpriv", folder)
+        if program and b"pdeathsig" in read_bytes(program):
+            return (program, "--pdeathsig", "KILL", "--")
     return ()
 
 

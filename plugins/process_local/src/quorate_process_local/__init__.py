@@ -1,8 +1,8 @@
 """Starts, watches and stops worker processes on this machine.
 
-The start methods are ``exec``, ``spawn``, ``fork`` and ``forkserver``.  Nothing but :data:`plugin`, the entry point's
-object, is public, and it is imported when it is asked for: a function worker imports this package too, and must not
-pay for what only the agent needs.
+The start methods are ``exec``, ``spawn``, ``fork``, ``forkserver`` and ``warm``.  Only :data:`plugin`, the entry
+point's object, is public.  It is imported upon its first use: function workers import this package too, without what
+only the agent needs.
 """
 
 from __future__ import annotations
