@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from difflib import get_close_matches
 from math import isfinite
 
 from quorate.errors import UsageError
@@ -98,7 +99,6 @@ def command_of(text: str) -> tuple[str, ...]:
 
 
 def _remedy(name: str, known: tuple[str, ...]) -> str:
-    from difflib import get_close_matches  # only a mistake needs it
 
     near = get_close_matches(name, known, 1)
     return f"did you mean {near[0]}?" if near else "the names are " + ", ".join(known)

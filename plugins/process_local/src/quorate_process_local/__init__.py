@@ -7,17 +7,13 @@ only the agent needs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from quorate.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from ._plugin import plugin as plugin
 
 __all__ = ["plugin"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "plugin":
-        from ._plugin import plugin
-
-        return plugin
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(globals(), {"plugin": "_plugin"})

@@ -206,9 +206,7 @@ def _program(
         StartError: it is not a Python program, or its interpreter cannot be found.
     """
     if not isinstance(entrypoint, str):
-        from ._warm_functions import command  # with multiprocessing
-
-        return _understood(command(), local_rank, is_call=True)
+        return _understood(_for_functions().command(), local_rank, is_call=True)
     words = checked_words(entrypoint, args, "warm", local_rank)
     path = find_command(words[0], environment, local_rank)
     if not is_python(path):
@@ -247,10 +245,15 @@ def _start(
     }
     descriptors = [source for source, _ in streams]
     if program.is_call:
-        from ._warm_functions import start_function  # with multiprocessing
-
-        return start_function(forking, launch, order, descriptors, address)
+        started: ChildProcess = _for_functions().start_function(forking, launch, order, descriptors, address)
+        return started
     return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
+
+
+def _for_functions() -> Any:
+    from . import _warm_functions  # with multiprocessing, which commands do not need
+
+    return _warm_functions
 
 
 def _difference(first: _TemplateKey, other: _TemplateKey, local_rank: int) -> str:

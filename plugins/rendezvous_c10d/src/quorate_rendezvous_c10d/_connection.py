@@ -48,7 +48,7 @@ def load_tcp_store() -> Any:
     if quiet:
         os.putenv(_LEVEL, "FATAL")
     try:
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # torch: only once the backend is opened
     finally:
         if quiet:
             os.unsetenv(_LEVEL)

@@ -21,6 +21,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 __all__ = [
@@ -155,7 +156,7 @@ def _import_real_sitecustomize() -> Exception | None:
     """Import the installation's own ``sitecustomize``; return the error that the interpreter should see."""
     del sys.modules["sitecustomize"], sys.modules[__name__]
     try:
-        __import__("sitecustomize")
+        import_module("sitecustomize")
     except Exception as error:
         return error
     return None
@@ -170,7 +171,7 @@ def _import(modules: Sequence[str], heads: Sequence[str]) -> str:
     try:
         for name in modules:
             try:
-                __import__(name)
+                import_module(name)
             except BaseException as error:
                 return f"importing {name} failed: {type(error).__name__}: {error}"
     finally:
