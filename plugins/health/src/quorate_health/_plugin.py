@@ -14,6 +14,7 @@ from quorate.services import AgentService, AgentView
 
 from ._check_flags import command_of, limits_of, names_of, port_of
 from ._checks import CheckStates, make_checks, make_cleaner
+from ._service import start
 
 __all__ = ["plugin"]
 
@@ -33,8 +34,6 @@ def _start_server(agent: AgentView) -> AgentService | None:
         if "health_host" in agent.settings:
             agent.say("--health-host has no effect without --health-port")
         return None
-    from ._service import start  # with sockets and notes of events, which no launch without the flag needs
-
     return start(agent, _PORT_VARIABLE)
 
 

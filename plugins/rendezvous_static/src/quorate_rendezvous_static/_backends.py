@@ -25,6 +25,7 @@ from quorate.notices import warn
 from quorate.rendezvous import RendezvousParameters, job_is_over
 
 from ._client import TcpStore
+from ._limits import raise_descriptor_limit
 from ._server import TcpStoreServer, find_server
 
 __all__ = ["DEFAULT_PORT", "check_static", "check_tcp", "open_static", "open_tcp"]
@@ -196,6 +197,7 @@ class _Opening:
 
     def _serve(self) -> TcpStore:
         """Start a server and connect to it.  Raises OSError where the endpoint cannot be listened on."""
+        raise_descriptor_limit()
         server = TcpStoreServer(
             str(self.params.get("bind_address", "") or self.endpoint.host),
             self.endpoint.port,

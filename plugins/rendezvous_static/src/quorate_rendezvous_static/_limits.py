@@ -10,7 +10,10 @@ from typing import final
 
 from attrs import frozen
 
-__all__ = ["Limits"]
+__all__ = ["Limits", "raise_descriptor_limit"]
+
+#: Enough for the connections of some 8,000 nodes; workers inherit the limit, and some programs close up to it.
+_WANTED_DESCRIPTORS = 65_536
 
 
 @final
@@ -38,3 +41,17 @@ class Limits:
         """Return how many descriptors the server may hold, by this process's present ``RLIMIT_NOFILE``."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return (1 << 20 if soft == resource.RLIM_INFINITY else soft) // self.descriptor_share
+
+
+def raise_descriptor_limit() -> None:
+    """Raise this process's soft limit on open files as far as its hard limit permits, for the nodes to come.
+
+    Many systems give 1,024 and permit far more; a quarter of that would be enough for 125 nodes only.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_WANTED_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            pass  # a node too many is refused with the remedy
