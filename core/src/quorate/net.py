@@ -33,6 +33,7 @@ __all__ = [
     "reachable_host",
     "resolve",
     "set_keep_alive",
+    "shut_down",
 ]
 
 _EXAMPLE = "write HOST:PORT, or [ADDRESS]:PORT for IPv6 (--rdzv-endpoint)"
@@ -96,7 +97,9 @@ def parse_endpoint(
         raise _malformed(text, "it has no host" if not host else f"{host!r} is not a host")
     if not colon and default_port is not None:
         return Endpoint(host, default_port)
-    if not (port_text.isascii() and port_text.isdigit() and lowest_port <= int(port_text[:6]) <= 65535):
+    if not (
+        port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and lowest_port <= int(port_text) <= 65535
+    ):
         raise _malformed(text, f"it has no port from {lowest_port} to 65535")
     return Endpoint(host, int(port_text))
 
@@ -305,6 +308,15 @@ def set_keep_alive(
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
     except OSError:
         pass  # the connection works without it
+
+
+def shut_down(sock: socket.socket) -> None:
+    """End both directions of a connection, so that another thread that waits on it returns; never blocks."""
+    try:
+        # Not the method of ssl's class, which would drop its state under the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is broken, closed, or not connected yet
 
 
 class ForkAware(Protocol):

@@ -135,7 +135,7 @@ def test_an_expired_token_is_replaced(guarded: EtcdServer, open_store: Open) -> 
     guarded.restart()
     assert store.get(["key"]) == [b"value"]
     assert store.wait("key", 5.0) == b"value"
-    store._transport._token = "never valid"
+    store._client._token = "never valid"
     store._membership.renew(monotonic() + 5.0)
 
 

@@ -15,10 +15,9 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, StreamEnded
 from h2.exceptions import H2Error
 
-from quorate_rendezvous_etcd._channel import Channel
-from quorate_rendezvous_etcd._dialling import Resolver
-from quorate_rendezvous_etcd._http2 import LARGEST_MESSAGE, CallError
-from quorate_rendezvous_etcd._settings import Endpoint
+from quorate.net import Endpoint
+from quorate_rendezvous_etcd._v3.http2 import LARGEST_MESSAGE, CallError
+from quorate_rendezvous_etcd._v3.transport import Channel
 
 from .etcd_harness import DEADLINE_SECONDS, InThread, settles
 
@@ -63,7 +62,7 @@ def member(nothing_left: None) -> Iterator[Callable[[Answer], Channel]]:
         listener = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=serve, args=(listener, answer))
         thread.start()
-        channel = Channel(Endpoint("127.0.0.1", listener.getsockname()[1]), None, Resolver())
+        channel = Channel(Endpoint("127.0.0.1", listener.getsockname()[1]), None)
         made.append((channel, listener, thread))
         return channel
 
@@ -184,7 +183,7 @@ def test_the_deadline_holds(member: Callable[[Answer], Channel], answer: Answer)
 
 def test_the_deadline_holds_where_nobody_accepts_or_greets(nothing_left: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        channel = Channel(Endpoint("127.0.0.1", listener.getsockname()[1]), None, Resolver())
+        channel = Channel(Endpoint("127.0.0.1", listener.getsockname()[1]), None)
         # Larger than what a member may be sent before it has said anything.
         for message in (b"small", b"x" * 10_000_000):
             with pytest.raises(CallError) as caught:

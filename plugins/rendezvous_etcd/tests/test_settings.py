@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from quorate.errors import UsageError
+from quorate.net import Endpoint
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd import plugin
-from quorate_rendezvous_etcd._settings import Endpoint, Settings, parse_endpoints
+from quorate_rendezvous_etcd._settings import Settings, parse_endpoints
 
 
 def settings(endpoint: str = "h:1", **config: Any) -> Settings:

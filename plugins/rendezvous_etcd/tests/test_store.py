@@ -12,7 +12,7 @@ from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
 from quorate.rendezvous import BatchStore, HostedStore, InterruptibleStore, Store
 from quorate_rendezvous_etcd import EtcdServer
-from quorate_rendezvous_etcd._http2 import CallError
+from quorate_rendezvous_etcd._v3.http2 import CallError
 
 from .etcd_harness import Admin, InThread
 
@@ -233,8 +233,8 @@ class _LosesAnswers:
     """Stands between the store and etcd: carries requests out, and loses the answer of the first."""
 
     def __init__(self, store: Any) -> None:
-        self._real, self._calls = store._transport._connect().calls["Txn"], 0
-        store._transport._connect().calls["Txn"] = self
+        self._real, self._calls = store._client._connect().calls["Txn"], 0
+        store._client._connect().calls["Txn"] = self
 
     def __call__(self, *arguments: Any, **more: Any) -> Any:
         answer = self._real(*arguments, **more)
@@ -259,7 +259,7 @@ class _AnswersTooLate:
     """Carries requests out, and has no answer before the deadline."""
 
     def __init__(self, store: Any) -> None:
-        self._transport, self._real = store._transport, store._transport.call
+        self._transport, self._real = store._client, store._client.call
         self._transport.call = self
 
     def __call__(self, method: str, request: Any, deadline: float) -> Any:

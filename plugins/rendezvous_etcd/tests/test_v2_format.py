@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from quorate.errors import StoreCorruptError, UsageError
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd._settings import Settings
-from quorate_rendezvous_etcd._v2_counter import count_at, is_counter, pack_addition, total
-from quorate_rendezvous_etcd._v2_format import Value, escape, key_path, new_stamp, pack, split_prefix, unpack
+from quorate_rendezvous_etcd._v2.counter import count_at, is_counter, pack_addition, total
+from quorate_rendezvous_etcd._v2.format import Value, escape, key_path, new_stamp, pack, split_prefix, unpack
 
 _KEYS = st.text(st.characters(min_codepoint=1, max_codepoint=126), max_size=12)
 

@@ -140,7 +140,7 @@ def test_a_frozen_member_is_left_by_works_and_waits(start_etcd: StartEtcd, open_
     other = open_at(endpoint=server.get_endpoint(), operation_timeout=8.0)
     waiting = in_background(store.wait, "key", 3600.0)
     assert settles(lambda: is_waiting(store))
-    asked = str(store._waiter._polling)
+    asked = str(store._wait_client._polling)
     server.pause(endpoints.index(asked))
     assert store.add("count", 1) == 1  # finds out, and tells the wait
     other.put("key", b"value")

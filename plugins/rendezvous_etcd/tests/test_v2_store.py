@@ -208,10 +208,10 @@ def test_a_wait_that_missed_more_than_etcd_remembers_looks_again(open_v2: OpenV2
     store = open_v2()
     store.put("key", b"0")
     path = store._path("key")
-    index = store._work.get(path, float("inf")).index
+    index = store._client.get(path, float("inf")).index
     for number in range(1100):
-        store._work.put(path, float("inf"), value=number)
-    assert store._waiter.poll(path, index, 3600.0) is None
+        store._client.put(path, float("inf"), value=number)
+    assert store._wait_client.poll(path, index, 3600.0) is None
 
 
 def test_a_wait_goes_on_while_its_key_is_deleted(open_v2: OpenV2) -> None:

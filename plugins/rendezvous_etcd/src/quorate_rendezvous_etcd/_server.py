@@ -187,7 +187,7 @@ class EtcdServer:
         ports = self._client_ports()
         if not self._serves_v2:
             raise self._without_v2()
-        from ._v2_transport import load_etcd
+        from ._v2.transport import load_etcd  # python-etcd is imported only where it is needed
 
         several = self._count > 1
         arguments: dict[str, Any] = {
