@@ -112,9 +112,9 @@ def test_counters_take_any_amount(open_store: Open) -> None:
     assert second.add("count", 0) == 0
     assert second.get(["count"]) == [b"0"]
     assert first.wait("count", 5.0) == b"0"
-    assert first.add("count", (1 << 63) - 1) == (1 << 63) - 1
-    with pytest.raises(UsageError, match="64 bits"):
-        first.add("count", 1 << 63)
+    assert first.add("count", 1 << 53) == 1 << 53
+    with pytest.raises(UsageError, match="larger than a counter can hold"):
+        first.add("count", (1 << 53) + 1)
 
 
 def test_amounts_other_than_one_are_exact_under_contention(open_store: Open) -> None:
@@ -313,7 +313,7 @@ def test_garbage_under_the_prefix_is_named(
             store.wait(f"garbage/{number}", 5.0)
     root.put(f"{place}count", b"many")
     for amount in (0, 1, 2):
-        with pytest.raises(StoreCorruptError, match="it is no counter"):
+        with pytest.raises(StoreCorruptError, match="it is not a counter"):
             store.add("count", amount)
     for value in (b"", b"\xff", b"1 a b c d", b"1 a", b"99 of the future"):
         root.put(job, value)

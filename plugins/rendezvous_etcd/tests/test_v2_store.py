@@ -123,10 +123,10 @@ def test_asking_a_counter_does_not_make_it(open_v2: OpenV2) -> None:
     assert store.get(["count"]) == [None]
 
 
-def test_a_value_is_no_counter(open_v2: OpenV2) -> None:
+def test_a_value_is_not_a_counter(open_v2: OpenV2) -> None:
     store = open_v2()
     store.put("key", b"7")
-    with pytest.raises(StoreCorruptError, match="no counter"):
+    with pytest.raises(StoreCorruptError, match="not a counter"):
         store.add("key", 1)
 
 
