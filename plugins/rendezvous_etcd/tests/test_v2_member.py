@@ -103,7 +103,7 @@ def test_a_job_that_is_alive_or_not_ours_is_not_swept_away(open_v2: OpenV2) -> N
     # As after an outage of etcd: the entries of all members have expired.
     v2(
         open_v2.endpoint,
-        f"keys{paused._membership._root}/{paused._membership._incarnation.token}/members",
+        f"keys{paused._membership._root}/{paused._membership._token}/members",
         "DELETE",
         recursive="true",
     )
@@ -207,7 +207,7 @@ def test_a_job_that_its_last_member_was_about_to_remove_can_be_joined(open_v2: O
     """The last member died between marking the job and removing it, or it is just slower than who comes in."""
     last = open_v2("job")
     last.put("key", b"value")
-    token = last._membership._incarnation.token
+    token = last._membership._token
     v2(open_v2.endpoint, "keys/quorate/job/current", "PUT", value=f"closing:{token}")
     newcomer = open_v2("job")
     assert newcomer.get(["key"]) == [b"value"]

@@ -117,9 +117,9 @@ class Settings:
         )
 
 
-def refuse_other_bounds(settings: Settings, bounds: tuple[int, int] | None) -> None:
+def refuse_other_bounds(settings: Settings, bounds: tuple[int, int]) -> None:
     """Raise RendezvousStateError if the job that runs under this run id has other ``bounds`` than these settings."""
-    if bounds is not None and bounds != (settings.min_nodes, settings.max_nodes):
+    if bounds != (settings.min_nodes, settings.max_nodes):
         raise RendezvousStateError(
             f"another job runs under the id {settings.run_id!r} in etcd at {settings.where}: it has "
             f"--nnodes={bounds[0]}:{bounds[1]}, this one {settings.min_nodes}:{settings.max_nodes}. Give each job an "

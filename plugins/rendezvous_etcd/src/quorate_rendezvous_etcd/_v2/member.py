@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar, final
 
 from quorate.clock import monotonic
-from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError
+from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError
 
 from .._keeper import LeaseKeeper
 from .._settings import Settings, refuse_other_bounds
@@ -78,11 +78,14 @@ class Membership:
         current, index = self._directory.read_current(deadline)
         if current is None:
             return self._create(deadline)
+        token = current.removeprefix(CLOSING)
+        bounds = self._directory.bounds_of(token)
+        if bounds is None:
+            raise StoreCorruptError(f"{self._root}/current", "it was not written by quorate")
         if self._is_dead(current, index, deadline):
             self._directory.dissolve(current, index, deadline)
             return False
-        token = current.removeprefix(CLOSING)
-        refuse_other_bounds(self._settings, self._directory.bounds_of(token))
+        refuse_other_bounds(self._settings, bounds)
         try:
             return self._join_incarnation(token, deadline)
         except RefusedError as refused:

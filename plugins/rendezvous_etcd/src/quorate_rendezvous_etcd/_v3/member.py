@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from quorate.clock import monotonic
@@ -40,7 +40,8 @@ class Membership:
     """This node's membership in the job that ``settings`` name.  Call :meth:`join` first.
 
     ``keys`` is what all keys of the store start with, ``member`` this node's own key.  ``lease`` and ``member_lease``
-    are the leases that they are written with.  ``lost`` says why the job is gone, once it is.
+    are the leases that they are written with.  ``on_lost`` is called, on any thread, when
+    the job is gone.  ``lost`` says why it is gone.
     """
 
     def __init__(self, settings: Settings, client: Client) -> None:
@@ -53,6 +54,7 @@ class Membership:
         self._revision = 0
         self.member_lease = new_lease_id()
         self.lost = ""
+        self.on_lost: Callable[[], None] = lambda: None
         self._renewing = threading.Lock()
         self._job_refresh_at = 0.0
         self._keeper: LeaseKeeper | None = None
@@ -217,8 +219,9 @@ class Membership:
         raise StoreLostError(self.lost)
 
     def set_lost(self, sentence: str) -> None:
-        """Have every later operation raise StoreLostError with ``sentence``."""
+        """Have every later operation raise StoreLostError with ``sentence``, and a wait that is under way end."""
         self.lost = sentence
+        self.on_lost()
 
     # --- leaving ------------------------------------------------------------------------------------------------------
 

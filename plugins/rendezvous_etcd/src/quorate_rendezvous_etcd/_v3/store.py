@@ -76,6 +76,7 @@ class EtcdStore:
             self._client.close()
             raise
         self._watcher = Watcher(self._client)
+        self._membership.on_lost = self._watcher.look_again
 
     # --- the contract -------------------------------------------------------------------------------------------------
 

@@ -39,8 +39,12 @@ class Watcher:
 
     def interrupt(self) -> None:
         """End the wait that is under way, or else the next one.  Never blocks."""
+        self._woken.set()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Have the wait that is under way begin anew with a read, which may raise an error.  Never blocks."""
         with self._state:
-            self._woken.set()
             connection = self._connection
         if connection is not None:
             connection.channel.close()
