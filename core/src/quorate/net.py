@@ -149,31 +149,44 @@ def resolve(host: str, port: int, timeout_seconds: float) -> list[Address]:
     """Return the TCP addresses of ``host`` in the resolver's order, each once.
 
     A name is looked up on a thread of its own, because the system's resolver has no deadline.  A thread that is late
-    ends by itself when the resolver gives up.
+    ends by itself when the resolver gives up; until then, all callers wait for that one.
 
     Raises:
         OSError: the name is unknown, or the resolver did not answer in time.
     """
     if is_literal(host):
         return _look_up(host, port)
-    answer: list[list[Address] | OSError] = []
-    done = threading.Event()
-
-    def work() -> None:
-        try:
-            answer.append(_look_up(host, port))
-        except OSError as error:
-            answer.append(error)
-        finally:
-            done.set()
-
-    threading.Thread(target=work, name=f"quorate-resolve-{host}", daemon=True).start()
-    if not done.wait(timeout_seconds):
+    lookup = _lookups.get((host, port))
+    if lookup is None or lookup.done.is_set():
+        lookup = _lookups[host, port] = _Lookup(host, port)
+    if not lookup.done.wait(timeout_seconds):
         raise OSError(f"the name {host!r} was not resolved within {timeout_seconds:.1f} s")
-    result = answer[0]
-    if isinstance(result, OSError):
-        raise result
-    return result
+    _lookups.pop((host, port), None)
+    if isinstance(lookup.result, OSError):
+        raise lookup.result
+    return lookup.result
+
+
+@final
+class _Lookup:
+    """A lookup on a thread of its own, for all callers that want the same endpoint at the same time."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.result: list[Address] | OSError = []
+        self.done = threading.Event()
+        threading.Thread(target=self._run, args=(host, port), name=f"quorate-resolve-{host}", daemon=True).start()
+
+    def _run(self, host: str, port: int) -> None:
+        try:
+            self.result = _look_up(host, port)
+        except OSError as error:
+            self.result = error
+        finally:
+            self.done.set()
+
+
+# A resolver that does not answer must not collect a thread for each attempt.
+_lookups: dict[tuple[str, int], _Lookup] = {}
 
 
 def _look_up(host: str, port: int, kind: int = socket.SOCK_STREAM) -> list[Address]:
@@ -346,6 +359,7 @@ def _close_all() -> None:
     for owner in list(_fork_aware):
         _kept_in_child.append(owner.close_after_fork())
     _fork_aware.clear()
+    _lookups.clear()  # their threads do not exist here
 
 
 os.register_at_fork(after_in_child=_close_all)

@@ -246,7 +246,7 @@ def test_an_agent_that_comes_before_etcd_waits_for_it(start_etcd: StartEtcd, ope
 
 
 def test_a_server_without_the_api_names_the_flag_and_the_alternative(start_etcd: StartEtcd, open_at: OpenV2) -> None:
-    server = start_etcd()
+    server = start_etcd(enable_v2=False)
     message = _fails(lambda: open_at(endpoint=server.get_endpoint()), UsageError)
     for word in ("does not serve API v2", "--enable-v2=true", "3.6", "--rdzv-backend=etcd", server.get_endpoint()):
         assert word in message
