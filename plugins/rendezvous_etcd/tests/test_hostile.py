@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
 from quorate_rendezvous_etcd import EtcdServer
 from quorate_rendezvous_etcd._keeper import LeaseKeeper
@@ -363,3 +365,33 @@ def test_a_keeper_stops_renewing_when_the_job_is_lost() -> None:
     keeper.start()
     keeper.join(DEADLINE_SECONDS)
     assert calls == ["renew", "renew"]
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["etcd", "etcd-v2"])
+def test_a_resolver_that_does_not_answer_takes_no_longer_than_the_deadline(
+    nothing_left: None, open_store: Open, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """All attempts wait for the one lookup that is under way."""
+    answered, asked, real = threading.Event(), [], socket.getaddrinfo
+
+    def look_up(host: Any, *arguments: Any, **more: Any) -> Any:
+        if host not in (b"no-answer.invalid", "no-answer.invalid"):
+            return real(host, *arguments, **more)
+        asked.append(threading.current_thread())
+        answered.wait(DEADLINE_SECONDS)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    settings: dict[str, Any] = {"connect_timeout": 0.5, "dial_timeout": 0.1, "operation_timeout": 0.3}
+    began = monotonic()
+    start = open_store if backend == "etcd" else OpenV2("", "job")
+    with pytest.raises(StoreUnavailableError, match=r"no-answer\.invalid"):
+        start(endpoint="no-answer.invalid", **settings)
+    assert monotonic() - began < DEADLINE_SECONDS / 4
+    answered.set()
+    assert len(asked) == 1
+    for thread in asked:
+        thread.join(DEADLINE_SECONDS)
