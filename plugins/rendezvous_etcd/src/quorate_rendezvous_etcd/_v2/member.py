@@ -78,13 +78,13 @@ class Membership:
         current, index = self._directory.read_current(deadline)
         if current is None:
             return self._create(deadline)
+        if self._is_dead(current, index, deadline):
+            self._directory.dissolve(current, index, deadline)
+            return False
         token = current.removeprefix(CLOSING)
         bounds = self._directory.bounds_of(token)
         if bounds is None:
             raise StoreCorruptError(f"{self._root}/current", "it was not written by quorate")
-        if self._is_dead(current, index, deadline):
-            self._directory.dissolve(current, index, deadline)
-            return False
         refuse_other_bounds(self._settings, bounds)
         try:
             return self._join_incarnation(token, deadline)
