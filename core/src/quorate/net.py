@@ -35,6 +35,7 @@ __all__ = [
     "reachable_host",
     "resolve",
     "set_keep_alive",
+    "shut_down",
 ]
 
 _EXAMPLE = "write HOST:PORT, or [ADDRESS]:PORT for IPv6 (--rdzv-endpoint)"
@@ -99,7 +100,9 @@ def parse_endpoint(
         raise _malformed(text, "it has no host" if not host else f"{host!r} is not a host")
     if not colon and default_port is not None:
         return Endpoint(host, default_port)
-    if not (port_text.isascii() and port_text.isdigit() and lowest_port <= int(port_text[:6]) <= 65535):
+    if not (
+        port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and lowest_port <= int(port_text) <= 65535
+    ):
         raise _malformed(text, f"it has no port from {lowest_port} to 65535")
     return Endpoint(host, int(port_text))
 
@@ -164,33 +167,46 @@ def resolve(host: str, port: int, timeout_seconds: float) -> list[Address]:
     """Return the TCP addresses of ``host`` in the resolver's order, each once.
 
     A name is looked up on a thread of its own, because the system's resolver has no deadline.  A thread that is late
-    ends by itself when the resolver gives up.
+    ends by itself when the resolver gives up; until then, all callers wait for that one.
 
     Raises:
         OSError: the name is unknown, or the resolver did not answer in time.
     """
     if is_literal(host):
         return _look_up(host, port)
-    answer: list[list[Address] | OSError] = []
-    done = threading.Event()
-
-    def work() -> None:
-        try:
-            answer.append(_look_up(host, port))
-        except OSError as error:
-            answer.append(error)
-        except Exception as error:  # the thread must not end without an answer
-            answer.append(OSError(f"{host!r} cannot be resolved: {error}"))
-        finally:
-            done.set()
-
-    threading.Thread(target=work, name=f"quorate-resolve-{host}", daemon=True).start()
-    if not done.wait(min(timeout_seconds, threading.TIMEOUT_MAX)):
+    lookup = _lookups.get((host, port))
+    if lookup is None or lookup.done.is_set():
+        lookup = _lookups[host, port] = _Lookup(host, port)
+    if not lookup.done.wait(min(timeout_seconds, threading.TIMEOUT_MAX)):
         raise OSError(f"the name {host!r} was not resolved within {timeout_seconds:.1f} s")
-    result = answer[0]
-    if isinstance(result, OSError):
-        raise result
-    return result
+    _lookups.pop((host, port), None)
+    if isinstance(lookup.result, OSError):
+        raise lookup.result
+    return lookup.result
+
+
+@final
+class _Lookup:
+    """A lookup on a thread of its own, for all callers that want the same endpoint at the same time."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.result: list[Address] | OSError = []
+        self.done = threading.Event()
+        threading.Thread(target=self._run, args=(host, port), name=f"quorate-resolve-{host}", daemon=True).start()
+
+    def _run(self, host: str, port: int) -> None:
+        try:
+            self.result = _look_up(host, port)
+        except OSError as error:
+            self.result = error
+        except Exception as error:  # the thread must not end without an answer
+            self.result = OSError(f"{host!r} cannot be resolved: {error}")
+        finally:
+            self.done.set()
+
+
+# A resolver that does not answer must not collect a thread for each attempt.
+_lookups: dict[tuple[str, int], _Lookup] = {}
 
 
 def _look_up(host: str, port: int, kind: int = socket.SOCK_STREAM) -> list[Address]:
@@ -329,6 +345,15 @@ def set_keep_alive(
         pass  # the connection works without it
 
 
+def shut_down(sock: socket.socket) -> None:
+    """End both directions of a connection, so that another thread that waits on it returns; never blocks."""
+    try:
+        # Not the method of ssl's class, which would drop its state under the thread that reads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is broken, closed, or not connected yet
+
+
 class ForkAware(Protocol):
     """Owns connections that a forked child must not use."""
 
@@ -359,6 +384,7 @@ def _close_all() -> None:
         except Exception:  # one that fails must not leave the others open
             _kept_in_child.append(owner)
     _fork_aware.clear()
+    _lookups.clear()  # their threads do not exist here
 
 
 os.register_at_fork(after_in_child=_close_all)

@@ -15,10 +15,9 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, StreamEnded
 from h2.exceptions import H2Error
 
-from quorate_rendezvous_etcd._channel import Channel
-from quorate_rendezvous_etcd._dialling import Resolver
-from quorate_rendezvous_etcd._http2 import LARGEST_MESSAGE, CallError
-from quorate_rendezvous_etcd._settings import Endpoint
+from quorate.net import Endpoint
+from quorate_rendezvous_etcd._v3.http2 import LARGEST_MESSAGE, CallError
+from quorate_rendezvous_etcd._v3.transport import Channel
 
 from .etcd_harness import DEADLINE_SECONDS, InThread, settles
 
@@ -63,7 +62,7 @@ def member(nothing_left: None) -> Iterator[Callable[[Answer], Channel]]:
         listener = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=serve, args=(listener, answer))
         thread.start()
-        channel = Channel(Endpoint("127.0.0.1", listener.getsockname()[1]), None, Resolver())
+        channel = Channel(Endpoint("127.0.0.1", listener.getsockname()[1]), None)
         made.append((channel, listener, thread))
         return channel
 
@@ -125,13 +124,13 @@ def test_answers_come_whole(member: Callable[[Answer], Channel]) -> None:
         (answer_with(status="-1"), "UNKNOWN", ""),
         (answer_with(status="many"), "UNKNOWN", ""),
         (answer_with(), "INTERNAL", "without an answer"),
-        (answer_with(framed(b"half", 9)), "INTERNAL", "in the midst of a message"),
+        (answer_with(framed(b"half", 9)), "INTERNAL", "inside a message"),
         (answer_with(framed(b"packed", compressed=1)), "UNAVAILABLE", "compressed"),
-        (answer_with(framed(b"", LARGEST_MESSAGE + 1)), "UNAVAILABLE", "the most that is taken"),
+        (answer_with(framed(b"", LARGEST_MESSAGE + 1)), "UNAVAILABLE", "the limit is"),
         (lambda http, stream, sock: http.reset_stream(stream, ErrorCodes.REFUSED_STREAM), "UNAVAILABLE", "error 7"),
         (lambda http, stream, sock: http.close_connection(), "UNAVAILABLE", "closes the connection"),
         (lambda http, stream, sock: sock.shutdown(socket.SHUT_RDWR), "UNAVAILABLE", "connection"),
-        (lambda http, stream, sock: sock.sendall(bytes(90)), "UNAVAILABLE", "not HTTP/2"),
+        (lambda http, stream, sock: sock.sendall(bytes(90)), "UNAVAILABLE", "does not speak HTTP/2"),
         (
             lambda http, stream, sock: http.send_headers(stream, [(":status", "502")], end_stream=True),
             "UNAVAILABLE",
@@ -184,7 +183,7 @@ def test_the_deadline_holds(member: Callable[[Answer], Channel], answer: Answer)
 
 def test_the_deadline_holds_where_nobody_accepts_or_greets(nothing_left: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        channel = Channel(Endpoint("127.0.0.1", listener.getsockname()[1]), None, Resolver())
+        channel = Channel(Endpoint("127.0.0.1", listener.getsockname()[1]), None)
         # Larger than what a member may be sent before it has said anything.
         for message in (b"small", b"x" * 10_000_000):
             with pytest.raises(CallError) as caught:

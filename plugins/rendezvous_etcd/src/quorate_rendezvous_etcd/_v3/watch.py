@@ -1,11 +1,12 @@
-"""Waiting for a key: read it, then watch it from now on, and read it again if anything was written in between.
+"""Waiting for a key over API v3: read it, then watch it, and read it again if anything was written in between.
 
-A watch could as well be asked to begin at the revision of the reading.  But etcd counts one that begins in the past,
-be it by a single write of any other node, among those that have to catch up, and sees to these ten times a second:
-a word that is written in that time then takes 50 ms, where it takes one.
+A watch could also begin at the revision of the read.  But etcd puts a watch that begins in the past, even by one write
+of another node, on a list that it serves ten times a second.  A write then arrives after 50 ms on average, instead of
+one.
 
-A watch ends when its member dies or loses its leader; it then begins anew with a reading.  What does not live here: the
-requests of everything else (:mod:`._store`).
+A watch ends when its member dies or loses its leader.  A new one then begins, with a read.
+
+What does not live here: the store's other operations (:mod:`.store`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any, final
 
 from quorate.clock import monotonic
 
-from ._http2 import CallError
-from ._transport import Connection, Transport
+from .client import Client, Connection
+from .http2 import CallError
 
 __all__ = ["Watcher"]
 
@@ -28,18 +29,22 @@ _LONGEST_PAUSE_SECONDS = 1.0
 
 @final
 class Watcher:
-    """The one wait that a store has under way, and how to end it from another thread."""
+    """The store's one wait, which another thread can interrupt."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._state = threading.Lock()
         self._connection: Connection | None = None
         self._woken = threading.Event()
 
     def interrupt(self) -> None:
-        """Make the wait that is under way, or else the next one, end.  Never blocks."""
+        """End the wait that is under way, or else the next one.  Never blocks."""
+        self._woken.set()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Have the wait that is under way begin anew with a read, which may raise an error.  Never blocks."""
         with self._state:
-            self._woken.set()
             connection = self._connection
         if connection is not None:
             connection.channel.close()
@@ -48,7 +53,7 @@ class Watcher:
         """Return etcd's record of a key once it exists; ``None`` at ``deadline`` or when interrupted.
 
         ``look`` reads the key: it returns the record, or ``None``, and the revision at which it read.
-        ``request`` is the one that watches it from now on.
+        ``request`` begins a watch of the key from now on.
 
         Raises:
             StoreUnavailableError: etcd did not answer for the operation time-out.
@@ -63,7 +68,8 @@ class Watcher:
                 found = self._watch(request, look, revision, deadline)
                 if found is not None or monotonic() >= deadline:
                     return found
-                # A watch that has lasted was a good one.  Jittered: a dying member ends the watches of many nodes.
+                # Only watches that end soon are begun again ever more slowly.  The pause is random, because a member
+                # that dies ends the watches of many nodes at once.
                 pause = _FIRST_PAUSE_SECONDS if monotonic() - began > 1.0 else min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 self._woken.wait(min(pause * random.uniform(0.5, 1.0), max(0.0, deadline - monotonic())))
             return None
@@ -71,25 +77,23 @@ class Watcher:
             self._woken.clear()
 
     def _watch(self, request: Any, look: Callable[[], tuple[Any, int]], revision: int, deadline: float) -> Any:
-        """Watch once; returns the record that was written after ``revision``, at which the key did not exist.
+        """Watch once; return the record that was written after ``revision``, at which the key did not exist.
 
-        ``None`` if the watch ended, for whatever reason.
-
-        Whether the reason is one that stays is for the next look to find out.
+        Return ``None`` if the watch ended.  Whether the reason is permanent is seen at the next read.
         """
-        transport = self._transport
-        connection, stream = transport.begin_watch(), None
+        client = self._client
+        connection, stream = client.begin_watch(), None
         with self._state:
             self._connection = connection
             is_late = self._woken.is_set()
         try:
             if is_late:
                 return None
-            stream = transport.watch(connection, request, max(0.001, deadline - monotonic()))
+            stream = client.watch(connection, request, max(0.001, deadline - monotonic()))
             for answer in stream:
                 if answer.canceled:
                     return None
-                # A member that lags behind may begin before the reading, and tell what was removed by then.
+                # A member that lags behind may begin before the read, and report a key that was removed by then.
                 for event in answer.events:
                     if event.kv.mod_revision > revision:
                         return event.kv
@@ -100,9 +104,9 @@ class Watcher:
             return None
         except CallError as error:
             if not self._woken.is_set() and monotonic() < deadline:
-                transport.note_failure(connection, error)
+                client.note_watch_failure(connection, error)
             return None
         finally:
             with self._state:
                 self._connection = None
-            transport.end_watch(connection, stream)
+            client.end_watch(connection, stream)

@@ -1,10 +1,11 @@
 """One HTTP/2 connection to an etcd member, on which gRPC calls are made, one at a time.
 
-A gRPC call is an HTTP/2 request whose body is a message behind its length, and whose trailer is a status.  The package
-``h2`` knows HTTP/2 and does no I/O; the sockets are ours.  So no thread and no state is the library's own, and a
-process that was forked can open connections whatever its parent has done (decision 21).  What does not live here:
-opening the socket (:mod:`._dialling`), which connection a call takes (:mod:`._channel`), what statuses mean
-(:mod:`._answers`).
+A gRPC call is an HTTP/2 request.  Its body is a message after the message's length; its trailer is a status.  The
+package ``h2`` implements HTTP/2 and does no I/O; the sockets belong to this package.  The library has no thread and no
+global state, so a forked process can open connections whatever its parent has done (decision 21).
+
+What does not live here: opening sockets and choosing connections (:mod:`.transport`), what statuses mean
+(:mod:`.answers`).
 """
 
 from __future__ import annotations
@@ -33,26 +34,28 @@ from h2.settings import Settings as Http2Settings
 
 from quorate.clock import monotonic
 
-__all__ = ["LARGEST_MESSAGE", "CallError", "Wire", "describe"]
+from .._dial import describe
 
-#: Larger answers are refused.
+__all__ = ["LARGEST_MESSAGE", "CallError", "Http2Connection"]
+
+#: The largest answer that is accepted, in bytes.
 LARGEST_MESSAGE = 256 << 20
-_LONGEST_DETAILS = 1000
+_LONGEST_HEADER = 8000
 _BYTES_AT_ONCE = 1 << 16
-# What a member may send before it hears that some of it was read: a round's records in one go.
+# The flow-control window: a round's records fit into it.
 _WINDOW_BYTES = 1 << 20
-# A frozen member is noticed by the deadlines of attempts; these notice it for whoever only waits.  etcd cuts off
-# clients that ask more often than every 5 s.
+# A watch has no deadline that would reveal a frozen member, so a silent member is sent a ping.  etcd disconnects
+# clients that send pings more often than every 5 s.
 _QUIET_SECONDS = 10.0
-_PING_SECONDS = 3.0
+_PING_TIMEOUT_SECONDS = 3.0
 _PREFIX_BYTES = 5
-_LARGEST_STREAM = (1 << 31) - 1
 _CODES = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
     *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
 )
-# What an answer of HTTP means that is none of gRPC (its page "HTTP to gRPC Status Code Mapping").
+_CODE_OF_STATUS = {str(number): code for number, code in enumerate(_CODES)}
+# For answers without a gRPC status (gRPC's page "HTTP to gRPC Status Code Mapping").
 _CODES_OF_HTTP = {
     "400": "INTERNAL",
     "401": "UNAUTHENTICATED",
@@ -67,7 +70,7 @@ _CODES_OF_HTTP = {
 
 @final
 class CallError(Exception):
-    """A call that did not succeed: ``code`` is the name of a gRPC status, ``details`` a text, mostly of the server."""
+    """A call failed.  ``code`` is the name of a gRPC status, ``details`` a text, mostly of the server."""
 
     def __init__(self, code: str, details: str) -> None:
         self.code, self.details = code, details
@@ -75,10 +78,10 @@ class CallError(Exception):
 
 
 @final
-class Wire:
-    """A connection over ``sock``, which is connected.  One thread at a time may use it.
+class Http2Connection:
+    """An HTTP/2 connection over ``sock``, which is connected.  One thread at a time may use it.
 
-    After any CallError that :meth:`begin` or :meth:`next_message` raises, ask :attr:`is_reusable`.
+    After any CallError of :meth:`begin` or :meth:`next_message`, :attr:`is_reusable` says whether it can be kept.
     """
 
     def __init__(self, sock: socket.socket, authority: str) -> None:
@@ -88,8 +91,8 @@ class Wire:
         self._http = _make_state_machine()
         self._has_ended = True
         self._is_broken = False
-        self._check_at = 0.0  # when to ask whether the member is still there, or to give it up
-        self._is_asked = False
+        self._check_at = 0.0  # when to send a ping, or to give up the answer to it
+        self._ping_is_sent = False
         self._begin_stream(0)
 
     def _begin_stream(self, stream: int) -> None:
@@ -101,16 +104,16 @@ class Wire:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another call can be made: the last one has come to its end, and the connection has not."""
-        return self._has_ended and not self._is_broken and self._stream < _LARGEST_STREAM - 2
+        """Whether another call can be made: the last call has ended, and the connection is not broken."""
+        return self._has_ended and not self._is_broken
 
     def is_alive(self) -> bool:
-        """Take what has come since the last call; whether another one can be made.  Does not wait."""
+        """Read what came since the last call; return whether another call can be made.  Never waits."""
         try:
             while self.is_reusable:
                 self.sock.settimeout(0.0)
-                self._take(self.sock.recv(_BYTES_AT_ONCE))
-                self._flush(monotonic() + _PING_SECONDS)
+                self._handle_bytes(self.sock.recv(_BYTES_AT_ONCE))
+                self._flush(monotonic() + _PING_TIMEOUT_SECONDS)
         except (BlockingIOError, ssl.SSLWantReadError):
             return True
         except (OSError, CallError):
@@ -120,13 +123,13 @@ class Wire:
     # --- a call -------------------------------------------------------------------------------------------------------
 
     def begin(self, path: str, message: bytes, metadata: Sequence[tuple[str, str]], deadline: float) -> None:
-        """Send a call's only request; the server is told the ``deadline`` (monotonic seconds), too.
+        """Send a call's only request, and with it the ``deadline`` (monotonic seconds).
 
         Raises:
             CallError: the deadline has passed, or the connection broke.
         """
         self._has_ended = False
-        self._check_at, self._is_asked = monotonic() + _QUIET_SECONDS, False
+        self._check_at, self._ping_is_sent = monotonic() + _QUIET_SECONDS, False
         headers = [
             (":method", "POST"),
             (":scheme", self._scheme),
@@ -146,7 +149,7 @@ class Wire:
             raise self._break(f"the connection cannot be used ({describe(error)})") from None
 
     def _send(self, body: bytes, deadline: float) -> None:
-        """Send the request's body, as fast as the member takes it."""
+        """Send the request's body, within the member's flow-control window."""
         http, start = self._http, 0
         while start < len(body) and not self._has_ended:
             room = min(http.local_flow_control_window(self._stream), http.max_outbound_frame_size)
@@ -156,24 +159,24 @@ class Wire:
             else:
                 self._flush(deadline)
                 self._receive(deadline)
-        self._is_broken |= start < len(body)  # it was answered before it was read; nobody waits for the rest
+        self._is_broken |= start < len(body)  # answered before all of it was sent; the rest is not sent
         self._flush(deadline)
 
     def next_message(self, deadline: float) -> bytes | None:
-        """Return the call's next answer; ``None`` once it has ended well.
+        """Return the call's next answer; ``None`` once the call has ended with success.
 
         Raises:
-            CallError: it has ended otherwise, or the connection broke, or ``deadline`` (monotonic seconds) has passed.
+            CallError: the call failed, the connection broke, or ``deadline`` (monotonic seconds) has passed.
         """
         while not self._messages:
             if self._has_ended:
-                self._judge()
+                self._check_status()
                 return None
             self._receive(deadline)
         return self._messages.popleft()
 
-    def _judge(self) -> None:
-        """Raise what the trailer says, unless it says that all is well."""
+    def _check_status(self) -> None:
+        """Raise CallError unless the trailer says that the call has succeeded."""
         headers = self._headers
         status = headers.get("grpc-status", "")
         if not status and self._reset:
@@ -184,40 +187,38 @@ class Wire:
             code = "UNKNOWN" if http == "200" else _CODES_OF_HTTP.get(http, "UNKNOWN")
             raise CallError(code, f"it does not answer as gRPC (HTTP status {http}, content type {kind})")
         if status != "0":
-            code = _CODES[int(status)] if status.isdecimal() and int(status) < len(_CODES) else "UNKNOWN"
-            raise CallError(code, unquote(headers.get("grpc-message", "")))
+            raise CallError(_CODE_OF_STATUS.get(status, "UNKNOWN"), unquote(headers.get("grpc-message", "")))
         if self._buffer:
-            raise CallError("INTERNAL", "an answer ended in the midst of a message")
+            raise CallError("INTERNAL", "an answer ended inside a message")
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
     def _receive(self, deadline: float) -> None:
-        """Wait for some bytes, and take them; ask whether the member is there once it has been silent for long."""
+        """Wait for some bytes and process them.  Send a ping after a long silence."""
         now = monotonic()
         if now >= deadline:
             raise CallError("DEADLINE_EXCEEDED", "no answer")
         try:
             self.sock.settimeout(max(0.001, min(deadline, self._check_at) - now))
-            self._take(self.sock.recv(_BYTES_AT_ONCE))
+            self._handle_bytes(self.sock.recv(_BYTES_AT_ONCE))
         except TimeoutError:
-            self._ask(deadline)
+            self._send_ping(deadline)
             return
         except OSError as error:
             raise self._break(f"the connection broke: {describe(error)}") from None
-        self._check_at, self._is_asked = monotonic() + _QUIET_SECONDS, False
-        # What is to be said at the end of a call, such as the answer to a ping by which the member measures the line,
-        # goes out with the next one.
+        self._check_at, self._ping_is_sent = monotonic() + _QUIET_SECONDS, False
+        # Frames that are due at the end of a call, such as the answer to a ping, are sent with the next call.
         if not self._has_ended:
             self._flush(deadline)
 
-    def _ask(self, deadline: float) -> None:
+    def _send_ping(self, deadline: float) -> None:
         if monotonic() < self._check_at:
             return  # the deadline has passed
-        if self._is_asked:
-            raise self._break(f"no answer to a ping within {_PING_SECONDS:g} s")
+        if self._ping_is_sent:
+            raise self._break(f"no answer to a ping within {_PING_TIMEOUT_SECONDS:g} s")
         self._http.ping(b"quorate?")
         self._flush(deadline)
-        self._check_at, self._is_asked = monotonic() + _PING_SECONDS, True
+        self._check_at, self._ping_is_sent = monotonic() + _PING_TIMEOUT_SECONDS, True
 
     def _flush(self, deadline: float) -> None:
         data = self._http.data_to_send()
@@ -227,22 +228,22 @@ class Wire:
             self.sock.settimeout(max(0.001, deadline - monotonic()))
             self.sock.sendall(data)
         except TimeoutError:
-            self._is_broken = True  # nobody knows how much of it was sent
+            self._is_broken = True  # part of it may have been sent
             raise CallError("DEADLINE_EXCEEDED", "no answer") from None
         except OSError as error:
             raise self._break(f"the connection broke: {describe(error)}") from None
 
-    def _take(self, data: bytes) -> None:
+    def _handle_bytes(self, data: bytes) -> None:
         if not data:
             raise self._break("the connection was closed")
         try:
             events = self._http.receive_data(data)
-        except Exception as error:  # h2 names its own errors; whatever a stranger sends shall end the call alone
-            raise self._break(f"what it sends is not HTTP/2 ({describe(error)})") from None
+        except Exception as error:  # h2 has bugs too; whatever a peer sends ends this call and nothing else
+            raise self._break(f"the peer does not speak HTTP/2 ({describe(error)})") from None
         for event in events:
-            self._take_event(event)
+            self._handle_event(event)
 
-    def _take_event(self, event: Event) -> None:
+    def _handle_event(self, event: Event) -> None:
         if isinstance(event, ConnectionTerminated):
             self._is_broken = True
             if not self._has_ended:
@@ -251,24 +252,24 @@ class Wire:
             return
         if isinstance(event, DataReceived):
             self._http.acknowledge_received_data(event.flow_controlled_length, self._stream)
-            self._take_data(event.data)
+            self._handle_data(event.data)
         elif isinstance(event, (ResponseReceived, TrailersReceived)):
             self._headers.update((_text(name), _text(value)) for name, value in event.headers)
         elif isinstance(event, StreamEnded):
             self._has_ended = True
         elif isinstance(event, StreamReset):
             self._has_ended = True
-            self._reset = f"the server broke the call off (HTTP/2 error {int(event.error_code)})"
+            self._reset = f"the server reset the call (HTTP/2 error {int(event.error_code)})"
 
-    def _take_data(self, data: bytes) -> None:
+    def _handle_data(self, data: bytes) -> None:
         buffer = self._buffer
         buffer += data
         while len(buffer) >= _PREFIX_BYTES:
             size = int.from_bytes(buffer[1:_PREFIX_BYTES], "big")
             if buffer[0] != 0:
-                raise self._break("it sends compressed messages, which nobody has asked for")
+                raise self._break("it sends compressed messages, which were not asked for")
             if size > LARGEST_MESSAGE:
-                raise self._break(f"it sends a message of {size} bytes; the most that is taken is {LARGEST_MESSAGE}")
+                raise self._break(f"it sends a message of {size} bytes; the limit is {LARGEST_MESSAGE}")
             end = _PREFIX_BYTES + size
             if len(buffer) < end:
                 return
@@ -280,18 +281,12 @@ class Wire:
         return CallError("UNAVAILABLE", details)
 
 
-def describe(error: BaseException) -> str:
-    """Return an error's words, such as ``Connection refused``, on one line."""
-    text = (getattr(error, "strerror", None) if isinstance(error, OSError) else None) or str(error)
-    return " ".join(text.split())[:_LONGEST_DETAILS] or type(error).__name__
-
-
 def _make_state_machine() -> H2Connection:
-    """Return h2's connection, with its greeting ready to be sent."""
+    """Return h2's connection, with its preface ready to be sent."""
     configuration = H2Configuration(
         client_side=True,
         header_encoding=None,
-        # Ours are right by construction, and the peer's are looked at here.
+        # The headers that are sent are constants, and those that are received are checked here.
         validate_outbound_headers=False,
         normalize_outbound_headers=False,
         validate_inbound_headers=False,
@@ -312,10 +307,10 @@ def _make_state_machine() -> H2Connection:
 
 def _text(raw: bytes | str) -> str:
     text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
-    return text[: 8 * _LONGEST_DETAILS]
+    return text[:_LONGEST_HEADER]
 
 
 def _format_timeout(seconds: float) -> str:
-    """Return the time as gRPC writes it: at most eight digits and a unit."""
+    """Return the timeout as gRPC writes it: at most eight digits and a unit."""
     milliseconds = max(1, int(seconds * 1000))
     return f"{milliseconds}m" if milliseconds < 10**8 else f"{min(milliseconds // 1000, 10**8 - 1)}S"

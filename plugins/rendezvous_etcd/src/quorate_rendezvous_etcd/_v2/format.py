@@ -2,9 +2,9 @@
 
 Pure functions; nothing here talks to etcd.
 
-A key such as ``3/node/7`` becomes the path ``3/node/=7``: directories keep their name, and what holds a value begins
-with ``=``, so that ``3`` and ``3/node`` can both be keys.  Whatever a URL or etcd itself would read in another way
-(``%``, ``?``, ``.``, a leading ``_``, which hides a name) is written as ``~`` and two hexadecimal digits.
+A key such as ``3/node/7`` becomes the path ``3/node/=7``.  Directories keep their name, and the name of a value begins
+with ``=``, so that ``3`` and ``3/node`` can both be keys.  Characters that have a meaning in a URL or for etcd (``%``,
+``?``, ``.``, a leading ``_``) are written as ``~`` and two hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ from attrs import frozen
 
 from quorate.errors import StoreCorruptError
 
+from .._limits import LARGEST_VALUE_BYTES
+
 __all__ = ["Value", "escape", "key_path", "new_stamp", "pack", "split_prefix", "unpack"]
 
 _SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 _LEAF = "="
 _EMPTY = "~"
+# A stamp and the base64 of the largest value.
+_LONGEST_TEXT = 100 + (LARGEST_VALUE_BYTES + 2) // 3 * 4
 
 
 def escape(text: str) -> str:
-    """Return ``text`` with everything but letters, digits and inner ``-_.`` escaped; keeps prefixes prefixes."""
+    """Return ``text`` with all but letters, digits and inner ``-_.`` escaped.
+
+    The result for a prefix of ``text`` is a prefix of the result.
+    """
     escaped: list[str] = []
     for byte in text.encode("utf-8", "surrogatepass"):
         character = chr(byte)
@@ -41,8 +48,10 @@ def key_path(key: str) -> str:
 
 
 def split_prefix(prefix: str) -> tuple[str, tuple[str, str]]:
-    """Return the directory that holds all keys with ``prefix``, and how the names in it begin: of directories, of
-    values.  Where the first is empty, everything in the directory is meant."""
+    """Return the directory of all keys with ``prefix``, and how the names in it begin: of directories, of values.
+
+    Where the first is empty, all names in the directory are meant.
+    """
     *directories, rest = prefix.split("/")
     path = "/".join(escape(part) or _EMPTY for part in directories)
     return path, (escape(rest), _LEAF + escape(rest))
@@ -56,7 +65,7 @@ def new_stamp() -> str:
 @final
 @frozen
 class Value:
-    """A value and the stamp of the write that put it there."""
+    """A value and the stamp of the write that stored it."""
 
     data: bytes
     stamp: str
@@ -71,10 +80,12 @@ def unpack(text: object, path: str) -> Value:
     """Read what was stored at ``path``.
 
     Raises:
-        StoreCorruptError: it is not ours, or of a version that is not known here.
+        StoreCorruptError: this version of quorate has not written it, or it is too large.
     """
     if not isinstance(text, str):
         raise StoreCorruptError(path, "there is a directory where a value should be")
+    if len(text) > _LONGEST_TEXT:
+        raise StoreCorruptError(path, f"it is larger than the {LARGEST_VALUE_BYTES} bytes that the store accepts")
     kind, _, rest = text.partition(":")
     stamp, colon, data = rest.partition(":")
     if kind == "v1" and colon:

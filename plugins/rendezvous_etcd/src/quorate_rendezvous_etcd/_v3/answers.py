@@ -1,6 +1,6 @@
-"""What etcd's and gRPC's error codes mean for a rendezvous: try again, act on it, or give up, and with what sentence.
+"""What etcd's and gRPC's error codes mean for a rendezvous: try again, act on it, or give up.
 
-What does not live here: trying again (:mod:`._transport`).
+What does not live here: trying again (:mod:`.client`).
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from typing import final
 
 from quorate.errors import QuorateError, RendezvousStateError, StoreUnavailableError, UsageError
 
-from ._settings import PASSWORD_VARIABLE, Settings
+from .._settings import PASSWORD_VARIABLE, Settings
 
 __all__ = ["Refused", "RefusedError", "Trouble", "judge"]
 
 
 @final
 class Trouble(Enum):
-    """What an attempt has met that may be over with the next one."""
+    """A problem of one attempt that the next attempt may not meet."""
 
-    BUSY = "busy"  # this member answers: an election, or more requests than it takes
-    AWAY = "away"  # this member does not answer
-    TOKEN = "token"  # the token of the user has expired
+    BUSY = "busy"  # the member answers that it cannot serve now: an election, or too many requests
+    AWAY = "away"  # the member does not answer
+    TOKEN = "token"  # the user's token has expired
 
 
 @final
 class Refused(Enum):
-    """A definite answer that callers of the transport act on."""
+    """A refusal that callers of the client act on."""
 
     LEASE_GONE = "lease"
     LEASE_EXISTS = "exists"
@@ -34,23 +34,23 @@ class Refused(Enum):
 
 
 @final
-class RefusedError(Exception):
-    """The answer was one of :class:`Refused`.  Never leaves the store."""
+class RefusedError(StoreUnavailableError):
+    """etcd refused a request for one of the reasons in :class:`Refused`."""
 
     def __init__(self, kind: Refused, details: str) -> None:
         self.kind = kind
-        super().__init__(details)
+        super().__init__(f"etcd refused a request: {details}")
 
 
-# Words of etcd's own error texts, which its client libraries compare, too.
+# Parts of etcd's error texts.  etcd's own client libraries compare the same texts.
 _TOKEN_WORDS = ("invalid auth token", "revision of auth store is old")
 _LEASE_GONE = "requested lease not found"
 _LEASE_EXISTS = "lease already exists"
 _COMPACTED = "revision has been compacted"
 
 
-def judge(code: str, details: str, settings: Settings) -> Trouble | QuorateError | RefusedError:
-    """Return what the answer ``code`` (the name of a gRPC status) with its text means."""
+def judge(code: str, details: str, settings: Settings) -> Trouble | QuorateError:
+    """Return what an answer means; ``code`` is the name of a gRPC status and ``details`` its text."""
     text = details.removeprefix("etcdserver: ")
     if any(word in text for word in _TOKEN_WORDS) and settings.user:
         return Trouble.TOKEN
@@ -64,13 +64,13 @@ def judge(code: str, details: str, settings: Settings) -> Trouble | QuorateError
     definite = _definite(code, text, settings)
     if definite is not None:
         return definite
-    # A member without a leader is as good as none: another one may have it.
+    # Another member may have a leader where this one has none.
     has_answered = details.startswith("etcdserver: ") and "no leader" not in text and "stopped" not in text
     return Trouble.BUSY if has_answered or "too many requests" in text else Trouble.AWAY
 
 
 def _definite(code: str, text: str, settings: Settings) -> QuorateError | None:
-    """Return the error that trying again cannot help, or ``None``."""
+    """Return an error that a retry cannot mend, or ``None``."""
     where = settings.where
     if "database space exceeded" in text:
         return StoreUnavailableError(
@@ -100,7 +100,7 @@ def _definite(code: str, text: str, settings: Settings) -> QuorateError | None:
         )
     if code == "UNIMPLEMENTED":
         return UsageError(
-            f"what answers at {where} is no etcd with API v3 ({text}); check --rdzv-endpoint, or use "
+            f"the server at {where} is not an etcd with API v3 ({text}); check --rdzv-endpoint, or use "
             "--rdzv-backend=etcd-v2 for an old etcd"
         )
     if code in ("INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "DATA_LOSS", "NOT_FOUND"):

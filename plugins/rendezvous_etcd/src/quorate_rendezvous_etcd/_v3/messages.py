@@ -1,27 +1,33 @@
-"""The messages of etcd's API v3, read from the installed package ``etcd3``, in a descriptor pool of their own.
+"""The messages of etcd's API v3, read from the installed package ``etcd3``.
 
-``etcd3`` carries code that an old protobuf compiler has written: protobuf 4 and newer refuse to run it, and its files
-are registered in the one pool of the process, where other packages' ``kv.proto`` clash with it.  So that code is not
-run.  The serialized descriptors in it, which are constants, are read as text and make message classes in a private
-pool, with any protobuf, and nobody else in the process sees them.  What does not live here: talking
-(:mod:`._transport`).
+``etcd3`` serves for the message definitions, and for nothing else.  An old protobuf compiler has written its code.
+Protobuf 4 and newer refuse to run that code, and it registers files such as ``kv.proto`` in the one descriptor pool of
+the process, where they clash with other packages' files.  So the code is not run.  The serialized descriptors in it are
+constants; they are read as text and make message classes in a private pool, with any protobuf.
+
+What does not live here: sending messages (:mod:`.client`).
 """
 
 from __future__ import annotations
 
 import ast
 import os
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, final
 
+from google.protobuf import (  # type: ignore[import-untyped] # the package has no types
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+)
+
 from quorate.errors import UsageError
 
-from ._fork import importing
+from .._import_lock import import_lock
 
 __all__ = ["Messages", "load_messages"]
 
-# Each after those that it imports.
+# Each file stands after those that it imports.
 _FILES = ("kv", "auth", "rpc")
 _PACKAGE = "etcdserverpb"
 _REMEDY = "pip install --force-reinstall 'etcd3>=0.12,<0.13'"
@@ -29,20 +35,19 @@ _REMEDY = "pip install --force-reinstall 'etcd3>=0.12,<0.13'"
 
 @final
 class Messages:
-    """The message classes as attributes: ``messages.TxnRequest(...)``.  Each is made when it is first asked for."""
+    """The message classes as attributes: ``messages.TxnRequest(...)``.  Each is made when it is first used."""
 
-    def __init__(self, pool: Any, factory: Any) -> None:
-        self._pool, self._factory = pool, factory
+    def __init__(self, pool: descriptor_pool.DescriptorPool) -> None:
+        self._pool = pool
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         descriptor = self._pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")
-        factory = self._factory
-        if hasattr(factory, "GetMessageClass"):
-            made = factory.GetMessageClass(descriptor)
+        if hasattr(message_factory, "GetMessageClass"):
+            made = message_factory.GetMessageClass(descriptor)
         else:  # before protobuf 4.22
-            made = factory.MessageFactory(self._pool).GetPrototype(descriptor)
+            made = message_factory.MessageFactory(self._pool).GetPrototype(descriptor)
         setattr(self, name, made)
         return made
 
@@ -51,13 +56,13 @@ _messages: Messages | None = None
 
 
 def load_messages() -> Messages:
-    """Return the messages, made at the first call (some 30 ms; the one cache of them).
+    """Return the messages; the first call makes them (about 30 ms).
 
     Raises:
-        UsageError: the package ``etcd3`` is missing, or another one has its name.
+        UsageError: the package ``etcd3`` is missing, or another package has its name.
     """
     global _messages
-    with importing:
+    with import_lock:
         if _messages is None:
             _messages = _load()
     return _messages
@@ -65,12 +70,11 @@ def load_messages() -> Messages:
 
 def _load() -> Messages:
     folder = _find_folder()
-    descriptor_pb2 = import_module("google.protobuf.descriptor_pb2")
-    pool = import_module("google.protobuf.descriptor_pool").DescriptorPool()
+    pool = descriptor_pool.DescriptorPool()
     for name in _FILES:
         definition = _read_descriptor(os.path.join(folder, f"{name}_pb2.py"))
         pool.Add(descriptor_pb2.FileDescriptorProto.FromString(definition))
-    return Messages(pool, import_module("google.protobuf.message_factory"))
+    return Messages(pool)
 
 
 def _find_folder() -> str:
@@ -88,7 +92,7 @@ def _find_folder() -> str:
 
 
 def _read_descriptor(path: str) -> bytes:
-    """Return the serialized descriptor that stands in a file which the protobuf compiler has written."""
+    """Return the serialized descriptor in a file that the protobuf compiler has written."""
     try:
         with open(path, encoding="utf-8") as file:
             tree = ast.parse(file.read(), path)
@@ -97,13 +101,13 @@ def _read_descriptor(path: str) -> bytes:
     for node in ast.walk(tree):
         constant = _constant_in(node)
         if constant is not None:
-            # Compilers that also served Python 2 wrote text that stands for bytes.
+            # Compilers that also served Python 2 wrote text in the place of bytes.
             return constant if isinstance(constant, bytes) else constant.encode("latin-1")
     raise UsageError(f"{path} holds no message definitions; {_REMEDY}")
 
 
 def _constant_in(node: ast.AST) -> bytes | str | None:
-    """Return the argument of ``serialized_pb=…`` or ``AddSerializedFile(…)``, in a call of its own or not."""
+    """Return the argument of ``serialized_pb=…`` or ``AddSerializedFile(…)``; it may stand inside another call."""
     argument: ast.AST | None = None
     if isinstance(node, ast.keyword) and node.arg == "serialized_pb":
         argument = node.value

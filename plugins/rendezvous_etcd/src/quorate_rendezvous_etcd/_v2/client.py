@@ -1,77 +1,42 @@
-"""Requests to etcd's API v2 through python-etcd: deadlines, the next endpoint when one does not answer, interruption.
+"""Requests to etcd's API v2 through python-etcd: deadlines, other endpoints when one does not answer, interruption.
 
-python-etcd by itself sends a request that got no answer again and again; here it is told not to, so that whoever
-calls knows that a write may have been sent twice, and every request has one deadline.  What does not live here: what
-the requests mean (:mod:`._v2_store`, :mod:`._v2_member`).
+python-etcd's own retries are switched off.  So the caller knows that a write may have been sent twice, and every
+request has one deadline.
+
+What does not live here: what the requests mean (:mod:`.store`, :mod:`.member`, :mod:`.lease`), connections
+(:mod:`.transport`) and what answers contain (:mod:`.answers`).
 """
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from collections.abc import Mapping
 from typing import Any, final
 
-from attrs import frozen
-
 from quorate.clock import monotonic
 from quorate.errors import (
     QuorateError,
     RendezvousStateError,
-    StoreCorruptError,
     StoreLostError,
     StoreUnavailableError,
     UsageError,
 )
+from quorate.net import Endpoint
 
-from ._settings import PASSWORD_VARIABLE, Endpoint, Settings
-from ._v2_transport import Sockets, close_client, load_etcd, make_client, make_timeout
+from .._dial import describe
+from .._settings import PASSWORD_VARIABLE, Settings
+from .answers import CLEARED, CONDITIONS, NOT_FILE, NOT_FOUND, Answer, RefusedError, read_answer, read_number
+from .transport import Sockets, close_etcd_client, load_etcd, make_etcd_client, make_timeout
 
-__all__ = [
-    "COMPARE_FAILED",
-    "EXISTS",
-    "NOT_DIRECTORY",
-    "NOT_EMPTY",
-    "NOT_FILE",
-    "NOT_FOUND",
-    "Answer",
-    "Caller",
-    "InterruptedCallError",
-    "RefusedError",
-    "Route",
-    "unexpected",
-]
+__all__ = ["Client", "InterruptedCallError", "Route"]
 
-#: What etcd answers when a condition of the request does not hold.
-NOT_FOUND, COMPARE_FAILED, NOT_FILE, NOT_DIRECTORY, EXISTS, NOT_EMPTY, CLEARED = 100, 101, 102, 104, 105, 108, 401
 _INTERNAL, _ELECTION = 300, 301
-_CONDITIONS = frozenset((NOT_FOUND, COMPARE_FAILED, NOT_FILE, NOT_DIRECTORY, EXISTS, NOT_EMPTY, CLEARED))
-
-
-@final
-@frozen
-class Answer:
-    """etcd's answer: the node that was read or written, and the store's index then."""
-
-    node: Mapping[str, Any]
-    index: int
-
-
-@final
-class RefusedError(Exception):
-    """A condition of the request does not hold; an outcome, not a failure."""
-
-    def __init__(self, code: int, index: int, message: str) -> None:
-        self.code, self.index = code, index
-        #: Whether an earlier sending of the request went unanswered, and may be what it now failed on.
-        self.was_sent_before = False
-        super().__init__(message)
 
 
 @final
 class InterruptedCallError(Exception):
-    """Somebody called :meth:`Caller.interrupt`."""
+    """Another thread called :meth:`Client.interrupt`."""
 
 
 @final
@@ -85,41 +50,41 @@ class _Unanswered(Exception):  # noqa: N818 - never leaves this module
 
 @final
 class Route:
-    """Which endpoint is asked first; shared by the callers of one store, so that one finding helps all."""
+    """The endpoint that is in use; all clients of a store share it, so that one failure moves all of them."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.etcd = load_etcd()
         self.cluster_id: str | None = None
-        #: Whether the last request of any caller ended without an answer.
+        #: Whether the last request of any client ended without an answer.
         self.is_away = False
         self._state = threading.Lock()
-        # Members of a job begin at different endpoints, which spreads the work.
+        # The nodes of a large job spread over the endpoints.
         self._first = random.randrange(len(settings.endpoints))
-        self._callers: list[Caller] = []
+        self._clients: list[Client] = []
 
-    def add(self, caller: Caller) -> None:
-        """Have ``caller`` leave an endpoint that another caller found dead."""
-        self._callers.append(caller)
+    def add(self, client: Client) -> None:
+        """Have ``client`` leave an endpoint that another client has left."""
+        self._clients.append(client)
 
     @property
     def endpoint(self) -> Endpoint:
-        """Return the endpoint to ask now."""
+        """The endpoint that is in use."""
         return self.settings.endpoints[self._first]
 
     def leave(self, endpoint: Endpoint) -> None:
-        """Ask another endpoint from now on, if ``endpoint`` is still the one to ask."""
+        """Use another endpoint, if ``endpoint`` is still in use."""
         with self._state:
             if len(self.settings.endpoints) == 1 or self.endpoint != endpoint:
                 return
             self._first = (self._first + 1) % len(self.settings.endpoints)
-        for caller in self._callers:
-            caller.leave(endpoint)
+        for client in self._clients:
+            client.leave(endpoint)
 
 
 @final
-class Caller:
-    """A line to etcd for one thread at a time: at most one connection to each endpoint.
+class Client:
+    """Sends requests for one thread at a time, over at most one connection to each endpoint.
 
     :meth:`interrupt` and :meth:`close` may be called from any thread.
     """
@@ -135,13 +100,13 @@ class Caller:
 
     @property
     def connections(self) -> int:
-        """How many connections were made so far: on a new one, etcd may no longer be what it was."""
+        """The number of connections so far.  Before a new one, etcd may have been away, and lost the job."""
         return self._sockets.made
 
     # --- requests -------------------------------------------------------------------------------------------------
 
     def get(self, path: str, deadline: float) -> Answer:
-        """Read a node, by consensus, so that no member's lag is seen.  Raises as :meth:`call` does."""
+        """Read a node, by consensus: never from a member that lags behind.  Raises as :meth:`call` does."""
         return self.call("GET", path, deadline, {"quorum": "true"})
 
     def put(self, path: str, deadline: float, **options: object) -> Answer:
@@ -149,7 +114,7 @@ class Caller:
         return self.call("PUT", path, deadline, {name: _spell(value) for name, value in options.items()})
 
     def post(self, path: str, deadline: float, **options: object) -> Answer:
-        """Write a node in the directory ``path``, under a name of etcd's choice that sorts after all before it."""
+        """Write a node in the directory ``path``.  etcd chooses a name that sorts after all others."""
         return self.call("POST", path, deadline, {name: _spell(value) for name, value in options.items()})
 
     def delete(self, path: str, deadline: float, **options: object) -> bool:
@@ -163,10 +128,10 @@ class Caller:
         return True
 
     def call(self, method: str, path: str, deadline: float, options: Mapping[str, str]) -> Answer:
-        """Send a request until it is answered; an earlier, unanswered sending may have been applied, too.
+        """Send a request until it is answered.  An earlier attempt without an answer may have been applied, too.
 
-        Once a request has ended without an answer, the next ones ask each endpoint once only, until one answers:
-        whoever calls tries again by itself, and what it has in line must not take a deadline each.
+        Once a request has ended without an answer, the next ones ask each endpoint only once, until one answers: the
+        caller retries by itself, and its other operations must not take a deadline each.
 
         Raises:
             RefusedError: a condition does not hold.
@@ -178,7 +143,8 @@ class Caller:
         pause = 0.02
         while True:
             self._sockets.open()
-            self._refuse_if_stopped()  # in this order: an interrupt in between is seen, one after it shuts the sockets
+            # After open(): an interrupt before this line is seen here, a later one shuts the sockets.
+            self._refuse_if_stopped()
             endpoint = self._route.endpoint
             # Enough for each endpoint to be tried, and for one endpoint to be tried twice.
             share = self._settings.operation_timeout_seconds / (len(self._settings.endpoints) + 1)
@@ -209,14 +175,14 @@ class Caller:
     def poll(self, path: str, index: int, timeout: float, *, recursive: bool = False) -> Answer | None:
         """Wait for the next change of ``path`` from ``index`` on, for ``timeout`` seconds; ``None`` without one.
 
-        Also ``None`` where the connection broke: whoever waits looks again and asks for what came since.
+        Also ``None`` where the connection broke: the caller then reads again.
         """
         self._refuse_if_stopped()
         endpoint = self._route.endpoint
         self._polling = endpoint
         try:
             if self._route.endpoint != endpoint:
-                return None  # it was left just now, and nobody would tell us a second time
+                return None  # another client has left it just now
             options = {"wait": "true", "waitIndex": str(index), "recursive": _spell(recursive)}
             return self._once(endpoint, "GET", path, options, timeout)
         except RefusedError as refused:
@@ -231,24 +197,25 @@ class Caller:
 
     def _once(self, endpoint: Endpoint, method: str, path: str, options: Mapping[str, str], timeout: float) -> Answer:
         etcd = self._route.etcd
-        client = self._client(endpoint)
+        client = self._etcd_client(endpoint)
         limits = make_timeout(min(timeout, self._settings.dial_timeout_seconds), timeout)
         client.expected_cluster_id = None
         try:
             response = client.api_execute(client.key_endpoint + path, method, params=dict(options), timeout=limits)
-            answer = Answer(json.loads(response.data)["node"], int(response.headers["X-Etcd-Index"]))
+            answer = read_answer(response.data, response.headers)
         except etcd.EtcdWatchTimedOut as error:
             raise _Unanswered("no change in time") from error
         except etcd.EtcdException as error:
             self._recognise(endpoint, client.expected_cluster_id)
             raise self._explain(endpoint, client, error) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise _Unanswered("it does not answer as etcd does") from error
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            # python-etcd raises these where an error's text is not what etcd writes.
+            raise _Unanswered(f"it does not answer as etcd does ({describe(error)[:100]})") from error
         self._recognise(endpoint, client.expected_cluster_id)
         return answer
 
     def _recognise(self, endpoint: Endpoint, cluster_id: str | None) -> None:
-        """Make sure that it is the same cluster that answers, whatever has become of its addresses."""
+        """Make sure that the same cluster answers as before."""
         if cluster_id is None:
             return
         if self._route.cluster_id is None:
@@ -259,10 +226,10 @@ class Caller:
                 "the one that held the job is gone. Start the job again"
             )
 
-    def _client(self, endpoint: Endpoint) -> Any:
+    def _etcd_client(self, endpoint: Endpoint) -> Any:
         client = self._clients.get(endpoint)
         if client is None:
-            client = make_client(self._route.etcd, self._settings, endpoint, self._sockets)
+            client = make_etcd_client(self._route.etcd, self._settings, endpoint, self._sockets)
             self._clients[endpoint] = client
         return client
 
@@ -276,8 +243,12 @@ class Caller:
         answer: Any = getattr(error, "payload", None)
         answer = answer if isinstance(answer, dict) else {}
         code, cause = answer.get("errorCode"), str(answer.get("cause", ""))
-        if code in _CONDITIONS:
-            return RefusedError(code, int(answer.get("index", 0)), f"{where}: {error}")
+        code = code if isinstance(code, int) else None
+        if code in CONDITIONS:
+            try:
+                return RefusedError(code, read_number(answer.get("index", 0)), f"{where}: {error}")
+            except ValueError as problem:
+                return _Unanswered(str(problem))
         if code == _INTERNAL and "Not a file" in cause:
             return RefusedError(NOT_FILE, 0, f"{where}: {error}")  # how etcd 3.5 says so
         if isinstance(error, etcd.EtcdInsufficientPermissions):
@@ -285,7 +256,7 @@ class Caller:
         if cause.startswith("404 page not found"):
             return self._no_such_api(where, client)
         status = answer.get("status")
-        if "errorCode" not in answer or code in (_INTERNAL, _ELECTION) or (isinstance(status, int) and status >= 500):
+        if code is None or code in (_INTERNAL, _ELECTION) or (isinstance(status, int) and status >= 500):
             # Among these: no leader just now, too many requests, a proxy that has lost its server.
             return _Unanswered(f"it answers {str(answer.get('message') or error)[:100]!r} {cause[:100]!r}")
         return RendezvousStateError(f"etcd at {where} refuses the request: {error}")
@@ -301,8 +272,7 @@ class Caller:
         try:
             version = str(client.version)
         except Exception:
-            # Whatever it says there, it does not say it as etcd does.
-            return UsageError(f"what answers at {where} is not etcd; check --rdzv-endpoint")
+            return UsageError(f"the server at {where} is not etcd; check --rdzv-endpoint")
         return UsageError(
             f"etcd {version} at {where} does not serve API v2. Start it with --enable-v2=true (etcd 3.5 and older; "
             "etcd 3.6 has removed it), or use API v3 with --rdzv-backend=etcd"
@@ -317,7 +287,7 @@ class Caller:
     def _unavailable(self, problems: Mapping[Endpoint, _Unanswered]) -> StoreUnavailableError:
         advice = "Check --rdzv-endpoint, and that etcd runs"
         if self._settings.protocol == "http" and self._route.cluster_id is None:
-            # A server that wants TLS closes a plain connection without a word.
+            # A server with TLS closes a plain connection without an answer.
             advice += "; if it wants TLS, set --rdzv-conf ca_cert=FILE"
         return StoreUnavailableError(f"etcd does not answer: {self._list(problems)}. {advice}")
 
@@ -329,7 +299,7 @@ class Caller:
     # --- from other threads ---------------------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        """Make the request under way, and every later one, raise InterruptedCallError, until :meth:`resume`."""
+        """Have the request under way, and every later one, raise InterruptedCallError, until :meth:`resume`."""
         self._stop.set()
         self._sockets.shut()
 
@@ -339,32 +309,25 @@ class Caller:
             self._stop.clear()
 
     def leave(self, endpoint: Endpoint) -> None:
-        """Break off a poll at ``endpoint``, which is dead."""
+        """End a poll at ``endpoint``, which does not answer."""
         if self._polling == endpoint:
-            self.break_off()
+            self.end_poll()
 
-    def break_off(self) -> None:
-        """Make a poll that is under way, or follows the last :meth:`call`, return ``None`` at once."""
+    def end_poll(self) -> None:
+        """Have a poll that is under way, or follows the last :meth:`call`, return ``None`` at once."""
         self._sockets.shut()
 
     def close(self) -> None:
-        """Break off what is under way, and close all connections."""
+        """Interrupt the request under way, and close all connections."""
         self._closed = True
         self.interrupt()
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
-            close_client(client)
+            close_etcd_client(client)
 
     def _refuse_if_stopped(self) -> None:
         if self._stop.is_set():
             raise InterruptedCallError
-
-
-def unexpected(refused: RefusedError, path: str) -> QuorateError:
-    """Return the error for an answer that only foreign hands below the prefix can bring about."""
-    if refused.code in (NOT_FILE, NOT_DIRECTORY):
-        return StoreCorruptError(path, f"something else is stored on the way to it ({refused})")
-    return RendezvousStateError(f"etcd refused a request that it should not have refused: {refused}")
 
 
 def _spell(value: object) -> str:
@@ -376,7 +339,7 @@ def _spell_endpoint(settings: Settings, endpoint: Endpoint) -> str:
 
 
 def _describe(error: Exception) -> _Unanswered:
-    """Return what broke a connection, in a few words, and whether it was TLS."""
+    """Return why a connection failed, and whether TLS was the reason."""
     cause: BaseException = getattr(error, "cause", None) or error
     name = type(cause).__name__
     if name == "SSLError":
@@ -391,16 +354,15 @@ def _describe(error: Exception) -> _Unanswered:
 
 
 def _root(error: BaseException) -> str:
-    """Return the words of the operating system or library at the bottom of ``error``."""
+    """Return the text of the operating system's or library's error at the bottom of ``error``."""
     seen = error
     for _ in range(8):
         inner = (
             seen.__cause__
             or seen.__context__
-            or next((word for word in seen.args if isinstance(word, BaseException)), None)
+            or next((argument for argument in seen.args if isinstance(argument, BaseException)), None)
         )
         if inner is None:
             break
         seen = inner
-    words = getattr(seen, "strerror", None) or str(seen) or type(seen).__name__
-    return str(words)[:200]
+    return describe(seen)[:200]

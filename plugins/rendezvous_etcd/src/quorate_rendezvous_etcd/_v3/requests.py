@@ -1,6 +1,6 @@
 """Builds etcd's transactions: comparisons, operations, and the two branches that they choose between.
 
-What does not live here: sending them (:mod:`._transport`) and what they are for (:mod:`._job`, :mod:`._store`).
+What does not live here: sending them (:mod:`.client`) and what they are for (:mod:`.member`, :mod:`.store`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, final
 
-from ._definitions import Messages
+from .messages import Messages
 
 __all__ = ["Requests", "end_of_prefix"]
 
@@ -23,7 +23,7 @@ def end_of_prefix(prefix: bytes) -> bytes:
 
 @final
 class Requests:
-    """Makes messages of ``messages``."""
+    """Makes requests of the message classes in ``messages``."""
 
     def __init__(self, messages: Messages) -> None:
         self._messages = messages
@@ -51,7 +51,7 @@ class Requests:
     # --- operations ---------------------------------------------------------------------------------------------------
 
     def put(self, key: bytes, value: bytes, lease: int) -> Any:
-        """Write ``key``; it goes when ``lease`` ends."""
+        """Write ``key``; etcd removes it when ``lease`` ends."""
         return self._messages.RequestOp(request_put=self._messages.PutRequest(key=key, value=value, lease=lease))
 
     def touch(self, key: bytes, lease: int) -> Any:

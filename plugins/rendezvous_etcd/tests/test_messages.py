@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quorate.errors import UsageError
-from quorate_rendezvous_etcd import _definitions
+from quorate_rendezvous_etcd._v3 import messages as messages_module
 
 from .etcd_harness import DEADLINE_SECONDS
 
@@ -42,7 +42,7 @@ def register_another():
     file = descriptor_pb2.FileDescriptorProto(name="kv.proto", package="mvccpb")
     file.message_type.add(name="KeyValue")
     descriptor_pool.Default().Add(file)
-from quorate_rendezvous_etcd._definitions import load_messages
+from quorate_rendezvous_etcd._v3.messages import load_messages
 if sys.argv[1] == "before":
     register_another()
 messages = load_messages()
@@ -64,11 +64,11 @@ def test_descriptors_are_read_however_the_compiler_wrapped_them(tmp_path: Path) 
     ):
         path = tmp_path / "rpc_pb2.py"
         path.write_text(text)
-        assert _definitions._read_descriptor(str(path)) == b"\n\x01\xff"
+        assert messages_module._read_descriptor(str(path)) == b"\n\x01\xff"
     for text in ("x = 1", "not python at all"):
         path.write_text(text)
         with pytest.raises(UsageError, match="etcd3"):
-            _definitions._read_descriptor(str(path))
+            messages_module._read_descriptor(str(path))
 
 
 def test_a_package_of_the_same_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,13 +76,13 @@ def test_a_package_of_the_same_name_is_refused(tmp_path: Path, monkeypatch: pyte
     package.mkdir()
     (package / "__init__.py").write_text("raise AssertionError('it must not be run')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(_definitions, "_messages", None)
+    monkeypatch.setattr(messages_module, "_messages", None)
     with pytest.raises(UsageError, match=r"pip uninstall etcd3-py"):
-        _definitions.load_messages()
+        messages_module.load_messages()
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_definitions, "_messages", None)
-    monkeypatch.setattr(_definitions, "find_spec", lambda name: None)
+    monkeypatch.setattr(messages_module, "_messages", None)
+    monkeypatch.setattr(messages_module, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="needs the package etcd3; pip install"):
-        _definitions.load_messages()
+        messages_module.load_messages()
