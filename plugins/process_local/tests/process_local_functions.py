@@ -256,3 +256,8 @@ def wait_in_an_agent(method: str, ear: str, door: str) -> None:
     with open(ear, "w") as file:
         file.write(" ".join(map(str, context.pids().values())) + "\n")
     signal.pause()
+
+
+def affinity() -> list[int]:
+    """Return the CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, final
 
+from quorate.affinity import bound_thread
 from quorate.errors import StartError
 from quorate.records import WorkerLaunch
 
@@ -48,10 +49,11 @@ class ExecStarter:
                     path: str = path,
                     argv: list[str] = argv,
                 ) -> ChildProcess:
-                    try:
-                        return ChildProcess(spawn_program(path, argv, environment, output, leaking))
-                    except OSError as error:
-                        raise explain(path, error, launch.local_rank) from error
+                    with bound_thread(launch.cpus, launch.memory_node):
+                        try:
+                            return ChildProcess(spawn_program(path, argv, environment, output, leaking))
+                        except OSError as error:
+                            raise explain(path, error, launch.local_rank) from error
 
                 context.launch(launch, start)
             context.begin()

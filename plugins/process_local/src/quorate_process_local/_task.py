@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
+from quorate.affinity import bind_thread
+
 from ._fds import memory_file, read_all
 from ._results import Delivery
 from ._stack_signal import answer
@@ -110,10 +112,23 @@ class Task:
 
 @final
 class Setup:
-    """What exec does for a command and a forked worker must do for itself.  Descriptors of -1 stay as they are."""
+    """What exec does for a command and a forked worker must do for itself.  Descriptors of -1 stay as they are.
 
-    def __init__(self, environment: Mapping[str, str], agent: int, is_child: bool, stdout: int, stderr: int) -> None:
+    A worker that is not the agent's child, which binds those, binds itself to ``cpus`` and ``memory_node``.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        agent: int,
+        is_child: bool,
+        stdout: int,
+        stderr: int,
+        cpus: frozenset[int] | None = None,
+        memory_node: int | None = None,
+    ) -> None:
         self._environment, self._agent, self._is_child = dict(environment), agent, is_child
+        self._cpus, self._memory_node = cpus, memory_node
         self._streams = [(Handle(source), target) for source, target in ((stdout, 1), (stderr, 2)) if source >= 0]
 
     def apply(self) -> None:
@@ -130,6 +145,7 @@ class Setup:
             setattr(sys, "stdout" if target == 1 else "stderr", stream)
         os.environ.clear()
         os.environ.update(self._environment)
+        bind_thread(self._cpus, self._memory_node)
         _reset_signals()
 
     def _die_with_parent(self) -> None:

@@ -260,11 +260,22 @@ def _start(
         "words": program.words,
         "argv": program.command.argv,
         "folder": os.getcwd(),
+        "cpus": None if launch.cpus is None else sorted(launch.cpus),
+        "memory_call": _memory_call(launch.memory_node),
     }
     descriptors = [source for source, _ in streams]
     if program.is_call:
         return _start_function(forking, launch, order, descriptors, address)
     return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
+
+
+def _memory_call(node: int | None) -> tuple[int, int, list[int]] | None:
+    """Return the system call that has a worker prefer ``node``'s memory, ``None`` if there is nothing to call."""
+    if node is None:
+        return None
+    from quorate.memory_policy import can_prefer_node, preferring_call  # for bound workers only: brings ctypes
+
+    return preferring_call(node) if can_prefer_node() else None
 
 
 def _start_function(
