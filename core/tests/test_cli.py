@@ -94,7 +94,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--nnodes=2", "--node-rank=2", "-m", "x"], ["node_rank is 2", "--nnodes"]),
         (["run", "--nnodes=2", "--master-port=65535", "-m", "x"], ["--master-port=65535", "65534"]),
         (["run", "--standalone", "--nnodes=2", "-m", "x"], ["--standalone", "--nnodes"]),
-        (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "plugin"]),
+        (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "pip install quorate-numa"]),
         (["run", "--logs-specs=none-such", "-m", "x"], ["'none-such'", "torchrun.logs_specs"]),
         pytest.param(["run", "--start-method=teleport", "-m", "x"], ["'teleport'", "spawn"], marks=runs_a_job),
         pytest.param(["run", "--event-log-handler=pigeon", "-m", "x"], ["'pigeon'"], marks=runs_a_job),
@@ -104,8 +104,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda value: " ".join(value) if value and str(value[0]).islower() else "",
 )
 def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: list[str], tmp_path: Path) -> None:
-    # As if nobody had installed the etcd plugin, whether or not somebody has.
-    result = quorate(*argv, cwd=tmp_path, QUORATE_DISABLE_PLUGINS="quorate-rendezvous-etcd")
+    # As if nobody had installed these plugins, whether or not somebody has.
+    result = quorate(*argv, cwd=tmp_path, QUORATE_DISABLE_PLUGINS="quorate-rendezvous-etcd,quorate-numa")
     assert result.returncode == ExitCode.USAGE, result.stderr
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if not line.startswith("quorate: warning: ")]

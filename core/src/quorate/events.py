@@ -146,10 +146,11 @@ class RoundEndedDetails(EventDetails):
 @final
 @frozen
 class WorkersStartedDetails(EventDetails):
-    """The workers of this node were started."""
+    """The workers of this node were started; ``cpus`` are those of each, as ``0-3,8``, empty for a worker not bound."""
 
     name = EventName.WORKERS_STARTED
     pids: tuple[int, ...]
+    cpus: tuple[str, ...] = ()
 
 
 @final

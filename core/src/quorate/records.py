@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, final
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, instance_of, lt, min_len
+from attrs.validators import ge, instance_of, lt, min_len, optional
 
 __all__ = [
     "AgentPhase",
@@ -288,6 +288,10 @@ class WorkerLaunch:
 
     ``entrypoint`` is a command (``args`` follow it in argv) or a callable (called with ``args``).  ``environment`` is
     the whole environment of the worker, not a difference.  ``error_file`` is where it should write its error.
+
+    ``cpus`` are the CPUs that the worker and all that it starts may use, ``None`` for those of the agent.  The worker's
+    memory comes from the NUMA node ``memory_node`` as long as that has some; ``None`` leaves the kernel's choice.  A
+    starter binds a worker before its program runs (:mod:`quorate.affinity`), or refuses it with a StartError.
     """
 
     local_rank: int
@@ -298,6 +302,8 @@ class WorkerLaunch:
     environment: Mapping[str, str]
     error_file: str
     logs: WorkerLogs = field(factory=WorkerLogs)
+    cpus: frozenset[int] | None = field(default=None, validator=optional(min_len(1)))
+    memory_node: int | None = None
 
 
 @final

@@ -26,7 +26,8 @@ class WorkerSnapshot:
     ``exit_code`` is ``None`` while its process runs and negative for a signal.  ``stdout``, ``stderr`` and
     ``error_file`` are paths, empty where there is none.  ``started_ns`` is wall time, for people.  ``heartbeat_at`` is
     the time of its last heartbeat, in seconds of the agent's monotonic clock; ``None`` where no service receives
-    heartbeats.
+    heartbeats.  ``cpus`` are those that it was bound to when it started, as the kernel writes lists (``0-3,8``), empty
+    if it was not bound.
     """
 
     local_rank: int
@@ -39,6 +40,7 @@ class WorkerSnapshot:
     stderr: str = ""
     error_file: str = ""
     heartbeat_at: float | None = None
+    cpus: str = ""
 
     @property
     def is_working(self) -> bool:

@@ -227,6 +227,14 @@ def test_the_store_is_up_down_or_not_there_yet(
     assert metric(service, "quorate_store_latency_seconds") == seconds
 
 
+def test_the_cpus_that_a_worker_is_bound_to_are_shown(service: HealthService, agent: StubAgent) -> None:
+    agent.workers = (WorkerSnapshot(0, 4, os.getpid(), cpus="0-27,56-83"), WorkerSnapshot(1, 5, os.getpid()))
+    assert [worker["cpus"] for worker in json.loads(ask(service, "/status.json")[1])["workers"]] == ["0-27,56-83", ""]
+    page = ask(service, "/status")[1]
+    assert page.count("CPUs") == 1
+    assert "0-27,56-83" in page
+
+
 def test_events_become_rounds_and_durations(service: HealthService, agent: StubAgent) -> None:
     def emit(name: str, **details: Any) -> None:
         service.observe(Event(name, "", details=details))

@@ -353,3 +353,8 @@ def _shout() -> None:
 
 def hostile(kind: str) -> Any:
     return {"exits": Exits, "nested": Nested, "confuses": Confuses, "shouts": Shouts}[kind]()
+
+
+def affinity() -> list[int]:
+    """Return the CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0))

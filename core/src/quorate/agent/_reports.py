@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
+from ..affinity import format_cpus
 from ..catalogue import EventSink
 from ..clock import wall_time_ns
 from ..events import (
@@ -103,7 +104,9 @@ class Reporter:
         """Report that workers were started."""
         self.pids = dict(pids)
         self.error_files = {launch.local_rank: launch.error_file for launch in launches}
-        self.emit(WorkersStartedDetails(tuple(self.pids.values())), f"{len(self.pids)} worker(s) started", level=2)
+        cpus = tuple(format_cpus(launch.cpus or ()) for launch in launches)
+        details = WorkersStartedDetails(tuple(self.pids.values()), cpus)
+        self.emit(details, f"{len(self.pids)} worker(s) started", level=2)
 
     def failed(self, failure: FailureRecord) -> None:
         """Report a worker that failed or hangs, whether it is the cause or a victim."""

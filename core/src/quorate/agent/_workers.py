@@ -10,6 +10,7 @@ from typing import final
 
 from attrs import evolve
 
+from ..affinity import format_cpus
 from ..clock import wall_time_ns
 from ..records import WorkerExited, WorkerLaunch, WorkerStatus
 from ..services import WorkerSnapshot
@@ -36,6 +37,7 @@ class WorkerTable:
                 stdout=launch.logs.stdout or "",
                 stderr=launch.logs.stderr or "",
                 error_file=launch.error_file,
+                cpus=format_cpus(launch.cpus or ()),
             )
             for launch in launches
         )

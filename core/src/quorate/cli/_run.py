@@ -21,7 +21,7 @@ from ..config import LaunchConfig
 from ..errors import PluginError, UnknownBackendError, UsageError
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..net import format_endpoint
-from ..plugins import get_host
+from ..plugins import PluginHost, get_host
 from ._devices import count_workers
 from ._exit import ExitCode
 from ._flags import FLAGS, Flag
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     if "help" in parsed.actions:
         print(help_text(parsed.flags))
         return ExitCode.OK
-    _refuse_plugin_only(parsed)
+    _refuse_plugin_only(host, parsed)
     config = build_config(parsed)
     if "show-config" in parsed.actions:
         print(config_text(parsed, config))
@@ -84,13 +84,16 @@ def flags_with(options: Iterable[CliOption]) -> tuple[Flag, ...]:
     return tuple(flags.values())
 
 
-def _refuse_plugin_only(parsed: Parsed) -> None:
+def _refuse_plugin_only(host: PluginHost, parsed: Parsed) -> None:
     for flag in parsed.flags:
         if flag.plugin_only and not parsed.settings[flag.name].is_default:
-            raise UsageError(
-                f"--{flag.name} is not available: no installed plugin offers it; "
-                f"remove it (or {flag.variable}), or install a plugin that does"
-            )
+            try:
+                host.choose(PluginKind.CLI_OPTION, flag.name)
+            except UnknownBackendError as error:
+                raise UsageError(
+                    f"--{flag.name} is not available: no installed plugin offers it. {error.remedy}; "
+                    f"or remove the flag (or {flag.variable})"
+                ) from None
 
 
 # --- the configuration ----------------------------------------------------------------------------------------------

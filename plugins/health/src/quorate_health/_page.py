@@ -183,6 +183,8 @@ def _worker(worker: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     if worker["memory_bytes"] is not None:
         extra = f" <small>{worker['processes']} procs</small>" if worker["processes"] > 1 else ""
         facts.append(("Memory", f"{_bytes(worker['memory_bytes'])}{extra}"))
+    if worker["cpus"]:
+        facts.append(("CPUs", _text(worker["cpus"])))
     if worker["exit_code"] is None:
         facts.append(("Up", _duration(max(0.0, status["time"] - worker["started_at"]))))
     if worker["seconds_since_heartbeat"] is not None:

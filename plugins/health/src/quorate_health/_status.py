@@ -99,6 +99,7 @@ def _worker(worker: WorkerSnapshot, now: float) -> dict[str, Any]:
         "exit_code": worker.exit_code,
         "started_at": worker.started_ns / 1e9,
         "seconds_since_heartbeat": None if heartbeat_at is None else round(max(0.0, now - heartbeat_at), 3),
+        "cpus": worker.cpus,
         "memory_bytes": usage.memory_bytes if usage is not None else None,
         "processes": usage.processes if usage is not None else 0,
         "stdout": tail_of(worker.stdout, _LOG_LINES) if worker.stdout else None,

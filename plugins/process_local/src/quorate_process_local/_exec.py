@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import final
 
+from quorate.affinity import bound_thread
 from quorate.errors import StartError
 from quorate.proc import parent_death_command
 from quorate.records import WorkerLaunch
@@ -52,10 +53,11 @@ def _start(
     leaking: Sequence[int],
 ) -> ChildProcess:
     path, argv = program
-    try:
-        return ChildProcess(spawn_program(path, argv, environment, output, leaking))
-    except OSError as error:
-        raise explain(path, error, launch.local_rank) from error
+    with bound_thread(launch.cpus, launch.memory_node):
+        try:
+            return ChildProcess(spawn_program(path, argv, environment, output, leaking))
+        except OSError as error:
+            raise explain(path, error, launch.local_rank) from error
 
 
 def _program(launch: WorkerLaunch) -> tuple[str, list[str]]:

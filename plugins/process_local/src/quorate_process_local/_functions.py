@@ -19,6 +19,7 @@ from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, red
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 
+from quorate.affinity import bound_thread
 from quorate.errors import StartError
 from quorate.files import write_all
 from quorate.proc import hold, is_alive, parent_death_command
@@ -83,9 +84,10 @@ def _fork(launch: WorkerLaunch, environment: dict[str, str], output: Output, add
     # A signal for the worker must not run the agent's handlers in it; Setup unblocks signals again.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
-        if pid == 0:
-            _run_worker(process, agent)
+        with bound_thread(launch.cpus, launch.memory_node):
+            pid = os.fork()
+            if pid == 0:
+                _run_worker(process, agent)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return ChildProcess(pid)
@@ -160,7 +162,8 @@ def _spawn(launch: WorkerLaunch, environment: dict[str, str], output: Output, ad
         environment.setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
     task, process = prepare_call("spawn", launch, None, address)
     try:
-        child = _Spawn(process, environment, output).child
+        with bound_thread(launch.cpus, launch.memory_node):
+            child = _Spawn(process, environment, output).child
         assert child is not None
         return child
     except Exception as error:
@@ -183,7 +186,8 @@ def unpicklable(launch: WorkerLaunch, method: str, error: Exception) -> Exceptio
 
 def _fork_by_server(launch: WorkerLaunch, environment: dict[str, str], output: Output, address: bytes) -> Process:
     _disown_server()
-    setup = Setup(environment, os.getpid(), False, output.stdout, output.stderr)
+    # The worker is the server's child and binds itself.  This thread stays unbound, because it may start the server.
+    setup = Setup(environment, os.getpid(), False, output.stdout, output.stderr, launch.cpus, launch.memory_node)
     task, process = prepare_call("forkserver", launch, setup, address)
     try:
         return _ServedProcess(popen_forkserver.Popen(process))

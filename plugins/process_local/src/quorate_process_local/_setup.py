@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, final
 
+from quorate.affinity import bind_thread
 from quorate.proc import die_with_parent
 
 from ._handle import Handle
@@ -27,10 +28,21 @@ class Setup:
         agent: the agent's process id.
         is_child: whether the worker is a child of the agent (start method ``fork``) or of its fork server.
         stdout, stderr: descriptors for the worker's streams; -1: unchanged.
+        cpus, memory_node: what a worker that is not the agent's child binds itself to; the agent binds its children.
     """
 
-    def __init__(self, environment: Mapping[str, str], agent: int, is_child: bool, stdout: int, stderr: int) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        agent: int,
+        is_child: bool,
+        stdout: int,
+        stderr: int,
+        cpus: frozenset[int] | None = None,
+        memory_node: int | None = None,
+    ) -> None:
         self._environment, self._agent, self._is_child = dict(environment), agent, is_child
+        self._cpus, self._memory_node = cpus, memory_node
         self._streams = [(Handle(source), target) for source, target in ((stdout, 1), (stderr, 2)) if source >= 0]
 
     def __call__(self) -> None:
@@ -49,6 +61,7 @@ class Setup:
             setattr(sys, "stdout" if target == 1 else "stderr", stream)
         os.environ.clear()
         os.environ.update(self._environment)
+        bind_thread(self._cpus, self._memory_node)
         _reset_signals()
 
 

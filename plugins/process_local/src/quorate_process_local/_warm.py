@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple, final
 
 from quorate.errors import StartError, UsageError
+from quorate.memory_policy import can_prefer_node, preferring_call
 from quorate.notices import warn
 from quorate.proc import forget, hold
 from quorate.records import WorkerLaunch
@@ -242,12 +243,19 @@ def _start(
         "words": program.words,
         "argv": program.command.argv,
         "folder": os.getcwd(),
+        "cpus": None if launch.cpus is None else sorted(launch.cpus),
+        "memory_call": _memory_call(launch.memory_node),
     }
     descriptors = [source for source, _ in streams]
     if program.is_call:
         started: ChildProcess = _for_functions().start_function(forking, launch, order, descriptors, address)
         return started
     return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
+
+
+def _memory_call(node: int | None) -> tuple[int, int, list[int]] | None:
+    """Return the system call that has a worker prefer ``node``'s memory, ``None`` if there is nothing to call."""
+    return preferring_call(node) if node is not None and can_prefer_node() else None
 
 
 def _for_functions() -> Any:

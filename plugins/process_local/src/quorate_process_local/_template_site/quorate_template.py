@@ -302,11 +302,22 @@ def _begin_worker(order: Message, descriptors: list[int], place: tuple[int, int]
     if address:
         ctypes.memmove(address, order["environment"][MARKER_VARIABLE].encode()[:size].ljust(size, b"-"), size)
     os.chdir(order["folder"])
+    _bind(order["cpus"], order["memory_call"])
     sys.argv[:] = order["argv"]
     sys.orig_argv[:] = order["words"]
     _reseed_random()
     if descriptors:  # a function's; the template has imported what it needs
         sys.modules["quorate_process_local._warm_call"].inherited[:] = descriptors
+
+
+def _bind(cpus: Sequence[int] | None, memory_call: tuple[int, int, list[int]] | None) -> None:
+    """Bind this process, which has one thread yet; a memory policy that the kernel refuses is left out."""
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+    if memory_call is not None:
+        number, mode, words = memory_call
+        mask = (ctypes.c_uint64 * len(words))(*words)
+        ctypes.CDLL(None).syscall(number, mode, mask, 64 * len(words) + 1)
 
 
 def _reseed_random() -> None:
