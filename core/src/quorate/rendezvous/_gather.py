@@ -65,7 +65,8 @@ def missing_survivors(state: State) -> list[int]:
         return []
     number, size = previous.summary.round_number, previous.summary.group_world_size
     back = {node.previous_rank for node in state.gathering.nodes.values() if node.previous_round == number}
-    away = [rank for rank in range(size) if rank not in back and rank not in previous.ended.lost_ranks]
+    lost = frozenset(previous.ended.lost_ranks)
+    away = [rank for rank in range(size) if rank not in back and rank not in lost]
     limit, liveness = state.settings.silence_limit, state.watch.liveness
     return [rank for rank in away if not liveness.is_gone(Key.rank_heartbeat(number, rank), limit)]
 
