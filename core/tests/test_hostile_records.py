@@ -286,7 +286,9 @@ class _Odd(BaseException):
 
 
 @pytest.mark.parametrize("method", ["add", "create", "get", "put", "wait"])
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), _Odd("odd"), RecursionError(), MemoryError("no")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), _Odd("odd"), RecursionError(), MemoryError("no")]
+)
 def test_whatever_a_store_raises_ends_the_rendezvous_with_a_sentence(
     join: Join, method: str, error: BaseException
 ) -> None:

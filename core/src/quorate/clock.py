@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["LONGEST_WAIT_SECONDS", "boot_seconds", "monotonic", "seconds_until", "sleep", "wall_seconds", "wall_time_ns"]
+__all__ = [
+    "LONGEST_WAIT_SECONDS",
+    "boot_seconds",
+    "monotonic",
+    "seconds_until",
+    "sleep",
+    "wall_seconds",
+    "wall_time_ns",
+]
 
 
 def monotonic() -> float:

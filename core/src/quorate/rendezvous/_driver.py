@@ -83,7 +83,8 @@ class Driver:
         try:
             run()
         except BaseException as error:
-            self.emit(GaveUp(FailureKind.of(error), f"the thread {name!r} of the rendezvous raised {_described(error)}"))
+            problem = f"the thread {name!r} of the rendezvous raised {_described(error)}"
+            self.emit(GaveUp(FailureKind.of(error), problem))
 
     def post(self, event: Input) -> None:
         """Hand the machine an input; from any thread."""

@@ -70,7 +70,6 @@ class _Reading:
     count: int = 0
     has_left: bool = False
 
-
     def is_newer_than(self, old: _Reading) -> bool:
         return self.value is not None and (old.value is None or self.count > old.count)
 

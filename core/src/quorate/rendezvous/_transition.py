@@ -197,7 +197,7 @@ def check_round(count: Any) -> int:
 
 
 def _shown(count: Any) -> str:
-    return str(count) if type(count) is int and abs(count) <= LARGEST_COUNTER else f"{type(count).__name__} of some size"
+    return str(count) if type(count) is int and abs(count) <= LARGEST_COUNTER else "more than 2**63"
 
 
 def decode_seal(number: int, value: bytes) -> Mapping[str, Any]:
