@@ -14,6 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from inspect import isfunction
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from core.tests.fuzz.targets import TARGETS, Target
@@ -78,14 +81,27 @@ def fuzz_by_coverage(name: str, count: int, seconds: float) -> NoReturn:
     import atheris
 
     target = TARGETS[name]
-    atheris.instrument_all()
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("quorate"):
+            for function in filter(isfunction, vars(module).values()):
+                atheris.instrument_func(function)
 
     def try_one(data: bytes) -> None:
         target.try_one(data)
 
-    bounds = [f"-runs={count}", f"-max_total_time={max(1, round(seconds))}", "-max_len=4096", "-timeout=5"]
-    atheris.Setup([sys.argv[0], *bounds, "-print_final_stats=1"], try_one)
-    atheris.Fuzz()
+    def mutate(data: bytes, most_bytes: int, seed: int) -> bytes:
+        chance = random.Random(seed)
+        if chance.random() < 0.5:
+            return bytes(atheris.Mutate(data, most_bytes))
+        return changed(data, chance)[:most_bytes]
+
+    with TemporaryDirectory() as corpus:
+        for number, example in enumerate(target.examples):
+            Path(corpus, str(number)).write_bytes(example)
+        bounds = [f"-runs={count}", f"-max_total_time={max(1, round(seconds))}", "-max_len=4096", "-timeout=5"]
+        options = [sys.argv[0], *bounds, "-rss_limit_mb=2048", "-print_final_stats=1", corpus]
+        atheris.Setup(options, try_one, custom_mutator=mutate)
+        atheris.Fuzz()
     raise SystemExit(0)
 
 
@@ -98,9 +114,9 @@ def main() -> int:
     parser.add_argument("--coverage", action="store_true", help="let atheris choose the inputs")
     options = parser.parse_args()
     if options.target is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
         if options.coverage:
             fuzz_by_coverage(options.target, options.inputs, options.seconds)
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
         print(fuzz(options.target, options.seed, options.inputs, options.seconds))
         return 0
     if not options.coverage:

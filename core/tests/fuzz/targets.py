@@ -180,11 +180,11 @@ TARGETS: Mapping[str, Target] = {
     "stderr": Target(_read_stderr, (_STDERR,)),
     "flags": Target(
         _read_flags,
-        (b"--nnodes=1:4\0--nproc-per-node=2\0--tee=0:1,1:3\0train.py\0--x", b"--shutdown-timeout\01e9\0train.py"),
+        (b"--nnodes=1:4\0--nproc-per-node=2\0--tee=0:1,1:3\0train.py\0--x", b"--shutdown-timeout=1e9\0train.py"),
         (UsageError,),
     ),
     "variables": Target(_read_variables, tuple(bytes([number]) for number in range(3)), (UsageError,)),
-    "endpoints": Target(_read_endpoint, (b"[::1]:29400", b"host.example:0"), (UsageError,)),
+    "endpoints": Target(_read_endpoint, (b"[::1]:29400", b"host.example:80"), (UsageError,)),
     "entry points": Target(
         _in_a_file(_read_entry_points, "entry_points.txt"),
         (b"[other]\nx = y\n[quorate] # c\nname = module:attr\n",),
