@@ -7,8 +7,30 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-__all__ = ["raise_if_interrupted"]
+from .errors import PluginError, QuorateError
+
+__all__ = ["call_plugin", "raise_if_interrupted"]
+
+_T = TypeVar("_T")
+
+
+def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a plugin's function where there is no default to go on with.
+
+    Raises:
+        QuorateError: what the function raised, if it is one.
+        PluginError: the function raised anything else; the message begins with ``what``.
+    """
+    try:
+        return function(*arguments)
+    except QuorateError:
+        raise
+    except BaseException as error:
+        raise_if_interrupted(error)
+        raise PluginError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def raise_if_interrupted(error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._isolation import call_plugin
 from .catalogue import PluginKind
 from .plugins import PluginHost, get_host
 from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters, StoreRendezvousHandler
@@ -15,11 +16,12 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
     Raises:
         UnknownBackendError: no plugin offers it; the message names the installed backends, and the pip command.
         UsageError: the backend refuses the parameters.
+        PluginError: the backend raised what it must not.
     """
     host = host or get_host()
     backend: RendezvousBackend = host.choose(PluginKind.RENDEZVOUS, parameters.backend)
     if backend.check is not None:
-        backend.check(parameters)
+        call_plugin(f"rendezvous backend {backend.name!r}", backend.check, parameters)
     if backend.open_handler is not None:
-        return backend.open_handler(parameters)
+        return call_plugin(f"rendezvous backend {backend.name!r}", backend.open_handler, parameters)
     return StoreRendezvousHandler(parameters, backend, host)

@@ -15,7 +15,7 @@ from typing import Any, final
 
 from attrs import evolve
 
-from .._isolation import raise_if_interrupted
+from .._isolation import call_plugin, raise_if_interrupted
 from ..catalogue import PluginKind, StarterRequest
 from ..clock import monotonic, seconds_until, wall_time_ns
 from ..errors import FailureKind, QuorateError, StartError
@@ -95,7 +95,8 @@ class Runner:
     def _make_starter(self) -> Starter:
         spec = self._spec
         backend = choose_starter(self._host, spec.entrypoint, self._settings.start_method)
-        return backend.create(StarterRequest(backend.name, self._node_id, spec.shutdown_timeout, spec.settings))
+        request = StarterRequest(backend.name, self._node_id, spec.shutdown_timeout, spec.settings)
+        return call_plugin(f"starter {backend.name!r}", backend.create, request)
 
     def run(self) -> protocol.Finish:
         """Run until the machine finishes.  Whatever happens, no worker is left when this returns or raises."""

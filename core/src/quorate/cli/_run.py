@@ -16,6 +16,7 @@ from attrs import fields
 
 from .. import launcher
 from .._discovery import find_plugins
+from .._isolation import call_plugin
 from ..catalogue import CliOption, PluginKind
 from ..config import LaunchConfig
 from ..errors import PluginError, UnknownBackendError, UsageError
@@ -132,7 +133,7 @@ def _settings(parsed: Parsed) -> dict[str, Any]:
         if flag.apply is None:
             result[flag.field] = setting.value
         else:
-            flag.apply(setting.text, result)
+            call_plugin(f"the plugin of --{flag.name}", flag.apply, setting.text, result)
     return result
 
 
