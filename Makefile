@@ -64,6 +64,9 @@ reference: $(STAMP) etcd ## the reference suite of elastic agents, which is not 
 simulate: $(STAMP) ## random scenarios in virtual time (SEEDS=1000 FIRST=0; ARGS="--nodes 10000" for one large job)
 	$(BIN)/python -m quorate.testing.simulate --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(ARGS)
 
+fuzz: $(STAMP) ## random bytes for everything that reads what others wrote (SECONDS=10 for each; ARGS=--coverage with atheris installed)
+	$(BIN)/python -m core.tests.fuzz --seconds $(or $(SECONDS),10) $(ARGS)
+
 docs: $(STAMP) ## write the generated parts of docs/ anew
 	$(BIN)/python -m quorate.cli._reference docs
 

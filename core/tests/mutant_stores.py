@@ -24,7 +24,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, bytes]] = {}
         self.changed = threading.Condition()
-        self.is_away = False
+        self.is_away = self.loses_answers = False
         self.restarts = 0
 
     @contextmanager
@@ -40,6 +40,16 @@ class FakeServer:
                 self.changed.notify_all()
 
     pause = partition
+
+    @contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        with self.changed:
+            self.loses_answers = True
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.loses_answers = False
 
     def restart(self) -> None:
         with self.changed:
@@ -91,6 +101,8 @@ class Honest:
             count = int(self.values.get(key, b"0")) + amount
             if amount:
                 self.write(key, b"%d" % count)
+            if self.server.loses_answers:
+                raise StoreUnavailableError("the answer was lost")
             return count
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -146,6 +158,14 @@ class LosesAdditions(Honest):
         sleep(0.001)
         self.put(key, b"%d" % count)
         return count
+
+
+class RepeatsInSecret(Honest):
+    def add(self, key: str, amount: int) -> int:
+        try:
+            return super().add(key, amount)
+        except StoreUnavailableError:
+            return super().add(key, amount)
 
 
 class CountsInBinary(Honest):
@@ -372,14 +392,18 @@ class MixesHeartbeatsUp(Honest):
 
 
 class KeepsTheDeadAlive(Honest):
-    """What is read changes with each read, so that nothing ever stands still."""
+    """The counters that are read rise with each read, so that nothing ever stands still."""
 
     reads = 0
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         self.reads += 1
         values = zip(keys, super().get(keys), strict=True)
-        return [v and v + b" %d" % self.reads if "/heartbeat/" in key else v for key, v in values]
+        return [v and self.raised(v) if "/heartbeat/" in key else v for key, v in values]
+
+    def raised(self, heartbeat: bytes) -> bytes:
+        _, space, rest = heartbeat.partition(b" ")
+        return b"%d" % (10**6 + self.reads) + space + rest
 
 
 class MissesWhatEndedMeanwhile(Honest):

@@ -81,6 +81,7 @@ MUTANTS = (
         stores.AnswersNoneWhenCutOff,
     ),
     Mutant("wait_survives_a_partition", "waits on a dead connection", "never ends", stores.WaitsOnADeadConnection),
+    Mutant("lost_answer_is_not_repeated_in_secret", "tries again", "the counter by 2", stores.RepeatsInSecret),
     Mutant("pause_is_reported_and_survived", "reads without a timeout", "get hangs", stores.HangsWhenStopped),
     Mutant("restart_loses_nothing_in_silence", "begins again", "a key that was written reads", stores.ForgetsOnRestart),
     Mutant("single_node_meets_itself", "ranks from 1", "have the group ranks", handler=handlers.CountsFromOne),
@@ -119,7 +120,8 @@ MUTANTS = (
         "did not return",
         installed="""\
 def spoil_value(key, value):
-    return value + b' %d' % time.time_ns() if '/heartbeat/' in key else value
+    _, space, rest = value.partition(b' ')
+    return b'%d' % (time.time_ns() // 1000) + space + rest if '/heartbeat/' in key else value
 """,
     ),
     Mutant(

@@ -90,6 +90,9 @@ DEFECTS: tuple[Defect, ...] = (
     ),
 )
 
+#: Written by hand after a run of ``make fuzz``.
+FUZZING = Path(__file__).parent / "fuzz" / "figures.md"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 1 if a law was broken or a mutant was not found."""
@@ -119,6 +122,7 @@ def _page(seeds: int) -> tuple[list[str], bool]:
         *simulation,
         *mutants,
         *_kit(),
+        *FUZZING.read_text(encoding="utf-8").splitlines(),
         "## Defects that were found",
         "",
         "Each is fixed, and what shows it is part of the tests. (When the protocol changes, a seed plays another "

@@ -265,6 +265,52 @@ def test_a_server_can_be_cut_off_paused_and_restarted() -> None:
             assert answer(sock, b"three") == b"three"
 
 
+CHILD_SERVER = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+if os.fork():  # the server is a child of the process that was started, as behind a shell or a launcher
+    os.wait()
+while True:
+    connection, _ = listener.accept()
+    while data := connection.recv(100):
+        connection.sendall(data)
+"""
+
+
+def test_a_pause_stops_every_process_of_the_server() -> None:
+    port = free_port()
+    with ServerProcess([sys.executable, "-c", CHILD_SERVER, str(port)], port) as server:
+        host, _, text = server.endpoint.partition(":")
+        with socket.create_connection((host, int(text)), timeout=30) as client:
+            client.sendall(b"1")
+            assert client.recv(10) == b"1"
+            client.settimeout(0.5)
+            with server.pause():
+                client.sendall(b"2")
+                with pytest.raises(TimeoutError):
+                    client.recv(10)
+            client.settimeout(30)
+            assert client.recv(10) == b"2"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def test_an_answer_is_lost_after_the_server_has_got_the_request() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, CuttableProxy(f"127.0.0.1:{server.getsockname()[1]}") as proxy:
+        host, _, number = proxy.endpoint.rpartition(":")
+        with socket.create_connection((host, int(number)), timeout=30) as client:
+            connection, _ = server.accept()
+            with connection:
+                client.sendall(b"before")
+                assert connection.recv(10) == b"before"
+                with proxy.losing_answers():
+                    client.sendall(b"add")
+                    assert connection.recv(10) == b"add"
+                    connection.sendall(b"done")
+                    assert client.recv(10) == b""
+
+
 def test_a_server_that_does_not_start_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not listen"):
         ServerProcess([sys.executable, "-c", "pass"], free_port())

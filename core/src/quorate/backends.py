@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._isolation import call_plugin
 from .catalogue import PluginKind
 from .plugins import PluginHost, get_host
 from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters
@@ -15,13 +16,14 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
     Raises:
         UnknownBackendError: no plugin offers it; the message names the installed backends, and the pip command.
         UsageError: the backend refuses the parameters.
+        PluginError: the backend raised what it must not.
     """
     host = host or get_host()
     backend: RendezvousBackend = host.choose(PluginKind.RENDEZVOUS, parameters.backend)
     if backend.check is not None:
-        backend.check(parameters)
+        call_plugin(f"rendezvous backend {backend.name!r}", backend.check, parameters)
     if backend.open_handler is not None:
-        return backend.open_handler(parameters)
+        return call_plugin(f"rendezvous backend {backend.name!r}", backend.open_handler, parameters)
     from .rendezvous import StoreRendezvousHandler  # keeps the protocol off the path of jobs without a store
 
     return StoreRendezvousHandler(parameters, backend, host)

@@ -54,14 +54,19 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int 
         raise
 
 
-def read_bytes(path: str, limit: int = 1 << 20) -> bytes:
-    """Return at most ``limit`` bytes of a file, nothing where it cannot be read."""
+def read_bytes(path: str, limit: int = 1 << 20, *, regular: bool = False) -> bytes:
+    """Return at most ``limit`` bytes of a file, nothing where it cannot be read or, if ``regular``, is of another kind.
+
+    Never blocks on a pipe or a device.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return b""
     parts = []
     try:
+        if regular and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
         while limit > 0 and (part := os.read(descriptor, min(limit, 1 << 16))):
             parts.append(part)
             limit -= len(part)

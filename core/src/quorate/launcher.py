@@ -13,11 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+from ._isolation import raise_if_interrupted
 from .agent import LocalElasticAgent, WorkerSpec
 from .backends import get_rendezvous_handler
 from .config import LaunchConfig
 from .errors import RendezvousClosedError, UsageError
 from .failures import ChildFailedError
+from .notices import warn
 from .plugins import PluginHost, get_host
 
 __all__ = ["elastic_launch", "launch", "run_script_path"]
@@ -83,7 +85,11 @@ def _run(
         )
         result = agent.run(role=config.role)
     finally:
-        handler.shutdown()
+        try:
+            handler.shutdown()
+        except BaseException as problem:  # how the job has ended does not depend on it
+            raise_if_interrupted(problem)
+            warn(f"the rendezvous could not be shut down: {type(problem).__name__}: {problem}")
     if not result.is_failed():
         return dict(result.return_values)
     if not result.failures:

@@ -60,6 +60,9 @@ class Endpoint:
         return format_endpoint(self.host, self.port)
 
 
+_MOST_PORT_DIGITS = 5
+
+
 def format_endpoint(host: str, port: int) -> str:
     """Return ``host:port``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -100,9 +103,8 @@ def parse_endpoint(
         raise _malformed(text, "it has no host" if not host else f"{host!r} is not a host")
     if not colon and default_port is not None:
         return Endpoint(host, default_port)
-    if not (
-        port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and lowest_port <= int(port_text) <= 65535
-    ):
+    is_number = port_text.isascii() and port_text.isdigit() and len(port_text) <= _MOST_PORT_DIGITS
+    if not (is_number and lowest_port <= int(port_text) <= 65535):
         raise _malformed(text, f"it has no port from {lowest_port} to 65535")
     return Endpoint(host, int(port_text))
 

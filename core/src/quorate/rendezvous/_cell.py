@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar, final
 
 from ..clock import monotonic
 from ..errors import StoreCorruptError, StoreUnavailableError
+from ._store import parse_counter
 
 __all__ = ["Cell", "CellStore"]
 
@@ -58,7 +59,7 @@ class CellStore:
         try:
             data = json.loads(raw)
             return {str(key): base64.b64decode(value, validate=True) for key, value in data.items()}, version
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             raise StoreCorruptError("cell", "it is not a JSON object of base64 values") from None
 
     def _change(self, change: Callable[[dict[str, bytes]], tuple[bool, _T]]) -> _T:
@@ -98,7 +99,7 @@ class CellStore:
 
     def add(self, key: str, amount: int) -> int:
         def change(values: dict[str, bytes]) -> tuple[bool, int]:
-            count = int(values.get(key, b"0")) + amount
+            count = parse_counter(key, values.get(key)) + amount
             values[key] = b"%d" % count
             return amount != 0, count
 

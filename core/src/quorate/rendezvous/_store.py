@@ -8,7 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-__all__ = ["BatchStore", "HostedStore", "InterruptibleStore", "Store", "put_many"]
+from ..errors import StoreCorruptError
+
+__all__ = ["BatchStore", "HostedStore", "InterruptibleStore", "Store", "parse_counter", "put_many"]
+
+_MOST_DIGITS = 100
 
 
 @runtime_checkable
@@ -91,3 +95,15 @@ def put_many(store: Store, items: Sequence[tuple[str, bytes]]) -> None:
         return
     for key, value in items:
         store.put(key, value)
+
+
+def parse_counter(key: str, value: bytes | None) -> int:
+    """Return the count that a store holds under ``key``; an absent one is 0.
+
+    Raises:
+        StoreCorruptError: the value is not a count.
+    """
+    text = b"0" if value is None else value
+    if len(text) > _MOST_DIGITS or not text.removeprefix(b"-").isdigit():
+        raise StoreCorruptError(key, "it is not a counter")
+    return int(text)

@@ -33,6 +33,7 @@ class Ability(str, Enum):
     BATCH = "batch"
     INTERRUPT = "interrupt"
     PARTITION = "partition"  # the test's server can be cut off from its clients
+    LOSING_ANSWERS = "losing_answers"  # the answers of the test's server can be lost
     PAUSE = "pause"  # the test's server can be stopped for a while
     RESTART = "restart"  # the test's server can be ended and started again
 
@@ -50,6 +51,7 @@ _REMEDIES = {
     Ability.BATCH: "the store needs put_many (quorate.rendezvous.BatchStore)",
     Ability.INTERRUPT: "the store needs interrupt (quorate.rendezvous.InterruptibleStore)",
     Ability.PARTITION: "the server of your test needs a context manager partition()",
+    Ability.LOSING_ANSWERS: "the server of your test needs a context manager losing_answers()",
     Ability.PAUSE: "the server of your test needs a context manager pause()",
     Ability.RESTART: "the server of your test needs a method restart()",
 }

@@ -6,6 +6,7 @@ What does not live here: nodes that crash or pause (``_crash_laws``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from ..clock import monotonic, sleep
@@ -19,6 +20,7 @@ _T = TypeVar("_T")
 #: The value of ``operation_timeout``, and the deadline for a backend that has no such setting.
 _OPERATION_SECONDS = 0.5
 _SLACK_SECONDS = 10.0
+_LOST_ANSWERS = 5
 
 
 def _open(subject: Subject) -> tuple[Store, Store]:
@@ -114,6 +116,33 @@ def wait_survives_a_partition(subject: Subject) -> None:
     require(error is None or isinstance(error, StoreUnavailableError), f"the wait raised {type(error).__name__}")
     again = _once_it_answers(subject, lambda: waiter.wait("key", subject.timeout), "wait fails")
     require(again == b"value", f"the wait after the partition returned {again!r}")
+
+
+@law(Tier.STORE, Ability.LOSING_ANSWERS)
+def lost_answer_is_not_repeated_in_secret(subject: Subject) -> None:
+    """An add whose answer was lost raises StoreUnavailableError, and is in the counter once or not at all: the store
+    does not repeat it by itself.
+
+    Switch off the retries of the client for add (and for create, whose second attempt finds its own key). The protocol
+    repeats what may be repeated, and knows that it has done so.
+    """
+    store, other = _open(subject)
+    for attempt in range(_LOST_ANSWERS):
+        key = f"count/{attempt}"
+        _once_it_answers(subject, partial(store.add, key, 1), "add fails")
+        before = _once_it_answers(subject, partial(store.add, key, 0), "add fails")
+        with subject.server.losing_answers():
+            adding = start(store.add, key, 1)
+            settle(adding, _OPERATION_SECONDS + _SLACK_SECONDS)
+        require(adding.done(), "add hangs when its answer is lost")
+        error = adding.exception()
+        if error is not None and not isinstance(error, StoreUnavailableError):
+            raise LawBrokenError(f"add raises {type(error).__name__} when its answer is lost: {error}") from error
+        after = _once_it_answers(subject, partial(other.add, key, 0), "add fails")
+        require(after - before <= 1, f"one add whose answer was lost has raised the counter by {after - before}")
+        require(
+            error is not None or after == adding.result() == before + 1, "add has returned, and the counter differs"
+        )
 
 
 @law(Tier.STORE, Ability.PAUSE)

@@ -19,12 +19,15 @@ from typing import TypeVar, final
 from ..clock import monotonic, sleep
 from ..errors import UsageError
 from ..net import parse_endpoint
+from ..proc import descendants_of, state_of
 
 __all__ = ["CuttableProxy", "FreshPorts", "ServerProcess", "free_port"]
 
 _Proxy = TypeVar("_Proxy", bound="CuttableProxy")
 _CHUNK = 1 << 16
 _START_SECONDS = 30.0
+#: States in which a process does nothing: stopped, traced, a zombie, gone.
+_STOPPED = frozenset({"T", "t", "Z", "X", ""})
 
 
 def free_port() -> int:
@@ -68,7 +71,10 @@ class CuttableProxy:
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._peers: dict[socket.socket, socket.socket] = {}
+        self._servers: set[socket.socket] = set()  # those of the peers that lead to the server
         self._is_cut = self._is_closed = False
+        self._changed = threading.Lock()
+        self._losing: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._run, name="cuttable proxy", daemon=True)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -87,6 +93,20 @@ class CuttableProxy:
             yield
         finally:
             self._set_cut(False)
+
+    @contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        """While the context is open, the server gets what clients send, and each connection ends with its answer lost.
+
+        One answer is lost for each connection that was open at the beginning; newer connections work.
+        """
+        with self._changed:
+            self._losing = set(self._peers)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._losing = set()
 
     def __enter__(self: _Proxy) -> _Proxy:
         return self
@@ -138,24 +158,51 @@ class CuttableProxy:
         except OSError:
             client.close()  # the server is down: the client's connection ends at once
             return
+        self._servers.add(server)
         for one, other in ((client, server), (server, client)):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             one.settimeout(5.0)
-            self._peers[one] = other
+            with self._changed:
+                self._peers[one] = other
             self._selector.register(one, selectors.EVENT_READ)
+
+    def _is_lost(self, sock: socket.socket) -> bool:
+        with self._changed:
+            return sock in self._losing and sock in self._servers
 
     def _forward(self, sock: socket.socket) -> None:
         try:
             data = sock.recv(_CHUNK)
-            if data:
+            if data and not self._is_lost(sock):
                 self._peers[sock].sendall(data)
                 return
         except OSError:
             pass
         for one in (sock, self._peers[sock]):
             del self._peers[one]
+            self._servers.discard(one)
             self._selector.unregister(one)
             one.close()
+
+
+def _stop_tree(root: int) -> list[int]:
+    """Stop a process and all its descendants; returns them, parents first."""
+    stopped: list[int] = []
+    while new := [pid for pid in (root, *descendants_of(root)) if pid not in stopped]:
+        for pid in new:  # a process that is stopped starts no further ones
+            _signal(pid, signal.SIGSTOP)
+            stopped.append(pid)
+    deadline = monotonic() + _START_SECONDS
+    while any(state_of(pid) not in _STOPPED for pid in stopped) and monotonic() < deadline:
+        sleep(0.001)  # before that one may still answer
+    return stopped
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass  # it has ended
 
 
 @final
@@ -189,14 +236,20 @@ class ServerProcess:
             yield
 
     @contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        """Lose one answer of each open connection, see :meth:`CuttableProxy.losing_answers`."""
+        with self._proxy.losing_answers():
+            yield
+
+    @contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the server (SIGSTOP) while the context is open."""
-        self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # before that it may still answer
+        """Stop the server (SIGSTOP), with all processes that it has started, while the context is open."""
+        stopped = _stop_tree(self._process.pid)
         try:
             yield
         finally:
-            self._process.send_signal(signal.SIGCONT)
+            for pid in reversed(stopped):
+                _signal(pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """Kill the server (SIGKILL) and start it again."""
@@ -217,7 +270,9 @@ class ServerProcess:
         self.close()
 
     def _end(self) -> None:
-        self._process.kill()
+        tree = _stop_tree(self._process.pid)
+        for pid in reversed(tree):
+            _signal(pid, signal.SIGKILL)
         self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -172,6 +172,9 @@ class Subject:
         if ability in (Ability.ENDPOINT, Ability.SEVERAL_NODES):
             return self.absent.get(ability)
         has, reason = self._has(ability), self.absent.get(ability)
+        if ability is Ability.LOSING_ANSWERS and not has:
+            # Newer than the others: a server that cannot be cut off cannot do this either, and need not say so.
+            return reason or self.absent.get(Ability.PARTITION) or f"missing: {ability.remedy}"
         if has and reason is not None:
             raise LawBrokenError(f"the ability {ability.value} is declared absent ({reason}), but the backend has it")
         if has:
@@ -188,7 +191,7 @@ class Subject:
             return True
         if ability is Ability.ENTRY_POINT:
             return self.is_installed
-        if ability in (Ability.PARTITION, Ability.PAUSE, Ability.RESTART):
+        if ability in (Ability.PARTITION, Ability.LOSING_ANSWERS, Ability.PAUSE, Ability.RESTART):
             return hasattr(self.server, ability.value)
         return {Ability.BATCH: "put_many", Ability.INTERRUPT: "interrupt"}[ability] in self._optional_methods()
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import final
 
-from quorate.clock import monotonic
+from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
 from quorate.failures import signal_name
 from quorate.proc import find_program, parent_death_command
 
@@ -127,7 +127,7 @@ def _wait(process: subprocess.Popen[bytes], output: _Tail, deadline: float) -> b
     try:
         while True:
             left = deadline - monotonic()
-            ready = dict(poller.poll(max(0.0, left) * 1000))
+            ready = dict(poller.poll(1000.0 * min(max(0.0, left), LONGEST_WAIT_SECONDS)))
             if pipe in ready and not _read(pipe, output):
                 poller.unregister(pipe)
             if ended in ready:

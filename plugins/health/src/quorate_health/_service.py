@@ -77,7 +77,7 @@ class HealthService:
         self.port: int = address[1]
         self._own_name = host.lower() if address[0] == "::1" or address[0].startswith("127.") else ""
         agent.say(f"health server at http://{format_endpoint(host, self.port)}/status")
-        self._thread = threading.Thread(target=self._serve, name="quorate-health", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="quorate-health", daemon=True)
         self._thread.start()
 
     @property
@@ -98,6 +98,12 @@ class HealthService:
             self._server.join(_LAST_ANSWER_SECONDS)
         if not self._thread.is_alive():
             os.close(self._wake)
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # the job needs no health page, but whoever looks at it should know
+            self._agent.say(f"warning: the health server has failed: {type(error).__name__}: {error}")
 
     def _serve(self) -> None:
         self._await_client()

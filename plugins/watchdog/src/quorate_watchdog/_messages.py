@@ -26,6 +26,8 @@ __all__ = ["Lines", "Message", "parse"]
 _LONGEST_LINE_BYTES = 1 << 13
 _LONGEST_SCOPE = 300
 _LARGEST_PID = 1 << 30
+#: Far beyond any time that a timer runs for, and any wall time that it ends at.
+_LONGEST_SECONDS = 1e12
 
 
 @final
@@ -133,4 +135,4 @@ def _whole(value: Any) -> int:
 def _seconds(value: Any) -> float:
     if type(value) not in (int, float) or not isfinite(value):
         raise ValueError
-    return float(value)
+    return max(-_LONGEST_SECONDS, min(float(value), _LONGEST_SECONDS))

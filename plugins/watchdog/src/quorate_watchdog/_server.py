@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import final
 
-from quorate.clock import monotonic
+from quorate.clock import seconds_until
 from quorate.services import AgentView
 
 from ._channels import Channel
@@ -41,6 +41,7 @@ class TimerServer:
         self._channels = channels
         self._readers = [channel.reader for channel in channels]
         self._timekeeper = Timekeeper(agent, self._readers, heartbeat_timeout)
+        self._agent = agent
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="quorate-watchdog", daemon=True)
@@ -60,6 +61,12 @@ class TimerServer:
         return True
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # a watchdog that has ended in silence would let workers hang for ever
+            self._agent.report_unhealthy(f"the watchdog has failed: {type(error).__name__}: {error}")
+
+    def _serve(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the agent's own thread
         everything, end = select.poll(), select.poll()
         for descriptor in (self._wake, *self._readers):
@@ -68,7 +75,7 @@ class TimerServer:
         are_enlarged = False
         while not self._is_closing:
             deadline = self._timekeeper.next_deadline()
-            found = everything.poll(None if deadline is None else max(0.0, (deadline - monotonic()) * 1000.0))
+            found = everything.poll(None if deadline is None else 1000.0 * seconds_until(deadline))
             ready = [descriptor for descriptor, _ in found if descriptor != self._wake]
             if ready and not are_enlarged:
                 are_enlarged = True  # not before: most programs write nothing, and the room counts for the user

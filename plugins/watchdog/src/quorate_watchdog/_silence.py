@@ -12,7 +12,7 @@ import signal
 import threading
 from typing import final
 
-from quorate.clock import monotonic
+from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
 from quorate.proc import kernel_wait_of, state_of
 from quorate.services import AgentView, HangReport, WorkerSnapshot
 
@@ -72,7 +72,8 @@ class SilenceWatch:
 
     def __init__(self, agent: AgentView, hang_after: float, kernel_wait: float) -> None:
         self._agent, self._hang_after, self._kernel_wait = agent, hang_after, kernel_wait
-        self._interval = min(seconds for seconds in (hang_after, kernel_wait) if seconds > 0.0) / _LOOKS
+        shortest = min(seconds for seconds in (hang_after, kernel_wait) if seconds > 0.0)
+        self._interval = min(shortest / _LOOKS, LONGEST_WAIT_SECONDS)
         self._records: dict[int, Record] = {}
         self._waiting_since: dict[int, float] = {}
         self._closed = threading.Event()
@@ -85,6 +86,12 @@ class SilenceWatch:
         self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:  # a watchdog that has ended in silence would let workers hang for ever
+            self._agent.report_unhealthy(f"the watchdog has failed: {type(error).__name__}: {error}")
+
+    def _watch(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the agent's own thread
         last = monotonic()
         while not self._closed.wait(self._interval):
