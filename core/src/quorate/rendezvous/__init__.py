@@ -17,6 +17,7 @@ from ._handler import StoreRendezvousHandler
 from ._memory import InMemoryStore
 from ._port import Bootstrap, PortReservation
 from ._ranks import assign_ranks, order_nodes
+from ._signed import SignedStore, sign_store
 from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 __all__ = [
@@ -33,8 +34,10 @@ __all__ = [
     "RendezvousInfo",
     "RendezvousParameters",
     "RendezvousStoreInfo",
+    "SignedStore",
     "Store",
     "StoreRendezvousHandler",
     "assign_ranks",
     "order_nodes",
+    "sign_store",
 ]
