@@ -11,7 +11,7 @@ import pytest
 
 from quorate.errors import StoreCorruptError, UsageError
 from quorate.job_token import JobToken, job_token_of, load_job_token
-from quorate.rendezvous import HostedStore, InMemoryStore, InterruptibleStore, RendezvousParameters, sign_store
+from quorate.rendezvous import BatchStore, HostedStore, InMemoryStore, InterruptibleStore, sign_store
 
 SECRET = b"0123456789abcdef"
 KEY = JobToken(SECRET).key("job", "store")
@@ -126,14 +126,11 @@ def test_abilities_are_those_of_the_store_below() -> None:
     assert isinstance(hosted, HostedStore)
     assert hosted.is_host
     assert isinstance(hosted, InterruptibleStore) == isinstance(InMemoryStore(), InterruptibleStore)
-    assert not isinstance(plain, (HostedStore, InterruptibleStore))
+    assert isinstance(hosted, BatchStore) == isinstance(InMemoryStore(), BatchStore)
+    assert not isinstance(plain, (BatchStore, HostedStore, InterruptibleStore))
 
 
 # --- where the token comes from -------------------------------------------------------------------------------------
-
-
-def parameters(**settings: object) -> RendezvousParameters:
-    return RendezvousParameters("tcp", "host:1", "job", 1, 2, **settings)
 
 
 def test_a_token_is_never_shown_and_survives_pickling() -> None:
@@ -169,7 +166,8 @@ def test_odd_files_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(fifo, stat.S_IRUSR | stat.S_IWUSR)
     large.write_bytes(b"x" * 5000)
     large.chmod(0o600)
-    for path, words in ((fifo, "not a regular file"), (absent, "cannot be read"), (tmp_path, "regular file"), (large, "more than")):
+    cases = {fifo: "not a regular file", absent: "cannot be read", tmp_path: "regular file", large: "more than"}
+    for path, words in cases.items():
         with pytest.raises(UsageError, match=words):
             load_job_token({"QUORATE_JOB_TOKEN_FILE": str(path)})
 
@@ -183,11 +181,11 @@ def test_the_variable_serves_where_a_file_cannot_be_made() -> None:
 
 def test_the_setting_says_whether_a_token_is_needed() -> None:
     given = {"QUORATE_JOB_TOKEN": SECRET.decode()}
-    assert job_token_of(parameters(), {}) is None
-    assert job_token_of(parameters(), given) is not None
-    assert job_token_of(parameters(auth="off"), given) is None
-    assert job_token_of(parameters(auth="required"), given) is not None
+    assert job_token_of({}, {}) is None
+    assert job_token_of({}, given) is not None
+    assert job_token_of({"auth": "off"}, given) is None
+    assert job_token_of({"auth": " Required"}, given) is not None
     with pytest.raises(UsageError, match="no job token"):
-        job_token_of(parameters(auth="required"), {})
+        job_token_of({"auth": "required"}, {})
     with pytest.raises(UsageError, match="'always' is not one of auto, required, off"):
-        job_token_of(parameters(auth="always"), given)
+        job_token_of({"auth": "always"}, given)

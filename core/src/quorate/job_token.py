@@ -13,23 +13,29 @@ import os
 import stat
 from collections.abc import Mapping
 from enum import Enum
-from typing import final
+from typing import Any, final
 
 from .errors import UsageError
-from .rendezvous import RendezvousParameters
 
 __all__ = [
     "AUTH_SETTING",
+    "STORE_PURPOSE",
     "TOKEN_FILE_VARIABLE",
     "TOKEN_VARIABLE",
+    "TOKEN_VARIABLES",
     "Auth",
     "JobToken",
     "job_token_of",
     "load_job_token",
+    "parse_auth",
+    "without_token",
 ]
 
 TOKEN_VARIABLE = "QUORATE_JOB_TOKEN"
 TOKEN_FILE_VARIABLE = "QUORATE_JOB_TOKEN_FILE"
+TOKEN_VARIABLES = frozenset({TOKEN_VARIABLE, TOKEN_FILE_VARIABLE})
+#: What the key that signs a job's store is for (:meth:`JobToken.key`).
+STORE_PURPOSE = "store"
 #: The rendezvous setting that ``--rdzv-auth`` sets.
 AUTH_SETTING = "auth"
 
@@ -116,17 +122,27 @@ def _read(path: str) -> bytes:
     return content.strip()
 
 
-def job_token_of(parameters: RendezvousParameters, environment: Mapping[str, str] | None = None) -> JobToken | None:
-    """Return the token that protects this job, ``None`` if it is not protected.
+def parse_auth(word: Any) -> Auth:
+    """Return what ``--rdzv-auth`` asks for.  Raises UsageError for another word."""
+    try:
+        return Auth(str(word).strip().lower())
+    except ValueError:
+        known = ", ".join(auth.value for auth in Auth)
+        raise UsageError(f"--rdzv-auth={word!r} is not one of {known}") from None
+
+
+def job_token_of(settings: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> JobToken | None:
+    """Return the token that protects a job, ``None`` if the job is not protected.
+
+    Arguments:
+        settings: the settings of its rendezvous (``RendezvousParameters.config``).
+        environment: where the token is; default ``os.environ``.
 
     Raises:
         UsageError: a token is required and there is none, the setting is not one of :class:`Auth`, or the token
             cannot be used.
     """
-    word = str(parameters.get(AUTH_SETTING, Auth.AUTO.value)).strip().lower()
-    if word not in {auth.value for auth in Auth}:
-        raise UsageError(f"--rdzv-auth={word!r} is not one of auto, required, off")
-    auth = Auth(word)
+    auth = parse_auth(settings.get(AUTH_SETTING, Auth.AUTO.value))
     if auth is Auth.OFF:
         return None
     token = load_job_token(environment)
@@ -136,3 +152,8 @@ def job_token_of(parameters: RendezvousParameters, environment: Mapping[str, str
             f"{_FEWEST_BYTES} secret bytes, the same on all nodes ({_MAKE_ONE})"
         )
     return token
+
+
+def without_token(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return ``environment`` without the variables that give the token."""
+    return {name: value for name, value in environment.items() if name not in TOKEN_VARIABLES}

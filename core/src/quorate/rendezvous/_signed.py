@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from ..errors import StoreCorruptError
-from ._store import HostedStore, InterruptibleStore, Store, put_many
+from ._store import BatchStore, HostedStore, InterruptibleStore, Store, put_many
 
 __all__ = ["SignedStore", "sign_store"]
 
@@ -28,8 +29,8 @@ _PROBLEM = "it is not signed with this job's token"
 class SignedStore:
     """Implements :class:`quorate.rendezvous.Store`; made by :func:`sign_store`.
 
-    A value that is not signed counts as absent for ``get`` (its owner may yet write the right one), and is told to
-    ``report`` once for each key; ``wait`` raises, because nothing better can come.
+    A value that is not signed counts as absent for ``get`` (its owner may yet write the right one), and is reported
+    once for each key; ``wait`` raises, because nothing better can come.
 
     Raises:
         StoreCorruptError: ``wait`` found a value without the job's signature; names the key.
@@ -71,11 +72,6 @@ class SignedStore:
         name = self._name(key)
         self._store.put(name, self._seal(name, value))
 
-    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """As :class:`quorate.rendezvous.BatchStore` where the store below is one, else one by one."""
-        named = [(self._name(key), value) for key, value in items]
-        put_many(self._store, [(name, self._seal(name, value)) for name, value in named])
-
     def add(self, key: str, amount: int) -> int:
         return self._store.add(self._name(key), amount)
 
@@ -107,38 +103,46 @@ class SignedStore:
         self._store.close()
 
 
-class _InterruptibleSignedStore(SignedStore):
+class _Batch(SignedStore):
+    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """See :class:`quorate.rendezvous.BatchStore`."""
+        named = [(self._name(key), value) for key, value in items]
+        put_many(self._store, [(name, self._seal(name, value)) for name, value in named])
+
+
+class _Interruptible(SignedStore):
     def interrupt(self) -> None:
+        """See :class:`quorate.rendezvous.InterruptibleStore`."""
         assert isinstance(self._store, InterruptibleStore)
         self._store.interrupt()
 
 
-class _HostedSignedStore(SignedStore):
+class _Hosted(SignedStore):
     @property
     def is_host(self) -> bool:
+        """See :class:`quorate.rendezvous.HostedStore`."""
         assert isinstance(self._store, HostedStore)
         return self._store.is_host
 
 
-class _InterruptibleHostedSignedStore(_InterruptibleSignedStore, _HostedSignedStore):
-    pass
-
-
-#: (can be interrupted, is hosted) -> the class with these abilities and no others
-_CLASSES: dict[tuple[bool, bool], type[SignedStore]] = {
-    (False, False): SignedStore,
-    (True, False): _InterruptibleSignedStore,
-    (False, True): _HostedSignedStore,
-    (True, True): _InterruptibleHostedSignedStore,
-}
+@cache
+def _class_with(*abilities: type[SignedStore]) -> type[SignedStore]:
+    return type("SignedStore", (*abilities, SignedStore), {"__doc__": SignedStore.__doc__})
 
 
 def sign_store(store: Store, key: bytes, report: Callable[[str], None]) -> SignedStore:
-    """Return ``store`` with signed values; it has the optional abilities that ``store`` has.
+    """Return ``store`` with signed values; it has the optional abilities that ``store`` has, and no others.
 
     Arguments:
         store: what holds the values.
         key: 32 secret bytes, the same on all nodes of the job.
         report: called with one sentence for each key under which a value was ignored.
     """
-    return _CLASSES[isinstance(store, InterruptibleStore), isinstance(store, HostedStore)](store, key, report)
+    abilities: list[type[SignedStore]] = []
+    if isinstance(store, BatchStore):
+        abilities.append(_Batch)
+    if isinstance(store, InterruptibleStore):
+        abilities.append(_Interruptible)
+    if isinstance(store, HostedStore):
+        abilities.append(_Hosted)
+    return _class_with(*abilities)(store, key, report)
