@@ -15,7 +15,7 @@ from typing import Any
 ALWAYS = ("quorate.agent._runner", "quorate.rendezvous._handler", "quorate_process_local._exec")
 OF_BACKEND = {
     "c10d": ("torch.distributed", "quorate_rendezvous_c10d._bootstrap", "quorate_rendezvous_c10d._store"),
-    "tcp": ("quorate_rendezvous_static._client",),
+    "tcp": ("quorate_rendezvous_static._client", "quorate_rendezvous_static._server"),
 }
 
 

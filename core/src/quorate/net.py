@@ -18,6 +18,7 @@ from attrs import frozen
 from .errors import UsageError
 
 __all__ = [
+    "NOT_LOCAL_ERRNOS",
     "Address",
     "Endpoint",
     "ForkAware",
@@ -27,6 +28,7 @@ __all__ = [
     "format_endpoint",
     "host_name",
     "is_literal",
+    "is_local_name",
     "is_loopback",
     "listen",
     "parse_endpoint",
@@ -38,7 +40,8 @@ __all__ = [
 _EXAMPLE = "write HOST:PORT, or [ADDRESS]:PORT for IPv6 (--rdzv-endpoint)"
 _BACKLOG = 4096
 _LOCAL_NAMES = frozenset({"localhost", "localhost6", "ip6-localhost", "ip6-loopback"})
-_NOT_MINE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
+#: What binding an address that is not one of this machine fails with (EINVAL: link-local, without its interface).
+NOT_LOCAL_ERRNOS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL})
 
 
 # --- endpoints ------------------------------------------------------------------------------------------------------
@@ -116,8 +119,15 @@ class Address:
     family: int
     sockaddr: tuple[Any, ...]
 
+    @property
+    def host(self) -> str:
+        """The numeric address as text, with the interface of a link-local one (``fe80::1%2``)."""
+        host = str(self.sockaddr[0])
+        scope = self.sockaddr[3] if len(self.sockaddr) == 4 else 0
+        return f"{host}%{scope}" if scope and "%" not in host else host
+
     def __str__(self) -> str:
-        return format_endpoint(str(self.sockaddr[0]), self.sockaddr[1])
+        return format_endpoint(self.host, self.sockaddr[1])
 
 
 def host_name() -> str:
@@ -134,6 +144,14 @@ def is_literal(host: str) -> bool:
             continue
         return True
     return False
+
+
+def is_local_name(host: str) -> bool:
+    """Return whether ``host`` (a name or an address) means this machine on every machine, as ``localhost`` does."""
+    name = host.lower()
+    if name.startswith("127.") or name == "::1" or name.endswith(".localhost"):
+        return True
+    return name.split(".")[0] in _LOCAL_NAMES
 
 
 def is_loopback(address: Address) -> bool:
@@ -161,11 +179,13 @@ def resolve(host: str, port: int, timeout_seconds: float) -> list[Address]:
             answer.append(_look_up(host, port))
         except OSError as error:
             answer.append(error)
+        except Exception as error:  # the thread must not end without an answer
+            answer.append(OSError(f"{host!r} cannot be resolved: {error}"))
         finally:
             done.set()
 
     threading.Thread(target=work, name=f"quorate-resolve-{host}", daemon=True).start()
-    if not done.wait(timeout_seconds):
+    if not done.wait(min(timeout_seconds, threading.TIMEOUT_MAX)):
         raise OSError(f"the name {host!r} was not resolved within {timeout_seconds:.1f} s")
     result = answer[0]
     if isinstance(result, OSError):
@@ -178,7 +198,7 @@ def _look_up(host: str, port: int, kind: int = socket.SOCK_STREAM) -> list[Addre
     name = host.encode() if host.isascii() else host
     try:
         found = socket.getaddrinfo(name, port, type=kind)
-    except UnicodeError as error:  # a label that is too long, or empty
+    except ValueError as error:  # a label that is too long, or empty; a NUL
         raise OSError(f"{host!r} is not a host name: {error}") from error
     return list(dict.fromkeys(Address(family, sockaddr) for family, _, _, _, sockaddr in found))
 
@@ -221,16 +241,16 @@ def bind_addresses(host: str, port: int, timeout_seconds: float) -> list[Address
     found = resolve(host, port, timeout_seconds)
     if host == "::":
         return everywhere
-    name = host.lower()
-    if is_literal(host) or name.split(".")[0] in _LOCAL_NAMES or name.endswith(".localhost"):
+    if is_literal(host) or is_local_name(host):
         return found
     return everywhere if all(is_loopback(address) for address in found) else found
 
 
-def listen(addresses: Iterable[Address], *, dual_stack: bool = False) -> list[socket.socket]:
+def listen(addresses: Iterable[Address], *, one_socket: bool = False) -> list[socket.socket]:
     """Listen on all of ``addresses`` that this machine has, all with the port of the first.
 
-    Each family has a non-blocking socket of its own; with ``dual_stack`` one at ``::`` takes IPv4 as well.
+    Each family has a non-blocking socket of its own.  With ``one_socket`` (for servers that take a single descriptor)
+    only the first address that this machine has is listened on, and ``::`` takes IPv4 connections too.
 
     Raises:
         OSError: the port is taken, or no address belongs to this machine.
@@ -243,9 +263,11 @@ def listen(addresses: Iterable[Address], *, dual_stack: bool = False) -> list[so
             if listeners:
                 sockaddr = (sockaddr[0], listeners[0].getsockname()[1], *sockaddr[2:])
             try:
-                listeners.append(_listen_on(address.family, sockaddr, dual_stack))
+                listeners.append(_listen_on(address.family, sockaddr, v6_only=not one_socket))
+                if one_socket:
+                    break
             except OSError as error:
-                if error.errno not in _NOT_MINE:
+                if error.errno not in NOT_LOCAL_ERRNOS:
                     raise
                 skipped = error
     except OSError:
@@ -257,14 +279,14 @@ def listen(addresses: Iterable[Address], *, dual_stack: bool = False) -> list[so
     return listeners
 
 
-def _listen_on(family: int, sockaddr: tuple[Any, ...], dual_stack: bool) -> socket.socket:
+def _listen_on(family: int, sockaddr: tuple[Any, ...], v6_only: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # Whatever the system's default is.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not (dual_stack and sockaddr[0] == "::"))
+            # Set in both cases: the default is the system's.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
         sock.bind(sockaddr)
         sock.listen(_BACKLOG)
     except OSError:
@@ -275,7 +297,7 @@ def _listen_on(family: int, sockaddr: tuple[Any, ...], dual_stack: bool) -> sock
 
 def reachable_host(listener: socket.socket) -> str:
     """Return the address at which this machine itself reaches ``listener``."""
-    host = str(listener.getsockname()[0])
+    host = Address(listener.family, listener.getsockname()).host
     return {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(host, host)
 
 

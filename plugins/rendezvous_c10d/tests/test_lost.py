@@ -201,3 +201,53 @@ subprocess.run([sys.executable, "-c", "import os; assert 'TORCH_CPP_LOG_LEVEL' n
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_SECONDS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+FORKING_HOST = """
+import os, sys, warnings
+warnings.simplefilter("ignore")  # Python warns of forks beside threads; function workers are started that way
+from quorate.errors import StoreUnavailableError
+from quorate.rendezvous import RendezvousParameters
+from quorate_rendezvous_c10d import plugin
+backend, = plugin.quorate_register_rendezvous()
+store = backend.open_store(RendezvousParameters("c10d", sys.argv[1], "job", 1, 8))
+guest = backend.open_store(RendezvousParameters("c10d", sys.argv[1], "job", 1, 8))
+workers = backend.bootstrap()
+port = workers.reserve("127.0.0.1")
+workers.activate()
+child = os.fork()
+if child == 0:
+    try:
+        store.get(["key"])
+    except StoreUnavailableError:
+        os.write(1, b"refused\\n")
+    sys.stdin.read()
+    os._exit(0)
+guest.put("key", b"value")
+os.write(1, f"{port} {store.get(['key'])}\\n".encode())
+sys.stdin.read()
+"""
+
+
+def test_a_forked_child_neither_uses_nor_holds_the_stores_of_its_parent(endpoint: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING_HOST, endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        lines = sorted(process.stdout.readline().decode().strip() for _ in range(2))
+        assert lines[1] == "refused"
+        port, value = lines[0].split(" ", 1)
+        assert value == "[b'value']"
+        process.kill()
+        process.wait(DEADLINE_SECONDS)
+        for number in (int(port), int(endpoint.rpartition(":")[2])):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", number), DEADLINE_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.read()  # until the child has ended too
+        process.stdout.close()

@@ -244,7 +244,7 @@ def _sockets(found: set[str]) -> set[str]:
 def test_a_lingering_host_stays_until_the_others_have_left(
     endpoint: str, open_store: Callable[..., Any], member: Callable[..., Member]
 ) -> None:
-    host = member(endpoint, linger_seconds=60)
+    host = member(endpoint, linger_timeout=60)
     assert host.opened()
     guest = open_store(endpoint)
     killed = member(endpoint)
@@ -259,7 +259,7 @@ def test_a_lingering_host_stays_until_the_others_have_left(
 
 
 def test_lingering_has_a_bound(endpoint: str, open_store: Callable[..., Any]) -> None:
-    host, guest = open_store(endpoint, linger_seconds=0.2), open_store(endpoint)
+    host, guest = open_store(endpoint, linger_timeout=0.2), open_store(endpoint)
     started = monotonic()
     host.close()
     assert monotonic() - started >= 0.2

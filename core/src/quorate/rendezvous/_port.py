@@ -1,7 +1,9 @@
 """``Bootstrap`` holds a round's ``MASTER_PORT``; ``PortReservation``, the default, reserves it for the worker.
 
-The reserving socket is bound with ``SO_REUSEADDR`` and does not listen.  The system gives the port to no other program,
-but the worker, whose store sets the same option, can bind it and listen.  (To bind and close it first is a race.)
+The socket is bound and does not listen.  While nodes gather nobody else can bind the port, whatever options they set.
+:meth:`PortReservation.activate` then sets ``SO_REUSEADDR``: the worker, whose store sets it too, can bind the port
+and listen on it, and the system still gives it to no program that asks for any port.  (Binding, closing and hoping is
+a race.)
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class PortReservation:
         self._socket: socket.socket | None = None
 
     def reserve(self, address: str) -> int:
-        """Reserve a free port on all of this host's addresses; returns it.
+        """Reserve a free port on all of this host's addresses, so that no other socket can bind it; returns it.
 
         Raises:
             OSError: no port is free.
@@ -66,7 +68,6 @@ class PortReservation:
     def _bind(family: int, address: str) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.bind((address, 0))
@@ -76,7 +77,9 @@ class PortReservation:
         return sock
 
     def activate(self) -> None:
-        """Nothing to do: the worker binds the port itself."""
+        """Let the worker bind the port, which it does itself.  Nothing is done without a reserved port."""
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
     def release(self) -> None:
         """Give the port back."""

@@ -45,7 +45,7 @@ def start(agent: AgentView, variable: str) -> HealthService | None:
     host = agent.settings.get("health_host") or "127.0.0.1"
     try:
         # One address: what is served may be confidential, so that it is served where the flag says and nowhere else.
-        (listener,) = listen(resolve(host, port, _RESOLVE_TIMEOUT_SECONDS)[:1], dual_stack=True)
+        (listener,) = listen(resolve(host, port, _RESOLVE_TIMEOUT_SECONDS)[:1], one_socket=True)
     except OSError as error:
         where = f"{host} port {port}"
         agent.say(f"warning: no health server at {where}: {error.strerror or error}; the job runs without one")

@@ -13,11 +13,13 @@ from enum import IntEnum
 from typing import NamedTuple, final
 
 __all__ = [
+    "HELLO_ITEMS",
     "LARGEST_FRAME",
     "LARGEST_HELLO",
     "LARGEST_KEY",
     "LARGEST_VALUE",
     "MAGIC",
+    "MOST_ITEMS",
     "PROTOCOL_VERSION",
     "Code",
     "FrameBuffer",
@@ -31,11 +33,14 @@ __all__ = [
 MAGIC = b"quorate-tcp-store"
 PROTOCOL_VERSION = 1
 
-#: Limits in bytes.  A stranger may make the server hold no more than a hello.
+#: Limits in bytes.  Before a valid hello a connection may make the server hold no more than a hello.
 LARGEST_KEY = 4096
 LARGEST_VALUE = 1 << 20
 LARGEST_FRAME = 2 << 20
 LARGEST_HELLO = 4096
+#: Limits on the number of items, whatever their size: each costs memory of its own.
+MOST_ITEMS = 1 << 14
+HELLO_ITEMS = 2
 
 _FRAME = struct.Struct(">IBIqI")
 _BODY = struct.Struct(">BIqI")
@@ -67,11 +72,12 @@ class Problem(IntEnum):
     OTHER_JOB = 2
     NOT_A_COUNTER = 3
     FULL = 4
+    BUSY = 5  # as many connections as the server takes
 
 
 @final
 class WireError(ValueError):
-    """The bytes are not ours; the connection that sent them is of no more use."""
+    """The bytes do not follow the protocol; the connection that sent them is of no more use."""
 
 
 @final
@@ -88,8 +94,10 @@ def encode(code: int, request: int, number: int = 0, items: Sequence[bytes | Non
     """Return the whole frame of a message.
 
     Raises:
-        WireError: the frame would be larger than ``LARGEST_FRAME``, or a number does not fit.
+        WireError: the frame would be larger than ``LARGEST_FRAME`` or have too many items, or a number does not fit.
     """
+    if len(items) > MOST_ITEMS:
+        raise WireError(f"a frame of {len(items)} items has more than the limit of {MOST_ITEMS}")
     parts = [b""]
     size = _BODY.size
     for item in items:
@@ -109,8 +117,8 @@ def encode(code: int, request: int, number: int = 0, items: Sequence[bytes | Non
     return b"".join(parts)
 
 
-def decode(body: bytes) -> Message:
-    """Return the message in the body of a frame.
+def decode(body: bytes, most_items: int = MOST_ITEMS) -> Message:
+    """Return the message in the body of a frame, which has at most ``most_items`` items.
 
     Raises:
         WireError: it is cut short, too long, or its lengths do not add up.
@@ -119,8 +127,8 @@ def decode(body: bytes) -> Message:
         raise WireError("the frame is shorter than its header")
     code, request, number, count = _BODY.unpack_from(body)
     position, end = _BODY.size, len(body)
-    if count * 4 > end - position:
-        raise WireError("the frame promises more items than it has bytes for")
+    if count > most_items or count * 4 > end - position:
+        raise WireError(f"the frame has {count} items; it may have {most_items}, and needs 4 bytes for each")
     items: list[bytes | None] = []
     for _ in range(count):
         if position + 4 > end:

@@ -1,0 +1,40 @@
+"""What the TCP store's server takes from its clients at most, before and after they have identified themselves.
+
+What does not live here: the sizes of frames, keys and values (``_wire``), which clients must know too.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import final
+
+from attrs import frozen
+
+__all__ = ["Limits"]
+
+
+@final
+@frozen
+class Limits:
+    """The bounds of one server.  The oldest or the largest offender pays: its connection is closed, no other.
+
+    Arguments:
+        hello_timeout_seconds: how long a connection may live without a valid hello.
+        transfer_timeout_seconds: how long one request may take to arrive, and one answer to be read.
+        store_bytes: keys and values that the store holds, with :attr:`key_overhead_bytes` for each key.
+        buffered_bytes: requests that have arrived in part, and answers that are not read yet, of all connections.
+        key_overhead_bytes: the price of a key beside its bytes.
+        descriptor_share: the server takes at most one of so many descriptors that the process may open.
+    """
+
+    hello_timeout_seconds: float = 5.0
+    transfer_timeout_seconds: float = 30.0
+    store_bytes: int = 256 << 20
+    buffered_bytes: int = 64 << 20
+    key_overhead_bytes: int = 200
+    descriptor_share: int = 4
+
+    def most_descriptors(self) -> int:
+        """Return how many descriptors the server may hold, by this process's present ``RLIMIT_NOFILE``."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return (1 << 20 if soft == resource.RLIM_INFINITY else soft) // self.descriptor_share
