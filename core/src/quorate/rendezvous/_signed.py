@@ -126,7 +126,7 @@ class _Hosted(SignedStore):
 
 
 @cache
-def _class_with(*abilities: type[SignedStore]) -> type[SignedStore]:
+def _class_with(abilities: tuple[type[SignedStore], ...]) -> type[SignedStore]:
     return type("SignedStore", (*abilities, SignedStore), {"__doc__": SignedStore.__doc__})
 
 
@@ -145,4 +145,4 @@ def sign_store(store: Store, key: bytes, report: Callable[[str], None]) -> Signe
         abilities.append(_Interruptible)
     if isinstance(store, HostedStore):
         abilities.append(_Hosted)
-    return _class_with(*abilities)(store, key, report)
+    return _class_with(tuple(abilities))(store, key, report)

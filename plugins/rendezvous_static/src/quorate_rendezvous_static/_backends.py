@@ -20,6 +20,7 @@ from quorate.errors import (
     StoreUnavailableError,
     UsageError,
 )
+from quorate.job_token import STORE_PURPOSE, job_token_of
 from quorate.net import Endpoint, is_local_name, parse_endpoint
 from quorate.notices import warn
 from quorate.rendezvous import RendezvousParameters, job_is_over
@@ -121,6 +122,10 @@ class _Opening:
     def connect_timeout(self) -> float:
         return self.params.get_as_float("connect_timeout", _CONNECT_TIMEOUT_SECONDS)
 
+    def _key(self, purpose: str) -> bytes | None:
+        token = job_token_of(self.params.config)
+        return None if token is None else token.key(self.params.run_id, purpose)
+
     def host(self) -> TcpStore:
         """Host the store; join it where another agent of this machine hosts it for this job already.
 
@@ -192,6 +197,7 @@ class _Opening:
             operation_timeout=self.params.get_as_float("operation_timeout", _OPERATION_TIMEOUT_SECONDS),
             hosted_by=self.hosted_by,
             server=server,
+            key=self._key("tcp"),
         )
 
     def _serve(self) -> TcpStore:
@@ -202,6 +208,7 @@ class _Opening:
             self.params.run_id,
             linger_timeout=self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS),
             resolve_timeout=min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS),
+            key=self._key("tcp"),
         )
         try:
             # The host's own way to its server needs no name, no forwarding and no firewall.
@@ -217,7 +224,7 @@ class _Opening:
             _JobOverError: it has ended.
         """
         try:
-            if not job_is_over(store):
+            if not job_is_over(store, self._key(STORE_PURPOSE)):
                 return store
         except BaseException:
             store.close()

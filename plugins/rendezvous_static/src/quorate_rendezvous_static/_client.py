@@ -36,10 +36,12 @@ class TcpStore:
         operation_timeout: seconds that each operation may take.
         hosted_by: the process that hosts the server, for messages.
         server: a server that this store closes after itself.
+        key: what both ends must prove to have, 32 bytes that come from the job's token; ``None``: nothing.
 
     Raises:
         StoreUnavailableError: no server answered in time.
-        RendezvousStateError: the server serves another job, or speaks another version.
+        RendezvousStateError: the server serves another job, speaks another version, or only one of the two has the
+            key.
     """
 
     def __init__(
@@ -52,10 +54,11 @@ class TcpStore:
         operation_timeout: float = 5.0,
         hosted_by: str = "the agent that hosts the store",
         server: TcpStoreServer | None = None,
+        key: bytes | None = None,
     ) -> None:
         self._operation_timeout = operation_timeout
         self._server = server
-        self._target = Target(host, port, run_id, hosted_by)
+        self._target = Target(host, port, run_id, hosted_by, key)
         self._closed = False
         self._closing = threading.Lock()
         self._work_lock, self._wait_lock = threading.Lock(), threading.Lock()

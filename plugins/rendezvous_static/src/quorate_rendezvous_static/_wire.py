@@ -18,6 +18,7 @@ __all__ = [
     "LARGEST_HELLO",
     "LARGEST_KEY",
     "LARGEST_VALUE",
+    "LENGTH_BYTES",
     "MAGIC",
     "MOST_ITEMS",
     "PROTOCOL_VERSION",
@@ -31,7 +32,9 @@ __all__ = [
 ]
 
 MAGIC = b"quorate-tcp-store"
-PROTOCOL_VERSION = 1
+#: Version 2 added the challenge.  Every version answers a hello of two items, so that two versions can say so.
+PROTOCOL_VERSION = 2
+LENGTH_BYTES = 4
 
 #: Limits in bytes.  Before a valid hello a connection may make the server hold no more than a hello.
 LARGEST_KEY = 4096
@@ -59,9 +62,12 @@ class Code(IntEnum):
     GET = 5  # items: keys
     WAIT = 6  # items: key; answered with PENDING, or OK at once; later with OK
     DELETE = 7  # items: prefix
+    PROVE = 8  # after CHALLENGE; items: the client's nonce, its proof; no items: it has no token
+    NO_TOKEN = 9  # after OK: the client has a token, and leaves a server that has none
     OK = 64  # number and items depend on the request
     PENDING = 65  # the key does not exist yet; the server answers again once it does
     PROBLEM = 66  # number: a Problem; items: a sentence
+    CHALLENGE = 67  # to HELLO, where a token is needed; number: protocol version; items: the server's nonce
 
 
 @final
@@ -73,6 +79,7 @@ class Problem(IntEnum):
     NOT_A_COUNTER = 3
     FULL = 4
     BUSY = 5  # as many connections as the server takes
+    TOKEN = 6  # the client did not prove that it has the job's token
 
 
 @final
