@@ -12,6 +12,7 @@ import pytest
 from quorate.errors import StoreCorruptError, UsageError
 from quorate.job_token import JobToken, job_token_of, load_job_token
 from quorate.rendezvous import BatchStore, HostedStore, InMemoryStore, InterruptibleStore, sign_store
+from quorate.rendezvous._protocol import Key
 
 SECRET = b"0123456789abcdef"
 KEY = JobToken(SECRET).key("job", "store")
@@ -189,3 +190,26 @@ def test_the_setting_says_whether_a_token_is_needed() -> None:
         job_token_of({"auth": "required"}, {})
     with pytest.raises(UsageError, match="'always' is not one of auto, required, off"):
         job_token_of({"auth": "always"}, given)
+
+
+# --- counters -------------------------------------------------------------------------------------------------------
+
+
+def test_the_jobs_counters_are_those_that_it_adds_to() -> None:
+    counters = [Key.ROUND, Key.tickets(3), Key.done(12), Key.departed(0)]
+    values = [Key.sealed(1), Key.ended(1), Key.node(1, 2), Key.rank_heartbeat(1, 0), Key.ticket_heartbeat(1, 1)]
+    values += [Key.assignment(1, 1, 2), Key.empty(1), "1/done/x", "done", "/done"]
+    assert all(map(Key.is_counter, counters))
+    assert not any(map(Key.is_counter, values))
+
+
+def test_a_bare_number_is_not_taken_for_a_heartbeat(pair: Pair) -> None:
+    """A counter is not signed; a forged one must not pass where the protocol expects a signed value."""
+    strict = sign_store(pair.below, KEY, pair.reports.append, Key.is_counter)
+    strict.put(Key.rank_heartbeat(1, 0), b"7 run")
+    pair.below.put(pair.name_of(Key.rank_heartbeat(1, 0)), b"8")
+    strict.add(Key.tickets(1), 12)
+    assert strict.get([Key.rank_heartbeat(1, 0), Key.tickets(1)]) == [None, b"12"]
+    assert strict.wait(Key.tickets(1), 0.0) == b"12"
+    with pytest.raises(StoreCorruptError):
+        strict.wait(Key.rank_heartbeat(1, 0), 0.0)

@@ -18,7 +18,7 @@ from ._memory import InMemoryStore
 from ._over import job_is_over
 from ._port import Bootstrap, PortReservation
 from ._ranks import assign_ranks, order_nodes
-from ._signed import SignedStore, sign_store
+from ._signed import SignedStore, protect, sign_store
 from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 __all__ = [
@@ -41,5 +41,6 @@ __all__ = [
     "assign_ranks",
     "job_is_over",
     "order_nodes",
+    "protect",
     "sign_store",
 ]

@@ -14,7 +14,7 @@ from attrs import evolve
 
 from ..clock import monotonic
 from ..errors import FailureKind, RendezvousClosedError, UsageError
-from ..job_token import STORE_PURPOSE, job_token_of
+from ..job_token import job_token_of
 from ..net import advertised_address, host_name
 from ..notices import warn
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
@@ -43,7 +43,7 @@ from ._protocol import (
     Phase,
     Settings,
 )
-from ._signed import sign_store
+from ._signed import protect
 from ._store import Store
 from ._strangers import StrangerWatch
 
@@ -128,9 +128,7 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
         store = self._plain_store = open_store(self._parameters)
-        if self._token is None:
-            return store
-        return sign_store(store, self._token.key(self._parameters.run_id, STORE_PURPOSE), warn)
+        return protect(store, self._parameters.run_id, self._token, warn)
 
     def _look_for_strangers(self) -> None:
         assert self._plain_store is not None

@@ -5,6 +5,7 @@ moved to another name, is not the job's.  The names in the store end in a suffix
 can therefore not create a job's key before the job does, because its name cannot be known before it exists.
 
 Counters (``add``) are not signed: the protocol takes them for hints, bounds them, and believes signed records alone.
+A value is therefore never taken for a counter, nor a counter for a value, where the caller says which keys are counters.
 What does not live here: where the key comes from (:mod:`quorate.job_token`).
 """
 
@@ -12,17 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 
 from ..errors import StoreCorruptError
+from ..job_token import STORE_PURPOSE, JobToken
+from ._protocol import Key
 from ._store import BatchStore, HostedStore, InterruptibleStore, Store, put_many
 
-__all__ = ["SignedStore", "sign_store"]
+__all__ = ["SignedStore", "protect", "sign_store"]
 
 _VERSION = b"\x01"
 _TAG_BYTES = 32
 _SUFFIX_CHARACTERS = 20
+_COUNT = re.compile(rb"-?[0-9]{1,19}")
 _PROBLEM = "it is not signed with this job's token"
 
 
@@ -36,8 +41,10 @@ class SignedStore:
         StoreCorruptError: ``wait`` found a value without the job's signature; names the key.
     """
 
-    def __init__(self, store: Store, key: bytes, report: Callable[[str], None]) -> None:
-        self._store, self._key, self._report = store, key, report
+    def __init__(
+        self, store: Store, key: bytes, report: Callable[[str], None], is_counter: Callable[[str], bool]
+    ) -> None:
+        self._store, self._key, self._report, self._is_counter = store, key, report, is_counter
         self._reported: set[str] = set()
 
     # --- names and tags ---------------------------------------------------------------------------------------------
@@ -54,8 +61,10 @@ class SignedStore:
     def _seal(self, name: str, value: bytes) -> bytes:
         return _VERSION + self._tag(name, value) + value
 
-    def _open(self, name: str, sealed: bytes) -> bytes | None:
-        """Return the value, ``None`` if it is not signed for this name."""
+    def _open(self, key: str, name: str, sealed: bytes) -> bytes | None:
+        """Return the value, ``None`` if it is neither signed for this name nor a counter's."""
+        if self._is_counter(key) and _COUNT.fullmatch(sealed):
+            return sealed
         start = len(_VERSION) + _TAG_BYTES
         tag, value = sealed[len(_VERSION) : start], sealed[start:]
         is_ours = sealed[:1] == _VERSION and hmac.compare_digest(tag, self._tag(name, value))
@@ -79,7 +88,7 @@ class SignedStore:
         names = [self._name(key) for key in keys]
         values: list[bytes | None] = []
         for key, name, sealed in zip(keys, names, self._store.get(names), strict=True):
-            value = None if sealed is None else self._open(name, sealed)
+            value = None if sealed is None else self._open(key, name, sealed)
             if sealed is not None and value is None and key not in self._reported:
                 self._reported.add(key)
                 self._report(f"the value of {key!r} in the rendezvous store is ignored: {_PROBLEM}")
@@ -91,7 +100,7 @@ class SignedStore:
         sealed = self._store.wait(name, timeout)
         if sealed is None:
             return None
-        value = self._open(name, sealed)
+        value = self._open(key, name, sealed)
         if value is None:
             raise StoreCorruptError(key, _PROBLEM)
         return value
@@ -130,13 +139,24 @@ def _class_with(abilities: tuple[type[SignedStore], ...]) -> type[SignedStore]:
     return type("SignedStore", (*abilities, SignedStore), {"__doc__": SignedStore.__doc__})
 
 
-def sign_store(store: Store, key: bytes, report: Callable[[str], None]) -> SignedStore:
+def _may_be_any(key: str) -> bool:
+    return True
+
+
+def sign_store(
+    store: Store,
+    key: bytes,
+    report: Callable[[str], None],
+    is_counter: Callable[[str], bool] = _may_be_any,
+) -> SignedStore:
     """Return ``store`` with signed values; it has the optional abilities that ``store`` has, and no others.
 
     Arguments:
         store: what holds the values.
         key: 32 secret bytes, the same on all nodes of the job.
         report: called with one sentence for each key under which a value was ignored.
+        is_counter: returns whether a key is a counter; by default any may be one, so that a decimal number passes
+            unsigned under any key.
     """
     abilities: list[type[SignedStore]] = []
     if isinstance(store, BatchStore):
@@ -145,4 +165,9 @@ def sign_store(store: Store, key: bytes, report: Callable[[str], None]) -> Signe
         abilities.append(_Interruptible)
     if isinstance(store, HostedStore):
         abilities.append(_Hosted)
-    return _class_with(tuple(abilities))(store, key, report)
+    return _class_with(tuple(abilities))(store, key, report, is_counter)
+
+
+def protect(store: Store, run_id: str, token: JobToken | None, report: Callable[[str], None]) -> Store:
+    """Return the store of the rendezvous of the job ``run_id``, signed if the job has a token; ``report`` as for :func:`sign_store`."""
+    return store if token is None else sign_store(store, token.key(run_id, STORE_PURPOSE), report, Key.is_counter)

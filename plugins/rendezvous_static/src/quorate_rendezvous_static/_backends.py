@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 from threading import Event
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from attrs import frozen
 
@@ -28,9 +28,19 @@ from quorate.rendezvous import RendezvousParameters, job_is_over
 from ._client import TcpStore
 from ._server import TcpStoreServer, find_server
 
-__all__ = ["DEFAULT_PORT", "check_static", "check_tcp", "open_static", "open_tcp"]
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
+
+__all__ = ["DEFAULT_PORT", "TLS_SETTINGS", "check_static", "check_tcp", "open_static", "open_tcp"]
 
 DEFAULT_PORT = 29400
+#: The settings of TLS, which is used where one of them is given.
+TLS_SETTINGS = {
+    "ca_cert": "file with the certificates that the store's host is checked against (TLS); default: the system's",
+    "cert": "file with this node's certificate (TLS); needed by a node that hosts the store; default: none",
+    "key": "file with the key of `cert`; default: none",
+    "client_cert_auth": "the host takes only nodes whose certificate `ca_cert` has signed; default: false",
+}
 _CONNECT_TIMEOUT_SECONDS = 60.0
 _OPERATION_TIMEOUT_SECONDS = 5.0
 _LINGER_TIMEOUT_SECONDS = 5.0
@@ -69,13 +79,13 @@ def check_static(params: RendezvousParameters) -> None:
             f"set --node-rank to a number from 0 to {params.max_nodes - 1}"
         )
     params.get_as_bool("is_host")
-    parse_endpoint(params.endpoint)
+    _tls_of(params, parse_endpoint(params.endpoint).host)
     _check_times(params)
 
 
 def check_tcp(params: RendezvousParameters) -> None:
     """Refuse settings that the backend ``tcp`` cannot work with.  No I/O.  Raises UsageError."""
-    parse_endpoint(params.endpoint, DEFAULT_PORT)
+    _tls_of(params, parse_endpoint(params.endpoint, DEFAULT_PORT).host)
     params.get_as_bool("is_host")
     _check_times(params)
 
@@ -198,6 +208,7 @@ class _Opening:
             hosted_by=self.hosted_by,
             server=server,
             key=self._key("tcp"),
+            tls=_tls_of(self.params, self.endpoint.host),
         )
 
     def _serve(self) -> TcpStore:
@@ -209,6 +220,7 @@ class _Opening:
             linger_timeout=self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS),
             resolve_timeout=min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS),
             key=self._key("tcp"),
+            tls=_tls_of(self.params, self.endpoint.host),
         )
         try:
             # The host's own way to its server needs no name, no forwarding and no firewall.
@@ -306,6 +318,15 @@ def _accepts(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def _tls_of(params: RendezvousParameters, host: str) -> Tls | None:
+    """Return how the connections are encrypted; ``None`` if they are not.  Raises UsageError."""
+    if not any(params.get(name) for name in TLS_SETTINGS):
+        return None
+    from ._tls import Tls  # imports ssl, a few MiB that a job without TLS does not need
+
+    return Tls.from_parameters(params, host)
 
 
 def _check_times(params: RendezvousParameters) -> None:

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import RendezvousStateError, StoreLostError, StoreUnavailableError
@@ -32,6 +32,9 @@ from ._wire import (
     encode,
 )
 
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
+
 __all__ = ["BrokenError", "InterruptedLinkError", "Link", "Target"]
 
 _ATTEMPT_SECONDS = 3.0
@@ -39,6 +42,7 @@ _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 1.0
 _LONGEST_POLL_SECONDS = 3600.0
 #: Trying again cannot help.
+_TLS_ALERT = b"\x15\x03"
 _FINAL_PROBLEMS = (Problem.VERSION, Problem.TOKEN)
 
 
@@ -71,14 +75,21 @@ class Target:
     """The server that the links of one store connect to.
 
     ``hosted_by`` names its process, for messages.  ``address`` and ``incarnation`` are those of the server that was
-    reached first: a store stays with that one.  ``key`` is what both ends must prove to have, ``None`` if nothing.
+    reached first: a store stays with that one.  ``key`` is what both ends must prove to have, ``None`` if nothing,
+    ``tls`` how the connections are encrypted.
+
+    Raises:
+        UsageError: the files that ``tls`` names cannot be used.
     """
 
-    __slots__ = ("address", "host", "hosted_by", "incarnation", "key", "port", "run_id")
+    __slots__ = ("address", "context", "host", "hosted_by", "incarnation", "key", "port", "run_id", "tls")
 
-    def __init__(self, host: str, port: int, run_id: str, hosted_by: str, key: bytes | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, run_id: str, hosted_by: str, key: bytes | None = None, tls: Tls | None = None
+    ) -> None:
         self.host, self.port, self.run_id, self.hosted_by = host, port, run_id, hosted_by
-        self.key = key
+        self.key, self.tls = key, tls
+        self.context = None if tls is None else tls.client_context()
         self.address: Address | None = None
         self.incarnation: bytes | None = None
 
@@ -268,6 +279,7 @@ class Link:
             if sock.getsockname() == sock.getpeername():
                 # The system may pick a port without a listener as our own; TCP then connects the socket to itself.
                 raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            sock = self._encrypted(sock, deadline)
             self._socket, self._frames, self._session = sock, FrameBuffer(LARGEST_FRAME + TAG_BYTES), None
             self._greet(deadline)
         except BaseException:
@@ -275,6 +287,20 @@ class Link:
             sock.close()
             raise
         self._target.address = address
+
+    def _encrypted(self, sock: socket.socket, deadline: float) -> socket.socket:
+        """Return ``sock``, with TLS on it if the store uses TLS."""
+        tls, context = self._target.tls, self._target.context
+        if tls is None or context is None:
+            return sock
+        encrypted = tls.connect(sock, context)
+        try:
+            while event := encrypted.shake_hands():
+                self._await(encrypted, event, deadline)
+        except BaseException:
+            encrypted.close()
+            raise
+        return encrypted
 
     def _greet(self, deadline: float) -> None:
         target = self._target
@@ -341,8 +367,8 @@ class Link:
         except OSError as error:
             raise BrokenError(_sentence(error)) from None
         except (_LateError, InterruptedLinkError):
-            if len(left) < len(frame):
-                self._disconnect()  # half a frame is out: nothing can follow it
+            if len(left) < len(frame) or self._target.tls is not None:
+                self._disconnect()  # half a frame is out, or may be in TLS's hands: nothing can follow it
             elif session is not None:
                 session.forget_last()
             raise
@@ -357,9 +383,14 @@ class Link:
                     if message.request == request:
                         return message
                 self._await(self._socket, select.POLLIN, deadline)
-                data = self._socket.recv(1 << 16)
+                try:
+                    data = self._socket.recv(1 << 16)
+                except BlockingIOError:
+                    continue  # not a whole record of TLS yet
                 if not data:
                     raise BrokenError("the other side closed it")
+                if data.startswith(_TLS_ALERT) and not len(self._frames) and self._target.tls is None:
+                    raise BrokenError("it speaks TLS, and this node does not; set ca_cert (--rdzv-conf) on this node")
                 self._frames.feed(data)
         except WireError as error:
             raise BrokenError(f"the peer is not a quorate store ({error})") from None

@@ -17,7 +17,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.job_token import TOKEN_FILE_VARIABLE
@@ -38,10 +38,14 @@ from ._wire import (
     Code,
     Message,
     Problem,
+    TlsError,
     WireError,
     decode,
     encode,
 )
+
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
 __all__ = ["TcpStoreServer", "find_server"]
 
@@ -72,8 +76,10 @@ class TcpStoreServer:
         resolve_timeout: seconds that looking up ``host`` may take.
         limits: what clients may take.
         key: what clients must prove to have, 32 bytes that come from the job's token; ``None``: nothing.
+        tls: how connections are encrypted; ``None``: they are not.
 
     Raises:
+        UsageError: the files that ``tls`` names cannot be used.
         OSError: ``EADDRINUSE`` where something listens already, ``EADDRNOTAVAIL`` where no address of ``host``
             belongs to this machine, or whatever else the system says.
     """
@@ -88,9 +94,11 @@ class TcpStoreServer:
         resolve_timeout: float = 10.0,
         limits: Limits | None = None,
         key: bytes | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.run_id = run_id
         self._key = key
+        self._context = None if tls is None else tls.server_context()
         self.host = host
         self.linger_timeout = linger_timeout
         self.incarnation = os.urandom(16)
@@ -245,7 +253,7 @@ class TcpStoreServer:
             try:
                 self._admit(sock)
             except OSError:
-                sock.close()
+                sock.close()  # does nothing if TLS has taken it over, and has closed it
 
     def _admit(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -260,7 +268,16 @@ class TcpStoreServer:
             if not self._peers.drop_oldest_unauthenticated():
                 self._refuse_at_once(sock, most)
                 return
-        self._peers.add(sock)
+        if self._context is None:
+            self._peers.add(sock)
+            return
+        from ._tls import accept  # imports ssl, which was imported with the context
+
+        encrypted = accept(sock, self._context)
+        try:
+            self._peers.add(encrypted)
+        except OSError:
+            encrypted.close()
 
     def _refuse_at_once(self, sock: socket.socket, most: int) -> None:
         sentence = f"it has its limit of {most} connections; raise the limit of open files (ulimit -n) of its host"
@@ -268,7 +285,8 @@ class TcpStoreServer:
             sock.recv(LARGEST_HELLO)  # closing with unread bytes resets the connection, and the answer may be lost
         except BlockingIOError:
             pass
-        sock.send(encode(Code.PROBLEM, 0, Problem.BUSY, [sentence.encode()]))
+        if self._context is None:
+            sock.send(encode(Code.PROBLEM, 0, Problem.BUSY, [sentence.encode()]))
         sock.close()
 
     def _pause_accepting(self, error: OSError) -> None:
@@ -303,6 +321,9 @@ class TcpStoreServer:
                 self._handle(peer, decode(body, MOST_ITEMS if peer.authenticated else HELLO_ITEMS))
         except BlockingIOError:
             pass
+        except TlsError as error:
+            self._warn_once("tls", f"refuses {_address_of(peer)}: {error}")
+            self._peers.drop(peer)
         except Exception:
             # Whatever a client manages to provoke ends its own connection, never the others'.
             self._peers.drop(peer)

@@ -26,6 +26,7 @@ __all__ = [
     "FrameBuffer",
     "Message",
     "Problem",
+    "TlsError",
     "WireError",
     "decode",
     "encode",
@@ -85,6 +86,11 @@ class Problem(IntEnum):
 @final
 class WireError(ValueError):
     """The bytes do not follow the protocol; the connection that sent them is of no more use."""
+
+
+@final
+class TlsError(OSError):
+    """The other side does not speak TLS as this one needs it; the text says why."""
 
 
 @final
