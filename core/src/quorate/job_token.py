@@ -124,6 +124,8 @@ def _read(path: str) -> bytes:
 
 def parse_auth(word: Any) -> Auth:
     """Return what ``--rdzv-auth`` asks for.  Raises UsageError for another word."""
+    if isinstance(word, Auth):
+        return word
     try:
         return Auth(str(word).strip().lower())
     except ValueError:

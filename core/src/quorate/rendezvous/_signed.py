@@ -5,7 +5,7 @@ moved to another name, is not the job's.  The names in the store end in a suffix
 can therefore not create a job's key before the job does, because its name cannot be known before it exists.
 
 Counters (``add``) are not signed: the protocol takes them for hints, bounds them, and believes signed records alone.
-A value is therefore never taken for a counter, nor a counter for a value, where the caller says which keys are counters.
+Where the caller says which keys are counters, a counter is never taken for a value.
 What does not live here: where the key comes from (:mod:`quorate.job_token`).
 """
 
@@ -169,5 +169,10 @@ def sign_store(
 
 
 def protect(store: Store, run_id: str, token: JobToken | None, report: Callable[[str], None]) -> Store:
-    """Return the store of the rendezvous of the job ``run_id``, signed if the job has a token; ``report`` as for :func:`sign_store`."""
-    return store if token is None else sign_store(store, token.key(run_id, STORE_PURPOSE), report, Key.is_counter)
+    """Return the store in which the nodes of the job ``run_id`` meet, signed if the job has a token.
+
+    ``report`` is called as by :func:`sign_store`.
+    """
+    if token is None:
+        return store
+    return sign_store(store, token.key(run_id, STORE_PURPOSE), report, Key.is_counter)
