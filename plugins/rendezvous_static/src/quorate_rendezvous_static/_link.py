@@ -42,8 +42,7 @@ _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 1.0
 _LONGEST_POLL_SECONDS = 3600.0
 #: Trying again cannot help.
-_TLS_ALERT = b"\x15\x03"
-_FINAL_PROBLEMS = (Problem.VERSION, Problem.TOKEN)
+_FINAL_PROBLEMS = (Problem.VERSION, Problem.TOKEN, Problem.TLS)
 
 
 @final
@@ -181,10 +180,10 @@ class Link:
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
         attempts = "; ".join(f"{where}: {problem}" for where, problem in tried.items())
         if refused is not None:
-            if refused.problem == Problem.TOKEN:
+            if refused.problem in (Problem.TOKEN, Problem.TLS):
                 raise RendezvousStateError(
                     f"the rendezvous store at {self._target.endpoint} cannot be used: {refused}. Give every node of "
-                    "the job the same job token (docs/security.md)"
+                    "the job the same job token and settings of TLS (docs/security.md)"
                 )
             raise RendezvousStateError(
                 f"the rendezvous store at {self._target.endpoint} cannot be used: {refused}. Give every node of the "
@@ -389,8 +388,6 @@ class Link:
                     continue  # not a whole record of TLS yet
                 if not data:
                     raise BrokenError("the other side closed it")
-                if data.startswith(_TLS_ALERT) and not len(self._frames) and self._target.tls is None:
-                    raise BrokenError("it speaks TLS, and this node does not; set ca_cert (--rdzv-conf) on this node")
                 self._frames.feed(data)
         except WireError as error:
             raise BrokenError(f"the peer is not a quorate store ({error})") from None

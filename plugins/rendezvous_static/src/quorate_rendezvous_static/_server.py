@@ -17,6 +17,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
@@ -323,11 +324,20 @@ class TcpStoreServer:
             pass
         except TlsError as error:
             self._warn_once("tls", f"refuses {_address_of(peer)}: {error}")
-            self._peers.drop(peer)
+            self._drop_without_tls(peer)
         except Exception:
             # Whatever a client manages to provoke ends its own connection, never the others'.
             self._peers.drop(peer)
         self._peers.count(peer)
+
+    def _drop_without_tls(self, peer: Peer) -> None:
+        from ._tls import TlsSocket  # imports ssl, which was imported with the context
+
+        sentence = "it takes connections with TLS only; set ca_cert (--rdzv-conf) on this node"
+        if isinstance(peer.socket, TlsSocket) and peer.socket.version() is None:
+            with suppress(OSError):
+                peer.socket.answer_plain(encode(Code.PROBLEM, 0, Problem.TLS, [sentence.encode()]))
+        self._peers.drop(peer)
 
     def _handle(self, peer: Peer, message: Message) -> None:
         if not peer.authenticated:

@@ -57,6 +57,14 @@ class TlsSocket(ssl.SSLSocket):
             raise TlsError(_sentence(error)) from None
         return data
 
+    def answer_plain(self, frame: bytes) -> None:
+        """Send ``frame`` to a client that does not speak TLS.  Raises OSError."""
+        try:
+            socket.socket.recv(self, 1 << 16)  # closing with unread bytes resets the connection
+        except BlockingIOError:
+            pass
+        socket.socket.send(self, frame)
+
     def send(self, data: Any, flags: int = 0) -> int:
         """Send some of ``data``; returns how much.  After BlockingIOError the same bytes must come next."""
         try:

@@ -39,7 +39,7 @@ LENGTH_BYTES = 4
 
 #: Limits in bytes.  Before a valid hello a connection may make the server hold no more than a hello.
 LARGEST_KEY = 4096
-LARGEST_VALUE = 1 << 20
+LARGEST_VALUE = (1 << 20) + 64  # the largest that the store's contract names, and a signature
 LARGEST_FRAME = 2 << 20
 LARGEST_HELLO = 4096
 #: Limits on the number of items, whatever their size: each costs memory of its own.
@@ -81,6 +81,7 @@ class Problem(IntEnum):
     FULL = 4
     BUSY = 5  # as many connections as the server takes
     TOKEN = 6  # the client did not prove that it has the job's token
+    TLS = 7  # the client does not use TLS; this answer is not encrypted
 
 
 @final
