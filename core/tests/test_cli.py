@@ -251,6 +251,7 @@ def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
     held = PortReservation()
     try:
         endpoint = f"--rdzv-endpoint=127.0.0.1:{held.reserve('127.0.0.1')}"
+        held.activate()  # from now on a server may listen there
         result = quorate("run", "--nnodes=2", endpoint, "--rdzv-conf=join_timeout=1", str(script))
     finally:
         held.release()
@@ -265,6 +266,7 @@ def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_writ
     held = PortReservation()
     try:
         port = held.reserve("127.0.0.1") - 1  # the nodes meet one port above the master's
+        held.activate()  # from now on a server may listen there
         nodes = [
             subprocess.Popen(
                 [sys.executable, "-m", "quorate", "run", "--nnodes=2", f"--node-rank={rank}", f"--master-port={port}"]

@@ -132,6 +132,7 @@ def test_a_round_that_does_not_form_raises_within_its_deadline_and_leaves_nothin
     held = PortReservation()
     try:
         endpoint = f"127.0.0.1:{held.reserve('127.0.0.1')}"
+        held.activate()  # from now on a server may listen there
         made = LaunchConfig(
             2, 2, 1, rdzv_backend="static", node_rank=0, rdzv_endpoint=endpoint, rdzv_configs={"join_timeout": 1}
         )
@@ -158,6 +159,7 @@ def test_two_nodes_of_one_job_meet_at_a_fixed_address() -> None:
 
     try:
         endpoint = f"127.0.0.1:{held.reserve('127.0.0.1')}"
+        held.activate()  # from now on a server may listen there
         threads = [threading.Thread(target=node, args=(rank, endpoint)) for rank in (1, 0)]
         for thread in threads:
             thread.start()

@@ -354,7 +354,10 @@ def close_in_children(owner: ForkAware) -> None:
 
 def _close_all() -> None:
     for owner in list(_fork_aware):
-        _kept_in_child.append(owner.close_after_fork())
+        try:
+            _kept_in_child.append(owner.close_after_fork())
+        except Exception:  # one that fails must not leave the others open
+            _kept_in_child.append(owner)
     _fork_aware.clear()
 
 

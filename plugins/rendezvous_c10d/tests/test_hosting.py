@@ -97,7 +97,7 @@ def test_another_jobs_store_is_named_at_once(endpoint: str, open_store: Open) ->
     assert host.get(["key"]) == [None]
 
 
-def test_a_tcpstore_of_somebody_else_is_left_alone(endpoint: str, open_store: Open) -> None:
+def test_a_tcpstore_of_another_program_is_left_alone(endpoint: str, open_store: Open) -> None:
     from torch.distributed import TCPStore
 
     port = int(endpoint.rpartition(":")[2])
@@ -151,7 +151,7 @@ def test_a_frozen_host_is_named(endpoint: str, open_store: Open, member: Callabl
 
 
 def test_after_an_earlier_job_of_the_same_name_the_next_one_hosts(endpoint: str, open_store: Open) -> None:
-    """The first job has ended, and its host still serves those who want to read how: nobody may join that."""
+    """The first job has ended, and its host still serves nodes that read how: a new host must not join it."""
     host = PluginHost(paths=[], extra=[("c10d", plugin)])
     parameters = RendezvousParameters("c10d", endpoint, "job", 1, 2, is_host=True, last_call_timeout=0.1)
     handler = get_rendezvous_handler(parameters, host)

@@ -143,7 +143,7 @@ def start_server(start_process: StartProcess) -> Callable[..., tuple[Child, int]
 
 @pytest.fixture
 def free_port() -> int:
-    """A port on which nobody listens (and which the next to ask is unlikely to get)."""
+    """A port without a listener, which the system is unlikely to give out soon."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

@@ -102,7 +102,7 @@ def test_only_the_endpoints_own_address_is_listened_on(free_port: int) -> None:
 
 
 @pytest.mark.parametrize("bound", ["0.0.0.0", "::", "localhost"])
-def test_another_address_to_listen_on_can_be_told(free_port: int, bound: str) -> None:
+def test_another_address_to_listen_on_can_be_given(free_port: int, bound: str) -> None:
     # 192.0.2.1 is reserved for examples: no machine has it, as with an address that is forwarded to this one.
     host = open_store("static", f"192.0.2.1:{free_port}", "1", bind_address=bound)
     client = open_store("static", f"127.0.0.1:{free_port}", "2", rank=1)
@@ -174,7 +174,7 @@ def test_tcp_another_job_on_the_endpoint_is_not_joined(free_port: int) -> None:
     host.close()
 
 
-# --- several that were told to host ----------------------------------------------------------------------------------
+# --- several with is_host=true ---------------------------------------------------------------------------------------
 
 
 def test_tcp_the_second_host_joins_with_a_warning(free_port: int, capfd: pytest.CaptureFixture[str]) -> None:
@@ -239,7 +239,7 @@ def test_tcp_a_host_that_meets_another_job_says_so_at_once(free_port: int) -> No
 
 
 def test_tcp_a_host_that_meets_silence_says_so_at_once() -> None:
-    # As a frozen process has it: the kernel accepts for it, and nobody answers.
+    # As with a frozen process: the kernel accepts connections for it, and no answer comes.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UsageError, match=rf"must host.*{endpoint}.*another program listens.*--rdzv-endpoint"):

@@ -99,7 +99,9 @@ def test_what_makes_no_sense_ends_its_own_connection(connect: Any, dial: Any, by
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=st.booleans(), garbage=st.binary(min_size=1, max_size=200))
-def test_random_garbage_harms_nobody(connect: Any, server: TcpStoreServer, before: bool, garbage: bytes) -> None:
+def test_random_garbage_harms_no_other_client(
+    connect: Any, server: TcpStoreServer, before: bool, garbage: bytes
+) -> None:
     with socket.create_connection(("127.0.0.1", server.port), DEADLINE_SECONDS) as client:
         client.sendall((HELLO if before else b"") + garbage)
     store = connect()
@@ -304,7 +306,7 @@ def test_a_client_that_sends_or_reads_too_slowly_is_cut_off(
     store, slow = connect(), dial()
     store.put("big", bytes(1 << 20))
     slow.sendall(sent)
-    end = time.monotonic() + DEADLINE_SECONDS
+    end = time.monotonic() + 10.0  # the system itself notices a full socket after 14 s
     while len(server._peers) < 3:  # it is accepted
         assert time.monotonic() < end
     while len(server._peers) > 2:

@@ -1,4 +1,4 @@
-"""The host dies, freezes, is not there yet, or only the connection breaks: each is told apart in time."""
+"""The host dies, freezes, is not there yet, or only the connection breaks: each is recognised in time."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_a_wait_outlives_a_broken_connection(
     assert waiter.result() == b"value"
 
 
-# --- nobody is there ------------------------------------------------------------------------------------------------
+# --- there is no host -----------------------------------------------------------------------------------------------
 
 
 def test_a_client_waits_for_a_host_that_comes_later(start_server: Any, in_thread: Any, free_port: int) -> None:
@@ -227,7 +227,7 @@ def test_a_client_waits_for_a_host_that_comes_later(start_server: Any, in_thread
     store.close()
 
 
-def test_an_endpoint_where_nobody_listens_is_named_with_what_was_tried(free_port: int) -> None:
+def test_an_endpoint_without_a_listener_is_named_with_what_was_tried(free_port: int) -> None:
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError) as caught:
         TcpStore("localhost", free_port, "job", connect_timeout=0.3, hosted_by="the agent with node rank 0")
@@ -280,7 +280,7 @@ def test_a_service_that_never_answers_is_given_up_in_time() -> None:
 
 
 def _until(condition: Any) -> None:
-    """Return once ``condition()`` holds.  For the server's inside, which nobody announces."""
+    """Return once ``condition()`` holds.  For the server's internal state."""
     end = time.monotonic() + LONG
     while not condition():
         assert time.monotonic() < end

@@ -99,8 +99,8 @@ class Connection:
             return os.fstat(sock.fileno()).st_ino == inode or (port is not None and sock.getsockname()[1] == port)
 
         store = self.store
-        _close_all(is_ours)
         self.close()
+        _close_all(is_ours)
         return store
 
 
@@ -195,7 +195,7 @@ def _construct(make: Callable[[], Any], port: int, deadline: float, operation_ti
             watchdog.join()
         found = find()
     if len(found) != 1:
-        # Another thread of this process connected to the same port meanwhile; the two cannot be told apart.
+        # Another thread of this process connected to the same port meanwhile; the two cannot be distinguished.
         for sock in found:
             sock.close()
         return Connection(store, None)

@@ -150,7 +150,7 @@ class LocalHost(Protocol):
     identity: bytes
 
     def retire(self, other_ports: Sequence[int | None]) -> bool:
-        """End the store if nobody uses it but its host and the connections from ``other_ports``; returns whether."""
+        """End the store if only its host and the connections from ``other_ports`` use it; returns whether it did."""
         ...
 
 

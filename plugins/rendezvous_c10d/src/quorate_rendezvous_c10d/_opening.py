@@ -271,7 +271,7 @@ def reconnect(
     find out.
 
     Raises:
-        StoreLostError: nobody listens there any more, or another store does.
+        StoreLostError: nothing listens there any more, or another store does.
         StoreUnavailableError: no answer in time; the store may be there still.
     """
     where = format_endpoint(address, port)

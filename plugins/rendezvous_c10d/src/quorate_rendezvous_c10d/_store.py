@@ -3,8 +3,8 @@
 A TCPStore lives in the memory of the node that hosts it, and dies with it.  It has no "create" and no "get if there":
 both are made of its compare-and-set, which writes to an absent key only where the expected value is empty, and answers
 with the value that is there afterwards.  So every value is written behind a stamp that no other write shares: equal
-values cannot make two winners, and an expected value that nobody ever writes reads without writing.  Counters
-(``add``) are plain digits and are told from stamped values by their first byte.
+values cannot make two winners, and an expected value that is never written reads without writing.  Counters
+(``add``) are plain digits, distinguished from stamped values by their first byte.
 
 What does not live here: finding the endpoint and opening connections (:mod:`._opening`, :mod:`._connection`).
 """
@@ -242,14 +242,14 @@ class C10dStore:
         if self._server is not None and self._settings.linger_timeout_seconds > 0:
             own = [self._work.local_port() if self._work is not None else None]
             await_departures(self._port, own, monotonic() + self._settings.linger_timeout_seconds)
-        # A call that is under way on the working connection is bounded by the operation time-out.
+        # A call that is under way on the working connection is bounded by the operation timeout.
         with self._working:
             work, self._work, self._server = self._work, None, None
         if work is not None:
             work.close()
 
     def retire(self, other_ports: Sequence[int | None]) -> bool:
-        """End the store if nobody uses it but this handle and the connections from ``other_ports``; returns whether."""
+        """End the store if only this handle and the connections from ``other_ports`` use it; returns whether it did."""
         own = [connection.local_port() for connection in (self._work, self._waiter) if connection is not None]
         if not await_departures(self._port, [*own, *other_ports], monotonic() + _RETIRE_TIMEOUT_SECONDS):
             return False
@@ -368,7 +368,7 @@ class _TimedOutError(Exception):
 
 @final
 class _InterruptedError(Exception):
-    """Somebody called ``interrupt``."""
+    """``interrupt`` was called."""
 
 
 @final

@@ -20,7 +20,7 @@ __all__ = [
     "strip",
 ]
 
-#: What compare-and-set is told to expect when a key shall be read and not written.  It is never written.
+#: What compare-and-set is given to expect when a key shall be read and not written.  It is never written.
 ABSENT = b"\x00absent"
 #: The first byte of a stamp; counters begin with a digit.
 STAMPED = b"\x01"
