@@ -33,4 +33,4 @@ def test_the_rendezvous_thread_does_not_end_in_silence() -> None:
         driver.close(DEADLINE_SECONDS)
     assert isinstance(output, GaveUp)
     assert output.kind is FailureKind.UNEXPECTED
-    assert "ZeroDivisionError('surprise')" in output.problem
+    assert "ZeroDivisionError: surprise" in output.problem

@@ -14,7 +14,9 @@ from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
 from quorate.rendezvous._wire import decode_assignment, decode_end, decode_node, decode_object, encode, encode_object
 
 TEXT = st.text(max_size=40)
-COUNT = st.integers(0, 2**40)
+ROUND = st.integers(0, 2**40)
+COUNT = st.integers(0, 2**31 - 1)
+SIZE = st.integers(1, 2**16)
 NODES = st.builds(
     NodeRecord,
     node_id=st.text(min_size=1, max_size=40),
@@ -26,12 +28,12 @@ NODES = st.builds(
     shares_store=st.booleans(),
     rank_hint=st.none() | COUNT,
     plugin_digest=TEXT,
-    previous_round=st.none() | COUNT,
+    previous_round=st.none() | ROUND,
     previous_rank=st.none() | COUNT,
 )
 ASSIGNMENTS = st.builds(
     Assignment,
-    *([COUNT, TEXT, TEXT] + [COUNT] * 7 + [TEXT, COUNT]),
+    *[ROUND, TEXT, TEXT, SIZE, COUNT, SIZE, COUNT, SIZE, COUNT, SIZE, TEXT, st.integers(0, 65535)],
     shares_store=st.booleans(),
     restart_count=COUNT,
     warnings=st.lists(TEXT, max_size=3).map(tuple),
@@ -39,21 +41,21 @@ ASSIGNMENTS = st.builds(
 )
 FAILURES = st.builds(
     FailureRecord,
-    *([COUNT] * 3 + [st.integers(-64, 255), st.sampled_from(Cause), TEXT, COUNT]),
+    *([COUNT] * 3 + [st.integers(-64, 255), st.sampled_from(Cause), TEXT, st.integers(0, 2**63)]),
     error_data=st.none() | st.fixed_dictionaries({"message": TEXT}),
     stderr_tail=st.lists(TEXT, max_size=4).map(tuple),
 )
 ENDS = st.builds(
     RoundEnd,
-    COUNT,
+    ROUND,
     st.sampled_from(Cause),
     st.sampled_from(Verdict),
     TEXT,
     rank=st.none() | COUNT,
     restart_count=COUNT,
-    delay_seconds=st.floats(0, 1e6),
+    delay_seconds=st.floats(0, 86_400),
     lost=st.lists(TEXT, max_size=3).map(tuple),
-    lost_ranks=st.lists(COUNT, max_size=3).map(tuple),
+    lost_ranks=st.lists(st.integers(0, 2**16 - 1), max_size=3).map(tuple),
     failure=st.none() | FAILURES,
 )
 

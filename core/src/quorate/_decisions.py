@@ -14,6 +14,7 @@ from typing import Any, final
 from pluggy import HookImpl, PluginManager
 
 from . import _core_plugin
+from ._isolation import raise_if_interrupted
 from .records import Cause, RestartDecision, WorkerLaunch
 
 __all__ = ["DecisionMaker"]
@@ -41,7 +42,8 @@ class DecisionMaker:
         while True:
             try:
                 answer = poll.ask()
-            except Exception as error:
+            except BaseException as error:
+                raise_if_interrupted(error)
                 culprit = poll.culprit(error)
                 if culprit is None:
                     raise
@@ -104,7 +106,8 @@ class _Poll:
                 continue
             try:
                 answer = self.ask([each.plugin for each in implementations if each not in asked])
-            except Exception:
+            except BaseException as error:
+                raise_if_interrupted(error)
                 is_guilty = True
             else:
                 is_guilty = answer is not None and is_wrong(answer)

@@ -35,11 +35,13 @@ class FoundPlugin:
 def find_plugins(paths: Sequence[str] | None = None, group: str = GROUP) -> list[FoundPlugin]:
     """Return the entry points of ``group`` on ``paths`` (default ``sys.path``), sorted by name.
 
-    As with imports, a distribution found earlier on the path hides the same distribution found later.
+    As with imports, a distribution found earlier on the path hides the same distribution found later.  Without
+    ``paths`` the current directory is left out, whichever entry of ``sys.path`` names it: plugins are installed, and do
+    not lie where a person happens to work.
     """
     seen: set[str] = set()
     found: list[FoundPlugin] = []
-    for path in sys.path if paths is None else paths:
+    for path in _installed_paths() if paths is None else paths:
         for folder, distribution, version in _distributions(path or "."):
             key = distribution.replace("-", "_").replace(".", "_").lower()
             if key in seen:
@@ -50,6 +52,21 @@ def find_plugins(paths: Sequence[str] | None = None, group: str = GROUP) -> list
                 for name, target in _entry_points(folder, group)
             )
     return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
+
+
+def _installed_paths() -> list[str]:
+    try:
+        here = os.stat(".")
+    except OSError:  # it was deleted
+        return [path for path in sys.path if os.path.isabs(path)]
+    return [path for path in sys.path if os.path.isabs(path) and not _is_folder(path, here)]
+
+
+def _is_folder(path: str, folder: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), folder)
+    except OSError:
+        return False
 
 
 def _distributions(path: str) -> Iterator[tuple[str, str, str]]:
@@ -64,7 +81,7 @@ def _distributions(path: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _entry_points(folder: str, group: str) -> Iterator[tuple[str, str]]:
-    data = read_bytes(os.path.join(folder, "entry_points.txt"))
+    data = read_bytes(os.path.join(folder, "entry_points.txt"), regular=True)
     if f"[{group}]".encode() not in data:
         return
     text = data.decode("utf-8", "replace")

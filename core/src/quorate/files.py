@@ -6,6 +6,7 @@ What does not live here: what the files mean.
 from __future__ import annotations
 
 import os
+import stat
 
 __all__ = ["read_bytes", "write_all", "write_atomically"]
 
@@ -25,11 +26,6 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int 
     """Replace the file ``path`` by ``data``; every reader finds the old content or the new, never a part.
 
     The temporary file lies in the same folder, has a random name, and is gone if this raises.
-
-    Arguments:
-        path: the file; its folder exists.
-        data: the whole content.
-        mode: the permissions; ``None``: those of any new file of this process (its umask).
 
     Arguments:
         path: the file; its folder exists.
@@ -57,14 +53,19 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int 
         raise
 
 
-def read_bytes(path: str, limit: int = 1 << 20) -> bytes:
-    """Return at most ``limit`` bytes of a file, nothing where it cannot be read."""
+def read_bytes(path: str, limit: int = 1 << 20, *, regular: bool = False) -> bytes:
+    """Return at most ``limit`` bytes of a file, nothing where it cannot be read or, if ``regular``, is of another kind.
+
+    Never blocks on a pipe or a device.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return b""
     parts = []
     try:
+        if regular and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
         while limit > 0 and (part := os.read(descriptor, min(limit, 1 << 16))):
             parts.append(part)
             limit -= len(part)

@@ -12,6 +12,8 @@ from typing import final
 from attrs import field, frozen
 
 from .errors import UsageError
+from .files import write_atomically
+from .notices import warn
 
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std"]
 
@@ -218,12 +220,11 @@ class DefaultLogsSpecs(LogsSpecs):
             parent = self._root_log_dir
             try:
                 if parent is None:
-                    parent = os.environ.get("TMPDIR") or "/tmp"
-                    name = f"quorate_{name}"
+                    folder = _make_temporary_folder(f"quorate_{name}")
                 else:
                     os.makedirs(parent, exist_ok=True)
-                folder = os.path.join(os.path.abspath(parent), name)
-                os.mkdir(folder, 0o700)
+                    folder = os.path.join(os.path.abspath(parent), name)
+                    os.mkdir(folder, 0o700)
             except OSError as error:
                 raise _unwritable(str(parent), error) from error
             self._run_log_dir = folder
@@ -262,6 +263,34 @@ class DefaultLogsSpecs(LogsSpecs):
         choices = (self._redirects, self._tee)
         any_file = any(any(c.values()) if isinstance(c, Mapping) else bool(c) for c in choices)
         return any_file or bool(self._duplicate_stdout_filters or self._duplicate_stderr_filters)
+
+
+def _make_temporary_folder(name: str) -> str:
+    """Make a folder where Python's ``tempfile`` would, which imports more than a launch has time for.
+
+    Raises:
+        UsageError: no place for temporary files can be written to.
+    """
+    chosen = [place for variable in ("TMPDIR", "TEMP", "TMP") if (place := os.environ.get(variable))]
+    problem = ""
+    for place in (*chosen, "/tmp", "/var/tmp", "/usr/tmp", "."):
+        folder = ""
+        try:
+            folder = os.path.join(os.path.abspath(place), name)
+            os.mkdir(folder, 0o700)
+            write_atomically(os.path.join(folder, "probe"), b"x")  # a disk that is full still takes folders
+            os.unlink(os.path.join(folder, "probe"))
+        except OSError as error:
+            problem = problem or f"{place} cannot be used for temporary files: {error.strerror}"
+            try:
+                os.rmdir(folder)
+            except OSError:
+                pass  # it was not made
+        else:
+            if problem:
+                warn(f"{problem}; {os.path.dirname(folder)} is used instead")
+            return folder
+    raise UsageError(f"{problem}, nor can any other place; set TMPDIR to a writable folder, or --log-dir")
 
 
 def _make_folder(folder: str) -> None:

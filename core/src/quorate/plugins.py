@@ -8,7 +8,6 @@ What does not live here: the hooks themselves (:mod:`quorate.hookspecs`), the re
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -17,9 +16,10 @@ from typing import Any, TypeVar, final
 import pluggy
 from attrs import evolve, field, frozen
 
-from . import _core_plugin, hookspecs
+from . import _core_plugin, hookspecs, notices
 from ._decisions import DecisionMaker
 from ._discovery import FoundPlugin, find_plugins
+from ._isolation import raise_if_interrupted
 from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
 from .files import read_bytes
@@ -86,7 +86,7 @@ class PluginHost:
         self.disabled = frozenset(name.strip() for name in disabled if name.strip())
         self.loaded: list[LoadedPlugin] = []
         self.broken: list[BrokenPlugin] = []
-        self._warn = warn or _to_stderr
+        self._warn = warn or notices.warn
         self._catalogues: dict[PluginKind, dict[str, _Offer]] = {}
         self._failed_observers: set[int] = set()
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -105,7 +105,8 @@ class PluginHost:
         name = _name_of(found)
         try:
             plugin = _import_target(found.target) if value is None else value
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             self._note_broken(found, error, f"plugin {name} could not be loaded: {type(error).__name__}: {error}")
             return
         try:
@@ -113,7 +114,8 @@ class PluginHost:
             problem = self._problem_with(plugin)
             if problem:
                 raise PluginError(f"{name} {problem}")
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             sentence = str(error) if isinstance(error, PluginError) else f"plugin {name} could not be loaded: {error}"
@@ -127,8 +129,7 @@ class PluginHost:
         unknown = sorted(name for name in names if not hasattr(hookspecs, name))
         if unknown:
             return f"implements unknown hooks: {', '.join(unknown)}; see docs/hooks.md for their names"
-        implemented = {caller.name for caller in self._manager.get_hookcallers(plugin) or ()}
-        unmarked = sorted(names - implemented)
+        unmarked = sorted(names.difference(self.hooks_of(plugin)))
         if unmarked:
             return f"does not mark {', '.join(unmarked)} as hooks; put @quorate.hookimpl before each of them"
         return ""
@@ -136,6 +137,10 @@ class PluginHost:
     def _note_broken(self, found: FoundPlugin, error: BaseException, sentence: str) -> None:
         self.broken.append(BrokenPlugin(found, error))
         self._warn(sentence)
+
+    def hooks_of(self, plugin: Any) -> list[str]:
+        """Return the hooks that a registered plugin implements, sorted."""
+        return sorted({caller.name for caller in self._manager.get_hookcallers(plugin) or ()})
 
     # --- register -------------------------------------------------------------------------------------------------
 
@@ -160,7 +165,8 @@ class PluginHost:
             owner = owners[id(plugin)]
             try:
                 records = _checked(kind, call())
-            except Exception as error:
+            except BaseException as error:
+                raise_if_interrupted(error)
                 sentence = f"plugin {owner.found.name}: {kind.hook} raised {type(error).__name__}: {error}"
                 self._note_broken(owner.found, error, sentence)
                 continue
@@ -210,7 +216,8 @@ class PluginHost:
         """As :meth:`decide`, with ``default`` where there is no answer; never raises."""
         try:
             answer = self.decide(question, *arguments)
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             self._warn(f"quorate_decide_{question} raised {type(error).__name__}: {error}")
             return default
         return default if answer is None else answer
@@ -224,7 +231,8 @@ class PluginHost:
                 continue
             try:
                 call()
-            except Exception as error:
+            except BaseException as error:
+                raise_if_interrupted(error)
                 self._failed_observers.add(id(plugin))
                 self._warn(
                     f"observer {self._manager.get_name(plugin)} raised {type(error).__name__}: {error}; "
@@ -319,10 +327,6 @@ def _import_target(target: str) -> Any:
     for part in attribute.split(".") if attribute else ():
         value = getattr(value, part)
     return value
-
-
-def _to_stderr(sentence: str) -> None:
-    sys.stderr.write(f"quorate: warning: {sentence}\n")
 
 
 _host: PluginHost | None = None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
+
+from .notices import warn
 
 __all__ = ["record", "record_exception"]
 
@@ -42,4 +43,4 @@ def record_exception(error: BaseException) -> None:
         name = os.environ.get("QUORATE_ERROR_RECORDER", "file")
         get_host().choose(PluginKind.ERROR_RECORDER, name).record_exception(error, path)
     except Exception as problem:
-        sys.stderr.write(f"quorate: warning: the exception could not be recorded: {problem}\n")
+        warn(f"the exception could not be recorded: {problem}")

@@ -11,7 +11,9 @@ from enum import Enum
 from typing import Any, final
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, instance_of, lt, min_len
+from attrs.validators import ge, instance_of, le, min_len
+
+from ._bounded import LONGEST_DELAY_SECONDS
 
 __all__ = [
     "AgentPhase",
@@ -250,14 +252,14 @@ class RestartBudget:
 @final
 @frozen
 class RestartDecision:
-    """A policy's answer to a failure: what happens next, why, and how many seconds to wait first.
+    """A policy's answer to a failure: what happens next, why, and how many seconds to wait first (a day at most).
 
     ``exclude_node`` takes the node whose worker failed out of the job, unless the job ends anyway.
     """
 
     verdict: Verdict = field(validator=instance_of(Verdict))
     reason: str = field(default="", validator=instance_of(str))
-    delay_seconds: float = field(default=0.0, validator=[instance_of((int, float)), ge(0.0), lt(float("inf"))])
+    delay_seconds: float = field(default=0.0, validator=[instance_of((int, float)), ge(0.0), le(LONGEST_DELAY_SECONDS)])
     exclude_node: bool = False
 
 

@@ -17,19 +17,22 @@ from .errors import UsageError
 __all__ = ["Timeouts", "parse_seconds"]
 
 
+LONGEST_SECONDS = 366 * 86_400.0
+
+
 def parse_seconds(name: str, value: Any) -> float:
-    """Return ``value`` as seconds.
+    """Return ``value`` as seconds; more than a year counts as a year, since no system call waits longer than that.
 
     Raises:
         UsageError: it is not a finite number of at least 0; ``name`` stands in the message.
     """
     try:
         number = -1.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not (0.0 <= number < math.inf):
         raise UsageError(f"{name} is {value!r}; it must be a finite number of seconds, at least 0")
-    return number
+    return min(number, LONGEST_SECONDS)
 
 
 def _timeout(default: float, help: str) -> Any:

@@ -141,6 +141,8 @@ class _Round:
 def _answer(check: HealthCheck, view: AgentView) -> str:
     try:
         problem = check.check(view)
-    except Exception as error:
+        if problem is not None and not isinstance(problem, str):
+            problem = f"the check answered {problem!r:.100}, which is neither a sentence nor None"
+    except BaseException as error:  # on a thread of its own, so it is no Ctrl-C
         problem = f"the check raised {type(error).__name__}: {error}"
     return f"{check.name}: {problem}" if problem else ""

@@ -11,6 +11,7 @@ from typing import Any, final
 
 from attrs import evolve
 
+from .._isolation import raise_if_interrupted
 from ..catalogue import PluginKind
 from ..diagnosis import cause_of_exit, describe_exit, message_of
 from ..failures import message_from_abort, message_from_stderr, read_error_file
@@ -44,7 +45,8 @@ class Diagnosis:
             for recorder in self._host.catalogue(PluginKind.ERROR_RECORDER).values():
                 if recorder.begin is not None:
                     recorder.begin()
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             self._warn(f"an error recorder could not begin: {error or type(error).__name__}")
 
     def diagnose(self, command: protocol.Diagnose, assignment: Assignment) -> protocol.Diagnosed:
@@ -72,7 +74,8 @@ class Diagnosis:
             for failure in failures:
                 if failure.error_file and recorder.complete is not None:
                     recorder.complete(failure.error_file, failure)
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             self._warn(f"the error files could not be completed: {error or type(error).__name__}")
 
     def _failure_record(self, command: protocol.Diagnose, assignment: Assignment) -> FailureRecord:

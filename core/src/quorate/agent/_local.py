@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import final
 
 from ..catalogue import EventSink, PluginKind
@@ -21,6 +20,7 @@ from ..errors import (
 )
 from ..failures import ProcessFailure, copy_error_data
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
+from ..notices import write_error
 from ..plugins import PluginHost, get_host
 from ..records import Event, Verdict
 from ..verdict import JobVerdict
@@ -220,4 +220,4 @@ def _to_console(event: Event) -> None:
         "timestamp_ns": event.timestamp_ns,
         "details": dict(event.details),
     }
-    sys.stderr.write(json.dumps(line, default=str) + "\n")
+    write_error(json.dumps(line, default=str))

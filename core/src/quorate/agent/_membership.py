@@ -164,7 +164,7 @@ class _ThreadMembership:
                 self._post_unless_closed(
                     protocol.JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason))
                 )
-            except Exception as error:
+            except BaseException as error:  # this thread must not end in silence
                 self._post_unless_closed(
                     protocol.RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
                 )

@@ -6,10 +6,10 @@ What does not live here: the events' names and fields (:mod:`quorate.events`).
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
+from .._isolation import raise_if_interrupted
 from ..catalogue import EventSink
 from ..clock import wall_time_ns
 from ..events import (
@@ -25,6 +25,7 @@ from ..events import (
     WorkersStartedDetails,
 )
 from ..failures import signal_name
+from ..notices import write_error
 from ..plugins import PluginHost
 from ..records import Assignment, Event, FailureRecord, RoundEnd, WorkerLaunch
 from ._protocol import Phase
@@ -116,11 +117,7 @@ class Reporter:
     def say(self, level: int, sentence: str) -> None:
         """Print one sentence for people."""
         if level <= self._level:
-            try:
-                sys.stderr.write(f"quorate: {sentence}\n")
-                sys.stderr.flush()
-            except (OSError, ValueError):
-                pass  # the job goes on without a stderr
+            write_error(f"quorate: {sentence}")
 
     def emit(self, details: EventDetails, reason: str, *, level: int) -> None:
         """Pass an event to observers and the sink, and its sentence to people if ``level`` is shown."""
@@ -131,5 +128,17 @@ class Reporter:
         self._host.observe(event)
         for listener in self.listeners:
             listener(event)
-        if self._sink is not None:
-            self._sink.emit(event)
+        self._write_to_sink(event)
+
+    def _write_to_sink(self, event: Event) -> None:
+        """Hand ``event`` to the sink; one that raises is reported once and not called again."""
+        sink = self._sink
+        if sink is None:
+            return
+        try:
+            sink.emit(event)
+        except BaseException as error:
+            raise_if_interrupted(error)
+            self._sink = None
+            problem = f"{type(error).__name__}: {error}"
+            self.say(1, f"warning: event sink {sink.name!r} raised {problem}; it will not be called again")

@@ -15,8 +15,9 @@ from typing import Any, final
 
 from attrs import evolve
 
+from .._isolation import raise_if_interrupted
 from ..catalogue import PluginKind, StarterRequest
-from ..clock import monotonic, wall_time_ns
+from ..clock import monotonic, seconds_until, wall_time_ns
 from ..errors import FailureKind, QuorateError, StartError
 from ..net import host_name
 from ..plugins import PluginHost
@@ -199,7 +200,7 @@ class Runner:
         if self._checks is not None:
             times.append(self._checks.wake_at())
         due = [time for time in times if time is not None]
-        return max(0.0, min(due) - monotonic()) if due else None
+        return seconds_until(min(due)) if due else None
 
     def _advance_context(self) -> None:
         context = self._context
@@ -265,7 +266,8 @@ class Runner:
         else:
             try:
                 self._send(self._membership, command)
-            except Exception as error:
+            except BaseException as error:
+                raise_if_interrupted(error)
                 return protocol.RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
         return None
 
@@ -301,7 +303,8 @@ class Runner:
                 self._settings, assignment, self._run_id, self._change_launch, self._services.environment
             )
             self._context = self._starter.start(launches)
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             local_rank = error.local_rank if isinstance(error, StartError) else 0
             text = str(error) if isinstance(error, QuorateError) else f"{type(error).__name__}: {error}"
             return protocol.StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
@@ -322,8 +325,8 @@ class Runner:
             lines: tuple[str, ...] = ()
             try:
                 lines = tuple(context.dump_stacks(hung_local_rank, self.state.settings.dump_timeout))
-            except Exception as error:
-                self._warn(f"the workers' stacks could not be dumped: {error or type(error).__name__}")
+            except BaseException as error:  # this thread must post its answer, whatever happens
+                self._warn(f"the workers' stacks could not be dumped: {type(error).__name__}: {error}")
             self.post(protocol.StacksDumped(lines))
 
         threading.Thread(target=dump, name="quorate-stacks", daemon=True).start()

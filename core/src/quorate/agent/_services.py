@@ -13,6 +13,7 @@ from typing import Any, final
 
 from attrs import evolve
 
+from .._isolation import raise_if_interrupted
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
 from ..plugins import PluginHost
@@ -140,12 +141,14 @@ class Services:
             for name, backend in host.catalogue(kind).items():
                 try:
                     service = backend.start(self._view)
-                except Exception as error:
-                    self._warn(f"{kind} {name!r} could not be started: {error or type(error).__name__}")
+                    environment = {} if service is None else _checked(service.worker_environment)
+                except BaseException as error:
+                    raise_if_interrupted(error)
+                    self._warn(f"{kind} {name!r} could not be started: {_described(error)}")
                     continue
                 if service is not None:
                     self._running[name] = service
-                    self.environment.update(service.worker_environment)
+                    self.environment.update(environment)
 
     def __bool__(self) -> bool:
         return bool(self._running)
@@ -164,7 +167,8 @@ class Services:
     def _call(self, name: str, service: AgentService, method: Callable[..., None], *arguments: Any) -> None:
         try:
             method(*arguments)
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             self._warn(f"service {name!r} raised {type(error).__name__}: {error}; it is stopped")
             del self._running[name]
             self._close(name, service)
@@ -178,5 +182,19 @@ class Services:
     def _close(self, name: str, service: AgentService) -> None:
         try:
             service.close()
-        except Exception as error:
-            self._warn(f"service {name!r} could not be closed: {error or type(error).__name__}")
+        except BaseException as error:
+            raise_if_interrupted(error)
+            self._warn(f"service {name!r} could not be closed: {_described(error)}")
+
+
+def _checked(environment: Any) -> Mapping[str, str]:
+    if not isinstance(environment, Mapping) or not all(
+        isinstance(text, str) for pair in environment.items() for text in pair
+    ):
+        raise TypeError(f"its worker_environment is {environment!r:.100}, not a mapping of strings")
+    return environment
+
+
+def _described(error: BaseException) -> str:
+    text = str(error)
+    return text if text and isinstance(error, Exception) else f"it raised {type(error).__name__} {text}".rstrip()

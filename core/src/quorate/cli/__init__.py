@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
+from ..notices import open_missing_streams
 from ._exit import ExitCode
 
 __all__ = ["ExitCode", "main"]
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Imports make many objects and little garbage: with the default threshold, looking for it is a twentieth of
         # the launch.
         gc.set_threshold(50_000, 20, 20)
+        open_missing_streams()
     from ._main import execute, leave  # everything else, once the threshold is set
 
     if argv is None:

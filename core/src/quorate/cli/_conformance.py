@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, final
 
 from ..errors import UsageError
+from ..notices import write_output
 from ..testing import FreshPorts, Subject, Verdict, all_laws, check
 from ._exit import ExitCode
 from ._values import settings, words
@@ -93,7 +94,7 @@ def test_backend(argv: Sequence[str]) -> int:
         return ExitCode.OK
     if options.list:
         for law in all_laws():
-            print(f"{law.tier.value:<11} {law.name}\n    {law.text}")
+            write_output(f"{law.tier.value:<11} {law.name}\n    {law.text}")
         return ExitCode.OK
     if options.backend is None:
         raise UsageError("name one backend: quorate conformance BACKEND --endpoint=ENDPOINT")
@@ -124,11 +125,10 @@ def _try_laws(options: argparse.Namespace) -> int:
             line += f": {outcome.text}"
         elif outcome.verdict is Verdict.KEPT:
             line += f" ({outcome.seconds:.2f} s)"
-        print(line, flush=True)
+        write_output(line)
         if outcome.verdict in (Verdict.BROKEN, Verdict.WARNED):
-            print("".join(f"    {text}\n" for text in outcome.text.splitlines()), end="", flush=True)
-            print(
-                f"    again: quorate conformance {backend} --endpoint={endpoint} --law={outcome.law.name}", flush=True
-            )
-    print(f"{backend}: " + ", ".join(f"{count} {_SUMMARY[verdict]}" for verdict, count in counts.items() if count))
+            write_output("\n".join(f"    {text}" for text in outcome.text.splitlines()))
+            write_output(f"    again: quorate conformance {backend} --endpoint={endpoint} --law={outcome.law.name}")
+    summary = ", ".join(f"{count} {_SUMMARY[verdict]}" for verdict, count in counts.items() if count)
+    write_output(f"{backend}: {summary}")
     return ExitCode.PLUGIN if counts[Verdict.BROKEN] else ExitCode.OK

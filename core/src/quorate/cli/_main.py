@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
-from .. import __version__
+from .. import __version__, notices
 from ..errors import (
     PluginError,
     QuorateError,
@@ -23,6 +23,7 @@ from ..errors import (
     UsageError,
 )
 from ..failures import ChildFailedError
+from ..notices import write_error, write_output
 from ._exit import ExitCode
 from ._plugins import show
 from ._run import run
@@ -45,24 +46,17 @@ options:
 def execute(argv: Sequence[str]) -> int:
     """Run the command line ``argv`` and return the exit code."""
     try:
-        code = _dispatch(argv)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        _silence_stdout()
-        return ExitCode.OK
+        return _dispatch(argv)
     except (Exception, KeyboardInterrupt) as error:
         return _report(error)
+    finally:
+        notices.flush()
 
 
 def leave(code: int) -> NoReturn:
     """End the process and skip interpreter shutdown, which takes half a second with torch loaded (c10d)."""
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            pass  # its reader is gone
+    notices.flush()
     os._exit(code)
 
 
@@ -84,10 +78,10 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command in _COMMANDS:
         return _COMMANDS[command](argv[1:])
     if command in ("-h", "--help", "help"):
-        print(_USAGE, end="")
+        write_output(_USAGE.rstrip())
         return ExitCode.OK
     if command == "--version":
-        print(f"quorate {__version__}")
+        write_output(f"quorate {__version__}")
         return ExitCode.OK
     raise _unknown(command)
 
@@ -107,24 +101,19 @@ def _report(error: BaseException) -> int:
     code = code_of(error)
     if code is None:
         sys.excepthook(type(error), error, error.__traceback__)
-        sys.stderr.write("quorate: internal error: the traceback above is a bug in quorate; please report it\n")
+        write_error("quorate: internal error: the traceback above is a bug in quorate; please report it")
         return ExitCode.INTERNAL
     if isinstance(error, ChildFailedError):
-        sys.stderr.write(f"quorate: error: {error}\n")
+        write_error(f"quorate: error: {error}")
     elif isinstance(error, KeyboardInterrupt):
-        sys.stderr.write("quorate: interrupted\n")
+        write_error("quorate: interrupted")
     else:
         kind = "error: " if 0 < code < 128 else ""
-        sys.stderr.write(f"quorate: {kind}{' '.join(str(error).split())}\n")
+        write_error(f"quorate: {kind}{' '.join(str(error).split())}")
         verdict = getattr(error, "verdict", None)
         if verdict is not None and kind:
-            sys.stderr.writelines(f"{line}\n" for line in verdict.details())
+            write_error("\n".join(verdict.details()))
     return code
-
-
-def _silence_stdout() -> None:
-    """Send what is still buffered to /dev/null: the reader is gone (``… | head``), and exit must not fail on it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- exit codes -----------------------------------------------------------------------------------------------------

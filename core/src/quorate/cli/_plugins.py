@@ -7,6 +7,7 @@ from typing import Any
 
 from ..catalogue import PluginKind
 from ..errors import DuplicatePluginError, UsageError
+from ..notices import write_output
 from ..plugins import PluginHost
 from ._exit import ExitCode
 from ._help import table_text
@@ -23,13 +24,13 @@ QUORATE_DISABLE_PLUGINS=NAME,... leaves plugins out, by entry point or distribut
 def show(argv: Sequence[str]) -> int:
     """Carry out ``quorate plugins ARGV`` and return the exit code."""
     if any(word in ("-h", "--help") for word in argv):
-        print(_USAGE)
+        write_output(_USAGE)
         return ExitCode.OK
     if argv:
         raise UsageError(f"'quorate plugins' takes no argument, but got {argv[0]!r}; remove it")
     # What is broken stands in the table; the usual warnings would only repeat it.
     text, healthy = describe(PluginHost(warn=lambda sentence: None))
-    print(text)
+    write_output(text)
     return ExitCode.OK if healthy else ExitCode.PLUGIN
 
 
@@ -43,7 +44,7 @@ def describe(host: PluginHost) -> tuple[str, bool]:
     rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "OFFERS")]
     for plugin in plugins:
         found = plugin.found
-        offers = _offers(plugin.offers) + _hooks(plugin.plugin)
+        offers = _offers(plugin.offers) + _hooks(host, plugin.plugin)
         rows.append((found.name, found.distribution or "-", found.version or "-", "; ".join(offers) or "nothing"))
     lines = (
         [table_text(rows)]
@@ -69,7 +70,7 @@ def _offers(offers: Sequence[tuple[PluginKind, str]]) -> list[str]:
     return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items()]
 
 
-def _hooks(plugin: Any) -> list[str]:
+def _hooks(host: PluginHost, plugin: Any) -> list[str]:
     """Return the decisions that a plugin takes part in and the events that it observes."""
     prefixes = ("quorate_decide_", "quorate_observe_")
-    return [name.removeprefix("quorate_") for name in dir(plugin) if name.startswith(prefixes)]
+    return [name.removeprefix("quorate_") for name in host.hooks_of(plugin) if name.startswith(prefixes)]

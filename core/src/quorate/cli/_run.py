@@ -21,6 +21,7 @@ from ..config import LaunchConfig
 from ..errors import PluginError, UnknownBackendError, UsageError
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..net import format_endpoint
+from ..notices import note, write_output
 from ..plugins import get_host
 from ._devices import count_workers
 from ._exit import ExitCode
@@ -42,12 +43,12 @@ def run(argv: Sequence[str]) -> int:
     host = get_host()
     parsed = parse(argv, os.environ, flags_with(host.catalogue(PluginKind.CLI_OPTION).values()))
     if "help" in parsed.actions:
-        print(help_text(parsed.flags))
+        write_output(help_text(parsed.flags))
         return ExitCode.OK
     _refuse_plugin_only(parsed)
     config = build_config(parsed)
     if "show-config" in parsed.actions:
-        print(config_text(parsed, config))
+        write_output(config_text(parsed, config))
         return ExitCode.OK
     command, arguments = build_command(parsed)
     if not parsed.settings["start-method"].is_default:
@@ -213,7 +214,7 @@ def build_command(parsed: Parsed) -> Command:
         raise UsageError("a script is missing; write: quorate run [FLAGS] SCRIPT [ARGUMENTS]")
     if parsed["run-path"]:
         _check_script(script)
-        return launcher.run_script_path, (os.path.abspath(script), *arguments)
+        return launcher.run_script_path, (os.path.join(_current_folder(), script), *arguments)
     if parsed["no-python"]:
         if parsed["module"]:
             raise UsageError("--no-python and --module contradict each other; remove one of the two")
@@ -232,7 +233,16 @@ def _check_script(script: str) -> None:
         remedy = "check the path"
         if not script.endswith(".py") and "/" not in script:
             remedy += ", or write -m for a module and --no-python for a program"
-        raise UsageError(f"the script {script} does not exist in {os.getcwd()}; {remedy}")
+        raise UsageError(f"the script {script} does not exist in {_current_folder()}; {remedy}")
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the current directory cannot be used: {error.strerror} (it was deleted?); change to another one"
+        ) from None
 
 
 def _check_program(program: str) -> None:
@@ -272,12 +282,6 @@ def _print_notes(parsed: Parsed, config: LaunchConfig) -> None:
     for name in ignored:
         # Clusters set the variables for every job, whether it uses them or not.
         if parsed.settings[name].source == "argument":
-            _print_note(f"--{name} is ignored with {'--standalone' if parsed['standalone'] else config.rdzv_backend}")
+            note(f"--{name} is ignored with {'--standalone' if parsed['standalone'] else config.rdzv_backend}")
     if config.nproc_per_node > 1 and "OMP_NUM_THREADS" not in os.environ:
-        _print_note(
-            f"each of the {config.nproc_per_node} workers gets OMP_NUM_THREADS=1; set the variable to change that"
-        )
-
-
-def _print_note(sentence: str) -> None:
-    sys.stderr.write(f"quorate: note: {sentence}\n")
+        note(f"each of the {config.nproc_per_node} workers gets OMP_NUM_THREADS=1; set the variable to change that")

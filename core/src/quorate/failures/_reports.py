@@ -18,6 +18,10 @@ from ._error_file import read_error_file
 __all__ = ["ChildFailedError", "ProcessFailure"]
 
 
+#: The end of the year 9999, which is the last that can be printed, less a day for the time zone.
+_LAST_SECOND = 253_402_214_400
+
+
 @final
 class ProcessFailure:
     """One failed worker.
@@ -47,7 +51,9 @@ class ProcessFailure:
     def _explain(self) -> tuple[str, int]:
         timestamp = self.record.timestamp_ns // 1_000_000_000 if self.record else _mtime(self.error_file)
         try:
-            timestamp = int(extra_of(self.error_file_data).get("timestamp", timestamp))
+            recorded_at = int(extra_of(self.error_file_data).get("timestamp", timestamp))
+            if 0 <= recorded_at <= _LAST_SECOND:
+                timestamp = recorded_at
         except (TypeError, ValueError, OverflowError):
             pass  # the time of the file is good enough
         recorded = message_of(self.error_file_data)

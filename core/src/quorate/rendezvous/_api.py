@@ -15,6 +15,7 @@ from attrs.validators import min_len
 from ..clock import sleep
 from ..errors import UsageError
 from ..records import Assignment, NodeRecord, RoundEnd
+from ..timeouts import LONGEST_SECONDS
 from ._port import Bootstrap
 from ._store import Store
 
@@ -99,7 +100,7 @@ class RendezvousParameters:
             return None
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UsageError(f"the rendezvous setting {key}={value!r} is not a whole number") from None
 
     def get_as_float(self, key: str, default: float) -> float:
@@ -107,11 +108,11 @@ class RendezvousParameters:
         value = self.get(key, default)
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UsageError(f"the rendezvous setting {key}={value!r} is not a number of seconds") from None
         if not 0.0 <= number < float("inf"):
             raise UsageError(f"the rendezvous setting {key}={value!r} must be a finite number of at least 0 seconds")
-        return number
+        return min(number, LONGEST_SECONDS)
 
     def __repr__(self) -> str:
         return (

@@ -5,17 +5,19 @@ Three threads, so that a store that hangs can stop neither the machine's clock n
 * *rendezvous*: owns the machine's state, turns inputs into commands, keeps time;
 * *store*: carries out calls, one at a time, and opens the store before the first;
 * *wait*: sits in the one blocking wait.
+
+A thread that meets an exception that nobody expected emits ``GaveUp``, which ends the agent; none ends in silence.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, final
 
-from ..clock import monotonic
-from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailableError
+from ..clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
+from ..errors import FailureKind, QuorateError, RendezvousStateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
 from ._executor import Interpreter, PendingWait
 from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Reply, Settings
@@ -74,9 +76,17 @@ class Driver:
     def start(self) -> None:
         """Start the threads.  Called once."""
         for name, run in (("rendezvous", self._run), ("store", self._run_calls), ("wait", self._run_wait)):
-            thread = threading.Thread(target=run, name=f"quorate-{name}", daemon=True)
+            thread = threading.Thread(target=self._guard, args=(name, run), name=f"quorate-{name}", daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def _guard(self, name: str, run: Callable[[], None]) -> None:
+        """Run a thread; whatever ends it too early is the end of this node's rendezvous."""
+        try:
+            run()
+        except BaseException as error:
+            problem = f"the thread {name!r} of the rendezvous raised {_described(error)}"
+            self.emit(GaveUp(FailureKind.of(error), problem))
 
     def post(self, event: Input) -> None:
         """Hand the machine an input; from any thread."""
@@ -93,12 +103,12 @@ class Driver:
         def run(store: Store) -> None:
             try:
                 answer.put((True, function(store)))
-            except Exception as error:
+            except BaseException as error:
                 answer.put((False, error))
 
         self._calls.put(run)
         try:
-            good, value = answer.get(timeout=timeout)
+            good, value = answer.get(timeout=min(timeout, LONGEST_WAIT_SECONDS))
         except Empty:
             raise StoreUnavailableError(f"the store did not answer within {timeout:g} s") from None
         if not good:
@@ -128,11 +138,7 @@ class Driver:
             event = self._next_input()
             if event is None:
                 return
-            try:
-                self._interpreter.feed(event)
-            except Exception as error:  # this thread must not end in silence
-                self.emit(GaveUp(FailureKind.UNEXPECTED, f"this is a bug in quorate: the rendezvous raised {error!r}"))
-                return
+            self._interpreter.feed(event)
 
     def _next_input(self) -> Input | None:
         while True:
@@ -141,7 +147,7 @@ class Driver:
                 return event
             due_at = self._interpreter.next_due_at()
             try:
-                return self._inputs.get(timeout=None if due_at is None else max(0.0, due_at - monotonic()))
+                return self._inputs.get(timeout=None if due_at is None else seconds_until(due_at))
             except Empty:
                 pass
 
@@ -174,7 +180,7 @@ class Driver:
             except StoreUnavailableError as error:
                 if isinstance(call, Call):
                     self.post(Failed(call, str(error), isinstance(error, StoreLostError)))
-            except Exception as error:
+            except BaseException as error:
                 self._give_up(error)
             else:
                 self._follow_up()
@@ -182,8 +188,8 @@ class Driver:
             self._threads[-1].join(2 * _SLICE_SECONDS)  # the wait thread still uses the store
             try:
                 self._count_departure(self._store)
-            except StoreUnavailableError:
-                pass
+            except Exception:
+                pass  # this node has left; the others find out by its lease
             finally:
                 self._store.close()
 
@@ -222,9 +228,9 @@ class Driver:
             self._opened.set()
         return self._store
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
         """The settings are wrong, or the store raised what its contract does not name: retrying cannot help."""
-        text = str(error) if isinstance(error, QuorateError) else f"the store raised {type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, QuorateError) else f"the store raised {_described(error)}"
         self.emit(GaveUp(FailureKind.of(error), text))
 
     # --- the wait thread ----------------------------------------------------------------------------------------------
@@ -243,10 +249,10 @@ class Driver:
             value, failure = None, None
             try:
                 can_stop = isinstance(store, InterruptibleStore)
-                value = store.wait(key, _LONG_WAIT_SECONDS if can_stop else _SLICE_SECONDS)
+                value = _checked(store, "wait", store.wait(key, _LONG_WAIT_SECONDS if can_stop else _SLICE_SECONDS))
             except StoreUnavailableError as error:
                 failure = Failed(None, str(error), isinstance(error, StoreLostError))
-            except Exception as error:
+            except BaseException as error:
                 self._give_up(error)
                 return
             with self._pending_changed:
@@ -256,13 +262,44 @@ class Driver:
 
 
 def perform(store: Store, call: Call) -> Any:
-    """Carry out one call, and return the value of its reply."""
+    """Carry out one call, and return the value of its reply.
+
+    Raises:
+        RendezvousStateError: the answer is not of the type that the store's contract names.
+    """
     if call.operation is Operation.ADD:
-        return store.add(call.keys[0], call.amount)
+        return _checked(store, "add", store.add(call.keys[0], call.amount))
     if call.operation is Operation.CREATE:
-        return store.create(call.keys[0], call.values[0])
+        return _checked(store, "create", store.create(call.keys[0], call.values[0]))
     if call.operation is Operation.PUT:
         return store.put(call.keys[0], call.values[0])
     if call.operation is Operation.PUT_MANY:
         return put_many(store, list(zip(call.keys, call.values, strict=True)))
-    return store.get(call.keys)
+    values = store.get(call.keys)
+    if not isinstance(values, Sequence) or len(values) != len(call.keys):
+        raise _wrong_answer(store, "get", values)
+    return [_checked(store, "get", value) for value in values]
+
+
+_ANSWERS: Mapping[str, tuple[type, ...]] = {
+    "add": (int,),
+    "create": (bool,),
+    "get": (bytes, type(None)),
+    "wait": (bytes, type(None)),
+}
+
+
+def _checked(store: Store, method: str, answer: Any) -> Any:
+    if not isinstance(answer, _ANSWERS[method]) or (isinstance(answer, bool) and method != "create"):
+        raise _wrong_answer(store, method, answer)
+    return answer
+
+
+def _wrong_answer(store: Store, method: str, answer: Any) -> RendezvousStateError:
+    return RendezvousStateError(
+        f"the store {type(store).__name__} broke its contract: {method} answered {answer!r:.100}; update its plugin"
+    )
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

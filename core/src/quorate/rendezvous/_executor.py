@@ -142,7 +142,7 @@ class Interpreter:
         elif isinstance(command, OrderNodes):
             try:
                 return Ordered(tuple(executor.decide_ranks(command.nodes, command.previous)))
-            except Exception as error:
+            except BaseException as error:
                 return Ordered((), str(error) if isinstance(error, QuorateError) else f"decide_ranks raised {error!r}")
         elif isinstance(command, AskRescale):
             return Rescaled(bool(executor.decide_rescale(command.summary, command.waiting)))

@@ -16,6 +16,7 @@ __all__ = ["Readiness", "Rule", "evaluate", "live_nodes", "missing_survivors", "
 
 _MOST_NAMES = 16
 _MOST_DECLINED = 3
+_MOST_DIFFERENCES = 8
 
 
 @final
@@ -65,7 +66,8 @@ def missing_survivors(state: State) -> list[int]:
         return []
     number, size = previous.summary.round_number, previous.summary.group_world_size
     back = {node.previous_rank for node in state.gathering.nodes.values() if node.previous_round == number}
-    away = [rank for rank in range(size) if rank not in back and rank not in previous.ended.lost_ranks]
+    lost = frozenset(previous.ended.lost_ranks)
+    away = [rank for rank in range(size) if rank not in back and rank not in lost]
     limit, liveness = state.settings.silence_limit, state.watch.liveness
     return [rank for rank in away if not liveness.is_gone(Key.rank_heartbeat(number, rank), limit)]
 
@@ -125,12 +127,34 @@ def _delay(state: State) -> float:
 
 
 def plugin_warnings(nodes: Sequence[NodeRecord]) -> tuple[str, ...]:
-    """Return one sentence if the nodes do not run the same plugins; it names two nodes that differ."""
+    """Return one sentence if the nodes do not run the same plugins: what differs between two nodes that differ."""
     first = nodes[0]
     for node in nodes[1:]:
         if node.plugin_digest != first.plugin_digest:
-            return (
-                f"nodes run different plugins: {first.host} has {first.plugin_digest or 'none'}; "
-                f"{node.host} has {node.plugin_digest or 'none'}",
-            )
+            return (f"nodes run different plugins: {_difference(first, node)}",)
     return ()
+
+
+def _difference(first: NodeRecord, second: NodeRecord) -> str:
+    ours, theirs = _versions(first.plugin_digest), _versions(second.plugin_digest)
+    parts = [
+        f"{plugin} is {' and '.join(sorted(ours[plugin])) or 'without a version'} on {first.name} and "
+        f"{' and '.join(sorted(theirs[plugin])) or 'without a version'} on {second.name}"
+        for plugin in sorted(ours.keys() & theirs.keys())
+        if ours[plugin] != theirs[plugin]
+    ]
+    for name, here, there in ((first.name, ours, theirs), (second.name, theirs, ours)):
+        only = [" ".join((plugin, *sorted(here[plugin]))) for plugin in sorted(here.keys() - there.keys())]
+        if only:
+            parts.append(f"only {name} has {', '.join(only)}")
+    more = f"; and {len(parts) - _MOST_DIFFERENCES} more" if len(parts) > _MOST_DIFFERENCES else ""
+    return "; ".join(parts[:_MOST_DIFFERENCES]) + more or "their lists are not the same"
+
+
+def _versions(digest: str) -> dict[str, set[str]]:
+    """Return plugin -> its versions, from what :meth:`quorate.PluginHost.digest` has written."""
+    result: dict[str, set[str]] = {}
+    for item in filter(None, digest.split(",")):
+        plugin, _, version = item.partition("=")
+        result.setdefault(plugin, set()).update([version] if version else [])
+    return result

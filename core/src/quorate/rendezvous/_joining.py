@@ -9,9 +9,11 @@ from ._liveness import HeartbeatState
 from ._protocol import Appeared, AskRescale, Join, Key, Phase, Purpose, Rescaled, StandingBy
 from ._running import on_ended
 from ._sealing import begin_round, on_sealer_heartbeat
-from ._state import PreviousRound, Standby
+from ._state import PreviousRound, RoundSearch, Standby
 from ._transition import (
     Transition,
+    check_round,
+    check_tickets,
     count_waiting_nodes,
     decode_seal,
     read_summary,
@@ -72,11 +74,12 @@ def on_round_number(transition: Transition, value: int) -> None:
     """
     node = transition.state.node
     assert node is not None
-    if int(value) == 0 and not node.declined:
+    number = check_round(value)
+    if number == 0 and not node.declined:
         transition.set(is_located=True)
         take_ticket(transition, 0)
     else:
-        _read_round(transition, int(value))
+        _read_round(transition, number)
 
 
 def _read_round(transition: Transition, number: int) -> None:
@@ -85,12 +88,19 @@ def _read_round(transition: Transition, number: int) -> None:
     transition.get(Purpose.ROUND_STATE, [key for n in numbers for key in (Key.sealed(n), Key.ended(n))])
 
 
+def _search_round(transition: Transition, search: RoundSearch) -> None:
+    """Rounds end one after the other: with each read at least half of what may be the job's round is ruled out."""
+    transition.set(search=search)
+    _read_round(transition, search.next_number())
+
+
 def on_round_state(transition: Transition, values: list[bytes | None]) -> None:
     number = transition.state.round_number
     if number > 0:
         before_sealed, before_ended = values[:2]
         if before_ended is None or before_sealed is None:
-            _read_round(transition, number - 1)  # the hint is too high: its increment was retried
+            # The hint is too high: its increment was retried, or another program wrote it.
+            _search_round(transition, transition.state.search.below(number))
             return
         end = decode_end(Key.ended(number - 1), before_ended)
         if end.verdict.is_terminal:  # the writer of an end raises the hint, whatever the verdict
@@ -104,7 +114,7 @@ def on_round_state(transition: Transition, values: list[bytes | None]) -> None:
         if end.verdict.is_terminal:
             transition.close_job(end)
         else:
-            _read_round(transition, number + 1)
+            _search_round(transition, transition.state.search.above(number))
         return
     transition.set(is_located=True)
     if sealed is not None:
@@ -119,8 +129,9 @@ def on_round_state(transition: Transition, values: list[bytes | None]) -> None:
 def on_ticket(transition: Transition, value: int) -> None:
     state = transition.state
     assert state.node is not None
-    transition.set(ticket=int(value))
-    transition.put(Purpose.RECORD, Key.node(state.round_number, int(value)), encode(state.node))
+    ticket = check_tickets(Key.tickets(state.round_number), value, low=1)
+    transition.set(ticket=ticket)
+    transition.put(Purpose.RECORD, Key.node(state.round_number, ticket), encode(state.node))
 
 
 def on_record(transition: Transition, value: None) -> None:
@@ -153,7 +164,8 @@ def on_waiting_count(transition: Transition, value: int) -> None:
     """The first in line counts the waiting nodes; once arrivals have settled, it asks whether to begin a new round."""
     state = transition.state
     assert state.previous is not None
-    waiting, summary, standby = int(value), state.previous.summary, state.standby
+    waiting = check_tickets(Key.tickets(state.round_number), value)
+    summary, standby = state.previous.summary, state.standby
     is_full = summary.group_world_size + waiting >= summary.max_nodes
     if waiting != standby.counted and not is_full and transition.now < standby.settle_until:
         count_at = transition.now + state.settings.timeouts.settle_timeout

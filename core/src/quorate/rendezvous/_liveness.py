@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 __all__ = ["Heartbeat", "HeartbeatState", "Liveness"]
 
@@ -33,6 +33,9 @@ class HeartbeatState(str, Enum):
         return self in (HeartbeatState.DONE_AND_LEFT, HeartbeatState.LEFT)
 
 
+_MOST_DIGITS = 18
+_LONGEST_HOST = 255
+_LARGEST_BYTES = 4096
 _STATES: Mapping[str, HeartbeatState] = {state.value: state for state in HeartbeatState}
 
 
@@ -50,11 +53,12 @@ class Heartbeat:
 
     @classmethod
     def decode(cls, value: bytes) -> Heartbeat:
-        """Read a heartbeat.  Bytes that are not one still are a sign of life, and are read as a running node's."""
-        count, _, rest = value.decode("utf-8", "replace").partition(" ")
+        """Read a heartbeat.  Bytes that are not one are read as a running node's that has sent none yet."""
+        count, _, rest = value[:_LARGEST_BYTES].decode("utf-8", "replace").partition(" ")
         word, _, host = rest.partition(" ")
         state = _STATES.get(word, HeartbeatState.RUNNING)
-        return cls(int(count) if count.isdecimal() else 0, state, host[:255])
+        is_count = len(count) <= _MOST_DIGITS and count.isascii() and count.isdecimal()
+        return cls(int(count) if is_count else 0, state, host[:_LONGEST_HOST])
 
 
 @final
@@ -62,7 +66,19 @@ class Heartbeat:
 class _Reading:
     value: bytes | None
     changed_at: float
-    has_left: bool = False  # decoded once per change, because the sealer asks for it often
+    # Decoded once per change, because the sealer asks for it often.
+    count: int = 0
+    has_left: bool = False
+
+    def is_newer_than(self, old: _Reading) -> bool:
+        return self.value is not None and (old.value is None or self.count > old.count)
+
+
+def _new_reading(value: bytes | None, now: float) -> _Reading:
+    if value is None:
+        return _Reading(None, now)
+    heartbeat = Heartbeat.decode(value)
+    return _Reading(value, now, heartbeat.count, heartbeat.state.has_left)
 
 
 @final
@@ -76,6 +92,8 @@ class Liveness:
     def after_reading(self, values: Mapping[str, bytes | None], now: float, interval: float) -> Liveness:
         """Return what is known after ``values`` were read at ``now``.
 
+        A key has changed if it exists for the first time or if its counter is higher than ever: an older heartbeat that
+        comes back, or one that has vanished, is not a sign of life.
         If the last reading is more than two ``interval`` seconds ago, the gap is credited to every node.
         """
         credit = 0.0
@@ -84,10 +102,11 @@ class Liveness:
         readings = dict(self.readings)
         for key, value in values.items():
             old = readings.get(key)
-            if old is None or old.value != value:
-                readings[key] = _Reading(value, now, value is not None and Heartbeat.decode(value).state.has_left)
-            elif credit:
-                readings[key] = _Reading(value, min(now, old.changed_at + credit), old.has_left)
+            reading = None if old is not None and old.value == value else _new_reading(value, now)
+            if reading is not None and (old is None or reading.is_newer_than(old)):
+                readings[key] = reading
+            elif old is not None and credit:
+                readings[key] = evolve(old, changed_at=min(now, old.changed_at + credit))
         return Liveness(readings, now)
 
     def silent_for(self, key: str) -> float:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from attrs import evolve
 
+from .._bounded import MOST_TICKETS
 from ..errors import FailureKind, StoreCorruptError, UsageError
-from ..records import RoundSummary, Verdict
+from ..records import Assignment, RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings
 from ._protocol import Appeared, Key, NodeDeclined, Ordered, OrderNodes, Phase, Purpose
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
 from ._state import PreviousRound, State
-from ._transition import Transition, decode_seal, read_summary, take_ticket
+from ._transition import Transition, check_tickets, decode_seal, read_summary, take_ticket
 from ._wire import decode_assignment, decode_node, encode, encode_object
 
 _MOST_MISSING = 16
+_MOST_READ_AT_ONCE = 1 << 13
 
 
 def begin_round(transition: Transition) -> None:
@@ -56,13 +59,16 @@ def _look_for_nodes(transition: Transition) -> None:
 
 
 def _unknown_tickets(state: State) -> list[int]:
+    """Return the first tickets that were taken and whose nodes are not known yet."""
     gathering = state.gathering
-    return [ticket for ticket in range(1, gathering.tickets + 1) if ticket not in gathering.nodes]
+    unknown = (ticket for ticket in range(1, gathering.tickets + 1) if ticket not in gathering.nodes)
+    return list(islice(unknown, _MOST_READ_AT_ONCE))
 
 
 def on_ticket_count(transition: Transition, value: int) -> None:
     gathering = transition.state.gathering
-    transition.set(gathering=evolve(gathering, tickets=max(gathering.tickets, int(value))))
+    count = check_tickets(Key.tickets(transition.state.round_number), value)
+    transition.set(gathering=evolve(gathering, tickets=max(gathering.tickets, count)))
     unknown = _unknown_tickets(transition.state)
     if unknown:
         number = transition.state.round_number
@@ -246,7 +252,7 @@ def on_sealed(transition: Transition, event: Appeared) -> None:
         return
     transition.set(summary=read_summary(number, seal))
     sealer = seal.get("sealer")
-    if not isinstance(sealer, int):
+    if type(sealer) is not int or not 1 <= sealer <= MOST_TICKETS:
         raise StoreCorruptError(event.key, "it names no sealer")
     transition.get(Purpose.ASSIGNMENT, [Key.assignment(number, sealer, state.ticket)])
 
@@ -259,7 +265,42 @@ def on_assignment(transition: Transition, values: list[bytes | None]) -> None:
         take_ticket(transition, state.round_number + 1)
     else:
         key = state.pending[Purpose.ASSIGNMENT].keys[0]
-        enter_round(transition, decode_assignment(key, values[0]))
+        assignment = decode_assignment(key, values[0])
+        problem = _problem_with(state, state.summary, assignment)
+        if problem:
+            raise StoreCorruptError(key, problem)
+        enter_round(transition, assignment)
+
+
+def _problem_with(state: State, summary: RoundSummary, assignment: Assignment) -> str:
+    """Return why an assignment is not this node's own in the sealed round, ``""`` if it is."""
+    node = state.node
+    assert node is not None
+    own = (
+        ("node_id", assignment.node_id, node.node_id),
+        ("role", assignment.role, node.role),
+        ("local_world_size", assignment.local_world_size, node.local_world_size),
+        ("round_number", assignment.round_number, state.round_number),
+        ("group_world_size", assignment.group_world_size, summary.group_world_size),
+        ("world_size", assignment.world_size, summary.world_size),
+        ("restart_count", assignment.restart_count, summary.restart_count),
+    )
+    for name, assigned, expected in own:
+        if assigned != expected:
+            return f"it is not this node's assignment: its {name} is {assigned!r:.80}, not {expected!r:.80}"
+    if assignment.group_world_size > state.settings.max_nodes:
+        return f"its round has {assignment.group_world_size} nodes, and this node allows {state.settings.max_nodes}"
+    workers, role_size = assignment.local_world_size, assignment.role_world_size
+    if (
+        assignment.group_rank >= assignment.group_world_size
+        or assignment.first_rank + workers > assignment.world_size
+        or assignment.first_role_rank + workers > role_size
+        or role_size > assignment.world_size
+    ):
+        return "its ranks do not lie within its sizes"
+    if not assignment.master_addr.isprintable() or " " in assignment.master_addr:
+        return "its master_addr is not an address"
+    return ""
 
 
 def on_sealer_heartbeat(transition: Transition) -> None:

@@ -14,7 +14,7 @@ from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
 from ._liveness import Liveness
 from ._protocol import FINAL, JOINING, Call, Command, Phase, Purpose, Settings
 
-__all__ = ["Gathering", "PreviousRound", "Standby", "State", "Step", "StoreTrouble", "Watch", "wake_at"]
+__all__ = ["Gathering", "PreviousRound", "RoundSearch", "Standby", "State", "Step", "StoreTrouble", "Watch", "wake_at"]
 
 
 @final
@@ -24,6 +24,32 @@ class PreviousRound:
 
     summary: RoundSummary
     ended: RoundEnd | None = None
+
+
+@final
+@frozen
+class RoundSearch:
+    """Between which numbers the job's round is, as far as this node has read; ``step`` is how far it looks next."""
+
+    low: int = 0
+    high: int | None = None
+    step: int = 1
+
+    def above(self, number: int) -> RoundSearch:
+        """Round ``number`` has ended."""
+        is_beyond = self.high is not None and number >= self.high  # rounds have ended meanwhile
+        return RoundSearch(number + 1, None if is_beyond else self.high, 1 if is_beyond else 2 * self.step)
+
+    def below(self, number: int) -> RoundSearch:
+        """The round before ``number`` has not ended."""
+        return RoundSearch(min(self.low, number - 1), number - 1, 2 * self.step)
+
+    def next_number(self) -> int:
+        """Return the round to read next: near at first, then ever further away, then halfway between the bounds."""
+        reach = self.step // 2 - 1
+        if self.high is None:
+            return self.low + reach
+        return max(self.low, self.high - reach) if self.low == 0 else (self.low + self.high) // 2
 
 
 @final
@@ -85,6 +111,7 @@ class State:
     # the round that this node joins or is in
     round_number: int = 0
     is_located: bool = False  # the round number is known, not merely the hint
+    search: RoundSearch = field(factory=RoundSearch)
     join_deadline: float | None = None
     ticket: int = 0
     leader: int = 1  # the node to watch: its ticket before the seal, its group rank after it

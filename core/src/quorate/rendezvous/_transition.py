@@ -11,6 +11,7 @@ from typing import Any, final
 from attrs import evolve
 
 from .. import _transition
+from .._bounded import LARGEST_COUNTER, MOST_NODES, MOST_TICKETS
 from ..errors import FailureKind, StoreCorruptError
 from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
@@ -159,11 +160,44 @@ def record_round_end(
 
 def read_summary(number: int, seal: Mapping[str, Any]) -> RoundSummary:
     """Return what a seal says about its round.  Raises StoreCorruptError for what no sealer writes."""
-    names = ("nodes", "world_size", "min_nodes", "max_nodes", "restart_count")
-    numbers = [seal.get(name, 0) for name in names]
-    if not all(isinstance(value, int) and value >= 0 for value in numbers):
-        raise StoreCorruptError(Key.sealed(number), "its counts are not whole numbers")
-    return RoundSummary(number, *numbers)
+    key = Key.sealed(number)
+    numbers = []
+    for name, low, high in _SEAL_COUNTS:
+        value = seal.get(name, 0)
+        if type(value) is not int or not low <= value <= high:
+            raise StoreCorruptError(key, f"its {name} is not a whole number from {low} to {high}")
+        numbers.append(value)
+    summary = RoundSummary(number, *numbers)
+    if not summary.min_nodes <= summary.group_world_size <= min(summary.max_nodes, summary.world_size):
+        raise StoreCorruptError(key, "its counts contradict each other")
+    return summary
+
+
+_SEAL_COUNTS = (
+    ("nodes", 1, MOST_NODES),
+    ("world_size", 1, (1 << 31) - 1),
+    ("min_nodes", 1, MOST_NODES),
+    ("max_nodes", 1, (1 << 31) - 1),
+    ("restart_count", 0, (1 << 31) - 1),
+)
+
+
+def check_tickets(key: str, count: Any, low: int = 0) -> int:
+    """Return how many tickets a counter says were taken.  Raises StoreCorruptError for what no round comes to."""
+    if type(count) is not int or not low <= count <= MOST_TICKETS:
+        raise StoreCorruptError(key, f"it counts {_shown(count)} tickets, and no round has more than {MOST_TICKETS}")
+    return count
+
+
+def check_round(count: Any) -> int:
+    """Return how many rounds the hint says have ended.  Raises StoreCorruptError for what is not such a count."""
+    if type(count) is not int or not 0 <= count <= LARGEST_COUNTER:
+        raise StoreCorruptError(Key.ROUND, f"it counts {_shown(count)} rounds")
+    return count
+
+
+def _shown(count: Any) -> str:
+    return str(count) if type(count) is int and abs(count) <= LARGEST_COUNTER else "more than 2**63"
 
 
 def decode_seal(number: int, value: bytes) -> Mapping[str, Any]:
