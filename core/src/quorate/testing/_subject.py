@@ -176,7 +176,7 @@ class Subject:
         try:
             yield
         finally:
-            del os.environ[TOKEN_VARIABLE]
+            os.environ.pop(TOKEN_VARIABLE, None)
             os.environ.update(before)
 
     # --- abilities ----------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ _STAMP_BYTES = 16
 # etcd takes 128 operations and 1.5 MiB in one request, unless it is told otherwise.
 _OPERATIONS_AT_ONCE = 120
 _BYTES_AT_ONCE = 1_200_000
-_LARGEST_VALUE = 1 << 20
+_LARGEST_VALUE = (1 << 20) + 64  # with a signature
 
 
 def open_store(parameters: RendezvousParameters) -> EtcdStore:
