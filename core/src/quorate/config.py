@@ -15,7 +15,7 @@ from attrs import Attribute, asdict, field, frozen
 
 from .catalogue import PluginKind
 from .errors import UsageError
-from .job_token import AUTH_SETTING, parse_auth
+from .job_token import AUTH_SETTING, Auth, parse_auth
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
 from .plugins import get_host
 from .rendezvous import RendezvousBackend, RendezvousParameters
@@ -105,6 +105,7 @@ class LaunchConfig(WorkerSettings):
                 f"count from 0; set --nnodes to the number of nodes, or --node-rank below {self.max_nodes}"
             )
         self.timeouts()
+        self.auth()
 
     # --- what follows from it -------------------------------------------------------------------------------------
 
@@ -120,6 +121,10 @@ class LaunchConfig(WorkerSettings):
         if self.rdzv_backend:
             return self.rdzv_backend
         return "standalone" if self.max_nodes == 1 and not self.rdzv_endpoint else "tcp"
+
+    def auth(self) -> Auth:
+        """Return whether the job token is used."""
+        return parse_auth(self.rdzv_auth or self.rdzv_configs.get(AUTH_SETTING, Auth.AUTO))
 
     def rank_hint(self) -> int | None:
         """Return the group rank that this node asks for, ``None`` if any will do."""
@@ -138,8 +143,8 @@ class LaunchConfig(WorkerSettings):
             UsageError: a run id is needed.
         """
         settings = {**self.rdzv_configs, **asdict(self.timeouts(), recurse=False)}
-        if self.rdzv_auth is not None:
-            settings[AUTH_SETTING] = self.rdzv_auth
+        if self.auth() is not Auth.AUTO:
+            settings[AUTH_SETTING] = self.auth().value
         if self.node_rank is not None:
             settings.setdefault("rank", self.node_rank)
         return RendezvousParameters(

@@ -19,15 +19,18 @@ from .errors import UsageError
 
 __all__ = [
     "AUTH_SETTING",
+    "HIDDEN",
     "STORE_PURPOSE",
     "TOKEN_FILE_VARIABLE",
     "TOKEN_VARIABLE",
     "TOKEN_VARIABLES",
     "Auth",
     "JobToken",
+    "is_secret",
     "job_token_of",
     "load_job_token",
     "parse_auth",
+    "token_note",
     "without_token",
 ]
 
@@ -38,6 +41,10 @@ TOKEN_VARIABLES = frozenset({TOKEN_VARIABLE, TOKEN_FILE_VARIABLE})
 STORE_PURPOSE = "store"
 #: The rendezvous setting that ``--rdzv-auth`` sets.
 AUTH_SETTING = "auth"
+
+#: Stands for a secret where settings are shown.
+HIDDEN = "********"
+_SECRET_WORDS = ("password", "token", "secret")
 
 _FEWEST_BYTES = 16
 _MOST_BYTES = 4096
@@ -154,6 +161,22 @@ def job_token_of(settings: Mapping[str, Any], environment: Mapping[str, str] | N
             f"{_FEWEST_BYTES} secret bytes, the same on all nodes ({_MAKE_ONE})"
         )
     return token
+
+
+def token_note(auth: Auth, environment: Mapping[str, str] | None = None) -> str:
+    """Return whether there is a token and where it comes from, in a few words, without the token."""
+    variables = os.environ if environment is None else environment
+    where = "none"
+    if variables.get(TOKEN_FILE_VARIABLE, ""):
+        where = f"in {variables[TOKEN_FILE_VARIABLE]} ({TOKEN_FILE_VARIABLE})"
+    elif variables.get(TOKEN_VARIABLE, ""):
+        where = f"{HIDDEN} ({TOKEN_VARIABLE})"
+    return f"{where}; --rdzv-auth={auth.value}"
+
+
+def is_secret(name: str) -> bool:
+    """Return whether the value of the setting ``name`` is not to be shown."""
+    return any(word in name.lower() for word in _SECRET_WORDS)
 
 
 def without_token(environment: Mapping[str, str]) -> dict[str, str]:
