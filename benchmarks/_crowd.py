@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from typing import final
 
 from quorate.catalogue import PluginKind
+from quorate.job_token import job_token_of
 from quorate.plugins import get_host
 from quorate.records import NodeRecord, RoundSummary
-from quorate.rendezvous import RendezvousParameters, Store, order_nodes
+from quorate.rendezvous import RendezvousParameters, Store, order_nodes, protect
 from quorate.rendezvous._driver import perform
 from quorate.rendezvous._executor import Interpreter, PendingWait
 from quorate.rendezvous._protocol import Call, Input, Join, Joined, Output, Reply, Settings
@@ -103,13 +104,18 @@ class Crowd:
 
     def __init__(self, parameters: RendezvousParameters, here: int, first: int, everywhere: int) -> None:
         open_store = get_host().choose(PluginKind.RENDEZVOUS, parameters.backend).open_store
-        self._work: Store = open_store(parameters)
+        token = job_token_of(parameters.config)
+
+        def opened() -> Store:
+            return protect(open_store(parameters), parameters.run_id, token, print)
+
+        self._work: Store = opened()
         self.calls: deque[tuple[Node, Call]] = deque()
         self.joined = self.operations = self.bytes = 0
         self._wanted: dict[str, list[Node]] = {}
         self._come: queue.SimpleQueue[tuple[str, bytes | None]] = queue.SimpleQueue()
         # All but the sealer wait for one and the same key.
-        self._many, self._one = (Waiter(open_store(parameters), self._come) for _ in range(2))
+        self._many, self._one = (Waiter(opened(), self._come) for _ in range(2))
         self._nodes = [Node(self, first + number, everywhere) for number in range(here)]
 
     def want(self, old: str | None, key: str | None, node: Node) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from quorate.catalogue import PluginKind
+from quorate.job_token import TOKEN_VARIABLE
 from quorate.plugins import get_host
 from quorate.rendezvous import RendezvousParameters
 
@@ -127,14 +129,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer nodes, fewer runs")
     parser.add_argument("--picture", action="store_true", help="draw the medians for the docs")
     parser.add_argument("--backends", default="c10d,tcp,etcd", help="ours to measure")
+    parser.add_argument("--signed", action="store_true", help="ours with and without a job token, and nothing else")
     options = parser.parse_args(argv)
     sizes, repeats = ((8, 512), 2) if options.quick else ((8, 32, 128, 512, 2048, 4096), 3)
+    if options.signed:
+        sizes, repeats = (8, 128, 512), 15
     compile_sources()
     report = Report("rounds", repeats)
     servers: dict[str, Callable[[], Any]] = {"c10d": c10d_server, "tcp": tcp_server, "etcd": etcd_server}
     try:
         for nodes in sizes:
-            _measure(report, servers, options.backends.split(","), nodes, repeats)
+            measure = _measure_signed if options.signed else _measure
+            measure(report, servers, options.backends.split(","), nodes, repeats)
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -167,6 +173,28 @@ def _measure(
     if "quorate, etcd" in samples:
         targets += faster("torch, etcd-v2", samples, 20.0, "quorate, etcd")
     report.add(f"a round of {nodes} nodes, s", samples, targets)
+
+
+def _measure_signed(
+    report: Report, servers: dict[str, Callable[[], Any]], backends: Sequence[str], nodes: int, repeats: int
+) -> None:
+    samples: Samples = {}
+    kinds = [(backend, is_signed) for backend in backends for is_signed in (False, True)]
+    for backend, is_signed in in_turns(kinds, repeats):
+        if is_signed:
+            os.environ[TOKEN_VARIABLE] = "the token of a benchmark"
+        try:
+            with servers[backend]() as endpoint:
+                seconds, _, _ = one_round("_crowd", [backend, endpoint, RUN_ID], nodes)
+        finally:
+            os.environ.pop(TOKEN_VARIABLE, None)
+        samples.setdefault(f"quorate, {backend}" + (", signed" if is_signed else ""), []).append(seconds)
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    targets = [
+        f"{name}: a signed round takes {medians[f'{name}, signed'] / medians[name]:.3f} times one that is not"
+        for name in (f"quorate, {backend}" for backend in backends)
+    ]
+    report.add(f"a round of {nodes} nodes with and without a job token, s", samples, targets)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,41 @@ def test_the_process_ends_with_its_exit_handlers_run_and_its_output_written() ->
     assert (result.returncode, result.stdout.split()[2:], result.stderr) == (0, ["bye"], "")
 
 
+def test_show_config_shows_no_secret() -> None:
+    secret = "a-token-that-nobody-may-see"
+    result = quorate(
+        "run",
+        "--show-config",
+        "--rdzv-auth=required",
+        "--rdzv-conf=user=me,password=hunter2,prefix=p",
+        QUORATE_JOB_TOKEN=secret,
+    )
+    assert result.returncode == ExitCode.OK, result.stderr
+    assert "hunter2" not in result.stdout
+    assert secret not in result.stdout + result.stderr
+    assert "user=me,password=********,prefix=p" in result.stdout
+    assert "Job token: ******** (QUORATE_JOB_TOKEN); --rdzv-auth=required" in result.stdout
+    assert "Job token: none; --rdzv-auth=auto" in quorate("run", "--show-config").stdout
+
+
+def test_a_wrong_word_for_the_use_of_the_token_is_refused() -> None:
+    result = quorate("run", "--rdzv-auth=maybe", "script.py")
+    assert result.returncode == ExitCode.USAGE
+    assert "is not one of auto, required, off" in result.stderr
+
+
+def test_a_job_that_must_be_protected_does_not_start_without_a_token(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('started')")
+    result = quorate("run", "--rdzv-auth=required", str(script))
+    assert result.returncode == ExitCode.USAGE
+    assert "there is no job token; set QUORATE_JOB_TOKEN_FILE" in result.stderr
+    assert "started" not in result.stdout
+    short = quorate("run", str(script), QUORATE_JOB_TOKEN="short")
+    assert short.returncode == ExitCode.USAGE
+    assert "at least 16" in short.stderr
+
+
 def test_show_config_prints_each_value_and_where_it_came_from() -> None:
     result = quorate("run", "--show-config", "--nnodes", "2:4", "--rdzv_conf=join_timeout=9", PET_MAX_RESTARTS="7")
     assert result.returncode == 0, result.stderr

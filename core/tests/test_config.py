@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorate import DefaultLogsSpecs, LaunchConfig, UsageError, WorkerSpec, get_rendezvous_handler
+from quorate.rendezvous import RendezvousParameters
 from quorate.timeouts import Timeouts
 from quorate.worker_settings import WorkerSettings
 
@@ -212,3 +213,26 @@ def test_the_callers_settings_are_copied() -> None:
     made = config(rdzv_configs=settings)
     settings["join_timeout"] = -1
     assert made.timeouts().join_timeout == 30.0
+
+
+# --- the job token ----------------------------------------------------------------------------------------------------
+
+
+def test_the_use_of_the_job_token_is_a_setting_of_the_rendezvous() -> None:
+    def auth(**settings: Any) -> Any:
+        return LaunchConfig(1, 1, 1, **settings).rendezvous_parameters().get("auth")
+
+    assert auth() is None
+    assert auth(rdzv_auth="required") == "required"
+    assert auth(rdzv_configs={"auth": "off"}) == "off"
+    assert auth(rdzv_configs={"auth": "off"}, rdzv_auth="required") == "required"
+    for wrong in ({"rdzv_auth": "always"}, {"rdzv_configs": {"auth": "always"}}):
+        with pytest.raises(UsageError, match="'always' is not one of auto, required, off"):
+            LaunchConfig(1, 1, 1, **wrong)
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(RendezvousParameters("etcd", "host:1", "job", 1, 2, password="hunter2", user="me", job_token="x" * 20))
+    assert "hunter2" not in shown
+    assert "xxx" not in shown
+    assert "'user': 'me'" in shown

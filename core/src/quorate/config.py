@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from attrs import asdict, field, frozen
+from attrs import Attribute, asdict, field, frozen
 
 from .catalogue import PluginKind
 from .errors import UsageError
+from .job_token import AUTH_SETTING, Auth, parse_auth
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
 from .plugins import get_host
 from .rendezvous import RendezvousBackend, RendezvousParameters
@@ -38,6 +39,11 @@ def _filters(value: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(value or ())
 
 
+def _auth(record: Any, attribute: Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        parse_auth(value)
+
+
 @final
 @frozen(kw_only=True)
 class LaunchConfig(WorkerSettings):
@@ -53,6 +59,8 @@ class LaunchConfig(WorkerSettings):
         rdzv_endpoint: where the nodes meet, ``host:port`` unless the backend says otherwise.
         rdzv_configs: settings of the rendezvous, timeouts (:class:`quorate.timeouts.Timeouts`) among them.
         rdzv_timeout: seconds, an old spelling of the setting ``join_timeout``; -1: not set.
+        rdzv_auth: whether the job token is used: ``auto``, ``required`` or ``off``; ``None``: what the setting ``auth``
+            says, else ``auto``.
         start_method: how functions are started (``spawn``, ``fork``, ``forkserver``, or what plugins offer); commands
             too if it takes them (``warm``), else those are started by ``exec``.
         logs_specs: where output goes; ``None``: a new ``DefaultLogsSpecs()``.
@@ -76,6 +84,7 @@ class LaunchConfig(WorkerSettings):
     rdzv_backend: str = ""
     rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied)
     rdzv_timeout: float = -1
+    rdzv_auth: str | None = field(default=None, validator=_auth)
     start_method: str = field(default="spawn", validator=not_empty)
     logs_specs: LogsSpecs = field(default=None, converter=_logs_specs)
     log_line_prefix_template: str | None = None
@@ -96,6 +105,7 @@ class LaunchConfig(WorkerSettings):
                 f"count from 0; set --nnodes to the number of nodes, or --node-rank below {self.max_nodes}"
             )
         self.timeouts()
+        self.auth()
 
     # --- what follows from it -------------------------------------------------------------------------------------
 
@@ -111,6 +121,10 @@ class LaunchConfig(WorkerSettings):
         if self.rdzv_backend:
             return self.rdzv_backend
         return "standalone" if self.max_nodes == 1 and not self.rdzv_endpoint else "tcp"
+
+    def auth(self) -> Auth:
+        """Return whether the job token is used."""
+        return parse_auth(self.rdzv_auth or self.rdzv_configs.get(AUTH_SETTING, Auth.AUTO))
 
     def rank_hint(self) -> int | None:
         """Return the group rank that this node asks for, ``None`` if any will do."""
@@ -129,6 +143,8 @@ class LaunchConfig(WorkerSettings):
             UsageError: a run id is needed.
         """
         settings = {**self.rdzv_configs, **asdict(self.timeouts(), recurse=False)}
+        if self.auth() is not Auth.AUTO:
+            settings[AUTH_SETTING] = self.auth().value
         if self.node_rank is not None:
             settings.setdefault("rank", self.node_rank)
         return RendezvousParameters(

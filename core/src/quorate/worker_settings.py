@@ -109,6 +109,7 @@ class WorkerSettings:
         signals_to_handle: names of the signals that stop the job, comma-separated or a sequence.
         virtual_local_rank: each worker sees one device, as local rank 0.
         environment: more variables for the workers.
+        share_job_token: the workers get the variables of the job token, which are kept from them otherwise.
         event_log_handler: name of an installed event sink; ``null`` for none.
         health_interval: seconds between checks of the node while workers run; 0: only before each join.
         settings: what flags of plugins have set, and whatever else plugins read.
@@ -129,6 +130,7 @@ class WorkerSettings:
     )
     virtual_local_rank: bool = False
     environment: Mapping[str, str] = field(factory=dict, converter=_copied)
+    share_job_token: bool = False
     event_log_handler: str = "null"
     health_interval: float = field(default=0.0, validator=seconds)
     settings: Mapping[str, Any] = field(factory=dict, converter=_copied)

@@ -319,6 +319,12 @@ def test_a_command_of_the_user(tmp_path: Path, command: str, problem: str) -> No
         assert (done.returncode, done.stdout, done.stderr) == (0, "worker ran\n", "")
 
 
+def test_a_command_does_not_get_the_job_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUORATE_JOB_TOKEN", "0123456789abcdef")
+    done = run("--health-check-cmd=sh -c 'echo token=$QUORATE_JOB_TOKEN.; exit 1'", path=tmp_path)
+    assert refused(done) == "command: sh ended with exit code 1: token=."
+
+
 def test_control_characters_of_a_command_do_not_reach_the_terminal(tmp_path: Path) -> None:
     done = run(r"--health-check-cmd=sh -c 'printf \\033[2Jbad; exit 1'", path=tmp_path)
     assert refused(done) == "command: sh ended with exit code 1: ?[2Jbad"

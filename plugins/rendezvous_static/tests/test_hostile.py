@@ -20,6 +20,7 @@ from quorate_rendezvous_static import Limits, TcpStore, TcpStoreServer
 from quorate_rendezvous_static._wire import (
     LARGEST_FRAME,
     LARGEST_KEY,
+    LARGEST_VALUE,
     MAGIC,
     PROTOCOL_VERSION,
     Code,
@@ -80,7 +81,7 @@ def frame(body: bytes) -> bytes:
         HELLO + encode(Code.ADD, 1, 0, [None]),
         HELLO + encode(Code.GET, 1, 0, [None, b"key"]),
         HELLO + encode(Code.PUT, 1, 0, [b"k" * 5000, b"v"]),
-        HELLO + encode(Code.PUT, 1, 0, [b"key", bytes((1 << 20) + 1)]),
+        HELLO + encode(Code.PUT, 1, 0, [b"key", bytes(LARGEST_VALUE + 1)]),
         HELLO + struct.pack(">I", LARGEST_FRAME + 1),
     ],
 )

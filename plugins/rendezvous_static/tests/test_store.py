@@ -13,6 +13,7 @@ import pytest
 from quorate.errors import RendezvousStateError, StoreCorruptError, StoreUnavailableError, UsageError
 from quorate.rendezvous import BatchStore, InterruptibleStore, Store
 from quorate_rendezvous_static import Limits, TcpStore, TcpStoreServer
+from quorate_rendezvous_static._wire import LARGEST_VALUE
 
 SHORT = 0.05
 LONG = 30.0
@@ -71,7 +72,7 @@ def test_ten_thousand_keys_in_one_call(connect: Any) -> None:
 def test_what_is_too_large_is_the_callers_mistake(connect: Any) -> None:
     store = connect()
     calls: list[Callable[[], Any]] = [
-        lambda: store.put("key", bytes((1 << 20) + 1)),
+        lambda: store.put("key", bytes(LARGEST_VALUE + 1)),
         lambda: store.create("k" * 4097, b""),
         lambda: store.add("key", 1 << 63),
     ]
@@ -272,7 +273,7 @@ def test_two_jobs_on_two_servers_do_not_see_each_other(connect: Any) -> None:
 
 def test_another_version_is_refused_at_once(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quorate_rendezvous_static._link.PROTOCOL_VERSION", 999)
-    with pytest.raises(RendezvousStateError, match="version 1 of the store's protocol, this node 999"):
+    with pytest.raises(RendezvousStateError, match="version 2 of the store's protocol, this node 999"):
         connect(connect_timeout=60.0)
 
 

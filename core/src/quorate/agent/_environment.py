@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from string import Template
 from typing import Any
 
+from ..job_token import without_token
 from ..net import host_name
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import RunSettings, WorkerSpec
@@ -52,14 +53,18 @@ def worker_environment(
     return environment
 
 
-def base_environment(defaults: Mapping[str, str]) -> dict[str, str]:
+def base_environment(spec: WorkerSpec, defaults: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with ``defaults`` for what is not set in it.
+
+    The variables of the job token are left out unless ``spec.share_job_token``: a training program has no use for
+    them, and may log its environment.
 
     A default whose name begins with ``QUORATE_`` always counts: an agent that runs inside another agent's worker has
     inherited that agent's variables, and its own workers must not use them.
     """
     own = {name: value for name, value in defaults.items() if name.startswith("QUORATE_")}
-    return {**defaults, **os.environ, **own}
+    inherited = os.environ if spec.share_job_token else without_token(os.environ)
+    return {**defaults, **inherited, **own}
 
 
 def common_environment(spec: WorkerSpec, local_world_size: int, base: Mapping[str, str]) -> dict[str, str]:
@@ -96,7 +101,7 @@ def build_launches(
         UsageError: the log directory cannot be used.
     """
     spec, logs_specs, prefix_template = settings.spec, settings.logs_specs, settings.prefix_template
-    base = base_environment(defaults)
+    base = base_environment(spec, defaults)
     environments = {
         local_rank: worker_environment(spec, assignment, local_rank, run_id, base)
         for local_rank in range(assignment.local_world_size)

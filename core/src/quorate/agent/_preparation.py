@@ -35,7 +35,7 @@ class Preparation:
             UsageError: it can never start this entrypoint.
         """
         if self._starter is not None:
-            environment = common_environment(spec, spec.local_world_size, base_environment(defaults))
+            environment = common_environment(spec, spec.local_world_size, base_environment(spec, defaults))
             self._starter.prepare(spec.entrypoint, spec.args, environment)
             self.descriptor = self._starter.fileno()
 

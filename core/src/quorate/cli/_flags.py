@@ -85,6 +85,15 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "name of the job, the same on all its nodes; default: a new one for a single node",
         ),
         Flag("rdzv-conf", "K=V,...", "", kind.settings, "settings of the rendezvous backend; see docs/timeouts.md"),
+        Flag(
+            "rdzv-auth",
+            "MODE",
+            None,
+            kind.auth,
+            "job token: auto (used if there is one), required (no start without one), off; default: auto. "
+            "The token is in the file that QUORATE_JOB_TOKEN_FILE names; see docs/security.md",
+        ),
+        Flag("share-job-token", "", "0", kind.switch, "the workers get the variables of the job token, too"),
         Flag("standalone", "", "0", kind.switch, "a job of this node alone: no endpoint, no port"),
         Flag("master-addr", "HOST", None, kind.text, "static only: address of the node with rank 0"),
         Flag(

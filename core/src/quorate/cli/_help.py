@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from attrs import asdict
 
 from ..config import LaunchConfig
+from ..job_token import HIDDEN, is_secret, token_note
+from . import _values
 from ._flags import ACTIONS, Flag
 from ._parse import Parsed
 
@@ -71,6 +73,8 @@ def config_text(parsed: Parsed, config: LaunchConfig) -> str:
             shown = "yes" if setting.value else "no"
         elif flag.name == "nproc-per-node" and not isinstance(setting.value, int):
             shown = f"{setting.text} ({config.nproc_per_node})"
+        elif flag.parse is _values.settings and setting.text:
+            shown = ",".join(_shown(part) for part in setting.text.split(","))
         rows.append((f"--{flag.name}", shown, setting.source))
     rows.append(("SCRIPT", " ".join([parsed.script, *parsed.arguments]) if parsed.script else "-", "argument"))
     times = [("TIMEOUT", "SECONDS")]
@@ -78,7 +82,14 @@ def config_text(parsed: Parsed, config: LaunchConfig) -> str:
     times += [(name, f"{getattr(config, name):g}") for name in ("exit_barrier_timeout", "shutdown_timeout")]
     backend = f"Rendezvous backend: {config.backend()}"
     backend += f", endpoint {config.rdzv_endpoint}" if config.rdzv_endpoint else ""
-    return "\n".join([table_text(rows), "", backend, "", table_text(times)])
+    token = f"Job token: {token_note(config.auth())}"
+    return "\n".join([table_text(rows), "", backend, token, "", table_text(times)])
+
+
+def _shown(part: str) -> str:
+    """Return ``KEY=VALUE`` without the value of a password."""
+    name, equals, _ = part.partition("=")
+    return f"{name}={HIDDEN}" if equals and is_secret(name) else part
 
 
 def table_text(rows: Iterable[Sequence[str]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UsageError
+from ..job_token import parse_auth
 from ..logs_specs import Std, StdChoice
 
 YES = frozenset({"1", "true", "yes", "on"})
@@ -25,6 +26,13 @@ def switch(value: str) -> bool:
     if word in NO:
         return False
     raise ValueError("is neither 1 nor 0 (nor true or false)")
+
+
+def auth(value: str) -> str:
+    try:
+        return parse_auth(value).value
+    except UsageError:
+        raise ValueError("is not one of auto, required, off") from None
 
 
 def whole(value: str) -> int:

@@ -18,6 +18,7 @@ from ._api import (
 )
 from ._port import Bootstrap, PortReservation
 from ._ranks import assign_ranks, order_nodes
+from ._signed import SignedStore, protect, sign_store
 from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ __all__ = [
     "RendezvousInfo",
     "RendezvousParameters",
     "RendezvousStoreInfo",
+    "SignedStore",
     "Store",
     "StoreRendezvousHandler",
     "assign_ranks",
     "job_is_over",
     "order_nodes",
+    "protect",
+    "sign_store",
 ]
 
 #: A job of one node needs no store, and never loads the protocol.

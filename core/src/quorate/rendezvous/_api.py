@@ -14,6 +14,7 @@ from attrs.validators import min_len
 
 from ..clock import sleep
 from ..errors import UsageError
+from ..job_token import HIDDEN, is_secret
 from ..records import Assignment, NodeRecord, RoundEnd
 from ..timeouts import LONGEST_SECONDS
 from ._port import Bootstrap
@@ -116,10 +117,11 @@ class RendezvousParameters:
         return min(number, LONGEST_SECONDS)
 
     def __repr__(self) -> str:
+        shown = {name: HIDDEN if is_secret(name) else value for name, value in self.config.items()}
         return (
             f"RendezvousParameters(backend={self.backend!r}, endpoint={self.endpoint!r}, run_id={self.run_id!r}, "
             f"min_nodes={self.min_nodes}, max_nodes={self.max_nodes}, local_addr={self.local_addr!r}, "
-            f"config={self.config!r})"
+            f"config={shown!r})"
         )
 
 

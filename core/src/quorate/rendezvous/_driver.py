@@ -41,6 +41,7 @@ class Driver:
         open_store: opens the store; called on the store thread, again after StoreUnavailableError.
         decide_ranks, decide_rescale: the policies, called on the rendezvous thread.
         emit: called on the rendezvous thread with each output of the machine; must not block.
+        after_call: called on the store thread after each call; may use the store and raise StoreUnavailableError.
         operation_timeout: seconds after which a call without an answer counts as failed.
     """
 
@@ -51,9 +52,10 @@ class Driver:
         decide_ranks: Callable[[Sequence[NodeRecord], Sequence[str]], Sequence[str]],
         decide_rescale: Callable[[RoundSummary, int], bool],
         emit: Callable[[Output], None],
+        after_call: Callable[[], None] | None = None,
         operation_timeout: float = 10.0,
     ) -> None:
-        self._open_store = open_store
+        self._open_store, self._after_call = open_store, after_call
         self.decide_ranks, self.decide_rescale, self.emit = decide_ranks, decide_rescale, emit
         self._interpreter = Interpreter(settings, self, monotonic, operation_timeout)
         self._inputs: SimpleQueue[Input | None] = SimpleQueue()
@@ -180,6 +182,8 @@ class Driver:
                     self.post(Failed(call, str(error), isinstance(error, StoreLostError)))
             except BaseException as error:
                 self._give_up(error)
+            else:
+                self._follow_up()
         if self._store is not None:
             self._threads[-1].join(2 * _SLICE_SECONDS)  # the wait thread still uses the store
             try:
@@ -188,6 +192,16 @@ class Driver:
                 pass  # this node has left; the others find out by its lease
             finally:
                 self._store.close()
+
+    def _follow_up(self) -> None:
+        if self._after_call is None:
+            return
+        try:
+            self._after_call()
+        except StoreUnavailableError:
+            pass  # the next call finds out, and fails for the machine to see
+        except Exception as error:
+            self._give_up(error)
 
     def _count_departure(self, store: Store) -> None:
         """Count this node as departed.  The store's host stays until all nodes are, or the linger time is over."""

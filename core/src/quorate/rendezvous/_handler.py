@@ -14,7 +14,9 @@ from attrs import evolve
 
 from ..clock import monotonic
 from ..errors import FailureKind, RendezvousClosedError, UsageError
+from ..job_token import job_token_of
 from ..net import advertised_address, host_name
+from ..notices import warn
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
 from ..timeouts import Timeouts
 from ._api import (
@@ -41,6 +43,9 @@ from ._protocol import (
     Phase,
     Settings,
 )
+from ._signed import protect
+from ._store import Store
+from ._strangers import StrangerWatch
 
 __all__ = ["Decisions", "StoreRendezvousHandler", "settings_of"]
 
@@ -109,13 +114,26 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._started = self._shut_down = False
         self._departed = threading.Event()  # this node has left, or there is nothing left to leave
         self._final: Closed | GaveUp | None = None
+        self._token = job_token_of(parameters.config)
+        self._plain_store: Store | None = None
+        self._strangers = StrangerWatch(parameters.run_id, self._token, warn)
         self._driver = Driver(
             settings,
-            lambda: open_store(self._parameters),
+            lambda: self._open(open_store),
             lambda nodes, previous: decisions.decide("ranks", nodes, previous),
             lambda summary, waiting: decisions.decide_or(False, "rescale", summary, waiting),
             self._on_output,
+            self._look_for_strangers if parameters.max_nodes > 1 else None,
         )
+
+    def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
+        store = self._plain_store = open_store(self._parameters)
+        return protect(store, self._parameters.run_id, self._token, warn)
+
+    def _look_for_strangers(self) -> None:
+        assert self._plain_store is not None
+        state = self._driver.state
+        self._strangers.look(self._plain_store, state.phase, state.round_number)
 
     # --- the agent's side: nothing blocks ---------------------------------------------------------------------------
 

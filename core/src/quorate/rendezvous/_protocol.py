@@ -6,6 +6,7 @@ What does not live here: what a node knows (:mod:`quorate.rendezvous._state`), w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, final
@@ -34,10 +35,18 @@ class Settings:
         return self.timeouts.lease_timeout - self.timeouts.heartbeat_interval
 
 
+_COUNTER = re.compile(r"[0-9]+/(tickets|done|departed)")
+
+
 class Key:
     """Names of the keys of a job; the store keeps jobs apart."""
 
     ROUND = "round"
+
+    @staticmethod
+    def is_counter(key: str) -> bool:
+        """Return whether ``key`` is only ever written by ``add``."""
+        return key == Key.ROUND or _COUNTER.fullmatch(key) is not None
 
     @staticmethod
     def tickets(n: int) -> str:

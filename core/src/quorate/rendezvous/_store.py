@@ -19,6 +19,9 @@ _MOST_DIGITS = 100
 class Store(Protocol):
     """A linearizable key-value store.  Keys are ASCII strings, values any bytes from 0 B to 1 MiB.
 
+    A signature (:func:`quorate.rendezvous.sign_store`) adds 33 bytes to a value, so that a store should take 1 MiB and
+    64 B, and 21 characters to a key.
+
     Threads: one thread calls :meth:`wait`, another everything else; both may be under way at once, so an
     implementation keeps one connection to work and one to wait.  Each method returns within the backend's own
     operation deadline (:meth:`wait`: its ``timeout``).

@@ -56,6 +56,11 @@ def check(subject: Subject, names: Iterable[str] = ()) -> Iterator[Outcome]:
 
 def try_law(law: Law, subject: Subject, seconds: float = _LAW_SECONDS) -> Outcome:
     """Try one law; returns within about ``seconds`` even if the backend hangs."""
+    with subject.token_in_environment():
+        return _try_law(law, subject, seconds)
+
+
+def _try_law(law: Law, subject: Subject, seconds: float) -> Outcome:
     started_at = monotonic()
     try:
         for ability in law.needs:

@@ -38,6 +38,8 @@ class _Conformance:
     dead_endpoint: ClassVar[str] = ""
     #: A malformed endpoint, which the backend must refuse.
     bad_endpoint: ClassVar[str] = ""
+    #: Whether all members have a job token, so that the store's values are signed.
+    signed: ClassVar[bool] = False
     #: Seconds within which everything that a law expects must have happened.
     timeout: ClassVar[float] = 30.0
 
@@ -60,6 +62,7 @@ class _Conformance:
             settings=self.settings,
             absent=self.absent,
             timeout=self.timeout,
+            signed=self.signed,
             **{name: value for name, value in endpoints.items() if value},  # type: ignore[arg-type] # all are strings
         )
 

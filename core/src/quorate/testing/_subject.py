@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, final
 
 from ..catalogue import PluginKind
 from ..errors import UsageError
+from ..job_token import STORE_PURPOSE, TOKEN_VARIABLE, TOKEN_VARIABLES, job_token_of
+from ..notices import warn
 from ..plugins import PluginHost, get_host
 from ..records import NodeRecord, RoundEnd
 from ..rendezvous import (
@@ -27,6 +30,7 @@ from ..rendezvous import (
     RendezvousParameters,
     Store,
     StoreRendezvousHandler,
+    sign_store,
 )
 from ._abilities import Ability, LawBrokenError
 from ._gate import Gate, gated
@@ -124,6 +128,7 @@ class Subject:
         bad_endpoint: one that the backend must refuse as malformed.
         timeout: seconds within which everything that a law expects must have happened.
         lenient: an ability that is missing need not be declared absent.
+        signed: all members have a job token, so that the store's values are signed.
 
     Raises:
         UsageError: an unknown ability is declared absent, or one without a reason.
@@ -141,6 +146,7 @@ class Subject:
         bad_endpoint: str = _BAD_ENDPOINT,
         timeout: float = 30.0,
         lenient: bool = False,
+        signed: bool = False,
         host: PluginHost | None = None,
     ) -> None:
         if host is None:
@@ -154,10 +160,24 @@ class Subject:
         self.settings = dict(settings or {})
         self.absent = check_absent(absent or {})
         self.dead_endpoint, self.bad_endpoint = dead_endpoint, bad_endpoint
-        self.timeout, self.lenient = timeout, lenient
+        self.timeout, self.lenient, self.signed = timeout, lenient, signed
         self._methods: frozenset[str] | None = None
         self._jobs: list[Job] = []
         self._closers: list[Callable[[], object]] = []
+
+    @contextmanager
+    def token_in_environment(self) -> Iterator[None]:
+        """Give this process, and those that it starts, a job token if the values are to be signed."""
+        if not self.signed:
+            yield
+            return
+        before = {name: os.environ.pop(name) for name in TOKEN_VARIABLES if name in os.environ}
+        os.environ[TOKEN_VARIABLE] = os.urandom(16).hex()
+        try:
+            yield
+        finally:
+            os.environ.pop(TOKEN_VARIABLE, None)
+            os.environ.update(before)
 
     # --- abilities ----------------------------------------------------------------------------------------------------
 
@@ -293,7 +313,9 @@ class Job:
         assert opener is not None, "this law needs a store"
         parameters = self.parameters(**settings)
         self._check(parameters)
-        store = opener(parameters)
+        store, token = opener(parameters), job_token_of(parameters.config)
+        if token is not None:  # unlike the rendezvous' own store, this one has counters under any key
+            store = sign_store(store, token.key(self.run_id, STORE_PURPOSE), warn)
         self._stores.append(store)
         return store
 

@@ -17,3 +17,9 @@ class TestFile(StoreConformance):
     @pytest.fixture
     def server(self, tmp_path):
         return str(tmp_path)
+
+
+class TestSignedFile(TestFile):
+    """The same, with values that are signed with a job token."""
+
+    signed = True

@@ -12,6 +12,7 @@ from typing import final
 
 from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
 from quorate.failures import signal_name
+from quorate.job_token import without_token
 from quorate.proc import find_program, parent_death_command
 
 __all__ = ["Command"]
@@ -82,6 +83,7 @@ class Command:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 bufsize=0,
+                env=without_token(os.environ),
             )
             self._running.add(process.pid)
             return process

@@ -21,6 +21,7 @@ from attrs import frozen
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, UsageError
+from quorate.job_token import STORE_PURPOSE
 from quorate.notices import warn
 from quorate.rendezvous import job_is_over
 
@@ -122,7 +123,7 @@ def _examine(settings: Settings, connection: Connection, address: str) -> Found:
     run_id, hosted_by = _read_note(connection)
     if run_id is None:
         return Found(None, address, "", "it is a TCPStore, but not one that quorate hosts", 0.0, True)
-    if has_ended(connection, run_id):
+    if has_ended(settings, connection, run_id):
         ended = read_identity(connection.store)
         return Found(None, address, hosted_by, still_there(run_id), settings.connect_timeout_seconds, True, ended)
     if run_id != settings.run_id:
@@ -132,9 +133,10 @@ def _examine(settings: Settings, connection: Connection, address: str) -> Found:
     return Found(connection, address, hosted_by, "", 0.0, True)
 
 
-def has_ended(connection: Connection, run_id: str) -> bool:
+def has_ended(settings: Settings, connection: Connection, run_id: str) -> bool:
     """Return whether the job's end is recorded.  Raises RuntimeError."""
-    return job_is_over(_Job(connection.store, run_id))
+    key = None if settings.token is None else settings.token.key(run_id, STORE_PURPOSE)
+    return job_is_over(_Job(connection.store, run_id), key)
 
 
 def still_there(run_id: str) -> str:

@@ -247,7 +247,7 @@ def _try_to_connect(settings: Settings, started: float, deadline: float, tried: 
         return None
     try:
         identity = identify(connection.store)
-        problem = still_there(settings.run_id) if has_ended(connection, settings.run_id) else ""
+        problem = still_there(settings.run_id) if has_ended(settings, connection, settings.run_id) else ""
     except RuntimeError as error:
         identity, problem = b"", first_line(error)
     if identity and problem and settings.is_host is False:

@@ -10,6 +10,7 @@ from typing import final
 from attrs import frozen
 
 from quorate.errors import UsageError
+from quorate.job_token import JobToken, job_token_of
 from quorate.net import format_endpoint, parse_endpoint
 from quorate.rendezvous import RendezvousParameters
 
@@ -40,6 +41,7 @@ class Settings:
     connect_timeout_seconds: float
     operation_timeout_seconds: float
     linger_timeout_seconds: float
+    token: JobToken | None = None
 
     @property
     def endpoint(self) -> str:
@@ -73,6 +75,7 @@ class Settings:
             connect_timeout_seconds=min(parameters.get_as_float("connect_timeout", 60.0), LONGEST_TIMEOUT_SECONDS),
             operation_timeout_seconds=min(operation_timeout, LONGEST_TIMEOUT_SECONDS),
             linger_timeout_seconds=min(parameters.get_as_float("linger_timeout", 0.0), LONGEST_TIMEOUT_SECONDS),
+            token=job_token_of(parameters.config),
         )
 
 

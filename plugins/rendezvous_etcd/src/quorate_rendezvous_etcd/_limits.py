@@ -9,7 +9,7 @@ from quorate.errors import StoreCorruptError, UsageError
 
 __all__ = ["LARGEST_COUNT", "LARGEST_VALUE_BYTES", "check_amount", "check_count", "check_value", "parse_count"]
 
-LARGEST_VALUE_BYTES = 1 << 20
+LARGEST_VALUE_BYTES = (1 << 20) + 64  # 1 MiB of the protocol, and its signature
 #: Every number up to this one is exact in every language, JSON's included.
 LARGEST_COUNT = 1 << 53
 _MOST_DIGITS = len(str(LARGEST_COUNT))

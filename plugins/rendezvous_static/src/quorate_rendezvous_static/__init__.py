@@ -8,7 +8,7 @@ from __future__ import annotations
 from quorate.hookspecs import hookimpl
 from quorate.rendezvous import RendezvousBackend
 
-from ._backends import check_static, check_tcp, open_static, open_tcp
+from ._backends import TLS_SETTINGS, check_static, check_tcp, open_static, open_tcp
 from ._client import TcpStore
 from ._limits import Limits
 from ._server import TcpStoreServer
@@ -37,6 +37,7 @@ class plugin:  # noqa: N801 - the name of the entry point
                 open_store=open_static,
                 check=check_static,
                 hosted_by_job=True,
+                settings=TLS_SETTINGS,
             ),
             RendezvousBackend(
                 "tcp",
@@ -44,5 +45,6 @@ class plugin:  # noqa: N801 - the name of the entry point
                 open_store=open_tcp,
                 check=check_tcp,
                 hosted_by_job=True,
+                settings=TLS_SETTINGS,
             ),
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 from threading import Event
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from attrs import frozen
 
@@ -20,6 +20,7 @@ from quorate.errors import (
     StoreUnavailableError,
     UsageError,
 )
+from quorate.job_token import STORE_PURPOSE, job_token_of
 from quorate.net import Endpoint, is_local_name, parse_endpoint
 from quorate.notices import warn
 from quorate.rendezvous import RendezvousParameters, job_is_over
@@ -28,9 +29,19 @@ from ._client import TcpStore
 from ._limits import raise_descriptor_limit
 from ._server import TcpStoreServer, find_server
 
-__all__ = ["DEFAULT_PORT", "check_static", "check_tcp", "open_static", "open_tcp"]
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
+
+__all__ = ["DEFAULT_PORT", "TLS_SETTINGS", "check_static", "check_tcp", "open_static", "open_tcp"]
 
 DEFAULT_PORT = 29400
+#: The settings of TLS, which is used where one of them is given.
+TLS_SETTINGS = {
+    "ca_cert": "file with the certificates that the store's host is checked against (TLS); default: the system's",
+    "cert": "file with this node's certificate (TLS); needed by a node that hosts the store; default: none",
+    "key": "file with the key of `cert`; default: none",
+    "client_cert_auth": "the host takes only nodes whose certificate `ca_cert` has signed; default: false",
+}
 _CONNECT_TIMEOUT_SECONDS = 60.0
 _OPERATION_TIMEOUT_SECONDS = 5.0
 _LINGER_TIMEOUT_SECONDS = 5.0
@@ -69,13 +80,13 @@ def check_static(params: RendezvousParameters) -> None:
             f"set --node-rank to a number from 0 to {params.max_nodes - 1}"
         )
     params.get_as_bool("is_host")
-    parse_endpoint(params.endpoint)
+    _tls_of(params, parse_endpoint(params.endpoint).host)
     _check_times(params)
 
 
 def check_tcp(params: RendezvousParameters) -> None:
     """Refuse settings that the backend ``tcp`` cannot work with.  No I/O.  Raises UsageError."""
-    parse_endpoint(params.endpoint, DEFAULT_PORT)
+    _tls_of(params, parse_endpoint(params.endpoint, DEFAULT_PORT).host)
     params.get_as_bool("is_host")
     _check_times(params)
 
@@ -121,6 +132,10 @@ class _Opening:
     @property
     def connect_timeout(self) -> float:
         return self.params.get_as_float("connect_timeout", _CONNECT_TIMEOUT_SECONDS)
+
+    def _key(self, purpose: str) -> bytes | None:
+        token = job_token_of(self.params.config)
+        return None if token is None else token.key(self.params.run_id, purpose)
 
     def host(self) -> TcpStore:
         """Host the store; join it where another agent of this machine hosts it for this job already.
@@ -193,6 +208,8 @@ class _Opening:
             operation_timeout=self.params.get_as_float("operation_timeout", _OPERATION_TIMEOUT_SECONDS),
             hosted_by=self.hosted_by,
             server=server,
+            key=self._key("tcp"),
+            tls=_tls_of(self.params, self.endpoint.host),
         )
 
     def _serve(self) -> TcpStore:
@@ -204,6 +221,8 @@ class _Opening:
             self.params.run_id,
             linger_timeout=self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS),
             resolve_timeout=min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS),
+            key=self._key("tcp"),
+            tls=_tls_of(self.params, self.endpoint.host),
         )
         try:
             # The host's own way to its server needs no name, no forwarding and no firewall.
@@ -219,7 +238,7 @@ class _Opening:
             _JobOverError: it has ended.
         """
         try:
-            if not job_is_over(store):
+            if not job_is_over(store, self._key(STORE_PURPOSE)):
                 return store
         except BaseException:
             store.close()
@@ -301,6 +320,15 @@ def _accepts(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def _tls_of(params: RendezvousParameters, host: str) -> Tls | None:
+    """Return how the connections are encrypted; ``None`` if they are not.  Raises UsageError."""
+    if not any(params.get(name) for name in TLS_SETTINGS):
+        return None
+    from ._tls import Tls  # imports ssl, a few MiB that a job without TLS does not need
+
+    return Tls.from_parameters(params, host)
 
 
 def _check_times(params: RendezvousParameters) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreUnavailableError, UsageError
@@ -15,6 +15,9 @@ from quorate.errors import StoreCorruptError, StoreUnavailableError, UsageError
 from ._link import BrokenError, InterruptedLinkError, Link, Target
 from ._server import TcpStoreServer
 from ._wire import LARGEST_FRAME, LARGEST_KEY, LARGEST_VALUE, MOST_ITEMS, Code, Message, Problem
+
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
 __all__ = ["TcpStore"]
 
@@ -36,10 +39,13 @@ class TcpStore:
         operation_timeout: seconds that each operation may take.
         hosted_by: the process that hosts the server, for messages.
         server: a server that this store closes after itself.
+        key: what both ends must prove to have, 32 bytes that come from the job's token; ``None``: nothing.
+        tls: how the connections are encrypted; ``None``: they are not.
 
     Raises:
         StoreUnavailableError: no server answered in time.
-        RendezvousStateError: the server serves another job, or speaks another version.
+        RendezvousStateError: the server serves another job, speaks another version, or only one of the two has the
+            key.
     """
 
     def __init__(
@@ -52,10 +58,12 @@ class TcpStore:
         operation_timeout: float = 5.0,
         hosted_by: str = "the agent that hosts the store",
         server: TcpStoreServer | None = None,
+        key: bytes | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._operation_timeout = operation_timeout
         self._server = server
-        self._target = Target(host, port, run_id, hosted_by)
+        self._target = Target(host, port, run_id, hosted_by, key, tls)
         self._closed = False
         self._closing = threading.Lock()
         self._work_lock, self._wait_lock = threading.Lock(), threading.Lock()

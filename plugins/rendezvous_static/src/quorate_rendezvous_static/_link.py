@@ -11,13 +11,29 @@ import os
 import select
 import socket
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import RendezvousStateError, StoreLostError, StoreUnavailableError
+from quorate.job_token import TOKEN_FILE_VARIABLE
 from quorate.net import Address, close_in_children, format_endpoint, resolve, set_keep_alive
 
-from ._wire import MAGIC, PROTOCOL_VERSION, Code, FrameBuffer, Message, Problem, WireError, decode, encode
+from ._auth import NONCE_BYTES, TAG_BYTES, Challenge, Role, Session, new_nonce
+from ._wire import (
+    LARGEST_FRAME,
+    MAGIC,
+    PROTOCOL_VERSION,
+    Code,
+    FrameBuffer,
+    Message,
+    Problem,
+    WireError,
+    decode,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
 __all__ = ["BrokenError", "InterruptedLinkError", "Link", "Target"]
 
@@ -25,6 +41,8 @@ _ATTEMPT_SECONDS = 3.0
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 1.0
 _LONGEST_POLL_SECONDS = 3600.0
+#: Trying again cannot help.
+_FINAL_PROBLEMS = (Problem.VERSION, Problem.TOKEN, Problem.TLS)
 
 
 @final
@@ -56,13 +74,21 @@ class Target:
     """The server that the links of one store connect to.
 
     ``hosted_by`` names its process, for messages.  ``address`` and ``incarnation`` are those of the server that was
-    reached first: a store stays with that one.
+    reached first: a store stays with that one.  ``key`` is what both ends must prove to have, ``None`` if nothing,
+    ``tls`` how the connections are encrypted.
+
+    Raises:
+        UsageError: the files that ``tls`` names cannot be used.
     """
 
-    __slots__ = ("address", "host", "hosted_by", "incarnation", "port", "run_id")
+    __slots__ = ("address", "context", "host", "hosted_by", "incarnation", "key", "port", "run_id", "tls")
 
-    def __init__(self, host: str, port: int, run_id: str, hosted_by: str) -> None:
+    def __init__(
+        self, host: str, port: int, run_id: str, hosted_by: str, key: bytes | None = None, tls: Tls | None = None
+    ) -> None:
         self.host, self.port, self.run_id, self.hosted_by = host, port, run_id, hosted_by
+        self.key, self.tls = key, tls
+        self.context = None if tls is None else tls.client_context()
         self.address: Address | None = None
         self.incarnation: bytes | None = None
 
@@ -84,6 +110,7 @@ class Link:
         self._target = target
         self._socket: socket.socket | None = None
         self._frames = FrameBuffer()
+        self._session: Session | None = None
         self._request = 0
         self._shut = False
         self._wake_out, self._wake_in = socket.socketpair()
@@ -147,12 +174,17 @@ class Link:
                     tried[str(address)] = _sentence(error)
                 except _RefusedError as error:
                     refused, tried[str(address)] = error, str(error)
-            wrong_version = refused is not None and refused.problem == Problem.VERSION
-            if wrong_version or not self._pause(pause, deadline):
+            is_final = refused is not None and refused.problem in _FINAL_PROBLEMS
+            if is_final or not self._pause(pause, deadline):
                 break
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
         attempts = "; ".join(f"{where}: {problem}" for where, problem in tried.items())
         if refused is not None:
+            if refused.problem in (Problem.TOKEN, Problem.TLS):
+                raise RendezvousStateError(
+                    f"the rendezvous store at {self._target.endpoint} cannot be used: {refused}. Give every node of "
+                    "the job the same job token and settings of TLS (docs/security.md)"
+                )
             raise RendezvousStateError(
                 f"the rendezvous store at {self._target.endpoint} cannot be used: {refused}. Give every node of the "
                 "job the same --rdzv-id and version of quorate-rendezvous-static, and each job an endpoint of its own"
@@ -246,7 +278,8 @@ class Link:
             if sock.getsockname() == sock.getpeername():
                 # The system may pick a port without a listener as our own; TCP then connects the socket to itself.
                 raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-            self._socket, self._frames = sock, FrameBuffer()
+            sock = self._encrypted(sock, deadline)
+            self._socket, self._frames, self._session = sock, FrameBuffer(LARGEST_FRAME + TAG_BYTES), None
             self._greet(deadline)
         except BaseException:
             self._socket = None
@@ -254,20 +287,62 @@ class Link:
             raise
         self._target.address = address
 
+    def _encrypted(self, sock: socket.socket, deadline: float) -> socket.socket:
+        """Return ``sock``, with TLS on it if the store uses TLS."""
+        tls, context = self._target.tls, self._target.context
+        if tls is None or context is None:
+            return sock
+        encrypted = tls.connect(sock, context)
+        try:
+            while event := encrypted.shake_hands():
+                self._await(encrypted, event, deadline)
+        except BaseException:
+            encrypted.close()
+            raise
+        return encrypted
+
     def _greet(self, deadline: float) -> None:
         target = self._target
         self._send(encode(Code.HELLO, 0, PROTOCOL_VERSION, [MAGIC, target.run_id.encode()]), deadline)
         answer = self._receive(0, deadline)
-        if answer.code == Code.PROBLEM and answer.number == Problem.BUSY:
-            raise BrokenError(_text(answer))  # another attempt may find it less busy
-        if answer.code == Code.PROBLEM:
-            raise _RefusedError(answer.number, _text(answer))
-        incarnation = answer.items[0] if answer.items else None
-        if answer.code != Code.OK or incarnation is None:
-            raise BrokenError("the peer is not a quorate store")
+        if answer.code == Code.CHALLENGE:
+            incarnation = self._answer_challenge(answer, deadline)
+        else:
+            incarnation = _incarnation(answer)
+            if target.key is not None:
+                self._send(encode(Code.NO_TOKEN, 0), deadline)
+                raise _RefusedError(
+                    Problem.TOKEN,
+                    f"it has no job token, and this node has one; set {TOKEN_FILE_VARIABLE} on the node that hosts it",
+                )
         if target.incarnation is not None and target.incarnation != incarnation:
             raise _RefusedError(0, "it is a newer one")
         target.incarnation = incarnation
+
+    def _answer_challenge(self, question: Message, deadline: float) -> bytes:
+        """Prove that this node has the token, have the server prove it, and return the server's incarnation."""
+        target = self._target
+        server_nonce = question.items[0] if question.items else None
+        if server_nonce is None or len(server_nonce) != NONCE_BYTES:
+            raise BrokenError("the peer is not a quorate store")
+        if target.key is None:
+            self._send(encode(Code.PROVE, 0), deadline)
+            raise _RefusedError(
+                Problem.TOKEN,
+                f"it takes only nodes that have the job's token, and this node has none; set {TOKEN_FILE_VARIABLE}",
+            )
+        challenge = Challenge(target.key, target.run_id.encode(), server_nonce, new_nonce())
+        items = [challenge.client_nonce, challenge.proof(Role.CLIENT)]
+        self._send(encode(Code.PROVE, 0, 0, items), deadline)
+        answer = self._receive(0, deadline)
+        incarnation = _incarnation(answer)
+        proof = answer.items[1] if len(answer.items) == 2 else None
+        if proof is None or not challenge.is_proved(Role.SERVER, proof, incarnation):
+            raise _RefusedError(
+                Problem.TOKEN, "what listens there does not have the job's token, and is not the host of this job"
+            )
+        self._session = challenge.session(Role.CLIENT)
+        return incarnation
 
     def _disconnect(self) -> None:
         if self._socket is not None:
@@ -278,6 +353,9 @@ class Link:
 
     def _send(self, frame: bytes, deadline: float) -> None:
         assert self._socket is not None
+        session = self._session
+        if session is not None:
+            frame = session.sign(frame)
         left = memoryview(frame)
         try:
             while left:
@@ -288,8 +366,10 @@ class Link:
         except OSError as error:
             raise BrokenError(_sentence(error)) from None
         except (_LateError, InterruptedLinkError):
-            if len(left) < len(frame):
-                self._disconnect()  # half a frame is out: nothing can follow it
+            if len(left) < len(frame) or self._target.tls is not None:
+                self._disconnect()  # half a frame is out, or may be in TLS's hands: nothing can follow it
+            elif session is not None:
+                session.forget_last()
             raise
 
     def _receive(self, request: int, deadline: float) -> Message:
@@ -298,11 +378,14 @@ class Link:
         try:
             while True:
                 while (body := self._frames.next()) is not None:
-                    message = decode(body)
+                    message = decode(body if self._session is None else self._session.check(body))
                     if message.request == request:
                         return message
                 self._await(self._socket, select.POLLIN, deadline)
-                data = self._socket.recv(1 << 16)
+                try:
+                    data = self._socket.recv(1 << 16)
+                except BlockingIOError:
+                    continue  # not a whole record of TLS yet
                 if not data:
                     raise BrokenError("the other side closed it")
                 self._frames.feed(data)
@@ -339,6 +422,18 @@ class Link:
         except _LateError:
             pass
         return True
+
+
+def _incarnation(answer: Message) -> bytes:
+    """Return the incarnation of the server that took this node."""
+    if answer.code == Code.PROBLEM and answer.number == Problem.BUSY:
+        raise BrokenError(_text(answer))  # another attempt may find it less busy
+    if answer.code == Code.PROBLEM:
+        raise _RefusedError(answer.number, _text(answer))
+    incarnation = answer.items[0] if answer.items else None
+    if answer.code != Code.OK or incarnation is None:
+        raise BrokenError("the peer is not a quorate store")
+    return incarnation
 
 
 def _text(answer: Message) -> str:

@@ -13,6 +13,7 @@ from typing import final
 from quorate.clock import monotonic
 from quorate.net import set_keep_alive
 
+from ._auth import TAG_BYTES, Session
 from ._limits import Limits
 from ._wire import LARGEST_FRAME, LARGEST_HELLO, FrameBuffer
 
@@ -25,7 +26,7 @@ _RECEIVE_BYTES = 1 << 16
 class Peer:
     """One accepted connection."""
 
-    __slots__ = ("authenticated", "frames", "held_bytes", "out", "request", "socket", "waits_for")
+    __slots__ = ("authenticated", "frames", "held_bytes", "nonce", "out", "request", "session", "socket", "waits_for")
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -33,6 +34,8 @@ class Peer:
         self.out = bytearray()
         self.held_bytes = 0  # of both, as last counted
         self.authenticated = False
+        self.nonce = b""  # of the challenge that it has to answer
+        self.session: Session | None = None  # signs its frames, where there is a token
         self.waits_for: bytes | None = None
         self.request = 0
 
@@ -91,7 +94,7 @@ class Peers:
     def authenticate(self, peer: Peer) -> None:
         """A valid hello has come: the limits of a client apply from now on."""
         peer.authenticated = True
-        peer.frames.limit = LARGEST_FRAME
+        peer.frames.limit = LARGEST_FRAME + TAG_BYTES
         self._unauthenticated.pop(peer, None)
 
     def drop(self, peer: Peer) -> None:
@@ -165,6 +168,8 @@ class Peers:
 
     def send(self, peer: Peer, frame: bytes) -> None:
         """Send what the socket takes now and keep the rest.  Drops a broken peer instead of raising."""
+        if peer.session is not None:
+            frame = peer.session.sign(frame)
         try:
             if peer.out:
                 peer.out += frame

@@ -17,12 +17,15 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from typing import final
+from contextlib import suppress
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
+from quorate.job_token import TOKEN_FILE_VARIABLE
 from quorate.net import Address, bind_addresses, close_in_children, listen, reachable_host
 from quorate.notices import warn
 
+from ._auth import NONCE_BYTES, Challenge, Role, new_nonce
 from ._limits import Limits
 from ._peers import Peer, Peers
 from ._table import RefusedRequestError, Table
@@ -36,10 +39,14 @@ from ._wire import (
     Code,
     Message,
     Problem,
+    TlsError,
     WireError,
     decode,
     encode,
 )
+
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
 __all__ = ["TcpStoreServer", "find_server"]
 
@@ -69,8 +76,11 @@ class TcpStoreServer:
         linger_timeout: seconds that :meth:`close` waits at most for the clients to leave first.
         resolve_timeout: seconds that looking up ``host`` may take.
         limits: what clients may take.
+        key: what clients must prove to have, 32 bytes that come from the job's token; ``None``: nothing.
+        tls: how connections are encrypted; ``None``: they are not.
 
     Raises:
+        UsageError: the files that ``tls`` names cannot be used.
         OSError: ``EADDRINUSE`` where something listens already, ``EADDRNOTAVAIL`` where no address of ``host``
             belongs to this machine, or whatever else the system says.
     """
@@ -84,8 +94,12 @@ class TcpStoreServer:
         linger_timeout: float = 5.0,
         resolve_timeout: float = 10.0,
         limits: Limits | None = None,
+        key: bytes | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.run_id = run_id
+        self._key = key
+        self._context = None if tls is None else tls.server_context()
         self.host = host
         self.linger_timeout = linger_timeout
         self.incarnation = os.urandom(16)
@@ -103,6 +117,7 @@ class TcpStoreServer:
             Code.GET: self._get,
             Code.WAIT: self._wait,
             Code.DELETE: self._delete,
+            Code.NO_TOKEN: self._leave_without_token,
         }
         self._listeners = listen(bind_addresses(host, port, resolve_timeout))
         self.port: int = self._listeners[0].getsockname()[1]
@@ -239,7 +254,7 @@ class TcpStoreServer:
             try:
                 self._admit(sock)
             except OSError:
-                sock.close()
+                sock.close()  # does nothing if TLS has taken it over, and has closed it
 
     def _admit(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -254,7 +269,16 @@ class TcpStoreServer:
             if not self._peers.drop_oldest_unauthenticated():
                 self._refuse_at_once(sock, most)
                 return
-        self._peers.add(sock)
+        if self._context is None:
+            self._peers.add(sock)
+            return
+        from ._tls import accept  # imports ssl, which was imported with the context
+
+        encrypted = accept(sock, self._context)
+        try:
+            self._peers.add(encrypted)
+        except OSError:
+            encrypted.close()
 
     def _refuse_at_once(self, sock: socket.socket, most: int) -> None:
         sentence = f"it has its limit of {most} connections; raise the limit of open files (ulimit -n) of its host"
@@ -262,7 +286,8 @@ class TcpStoreServer:
             sock.recv(LARGEST_HELLO)  # closing with unread bytes resets the connection, and the answer may be lost
         except BlockingIOError:
             pass
-        sock.send(encode(Code.PROBLEM, 0, Problem.BUSY, [sentence.encode()]))
+        if self._context is None:
+            sock.send(encode(Code.PROBLEM, 0, Problem.BUSY, [sentence.encode()]))
         sock.close()
 
     def _pause_accepting(self, error: OSError) -> None:
@@ -292,17 +317,34 @@ class TcpStoreServer:
                 return
             while not peer.out and peer in self._peers and (body := peer.frames.next()) is not None:
                 self._peers.transfer_is_complete(peer)
+                if peer.session is not None:
+                    body = peer.session.check(body)
                 self._handle(peer, decode(body, MOST_ITEMS if peer.authenticated else HELLO_ITEMS))
         except BlockingIOError:
             pass
+        except TlsError as error:
+            self._warn_once("tls", f"refuses {_address_of(peer)}: {error}")
+            self._drop_without_tls(peer)
         except Exception:
             # Whatever a client manages to provoke ends its own connection, never the others'.
             self._peers.drop(peer)
         self._peers.count(peer)
 
+    def _drop_without_tls(self, peer: Peer) -> None:
+        from ._tls import TlsSocket  # imports ssl, which was imported with the context
+
+        sentence = "it takes connections with TLS only; set ca_cert (--rdzv-conf) on this node"
+        if isinstance(peer.socket, TlsSocket) and peer.socket.version() is None:
+            with suppress(OSError):
+                peer.socket.answer_plain(encode(Code.PROBLEM, 0, Problem.TLS, [sentence.encode()]))
+        self._peers.drop(peer)
+
     def _handle(self, peer: Peer, message: Message) -> None:
         if not peer.authenticated:
-            self._greet(peer, message)
+            if peer.nonce:
+                self._check_proof(peer, message)
+            else:
+                self._greet(peer, message)
             return
         answer = self._answers.get(message.code)
         if answer is None:
@@ -317,12 +359,55 @@ class TcpStoreServer:
             raise WireError("this is not a hello")
         if message.number != PROTOCOL_VERSION:
             sentence = f"it speaks version {PROTOCOL_VERSION} of the store's protocol, this node {message.number}"
+            self._warn_once(
+                "version",
+                f"refuses {_address_of(peer)}, which speaks version {message.number} of the protocol, not "
+                f"{PROTOCOL_VERSION}; give every node the same version of quorate-rendezvous-static",
+            )
             self._refuse(peer, message, Problem.VERSION, sentence)
         elif message.items[1] != self.run_id.encode():
             self._refuse(peer, message, Problem.OTHER_JOB, "it serves another job (another run id)")
+        elif self._key is not None:
+            peer.nonce = new_nonce()
+            self._peers.send(peer, encode(Code.CHALLENGE, message.request, PROTOCOL_VERSION, [peer.nonce]))
         else:
             self._peers.authenticate(peer)
             self._peers.send(peer, encode(Code.OK, message.request, PROTOCOL_VERSION, [self.incarnation]))
+
+    def _check_proof(self, peer: Peer, message: Message) -> None:
+        if message.code != Code.PROVE:
+            raise WireError("this is not a proof")
+        assert self._key is not None
+        nonce, peer.nonce = peer.nonce, b""  # each is for one attempt
+        if not message.items:
+            self._warn_once(
+                "no token",
+                f"refuses {_address_of(peer)}, which has no job token; set {TOKEN_FILE_VARIABLE} there if it is a "
+                "node of this job",
+            )
+            self._refuse(peer, message, Problem.TOKEN, "it takes only nodes that have the job's token")
+            return
+        client_nonce, proof = _present_items(message, 2)
+        challenge = Challenge(self._key, self.run_id.encode(), nonce, client_nonce)
+        if len(client_nonce) != NONCE_BYTES or not challenge.is_proved(Role.CLIENT, proof):
+            self._warn_once(
+                "other token",
+                f"refuses {_address_of(peer)}, which has another job token; give all nodes of the job the same one",
+            )
+            self._refuse(peer, message, Problem.TOKEN, "its job token is another one than this node's")
+            return
+        self._peers.authenticate(peer)
+        answer = [self.incarnation, challenge.proof(Role.SERVER, self.incarnation)]
+        self._peers.send(peer, encode(Code.OK, message.request, PROTOCOL_VERSION, answer))
+        peer.session = challenge.session(Role.SERVER)
+
+    def _leave_without_token(self, peer: Peer, message: Message) -> None:
+        self._warn_once(
+            "token",
+            f"has no job token, and {_address_of(peer)} has one and does not join; set {TOKEN_FILE_VARIABLE} on this "
+            "node",
+        )
+        self._peers.drop(peer)
 
     def _refuse(self, peer: Peer, message: Message, problem: Problem, sentence: str) -> None:
         # It stays unauthenticated: it reads the answer and leaves, or its time runs out.
@@ -397,3 +482,10 @@ def _present_items(message: Message, count: int | None = None) -> list[bytes]:
     if len(items) != len(message.items) or (count is not None and len(items) != count):
         raise WireError("the request does not have the items it needs")
     return items
+
+
+def _address_of(peer: Peer) -> str:
+    try:
+        return str(peer.socket.getpeername()[0])
+    except OSError:
+        return "a connection that is gone"

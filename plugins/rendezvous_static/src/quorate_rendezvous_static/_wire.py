@@ -18,6 +18,7 @@ __all__ = [
     "LARGEST_HELLO",
     "LARGEST_KEY",
     "LARGEST_VALUE",
+    "LENGTH_BYTES",
     "MAGIC",
     "MOST_ITEMS",
     "PROTOCOL_VERSION",
@@ -25,17 +26,20 @@ __all__ = [
     "FrameBuffer",
     "Message",
     "Problem",
+    "TlsError",
     "WireError",
     "decode",
     "encode",
 ]
 
 MAGIC = b"quorate-tcp-store"
-PROTOCOL_VERSION = 1
+#: Version 2 added the challenge.  Every version answers a hello of two items, so that two versions can say so.
+PROTOCOL_VERSION = 2
+LENGTH_BYTES = 4
 
 #: Limits in bytes.  Before a valid hello a connection may make the server hold no more than a hello.
 LARGEST_KEY = 4096
-LARGEST_VALUE = 1 << 20
+LARGEST_VALUE = (1 << 20) + 64  # the largest that the store's contract names, and a signature
 LARGEST_FRAME = 2 << 20
 LARGEST_HELLO = 4096
 #: Limits on the number of items, whatever their size: each costs memory of its own.
@@ -59,9 +63,12 @@ class Code(IntEnum):
     GET = 5  # items: keys
     WAIT = 6  # items: key; answered with PENDING, or OK at once; later with OK
     DELETE = 7  # items: prefix
+    PROVE = 8  # after CHALLENGE; items: the client's nonce, its proof; no items: it has no token
+    NO_TOKEN = 9  # after OK: the client has a token, and leaves a server that has none
     OK = 64  # number and items depend on the request
     PENDING = 65  # the key does not exist yet; the server answers again once it does
     PROBLEM = 66  # number: a Problem; items: a sentence
+    CHALLENGE = 67  # to HELLO, where a token is needed; number: protocol version; items: the server's nonce
 
 
 @final
@@ -73,11 +80,18 @@ class Problem(IntEnum):
     NOT_A_COUNTER = 3
     FULL = 4
     BUSY = 5  # as many connections as the server takes
+    TOKEN = 6  # the client did not prove that it has the job's token
+    TLS = 7  # the client does not use TLS; this answer is not encrypted
 
 
 @final
 class WireError(ValueError):
     """The bytes do not follow the protocol; the connection that sent them is of no more use."""
+
+
+@final
+class TlsError(OSError):
+    """The other side does not speak TLS as this one needs it; the text says why."""
 
 
 @final
