@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,8 +36,6 @@ def _raise(error: BaseException) -> Any:
 
 @pytest.fixture
 def sentences(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    import signal
-
     # As while an agent handles SIGINT: Python itself raises no KeyboardInterrupt then.
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     yield []
