@@ -19,6 +19,7 @@ from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_static import TcpStore, TcpStoreServer
 from quorate_rendezvous_static._backends import check_tcp, open_tcp
 from quorate_rendezvous_static._tls import Tls
+from quorate_rendezvous_static._wire import MAGIC, PROTOCOL_VERSION, Code, FrameBuffer, decode, encode
 
 DEADLINE_SECONDS = 30.0
 KEY = b"k" * 32
@@ -152,6 +153,20 @@ def test_nothing_readable_is_on_the_wire(serve: Serve, join: Any, certificates: 
     assert len(seen) > 1000
     assert b"secret" not in seen
     assert b"quorate" not in seen
+
+
+def test_what_comes_in_one_record_is_read_whole(serve: Serve, certificates: Certificates) -> None:
+    """OpenSSL holds the rest of a record back, and no descriptor tells of it."""
+    server, tls = serve(), Tls("127.0.0.1", certificates.ca_cert)
+    plain = socket.create_connection(("127.0.0.1", server.port), DEADLINE_SECONDS)
+    with tls.client_context().wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+        hello = encode(Code.HELLO, 0, PROTOCOL_VERSION, [MAGIC, b"job"])
+        sock.sendall(hello + encode(Code.PUT, 7, 0, [b"key", bytes(10_000)]))
+        frames, answers = FrameBuffer(), list[int]()
+        while answers != [0, 7]:
+            frames.feed(sock.recv(4096))
+            while (body := frames.next()) is not None:
+                answers.append(decode(body).request)
 
 
 def test_a_host_with_the_wrong_certificate_is_not_used(serve: Serve, join: Any, certificates: Certificates) -> None:

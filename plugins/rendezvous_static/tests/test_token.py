@@ -128,10 +128,10 @@ def test_a_proof_is_good_for_one_connection_one_role_and_one_job(dial: Any, role
     raw = dial()
     challenge = raw.challenge(KEY)
     forged = {
-        Role.CLIENT: good.proof(Role.CLIENT),  # of another connection's challenge
-        Role.SERVER: challenge.proof(Role.SERVER),  # reflected
+        Role.CLIENT: [good.client_nonce, good.proof(Role.CLIENT)],  # of another connection's challenge
+        Role.SERVER: [challenge.client_nonce, challenge.proof(Role.SERVER)],  # reflected
     }[role]
-    raw.send(encode(Code.PROVE, 0, 0, [challenge.client_nonce, forged]))
+    raw.send(encode(Code.PROVE, 0, 0, forged))
     answer = raw.read()
     assert (answer.code, answer.number) == (Code.PROBLEM, Problem.TOKEN)
     other_job = Challenge(KEY, b"job2", challenge.server_nonce, challenge.client_nonce)

@@ -44,31 +44,35 @@ class SignedStore:
     def __init__(
         self, store: Store, key: bytes, report: Callable[[str], None], is_counter: Callable[[str], bool]
     ) -> None:
-        self._store, self._key, self._report, self._is_counter = store, key, report, is_counter
+        self._store, self._report, self._is_counter = store, report, is_counter
+        # Copied for each digest: to copy is cheaper than to take in the key again.
+        self._name_digest = hashlib.blake2b(key=key, digest_size=_SUFFIX_CHARACTERS // 2, person=b"name")
+        self._value_digest = hashlib.blake2b(key=key, digest_size=_TAG_BYTES, person=b"value")
         self._reported: set[str] = set()
 
     # --- names and tags ---------------------------------------------------------------------------------------------
 
     def _name(self, key: str) -> str:
-        digest = hashlib.blake2b(key.encode(), key=self._key, digest_size=_SUFFIX_CHARACTERS // 2, person=b"name")
+        digest = self._name_digest.copy()
+        digest.update(key.encode())
         return f"{key}.{digest.hexdigest()}"
 
     def _tag(self, name: str, value: bytes) -> bytes:
         data = name.encode()
-        prefix = len(data).to_bytes(4, "big")
-        return hashlib.blake2b(prefix + data + value, key=self._key, digest_size=_TAG_BYTES, person=b"value").digest()
+        digest = self._value_digest.copy()
+        digest.update(len(data).to_bytes(4, "big") + data + value)
+        return digest.digest()
 
     def _seal(self, name: str, value: bytes) -> bytes:
         return _VERSION + self._tag(name, value) + value
 
     def _open(self, key: str, name: str, sealed: bytes) -> bytes | None:
         """Return the value, ``None`` if it is neither signed for this name nor a counter's."""
-        if self._is_counter(key) and _COUNT.fullmatch(sealed):
-            return sealed
+        if sealed[:1] != _VERSION:
+            return sealed if _COUNT.fullmatch(sealed) and self._is_counter(key) else None
         start = len(_VERSION) + _TAG_BYTES
         tag, value = sealed[len(_VERSION) : start], sealed[start:]
-        is_ours = sealed[:1] == _VERSION and hmac.compare_digest(tag, self._tag(name, value))
-        return value if is_ours else None
+        return value if hmac.compare_digest(tag, self._tag(name, value)) else None
 
     # --- the store --------------------------------------------------------------------------------------------------
 

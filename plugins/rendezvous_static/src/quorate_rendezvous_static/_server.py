@@ -25,7 +25,7 @@ from quorate.job_token import TOKEN_FILE_VARIABLE
 from quorate.net import Address, bind_addresses, close_in_children, listen, reachable_host
 from quorate.notices import warn
 
-from ._auth import NONCE_BYTES, Challenge, Role, new_nonce
+from ._greeting import Greeter, address_of
 from ._limits import Limits
 from ._peers import Peer, Peers
 from ._table import RefusedRequestError, Table
@@ -33,9 +33,7 @@ from ._wire import (
     HELLO_ITEMS,
     LARGEST_HELLO,
     LARGEST_KEY,
-    MAGIC,
     MOST_ITEMS,
-    PROTOCOL_VERSION,
     Code,
     Message,
     Problem,
@@ -98,7 +96,6 @@ class TcpStoreServer:
         tls: Tls | None = None,
     ) -> None:
         self.run_id = run_id
-        self._key = key
         self._context = None if tls is None else tls.server_context()
         self.host = host
         self.linger_timeout = linger_timeout
@@ -126,6 +123,7 @@ class TcpStoreServer:
         self._reachable_host = reachable_host(self._listeners[0])
         self._selector = selectors.DefaultSelector()
         self._peers = Peers(self._selector, self._limits, self._warn_once, self._forget_wait)
+        self._greeter = Greeter(run_id, self.incarnation, key, self._peers, self._warn_once)
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
         self._selector.register(self._wake_out, selectors.EVENT_READ, None)
@@ -323,7 +321,7 @@ class TcpStoreServer:
         except BlockingIOError:
             pass
         except TlsError as error:
-            self._warn_once("tls", f"refuses {_address_of(peer)}: {error}")
+            self._warn_once("tls", f"refuses {address_of(peer)}: {error}")
             self._drop_without_tls(peer)
         except Exception:
             # Whatever a client manages to provoke ends its own connection, never the others'.
@@ -341,10 +339,7 @@ class TcpStoreServer:
 
     def _handle(self, peer: Peer, message: Message) -> None:
         if not peer.authenticated:
-            if peer.nonce:
-                self._check_proof(peer, message)
-            else:
-                self._greet(peer, message)
+            self._greeter.answer(peer, message)
             return
         answer = self._answers.get(message.code)
         if answer is None:
@@ -354,64 +349,13 @@ class TcpStoreServer:
         except RefusedRequestError as error:
             self._peers.send(peer, encode(Code.PROBLEM, message.request, error.problem, [str(error).encode()]))
 
-    def _greet(self, peer: Peer, message: Message) -> None:
-        if message.code != Code.HELLO or len(message.items) != HELLO_ITEMS or message.items[0] != MAGIC:
-            raise WireError("this is not a hello")
-        if message.number != PROTOCOL_VERSION:
-            sentence = f"it speaks version {PROTOCOL_VERSION} of the store's protocol, this node {message.number}"
-            self._warn_once(
-                "version",
-                f"refuses {_address_of(peer)}, which speaks version {message.number} of the protocol, not "
-                f"{PROTOCOL_VERSION}; give every node the same version of quorate-rendezvous-static",
-            )
-            self._refuse(peer, message, Problem.VERSION, sentence)
-        elif message.items[1] != self.run_id.encode():
-            self._refuse(peer, message, Problem.OTHER_JOB, "it serves another job (another run id)")
-        elif self._key is not None:
-            peer.nonce = new_nonce()
-            self._peers.send(peer, encode(Code.CHALLENGE, message.request, PROTOCOL_VERSION, [peer.nonce]))
-        else:
-            self._peers.authenticate(peer)
-            self._peers.send(peer, encode(Code.OK, message.request, PROTOCOL_VERSION, [self.incarnation]))
-
-    def _check_proof(self, peer: Peer, message: Message) -> None:
-        if message.code != Code.PROVE:
-            raise WireError("this is not a proof")
-        assert self._key is not None
-        nonce, peer.nonce = peer.nonce, b""  # each is for one attempt
-        if not message.items:
-            self._warn_once(
-                "no token",
-                f"refuses {_address_of(peer)}, which has no job token; set {TOKEN_FILE_VARIABLE} there if it is a "
-                "node of this job",
-            )
-            self._refuse(peer, message, Problem.TOKEN, "it takes only nodes that have the job's token")
-            return
-        client_nonce, proof = _present_items(message, 2)
-        challenge = Challenge(self._key, self.run_id.encode(), nonce, client_nonce)
-        if len(client_nonce) != NONCE_BYTES or not challenge.is_proved(Role.CLIENT, proof):
-            self._warn_once(
-                "other token",
-                f"refuses {_address_of(peer)}, which has another job token; give all nodes of the job the same one",
-            )
-            self._refuse(peer, message, Problem.TOKEN, "its job token is another one than this node's")
-            return
-        self._peers.authenticate(peer)
-        answer = [self.incarnation, challenge.proof(Role.SERVER, self.incarnation)]
-        self._peers.send(peer, encode(Code.OK, message.request, PROTOCOL_VERSION, answer))
-        peer.session = challenge.session(Role.SERVER)
-
     def _leave_without_token(self, peer: Peer, message: Message) -> None:
         self._warn_once(
             "token",
-            f"has no job token, and {_address_of(peer)} has one and does not join; set {TOKEN_FILE_VARIABLE} on this "
+            f"has no job token, and {address_of(peer)} has one and does not join; set {TOKEN_FILE_VARIABLE} on this "
             "node",
         )
         self._peers.drop(peer)
-
-    def _refuse(self, peer: Peer, message: Message, problem: Problem, sentence: str) -> None:
-        # It stays unauthenticated: it reads the answer and leaves, or its time runs out.
-        self._peers.send(peer, encode(Code.PROBLEM, message.request, problem, [sentence.encode()]))
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -482,10 +426,3 @@ def _present_items(message: Message, count: int | None = None) -> list[bytes]:
     if len(items) != len(message.items) or (count is not None and len(items) != count):
         raise WireError("the request does not have the items it needs")
     return items
-
-
-def _address_of(peer: Peer) -> str:
-    try:
-        return str(peer.socket.getpeername()[0])
-    except OSError:
-        return "a connection that is gone"
