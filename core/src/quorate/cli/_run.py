@@ -19,9 +19,9 @@ from .._discovery import find_plugins
 from ..catalogue import CliOption, PluginKind
 from ..config import LaunchConfig
 from ..errors import PluginError, UnknownBackendError, UsageError
-from ..logs_specs import DefaultLogsSpecs, LogsSpecs
+from ..logs_specs import DefaultLogsSpecs, LogsSpecs, adopt_logs_specs_class
 from ..net import format_endpoint
-from ..plugins import get_host
+from ..plugins import PluginHost, get_host
 from ._devices import count_workers
 from ._exit import ExitCode
 from ._flags import FLAGS, Flag
@@ -29,7 +29,7 @@ from ._help import config_text, help_text
 from ._parse import Parsed, parse
 from ._values import text
 
-__all__ = ["build_command", "build_config", "flags_with", "run"]
+__all__ = ["build_command", "build_config", "check_launch", "flags_with", "run"]
 
 _DEFAULT_MASTER_ADDR = "127.0.0.1"
 _DEFAULT_MASTER_PORT = 29500
@@ -44,18 +44,29 @@ def run(argv: Sequence[str]) -> int:
     if "help" in parsed.actions:
         print(help_text(parsed.flags))
         return ExitCode.OK
-    _refuse_plugin_only(parsed)
-    config = build_config(parsed)
     if "show-config" in parsed.actions:
-        print(config_text(parsed, config))
+        _refuse_plugin_only(parsed)
+        print(config_text(parsed, build_config(parsed)))
         return ExitCode.OK
-    command, arguments = build_command(parsed)
-    if not parsed.settings["start-method"].is_default:
-        host.choose(PluginKind.STARTER, config.start_method)
-    _prepare_log_dir(parsed["log-dir"])
+    config, (command, arguments) = check_launch(parsed, host)
     _print_notes(parsed, config)
     launcher.launch(config, command, host=host)(*arguments)
     return ExitCode.OK
+
+
+def check_launch(parsed: Parsed, host: PluginHost) -> tuple[LaunchConfig, Command]:
+    """Return the launch configuration and the command that the flags ask for; nothing is started.
+
+    Raises:
+        UsageError: a value cannot be used, contradicts another, or names what is not there.
+    """
+    _refuse_plugin_only(parsed)
+    config = build_config(parsed)
+    command = build_command(parsed)
+    if not parsed.settings["start-method"].is_default:
+        host.choose(PluginKind.STARTER, config.start_method)
+    _prepare_log_dir(parsed["log-dir"])
+    return config, command
 
 
 def flags_with(options: Iterable[CliOption]) -> tuple[Flag, ...]:
@@ -180,7 +191,7 @@ def _logs_specs(parsed: Parsed) -> LogsSpecs:
     )
 
 
-def _find_logs_specs(name: str) -> type[LogsSpecs]:
+def _find_logs_specs(name: str) -> Callable[..., LogsSpecs]:
     if name == "default":
         return DefaultLogsSpecs
     known = {found.name: found for found in find_plugins(group="torchrun.logs_specs")}
@@ -194,9 +205,10 @@ def _find_logs_specs(name: str) -> type[LogsSpecs]:
         raise PluginError(
             f"logs specs {name!r} of {known[name].distribution} could not be loaded: {type(error).__name__}: {error}"
         ) from error
-    if not (isinstance(kind, type) and issubclass(kind, LogsSpecs)):
-        raise PluginError(f"logs specs {name!r} of {known[name].distribution} is not a subclass of quorate.LogsSpecs")
-    return kind
+    try:
+        return adopt_logs_specs_class(kind)
+    except UsageError as error:
+        raise PluginError(f"logs specs {name!r} of {known[name].distribution} {error}") from None
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
