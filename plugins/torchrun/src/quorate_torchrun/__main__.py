@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from quorate.cli import main
 
+from quorate_torchrun._exec import deactivate
+
 if __name__ == "__main__":
+    deactivate(os.environ)
     sys.exit(main(["run", *sys.argv[1:]]))

@@ -104,7 +104,8 @@ def _meeting_point(config: Any) -> dict[str, Any]:
     """
     backend, endpoint, one_node = config.rdzv_backend, (config.rdzv_endpoint or "").strip(), config.max_nodes == 1
     if backend == "static" and endpoint and getattr(config, "master_port", None) is None:
-        address, port = parse_endpoint(endpoint, default_port=0)
+        where = parse_endpoint(endpoint, default_port=0, lowest_port=0)
+        address, port = where.host, where.port
         if one_node:
             return {"rdzv_backend": "", "rdzv_endpoint": "", "master_addr": address, "master_port": port or None}
         if not 1 <= port <= 65534:

@@ -16,7 +16,7 @@ from attrs import evolve
 
 from quorate import LaunchConfig, UsageError
 
-__all__ = ["MARK", "SHIM", "activate", "execute", "without_hook"]
+__all__ = ["MARK", "SHIM", "activate", "deactivate", "execute", "without_hook"]
 
 #: Set to the Python interpreter while torch's launchers are quorate's.
 MARK = "QUORATE_EXEC"
@@ -64,14 +64,30 @@ def activate(environment: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def without_hook(config: LaunchConfig, environment: MutableMapping[str, str]) -> LaunchConfig:
+def without_hook(config: LaunchConfig, environment: Mapping[str, str]) -> LaunchConfig:
     """Return ``config`` for workers whose environment is that of a process before ``quorate exec``."""
     if not environment.get(MARK):
         return config
-    undone = {MARK: ""}
-    for name, folder in _FOLDERS.items():
-        undone[name] = os.pathsep.join(each for each in _split(environment.get(name, "")) if each != folder)
+    # Set and not removed, because workers inherit this process's environment; empty is as good as unset to Python.
+    undone = {MARK: "", **_without_folders(environment)}
     return evolve(config, environment={**undone, **config.environment})
+
+
+def deactivate(environment: MutableMapping[str, str]) -> None:
+    """Undo :func:`activate` in ``environment``."""
+    if environment.pop(MARK, ""):
+        for name, value in _without_folders(environment).items():
+            if value:
+                environment[name] = value
+            else:
+                environment.pop(name, None)
+
+
+def _without_folders(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: os.pathsep.join(each for each in _split(environment.get(name, "")) if each != folder)
+        for name, folder in _FOLDERS.items()
+    }
 
 
 def _split(folders: str) -> list[str]:
