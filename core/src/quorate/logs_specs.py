@@ -288,7 +288,9 @@ def adopt_logs_specs(specs: Any) -> LogsSpecs:
         return specs
     kind = type(specs)
     if not callable(getattr(specs, "reify", None)):
-        raise UsageError(f"{kind.__module__}.{kind.__qualname__} is not a subclass of quorate.LogsSpecs, nor of torch's")
+        raise UsageError(
+            f"{kind.__module__}.{kind.__qualname__} is not a subclass of quorate.LogsSpecs, nor of torch's"
+        )
     if kind.__qualname__ == "DefaultLogsSpecs" and kind.__module__.startswith("torch."):
         folder = None if specs.root_log_dir == os.devnull else specs.root_log_dir
         redirects, tee = (_own_choice(choice) for choice in (specs._redirects, specs._tee))
@@ -307,8 +309,8 @@ def adopt_logs_specs_class(kind: Any) -> Callable[..., LogsSpecs]:
     if not (isinstance(kind, type) and callable(getattr(kind, "reify", None))):
         raise UsageError("is not a subclass of quorate.LogsSpecs, nor of torch's")
     # Their Std is another class than ours, and theirs is asked for by isinstance.
-    homes = (sys.modules.get(base.__module__) for base in kind.__mro__ if base.__name__ == "LogsSpecs")
-    std = next((home.Std for home in homes if hasattr(home, "Std")), Std)
+    homes = [sys.modules.get(base.__module__) for base in kind.__mro__ if base.__name__ == "LogsSpecs"]
+    std: Any = next((getattr(home, "Std", None) for home in homes), None) or Std
 
     def make(redirects: StdChoice = Std.NONE, tee: StdChoice = Std.NONE, **others: Any) -> LogsSpecs:
         return adopt_logs_specs(kind(redirects=_choice_of(std, redirects), tee=_choice_of(std, tee), **others))

@@ -46,7 +46,7 @@ def test_accelerate_launch(tmp_path: Path) -> None:
     program = script(
         tmp_path,
         "import os; from accelerate import Accelerator; a = Accelerator(cpu=True)\n"
-        "print('QUORATE_ROUND' in os.environ, a.process_index, a.num_processes, flush=True)\n"
+        "print(f\"{'QUORATE_ROUND' in os.environ} {a.process_index} {a.num_processes}\", flush=True)\n"
         "a.wait_for_everyone(); a.end_training()",
     )
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
@@ -61,7 +61,7 @@ def test_accelerate_notebook_launcher(tmp_path: Path) -> None:
         "import os\n"
         "from accelerate import notebook_launcher\n"
         "def train(word):\n"
-        "    print('QUORATE_ROUND' in os.environ, os.environ['RANK'], word, flush=True)\n"
+        "    print(f\"{'QUORATE_ROUND' in os.environ} {os.environ['RANK']} {word}\", flush=True)\n"
         "notebook_launcher(train, ('word',), num_processes=2, use_port='0')\n",
     )
     output = execute(program, cwd=tmp_path)
@@ -73,7 +73,7 @@ def test_lightning_fabric_run(tmp_path: Path) -> None:
     program = script(
         tmp_path,
         "import os; from lightning.fabric import Fabric; f = Fabric(); f.launch()\n"
-        "print('QUORATE_ROUND' in os.environ, f.global_rank, f.world_size, flush=True); f.barrier()",
+        "print(f\"{'QUORATE_ROUND' in os.environ} {f.global_rank} {f.world_size}\", flush=True); f.barrier()",
     )
     command = ["-m", "lightning.fabric.cli", "run", "--accelerator=cpu", "--devices=2", "--strategy=ddp", program]
     output = execute(*command, cwd=tmp_path)
@@ -82,12 +82,14 @@ def test_lightning_fabric_run(tmp_path: Path) -> None:
 
 def test_torchtune_run(tmp_path: Path) -> None:
     need("torchtune")
-    program = script(tmp_path, "import os; print('QUORATE_ROUND' in os.environ, os.environ['RANK'], flush=True)")
+    program = script(
+        tmp_path, "import os; print(f\"{'QUORATE_ROUND' in os.environ} {os.environ['RANK']}\", flush=True)"
+    )
     output = execute("-m", "torchtune._cli.tune", "run", "--nproc_per_node=2", program, "--config=x", cwd=tmp_path)
     assert sorted(line for line in output.splitlines() if line.startswith("True")) == ["True 0", "True 1"]
 
 
 def test_torch_distributed_launch(tmp_path: Path) -> None:
-    program = script(tmp_path, "import os, sys; print('QUORATE_ROUND' in os.environ, sys.argv[1:], flush=True)")
+    program = script(tmp_path, "import os, sys; print(f\"{'QUORATE_ROUND' in os.environ} {sys.argv[1:]}\", flush=True)")
     output = execute("-m", "torch.distributed.launch", "--nproc_per_node=2", program, "a", cwd=tmp_path)
     assert sorted(output.splitlines()) == [f"True ['--local-rank={rank}', 'a']" for rank in (0, 1)]

@@ -12,7 +12,7 @@ import pytest
 #: Prints what tells quorate's workers from torchrun's, and what is left of the hook.
 WORKER = """\
 import os, sys
-print(os.environ["RANK"], os.environ["WORLD_SIZE"], "QUORATE_ROUND" in os.environ, sys.argv[1:], flush=True)
+print(f"{os.environ['RANK']} {os.environ['WORLD_SIZE']} {'QUORATE_ROUND' in os.environ} {sys.argv[1:]}")
 assert not os.environ.get("QUORATE_EXEC") and "_shim" not in os.environ["PATH"] + os.environ.get("PYTHONPATH", "")
 """
 NOTE = "quorate: note: torch's launchers are run by quorate in this command and what it starts"
@@ -99,7 +99,9 @@ def test_the_exit_code_is_quorates(tmp_path: Path) -> None:
 
 def test_the_sitecustomize_that_was_there_still_runs(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.was_here = __file__\n")
-    code = "import sys, sitecustomize; print(sys.was_here == sitecustomize.__file__, any('_shim' in p for p in sys.path))"
+    code = (
+        "import sys, sitecustomize; print(sys.was_here == sitecustomize.__file__, any('_shim' in p for p in sys.path))"
+    )
     done = execute(sys.executable, "-c", code, PYTHONPATH=str(tmp_path))
     assert done.stdout == "True False\n", done.stderr
     (tmp_path / "sitecustomize.py").write_text("import there_is_no_such_module\n")

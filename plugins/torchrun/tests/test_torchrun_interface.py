@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import quorate_torchrun as torchrun
-from quorate_torchrun._config import to_quorate
 
 import quorate
+import quorate_torchrun as torchrun
 from quorate.flags import all_flags
+from quorate_torchrun._config import to_quorate
 
-SCRIPT = "import os, sys; print(os.environ['RANK'], os.environ['WORLD_SIZE'], *sys.argv[1:])"
+SCRIPT = "import os, sys; print(' '.join([os.environ['RANK'], os.environ['WORLD_SIZE'], *sys.argv[1:]]))"
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_failures_are_torchs_own_where_torchs_errors_are_loaded(tmp_path: Path, 
         "import quorate, quorate_torchrun, sys\n"
         f"import {module} as errors\n"
         "config = quorate_torchrun.LaunchConfig(1, 1, 2)\n"
-        "fail = 'import os, time; os.environ[\"RANK\"] == \"1\" and os._exit(7); time.sleep(60)'\n"
+        'fail = \'import os, time; os.environ["RANK"] == "1" and os._exit(7); time.sleep(60)\'\n'
         "try:\n"
         "    quorate_torchrun.elastic_launch(config, sys.executable)('-c', fail)\n"
         "except errors.ChildFailedError as error:\n"
@@ -231,7 +231,7 @@ def test_failures_are_torchs_own_where_torchs_errors_are_loaded(tmp_path: Path, 
         "    print(rank, failure.exitcode, failure.error_file, failure.error_file_data['message'])\n"
         f"assert ('torch' in sys.modules) is {torch_is_loaded}"
     )
-    done = run_python(code, **{"QUORATE_DISABLE_PLUGINS": "errors"})
+    done = run_python(code, QUORATE_DISABLE_PLUGINS="errors")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1 7 <N/A> <NONE>\n"
 
@@ -274,14 +274,14 @@ def test_a_health_check_server_is_told_and_stopped() -> None:
 
 # --- logs specs -----------------------------------------------------------------------------------------------------
 
-OWN_SPECS = '''
+OWN_SPECS = """
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 
 class Mine(DefaultLogsSpecs):
     def __init__(self, log_dir=None, redirects=Std.NONE, tee=Std.NONE, local_ranks_filter=None):
         assert isinstance(redirects, Std), type(redirects)
         super().__init__(log_dir, Std.ALL, tee, local_ranks_filter)
-'''
+"""
 
 
 def test_logs_specs_of_torchs_interface_are_taken_from_the_entry_point_group(tmp_path: Path, script: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
-from attrs import fields
+from attrs import evolve, fields
 
 from .. import launcher
 from .._discovery import find_plugins
@@ -48,10 +48,27 @@ def run(argv: Sequence[str]) -> int:
         _refuse_plugin_only(parsed)
         print(config_text(parsed, build_config(parsed)))
         return ExitCode.OK
+    if parsed.script == "-" and not (parsed["module"] or parsed["no-python"]):
+        return _run_stdin(parsed, host)
+    return _launch(parsed, host)
+
+
+def _launch(parsed: Parsed, host: PluginHost) -> int:
     config, (command, arguments) = check_launch(parsed, host)
     _print_notes(parsed, config)
     launcher.launch(config, command, host=host)(*arguments)
     return ExitCode.OK
+
+
+def _run_stdin(parsed: Parsed, host: PluginHost) -> int:
+    """Run the script that stands on stdin, from a file: each worker reads it, again after a restart."""
+    from tempfile import TemporaryDirectory  # a slow import that only this needs
+
+    with TemporaryDirectory(prefix="quorate_") as folder:
+        path = os.path.join(folder, "stdin.py")
+        with open(path, "wb") as file:
+            file.write(sys.stdin.buffer.read())
+        return _launch(evolve(parsed, script=path), host)
 
 
 def check_launch(parsed: Parsed, host: PluginHost) -> tuple[LaunchConfig, Command]:
@@ -240,7 +257,7 @@ def build_command(parsed: Parsed) -> Command:
 
 def _check_script(script: str) -> None:
     # A macro is only known once there is a worker.  Python also runs folders and archives.
-    if "${" not in script and not os.path.exists(script):
+    if "$" not in script and not os.path.exists(script):
         remedy = "check the path"
         if not script.endswith(".py") and "/" not in script:
             remedy += ", or write -m for a module and --no-python for a program"
@@ -248,7 +265,7 @@ def _check_script(script: str) -> None:
 
 
 def _check_program(program: str) -> None:
-    if "${" in program:
+    if "$" in program:
         return
     places = [program] if "/" in program else [os.path.join(folder, program) for folder in os.get_exec_path()]
     if not any(os.path.isfile(place) and os.access(place, os.X_OK) for place in places):

@@ -6,8 +6,7 @@ import os
 import sys
 
 from quorate.cli import main
-
-from quorate_torchrun._exec import deactivate
+from quorate_torchrun._environment import deactivate
 
 if __name__ == "__main__":
     deactivate(os.environ)

@@ -1,8 +1,8 @@
 """``quorate exec -- COMMAND …``: a command in which torch's launchers are quorate's.
 
 The command's environment gets a folder with a ``sitecustomize`` first on ``PYTHONPATH``, a folder with a ``torchrun``
-first on ``PATH``, and ``QUORATE_EXEC``.  Files of torch stay as they are, and workers get the environment without all
-that.  What does not live here: the import hook (``_hook``).
+first on ``PATH``, and ``QUORATE_EXEC`` (``_environment``).  Files of torch stay as they are, and workers get the
+environment without all that.  What does not live here: the import hook (``_hook``).
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Sequence
 
-from attrs import evolve
+from quorate import UsageError
 
-from quorate import LaunchConfig, UsageError
+from ._environment import activate
 
-__all__ = ["MARK", "SHIM", "activate", "deactivate", "execute", "without_hook"]
+__all__ = ["execute"]
 
-#: Set to the Python interpreter while torch's launchers are quorate's.
-MARK = "QUORATE_EXEC"
-SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_shim")
-_FOLDERS = {"PATH": os.path.join(SHIM, "bin"), "PYTHONPATH": os.path.join(SHIM, "site")}
 _USAGE = """\
 usage: quorate exec [--] COMMAND [ARGUMENTS]
 
@@ -50,45 +46,4 @@ def execute(argv: Sequence[str]) -> int:
         raise UsageError(f"the program {command[0]} is not an executable on PATH; check its name and permissions")
     sys.stderr.write("quorate: note: torch's launchers are run by quorate in this command and what it starts\n")
     sys.stderr.flush()
-    os.execve(program, command, environment)
-
-
-def activate(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return ``environment`` with the folders and the mark."""
-    result = {**environment, MARK: sys.executable}
-    for name, folder in _FOLDERS.items():
-        others = [each for each in _split(environment.get(name, "")) if each != folder]
-        if name == "PATH" and not others:
-            others = os.defpath.split(os.pathsep)
-        result[name] = os.pathsep.join([folder, *others])
-    return result
-
-
-def without_hook(config: LaunchConfig, environment: Mapping[str, str]) -> LaunchConfig:
-    """Return ``config`` for workers whose environment is that of a process before ``quorate exec``."""
-    if not environment.get(MARK):
-        return config
-    # Set and not removed, because workers inherit this process's environment; empty is as good as unset to Python.
-    undone = {MARK: "", **_without_folders(environment)}
-    return evolve(config, environment={**undone, **config.environment})
-
-
-def deactivate(environment: MutableMapping[str, str]) -> None:
-    """Undo :func:`activate` in ``environment``."""
-    if environment.pop(MARK, ""):
-        for name, value in _without_folders(environment).items():
-            if value:
-                environment[name] = value
-            else:
-                environment.pop(name, None)
-
-
-def _without_folders(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: os.pathsep.join(each for each in _split(environment.get(name, "")) if each != folder)
-        for name, folder in _FOLDERS.items()
-    }
-
-
-def _split(folders: str) -> list[str]:
-    return folders.split(os.pathsep) if folders else []
+    return os.execve(program, command, environment)

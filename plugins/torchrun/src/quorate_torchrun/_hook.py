@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any, final
 
-from ._exec import MARK
+from ._environment import MARK
 
 __all__ = ["install"]
 

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+from attrs import evolve
+
 import quorate
 from quorate.flags import configure
 from quorate.launcher import run_script_path
 
 from ._arguments import parse_args, texts_of
 from ._config import LaunchConfig, to_quorate
+from ._environment import without_hook
 from ._errors import as_torch_has_it
-from ._exec import without_hook
 
 __all__ = ["config_from_args", "elastic_launch", "launch_agent", "main", "run", "run_script_path"]
 
@@ -35,8 +37,8 @@ def config_from_args(args: argparse.Namespace) -> tuple[LaunchConfig, Callable[.
         UsageError: a value cannot be used (it is a ValueError too).
     """
     arguments = [str(each) for each in args.training_script_args]
-    config, entrypoint, argv = configure(texts_of(args), args.training_script, arguments)
-    argv = list(argv)
+    config, entrypoint, command = configure(texts_of(args), args.training_script, arguments)
+    argv = list(command)
     # torch.distributed.launch without --use-env tells the script its rank by an argument, put before the script's own.
     if not getattr(args, "use_env", True):
         argv.insert(len(argv) - len(arguments), "--local-rank=${local_rank}")
@@ -81,7 +83,10 @@ def launch_agent(
     if set_delegate is not None:
         set_delegate(lambda: int(time.time()))
     try:
-        frozen = without_hook(to_quorate(config), os.environ)
+        frozen = to_quorate(config)
+        undone = without_hook(os.environ)
+        if undone:
+            frozen = evolve(frozen, environment={**undone, **frozen.environment})
         return quorate.elastic_launch(frozen, entrypoint)(*args)
     except Exception as error:
         same = as_torch_has_it(error)

@@ -1,5 +1,6 @@
 """Installs the hook of ``quorate exec`` when Python starts, then runs the ``sitecustomize`` that this one hides."""
 
+import importlib
 import os
 import sys
 
@@ -17,7 +18,7 @@ _rest = [folder for folder in sys.path if os.path.abspath(folder) != _FOLDER]
 _own = sys.modules.pop("sitecustomize", None)
 sys.path[:] = _rest
 try:
-    import sitecustomize  # noqa: F401 - the one that stood here before
+    importlib.import_module("sitecustomize")  # the one that this one hides
 except ImportError as error:
     if error.name != "sitecustomize":
         raise
