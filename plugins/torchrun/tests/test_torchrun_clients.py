@@ -45,8 +45,8 @@ def test_accelerate_launch(tmp_path: Path) -> None:
     need("accelerate")
     program = script(
         tmp_path,
-        "import os; from accelerate import Accelerator; a = Accelerator(cpu=True)\n"
-        "print(f\"{'QUORATE_ROUND' in os.environ} {a.process_index} {a.num_processes}\", flush=True)\n"
+        "import os, sys; from accelerate import Accelerator; a = Accelerator(cpu=True)\n"
+        "sys.stdout.write(f\"{'QUORATE_ROUND' in os.environ} {a.process_index} {a.num_processes}\\n\")\n"
         "a.wait_for_everyone(); a.end_training()",
     )
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
@@ -58,10 +58,10 @@ def test_accelerate_notebook_launcher(tmp_path: Path) -> None:
     need("accelerate")
     program = script(
         tmp_path,
-        "import os\n"
+        "import os, sys\n"
         "from accelerate import notebook_launcher\n"
         "def train(word):\n"
-        "    print(f\"{'QUORATE_ROUND' in os.environ} {os.environ['RANK']} {word}\", flush=True)\n"
+        "    sys.stdout.write(f\"{'QUORATE_ROUND' in os.environ} {os.environ['RANK']} {word}\\n\")\n"
         "notebook_launcher(train, ('word',), num_processes=2, use_port='0')\n",
     )
     output = execute(program, cwd=tmp_path)
@@ -72,10 +72,10 @@ def test_lightning_fabric_run(tmp_path: Path) -> None:
     need("lightning.fabric")
     program = script(
         tmp_path,
-        "import os; from lightning.fabric import Fabric; f = Fabric(); f.launch()\n"
-        "print(f\"{'QUORATE_ROUND' in os.environ} {f.global_rank} {f.world_size}\", flush=True); f.barrier()",
+        "import os, sys; from lightning.fabric import Fabric; f = Fabric(); f.launch()\n"
+        "sys.stdout.write(f\"{'QUORATE_ROUND' in os.environ} {f.global_rank} {f.world_size}\\n\"); f.barrier()",
     )
-    command = ["-m", "lightning.fabric.cli", "run", "--accelerator=cpu", "--devices=2", "--strategy=ddp", program]
+    command = ["-m", "lightning.fabric.cli", "--accelerator=cpu", "--devices=2", "--strategy=ddp", program]
     output = execute(*command, cwd=tmp_path)
     assert sorted(output.splitlines()) == ["True 0 2", "True 1 2"]
 
@@ -83,13 +83,15 @@ def test_lightning_fabric_run(tmp_path: Path) -> None:
 def test_torchtune_run(tmp_path: Path) -> None:
     need("torchtune")
     program = script(
-        tmp_path, "import os; print(f\"{'QUORATE_ROUND' in os.environ} {os.environ['RANK']}\", flush=True)"
+        tmp_path, "import os, sys; sys.stdout.write(f\"{'QUORATE_ROUND' in os.environ} {os.environ['RANK']}\\n\")"
     )
     output = execute("-m", "torchtune._cli.tune", "run", "--nproc_per_node=2", program, "--config=x", cwd=tmp_path)
     assert sorted(line for line in output.splitlines() if line.startswith("True")) == ["True 0", "True 1"]
 
 
 def test_torch_distributed_launch(tmp_path: Path) -> None:
-    program = script(tmp_path, "import os, sys; print(f\"{'QUORATE_ROUND' in os.environ} {sys.argv[1:]}\", flush=True)")
+    program = script(
+        tmp_path, "import os, sys; sys.stdout.write(f\"{'QUORATE_ROUND' in os.environ} {sys.argv[1:]}\\n\")"
+    )
     output = execute("-m", "torch.distributed.launch", "--nproc_per_node=2", program, "a", cwd=tmp_path)
     assert sorted(output.splitlines()) == [f"True ['--local-rank={rank}', 'a']" for rank in (0, 1)]

@@ -12,7 +12,8 @@ import pytest
 #: Prints what tells quorate's workers from torchrun's, and what is left of the hook.
 WORKER = """\
 import os, sys
-print(f"{os.environ['RANK']} {os.environ['WORLD_SIZE']} {'QUORATE_ROUND' in os.environ} {sys.argv[1:]}")
+# In one piece, for the other worker writes too.
+sys.stdout.write(f"{os.environ['RANK']} {os.environ['WORLD_SIZE']} {'QUORATE_ROUND' in os.environ} {sys.argv[1:]}\\n")
 assert not os.environ.get("QUORATE_EXEC") and "_shim" not in os.environ["PATH"] + os.environ.get("PYTHONPATH", "")
 """
 NOTE = "quorate: note: torch's launchers are run by quorate in this command and what it starts"

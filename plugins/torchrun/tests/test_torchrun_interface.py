@@ -17,7 +17,11 @@ import quorate_torchrun as torchrun
 from quorate.flags import all_flags
 from quorate_torchrun._config import to_quorate
 
-SCRIPT = "import os, sys; print(' '.join([os.environ['RANK'], os.environ['WORLD_SIZE'], *sys.argv[1:]]))"
+#: Writes in one piece, for the other worker writes too.
+SCRIPT = """\
+import os, sys
+sys.stdout.write(" ".join([os.environ["RANK"], os.environ["WORLD_SIZE"], *sys.argv[1:]]) + "\\n")
+"""
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from attrs import evolve
 
 import quorate
+from quorate.clock import wall_seconds
 from quorate.flags import configure
 from quorate.launcher import run_script_path
 
@@ -81,7 +81,7 @@ def launch_agent(
     """
     set_delegate = getattr(getattr(health_check_server, "alive_callback", None), "set_delegate", None)
     if set_delegate is not None:
-        set_delegate(lambda: int(time.time()))
+        set_delegate(wall_seconds)
     try:
         frozen = to_quorate(config)
         undone = without_hook(os.environ)
