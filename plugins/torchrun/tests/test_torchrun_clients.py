@@ -69,24 +69,16 @@ def test_accelerate_notebook_launcher(tmp_path: Path) -> None:
 
 
 def test_lightning_fabric_run(tmp_path: Path) -> None:
-    need("lightning.fabric")
+    need("lightning")
+    need("click")
     program = script(
         tmp_path,
-        "import os, sys; from lightning.fabric import Fabric; f = Fabric(); f.launch()\n"
+        "import os, sys; from lightning.fabric import Fabric; f = Fabric()\n"
         "sys.stdout.write(f\"{'QUORATE_ROUND' in os.environ} {f.global_rank} {f.world_size}\\n\"); f.barrier()",
     )
     command = ["-m", "lightning.fabric.cli", "--accelerator=cpu", "--devices=2", "--strategy=ddp", program]
     output = execute(*command, cwd=tmp_path)
-    assert sorted(output.splitlines()) == ["True 0 2", "True 1 2"]
-
-
-def test_torchtune_run(tmp_path: Path) -> None:
-    need("torchtune")
-    program = script(
-        tmp_path, "import os, sys; sys.stdout.write(f\"{'QUORATE_ROUND' in os.environ} {os.environ['RANK']}\\n\")"
-    )
-    output = execute("-m", "torchtune._cli.tune", "run", "--nproc_per_node=2", program, "--config=x", cwd=tmp_path)
-    assert sorted(line for line in output.splitlines() if line.startswith("True")) == ["True 0", "True 1"]
+    assert {"True 0 2", "True 1 2"} <= set(output.splitlines())
 
 
 def test_torch_distributed_launch(tmp_path: Path) -> None:
