@@ -70,7 +70,8 @@ class _Handler(RendezvousHandler):  # type: ignore[misc] # torch is not checked
         self._store = TCPStore(
             where.master_addr,
             where.master_port,
-            is_master=info.rank == 0,
+            # Some backends (c10d) serve a store there already.
+            is_master=info.rank == 0 and not self._handler.use_agent_store,
             timeout=self._store_timeout,
             wait_for_workers=False,
         )
