@@ -430,3 +430,39 @@ def test_the_way_to_the_first_worker_imports_nothing_heavy(script: Path) -> None
     heavy = {"argparse", "asyncio", "email", "grpc", "http", "importlib.metadata", "logging", "multiprocessing"}
     heavy |= {"pynvml", "shutil", "subprocess", "tempfile", "torch"}
     assert heavy & set(result.stdout.split()) == set(), result.stderr
+
+
+# --- what programs pass that were written for torchrun ----------------------------------------------------------------
+
+
+@runs_a_job
+def test_a_script_on_stdin_runs_in_every_worker_and_again_after_a_restart(tmp_path: Path) -> None:
+    text = (
+        "import os, sys\n"
+        "sys.stdout.write(f\"{os.environ['RANK']} {os.environ['TORCHELASTIC_RESTART_COUNT']} {sys.argv[1:]}\\n\")\n"
+        "sys.exit(os.environ['TORCHELASTIC_RESTART_COUNT'] == '0')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "quorate", "run", "--nproc-per-node=2", "--max-restarts=1", "--role=", "-", "a"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env=clean_environment(TMPDIR=str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"0 1 ['a']", "1 1 ['a']"} <= set(done.stdout.splitlines())
+    assert list(tmp_path.iterdir()) == [], "no file is left"
+
+
+def test_a_command_that_a_plugin_offers_is_found(tmp_path: Path) -> None:
+    (tmp_path / "offered.py").write_text("def hello(argv):\n    print('hello', *argv)\n    return 7\n")
+    info = tmp_path / "offered-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[quorate.commands]\nhello = offered:hello\nbroken = offered:gone\n")
+    done = quorate("hello", "a", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (7, "hello a\n"), done.stderr
+    done = quorate("broken", PYTHONPATH=str(tmp_path))
+    assert done.returncode == ExitCode.PLUGIN
+    assert "'broken' of offered could not be loaded: AttributeError" in done.stderr

@@ -180,6 +180,41 @@ def test_visible_gpus_are_counted_as_the_driver_does(environment: dict[str, str]
     assert count_gpus(environment, lambda: installed) == count
 
 
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({"ROCR_VISIBLE_DEVICES": "0,2,5"}, 3),
+        ({"ROCR_VISIBLE_DEVICES": ""}, 0),
+        ({"ROCR_VISIBLE_DEVICES": "0,2,5", "HIP_VISIBLE_DEVICES": "1,2,3"}, 2),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-a,GPU-b", "CUDA_VISIBLE_DEVICES": "1"}, 1),
+        ({"GPU_DEVICE_ORDINAL": "0,1"}, 2),
+        ({"GPU_DEVICE_ORDINAL": "0,1", "HIP_VISIBLE_DEVICES": "0"}, 1),
+    ],
+)
+def test_variables_of_amds_driver_narrow_its_own_devices_only(environment: dict[str, str], count: int) -> None:
+    assert count_gpus(environment, lambda: 8, lambda: True) == count
+    amd = ("ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+    rest = {name: value for name, value in environment.items() if name not in amd}
+    assert count_gpus(environment, lambda: 8, lambda: False) == count_gpus(rest, lambda: 8)
+
+
+def test_a_device_that_torch_knows_is_counted_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(
+        "print('a note of the library')\n"
+        "class accelerator:\n"
+        "    current_accelerator = staticmethod(lambda: type('Device', (), {'type': 'npu'}))\n"
+        "    device_count = staticmethod(lambda: 4)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = set(sys.modules)
+    assert config_of("--nproc-per-node=npu").nproc_per_node == 4
+    with pytest.raises(UsageError, match="no XPU is visible"):
+        count_workers("xpu")
+    assert "torch" not in set(sys.modules) - before
+
+
 def test_cpus_are_those_that_this_process_may_use() -> None:
     result = subprocess.run(
         [

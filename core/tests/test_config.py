@@ -52,7 +52,6 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
         ({"node_rank": 1}, ["node_rank is 1", "at most 1", "--nnodes"]),
         ({"node_rank": -1}, ["node_rank is -1"]),
         ({"master_port": 65536}, ["master_port is 65536", "--master-port"]),
-        ({"role": ""}, ["role is empty", "--role"]),
         ({"start_method": ""}, ["start_method is empty", "--start-method"]),
         ({"signals_to_handle": "SIGTERM,SIGKILL"}, ["SIGKILL", "--signals-to-handle"]),
         ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "not a signal"]),
@@ -165,7 +164,37 @@ def test_one_node_without_an_endpoint_stands_alone_and_several_meet_over_tcp() -
     assert config().rendezvous_parameters().backend == "standalone"
     assert config(rdzv_endpoint="h:1").rendezvous_parameters().backend == "tcp"
     assert config(max_nodes=2, rdzv_endpoint="h:1").rendezvous_parameters().backend == "tcp"
-    assert config(rdzv_backend="static").rendezvous_parameters().backend == "static"
+    assert config(rdzv_backend="static", rdzv_endpoint="h:1").rendezvous_parameters().backend == "static"
+
+
+@pytest.mark.needs("quorate-rendezvous-static", "quorate-rendezvous-c10d", "quorate-rendezvous-etcd")
+@pytest.mark.parametrize(
+    ("name", "chosen"), [("c10d", "standalone"), ("tcp", "standalone"), ("etcd", "etcd"), ("gone", "gone")]
+)
+def test_one_node_needs_no_endpoint_where_its_own_nodes_serve_the_store(name: str, chosen: str) -> None:
+    assert config(rdzv_backend=name).backend() == chosen
+    assert config(rdzv_backend=name, rdzv_endpoint="h:1").backend() == name
+    assert config(max_nodes=2, rdzv_backend=name).backend() == name
+
+
+def test_variables_of_torchelastic_are_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT", "7")
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGUSR1")
+    assert (config().exit_barrier_timeout, config().signals_to_handle) == (7.0, ("SIGTERM", "SIGUSR1"))
+    made = config(exit_barrier_timeout=3, signals_to_handle="SIGINT")
+    assert (made.exit_barrier_timeout, made.signals_to_handle) == (3.0, ("SIGINT",))
+    monkeypatch.setenv("TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT", "soon")
+    with pytest.raises(UsageError, match="TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT"):
+        config()
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    assert "SIGQUIT" in config(exit_barrier_timeout=3).signals_to_handle
+
+
+def test_logs_specs_may_be_the_fourth_argument_and_errors_of_usage_are_value_errors() -> None:
+    specs = DefaultLogsSpecs(log_dir="here")
+    assert LaunchConfig(1, 1, 1, specs).logs_specs is specs
+    with pytest.raises(ValueError, match="min_nodes"):
+        LaunchConfig(0, 1, 1)
 
 
 def test_a_single_nodes_job_gets_a_new_run_id_at_each_launch() -> None:

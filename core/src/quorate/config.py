@@ -20,7 +20,7 @@ from .logs_specs import DefaultLogsSpecs, LogsSpecs
 from .plugins import get_host
 from .rendezvous import RendezvousBackend, RendezvousParameters
 from .timeouts import Timeouts, parse_seconds
-from .worker_settings import WorkerSettings, at_least, not_empty, seconds
+from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable
 
 __all__ = ["LaunchConfig", "Timeouts"]
 
@@ -31,6 +31,10 @@ def _copied(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _logs_specs(value: LogsSpecs | None) -> LogsSpecs:
     return DefaultLogsSpecs() if value is None else value
+
+
+def _exit_barrier_timeout(value: float | None) -> float:
+    return seconds_or_variable("exit_barrier_timeout", value, "TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT", 300.0)
 
 
 def _filters(value: Sequence[str] | None) -> tuple[str, ...]:
@@ -53,9 +57,10 @@ class LaunchConfig(WorkerSettings):
         min_nodes, max_nodes: how many nodes a round needs, and takes at most.
         nproc_per_node: how many workers this node runs.
         run_id: the job's name, the same on all nodes; empty: see :meth:`rendezvous_parameters`.
-        role: role name of this node's workers.
+        role: role name of this node's workers; may be empty.
         rdzv_backend: name of an installed rendezvous backend; empty: ``standalone`` for one node without an
-            endpoint, else ``tcp``.
+            endpoint, else ``tcp``.  One node without an endpoint also gets ``standalone`` for a backend whose store
+            the job's own nodes serve (``c10d``, ``tcp``).
         rdzv_endpoint: where the nodes meet, ``host:port`` unless the backend says otherwise.
         rdzv_configs: settings of the rendezvous, timeouts (:class:`quorate.timeouts.Timeouts`) among them.
         rdzv_timeout: seconds, an old spelling of the setting ``join_timeout``; -1: not set.
@@ -67,7 +72,8 @@ class LaunchConfig(WorkerSettings):
         log_line_prefix_template: what stands before each line on the console.
         metrics_cfg: accepted for programs that pass it; nothing reads it.
         duplicate_stdout_filters, duplicate_stderr_filters: lines with one of these words go to a file of their own.
-        exit_barrier_timeout: seconds for which a node whose workers succeeded waits for the others.
+        exit_barrier_timeout: seconds for which a node whose workers succeeded waits for the others; ``None``:
+            ``TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT``, else 300.
 
     The other arguments are those of :class:`quorate.worker_settings.WorkerSettings`.
 
@@ -78,20 +84,20 @@ class LaunchConfig(WorkerSettings):
     min_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes"))
     max_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes"))
     nproc_per_node: int = field(kw_only=False, validator=at_least(1))
+    logs_specs: LogsSpecs = field(default=None, converter=_logs_specs, kw_only=False)
     run_id: str = ""
-    role: str = field(default="default_role", validator=not_empty)
+    role: str = "default_role"
     rdzv_endpoint: str = ""
     rdzv_backend: str = ""
     rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied)
     rdzv_timeout: float = -1
     rdzv_auth: str | None = field(default=None, validator=_auth)
     start_method: str = field(default="spawn", validator=not_empty)
-    logs_specs: LogsSpecs = field(default=None, converter=_logs_specs)
     log_line_prefix_template: str | None = None
     metrics_cfg: Mapping[str, str] = field(factory=dict)
     duplicate_stdout_filters: tuple[str, ...] = field(default=None, converter=_filters)
     duplicate_stderr_filters: tuple[str, ...] = field(default=None, converter=_filters)
-    exit_barrier_timeout: float = field(default=300.0, validator=seconds)
+    exit_barrier_timeout: float = field(default=None, converter=_exit_barrier_timeout)
 
     def __attrs_post_init__(self) -> None:
         if self.min_nodes > self.max_nodes:
@@ -118,9 +124,14 @@ class LaunchConfig(WorkerSettings):
 
     def backend(self) -> str:
         """Return the name of the rendezvous backend."""
-        if self.rdzv_backend:
-            return self.rdzv_backend
-        return "standalone" if self.max_nodes == 1 and not self.rdzv_endpoint else "tcp"
+        is_alone = self.max_nodes == 1 and not self.rdzv_endpoint
+        if not self.rdzv_backend:
+            return "standalone" if is_alone else "tcp"
+        if is_alone:
+            backend = get_host().catalogue(PluginKind.RENDEZVOUS).get(self.rdzv_backend)
+            if backend is not None and backend.hosted_by_job:
+                return "standalone"
+        return self.rdzv_backend
 
     def auth(self) -> Auth:
         """Return whether the job token is used."""

@@ -40,8 +40,11 @@ class QuorateError(Exception):
     verdict: JobVerdict | None = None
 
 
-class UsageError(QuorateError):
-    """The caller must change the call, flag or setting; the message names it and the remedy."""
+class UsageError(QuorateError, ValueError):
+    """The caller must change the call, flag or setting; the message names it and the remedy.
+
+    It is a ValueError as well, which is what programs written for TorchElastic catch.
+    """
 
 
 @final

@@ -21,6 +21,7 @@ from .errors import RendezvousClosedError, UsageError
 from .failures import ChildFailedError
 from .notices import warn
 from .plugins import PluginHost, get_host
+from .rendezvous import RendezvousHandler
 
 __all__ = ["elastic_launch", "launch", "run_script_path"]
 
@@ -33,7 +34,8 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
 
     Arguments:
         config: this node's part of the job.
-        entrypoint: a callable, called with ``args`` in every worker; or a command, whose argv ``args`` follow.
+        entrypoint: a callable, called with ``args`` in every worker; or a command, whose argv ``args`` follow, as
+            text; ``None``: ``args`` are the whole command.
 
     Returns (the call):
         What the entrypoint returned, by global rank, for the workers of this node (``None`` for a command).
@@ -47,25 +49,26 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
     """
 
     def __init__(
-        self, config: LaunchConfig, entrypoint: Callable[..., Any] | str, *, host: PluginHost | None = None
+        self, config: LaunchConfig, entrypoint: Callable[..., Any] | str | None, *, host: PluginHost | None = None
     ) -> None:
-        if not callable(entrypoint) and not (isinstance(entrypoint, str) and entrypoint):
+        if entrypoint is not None and not callable(entrypoint) and not (isinstance(entrypoint, str) and entrypoint):
             raise UsageError(f"the entrypoint must be a callable or a command, not {entrypoint!r}")
         self._config, self._entrypoint, self._host = config, entrypoint, host
 
     def __call__(self, *args: Any) -> dict[int, Any]:
-        arguments = args if callable(self._entrypoint) else _argv(args)
-        return _run(self._config, self._entrypoint, arguments, self._host)
+        entrypoint, arguments = self._entrypoint, args if callable(self._entrypoint) else _argv(args)
+        if entrypoint is None:
+            if not arguments:
+                raise UsageError("there is neither an entrypoint nor a command among the arguments")
+            entrypoint, arguments = arguments[0], arguments[1:]
+        return _run(self._config, entrypoint, arguments, self._host)
 
 
 launch = elastic_launch
 
 
 def _argv(args: Sequence[Any]) -> tuple[str, ...]:
-    for position, value in enumerate(args):
-        if not isinstance(value, (str, os.PathLike)):
-            raise UsageError(f"argument {position} of the command is {value!r}; a command takes strings only")
-    return tuple(os.fspath(value) for value in args)
+    return tuple(os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value) for value in args)
 
 
 def _run(
@@ -85,11 +88,7 @@ def _run(
         )
         result = agent.run(role=config.role)
     finally:
-        try:
-            handler.shutdown()
-        except BaseException as problem:  # how the job has ended does not depend on it
-            raise_if_interrupted(problem)
-            warn(f"the rendezvous could not be shut down: {type(problem).__name__}: {problem}")
+        _shut_down(handler)
     if not result.is_failed():
         return dict(result.return_values)
     if not result.failures:
@@ -98,6 +97,15 @@ def _run(
         error.verdict = result.verdict
         raise error
     raise ChildFailedError(_name_of(spec, args), result.failures, result.reason, result.verdict)
+
+
+def _shut_down(handler: RendezvousHandler) -> None:
+    """Release the rendezvous.  A handler that fails in it must not replace how the job ended."""
+    try:
+        handler.shutdown()
+    except BaseException as problem:
+        raise_if_interrupted(problem)
+        warn(f"the rendezvous could not be shut down: {type(problem).__name__}: {problem}")
 
 
 def _name_of(spec: WorkerSpec, args: tuple[Any, ...]) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from copy import copy
 from enum import IntFlag
-from typing import final
+from typing import Any, final
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from .errors import UsageError
 from .files import write_atomically
 from .notices import warn
 
-__all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std"]
+__all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std", "adopt_logs_specs", "adopt_logs_specs_class"]
 
 
 @final
@@ -291,6 +292,70 @@ def _make_temporary_folder(name: str) -> str:
                 warn(f"{problem}; {os.path.dirname(folder)} is used instead")
             return folder
     raise UsageError(f"{problem}, nor can any other place; set TMPDIR to a writable folder, or --log-dir")
+
+
+@final
+class _AdoptedLogsSpecs(LogsSpecs):
+    """Logs specs of TorchElastic's interface, which :func:`adopt_logs_specs` explains."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__(theirs.root_log_dir, local_ranks_filter=getattr(theirs, "_local_ranks_filter", None))
+        self._theirs = theirs
+
+    def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
+        dest = self._theirs.reify({rank: dict(environment) for rank, environment in envs.items()})
+        return LogsDest(**{each.name: getattr(dest, each.name) for each in fields(LogsDest)})
+
+
+def adopt_logs_specs(specs: Any) -> LogsSpecs:
+    """Return ``specs`` as quorate's: LogsSpecs of TorchElastic's interface are wrapped, torch's default is replaced.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(specs, LogsSpecs):
+        return specs
+    kind = type(specs)
+    if not callable(getattr(specs, "reify", None)):
+        raise UsageError(
+            f"{kind.__module__}.{kind.__qualname__} is not a subclass of quorate.LogsSpecs, nor of torch's"
+        )
+    if kind.__qualname__ == "DefaultLogsSpecs" and kind.__module__.startswith("torch."):
+        folder = None if specs.root_log_dir == os.devnull else specs.root_log_dir
+        redirects, tee = (_own_choice(choice) for choice in (specs._redirects, specs._tee))
+        return DefaultLogsSpecs(folder, redirects, tee, specs._local_ranks_filter)
+    return _AdoptedLogsSpecs(specs)
+
+
+def adopt_logs_specs_class(kind: Any) -> Callable[..., LogsSpecs]:
+    """Return what makes the logs specs of a class, quorate's or TorchElastic's; the arguments are quorate's.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(kind, type) and issubclass(kind, LogsSpecs):
+        return kind
+    if not (isinstance(kind, type) and callable(getattr(kind, "reify", None))):
+        raise UsageError("is not a subclass of quorate.LogsSpecs, nor of torch's")
+    # Their Std is another class than ours, and theirs is asked for by isinstance.
+    homes = [sys.modules.get(base.__module__) for base in kind.__mro__ if base.__name__ == "LogsSpecs"]
+    std: Any = next((getattr(home, "Std", None) for home in homes), None) or Std
+
+    def make(redirects: StdChoice = Std.NONE, tee: StdChoice = Std.NONE, **others: Any) -> LogsSpecs:
+        return adopt_logs_specs(kind(redirects=_choice_of(std, redirects), tee=_choice_of(std, tee), **others))
+
+    return make
+
+
+def _choice_of(std: Any, choice: Any) -> Any:
+    if isinstance(choice, Mapping):
+        return {rank: std(int(value)) for rank, value in choice.items()}
+    return std(int(choice))
+
+
+def _own_choice(choice: Any) -> StdChoice:
+    own: StdChoice = _choice_of(Std, choice)
+    return own
 
 
 def _make_folder(folder: str) -> None:

@@ -15,16 +15,21 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def record(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def record(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
     """Decorate the entrypoint of a worker: an exception that leaves it is recorded, then raised again.
 
-    Without ``TORCHELASTIC_ERROR_FILE`` in the environment nothing is recorded.  ``SystemExit`` passes through.
+    Without ``TORCHELASTIC_ERROR_FILE`` in the environment nothing is recorded.  ``SystemExit`` passes through, except
+    for code 0: the function has succeeded, and the wrapper returns ``None``.
     """
 
     @wraps(function)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R | None:
         try:
             return function(*args, **kwargs)
+        except SystemExit as stop:
+            if stop.code == 0:
+                return None
+            raise
         except Exception as error:
             record_exception(error)
             raise

@@ -17,9 +17,10 @@ from attrs import Attribute, field, fields, frozen
 from .errors import UsageError
 from .timeouts import parse_seconds
 
-__all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds"]
+__all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds", "seconds_or_variable"]
 
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -79,16 +80,26 @@ def _signals(record: Any, attribute: Attribute[Any], names: Sequence[str]) -> No
             raise UsageError(f"{name!r} is not a signal of this system; {flag} takes names such as SIGTERM")
 
 
-def _signal_names(value: str | Sequence[str]) -> tuple[str, ...]:
+def _signal_names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    if value is None:
+        value = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE") or _SIGNALS
     parts = value.split(",") if isinstance(value, str) else value
     return tuple(dict.fromkeys(part.strip().upper() for part in parts if part.strip()))
 
 
-def _shutdown_timeout(value: float | None) -> float:
+def seconds_or_variable(name: str, value: float | None, variable: str, default: float) -> float:
+    """Return the seconds of the field ``name``: ``value``, else those of an environment variable, else ``default``.
+
+    Raises:
+        UsageError: it is not a number of seconds.
+    """
     if value is not None:
-        return parse_seconds("shutdown_timeout (--shutdown-timeout)", value)
-    text = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
-    return parse_seconds("the environment variable TORCH_ELASTIC_SHUTDOWN_TIMEOUT", text)
+        return parse_seconds(f"{name} ({flag_of(name)})", value)
+    return parse_seconds(f"the environment variable {variable}", os.environ.get(variable) or default)
+
+
+def _shutdown_timeout(value: float | None) -> float:
+    return seconds_or_variable("shutdown_timeout", value, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0)
 
 
 def _copied(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -106,7 +117,8 @@ class WorkerSettings:
         local_addr: the address at which other nodes reach this one.
         node_rank: the group rank that this node asks for.
         shutdown_timeout: seconds that workers get to stop; ``None``: ``TORCH_ELASTIC_SHUTDOWN_TIMEOUT``, else 30.
-        signals_to_handle: names of the signals that stop the job, comma-separated or a sequence.
+        signals_to_handle: names of the signals that stop the job, comma-separated or a sequence; ``None``:
+            ``TORCHELASTIC_SIGNALS_TO_HANDLE``, else SIGTERM, SIGINT, SIGHUP and SIGQUIT.
         virtual_local_rank: each worker sees one device, as local rank 0.
         environment: more variables for the workers.
         share_job_token: the workers get the variables of the job token, which are kept from them otherwise.
@@ -125,9 +137,7 @@ class WorkerSettings:
     local_addr: str | None = None
     node_rank: int | None = field(default=None, validator=at_least(0, optional=True))
     shutdown_timeout: float = field(default=None, converter=_shutdown_timeout)
-    signals_to_handle: tuple[str, ...] = field(
-        default="SIGTERM,SIGINT,SIGHUP,SIGQUIT", converter=_signal_names, validator=_signals
-    )
+    signals_to_handle: tuple[str, ...] = field(default=None, converter=_signal_names, validator=_signals)
     virtual_local_rank: bool = False
     environment: Mapping[str, str] = field(factory=dict, converter=_copied)
     share_job_token: bool = False

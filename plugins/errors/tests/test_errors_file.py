@@ -282,8 +282,9 @@ def test_quorate_record_uses_the_file_recorder(recorder: ErrorRecorder, error_fi
 
 
 def test_a_worker_without_an_error_leaves_none(error_file: Path) -> None:
-    script = "from quorate import record\n@record\ndef main(): raise SystemExit(0)\nmain()"
-    assert _run(script, error_file).returncode == 0
+    script = "from quorate import record\n@record\ndef main(): raise SystemExit(0)\nassert main() is None; print('on')"
+    done = _run(script, error_file)
+    assert (done.returncode, done.stdout) == (0, "on\n"), "the function has succeeded, and the program goes on"
     assert not error_file.exists()
 
 

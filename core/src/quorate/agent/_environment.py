@@ -6,18 +6,21 @@ What does not live here: where logs go (:mod:`quorate.logs_specs`), and starting
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from string import Template
 from typing import Any
 
+from ..errors import UsageError
 from ..job_token import without_token
 from ..net import host_name
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import RunSettings, WorkerSpec
 
-__all__ = ["base_environment", "build_launches", "common_environment", "worker_environment"]
+__all__ = ["base_environment", "build_launches", "check_visible_devices", "common_environment", "worker_environment"]
 
-_LOCAL_RANK_MACRO = "${local_rank}"
+#: ``${local_rank}`` and ``$local_rank``; a second dollar before it makes it text.
+_LOCAL_RANK_MACRO = re.compile(r"(\$?)\$(local_rank\b|\{local_rank\})")
 _PREFIX_WHEN_TEED = "[${role_name}${local_rank}]: "
 
 
@@ -78,10 +81,31 @@ def common_environment(spec: WorkerSpec, local_world_size: int, base: Mapping[st
     return environment
 
 
+def check_visible_devices(spec: WorkerSpec) -> None:
+    """Check that there is a device for each worker where every worker is to see one only.
+
+    Raises:
+        UsageError: ``CUDA_VISIBLE_DEVICES`` shows fewer.
+    """
+    visible = {**os.environ, **spec.environment}.get("CUDA_VISIBLE_DEVICES")
+    if not spec.virtual_local_rank or visible is None:
+        return
+    count = len(_devices_in(visible))
+    if count < spec.local_world_size:
+        raise UsageError(
+            f"{spec.local_world_size} workers need a device each (--virtual-local-rank), but "
+            f"CUDA_VISIBLE_DEVICES={visible} shows {count}; lower --nproc-per-node, or show more devices"
+        )
+
+
+def _devices_in(visible: str) -> list[str]:
+    return [device.strip() for device in visible.split(",") if device.strip()]
+
+
 def _virtualize(environment: dict[str, str], local_rank: int) -> None:
     """Show the worker its own device only, as device 0."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    devices = [device.strip() for device in visible.split(",") if device.strip()]
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = [] if visible is None else _devices_in(visible)
     environment["CUDA_VISIBLE_DEVICES"] = devices[local_rank] if local_rank < len(devices) else str(local_rank)
     environment["LOCAL_RANK"] = "0"
 
@@ -147,7 +171,9 @@ def build_launches(
 
 
 def _expand(argument: Any, local_rank: int) -> Any:
-    return argument.replace(_LOCAL_RANK_MACRO, str(local_rank)) if isinstance(argument, str) else argument
+    if not isinstance(argument, str):
+        return argument
+    return _LOCAL_RANK_MACRO.sub(lambda macro: f"${macro[2]}" if macro[1] else str(local_rank), argument)
 
 
 def _prefix(template: str, environment: Mapping[str, str], assignment: Assignment, local_rank: int) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import final
+from typing import Any, final
+
+from attrs import evolve
 
 from ..catalogue import EventSink, PluginKind
 from ..clock import monotonic
@@ -25,6 +27,7 @@ from ..plugins import PluginHost, get_host
 from ..records import Event, Verdict
 from ..verdict import JobVerdict
 from . import _protocol as protocol
+from ._environment import check_visible_devices
 from ._protocol import Phase
 from ._reports import Reporter
 from ._runner import Runner
@@ -56,12 +59,16 @@ class LocalElasticAgent:
             commands too, if it takes them (``warm``), else those are started by ``exec``.
         exit_barrier_timeout: seconds to wait, after this node's workers have succeeded, for the other nodes.
         log_line_prefix_template: put before each console line of a worker (see ``docs/logs.md``).
+        shutdown_timeout: seconds that workers get to stop; ``None``: as the specification says.
+        health_check_server: for programs written for TorchElastic: its ``stop()`` is called when the run has ended.
+        uninterruptible_state_timeout: accepted for programs that pass it; nothing reads it.
         host: the plugins to use (default: those installed).
 
     Works in any thread (signals are only handled in the main one), any number of times in one process.
 
     Raises:
         UnknownBackendError: no plugin offers the start method.
+        UsageError: there are fewer visible devices than workers that are to see one each.
     """
 
     def __init__(
@@ -71,11 +78,18 @@ class LocalElasticAgent:
         start_method: str = "spawn",
         exit_barrier_timeout: float = 300,
         log_line_prefix_template: str | None = None,
+        shutdown_timeout: float | None = None,
+        health_check_server: Any = None,
+        uninterruptible_state_timeout: float | None = None,
         *,
         host: PluginHost | None = None,
     ) -> None:
         self._host = get_host() if host is None else host
+        if shutdown_timeout is not None:
+            spec = evolve(spec, shutdown_timeout=shutdown_timeout)
+        check_visible_devices(spec)
         self._spec = spec
+        self._health_check_server = health_check_server
         self._logs_specs = DefaultLogsSpecs() if logs_specs is None else logs_specs
         self._settings = RunSettings(
             spec, self._logs_specs, start_method, exit_barrier_timeout, log_line_prefix_template
@@ -125,6 +139,8 @@ class LocalElasticAgent:
         finally:
             self._total = monotonic() - self._started_at
             self._started_at = None
+            if self._health_check_server is not None:
+                self._health_check_server.stop()
             if isinstance(self._logs_specs, DefaultLogsSpecs):
                 self._logs_specs.remove_if_unused()
         self._verdict = self._judge(runner.state, reporter)

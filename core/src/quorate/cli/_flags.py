@@ -63,7 +63,8 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "N|KIND",
             "1",
             kind.workers,
-            "number of workers on this node; cpu, gpu or xpu: one per device; auto: gpu if there is any, else cpu",
+            "number of workers on this node; cpu, gpu or another device of torch: one per device; "
+            "auto: gpu if there is any, else cpu",
         ),
         Flag("node-rank", "N", None, kind.whole, "group rank of this node (static), or the one that it asks for"),
         Flag("role", "NAME", "default", kind.text, "role name of this node's workers"),
@@ -148,16 +149,18 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
         Flag(
             "exit-barrier-timeout",
             "SECONDS",
-            "300",
+            None,
             kind.seconds,
-            "how long a node whose workers succeeded waits for the other nodes",
+            "how long a node whose workers succeeded waits for the other nodes; "
+            "default: TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT, else 300",
         ),
         Flag(
             "signals-to-handle",
             "NAMES",
-            "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
+            None,
             kind.text,
-            "signals upon which the workers are stopped",
+            "signals upon which the workers are stopped; "
+            "default: TORCHELASTIC_SIGNALS_TO_HANDLE, else SIGTERM,SIGINT,SIGHUP,SIGQUIT",
         ),
     ),
     "Output": (

@@ -10,9 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__, notices
+from .._discovery import find_plugins
 from ..errors import (
     PluginError,
     QuorateError,
@@ -37,6 +39,7 @@ commands:
   run          run one node of a job; see: quorate run --help
   plugins      show which plugins are installed, what they offer, and what is wrong with them
   conformance  try a rendezvous backend against the conformance kit; see: quorate conformance --help
+  exec         run a command whose calls of torchrun go to quorate; needs quorate-torchrun
 
 options:
   --help, --version
@@ -73,6 +76,25 @@ _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 }
 
 
+def _find_command(name: str) -> Callable[[Sequence[str]], int] | None:
+    """Return the subcommand ``name`` that an installed distribution offers (entry points of ``quorate.commands``).
+
+    Raises:
+        PluginError: it could not be imported.
+    """
+    found = next((found for found in find_plugins(group="quorate.commands") if found.name == name), None)
+    if found is None:
+        return None
+    module, _, attribute = found.target.partition(":")
+    try:
+        command: Callable[[Sequence[str]], int] = getattr(import_module(module), attribute)
+    except Exception as error:
+        raise PluginError(
+            f"the command {name!r} of {found.distribution} could not be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return command
+
+
 def _dispatch(argv: Sequence[str]) -> int:
     command = argv[0] if argv else ""
     if command in _COMMANDS:
@@ -83,6 +105,9 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command == "--version":
         write_output(f"quorate {__version__}")
         return ExitCode.OK
+    offered = _find_command(command) if command and not command.startswith("-") else None
+    if offered is not None:
+        return offered(argv[1:])
     raise _unknown(command)
 
 
@@ -91,6 +116,8 @@ def _unknown(command: str) -> UsageError:
         return UsageError("a command is missing; write 'quorate run SCRIPT' (see: quorate --help)")
     if command.startswith("-") or command.endswith(".py"):
         return UsageError(f"{command} is not a command; did you mean 'quorate run {command} ...'?")
+    if command == "exec":
+        return UsageError("the command 'exec' is not installed; pip install quorate-torchrun")
     near = get_close_matches(command, _COMMANDS, 1)
     remedy = f"did you mean 'quorate {near[0]}'?" if near else f"the commands are {', '.join(_COMMANDS)}"
     return UsageError(f"{command!r} is not a command; {remedy}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
-from attrs import fields
+from attrs import evolve, fields
 
 from .. import launcher
 from .._discovery import find_plugins
@@ -20,7 +20,7 @@ from .._isolation import call_plugin
 from ..catalogue import CliOption, PluginKind
 from ..config import LaunchConfig
 from ..errors import PluginError, UnknownBackendError, UsageError
-from ..logs_specs import DefaultLogsSpecs, LogsSpecs
+from ..logs_specs import DefaultLogsSpecs, LogsSpecs, adopt_logs_specs_class
 from ..net import format_endpoint
 from ..notices import note, write_output
 from ..plugins import PluginHost, get_host
@@ -31,7 +31,7 @@ from ._help import config_text, help_text
 from ._parse import Parsed, parse
 from ._values import text
 
-__all__ = ["build_command", "build_config", "flags_with", "run"]
+__all__ = ["build_command", "build_config", "check_launch", "flags_with", "run"]
 
 _DEFAULT_MASTER_ADDR = "127.0.0.1"
 _DEFAULT_MASTER_PORT = 29500
@@ -46,18 +46,46 @@ def run(argv: Sequence[str]) -> int:
     if "help" in parsed.actions:
         write_output(help_text(parsed.flags))
         return ExitCode.OK
-    _refuse_plugin_only(host, parsed)
-    config = build_config(parsed)
     if "show-config" in parsed.actions:
-        write_output(config_text(parsed, config))
+        _refuse_plugin_only(host, parsed)
+        write_output(config_text(parsed, build_config(parsed)))
         return ExitCode.OK
-    command, arguments = build_command(parsed)
-    if not parsed.settings["start-method"].is_default:
-        host.choose(PluginKind.STARTER, config.start_method)
-    _prepare_log_dir(parsed["log-dir"])
+    if parsed.script == "-" and not (parsed["module"] or parsed["no-python"]):
+        return _run_stdin(parsed, host)
+    return _launch(parsed, host)
+
+
+def _launch(parsed: Parsed, host: PluginHost) -> int:
+    config, (command, arguments) = check_launch(parsed, host)
     _print_notes(parsed, config)
     launcher.launch(config, command, host=host)(*arguments)
     return ExitCode.OK
+
+
+def _run_stdin(parsed: Parsed, host: PluginHost) -> int:
+    """Run the script that stands on stdin, from a file: each worker reads it, again after a restart."""
+    from tempfile import TemporaryDirectory  # a slow import that only this needs
+
+    with TemporaryDirectory(prefix="quorate_") as folder:
+        path = os.path.join(folder, "stdin.py")
+        with open(path, "wb") as file:
+            file.write(sys.stdin.buffer.read())
+        return _launch(evolve(parsed, script=path), host)
+
+
+def check_launch(parsed: Parsed, host: PluginHost) -> tuple[LaunchConfig, Command]:
+    """Return the launch configuration and the command that the flags ask for; nothing is started.
+
+    Raises:
+        UsageError: a value cannot be used, contradicts another, or names what is not there.
+    """
+    _refuse_plugin_only(host, parsed)
+    config = build_config(parsed)
+    command = build_command(parsed)
+    if not parsed.settings["start-method"].is_default:
+        host.choose(PluginKind.STARTER, config.start_method)
+    _prepare_log_dir(parsed["log-dir"])
+    return config, command
 
 
 def flags_with(options: Iterable[CliOption]) -> tuple[Flag, ...]:
@@ -185,7 +213,7 @@ def _logs_specs(parsed: Parsed) -> LogsSpecs:
     )
 
 
-def _find_logs_specs(name: str) -> type[LogsSpecs]:
+def _find_logs_specs(name: str) -> Callable[..., LogsSpecs]:
     if name == "default":
         return DefaultLogsSpecs
     known = {found.name: found for found in find_plugins(group="torchrun.logs_specs")}
@@ -199,9 +227,10 @@ def _find_logs_specs(name: str) -> type[LogsSpecs]:
         raise PluginError(
             f"logs specs {name!r} of {known[name].distribution} could not be loaded: {type(error).__name__}: {error}"
         ) from error
-    if not (isinstance(kind, type) and issubclass(kind, LogsSpecs)):
-        raise PluginError(f"logs specs {name!r} of {known[name].distribution} is not a subclass of quorate.LogsSpecs")
-    return kind
+    try:
+        return adopt_logs_specs_class(kind)
+    except UsageError as error:
+        raise PluginError(f"logs specs {name!r} of {known[name].distribution} {error}") from None
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -233,7 +262,7 @@ def build_command(parsed: Parsed) -> Command:
 
 def _check_script(script: str) -> None:
     # A macro is only known once there is a worker.  Python also runs folders and archives.
-    if "${" not in script and not os.path.exists(script):
+    if "$" not in script and not os.path.exists(script):
         remedy = "check the path"
         if not script.endswith(".py") and "/" not in script:
             remedy += ", or write -m for a module and --no-python for a program"
@@ -250,7 +279,7 @@ def _current_folder() -> str:
 
 
 def _check_program(program: str) -> None:
-    if "${" in program:
+    if "$" in program:
         return
     places = [program] if "/" in program else [os.path.join(folder, program) for folder in os.get_exec_path()]
     if not any(os.path.isfile(place) and os.access(place, os.X_OK) for place in places):

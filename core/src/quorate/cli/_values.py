@@ -58,12 +58,12 @@ def nodes(value: str) -> tuple[int, int]:
 
 
 def workers(value: str) -> int | str:
-    if value in ("auto", "cpu", "gpu", "xpu"):
+    if value.isidentifier() and value.islower():
         return value
     try:
         return int(value)
     except ValueError:
-        raise ValueError("is neither a number of workers nor one of auto, cpu, gpu, xpu") from None
+        raise ValueError("is neither a number of workers nor one of auto, cpu, gpu, xpu or another device") from None
 
 
 def streams(value: str) -> StdChoice:
@@ -92,6 +92,9 @@ def words(value: str) -> tuple[str, ...]:
 
 def settings(value: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
+    # A shell's quotes, which a program passes on that starts no shell.
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
     for part in value.split(","):
         key, equals, setting = part.partition("=")
         if not part.strip():

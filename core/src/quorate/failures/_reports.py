@@ -17,6 +17,10 @@ from ._error_file import read_error_file
 
 __all__ = ["ChildFailedError", "ProcessFailure"]
 
+#: What TorchElastic's programs find where a worker has left no error file.
+_NO_ERROR_FILE = "<N/A>"
+_NO_ERROR_DATA: Mapping[str, Any] = {"message": "<NONE>"}
+
 
 #: The end of the year 9999, which is the last that can be printed, less a day for the time zone.
 _LAST_SECOND = 253_402_214_400
@@ -33,7 +37,9 @@ class ProcessFailure:
         error_file: where it may have written its error (read at once).
 
     Attributes:
-        error_file_data: the JSON object of the error file, ``{}`` without one.
+        error_file: the error file, ``"<N/A>"`` without one.
+        error_file_data: the JSON object of the error file, ``{"message": "<NONE>"}`` without one.
+        has_error_data: whether the worker has left an error file that can be read.
         message: the recorded message, or one made from the exit code and the last lines of stderr.
         timestamp: seconds since the epoch, from the error file or the time of exit.
         record: everything that is known (:class:`quorate.records.FailureRecord`), where quorate made the failure.
@@ -42,21 +48,24 @@ class ProcessFailure:
     def __init__(
         self, local_rank: int, pid: int, exitcode: int, error_file: str, record: FailureRecord | None = None
     ) -> None:
-        self.local_rank, self.pid, self.exitcode, self.error_file = local_rank, pid, exitcode, error_file
+        self.local_rank, self.pid, self.exitcode = local_rank, pid, exitcode
         self.record = record
         data = record.error_data if record is not None else read_error_file(error_file)
-        self.error_file_data: dict[str, Any] = dict(data) if data else {}
+        self.has_error_data = bool(data)
+        self.error_file_data: dict[str, Any] = dict(data or _NO_ERROR_DATA)
+        self.error_file = error_file if data or os.path.isfile(error_file) else _NO_ERROR_FILE
         self.message, self.timestamp = self._explain()
 
     def _explain(self) -> tuple[str, int]:
         timestamp = self.record.timestamp_ns // 1_000_000_000 if self.record else _mtime(self.error_file)
+        data = self.error_file_data
         try:
-            recorded_at = int(extra_of(self.error_file_data).get("timestamp", timestamp))
+            recorded_at = int(extra_of(data).get("timestamp", data.get("timestamp", timestamp)))
             if 0 <= recorded_at <= _LAST_SECOND:
                 timestamp = recorded_at
         except (TypeError, ValueError, OverflowError):
             pass  # the time of the file is good enough
-        recorded = message_of(self.error_file_data)
+        recorded = message_of(data) if self.has_error_data else None
         if recorded is not None:
             return recorded, timestamp
         if self.record is not None and self.record.message:
@@ -164,9 +173,9 @@ def _record_of(rank: int, failure: ProcessFailure) -> FailureRecord:
         failure.local_rank,
         failure.pid,
         failure.exitcode,
-        cause_of_exit(failure.exitcode, failure.error_file_data),
+        cause_of_exit(failure.exitcode, failure.error_file_data if failure.has_error_data else {}),
         failure.message,
         failure.timestamp * 1_000_000_000,
-        failure.error_file,
-        failure.error_file_data or None,
+        failure.error_file if failure.error_file != _NO_ERROR_FILE else "",
+        failure.error_file_data if failure.has_error_data else None,
     )
