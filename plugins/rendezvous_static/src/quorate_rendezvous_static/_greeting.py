@@ -10,9 +10,9 @@ from typing import final
 
 from quorate.job_token import TOKEN_FILE_VARIABLE
 
-from ._auth import NONCE_BYTES, Challenge, Role, new_nonce
+from ._auth import NONCE_BYTES, TAG_BYTES, Challenge, Role, new_nonce
 from ._peers import Peer, Peers
-from ._wire import HELLO_ITEMS, MAGIC, PROTOCOL_VERSION, Code, Message, Problem, WireError, encode
+from ._wire import HELLO_ITEMS, LARGEST_FRAME, MAGIC, PROTOCOL_VERSION, Code, Message, Problem, WireError, encode
 
 __all__ = ["Greeter", "address_of"]
 
@@ -87,6 +87,7 @@ class Greeter:
         answer = [self._incarnation, challenge.proof(Role.SERVER, self._incarnation)]
         self._peers.send(peer, encode(Code.OK, message.request, PROTOCOL_VERSION, answer))
         peer.session = challenge.session(Role.SERVER)
+        peer.frames.limit = LARGEST_FRAME + TAG_BYTES
 
     def _refuse(self, peer: Peer, message: Message, problem: Problem, sentence: str) -> None:
         # It stays unauthenticated: it reads the answer and leaves, or its time runs out.

@@ -13,7 +13,7 @@ from typing import final
 from quorate.clock import monotonic
 from quorate.net import set_keep_alive
 
-from ._auth import TAG_BYTES, Session
+from ._auth import Session
 from ._limits import Limits
 from ._wire import LARGEST_FRAME, LARGEST_HELLO, FrameBuffer
 
@@ -94,7 +94,7 @@ class Peers:
     def authenticate(self, peer: Peer) -> None:
         """A valid hello has come: the limits of a client apply from now on."""
         peer.authenticated = True
-        peer.frames.limit = LARGEST_FRAME + TAG_BYTES
+        peer.frames.limit = LARGEST_FRAME
         self._unauthenticated.pop(peer, None)
 
     def drop(self, peer: Peer) -> None:
