@@ -112,7 +112,7 @@ class PluginHost:
             self._manager.register(plugin, name)
             problem = self._problem_with(plugin)
             if problem:
-                raise PluginError(f"{name} {problem}")
+                raise PluginError(f"plugin {name} is not used: it {problem}")
         except Exception as error:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
@@ -126,7 +126,7 @@ class PluginHost:
         names = {name for name in dir(plugin) if name.startswith(_PREFIX) and callable(getattr(plugin, name, None))}
         unknown = sorted(name for name in names if not hasattr(hookspecs, name))
         if unknown:
-            return f"implements unknown hooks: {', '.join(unknown)}; see docs/hooks.md for their names"
+            return f"implements hooks that do not exist: {', '.join(unknown)}; docs/hooks.md has the names"
         implemented = {caller.name for caller in self._manager.get_hookcallers(plugin) or ()}
         unmarked = sorted(names - implemented)
         if unmarked:
