@@ -46,8 +46,8 @@ FACTS = ("Called", "Thread", "Answer", "If it raises")
 HOOKS_HEAD = """\
 # Hooks
 
-A plugin is any object that an entry point of the group `quorate` names. It implements hooks: functions marked with
-`quorate.hookimpl`. The verb in a hook's name says how it is called.
+A plugin is a module or an object that an entry point of the group `quorate` names. It implements hooks: functions
+marked with `quorate.hookimpl`. The verb in a hook's name says how it is called.
 
 | verb | how it is called |
 |---|---|
@@ -67,14 +67,15 @@ flowchart LR
 
 - Plugins are called in the alphabetical order of their entry-point names, the same on every host.
 - An implementation may leave out trailing parameters that it does not need.
-- A plugin with a misspelt hook is refused when it is loaded. `quorate plugins` shows what was loaded and what was not.
-- A plugin that raises in a decision, or whose answer is of the wrong type, is reported with its name. The next plugin
-  is asked, in the end the core, and the job goes on.
+- A plugin with a misspelt hook is not used. A warning names the hook, and the job goes on. `quorate plugins` shows
+  which plugins were loaded and which were not.
+- If a plugin raises in a decision, or answers with the wrong type, a warning names the plugin. The next plugin is
+  called, and after the last plugin the core. The job goes on.
 - `QUORATE_DISABLE_PLUGINS=name,...` leaves plugins out.
 
-Records and catalogues are in `quorate.records` and `quorate.catalogue`. The examples are functions of a module; they
-may as well be methods of an object. Tests call them
-([hook_examples.py](../core/tests/hook_examples.py) has what they import).
+The types in the examples are in `quorate.records` and `quorate.catalogue`. The examples are functions of a module;
+methods of an object work too. Tests call the examples. [hook_examples.py](../core/tests/hook_examples.py) shows what
+they import.
 """
 
 EVENTS_HEAD = """\
@@ -136,7 +137,7 @@ def render_events() -> str:
         record: Any = name.details
         types = get_type_hints(record)
         details = ", ".join(f"`{own.name}` ({_type_name(types[own.name])})" for own in fields(record))
-        when = (record.__doc__ or "").strip().rstrip(".")
+        when = (record.__doc__ or "").strip().rstrip(".").replace("``", "`")
         rows.append(f"| `{name}` | {when[0].lower()}{when[1:]} | {details} |")
     return EVENTS_HEAD + "\n".join(rows) + "\n" + EVENTS_TAIL
 

@@ -48,7 +48,7 @@ def test_min_not_met_gives_up_at_the_join_deadline_and_says_who_is_there() -> No
     world.run(100, lambda: node.gave_up is not None)
     assert node.gave_up is not None
     assert node.gave_up.kind == "timeout"
-    assert "waiting for 1 of 2 nodes" in node.gave_up.problem
+    assert "1 of 2 nodes joined" in node.gave_up.problem
     assert "a" in node.gave_up.problem
     assert 60 <= world.now < 61
 

@@ -137,7 +137,7 @@ class CliOption:
 class PluginKind(str, Enum):
     """What a plugin can offer by name; the value is how messages call it."""
 
-    CLI_OPTION = "cli option"
+    CLI_OPTION = "flag"
     RENDEZVOUS = "rendezvous backend"
     STARTER = "start method"
     HEALTH_CHECK = "health check"

@@ -4,7 +4,7 @@ The verb in a hook's name says how it is called:
 
 * ``quorate_register_…``  collected once per process into a catalogue keyed by name;
 * ``quorate_decide_…``    the first answer that is not ``None`` wins; the core's own default answers last;
-* ``quorate_observe_…``   all plugins are called, answers are ignored, an observer that raises is muted.
+* ``quorate_observe_…``   all plugins are called, answers are ignored, an observer that raises is not called again.
 
 Implement a hook with ``quorate.hookimpl``.  Plugins are called in the alphabetical order of their entry-point names,
 the same on every host.  Parameters are positional, at most three, and an implementation may take fewer.
@@ -46,7 +46,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def quorate_register_cli_options() -> Iterable[CliOption]:  # type: ignore[empty-body] # specs have no body
-    """Offer more flags for ``quorate run``; each becomes a rendezvous-independent setting of the launch.
+    """Offer more flags for ``quorate run``; the value of each becomes a setting, whatever the rendezvous backend.
 
     Called: once, when the command line is parsed.
     Thread: the main thread.
@@ -70,7 +70,7 @@ def quorate_register_rendezvous() -> Iterable[RendezvousBackend]:  # type: ignor
 def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empty-body] # specs have no body
     """Offer ways to start workers, chosen by ``--start-method NAME``.
 
-    A command is started by ``exec`` if the one that was chosen takes functions only.
+    If the start method that was chosen takes functions only, a command is started by ``exec``.
 
     Called: once, when a starter is first looked up.
     Thread: the thread that looks it up.
@@ -81,7 +81,7 @@ def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empt
 
 @hookspec
 def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[empty-body] # specs have no body
-    """Offer node checks that run before each join; an unhealthy node does not join, or leaves.
+    """Offer health checks of the node, which run before each join; an unhealthy node does not join, or leaves.
 
     Called: once, before the first join.
     Thread: the agent's thread.
@@ -146,13 +146,13 @@ def quorate_decide_ranks(nodes: Sequence[NodeRecord], previous: Sequence[str]) -
     The core's default (called last):
 
     1. a node with an explicit ``rank_hint`` gets that group rank;
-    2. a node that had a group rank in the previous round keeps it, if the new world is large enough and it is free;
-    3. the others fill the free places, displaced survivors first (by old rank), then newcomers as they came.
+    2. a node keeps its group rank of the previous round, if the rank is free and below the new number of nodes;
+    3. the others get the free ranks: first nodes of the previous round, by old rank, then new nodes, by ticket.
 
     Called: once per round, by the one node that seals it.
     Thread: the rendezvous thread; the implementation may block for a second, not longer.
     Answer: the ``node_id`` of every node in ``nodes``, each once; ``previous`` are the node ids of the previous
-        round by group rank (empty string where not taken part again).
+        round by group rank (an empty string where that node does not take part again).
     If it raises: reported once, and the next plugin is asked; so is an answer that does not name each node once.
     """
 
@@ -186,10 +186,10 @@ def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
     """Classify how a worker failed.
 
     The core's default: a negative exit code is ``signal``, recorded error data is ``exception``, else ``exit_code``.
-    ``broken_collective`` is the cause of a victim: its node waits about a lease for another node to record why the
-    round ended.
+    ``broken_collective`` is the cause of a victim: the node of the victim waits about a lease, so that another node
+    can record why the round ended.
 
-    Called: when a worker ended with a non-zero exit code or hangs, before the restart policy.
+    Called: when a worker ended with a non-zero exit code or hangs, before ``quorate_decide_restart``.
     Thread: the agent's thread; the implementation must not block.
     Answer: the cause.
     If it raises: reported once, and the next plugin is asked; so is an answer that is not a Cause.
@@ -200,8 +200,8 @@ def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
 def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDecision | None:
     """Decide what follows a worker's failure: restart, rescale without this node, or fail the job.
 
-    The core's default: a worker that could not start fails the job; otherwise restart while the budget lasts, after
-    a growing, jittered delay where the same rank failed in the same way before.
+    The core's default: a worker that could not start fails the job; any other failure is a restart while the budget
+    lasts. If the same rank failed by the same cause before, the restart has a delay that grows and is partly random.
 
     Called: on the node whose worker failed first, before the round is ended.
     Thread: the agent's thread; the implementation must not block.

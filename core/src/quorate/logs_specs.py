@@ -366,6 +366,4 @@ def _make_folder(folder: str) -> None:
 
 
 def _unwritable(folder: str, error: OSError) -> UsageError:
-    return UsageError(
-        f"the log directory {folder} cannot be used: {error.strerror}; set --log-dir to a writable folder"
-    )
+    return UsageError(f"the log folder {folder} cannot be used: {error.strerror}; set --log-dir to a writable folder")

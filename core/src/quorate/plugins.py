@@ -113,7 +113,7 @@ class PluginHost:
             self._manager.register(plugin, name)
             problem = self._problem_with(plugin)
             if problem:
-                raise PluginError(f"{name} {problem}")
+                raise PluginError(f"plugin {name} is not used: it {problem}")
         except BaseException as error:
             raise_if_interrupted(error)
             if self._manager.has_plugin(name):
@@ -128,7 +128,7 @@ class PluginHost:
         names = {name for name in dir(plugin) if name.startswith(_PREFIX) and callable(getattr(plugin, name, None))}
         unknown = sorted(name for name in names if not hasattr(hookspecs, name))
         if unknown:
-            return f"implements unknown hooks: {', '.join(unknown)}; see docs/hooks.md for their names"
+            return f"implements hooks that do not exist: {', '.join(unknown)}; docs/hooks.md has the names"
         unmarked = sorted(names.difference(self.hooks_of(plugin)))
         if unmarked:
             return f"does not mark {', '.join(unmarked)} as hooks; put @quorate.hookimpl before each of them"

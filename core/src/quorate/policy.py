@@ -33,7 +33,7 @@ def default_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDec
         return RestartDecision(Verdict.RESTART, f"restart {budget.used + 1} of {budget.allowed}", delay)
     if budget.allowed == 0:
         return RestartDecision(Verdict.FAILED, "no restarts are allowed (--max-restarts=0)")
-    used = "the one restart is used" if budget.allowed == 1 else f"all {budget.allowed} restarts are used"
+    used = "the only restart is used up" if budget.allowed == 1 else f"all {budget.allowed} restarts are used up"
     return RestartDecision(Verdict.FAILED, f"{used} (--max-restarts={budget.allowed})")
 
 

@@ -50,7 +50,7 @@ class Timeouts:
 
     join_timeout: float = _timeout(
         600.0,
-        "from the request to join until a round is sealed with this node in it; all other parts of joining lie inside",
+        "from the request to join until a round is sealed with this node in it; includes all other waits of joining",
     )
     connect_timeout: float = _timeout(
         60.0, "one attempt to reach the store; attempts are repeated until `join_timeout`"
@@ -61,15 +61,16 @@ class Timeouts:
         "not used once `max_nodes` are there",
     )
     settle_timeout: float = _timeout(
-        0.1, "how long arrivals at a running job are gathered, so that ten new nodes cost one new round"
+        0.1,
+        "a round ends for new nodes once no further one has arrived for this long, so that ten cost one new round",
     )
     lease_timeout: float = _timeout(
         3.0,
-        "how long a node's heartbeat may stand still before the others go on without it; a node sends one every "
-        "quarter of it. A node whose collectives broke waits for the lease and a quarter before it records that as "
-        "the cause",
+        "how long a node's heartbeat may stand still before the others go on without the node. A node sends four "
+        "heartbeats in this time. A node whose collectives broke waits 1.25 times as long before it records that "
+        "as the cause",
     )
-    operation_timeout: float = _timeout(5.0, "one operation on the store; failed ones are repeated")
+    operation_timeout: float = _timeout(5.0, "one operation on the store; a failed operation is repeated")
     store_outage_timeout: float = _timeout(
         300.0, "how long healthy workers keep running while the store cannot be reached"
     )
@@ -138,7 +139,7 @@ def _reconciled(chosen: dict[str, float]) -> dict[str, float]:
         if smaller in chosen and larger in chosen:
             raise UsageError(
                 f"{smaller}={values[smaller]:g} is above {larger}={values[larger]:g}, but {why}; "
-                f"lower the one or raise the other (--rdzv-conf)"
+                f"lower {smaller} or raise {larger} (--rdzv-conf)"
             )
         # What was set stays; the default gives way to it.
         follower, leader = (larger, smaller) if smaller in chosen else (smaller, larger)

@@ -135,11 +135,11 @@ def test_an_agent_that_does_not_turn_is_not_live(service: HealthService, agent: 
 
 
 def test_an_agent_without_workers_is_not_ready_and_says_why(service: HealthService, agent: StubAgent) -> None:
-    agent.phase, agent.reason = "joining", "waiting for 1 of 2 nodes"
+    agent.phase, agent.reason = "joining", "1 of 2 nodes joined"
     assert ask(service, "/livez")[0] == 200
     status, body, _ = ask(service, "/readyz")
     assert status == 503
-    assert body == "no workers run in a sealed round; the agent is joining: waiting for 1 of 2 nodes\n"
+    assert body == "no workers run in a sealed round; the agent is joining: 1 of 2 nodes joined\n"
     status, body, _ = ask(service, "/healthz")
     assert (status, json.loads(body)["reasons"]) == (503, [body_line(ask(service, "/readyz")[1])])
 

@@ -122,7 +122,7 @@ def build_launches(
     ``defaults`` are variables that workers get as :func:`base_environment` says.
 
     Raises:
-        UsageError: the log directory cannot be used.
+        UsageError: the log folder cannot be used.
     """
     spec, logs_specs, prefix_template = settings.spec, settings.logs_specs, settings.prefix_template
     base = base_environment(spec, defaults)

@@ -18,6 +18,7 @@ from ..errors import (
     RendezvousClosedError,
     SignalException,
     UnhealthyNodeError,
+    UnknownBackendError,
     UsageError,
 )
 from ..failures import ProcessFailure, copy_error_data
@@ -225,7 +226,10 @@ def _find_sink(host: PluginHost, name: str) -> EventSink | None:
         return None
     if name == "console":
         return EventSink("console", "one JSON line per event on stderr", _to_console)
-    sink: EventSink = host.choose(PluginKind.EVENT_SINK, name)
+    try:
+        sink: EventSink = host.choose(PluginKind.EVENT_SINK, name)
+    except UnknownBackendError as error:  # plugins do not know the two names above
+        raise UnknownBackendError(error.kind, name, sorted([*error.known, "null", "console"]), error.remedy) from None
     return sink
 
 

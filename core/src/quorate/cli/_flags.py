@@ -66,7 +66,13 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "number of workers on this node; cpu, gpu or another device of torch: one per device; "
             "auto: gpu if there is any, else cpu",
         ),
-        Flag("node-rank", "N", None, kind.whole, "group rank of this node (static), or the one that it asks for"),
+        Flag(
+            "node-rank",
+            "N",
+            None,
+            kind.whole,
+            "static: group rank of this node; other backends: group rank that it asks for",
+        ),
         Flag("role", "NAME", "default", kind.text, "role name of this node's workers"),
     ),
     "Rendezvous": (
@@ -102,20 +108,21 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "PORT",
             None,
             kind.whole,
-            "static only: MASTER_PORT of the workers (29500; rendezvous is one port above it); 0: a free one",
+            "static only: MASTER_PORT of the workers; rendezvous uses the next port; "
+            "default and 0: 29500, or a free port for one node",
         ),
         Flag("local-addr", "HOST", None, kind.text, "address at which other nodes reach this one"),
     ),
     "The program": (
         Flag("module", "", "0", kind.switch, "SCRIPT is a module, run as by python -m", "m"),
         Flag("no-python", "", "0", kind.switch, "SCRIPT is a program, run without Python"),
-        Flag("run-path", "", "0", kind.switch, "run SCRIPT by runpy in a process started as by --start-method"),
+        Flag("run-path", "", "0", kind.switch, "run SCRIPT by runpy, as a function that --start-method starts"),
         Flag(
             "start-method",
             "NAME",
             "spawn",
             kind.text,
-            "how functions (--run-path) are started: spawn, fork, ...; warm takes scripts too",
+            "how functions (--run-path) are started: spawn, fork, forkserver or warm; warm also starts scripts",
         ),
         Flag("virtual-local-rank", "", "0", kind.switch, "each worker sees one device, as local rank 0"),
         Flag(
@@ -128,7 +135,9 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
         ),
     ),
     "Running and stopping": (
-        Flag("max-restarts", "N", "0", kind.whole, "maximum number of restarts after failures, of the whole job"),
+        Flag(
+            "max-restarts", "N", "0", kind.whole, "maximum number of restarts after failures, counted for the whole job"
+        ),
         Flag(
             "monitor-interval", "SECONDS", "0.1", kind.seconds, "maximum polling interval where no event is available"
         ),
@@ -159,7 +168,7 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "NAMES",
             None,
             kind.text,
-            "signals upon which the workers are stopped; "
+            "signals after which this node stops its workers and leaves the job; "
             "default: TORCHELASTIC_SIGNALS_TO_HANDLE, else SIGTERM,SIGINT,SIGHUP,SIGQUIT",
         ),
     ),
@@ -184,10 +193,16 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "WORDS",
             None,
             kind.words,
-            "lines of stdout with one of these words also go to a file; a comma is written twice",
+            "lines of stdout with one of these words also go to a file: WORD,...; a comma in a word is written twice",
         ),
-        Flag("duplicate-stderr-filters", "WORDS", None, kind.words, "the same for stderr"),
-        Flag("logs-specs", "NAME", None, kind.text, "an installed entry point of group torchrun.logs_specs"),
+        Flag("duplicate-stderr-filters", "WORDS", None, kind.words, "as for --duplicate-stdout-filters, for stderr"),
+        Flag(
+            "logs-specs",
+            "NAME",
+            None,
+            kind.text,
+            "where output goes: name of an entry point of the group torchrun.logs_specs",
+        ),
         Flag(
             "event-log-handler", "NAME", "null", kind.text, "destination of events: null, console, or a plugin's name"
         ),

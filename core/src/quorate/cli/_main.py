@@ -38,7 +38,7 @@ usage: quorate COMMAND ...
 commands:
   run          run one node of a job; see: quorate run --help
   plugins      show which plugins are installed, what they offer, and what is wrong with them
-  conformance  try a rendezvous backend against the conformance kit; see: quorate conformance --help
+  conformance  test a rendezvous backend with the conformance kit; see: quorate conformance --help
   exec         run a command whose calls of torchrun go to quorate; needs quorate-torchrun
 
 options:

@@ -288,7 +288,7 @@ def _check_program(program: str) -> None:
 
 
 def _prepare_log_dir(folder: str | None) -> None:
-    """Make the log directory, so that a wrong one is reported before this node joins the job."""
+    """Make the log folder, so that a wrong one is reported before this node joins the job."""
     if not folder:
         return
     problem = ""
@@ -299,7 +299,7 @@ def _prepare_log_dir(folder: str | None) -> None:
     if not problem and not os.access(folder, os.W_OK | os.X_OK):
         problem = "it is not writable"
     if problem:
-        raise UsageError(f"the log directory {folder} cannot be used: {problem}; set --log-dir to a writable folder")
+        raise UsageError(f"the log folder {folder} cannot be used: {problem}; set --log-dir to a writable folder")
 
 
 # --- notes for people -----------------------------------------------------------------------------------------------

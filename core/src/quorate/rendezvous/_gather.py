@@ -91,8 +91,8 @@ def evaluate(state: State, now: float) -> Readiness:
     if count >= settings.max_nodes and not missing:
         return Readiness(Rule.FULL, f"all {settings.max_nodes} nodes are here: {names}")
     if count < settings.min_nodes:
-        shortage = f"waiting for {settings.min_nodes - count} of {settings.min_nodes} nodes"
-        return Readiness(Rule.BELOW_MINIMUM, f"{shortage}; here: {names}{_declined(state)}")
+        shortage = f"{count} of {settings.min_nodes} nodes joined ({names}), waiting for the others"
+        return Readiness(Rule.BELOW_MINIMUM, f"{shortage}{_declined(state)}")
     if missing:
         ranks = str(missing[:_MOST_NAMES]) + (" and more" if len(missing) > _MOST_NAMES else "")
         text = f"waiting for the group rank(s) {ranks} of the last round to stop their workers"

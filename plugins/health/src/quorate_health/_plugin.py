@@ -50,24 +50,25 @@ class _Plugin:
         return [
             CliOption(
                 "health-port",
-                f"serve health, metrics and status over HTTP at this port; 0: a free one; default: {_PORT_VARIABLE}",
+                "serve health, metrics and status over HTTP at this port; 0: a free port; "
+                f"default: {_PORT_VARIABLE}, else no server",
                 apply=_setting("health_port", port_of),
             ),
-            CliOption("health-host", "the address to serve them at (127.0.0.1)", apply=_setting("health_host")),
+            CliOption("health-host", "address of that server; default: 127.0.0.1", apply=_setting("health_host")),
             CliOption(
                 "health-checks",
-                "the checks of this node before each join: all, none, or names, -NAME for all but that; "
-                "see docs/health.md [all]",
+                "checks of this node before each join: all, none, or names; -NAME: all but that one; default: all; "
+                "see docs/health.md",
                 apply=_setting("health_checks", names_of),
             ),
             CliOption(
                 "health-check-conf",
-                "limits of these checks: NAME=NUMBER,...",
+                "limits of the checks: NAME=NUMBER,...",
                 apply=_setting("health_check_conf", limits_of),
             ),
             CliOption(
                 "health-check-cmd",
-                "a command that is a check too: any exit code but 0 means that this node is unhealthy",
+                "command to run as one more check; an exit code other than 0 means that this node is unhealthy",
                 apply=_setting("health_check_cmd", command_of),
             ),
         ]

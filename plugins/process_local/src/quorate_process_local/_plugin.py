@@ -73,5 +73,7 @@ class plugin:  # noqa: N801 - the entry point's name
     def quorate_register_cli_options() -> Iterable[CliOption]:
         """Offer the flag that says what warm workers find imported."""
         return (
-            CliOption("preload", "--start-method=warm: modules to import before workers start", None, _note_preload),
+            CliOption(
+                "preload", "modules to import before workers start; only for --start-method=warm", None, _note_preload
+            ),
         )

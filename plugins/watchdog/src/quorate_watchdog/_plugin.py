@@ -37,7 +37,7 @@ class _Plugin:
         return [
             CliOption(
                 "heartbeat-timeout",
-                "a worker hangs if its next quorate_watchdog.heartbeat() is late by this many seconds; 0: never",
+                "a worker hangs if this many seconds pass between two calls of quorate_watchdog.heartbeat(); 0: never",
                 "0",
                 _seconds("heartbeat-timeout", "heartbeat_timeout"),
                 metavar="SECONDS",
