@@ -20,7 +20,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test test-core lint format types tests reference coverage simulate dist bench clean system-packages etcd redis chromium mpirun
+.PHONY: help demo test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd redis chromium mpirun
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -63,6 +63,12 @@ reference: $(STAMP) etcd ## the reference suite of elastic agents, which is not 
 
 simulate: $(STAMP) ## random scenarios in virtual time (SEEDS=1000 FIRST=0; ARGS="--nodes 10000" for one large job)
 	$(BIN)/python -m quorate.testing.simulate --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0) $(ARGS)
+
+fuzz: $(STAMP) ## random bytes for everything that reads what others wrote (SECONDS=10 for each; ARGS=--coverage with atheris installed)
+	$(BIN)/python -m core.tests.fuzz --seconds $(or $(SECONDS),10) $(ARGS)
+
+docs: $(STAMP) ## write the generated parts of docs/ anew
+	$(BIN)/python -m quorate.cli._reference docs
 
 bench: $(STAMP) etcd mpirun ## every benchmark, side by side with the peers that are installed (about 25 minutes; NAME=launch for one)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench

@@ -1,1 +1,1 @@
-"""Measurements that anybody can repeat; each module is one subcommand of ``python -m benchmarks``."""
+"""Measurements that can be repeated anywhere; each module is one subcommand of ``python -m benchmarks``."""

@@ -1,7 +1,7 @@
-"""An agent that has imported all it needs and joins when told so: ``LAUNCHER BACKEND NODES PORT IS_HOST COMMAND…``.
+"""An agent that has imported all it needs and joins on demand: ``LAUNCHER BACKEND NODES PORT IS_HOST COMMAND…``.
 
-Starts through the Python interface of the launcher (``quorate`` or ``torchrun``), so that what is measured from the
-word on is the job, not the interpreter.  Says ``ready`` on standard output and waits for a line.
+It starts through the Python interface of the launcher (``quorate`` or ``torchrun``), so that the job is measured and
+not the interpreter.  It prints ``ready`` on standard output, waits for a line, and joins.
 """
 
 from __future__ import annotations
@@ -11,19 +11,12 @@ import sys
 from importlib import import_module
 from typing import Any
 
-#: The modules that an agent imports before it joins, whatever the backend, and those of each.
-ALWAYS = (
-    "quorate.agent._runner",
-    "quorate.rendezvous._handler",
-    "quorate_process_local._exec",
-    "quorate_watchdog._service",
-)
+#: Modules that an agent imports before it joins though nothing imports them at their head: always, and by backend.
+ALWAYS = ("quorate.agent._runner", "quorate.rendezvous._handler", "quorate_process_local._exec")
 OF_BACKEND = {
     "c10d": ("torch.distributed", "quorate_rendezvous_c10d._bootstrap", "quorate_rendezvous_c10d._store"),
-    "tcp": ("quorate_rendezvous_static._client", "quorate_rendezvous_static._fork"),
+    "tcp": ("quorate_rendezvous_static._client", "quorate_rendezvous_static._server"),
 }
-#: What plugins offer and it asks for before it joins.
-CATALOGUES = ("rendezvous backend", "start method", "health check", "watchdog", "service")
 
 
 def main() -> None:
@@ -42,20 +35,19 @@ def main() -> None:
     job: Any
     if launcher == "quorate":
         from quorate import LaunchConfig, launch
-        from quorate.plugins import get_host
+        from quorate.plugins import PluginKind, get_host
 
-        # What torch's launcher imports when it is imported, ours imports when it is needed.
         for name in (*ALWAYS, *OF_BACKEND[backend]):
             import_module(name)
-        for kind in CATALOGUES:
+        for kind in PluginKind:
             get_host().catalogue(kind)
         job = launch(LaunchConfig(**settings), command[0])
     else:
-        from torch.distributed.launcher.api import LaunchConfig as TorchConfig
+        from torch.distributed.launcher.api import LaunchConfig as TorchConfig  # not in quorate's agent
         from torch.distributed.launcher.api import elastic_launch
 
         job = elastic_launch(TorchConfig(**settings), command[0])
-    # A full collection of what torch has loaded takes some 50 ms, and whom it meets is chance.
+    # A full collection of what torch has loaded takes some 50 ms, at a time that nothing controls.
     gc.collect()
     gc.freeze()
     print("ready", flush=True)

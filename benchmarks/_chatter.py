@@ -1,7 +1,7 @@
-"""A worker that prints numbered lines of 100 bytes, ``RANK NUMBER xxxx…``, once it is told to: ``COUNT READY GO``.
+"""A worker that prints numbered lines of 100 bytes, ``RANK NUMBER xxxx…``, upon a signal: ``COUNT READY GO``.
 
-It says that it is ready by a byte into one named pipe and begins with a byte from another, so that what is measured is
-the launcher, not the start of workers.  It writes a hundred lines at a time: nor is it the worker's own system calls.
+It writes a byte into the named pipe READY, and begins when it reads one from GO, so that the start of workers is not
+measured.  It writes a hundred lines at a time, so that its own system calls are not measured either.
 """
 
 import os

@@ -1,9 +1,9 @@
 """Many nodes of one job in one thread, over one connection to work and a few to wait.
 
-``BACKEND ENDPOINT RUN_ID HERE FIRST ALL``.  Each node is the very protocol machine and interpreter that an agent runs;
-only their threads are left out, because thousands of them on a few cores would measure nothing but themselves.  Says
-``ready``, waits for a line, then prints when its last node had its place (monotonic seconds), and the store operations
-and bytes that its nodes took.
+``BACKEND ENDPOINT RUN_ID HERE FIRST ALL``.  Each node is the protocol machine and interpreter of a real agent.  Only
+the threads are left out, because thousands of threads on a few cores would be all that is measured.  Prints ``ready``,
+waits for a line, then prints when its last node had its assignment (monotonic seconds), and the store operations and
+bytes of its nodes.
 """
 
 from __future__ import annotations
@@ -17,26 +17,30 @@ from collections import deque
 from collections.abc import Sequence
 from typing import final
 
+from quorate.catalogue import PluginKind
+from quorate.job_token import job_token_of
 from quorate.plugins import get_host
 from quorate.records import NodeRecord, RoundSummary
-from quorate.rendezvous import RendezvousParameters, Store, order_nodes
+from quorate.rendezvous import RendezvousParameters, Store, order_nodes, protect
 from quorate.rendezvous._driver import perform
-from quorate.rendezvous._interpreter import Interpreter, WaitDesk
+from quorate.rendezvous._executor import Interpreter, PendingWait
 from quorate.rendezvous._protocol import Call, Input, Join, Joined, Output, Reply, Settings
 from quorate.rendezvous._store import InterruptibleStore
+from quorate.timeouts import Timeouts
 
 
 @final
 class Node:
-    """One node: its interpreter, and its part in what the crowd shares."""
+    """One node: its interpreter, and its connection to what the crowd shares."""
 
     def __init__(self, crowd: Crowd, number: int, everywhere: int) -> None:
         self._crowd = crowd
         self._record = NodeRecord(f"node-{number}", "default", 1, host=f"host-{number % 64}", port=1 + number % 60_000)
-        # Nobody dies here, so that heartbeats would only disturb the measurement.
-        settings = Settings(everywhere, everywhere, join_timeout=600.0, lease_timeout=600.0, store_outage_timeout=600.0)
+        # No node is lost here, and heartbeats would disturb the measurement.
+        timeouts = Timeouts(join_timeout=600.0, lease_timeout=600.0, store_outage_timeout=600.0)
+        settings = Settings(everywhere, everywhere, timeouts)
         self.interpreter = Interpreter(settings, self, time.monotonic, 600.0)
-        self.desk = WaitDesk()
+        self.desk = PendingWait()
         self.joined = False
 
     def join(self) -> None:
@@ -45,13 +49,13 @@ class Node:
     def call(self, call: Call) -> None:
         self._crowd.calls.append((self, call))
 
-    def aim(self, key: str | None) -> None:
+    def wait_for(self, key: str | None) -> None:
         old = self.desk.key
-        self.desk.aim(key)
+        self.desk.set_key(key)
         if not self.joined:
             self._crowd.want(old, key, self)
 
-    def tell(self, output: Output, /) -> None:
+    def emit(self, output: Output, /) -> None:
         if isinstance(output, Joined):
             self.joined = True
             self._crowd.joined += 1
@@ -74,7 +78,7 @@ class Waiter:
         threading.Thread(target=self._run, daemon=True).start()
 
     def ask(self, key: str) -> None:
-        """Wait for ``key`` from now on, instead of whatever was waited for."""
+        """Wait for ``key`` from now on, instead of the key before."""
         self.key = key
         self._asked.put(key)
         self.stop()
@@ -99,18 +103,23 @@ class Crowd:
     """All nodes of this process, and the connections that they share."""
 
     def __init__(self, parameters: RendezvousParameters, here: int, first: int, everywhere: int) -> None:
-        open_store = get_host().choose("rendezvous backend", parameters.backend).open_store
-        self._work: Store = open_store(parameters)
+        open_store = get_host().choose(PluginKind.RENDEZVOUS, parameters.backend).open_store
+        token = job_token_of(parameters.config)
+
+        def opened() -> Store:
+            return protect(open_store(parameters), parameters.run_id, token, print)
+
+        self._work: Store = opened()
         self.calls: deque[tuple[Node, Call]] = deque()
         self.joined = self.operations = self.bytes = 0
         self._wanted: dict[str, list[Node]] = {}
         self._come: queue.SimpleQueue[tuple[str, bytes | None]] = queue.SimpleQueue()
         # All but the sealer wait for one and the same key.
-        self._many, self._one = (Waiter(open_store(parameters), self._come) for _ in range(2))
+        self._many, self._one = (Waiter(opened(), self._come) for _ in range(2))
         self._nodes = [Node(self, first + number, everywhere) for number in range(here)]
 
     def want(self, old: str | None, key: str | None, node: Node) -> None:
-        """Have ``node`` told when ``key`` is there, and not any more of ``old``."""
+        """Give ``node`` the value of ``key`` once it is there, and no longer that of ``old``."""
         if old is not None and node in self._wanted.get(old, ()):
             self._wanted[old].remove(node)
         if key is None:
@@ -121,14 +130,14 @@ class Crowd:
         self._wanted.setdefault(key, []).append(node)
 
     def run(self) -> float:
-        """Have all nodes join and return when the last one had its place."""
+        """Have all nodes join; returns the monotonic second at which the last one had its assignment."""
         for node in self._nodes:
             node.join()
         while self.joined < len(self._nodes):
             if self.calls:
-                self._carry_out(*self.calls.popleft())
+                self._perform(*self.calls.popleft())
                 continue
-            due = min((at for node in self._nodes if (at := node.interpreter.next_due()) is not None), default=None)
+            due = min((at for node in self._nodes if (at := node.interpreter.next_due_at()) is not None), default=None)
             try:
                 key, value = self._come.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
             except queue.Empty:
@@ -141,7 +150,7 @@ class Crowd:
                     node.interpreter.feed(event)
         return time.monotonic()
 
-    def _carry_out(self, node: Node, call: Call) -> None:
+    def _perform(self, node: Node, call: Call) -> None:
         answer = perform(self._work, call)
         self.operations += 1
         self.bytes += sum(map(len, call.keys)) + sum(map(len, call.values))
@@ -152,7 +161,7 @@ class Crowd:
     def _tick(self) -> None:
         for node in self._nodes:
             event: Input | None
-            while (event := node.interpreter.timely(False)) is not None:
+            while (event := node.interpreter.due_input(False)) is not None:
                 node.interpreter.feed(event)
 
 
@@ -163,7 +172,7 @@ def main() -> None:
         backend, endpoint, run_id, everywhere, everywhere, "127.0.0.1", is_host=False, operation_timeout=120.0
     )
     crowd = Crowd(parameters, here, first, everywhere)
-    # A full collection of what torch has loaded takes some 50 ms, and whom it meets is chance.
+    # A full collection of what torch has loaded takes some 50 ms, at a time that nothing controls.
     gc.collect()
     gc.freeze()
     print("ready", flush=True)

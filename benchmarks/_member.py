@@ -1,4 +1,4 @@
-"""A worker of a job of several nodes: says when it runs and in which world, then waits to be stopped."""
+"""A worker of a job of several nodes: writes when it runs and in which world, then waits to be stopped."""
 
 import os
 import signal

@@ -1,6 +1,6 @@
-"""Starts the launchers that are compared, and reads what the kernel knows of them.
+"""Starts the launchers that are compared, and reads what the kernel has counted of them.
 
-What does not live here: which measurements are made, and how they are told (``launch.py``).
+What does not live here: which measurements are made (``launch.py``), and how they are printed (``_report.py``).
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, final
 
+from quorate.proc import resident_bytes, stat_of
+
 WORKER = str(Path(__file__).with_name("_worker.py"))
 DEADLINE_SECONDS = 120.0
-#: What a launcher does right after the start is neither idling nor waiting for trouble.
+#: After the start of its workers a launcher is not idle yet.
 SETTLE_SECONDS = 1.0
 
 
@@ -69,7 +71,7 @@ def elastic(name: str, command: Sequence[str], worker: str = WORKER) -> Peer:
 
 
 def interpreter_alone() -> Peer:
-    """Return a bare Python with the same worker: what no launcher can undercut."""
+    """Return a bare Python with the same worker: the lower bound of every launcher."""
     return Peer("python", lambda n, args: [sys.executable, "-u", WORKER, *args])
 
 
@@ -80,7 +82,7 @@ def program(name: str) -> str | None:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on right now."""
+    """Return a port of the loopback interface that is free right now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -94,7 +96,7 @@ class Launcher:
     def __init__(self, peer: Peer, workers: int, arguments: Sequence[str] = ()) -> None:
         self.peer = peer
         self._buffer = b""
-        self._heard: list[int] = []
+        self._worker_pids: list[int] = []
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.began = time.monotonic()
@@ -126,7 +128,7 @@ class Launcher:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for pid in self._heard:  # not every launcher takes its workers with it
+        for pid in self._worker_pids:  # some launchers leave their workers running
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -146,27 +148,27 @@ class Launcher:
             ready, _, _ = select.select([self._pipe], [], [], max(0.0, deadline - time.monotonic()))
             data = os.read(self._pipe.fileno(), 4096) if ready else b""
             if not data:
-                raise BenchmarkError(f"{self.peer.name} started no worker: {self._last_words()}")
+                raise BenchmarkError(f"{self.peer.name} started no worker: {self._last_output()}")
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        self._heard.append(int(line))
-        return self._heard[-1]
+        self._worker_pids.append(int(line))
+        return self._worker_pids[-1]
 
     def wait(self) -> float:
         """Return the monotonic second at which the launcher has ended, which it must do with success."""
-        # Not by Popen.wait with a time-out, which looks every 50 ms.
+        # Not by Popen.wait with a timeout, which looks every 50 ms.
         ready, _, _ = select.select([self._exit], [], [], DEADLINE_SECONDS)
         ended = time.monotonic()
         if not ready:
-            raise BenchmarkError(f"{self.peer.name} did not end: {self._last_words()}")
+            raise BenchmarkError(f"{self.peer.name} did not end: {self._last_output()}")
         code = self._process.wait()
         if code != 0:
-            raise BenchmarkError(f"{self.peer.name} ended with exit code {code}: {self._last_words()}")
+            raise BenchmarkError(f"{self.peer.name} ended with exit code {code}: {self._last_output()}")
         return ended
 
-    def _last_words(self) -> str:
+    def _last_output(self) -> str:
         self._errors.seek(0)
-        return self._errors.read()[-500:].decode(errors="replace").strip() or "it said nothing"
+        return self._errors.read()[-500:].decode(errors="replace").strip() or "it printed nothing"
 
 
 @final
@@ -179,23 +181,21 @@ class Usage:
 
 
 def usage_of(pid: int) -> Usage:
-    """Read what the kernel has counted; CPU time in nanoseconds where it tells, else in clock ticks."""
-    tasks = Path(f"/proc/{pid}/task")
-    wake_ups = sum(int(_status(task / "status")["voluntary_ctxt_switches"]) for task in tasks.iterdir())
+    """Read what the kernel has counted; CPU time in nanoseconds where it counts them, else in clock ticks."""
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    wake_ups = sum(_voluntary_switches(task) for task in tasks)
     try:
-        spent = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
-        return Usage(spent / 1e6, wake_ups)
+        return Usage(sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e6, wake_ups)
     except OSError:
-        # The name in parentheses may hold blanks: count the fields behind it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return Usage((int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK"), wake_ups)
+        stat = stat_of(pid)
+        return Usage(0.0 if stat is None else stat.cpu_seconds * 1000, wake_ups)
 
 
 def resident_mb(pid: int) -> float:
     """Return the resident memory of the process in MB (10^6 bytes)."""
-    return int(_status(Path(f"/proc/{pid}/status"))["VmRSS"].split()[0]) * 1024 / 1e6
+    return (resident_bytes(pid) or 0) / 1e6
 
 
-def _status(path: Path) -> Mapping[str, str]:
-    pairs = (line.partition(":") for line in path.read_text().splitlines())
-    return {name: value.strip() for name, _, value in pairs}
+def _voluntary_switches(task: Path) -> int:
+    lines = (task / "status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))

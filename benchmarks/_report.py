@@ -1,4 +1,4 @@
-"""How measurements are told: a table while they are made, a JSON file with every sample, and a picture.
+"""Reports measurements: a table while they are made, a JSON file with every sample, and a picture.
 
 Every claim is a ratio to a peer, or a bound, printed beside its measurement.  What does not live here: measuring.
 """
@@ -45,8 +45,8 @@ _Contender = TypeVar("_Contender")
 def in_turns(contenders: Iterable[_Contender], repeats: int) -> Iterator[_Contender]:
     """Yield all contenders ``repeats`` times, each time in another order, the first time in the given one.
 
-    In one and the same order each would always come right after the same other one, and find the caches and the dying
-    processes that it leaves, which behind a launcher with torch are others.  Every run has the same orders.
+    In a fixed order each contender would always find the caches and dying processes of the same other one.  The orders
+    are the same in every run.
     """
     order, choice = list(contenders), random.Random(0)
     for _ in range(repeats):
@@ -56,7 +56,7 @@ def in_turns(contenders: Iterable[_Contender], repeats: int) -> Iterator[_Conten
 
 @final
 class Report:
-    """The measurements of one benchmark, told as they come.
+    """The measurements of one benchmark, printed as they come.
 
     Arguments:
         name: of the benchmark; names its files.
@@ -93,10 +93,10 @@ class Report:
         return path
 
     def _draw(self) -> None:
-        import matplotlib
+        import matplotlib  # slow, and only needed with --picture
 
         matplotlib.use("svg")
-        from matplotlib import pyplot
+        from matplotlib import pyplot  # after the choice of its backend
 
         figure, axes = pyplot.subplots(len(self._rows), 1, figsize=(8, 1.0 + 1.1 * len(self._rows)), squeeze=False)
         for axis, (title, samples, _) in zip(axes[:, 0], self._rows, strict=True):

@@ -1,7 +1,7 @@
-"""The same crowd for torch's own rendezvous: one thread a node, each with a connection of its own, as its agents have.
+"""The same crowd for torch's own rendezvous: one thread a node, each with a connection of its own, as in its agents.
 
-``BACKEND ENDPOINT RUN_ID HERE ALL``, where BACKEND is ``c10d`` or ``etcd-v2``; talks as ``_crowd.py`` does, but counts
-no operations.
+``BACKEND ENDPOINT RUN_ID HERE ALL``, where BACKEND is ``c10d`` or ``etcd-v2``.  Input and output are those of
+``_crowd.py``, but operations are not counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def over_c10d(endpoint: str, run_id: str, nodes: int) -> RendezvousHandler:
 
 
 def over_etcd(endpoint: str, run_id: str, nodes: int) -> RendezvousHandler:
-    from torch.distributed.elastic.rendezvous.etcd_rendezvous import create_rdzv_handler
+    from torch.distributed.elastic.rendezvous.etcd_rendezvous import create_rdzv_handler  # needs python-etcd
 
     handler: RendezvousHandler = create_rdzv_handler(RendezvousParameters("etcd", endpoint, run_id, nodes, nodes))
     return handler
@@ -38,7 +38,7 @@ def main() -> None:
     connect = {"c10d": over_c10d, "etcd-v2": over_etcd}[sys.argv[1]]
     here, everywhere = int(sys.argv[4]), int(sys.argv[5])
     handlers = [connect(sys.argv[2], sys.argv[3], everywhere) for _ in range(here)]
-    # A full collection of what torch has loaded takes some 50 ms, and whom it meets is chance.
+    # A full collection of what torch has loaded takes some 50 ms, at a time that nothing controls.
     gc.collect()
     gc.freeze()
     print("ready", flush=True)

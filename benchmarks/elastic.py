@@ -1,9 +1,9 @@
-"""``python -m benchmarks elastic``: what it takes when nodes come, go and die, side by side with torchrun.
+"""``python -m benchmarks elastic``: how long it takes when nodes join, leave and are lost, side by side with torchrun.
 
-Several agents on this machine are the nodes of one job; a worker says when it runs and how large its world is, over a
-named pipe (the monotonic clock is the same for all processes of a machine).  Agents have imported everything, torch
-included, before they are told to join (``_agent.py``): what is measured is the job, not the start of an interpreter.
-What does not live here: launching on a single node (``launch.py``).
+Several agents on this machine are the nodes of one job.  A worker writes when it runs, and how large its world is, into
+a named pipe (the monotonic clock is the same for all processes of a machine).  Agents have imported everything, torch
+included, before they join (``_agent.py``), so the start of an interpreter is not measured.  What does not live here:
+launching on a single node (``launch.py``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ START_SECONDS = 90.0
 @final
 @dataclass(frozen=True)
 class Line:
-    """What one worker said: when (monotonic seconds), and its place."""
+    """What one worker wrote: when it runs (monotonic seconds), and its ranks."""
 
     at: float
     pid: int
@@ -79,7 +79,7 @@ class Job:
         self._folder = tempfile.TemporaryDirectory()
         self._pipe = os.path.join(self._folder.name, "lines")
         os.mkfifo(self._pipe)
-        self._reader = os.open(self._pipe, os.O_RDWR)  # for both, so that it never ends
+        self._reader = os.open(self._pipe, os.O_RDWR)  # also for writing, so that the pipe never ends
         self._buffer = b""
         self._workers: set[int] = set()
 
@@ -98,7 +98,7 @@ class Job:
             except subprocess.TimeoutExpired:
                 agent.kill()
                 agent.wait()
-        for pid in self._workers:  # torchrun's outlive an agent that was killed
+        for pid in self._workers:  # torchrun's workers survive an agent that was killed
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -116,7 +116,7 @@ class Job:
         """Start one more agent and wait until it is ready to join."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._errors.append(errors)
-        # The first one hosts the store, so that it is known which one does not.
+        # The first one hosts the store, so the others can be killed.
         place = [self._nodes, str(self._port), "false" if self._agents else "true"]
         command = [sys.executable, "-m", "benchmarks._agent", self._contender.launcher, self._contender.backend, *place]
         agent = subprocess.Popen(
@@ -130,10 +130,10 @@ class Job:
         self._agents.append(agent)
         assert agent.stdout is not None
         if agent.stdout.readline() != b"ready\n":
-            raise BenchmarkError(f"{self._contender.name} did not get ready: {self.last_words()}")
+            raise BenchmarkError(f"{self._contender.name} did not get ready: {self.last_output()}")
 
     def join(self) -> float:
-        """Tell the newest agent to join; returns the monotonic second before it."""
+        """Have the newest agent join; returns the monotonic second before it."""
         stdin = self._agents[-1].stdin
         assert stdin is not None
         began = time.monotonic()
@@ -142,7 +142,7 @@ class Job:
         return began
 
     def start_agent(self) -> float:
-        """Prepare one more agent and have it join; returns the monotonic second before the latter."""
+        """Prepare one more agent and have it join; returns the monotonic second before it joins."""
         self.prepare_agent()
         return self.join()
 
@@ -153,7 +153,7 @@ class Job:
         return began
 
     def wait_for(self, world: int, lines: int, seconds: float) -> float | None:
-        """Return when the last of ``lines`` workers said that it runs in a world of ``world``; ``None`` if too late."""
+        """Return when the last of ``lines`` workers runs in a world of ``world``; ``None`` after ``seconds``."""
         deadline, seen = time.monotonic() + seconds, 0
         for line in self._lines(deadline):
             seen += line.world_size == world
@@ -174,23 +174,23 @@ class Job:
                 return
             self._buffer += os.read(self._reader, 4096)
 
-    def last_words(self) -> str:
-        """Return what the agents have written last."""
-        words = []
+    def last_output(self) -> str:
+        """Return the last output of the agents."""
+        outputs = []
         for file in self._errors:
             file.seek(0)
-            words.append(file.read()[-300:].decode(errors="replace").strip())
-        return " | ".join(words) or "nothing"
+            outputs.append(file.read()[-300:].decode(errors="replace").strip())
+        return " | ".join(outputs) or "nothing"
 
 
 @contextmanager
 def running(contender: Contender, nodes: str, agents: int) -> Iterator[Job]:
-    """Give a job all of whose ``agents`` run in one world."""
+    """Yield a job whose ``agents`` all run in one world."""
     with Job(contender, nodes) as job:
         for _ in range(agents):
             job.start_agent()
         if job.wait_for(agents, agents, START_SECONDS) is None:
-            raise BenchmarkError(f"{contender.name}: {agents} agents did not get together: {job.last_words()}")
+            raise BenchmarkError(f"{contender.name}: {agents} agents did not form a round: {job.last_output()}")
         yield job
 
 
@@ -198,7 +198,7 @@ def running(contender: Contender, nodes: str, agents: int) -> Iterator[Job]:
 
 
 def last_join(contender: Contender, agents: int) -> float | None:
-    """Seconds from the moment the last agent is told to join until all workers run."""
+    """Return the seconds from the moment the last agent is to join until all workers run."""
     if contender is BARE:
         return interpreters_alone(agents)
     with Job(contender, str(agents)) as job:
@@ -209,12 +209,12 @@ def last_join(contender: Contender, agents: int) -> float | None:
         last = job.join()
         whole = job.wait_for(agents, agents, START_SECONDS)
     if whole is None:
-        raise BenchmarkError(f"{contender.name} did not start {agents} agents: {job.last_words()}")
+        raise BenchmarkError(f"{contender.name} did not start {agents} agents: {job.last_output()}")
     return whole - last
 
 
 def interpreters_alone(count: int) -> float:
-    """Seconds until ``count`` workers that are started at once all run: below that nobody gets."""
+    """Return the seconds until ``count`` workers that are started at once all run: the lower bound."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "lines")
         os.mkfifo(path)
@@ -238,7 +238,7 @@ def interpreters_alone(count: int) -> float:
 
 
 def departure(contender: Contender, number: int, seconds: float) -> float | None:
-    """Seconds from the signal to an agent (not the store's host) until the survivor's worker runs alone."""
+    """Return the seconds from the signal to an agent (not the store's host) until the survivor's worker runs alone."""
     with running(contender, "1:2", 2) as job:
         began = job.signal_agent(1, number)
         at = job.wait_for(1, 1, seconds)
@@ -246,7 +246,7 @@ def departure(contender: Contender, number: int, seconds: float) -> float | None
 
 
 def arrival(contender: Contender, seconds: float) -> float | None:
-    """Seconds from the moment a second agent is told to join a running job until both run together."""
+    """Return the seconds from the moment a second agent is to join a running job until both run together."""
     with running(contender, "1:2", 1) as job:
         last = job.start_agent()
         whole = job.wait_for(2, 2, seconds)
@@ -254,29 +254,29 @@ def arrival(contender: Contender, seconds: float) -> float | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks elastic", description="Nodes come, go and die.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks elastic", description="Nodes join, leave and are lost.")
     parser.add_argument("--quick", action="store_true", help="ours alone where torchrun takes minutes, fewer runs")
     parser.add_argument("--repeats", type=int, help="runs of each contender per measurement")
     parser.add_argument("--picture", action="store_true", help="draw the medians for the docs")
     options = parser.parse_args(argv)
-    repeats, patience = options.repeats or (1 if options.quick else 5), 5.0 if options.quick else 60.0
+    repeats, timeout = options.repeats or (1 if options.quick else 5), 5.0 if options.quick else 60.0
     compile_sources()
     report = Report("elastic", repeats)
-    everybody = contenders()
+    compared = contenders()
     try:
         for agents in (2,) if options.quick else (2, 4, 8):
             title = f"last of {agents} nodes joined to all workers running, s"
-            samples = collect([*everybody, BARE], repeats, partial(last_join, agents=agents))
+            samples = collect([*compared, BARE], repeats, partial(last_join, agents=agents))
             report.add(title, samples, [bound("at most 60 ms", samples, 0.060)])
         if options.quick:
-            everybody = [contender for contender in everybody if contender.launcher == "quorate"]
-        killed = collect(everybody, repeats, lambda it: departure(it, signal.SIGKILL, patience), patience)
+            compared = [contender for contender in compared if contender.launcher == "quorate"]
+        killed = collect(compared, repeats, lambda it: departure(it, signal.SIGKILL, timeout), timeout)
         report.add("agent killed to survivor in its new world, s", killed, [bound("at most 3.5 s", killed, 3.5)])
-        stopped = collect(everybody, repeats, lambda it: departure(it, signal.SIGTERM, patience), patience)
+        stopped = collect(compared, repeats, lambda it: departure(it, signal.SIGTERM, timeout), timeout)
         report.add(
-            "agent told to stop to survivor in its new world, s", stopped, [bound("at most 0.3 s", stopped, 0.3)]
+            "agent stopped by SIGTERM to survivor in its new world, s", stopped, [bound("at most 0.3 s", stopped, 0.3)]
         )
-        joined = collect(everybody, repeats, lambda it: arrival(it, patience), patience)
+        joined = collect(compared, repeats, lambda it: arrival(it, timeout), timeout)
         report.add("node joins a running 1:2 job to both in the bigger world, s", joined, [bound("0.3 s", joined, 0.3)])
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
@@ -286,25 +286,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def collect(
-    everybody: Sequence[Contender],
+    compared: Sequence[Contender],
     repeats: int,
     measure: Callable[[Contender], float | None],
-    patience: float = START_SECONDS,
+    timeout: float = START_SECONDS,
 ) -> Samples:
-    """Measure in turns; whoever was too late once is not asked again, and counts with the time that was waited."""
+    """Measure in turns; a contender that was too late is not measured again, and counts with ``timeout``."""
     samples: Samples = {}
     late: set[str] = set()
-    for contender in in_turns(everybody, repeats):
+    for contender in in_turns(compared, repeats):
         if contender.name in late:
             continue
         seconds = measure(contender)
         if seconds is None:
             late.add(contender.name)
-        samples.setdefault(contender.name, []).append(patience if seconds is None else seconds)
+        samples.setdefault(contender.name, []).append(timeout if seconds is None else seconds)
     for name in late:
-        print(
-            f"{name} had not done it after {patience:g} s (median of ours: {statistics.median(samples['quorate']):g} s)"
-        )
+        ours = statistics.median(samples["quorate"])
+        print(f"{name} had not done it after {timeout:g} s (median of ours: {ours:g} s)")
     return samples
 
 

@@ -1,6 +1,6 @@
 """``python -m benchmarks launch``: what launching, restarting and idling cost, side by side with mpirun and torchrun.
 
-The launchers take turns (A B C A B C …), so that whatever else the machine does meets all of them; workers print one
+The launchers take turns in changing orders, so that other load on the machine affects all of them.  Workers print one
 line and import nothing.  Every claim is a ratio or a bound that is printed beside its measurement.  What does not live
 here: how launchers are started and read (``_processes.py``).
 """
@@ -48,24 +48,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(repeats: int, idle_seconds: float, worker_counts: Sequence[int]) -> Report:
-    """Run everything and tell as it goes."""
+    """Run and print all measurements."""
     compile_sources()
     peers, missing = find_peers()
     for name in missing:
-        print(f"{name} is not installed and left out")
+        print(f"{name} is not installed and is left out")
     report = Report("launch", repeats)
     for workers in worker_counts:
         first, whole = launches(peers, workers, repeats)
-        targets = [*at_most("mpirun", first), *faster("torchrun", first, 10.0)]
+        targets = [*at_most("mpirun", first, 2.0), *faster("torchrun", first, 12.0)]
         report.add(f"launch to first worker's line, {workers} worker(s), ms", first, targets)
-        report.add(f"launch to exit, {workers} worker(s), ms", whole, at_most("mpirun", whole))
+        report.add(f"launch to exit, {workers} worker(s), ms", whole, at_most("mpirun", whole, 2.0))
     restarting = [peer for peer in peers if peer.name != "mpirun"]
     for workers, limit in ((2, 40.0),) if max(worker_counts) < 8 else ((2, 40.0), (8, 90.0)):
         killed = restarts([*restarting], workers, max(2, repeats // 3))
         title = f"worker killed to its successor's first line, {workers} workers, ms"
         report.add(title, killed, [bound(f"at most {limit:g} ms", killed, limit)])
     imported = imports(repeats)
-    report.add("import quorate, beyond a bare interpreter, ms", imported, [bound("at most 15 ms", imported, 15.0)])
+    report.add("import quorate, beyond a bare interpreter, ms", imported, [bound("at most 60 ms", imported, 60.0)])
     memory, cpu, wakes = idles(peers, 8, idle_seconds)
     report.add("agent's memory with 8 workers, MB", memory, [bound("at most 35 MB", memory, 35.0)])
     limit = idle_seconds / 6
@@ -78,10 +78,10 @@ def measure(repeats: int, idle_seconds: float, worker_counts: Sequence[int]) -> 
 
 
 def launches(peers: Sequence[Peer], workers: int, repeats: int) -> tuple[Samples, Samples]:
-    """Time from the launcher's start to the first line of a worker, and to its own end."""
+    """Return the times from the launcher's start to the first line of a worker, and to its own end."""
     first: Samples = {}
     whole: Samples = {}
-    # A launch of these takes as long as what is noise in the others'; it takes more of them to tell them apart.
+    # These two differ by less than the noise of the others, so they need more samples.
     close = [peer for peer in peers if peer.name in (OURS, "mpirun")]
     for peer in in_turns([*peers, *close, *close], repeats):
         with Launcher(peer, workers) as launcher:
@@ -92,7 +92,10 @@ def launches(peers: Sequence[Peer], workers: int, repeats: int) -> tuple[Samples
 
 
 def restarts(peers: Sequence[Peer], workers: int, repeats: int) -> Samples:
-    """Time from the SIGKILL of one worker to its successor's first line; ``python`` is a bare interpreter's start."""
+    """Return the times from the SIGKILL of one worker to its successor's first line.
+
+    ``python`` is the start of a bare interpreter.
+    """
     samples: Samples = {}
     bare = interpreter_alone()
     for peer in in_turns([*peers, bare], repeats):
@@ -109,13 +112,13 @@ def restarts(peers: Sequence[Peer], workers: int, repeats: int) -> Samples:
 
 
 def imports(repeats: int) -> Samples:
-    """Time that importing it takes an interpreter longer than doing nothing; the same for torch's launcher.
+    """Return how much longer an interpreter takes with the import than without; the same for torch's launcher.
 
-    A bare ``import quorate`` loads next to nothing, so all that an embedding program launches with is asked for.
+    A worker that uses ``record`` pays for ``import quorate``; a program that launches jobs imports the other names.
     """
     modules = {
-        "quorate": "from quorate import LaunchConfig, LocalElasticAgent, WorkerSpec, launch",
-        "quorate, bare": "import quorate",
+        "quorate": "from quorate import record",
+        "quorate, to launch": "from quorate import LaunchConfig, LocalElasticAgent, WorkerSpec, launch",
         "torch.distributed.run": "import torch.distributed.run",
     }
     if importlib.util.find_spec("torch") is None:
@@ -134,9 +137,9 @@ def _seconds_of(code: str) -> float:
 
 
 def idles(peers: Sequence[Peer], workers: int, seconds: float) -> tuple[Samples, Samples, Samples]:
-    """Resident memory, CPU time and wake-ups of each launcher's own process while its workers do nothing.
+    """Return resident memory, CPU time and wake-ups of each launcher's own process while its workers do nothing.
 
-    Watched at the same time: an idle process does not disturb the next one.
+    All are measured at the same time, because an idle process does not disturb the others.
     """
     launchers: list[Launcher] = []
     try:

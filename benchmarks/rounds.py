@@ -1,14 +1,15 @@
 """``python -m benchmarks rounds``: one round of N nodes over a store on this machine, side by side with torch's own.
 
-All nodes are connected and join at once; measured is the time until the last of them knows its ranks, and what each
-node asked of the store.  Ours run without their threads (``_crowd.py``), torch's with one thread each, so that beyond a
-hundred nodes on a few cores theirs is slower than on as many machines.
+All nodes are connected and join at once.  Measured are the time until the last of them knows its ranks, and the store
+operations of each node.  Our nodes run without their threads (``_crowd.py``), torch's with one thread each, so that
+beyond a hundred nodes torch's are slower on a few cores than on as many machines.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from quorate.catalogue import PluginKind
+from quorate.job_token import TOKEN_VARIABLE
 from quorate.plugins import get_host
 from quorate.rendezvous import RendezvousParameters
 
@@ -26,7 +29,7 @@ from ._processes import BenchmarkError, free_port
 from ._report import Report, Samples, bound, compile_sources, faster, in_turns
 
 HERE = Path(__file__).parent
-#: Each keeps one operation under way, of the hundreds that as many computers would: enough to keep two cores busy.
+#: Each has one operation in progress, where as many computers would have hundreds: enough to keep two cores busy.
 PROCESSES = 4
 RUN_ID = "round"  # each round has a server of its own
 #: nodes -> seconds that a round over c10d may take
@@ -36,8 +39,8 @@ DEADLINE_SECONDS = 300.0
 
 @contextmanager
 def c10d_server() -> Iterator[str]:
-    """Serve a TCPStore and give its endpoint."""
-    from torch.distributed import TCPStore
+    """Serve a TCPStore and yield its endpoint."""
+    from torch.distributed import TCPStore  # only this server needs torch
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     yield f"127.0.0.1:{store.port}"
@@ -46,9 +49,9 @@ def c10d_server() -> Iterator[str]:
 
 @contextmanager
 def tcp_server() -> Iterator[str]:
-    """Serve the store of the static plugin, in this process, and give its endpoint."""
+    """Serve the store of the static plugin, in this process, and yield its endpoint."""
     endpoint = f"127.0.0.1:{free_port()}"
-    backend = get_host().choose("rendezvous backend", "tcp")
+    backend = get_host().choose(PluginKind.RENDEZVOUS, "tcp")
     store: Any = backend.open_store(RendezvousParameters("tcp", endpoint, RUN_ID, 1, 1, "127.0.0.1", is_host=True))
     try:
         yield endpoint
@@ -58,8 +61,8 @@ def tcp_server() -> Iterator[str]:
 
 @contextmanager
 def etcd_server(enable_v2: bool = False) -> Iterator[str]:
-    """Run a private etcd whose data lie in memory where the machine has a file system there."""
-    from quorate_rendezvous_etcd import EtcdServer
+    """Run a private etcd, with its data in a file system in memory if there is one, and yield its endpoint."""
+    from quorate_rendezvous_etcd import EtcdServer  # only this server needs gRPC
 
     memory = Path("/dev/shm")
     before = os.environ.get("TMPDIR")
@@ -96,24 +99,24 @@ def one_round(script: str, arguments: Sequence[str], nodes: int) -> tuple[float,
             stack.callback(process.kill)
             crowd.append(process)
         for process in crowd:
-            _hear(process)
+            _read_line(process)
         began = time.monotonic()
         for process in crowd:
-            _say(process)
-        said = [[float(word) for word in _hear(process).split()] for process in crowd]
+            _send_line(process)
+        results = [[float(word) for word in _read_line(process).split()] for process in crowd]
         for process in crowd:
-            _say(process)
-    seconds = max(words[0] for words in said) - began
-    return seconds, sum(words[1] for words in said) / nodes, sum(words[2] for words in said) / nodes
+            _send_line(process)
+    seconds = max(result[0] for result in results) - began
+    return seconds, sum(result[1] for result in results) / nodes, sum(result[2] for result in results) / nodes
 
 
-def _say(process: subprocess.Popen[str]) -> None:
+def _send_line(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
-def _hear(process: subprocess.Popen[str]) -> str:
+def _read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
@@ -126,14 +129,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer nodes, fewer runs")
     parser.add_argument("--picture", action="store_true", help="draw the medians for the docs")
     parser.add_argument("--backends", default="c10d,tcp,etcd", help="ours to measure")
+    parser.add_argument("--signed", action="store_true", help="ours with and without a job token, and nothing else")
     options = parser.parse_args(argv)
     sizes, repeats = ((8, 512), 2) if options.quick else ((8, 32, 128, 512, 2048, 4096), 3)
+    if options.signed:
+        sizes, repeats = (8, 128, 512), 15
     compile_sources()
     report = Report("rounds", repeats)
     servers: dict[str, Callable[[], Any]] = {"c10d": c10d_server, "tcp": tcp_server, "etcd": etcd_server}
     try:
         for nodes in sizes:
-            _measure(report, servers, options.backends.split(","), nodes, repeats)
+            measure = _measure_signed if options.signed else _measure
+            measure(report, servers, options.backends.split(","), nodes, repeats)
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -166,6 +173,28 @@ def _measure(
     if "quorate, etcd" in samples:
         targets += faster("torch, etcd-v2", samples, 20.0, "quorate, etcd")
     report.add(f"a round of {nodes} nodes, s", samples, targets)
+
+
+def _measure_signed(
+    report: Report, servers: dict[str, Callable[[], Any]], backends: Sequence[str], nodes: int, repeats: int
+) -> None:
+    samples: Samples = {}
+    kinds = [(backend, is_signed) for backend in backends for is_signed in (False, True)]
+    for backend, is_signed in in_turns(kinds, repeats):
+        if is_signed:
+            os.environ[TOKEN_VARIABLE] = "the token of a benchmark"
+        try:
+            with servers[backend]() as endpoint:
+                seconds, _, _ = one_round("_crowd", [backend, endpoint, RUN_ID], nodes)
+        finally:
+            os.environ.pop(TOKEN_VARIABLE, None)
+        samples.setdefault(f"quorate, {backend}" + (", signed" if is_signed else ""), []).append(seconds)
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    targets = [
+        f"{name}: a signed round takes {medians[f'{name}, signed'] / medians[name]:.3f} times one that is not"
+        for name in (f"quorate, {backend}" for backend in backends)
+    ]
+    report.add(f"a round of {nodes} nodes with and without a job token, s", samples, targets)
 
 
 if __name__ == "__main__":

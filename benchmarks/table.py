@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Give the lines of one benchmark's table: each contender's median, and what was promised."""
+    """Yield the lines of one benchmark's table: each contender's median, and the targets."""
     names = list(dict.fromkeys(name for row in rows for name in row["samples"]))
     names.sort(key=lambda name: not name.startswith(OURS))
     yield "| | " + " | ".join(names) + " | target |"

@@ -1,7 +1,7 @@
-"""``python -m benchmarks tee``: how fast the output of eight workers reaches files and the console, complete and whole.
+"""``python -m benchmarks tee``: how fast the output of eight workers reaches files and the console.
 
-Each launcher tees every worker's standard output to a file and to the console; all lines must be there at the end, none
-lost, torn or mixed.  What does not live here: output that is not teed, which no launcher touches.
+Each launcher tees every worker's standard output to a file and to the console.  All lines must be there at the end,
+none lost, torn or mixed.  What does not live here: output that is not teed, which no launcher touches.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ CHATTER = str(Path(__file__).with_name("_chatter.py"))
 WORKERS = 8
 
 
-#: What the system offers for a single worker, once for each of them: no lines of different workers are kept apart.
+#: tee(1), once for each worker: it does not keep lines of different workers apart.
 TEES = """for rank in $(seq 0 {last}); do RANK=$rank "$@" | tee "{folder}/$rank" & done; wait"""
 
 
 def commands() -> dict[str, Command]:
-    """Return what can tee: a folder for the files and the workers' command -> a command line."""
+    """Return name -> launcher that can tee."""
     quorate, torchrun = program("quorate"), program("torchrun")
     if quorate is None:
         raise BenchmarkError("quorate is not installed beside this interpreter; run: make bench")
@@ -53,9 +53,9 @@ def _tees(folder: str, worker: Sequence[str]) -> list[str]:
 
 
 def microseconds_a_line(command: Command, count: int) -> tuple[float, str]:
-    """Return the time per line, from the word to workers that are all ready until the last line is on the console.
+    """Return the time per line, and what is wrong with the lines (``""``: all are there, whole and in order).
 
-    With it comes what is wrong with the lines, ``""`` if all are there, whole and in order.
+    The time is from the moment that all workers are ready and may begin until the last line is on the console.
 
     Raises:
         BenchmarkError: the launcher failed.
@@ -75,7 +75,7 @@ def microseconds_a_line(command: Command, count: int) -> tuple[float, str]:
             readable, _, _ = select.select([console, ready] if waiting else [console], [], [], DEADLINE_SECONDS)
             if not readable:
                 process.kill()
-                raise BenchmarkError(f"{argv[0]} said nothing for {DEADLINE_SECONDS:g} s")
+                raise BenchmarkError(f"{argv[0]} printed nothing for {DEADLINE_SECONDS:g} s")
             for descriptor in readable:
                 data = os.read(descriptor, 1 << 20)
                 if descriptor == ready:
@@ -95,7 +95,7 @@ def microseconds_a_line(command: Command, count: int) -> tuple[float, str]:
 
 
 def _open_pipe(path: str, stack: ExitStack) -> int:
-    """Make a named pipe and open it for both, so that neither opening it nor its other ends' closing matters."""
+    """Make a named pipe and open it for reading and writing: opening does not block, and it never ends."""
     os.mkfifo(path)
     descriptor = os.open(path, os.O_RDWR)
     stack.callback(os.close, descriptor)
@@ -108,7 +108,7 @@ def _problem_with(output: bytes, count: int) -> str:
         prefix, _, rest = line.partition(b"]:")
         fields = (rest if rest else prefix).split()
         if len(fields) != 3 or not fields[0].isdigit() or set(fields[2]) != {ord("x")}:
-            continue  # a launcher's own words
+            continue  # a launcher's own output
         rank, number = int(fields[0]), int(fields[1])
         if number != seen[rank]:
             return f"line {seen[rank]} of rank {rank} is missing, torn or out of order; {number} came instead"
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     whole = [
         f"target {name} loses, tears and mixes nothing: {'met' if not runs else f'MISSED in {runs} of {repeats} runs'}"
         for name, runs in damaged.items()
-        if name != "tee(1)"  # which cannot know of the others
+        if name != "tee(1)"  # which does not know of the other workers
     ]
     report.add("teed output of 8 workers, microseconds a line", samples, [*faster("torchrun", samples, 3.0), *whole])
     report.write(options.picture)

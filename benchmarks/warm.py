@@ -1,8 +1,8 @@
-"""``python -m benchmarks warm``: until all workers have imported torch, cold and after one was killed.
+"""``python -m benchmarks warm``: time until all workers have imported torch, at the start and after one was killed.
 
-quorate with its warm starter (``quorate``), quorate that starts every interpreter anew (``quorate exec``), and torchrun
-take turns (A B C A B C …).  Each worker prints one line once torch can be used.  What does not live here: how launchers
-are started and read (``_processes.py``).
+quorate with its warm starter (``quorate``), quorate with a new interpreter for every worker (``quorate exec``), and
+torchrun take turns in changing orders.  Each worker prints one line once torch can be used.  What does not live here:
+how launchers are started and read (``_processes.py``).
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(repeats: int, worker_counts: Sequence[int]) -> Report:
-    """Run everything and tell as it goes."""
+    """Run and print all measurements."""
     compile_sources()
     peers, missing = find_contenders()
     for name in missing:
-        print(f"{name} is not installed and left out")
+        print(f"{name} is not installed and is left out")
     report = Report("warm", repeats)
     for workers in worker_counts:
         cold: Samples = {}
@@ -63,7 +63,7 @@ def measure(repeats: int, worker_counts: Sequence[int]) -> Report:
 
 
 def find_contenders() -> tuple[list[Peer], list[str]]:
-    """Return what is compared, ours first, and the names of what is not installed."""
+    """Return the contenders, ours first, and the names of those that are not installed."""
     quorate, torchrun = program("quorate"), program("torchrun")
     if quorate is None:
         raise BenchmarkError("quorate is not installed beside this interpreter; run: make bench")

@@ -329,7 +329,7 @@ def test_nothing_of_the_server_is_loaded_unless_it_is_asked_for(tmp_path: Path) 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stderr
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "quorate_health" in loaded
+    assert "quorate_health._plugin" in loaded
     assert not loaded & {"quorate_health._service", "quorate_health._app", "waitress", "prometheus_client"}
 
 

@@ -1,7 +1,8 @@
-"""The diagrams in ``docs/architecture.md`` show the machines as they are: what is drawn happens, what happens is drawn.
+"""The diagrams in ``docs/architecture.md`` show the machines: what is drawn happens, what happens is drawn.
 
-The agent's machine is led through all its states by all its inputs; the rendezvous machines live in simulated worlds
-with crashes, pauses and lost messages.  Every change of phase is collected with the input that led to it.
+The agent's machine is led through all its states by all its inputs, and what it does is what its table says; the
+rendezvous machines live in simulated worlds with crashes, pauses and lost messages.  Every change of phase is collected
+with the input that led to it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from attrs import evolve
 
 from quorate.agent import _machine as agent
 from quorate.agent import _protocol as agent_protocol
+from quorate.errors import FailureKind
 from quorate.records import (
     Assignment,
     Cause,
@@ -23,8 +25,11 @@ from quorate.records import (
     Verdict,
     WorkerExited,
 )
-from quorate.rendezvous import _interpreter
-from quorate.rendezvous import _protocol as rendezvous_protocol
+from quorate.rendezvous import _machine as rendezvous
+from quorate.rendezvous._protocol import Failed, Input, Leave, Phase, Purpose, Reply, Tick
+from quorate.rendezvous._state import State, Step
+from quorate.testing._simulation_law import SimulationError
+from quorate.testing._simulation_laws import Judge, Member
 from quorate.testing._simulation_scenario import make_scenario, play
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/architecture.md"
@@ -60,7 +65,7 @@ def agent_inputs() -> list[agent_protocol.Input]:
             agent_protocol.JobClosed(end) if verdict.is_terminal else agent_protocol.RoundEnded(end)
             for verdict, end in ends.items()
         ),
-        agent_protocol.RendezvousFailed("lost", "gone"),
+        agent_protocol.RendezvousFailed(FailureKind.LOST, "gone"),
         agent_protocol.WorkersExited((GOOD,)),
         agent_protocol.WorkersExited((BAD,)),
         agent_protocol.StartFailed(BAD),
@@ -73,10 +78,23 @@ def agent_inputs() -> list[agent_protocol.Input]:
     ]
 
 
-def test_diagram_of_the_agent_is_its_machine() -> None:
+def table_of_the_agent() -> set[Edge]:
+    return {
+        (phase.value, target.value, event.__name__)
+        for phase, row in agent.TABLE.items()
+        for event, entry in row.items()
+        for target in entry.targets
+    }
+
+
+def test_diagram_of_the_agent_is_its_table() -> None:
+    assert table_of_the_agent() == drawn("The agent's machine")
+
+
+def test_the_agent_leaves_each_phase_for_those_that_its_table_lists() -> None:
     inputs, found = agent_inputs(), set[Edge]()
-    first = agent.initial_state(max_restarts=1, exit_barrier_timeout=300.0)
-    seen, fresh = {first}, [first]
+    fresh = [agent.initial_state(max_restarts=1, exit_barrier_timeout=timeout) for timeout in (0.0, 300.0)]
+    seen = set(fresh)
     while fresh:
         state = fresh.pop()
         for event in inputs:
@@ -84,31 +102,59 @@ def test_diagram_of_the_agent_is_its_machine() -> None:
             if after.phase is not state.phase:
                 found.add((state.phase.value, after.phase.value, type(event).__name__))
             # What is only told to people, and what only grows, does not make another state.
-            after = evolve(after, reason="", failures=(), history=())
+            a_round = after.round and evolve(after.round, failures=())
+            after = evolve(after, reason="", history=(), round=a_round)
             if after not in seen:
                 seen.add(after)
                 fresh.append(after)
-    assert found == drawn("The agent's machine")
+    assert found == table_of_the_agent()
 
 
 # --- the rendezvous -------------------------------------------------------------------------------------------------
 
 
-def test_diagram_of_the_rendezvous_is_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+#: Ways out that every phase has; the page tells them in its text.
+EVERYWHERE = {(Phase.LEFT, Leave), (Phase.FAILED, Tick), (Phase.FAILED, Failed)}
+
+
+def listed() -> set[Edge]:
+    """Return the changes of phase that the table lists, except those of every phase."""
+    edges = set[Edge]()
+    for rule in rendezvous.TABLE:
+        event = Reply if isinstance(rule.trigger, Purpose) else rule.trigger
+        edges |= {
+            (rule.phase.value, target.value, event.__name__)
+            for target in rule.targets
+            if (target, event) not in EVERYWHERE
+        }
+    return edges
+
+
+def test_diagram_of_the_rendezvous_is_its_table() -> None:
+    # A refused seal leads from awaiting to failed, which the page also tells in its text.
+    assert listed() - {("awaiting", "failed", "Appeared")} == drawn("The rendezvous machine")
+
+
+def test_every_listed_change_of_phase_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulation itself fails at a change that is not listed (its law ``table``)."""
     found = set[Edge]()
-    real = _interpreter.step
+    real = Judge.steps
 
-    def step(
-        state: rendezvous_protocol.State, event: rendezvous_protocol.Input, now: float
-    ) -> rendezvous_protocol.Step:
-        result = real(state, event, now)
-        if result.state.phase is not state.phase:
-            found.add((state.phase.value, result.state.phase.value, type(event).__name__))
-        return result
+    def steps(judge: Judge, node: Member, before: State, event: Input, result: Step) -> None:
+        real(judge, node, before, event, result)
+        found.add((before.phase.value, result.state.phase.value, type(event).__name__))
 
-    monkeypatch.setattr(_interpreter, "step", step)
+    monkeypatch.setattr(Judge, "steps", steps)
     for seed in range(200):
         play(make_scenario(seed))
-    # Ways out that every phase has are told in the text, not drawn.
-    everywhere = {("left", "Leave"), ("failed", "Tick"), ("failed", "Failed")}
-    assert {edge for edge in found if edge[1:] not in everywhere} == drawn("The rendezvous machine")
+    assert listed() - found == {("awaiting", "failed", "Appeared")}, "only a refused seal does not happen here"
+
+
+def test_a_change_of_phase_that_the_table_does_not_list_breaks_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = Phase.TICKETING, Purpose.RECORD
+    rule = rendezvous.RULES[key]
+    monkeypatch.setitem(rendezvous.RULES, key, evolve(rule, targets=rule.targets - {Phase.GATHERING}))
+    with pytest.raises(
+        SimulationError, match=r"table: Reply leads n\d from ticketing to gathering, which is not listed"
+    ):
+        play(make_scenario(0))

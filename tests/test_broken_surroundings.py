@@ -17,6 +17,7 @@ from quorate import (
     UsageError,
     get_rendezvous_handler,
 )
+from quorate.catalogue import PluginKind
 from quorate.plugins import get_host
 from tests import workers
 from tests.backends import Backend, loopback_port
@@ -92,7 +93,7 @@ def test_nodes_with_different_bounds(job: Job) -> None:
 def test_what_somebody_else_wrote_is_refused_by_name(job: Job, key: str, value: bytes) -> None:
     """Garbage in the place of a record is one error that names it; nothing is unpickled, nothing hangs."""
     parameters = RendezvousParameters(job.backend.name, job.endpoint, f"job-{job.token}", 1, 1, is_host=True)
-    open_store = get_host().choose("rendezvous backend", job.backend.name).open_store
+    open_store = get_host().choose(PluginKind.RENDEZVOUS, job.backend.name).open_store
     store = open_store(parameters)
     try:
         assert store.create(key, value)

@@ -93,7 +93,7 @@ def check_first_round(page: Page, run_id: str, pids: list[int]) -> None:
 def check_second_round(page: Page, pids: list[int]) -> None:
     """The same page, never loaded again, tells of the failure, the new workers and both rounds."""
     page.wait_for(f"document.querySelector('.workers').innerText.includes('{pids[0]}')")
-    page.wait_for("document.querySelector('#worker-1-stdout-lines').textContent.includes('attempt 1')")
+    page.wait_for("document.querySelector('#worker-1-stdout-lines')?.textContent.includes('attempt 1')")
     assert page.evaluate("window.unloaded") == 0
     assert page.evaluate("document.getElementById('worker-0-stderr').open") is False, "what was closed stays closed"
     alert = text_of(page, ".alert")

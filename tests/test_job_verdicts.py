@@ -158,7 +158,7 @@ def test_a_job_that_nobody_else_joined(job: Job) -> None:
     """Also where no worker ever ran."""
     job.run(job.plan(workers.give, 1, nodes=(2, 2), rdzv={"join_timeout": 1.0}))
     (verdict,) = verdicts_in(job.log_dir)
-    assert (verdict["state"], verdict["cause"]) == ("unformed", "too_few_nodes")
+    assert (verdict["state"], verdict["cause"]) == ("no_round", "too_few_nodes")
     assert "1 of 2" in verdict["reason"]
 
 

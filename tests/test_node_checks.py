@@ -100,7 +100,7 @@ def test_a_time_out_names_the_node_that_did_not_join(job: Job) -> None:
         job.start(as_store_client(checked(plan, "false"))).outcome()
     error = waiting.outcome().error
     assert isinstance(error, RendezvousTimeoutError)
-    assert "waiting for 1 of 2 nodes; here: " in str(error)
+    assert "1 of 2 nodes joined (" in str(error)
     assert "does not join: command: false ended with exit code 1" in str(error)
 
 

@@ -270,6 +270,8 @@ def test_wheel_holds_one_typed_package_and_nothing_else(wheels: Wheels, project:
     package = package_of(project)
     assert {name.split("/")[0] for name in files} == {package}
     assert f"{package}/py.typed" in files
+    if package == "quorate":
+        assert "quorate/known_plugins.txt" in files
     assert not [name for name in files if "test_" in name or name.endswith(".pyc")]
 
 

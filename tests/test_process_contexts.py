@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quorate.catalogue import StarterBackend
+from quorate.catalogue import PluginKind, StarterBackend
 from quorate.hookspecs import hookimpl
 from quorate.records import WorkerExited, WorkerLaunch
 from quorate.starter import ProcessContext, Starter, StarterRequest
@@ -75,7 +75,7 @@ class counting:  # noqa: N801 - a plugin, as entry points name them
         from quorate.plugins import get_host
 
         def create(request: StarterRequest) -> Starter:
-            usual: StarterBackend = get_host().choose("start method", "spawn")
+            usual: StarterBackend = get_host().choose(PluginKind.STARTER, "spawn")
             return CountingStarter(usual.create(StarterRequest("spawn", request.token, request.term_grace_seconds)))
 
         return [StarterBackend("counted", "counts its contexts", "function", create)]

@@ -83,6 +83,9 @@ def projects() -> dict[str, dict[str, object]]:
 
 
 def assert_installable(word: str) -> None:
+    if word.startswith("."):
+        assert (ROOT / word / "pyproject.toml").is_file(), f"{word} is not the folder of a distribution"
+        return
     distribution, _, extra = word.partition("[")
     table = projects().get(distribution)
     assert table is not None, f"no distribution is called {distribution}"

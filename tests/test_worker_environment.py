@@ -81,3 +81,14 @@ def test_the_environment_of_the_agent_and_of_the_spec_reach_workers(job: Job) ->
     plan = job.plan(workers.environment, "FROM_SPEC", "FROM_AGENT", "BOTH", spec=spec)
     seen = run_and_collect(job, plan, FROM_AGENT="agent", BOTH="agent")
     assert seen == {0: {"FROM_SPEC": "spec", "FROM_AGENT": "agent", "BOTH": "spec"}}
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver", "warm"])
+def test_workers_do_not_get_the_job_token_however_they_are_started(job: Job, method: str) -> None:
+    """QUORATE_JOB_TOKEN and QUORATE_JOB_TOKEN_FILE stay with the agent unless the spec asks for them."""
+    names, token = ("QUORATE_JOB_TOKEN", "FROM_AGENT"), "0123456789abcdef"
+    for share, expected in ((False, None), (True, token)):
+        agent, spec = {"start_method": method}, {"share_job_token": share}
+        plan = job.plan(workers.environment, *names, workers=2, agent=agent, spec=spec)
+        seen = run_and_collect(job, plan, QUORATE_JOB_TOKEN=token, FROM_AGENT="agent")
+        assert seen == {rank: {names[0]: expected, names[1]: "agent"} for rank in (0, 1)}

@@ -5,11 +5,16 @@ What does not live here: which law has to catch which (``mutants``).
 
 from __future__ import annotations
 
-import threading
-
+from quorate.clock import sleep
 from quorate.errors import RendezvousClosedError, RendezvousConnectionError
 from quorate.records import NodeRecord, RoundEnd
-from quorate.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, StoreRendezvousHandler
+from quorate.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    StoreRendezvousHandler,
+    assign_ranks,
+)
 
 
 class HonestHandler(RendezvousHandler):
@@ -78,7 +83,7 @@ class IgnoresTheMaximum(HonestHandler):
 
 class KeepsNewcomersWaiting(HonestHandler):
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
-        threading.Event().wait(timeout)
+        sleep(timeout)
         return None
 
     def num_nodes_waiting(self) -> int:
@@ -97,12 +102,10 @@ class RanksEveryoneAlike(HonestHandler):
     """Workers' ranks are those of a round of equals."""
 
     def next_rendezvous(self) -> RendezvousInfo:
-        from quorate.rendezvous import assign_ranks
-
         info = super().next_rendezvous()
-        seat = info.assignment
-        assert seat is not None
-        nodes = [NodeRecord(f"{rank}", seat.role, seat.local_world_size) for rank in range(info.world_size)]
+        assignment = info.assignment
+        assert assignment is not None
+        nodes = [NodeRecord(f"{rank}", assignment.role, assignment.local_world_size) for rank in range(info.world_size)]
         order = [node.node_id for node in nodes]
-        alike = assign_ranks(nodes, order, round_number=seat.round_number, restart_count=0)[str(info.rank)]
+        alike = assign_ranks(nodes, order, round_number=assignment.round_number, restart_count=0)[str(info.rank)]
         return RendezvousInfo(info.store, info.rank, info.world_size, info.bootstrap_store_info, alike)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 from quorate.errors import StoreLostError, StoreUnavailableError
 from quorate.rendezvous import RendezvousParameters
 
@@ -24,7 +24,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, bytes]] = {}
         self.changed = threading.Condition()
-        self.is_away = False
+        self.is_away = self.loses_answers = False
         self.restarts = 0
 
     @contextmanager
@@ -40,6 +40,16 @@ class FakeServer:
                 self.changed.notify_all()
 
     pause = partition
+
+    @contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        with self.changed:
+            self.loses_answers = True
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.loses_answers = False
 
     def restart(self) -> None:
         with self.changed:
@@ -91,6 +101,8 @@ class Honest:
             count = int(self.values.get(key, b"0")) + amount
             if amount:
                 self.write(key, b"%d" % count)
+            if self.server.loses_answers:
+                raise StoreUnavailableError("the answer was lost")
             return count
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -143,9 +155,17 @@ class CreatesInItsOwnSpace(Honest):
 class LosesAdditions(Honest):
     def add(self, key: str, amount: int) -> int:
         count = int(self.get([key])[0] or b"0") + amount
-        threading.Event().wait(0.001)
+        sleep(0.001)
         self.put(key, b"%d" % count)
         return count
+
+
+class RepeatsInSecret(Honest):
+    def add(self, key: str, amount: int) -> int:
+        try:
+            return super().add(key, amount)
+        except StoreUnavailableError:
+            return super().add(key, amount)
 
 
 class CountsInBinary(Honest):
@@ -228,7 +248,7 @@ class LooksEverySecond(Honest):
             left = deadline - monotonic()
             if value is not None or left <= 0:
                 return value
-            threading.Event().wait(min(left, 1.0))
+            sleep(min(left, 1.0))
 
 
 class RegistersTooLate(Honest):
@@ -238,7 +258,7 @@ class RegistersTooLate(Honest):
         value = self.get([key])[0]
         if value is not None or timeout == 0:
             return value
-        threading.Event().wait(0.002)
+        sleep(0.002)
         deadline = monotonic() + timeout
         with self.changed:
             while not self.closed and self.changed.wait(max(0.0, deadline - monotonic())):
@@ -247,7 +267,7 @@ class RegistersTooLate(Honest):
         return None
 
 
-class IgnoresTheTimeOut(Honest):
+class IgnoresTheTimeout(Honest):
     def wait(self, key: str, timeout: float) -> bytes | None:
         return super().wait(key, 3600.0)
 
@@ -287,7 +307,7 @@ class HasOneConnection(Honest):
 
 class DropsEarlyInterrupts(Honest):
     def wait(self, key: str, timeout: float) -> bytes | None:
-        threading.Event().wait(0.02)
+        sleep(0.02)
         self.interrupted = False
         return super().wait(key, timeout)
 
@@ -361,7 +381,7 @@ class MixesHeartbeatsUp(Honest):
     """The last character of a heartbeat's key is lost, so that a node that is done speaks for all."""
 
     def spell(self, key: str) -> str:
-        return key[:-1] if "/beat/r" in key else key
+        return key[:-1] if "/heartbeat/r" in key else key
 
     def put(self, key: str, value: bytes) -> None:
         if b" done " not in self.values.get(self.spell(key), b""):
@@ -372,14 +392,18 @@ class MixesHeartbeatsUp(Honest):
 
 
 class KeepsTheDeadAlive(Honest):
-    """What is read changes with each read, so that nothing ever stands still."""
+    """The counters that are read rise with each read, so that nothing ever stands still."""
 
     reads = 0
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         self.reads += 1
         values = zip(keys, super().get(keys), strict=True)
-        return [v and v + b" %d" % self.reads if "/beat/" in key else v for key, v in values]
+        return [v and self.raised(v) if "/heartbeat/" in key else v for key, v in values]
+
+    def raised(self, heartbeat: bytes) -> bytes:
+        _, space, rest = heartbeat.partition(b" ")
+        return b"%d" % (10**6 + self.reads) + space + rest
 
 
 class MissesWhatEndedMeanwhile(Honest):

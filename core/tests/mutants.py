@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quorate import hookimpl
+from quorate.plugins import get_host
 from quorate.rendezvous import (
     RendezvousBackend,
     RendezvousHandler,
@@ -18,12 +19,8 @@ from quorate.rendezvous import (
     StoreRendezvousHandler,
 )
 
-if __package__:
-    from . import mutant_handlers as handlers
-    from . import mutant_stores as stores
-else:
-    import mutant_handlers as handlers
-    import mutant_stores as stores
+from . import mutant_handlers as handlers
+from . import mutant_stores as stores
 
 
 @dataclass(frozen=True)
@@ -51,40 +48,42 @@ class _LosesNodes:
 MUTANTS = (
     Mutant("found_by_its_entry_point", "a backend without a summary", "no summary", installed="SUMMARY = ''"),
     Mutant("import_is_light", "imports a library with the plugin", "also imports _pytest", installed="import _pytest"),
-    Mutant("bad_endpoint_is_refused", "takes any endpoint", "nothing was raised", store=stores.Honest),
-    Mutant(
-        "dead_endpoint_is_given_up_in_time", "lets OSError through", "ConnectionRefusedError", stores.RaisesWhatItLikes
-    ),
-    Mutant("jobs_are_isolated", "shares keys between jobs", "of another job is seen", stores.SharesKeys),
+    Mutant("bad_endpoint_is_refused", "accepts any endpoint", "nothing was raised", store=stores.Honest),
+    Mutant("dead_endpoint_is_given_up_in_time", "raises OSError", "ConnectionRefusedError", stores.RaisesWhatItLikes),
+    Mutant("jobs_are_isolated", "shares keys between jobs", "of another job is visible", stores.SharesKeys),
     Mutant("close_is_idempotent", "the second close raises", "second close RuntimeError", stores.ClosesOnce),
     Mutant("nothing_is_left_behind", "leaks a thread", "thread leaked", stores.LeaksAThread),
     Mutant("create_has_one_winner", "compares bytes", "4 of 4 racing writers", stores.ComparesBytes),
-    Mutant("create_respects_every_kind_of_write", "a name space per method", "had made", stores.CreatesInItsOwnSpace),
-    Mutant("counters_are_exact", "reads, then writes", "were told the totals", stores.LosesAdditions),
+    Mutant("create_respects_every_kind_of_write", "a namespace per method", "had made", stores.CreatesInItsOwnSpace),
+    Mutant("counters_are_exact", "reads, then writes", "returned the totals", stores.LosesAdditions),
     Mutant("counters_read_as_decimal", "counts in binary", "a counter of 12 reads", stores.CountsInBinary),
     Mutant("values_come_back_unchanged", "strips white space", "came back as", stores.StripsValues),
-    Mutant("keys_are_kept_apart", "ignores the case of keys", "taken for another one", stores.IgnoresCase),
+    Mutant("keys_are_kept_apart", "ignores the case of keys", "confused with another one", stores.IgnoresCase),
     Mutant("get_answers_in_order", "answers in the server's order", r"get\(\[", stores.SortsAnswers),
     Mutant("writes_are_seen_at_once", "a cache of reads", "by another member, get returns", stores.CachesReads),
     Mutant("delete_removes_a_prefix", "prefixes are patterns", "after delete", stores.DeletesPatterns),
-    Mutant("batches_write_everything", "cuts a batch off", "has not written every item", stores.SplitsBatches),
+    Mutant("batches_write_everything", "truncates a batch", "has not written every item", stores.SplitsBatches),
     Mutant("history_is_linearizable", "stale reads from a replica", "no order of these calls", stores.ReadsBehind),
-    Mutant("wait_finds_what_is_there", "takes empty for absent", "although b'' is there", stores.TakesEmptyForAbsent),
-    Mutant("every_write_wakes_every_waiter", "forgets a wake-up", "that add has written", stores.ForgetsWakeUps),
-    Mutant("wake_ups_are_prompt", "looks once a second", "half of the waits", stores.LooksEverySecond),
-    Mutant("no_wake_up_is_lost", "registers after the look", "did not see a key", stores.RegistersTooLate),
-    Mutant("wait_ends_at_its_deadline", "ignores the time-out", "did not return", stores.IgnoresTheTimeOut),
+    Mutant("wait_finds_what_is_there", "treats empty as absent", "but the value is b''", stores.TakesEmptyForAbsent),
+    Mutant("every_write_wakes_every_waiter", "loses a wake-up", "that add has written", stores.ForgetsWakeUps),
+    Mutant("wake_ups_are_prompt", "polls once a second", "half of the waits", stores.LooksEverySecond),
+    Mutant("no_wake_up_is_lost", "registers after the read", "did not return a key", stores.RegistersTooLate),
+    Mutant("wait_ends_at_its_deadline", "ignores the timeout", "did not return", stores.IgnoresTheTimeout),
     Mutant("wait_survives_a_delete", "a delete ends waits", "a delete has ended", stores.EndsWaitsOnDelete),
     Mutant("waiting_holds_nothing_up", "one connection for both", "add, during a wait", stores.HasOneConnection),
     Mutant(
         "interrupt_ends_a_wait", "loses early interrupts", "a wait that was interrupted", stores.DropsEarlyInterrupts
     ),
     Mutant(
-        "partition_is_told_and_survived", "None for no answer", "while the server is cut", stores.AnswersNoneWhenCutOff
+        "partition_is_reported_and_survived",
+        "None for no answer",
+        "while the server is cut",
+        stores.AnswersNoneWhenCutOff,
     ),
     Mutant("wait_survives_a_partition", "waits on a dead connection", "never ends", stores.WaitsOnADeadConnection),
-    Mutant("pause_is_told_and_survived", "reads without a time-out", "get hangs", stores.HangsWhenStopped),
-    Mutant("restart_loses_nothing_in_silence", "begins anew", "a key that was written reads", stores.ForgetsOnRestart),
+    Mutant("lost_answer_is_not_repeated_in_secret", "tries again", "the counter by 2", stores.RepeatsInSecret),
+    Mutant("pause_is_reported_and_survived", "reads without a timeout", "get hangs", stores.HangsWhenStopped),
+    Mutant("restart_loses_nothing_in_silence", "begins again", "a key that was written reads", stores.ForgetsOnRestart),
     Mutant("single_node_meets_itself", "ranks from 1", "have the group ranks", handler=handlers.CountsFromOne),
     Mutant("everyone_agrees_on_the_round", "one ticket for all", "", stores.GivesEveryoneTheFirstTicket),
     Mutant("minimum_is_honoured", "ignores the minimum", "with 1", handler=handlers.IgnoresTheMinimum),
@@ -93,20 +92,37 @@ MUTANTS = (
         "surplus_node_stands_by", "ignores the maximum", "3 of 3 nodes got into", handler=handlers.IgnoresTheMaximum
     ),
     Mutant(
-        "late_joiner_is_in_the_next_round", "no news of newcomers", "did not", handler=handlers.KeepsNewcomersWaiting
+        "late_joiner_is_in_the_next_round",
+        "does not report newcomers",
+        "did not",
+        handler=handlers.KeepsNewcomersWaiting,
     ),
-    Mutant("closing_is_final", "each node has its own reason", "told differently", handler=handlers.ForgetsTheReason),
+    Mutant(
+        "closing_is_final",
+        "each node has its own reason",
+        "different reasons for closing",
+        handler=handlers.ForgetsTheReason,
+    ),
     Mutant("first_reason_wins", "double seal: every create wins", "different reasons", stores.SealsTwice),
-    Mutant("job_ends_when_all_are_done", "mixes keys up", "while a node still worked", stores.MixesHeartbeatsUp),
-    Mutant("short_outage_ends_no_round", "gives up at once", "did not answer once", stores.GivesUpAtOnce),
+    Mutant("job_ends_when_all_are_done", "confuses keys", "while a node still worked", stores.MixesHeartbeatsUp),
+    Mutant("short_outage_ends_no_round", "gives up at the first failure", "did not answer once", stores.GivesUpAtOnce),
     Mutant("dead_member_is_superseded", "values change when read", "did not return", stores.KeepsTheDeadAlive),
-    Mutant("returning_member_learns_its_loss", "misses what came before", "did not", stores.MissesWhatEndedMeanwhile),
+    Mutant(
+        "returning_member_learns_its_loss",
+        "misses a key written before the wait",
+        "did not",
+        stores.MissesWhatEndedMeanwhile,
+    ),
     Mutant("crash_at_any_call_is_survived", "locks outlive their owner", "does not|did not", stores.LocksDieWithNobody),
     Mutant(
         "killed_process_is_superseded",
         "keeps a dead node's key fresh",
         "did not return",
-        installed="def spoil_value(key, value): return value + b' %d' % time.time_ns() if '/beat/' in key else value",
+        installed="""\
+def spoil_value(key, value):
+    _, space, rest = value.partition(b' ')
+    return b'%d' % (time.time_ns() // 1000) + space + rest if '/heartbeat/' in key else value
+""",
     ),
     Mutant(
         "clock_skew_changes_nothing",
@@ -116,19 +132,22 @@ MUTANTS = (
 def spoil_put(value): return b'%d ' % time.time() + value
 def spoil_value(key, value):
     stamp, _, rest = value.partition(b' ')
-    if '/beat/' not in key: return value
+    if '/heartbeat/' not in key: return value
     return rest if abs(time.time() - int(stamp)) < 60 else b'expired'
 """,
     ),
     Mutant(
         "ranks_are_dense_for_any_nodes",
         "a plugin's order leaves nodes out",
-        "decide_ranks answers",
+        r"decide_ranks answered .*does not name each node once",
         stores.Honest,
         plugins=(("ranks", _LosesNodes),),
     ),
     Mutant(
-        "unequal_nodes_are_ranked_together", "takes nodes for equal", "ranks|told", handler=handlers.RanksEveryoneAlike
+        "unequal_nodes_are_ranked_together",
+        "ignores that nodes differ",
+        "ranks|are assigned",
+        handler=handlers.RanksEveryoneAlike,
     ),
 )
 
@@ -146,6 +165,6 @@ def backend_of(mutant: Mutant, server: stores.FakeServer) -> RendezvousBackend:
 
     def open_handler(parameters: RendezvousParameters) -> RendezvousHandler:
         handler.spoil(parameters)
-        return handler(StoreRendezvousHandler(parameters, inner))
+        return handler(StoreRendezvousHandler(parameters, inner, get_host()))
 
     return RendezvousBackend("mutant", mutant.what, open_handler=open_handler)

@@ -13,6 +13,7 @@ import pytest
 from quorate.agent._checks import Checks
 from quorate.agent._protocol import Input, NodeChecked, NodeUnhealthy
 from quorate.catalogue import HealthCheck
+from quorate.records import AgentPhase
 from quorate.services import AgentSnapshot, HangReport
 
 DEADLINE = 30.0
@@ -25,7 +26,7 @@ class StubView:
     settings: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
-        self.phase = "checking"
+        self.phase = AgentPhase.CHECKING
 
     def snapshot(self) -> AgentSnapshot:
         return AgentSnapshot("run", "node", "host", "role", self.phase, "", 0)

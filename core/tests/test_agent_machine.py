@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorate.agent import _protocol as p
-from quorate.agent._machine import initial_state, step
+from quorate.agent._machine import TABLE, initial_state, step
+from quorate.errors import FailureKind
 from quorate.policy import default_restart
 from quorate.records import (
     Assignment,
@@ -38,8 +39,11 @@ class Script:
         self.now = 0.0
 
     def feed(self, event: p.Input) -> tuple[p.Command, ...]:
+        before = self.state.phase
         result = step(self.state, event, self.now)
         self.state = result.state
+        if result.state.phase is not before:
+            assert result.state.phase in TABLE[before][type(event)].targets, "the table does not list it"
         return result.commands
 
     def running(self) -> Script:
@@ -51,6 +55,11 @@ class Script:
 
 def exited(local_rank: int, code: int, stopped: bool = False) -> p.WorkersExited:
     return p.WorkersExited((WorkerExited(local_rank, 70 + local_rank, code, 0, stopped=stopped),))
+
+
+def outcome_of(command: p.Command) -> tuple[p.Outcome, str]:
+    assert isinstance(command, p.Finish)
+    return command.outcome, command.reason
 
 
 def test_a_run_begins_with_a_check_of_the_node_and_a_join() -> None:
@@ -67,7 +76,7 @@ def test_success_waits_for_the_others_and_finishes_with_the_recorded_reason() ->
     assert script.state.phase is p.Phase.BARRIER
     assert script.feed(p.JobClosed(ended(Verdict.SUCCEEDED))) == (p.StopWorkers(15, 8.0),)
     (finish,) = script.feed(p.WorkersGone())
-    assert finish == p.Finish(p.Outcome.SUCCEEDED, "the recorded reason (succeeded)")
+    assert outcome_of(finish) == (p.Outcome.SUCCEEDED, "the recorded reason (succeeded)")
 
 
 def test_a_barrier_of_zero_does_not_wait() -> None:
@@ -93,7 +102,7 @@ def test_trouble_in_the_barrier_does_not_fail_workers_that_succeeded() -> None:
     script = Script().running()
     script.feed(exited(0, 0))
     script.feed(exited(1, 0))
-    script.feed(p.RendezvousFailed("lost", "the store is gone"))
+    script.feed(p.RendezvousFailed(FailureKind.LOST, "the store is gone"))
     (finish,) = script.feed(p.WorkersGone())
     assert isinstance(finish, p.Finish)
     assert finish.outcome is p.Outcome.SUCCEEDED
@@ -103,7 +112,7 @@ def test_trouble_that_overtakes_the_last_success_does_not_undo_it() -> None:
     """The workers had ended well before the store was lost, the agent only learns it in the other order."""
     script = Script().running()
     script.feed(exited(0, 0))
-    assert script.feed(p.RendezvousFailed("lost", "the store is gone")) == (p.StopWorkers(15, 8.0),)
+    assert script.feed(p.RendezvousFailed(FailureKind.LOST, "the store is gone")) == (p.StopWorkers(15, 8.0),)
     script.feed(exited(1, 0))
     (finish,) = script.feed(p.WorkersGone())
     assert isinstance(finish, p.Finish)
@@ -113,7 +122,7 @@ def test_trouble_that_overtakes_the_last_success_does_not_undo_it() -> None:
 def test_a_worker_that_obeys_the_stop_has_not_succeeded() -> None:
     script = Script().running()
     script.feed(exited(0, 0))
-    script.feed(p.RendezvousFailed("lost", "the store is gone"))
+    script.feed(p.RendezvousFailed(FailureKind.LOST, "the store is gone"))
     script.feed(exited(1, 0, stopped=True))
     (finish,) = script.feed(p.WorkersGone())
     assert isinstance(finish, p.Finish)
@@ -175,7 +184,7 @@ def test_a_restart_reaches_nodes_that_wait_in_the_barrier() -> None:
     script.feed(exited(1, 0))
     script.feed(p.RoundEnded(ended(Verdict.RESTART)))
     assert script.feed(p.WorkersGone()) == (p.CheckNode(),)
-    assert script.state.succeeded == frozenset()
+    assert script.state.round is None
 
 
 def test_victims_of_the_stop_are_not_diagnosed_and_late_failures_only_noted() -> None:
@@ -220,7 +229,7 @@ def test_a_signal_while_stopping_makes_it_the_last_stop() -> None:
 
 def test_a_lost_store_stops_the_workers_and_is_an_error() -> None:
     script = Script().running()
-    assert script.feed(p.RendezvousFailed("lost", "gone")) == (p.StopWorkers(15, 8.0),)
+    assert script.feed(p.RendezvousFailed(FailureKind.LOST, "gone")) == (p.StopWorkers(15, 8.0),)
     (finish,) = script.feed(p.WorkersGone())
     assert isinstance(finish, p.Finish)
     assert finish.outcome is p.Outcome.ERROR
@@ -246,12 +255,12 @@ def test_workers_that_cannot_start_are_diagnosed_as_such() -> None:
 VICTIM = evolve(FAILURE, cause=Cause.BROKEN_COLLECTIVE, message="RuntimeError: Connection closed by peer")
 
 
-def with_victim(decision: RestartDecision, seat: Assignment = SEAT) -> Script:
+def with_victim(decision: RestartDecision, assignment: Assignment = SEAT) -> Script:
     """A script whose worker failed over a broken connection; nothing is recorded yet."""
     script = Script(loss=4.0)
     script.feed(p.Begin())
     script.feed(p.NodeChecked())
-    script.feed(p.RoundJoined(seat))
+    script.feed(p.RoundJoined(assignment))
     script.feed(exited(1, 1))
     (stop,) = script.feed(p.Diagnosed(VICTIM, decision))
     assert isinstance(stop, p.StopWorkers), "the workers are stopped at once"
@@ -266,7 +275,7 @@ def test_a_victim_lets_others_say_what_happened() -> None:
     assert script.state.wake_at == 4.0
     assert script.feed(p.RoundEnded(ended(Verdict.RESCALE, Cause.NODE_LOST))) == (p.CheckNode(),)
     assert script.state.history[-1].cause is Cause.NODE_LOST
-    assert script.state.deferred is None
+    assert script.state.stopping is None
 
 
 @pytest.mark.parametrize("gone_first", [True, False])
@@ -280,7 +289,7 @@ def test_what_a_victim_saw_is_recorded_when_nobody_knows_better(gone_first: bool
     assert end_round.end.cause is Cause.BROKEN_COLLECTIVE
     if not gone_first:
         script.feed(p.WorkersGone())
-    assert script.state.wake_at == 4.0 + script.state.close_timeout
+    assert script.state.wake_at == 4.0 + script.state.settings.close_timeout
     assert script.feed(p.RoundEnded(end_round.end)) == (p.CheckNode(),)
 
 
@@ -295,6 +304,35 @@ def test_a_failure_of_this_node_that_comes_to_light_is_recorded_instead() -> Non
     assert script.state.failures == (VICTIM, real)
 
 
+def test_a_failure_that_comes_to_light_late_may_exclude_the_node_too() -> None:
+    script = with_victim(RestartDecision(Verdict.RESTART))
+    decision = RestartDecision(Verdict.RESTART, exclude_node=True)
+    (end_round,) = script.feed(p.Diagnosed(evolve(FAILURE, rank=0, local_rank=0), decision))
+    assert isinstance(end_round, p.EndRound)
+    assert end_round.end.lost == ("me",)
+    script.feed(p.RoundEnded(end_round.end))
+    leave, finish = script.feed(p.WorkersGone())
+    assert leave == p.Leave()
+    assert outcome_of(finish)[0] is p.Outcome.UNHEALTHY
+
+
+def test_a_recorded_end_leaves_nothing_to_wake_up_for() -> None:
+    """The time for which a proposal was held back passes while the workers use their grace."""
+    script = with_victim(RestartDecision(Verdict.RESTART))
+    assert script.state.wake_at is not None
+    script.feed(p.RoundEnded(ended(Verdict.RESCALE, Cause.NODE_LOST)))
+    assert script.state.wake_at is None
+
+
+def test_a_signal_leaves_a_held_back_end_to_be_recorded() -> None:
+    script = with_victim(RestartDecision(Verdict.RESTART))
+    assert script.feed(p.SignalReceived(15)) == (p.StopWorkers(15, 7.0),)
+    script.now = 4.0
+    (end_round,) = script.feed(p.Clock(due=True))
+    assert isinstance(end_round, p.EndRound)
+    assert outcome_of(script.feed(p.WorkersGone())[-1])[0] is p.Outcome.SIGNAL
+
+
 def test_alone_a_victim_waits_for_what_came_to_light_with_it_and_no_longer() -> None:
     script = with_victim(RestartDecision(Verdict.RESTART), evolve(SEAT, group_world_size=1, world_size=2))
     assert script.state.wake_at == 0.0
@@ -302,7 +340,7 @@ def test_alone_a_victim_waits_for_what_came_to_light_with_it_and_no_longer() -> 
 
 def test_a_victim_of_a_lost_store_is_no_failure_of_the_job() -> None:
     script = with_victim(RestartDecision(Verdict.FAILED))
-    script.feed(p.RendezvousFailed("lost", "the store is gone"))
+    script.feed(p.RendezvousFailed(FailureKind.LOST, "the store is gone"))
     (finish,) = script.feed(p.WorkersGone())
     assert outcome_of(finish)[0] is p.Outcome.ERROR
 
@@ -319,20 +357,15 @@ def test_the_history_learns_who_did_not_come_back() -> None:
 # --- the node's health ------------------------------------------------------------------------------------------------
 
 
-def outcome_of(command: p.Command) -> tuple[p.Outcome, str]:
-    assert isinstance(command, p.Finish)
-    return command.outcome, command.reason
-
-
-def test_an_unfit_node_does_not_join() -> None:
+def test_an_unhealthy_node_does_not_join() -> None:
     script = Script()
     script.feed(p.Begin())
     leave, finish = script.feed(p.NodeChecked(("disk: full", "memory: none")))
-    assert leave == p.StayOut("disk: full; memory: none")
+    assert leave == p.Decline("disk: full; memory: none")
     assert outcome_of(finish) == (p.Outcome.UNHEALTHY, "disk: full; memory: none")
 
 
-def test_a_node_that_becomes_unfit_ends_the_round_without_itself_and_leaves() -> None:
+def test_a_node_that_becomes_unhealthy_ends_the_round_without_itself_and_leaves() -> None:
     script = Script().running()
     end_round, stop = script.feed(p.NodeUnhealthy("disk: full"))
     assert isinstance(end_round, p.EndRound)
@@ -347,7 +380,7 @@ def test_a_node_that_becomes_unfit_ends_the_round_without_itself_and_leaves() ->
     assert outcome_of(finish) == (p.Outcome.UNHEALTHY, "disk: full")
 
 
-def test_a_node_that_becomes_unfit_while_it_waits_leaves() -> None:
+def test_a_node_that_becomes_unhealthy_while_it_waits_leaves() -> None:
     script = Script()
     script.feed(p.Begin())
     script.feed(p.NodeChecked())
@@ -419,7 +452,7 @@ def test_the_rounds_end_overtakes_a_dump() -> None:
     script.feed(p.RoundEnded(ended(Verdict.RESTART)))
     assert script.feed(p.StacksDumped()) == ()
     script.feed(p.WorkersGone())
-    assert script.state.hang is None
+    assert script.state.round is None
 
 
 def test_the_policy_is_told_of_repeats() -> None:
@@ -462,12 +495,12 @@ EVENTS: st.SearchStrategy[p.Input] = st.one_of(
     st.just(p.RoundJoined(SEAT)),
     st.sampled_from(Verdict).filter(lambda v: v.is_terminal).map(lambda v: p.JobClosed(ended(v))),
     st.sampled_from([Verdict.RESTART, Verdict.RESCALE]).map(lambda v: p.RoundEnded(ended(v))),
-    st.just(p.RendezvousFailed("lost", "gone")),
+    st.just(p.RendezvousFailed(FailureKind.LOST, "gone")),
     st.tuples(st.integers(0, 1), st.sampled_from([0, 1, -9])).map(lambda pair: exited(*pair)),
     st.just(p.WorkersGone()),
     st.sampled_from([2, 15]).map(p.SignalReceived),
     st.just(p.Clock(due=True)),
-    st.sampled_from([p.NodeChecked(), p.NodeChecked(("unfit",)), p.NodeUnhealthy("unfit")]),
+    st.sampled_from([p.NodeChecked(), p.NodeChecked(("declined",)), p.NodeUnhealthy("declined")]),
     st.sampled_from([HUNG, p.StacksDumped()]),
 )
 
@@ -483,22 +516,26 @@ def test_workers_never_outlive_their_round_and_the_agent_finishes_once(
 ) -> None:
     """No start while workers may be left, no join or finish before they are gone, nothing after the finish."""
     script = Script(barrier=barrier, loss=4.0)
-    workers_may_be_left = finished = False
+    workers_may_be_left = finished = was_unhealthy = False
     for event in events:
         if isinstance(event, p.WorkersGone):
             if script.state.phase is not p.Phase.STOPPING:
                 continue  # the runner only says so after a stop
             workers_may_be_left = False
+        if isinstance(event, p.NodeUnhealthy) and script.state.phase not in (p.Phase.NEW, p.Phase.BARRIER):
+            was_unhealthy = True
         backlog = [event]
         while backlog:
             for command in script.feed(backlog.pop(0)):
                 assert not finished
+                if isinstance(command, p.EndRound) and command.end.lost:
+                    was_unhealthy = True
                 if isinstance(command, p.StartWorkers):
                     assert not workers_may_be_left
                     workers_may_be_left = True
                 elif isinstance(command, p.JoinRound):
                     assert not workers_may_be_left
-                    assert not script.state.unhealthy
+                    assert not was_unhealthy
                 elif isinstance(command, p.CheckNode):
                     backlog.append(p.NodeChecked())
                 elif isinstance(command, p.Diagnose) and command.budget is not None:

@@ -9,7 +9,8 @@ from quorate import PluginHost, hookimpl
 from quorate.agent import _protocol as p
 from quorate.agent._machine import initial_state, step
 from quorate.agent._reports import Reporter
-from quorate.records import Assignment, Cause, Event, FailureRecord, RestartDecision, RoundEnd, Verdict
+from quorate.agent._workers import WorkerTable
+from quorate.records import Assignment, Cause, Event, FailureRecord, RestartDecision, RoundEnd, Verdict, WorkerLaunch
 
 SEAT = Assignment(0, "me", "default", 1, 0, 1, 0, 1, 0, 1, "10.0.0.1", 4711)
 FAILURE = FailureRecord(0, 0, 7, 1, Cause.EXIT_CODE, "exit code 1", 0)
@@ -55,3 +56,20 @@ def test_each_end_is_told_once(last_of_round_0: tuple[p.Input, ...], capsys: pyt
     assert [line for line in capsys.readouterr().err.splitlines() if " ended " in line] == [
         f"quorate: {sentence}" for sentence in told
     ]
+
+
+def test_what_workers_were_bound_to_is_told_and_shown() -> None:
+    listener, table = Listener(), WorkerTable()
+    reporter = Reporter(PluginHost(paths=[], extra=[("listener", listener)]), None)
+    bound = WorkerLaunch(0, 4, "t", "true", (), {}, "", cpus=frozenset({0, 1, 2, 8}))
+    launches = [bound, evolve(bound, local_rank=1, rank=5, cpus=None)]
+    reporter.started({0: 70, 1: 71}, launches)
+    table.started(launches, {0: 70, 1: 71})
+    (event,) = listener.heard
+    assert (event.details["pids"], event.details["cpus"]) == ((70, 71), ("0-2,8", ""))
+    assert [worker.cpus for worker in table.workers] == ["0-2,8", ""]
+
+
+def test_a_worker_without_a_cpu_cannot_be_launched() -> None:
+    with pytest.raises(ValueError, match="cpus"):
+        WorkerLaunch(0, 0, "t", "true", (), {}, "", cpus=frozenset())

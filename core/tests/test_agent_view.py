@@ -1,4 +1,4 @@
-"""What an agent shows to its services: heartbeats come back with the worker that they are of."""
+"""What an agent shows to its services: each heartbeat with its worker."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import cast
 from quorate import RendezvousHandler
 from quorate.agent._services import View
 from quorate.clock import monotonic
+from quorate.records import AgentPhase
 from quorate.services import AgentSnapshot, WorkerSnapshot
 
 
 def view_of(workers: list[WorkerSnapshot]) -> View:
-    """Return the view of an agent whose thread takes no turn."""
+    """Return the view of an agent whose thread takes no transition."""
     return View(
         {},
-        lambda: AgentSnapshot("run", "node", "host", "role", "running", "", 0, workers=tuple(workers)),
+        lambda: AgentSnapshot("run", "node", "host", "role", AgentPhase.RUNNING, "", 0, workers=tuple(workers)),
         cast("RendezvousHandler", None),
         lambda event: None,
         lambda sentence: None,
     )
 
 
-def test_an_agent_that_takes_no_turn_is_waited_for_until_the_deadline_or_its_end() -> None:
+def test_an_agent_that_does_not_answer_is_waited_for_until_the_deadline_or_its_end() -> None:
     view = view_of([])
     assert view.turn(0.01) is None
     answers: list[float | None] = []
@@ -32,9 +33,9 @@ def test_an_agent_that_takes_no_turn_is_waited_for_until_the_deadline_or_its_end
         waiting.join(0.001)
     view.close()
     waiting.join(30.0)
-    assert not waiting.is_alive(), "an agent that ends must not be kept by who asks"
+    assert not waiting.is_alive(), "an agent that ends must not be held up by a call"
     assert answers != [None]
-    assert view.turn(60.0) is not None, "there is nobody left to wait for"
+    assert view.turn(60.0) is not None, "there is no agent left to wait for"
 
 
 def test_a_heartbeat_is_shown_with_its_worker_and_never_with_its_successor() -> None:
@@ -43,9 +44,9 @@ def test_a_heartbeat_is_shown_with_its_worker_and_never_with_its_successor() -> 
     assert [worker.heartbeat_at for worker in view.snapshot().workers] == [None, None]
     before = monotonic()
     view.note_heartbeat(1, 101)
-    silent, beating = view.snapshot().workers
+    silent, alive = view.snapshot().workers
     assert silent.heartbeat_at is None
-    assert beating.heartbeat_at is not None
-    assert before <= beating.heartbeat_at <= monotonic()
+    assert alive.heartbeat_at is not None
+    assert before <= alive.heartbeat_at <= monotonic()
     workers[1] = WorkerSnapshot(1, 1, pid=202)  # the next round's
     assert view.snapshot().workers[1].heartbeat_at is None

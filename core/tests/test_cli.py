@@ -15,9 +15,8 @@ import pytest
 
 from quorate import errors
 from quorate.cli import ExitCode, main
-from quorate.cli._exit import code_of
 from quorate.cli._flags import FLAGS
-from quorate.cli._help import docs_table
+from quorate.cli._main import code_of
 from quorate.rendezvous import PortReservation
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -87,7 +86,6 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "--rdzv-backend=etcd", "--rdzv-id=j", "--nnodes=2", "-m", "x"],
             ["pip install quorate-rendezvous-etcd"],
         ),
-        (["run", "--rdzv-backend=etcd", "--nnodes=2", "-m", "x"], ["set --rdzv-id"]),
         pytest.param(
             ["run", "--rdzv-backend=tcp", "--rdzv-endpoint=a:b:c", "--nnodes=2", "-m", "x"],
             ["'a:b:c'", "--rdzv-endpoint"],
@@ -96,7 +94,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "--nnodes=2", "--node-rank=2", "-m", "x"], ["node_rank is 2", "--nnodes"]),
         (["run", "--nnodes=2", "--master-port=65535", "-m", "x"], ["--master-port=65535", "65534"]),
         (["run", "--standalone", "--nnodes=2", "-m", "x"], ["--standalone", "--nnodes"]),
-        (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "plugin"]),
+        (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "pip install quorate-numa"]),
         (["run", "--logs-specs=none-such", "-m", "x"], ["'none-such'", "torchrun.logs_specs"]),
         pytest.param(["run", "--start-method=teleport", "-m", "x"], ["'teleport'", "spawn"], marks=runs_a_job),
         pytest.param(["run", "--event-log-handler=pigeon", "-m", "x"], ["'pigeon'"], marks=runs_a_job),
@@ -106,14 +104,22 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda value: " ".join(value) if value and str(value[0]).islower() else "",
 )
 def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: list[str], tmp_path: Path) -> None:
-    # As if nobody had installed the etcd plugin, whether or not somebody has.
-    result = quorate(*argv, cwd=tmp_path, QUORATE_DISABLE_PLUGINS="quorate-rendezvous-etcd")
+    # As if nobody had installed these plugins, whether or not somebody has.
+    result = quorate(*argv, cwd=tmp_path, QUORATE_DISABLE_PLUGINS="quorate-rendezvous-etcd,quorate-numa")
     assert result.returncode == ExitCode.USAGE, result.stderr
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if not line.startswith("quorate: warning: ")]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("quorate: error: ")
     assert all(word in lines[0] for word in words), lines[0]
+
+
+@runs_a_job
+def test_a_store_that_other_jobs_may_use_needs_a_name_for_the_job(tmp_path: Path) -> None:
+    result = quorate("run", "--rdzv-backend=etcd", "--nnodes=2", "-m", "x", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (ExitCode.USAGE, ""), result.stderr
+    assert [line for line in result.stderr.splitlines() if "set --rdzv-id" in line], result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
 
 
 def test_a_variable_of_the_wrong_form_is_named(script: Path) -> None:
@@ -134,7 +140,7 @@ def test_help_names_every_flag_and_command() -> None:
     assert (top.stdout + run.stdout + plugins.stdout).isascii(), "a terminal of any encoding can show it"
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     import quorate as package
 
     assert quorate("--version").stdout == f"quorate {package.__version__}\n"
@@ -155,7 +161,42 @@ def test_the_process_ends_with_its_exit_handlers_run_and_its_output_written() ->
     assert (result.returncode, result.stdout.split()[2:], result.stderr) == (0, ["bye"], "")
 
 
-def test_show_config_tells_each_value_and_where_it_came_from() -> None:
+def test_show_config_shows_no_secret() -> None:
+    secret = "a-token-that-nobody-may-see"
+    result = quorate(
+        "run",
+        "--show-config",
+        "--rdzv-auth=required",
+        "--rdzv-conf=user=me,password=hunter2,prefix=p",
+        QUORATE_JOB_TOKEN=secret,
+    )
+    assert result.returncode == ExitCode.OK, result.stderr
+    assert "hunter2" not in result.stdout
+    assert secret not in result.stdout + result.stderr
+    assert "user=me,password=********,prefix=p" in result.stdout
+    assert "Job token: ******** (QUORATE_JOB_TOKEN); --rdzv-auth=required" in result.stdout
+    assert "Job token: none; --rdzv-auth=auto" in quorate("run", "--show-config").stdout
+
+
+def test_a_wrong_word_for_the_use_of_the_token_is_refused() -> None:
+    result = quorate("run", "--rdzv-auth=maybe", "script.py")
+    assert result.returncode == ExitCode.USAGE
+    assert "is not one of auto, required, off" in result.stderr
+
+
+def test_a_job_that_must_be_protected_does_not_start_without_a_token(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('started')")
+    result = quorate("run", "--rdzv-auth=required", str(script))
+    assert result.returncode == ExitCode.USAGE
+    assert "there is no job token; set QUORATE_JOB_TOKEN_FILE" in result.stderr
+    assert "started" not in result.stdout
+    short = quorate("run", str(script), QUORATE_JOB_TOKEN="short")
+    assert short.returncode == ExitCode.USAGE
+    assert "at least 16" in short.stderr
+
+
+def test_show_config_prints_each_value_and_where_it_came_from() -> None:
     result = quorate("run", "--show-config", "--nnodes", "2:4", "--rdzv_conf=join_timeout=9", PET_MAX_RESTARTS="7")
     assert result.returncode == 0, result.stderr
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
@@ -167,7 +208,7 @@ def test_show_config_tells_each_value_and_where_it_came_from() -> None:
     assert rows["connect_timeout"] == ["9"]
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as gone:
@@ -177,25 +218,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (result.returncode, result.stderr) == (0, b"")
 
 
-def test_the_docs_hold_the_table_of_flags() -> None:
-    """The table is derived: print(quorate.cli._help.docs_table(FLAGS)) writes it anew."""
-    assert docs_table(FLAGS) in (DOCS / "command-line.md").read_text(encoding="utf-8")
-
-
 def test_the_docs_explain_every_exit_code() -> None:
     text = (DOCS / "exit-codes.md").read_text(encoding="utf-8")
     assert [code.name for code in ExitCode if f"| {code.value} | `{code.name}` |" not in text] == []
-
-
-def test_the_docs_explain_every_time_out() -> None:
-    import attrs
-
-    from quorate.config import Timeouts
-
-    text = (DOCS / "timeouts.md").read_text(encoding="utf-8")
-    assert [
-        name for name, seconds in attrs.asdict(Timeouts()).items() if f"| `{name}` | {seconds:g} |" not in text
-    ] == []
 
 
 # --- jobs of one node -------------------------------------------------------------------------------------------------
@@ -261,6 +286,7 @@ def test_too_few_nodes_in_time_give_exit_code_3(script: Path) -> None:
     held = PortReservation()
     try:
         endpoint = f"--rdzv-endpoint=127.0.0.1:{held.reserve('127.0.0.1')}"
+        held.activate()  # from now on a server may listen there
         result = quorate("run", "--nnodes=2", endpoint, "--rdzv-conf=join_timeout=1", str(script))
     finally:
         held.release()
@@ -275,6 +301,7 @@ def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_writ
     held = PortReservation()
     try:
         port = held.reserve("127.0.0.1") - 1  # the nodes meet one port above the master's
+        held.activate()  # from now on a server may listen there
         nodes = [
             subprocess.Popen(
                 [sys.executable, "-m", "quorate", "run", "--nnodes=2", f"--node-rank={rank}", f"--master-port={port}"]
@@ -351,31 +378,31 @@ def test_each_outcome_has_its_exit_code(error: BaseException, code: int | None) 
 
 
 @runs_a_job
-def test_what_is_ignored_is_told(script: Path) -> None:
+def test_ignored_flags_are_noted(script: Path) -> None:
     result = quorate("run", "--standalone", "--rdzv-backend=c10d", str(script), PET_RDZV_ENDPOINT="h:1")
     assert result.returncode == 0, result.stderr
     assert "--rdzv-backend is ignored with --standalone" in result.stderr
     assert "rdzv-endpoint" not in result.stderr
 
 
-def test_a_mistake_of_ours_is_told_apart_and_shows_its_traceback(
+def test_a_bug_in_quorate_shows_its_traceback_and_asks_for_a_report(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(argv: object) -> int:
+    def broken(*_: object) -> int:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("quorate.cli._run.run", broken)
+    monkeypatch.setattr("quorate.cli._run.parse", broken)
     assert main(["run"]) == ExitCode.INTERNAL
     errors = capsys.readouterr().err
     assert "ZeroDivisionError: ours" in errors
-    assert "quorate: internal error" in errors
+    assert "quorate: internal error: the traceback above is a bug in quorate; please report it" in errors
 
 
 # --- what the fast path may cost --------------------------------------------------------------------------------------
 
 
 def test_the_way_to_the_first_worker_imports_nothing_heavy(script: Path) -> None:
-    """Importing these would cost more than starting a worker does."""
+    """Each of these alone costs as much as several modules of quorate, or far more."""
     result = subprocess.run(
         [
             sys.executable,
@@ -400,15 +427,42 @@ def test_the_way_to_the_first_worker_imports_nothing_heavy(script: Path) -> None
         timeout=SECONDS,
         env=clean_environment(),
     )
-    heavy = {
-        "argparse",
-        "asyncio",
-        "subprocess",
-        "logging",
-        "multiprocessing",
-        "torch",
-        "importlib.metadata",
-        "difflib",
-    }
-    heavy |= {"dataclasses", "tempfile", "shutil", "uuid", "traceback"}
+    heavy = {"argparse", "asyncio", "email", "grpc", "http", "importlib.metadata", "logging", "multiprocessing"}
+    heavy |= {"pynvml", "shutil", "subprocess", "tempfile", "torch"}
     assert heavy & set(result.stdout.split()) == set(), result.stderr
+
+
+# --- what programs pass that were written for torchrun ----------------------------------------------------------------
+
+
+@runs_a_job
+def test_a_script_on_stdin_runs_in_every_worker_and_again_after_a_restart(tmp_path: Path) -> None:
+    text = (
+        "import os, sys\n"
+        "sys.stdout.write(f\"{os.environ['RANK']} {os.environ['TORCHELASTIC_RESTART_COUNT']} {sys.argv[1:]}\\n\")\n"
+        "sys.exit(os.environ['TORCHELASTIC_RESTART_COUNT'] == '0')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "quorate", "run", "--nproc-per-node=2", "--max-restarts=1", "--role=", "-", "a"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env=clean_environment(TMPDIR=str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"0 1 ['a']", "1 1 ['a']"} <= set(done.stdout.splitlines())
+    assert list(tmp_path.iterdir()) == [], "no file is left"
+
+
+def test_a_command_that_a_plugin_offers_is_found(tmp_path: Path) -> None:
+    (tmp_path / "offered.py").write_text("def hello(argv):\n    print('hello', *argv)\n    return 7\n")
+    info = tmp_path / "offered-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[quorate.commands]\nhello = offered:hello\nbroken = offered:gone\n")
+    done = quorate("hello", "a", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (7, "hello a\n"), done.stderr
+    done = quorate("broken", PYTHONPATH=str(tmp_path))
+    assert done.returncode == ExitCode.PLUGIN
+    assert "'broken' of offered could not be loaded: AttributeError" in done.stderr

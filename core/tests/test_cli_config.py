@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from quorate import LaunchConfig, LogsSpecs, PluginError, UsageError
+from quorate import LaunchConfig, LogsSpecs, PluginError, UsageError, WorkerSpec, get_rendezvous_handler
 from quorate.catalogue import CliOption
+from quorate.cli import _run
+from quorate.cli import _values as kind
 from quorate.cli._devices import count_cpus, count_gpus, count_workers
-from quorate.cli._flags import FLAGS
+from quorate.cli._flags import FLAGS, Flag
 from quorate.cli._parse import parse
 from quorate.cli._run import build_command, build_config, flags_with
 
@@ -35,7 +39,7 @@ def script(tmp_path: Path) -> Path:
 
 
 def config_of(*argv: str, **environment: str) -> LaunchConfig:
-    return build_config(parse(argv, environment, FLAGS).settings)
+    return build_config(parse(argv, environment, FLAGS))
 
 
 def meeting_of(*argv: str) -> tuple[Any, ...]:
@@ -106,13 +110,33 @@ def test_options_of_plugins_are_flags_too() -> None:
         "cell_size": CliOption("cell_size", "how large", "3", remember),
         "numa-binding": CliOption("numa-binding", "binds", None, remember),
     }
-    flags = flags_with(options)
+    flags = flags_with(options.values())
     assert [flag.name for flag in flags if flag.section == "From plugins"] == ["numa-binding", "cell-size"]
-    made = build_config(parse(["--cell-size=5", "--numa-binding=node"], {}, flags).settings, options)
-    assert (seen, made.settings) == (["5", "node"], {"cells": "node"})
-    assert build_config(parse([], {}, flags).settings, options).settings == {"cells": "3"}
+    made = build_config(parse(["--cell-size=5", "--numa-binding=node"], {}, flags))
+    assert (seen, made.settings) == (["node", "5"], {"cells": "5"})
+    assert build_config(parse([], {}, flags)).settings == {"cells": "3"}
     with pytest.raises(PluginError, match="--nnodes"):
-        flags_with({"nnodes": CliOption("nnodes", "no")})
+        flags_with([CliOption("nnodes", "no")])
+
+
+def test_a_new_flag_is_a_row_of_the_table_and_what_reads_the_setting() -> None:
+    """CONTRIBUTING promises that a flag touches two files."""
+    row = Flag("cell-count", "N", None, kind.whole, "how many", is_setting=True)
+    made = build_config(parse(["--cell-count=5"], {}, (*FLAGS, row)))
+    assert made.settings == {"cell_count": 5}
+    assert build_config(parse([], {}, (*FLAGS, row))).settings == {}
+    handler = get_rendezvous_handler(made.rendezvous_parameters())
+    try:
+        assert WorkerSpec.from_config(made, handler, "true").settings == {"cell_count": 5}
+    finally:
+        handler.shutdown()
+
+
+def test_every_flag_has_a_reader() -> None:
+    read_by_the_command = re.findall(r'parsed(?:\.settings)?\["([a-z-]+)"\]', Path(_run.__file__).read_text())
+    fields = {field.name for field in attrs.fields(LaunchConfig)}
+    unread = {flag.name for flag in FLAGS if flag.field not in fields and not (flag.is_setting or flag.plugin_only)}
+    assert unread - set(read_by_the_command) == set()
 
 
 def test_logs_specs_are_found_by_their_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +153,7 @@ def test_logs_specs_are_found_by_their_entry_point(tmp_path: Path, monkeypatch: 
     assert isinstance(specs, LogsSpecs)
     assert (type(specs).__name__, specs.root_log_dir) == ("Mine", "here")
     assert type(config_of("--logs-specs=default").logs_specs).__name__ == "DefaultLogsSpecs"
-    for name, word in (("other", "no subclass"), ("gone", "AttributeError")):
+    for name, word in (("other", "not a subclass"), ("gone", "AttributeError")):
         with pytest.raises(PluginError, match=word):
             config_of(f"--logs-specs={name}")
 
@@ -154,6 +178,41 @@ def test_logs_specs_are_found_by_their_entry_point(tmp_path: Path, monkeypatch: 
 )
 def test_visible_gpus_are_counted_as_the_driver_does(environment: dict[str, str], installed: int, count: int) -> None:
     assert count_gpus(environment, lambda: installed) == count
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({"ROCR_VISIBLE_DEVICES": "0,2,5"}, 3),
+        ({"ROCR_VISIBLE_DEVICES": ""}, 0),
+        ({"ROCR_VISIBLE_DEVICES": "0,2,5", "HIP_VISIBLE_DEVICES": "1,2,3"}, 2),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-a,GPU-b", "CUDA_VISIBLE_DEVICES": "1"}, 1),
+        ({"GPU_DEVICE_ORDINAL": "0,1"}, 2),
+        ({"GPU_DEVICE_ORDINAL": "0,1", "HIP_VISIBLE_DEVICES": "0"}, 1),
+    ],
+)
+def test_variables_of_amds_driver_narrow_its_own_devices_only(environment: dict[str, str], count: int) -> None:
+    assert count_gpus(environment, lambda: 8, lambda: True) == count
+    amd = ("ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+    rest = {name: value for name, value in environment.items() if name not in amd}
+    assert count_gpus(environment, lambda: 8, lambda: False) == count_gpus(rest, lambda: 8)
+
+
+def test_a_device_that_torch_knows_is_counted_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(
+        "print('a note of the library')\n"
+        "class accelerator:\n"
+        "    current_accelerator = staticmethod(lambda: type('Device', (), {'type': 'npu'}))\n"
+        "    device_count = staticmethod(lambda: 4)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = set(sys.modules)
+    assert config_of("--nproc-per-node=npu").nproc_per_node == 4
+    with pytest.raises(UsageError, match="no XPU is visible"):
+        count_workers("xpu")
+    assert "torch" not in set(sys.modules) - before
 
 
 def test_cpus_are_those_that_this_process_may_use() -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate import DefaultLogsSpecs, LaunchConfig, UsageError
-from quorate.config import Timeouts
+from quorate import DefaultLogsSpecs, LaunchConfig, UsageError, WorkerSpec, get_rendezvous_handler
+from quorate.rendezvous import RendezvousParameters
+from quorate.timeouts import Timeouts
+from quorate.worker_settings import WorkerSettings
 
 
 def config(min_nodes: int = 1, max_nodes: int = 1, nproc_per_node: int = 1, **others: Any) -> LaunchConfig:
@@ -50,10 +52,9 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
         ({"node_rank": 1}, ["node_rank is 1", "at most 1", "--nnodes"]),
         ({"node_rank": -1}, ["node_rank is -1"]),
         ({"master_port": 65536}, ["master_port is 65536", "--master-port"]),
-        ({"role": ""}, ["role is empty", "--role"]),
         ({"start_method": ""}, ["start_method is empty", "--start-method"]),
         ({"signals_to_handle": "SIGTERM,SIGKILL"}, ["SIGKILL", "--signals-to-handle"]),
-        ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "no signal"]),
+        ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "not a signal"]),
         ({"signals_to_handle": " , "}, ["signals_to_handle is empty"]),
         ({"duplicate_stdout_filters": "word"}, ["list of words", "'word'"]),
         ({"rdzv_configs": {"join_timeout": "soon"}}, ["join_timeout", "'soon'", "seconds"]),
@@ -109,6 +110,20 @@ def test_the_spellings_of_torchelastic_are_understood() -> None:
     assert config(rdzv_timeout=44).timeouts().join_timeout == 44.0
 
 
+def test_a_worker_specification_has_the_defaults_and_the_bounds_of_a_launch() -> None:
+    made = config()
+    handler = get_rendezvous_handler(made.rendezvous_parameters())
+    spec = WorkerSpec("r", 1, handler, "true")
+    shared = attrs.fields(WorkerSettings)
+    assert {each.name: getattr(spec, each.name) for each in shared} == made.worker_settings()
+    assert WorkerSpec.from_config(made, handler, "true").worker_settings() == made.worker_settings()
+    for name, value in (("max_restarts", -1), ("monitor_interval", 0), ("master_port", 0), ("health_interval", -1)):
+        with pytest.raises(UsageError, match=f"{name}.*--{name.replace('_', '-')}"):
+            WorkerSpec("r", 1, handler, "true", **{name: value})
+        with pytest.raises(UsageError, match=f"{name}.*--{name.replace('_', '-')}"):
+            config(**{name: value})
+
+
 @given(
     st.fixed_dictionaries(
         {},
@@ -149,7 +164,37 @@ def test_one_node_without_an_endpoint_stands_alone_and_several_meet_over_tcp() -
     assert config().rendezvous_parameters().backend == "standalone"
     assert config(rdzv_endpoint="h:1").rendezvous_parameters().backend == "tcp"
     assert config(max_nodes=2, rdzv_endpoint="h:1").rendezvous_parameters().backend == "tcp"
-    assert config(rdzv_backend="static").rendezvous_parameters().backend == "static"
+    assert config(rdzv_backend="static", rdzv_endpoint="h:1").rendezvous_parameters().backend == "static"
+
+
+@pytest.mark.needs("quorate-rendezvous-static", "quorate-rendezvous-c10d", "quorate-rendezvous-etcd")
+@pytest.mark.parametrize(
+    ("name", "chosen"), [("c10d", "standalone"), ("tcp", "standalone"), ("etcd", "etcd"), ("gone", "gone")]
+)
+def test_one_node_needs_no_endpoint_where_its_own_nodes_serve_the_store(name: str, chosen: str) -> None:
+    assert config(rdzv_backend=name).backend() == chosen
+    assert config(rdzv_backend=name, rdzv_endpoint="h:1").backend() == name
+    assert config(max_nodes=2, rdzv_backend=name).backend() == name
+
+
+def test_variables_of_torchelastic_are_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT", "7")
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGUSR1")
+    assert (config().exit_barrier_timeout, config().signals_to_handle) == (7.0, ("SIGTERM", "SIGUSR1"))
+    made = config(exit_barrier_timeout=3, signals_to_handle="SIGINT")
+    assert (made.exit_barrier_timeout, made.signals_to_handle) == (3.0, ("SIGINT",))
+    monkeypatch.setenv("TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT", "soon")
+    with pytest.raises(UsageError, match="TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT"):
+        config()
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    assert "SIGQUIT" in config(exit_barrier_timeout=3).signals_to_handle
+
+
+def test_logs_specs_may_be_the_fourth_argument_and_errors_of_usage_are_value_errors() -> None:
+    specs = DefaultLogsSpecs(log_dir="here")
+    assert LaunchConfig(1, 1, 1, specs).logs_specs is specs
+    with pytest.raises(ValueError, match="min_nodes"):
+        LaunchConfig(0, 1, 1)
 
 
 def test_a_single_nodes_job_gets_a_new_run_id_at_each_launch() -> None:
@@ -197,3 +242,26 @@ def test_the_callers_settings_are_copied() -> None:
     made = config(rdzv_configs=settings)
     settings["join_timeout"] = -1
     assert made.timeouts().join_timeout == 30.0
+
+
+# --- the job token ----------------------------------------------------------------------------------------------------
+
+
+def test_the_use_of_the_job_token_is_a_setting_of_the_rendezvous() -> None:
+    def auth(**settings: Any) -> Any:
+        return LaunchConfig(1, 1, 1, **settings).rendezvous_parameters().get("auth")
+
+    assert auth() is None
+    assert auth(rdzv_auth="required") == "required"
+    assert auth(rdzv_configs={"auth": "off"}) == "off"
+    assert auth(rdzv_configs={"auth": "off"}, rdzv_auth="required") == "required"
+    for wrong in ({"rdzv_auth": "always"}, {"rdzv_configs": {"auth": "always"}}):
+        with pytest.raises(UsageError, match="'always' is not one of auto, required, off"):
+            LaunchConfig(1, 1, 1, **wrong)
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(RendezvousParameters("etcd", "host:1", "job", 1, 2, password="hunter2", user="me", job_token="x" * 20))
+    assert "hunter2" not in shown
+    assert "xxx" not in shown
+    assert "'user': 'me'" in shown

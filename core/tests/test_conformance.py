@@ -34,3 +34,7 @@ class TestCellStore(StoreConformance):
     @pytest.fixture
     def server(self) -> str:
         return ""
+
+
+class TestSignedInMemoryStore(TestInMemoryStore):
+    signed = True

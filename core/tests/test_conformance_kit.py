@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from quorate import PluginHost, hookimpl
 from quorate.cli import main
-from quorate.errors import UsageError
+from quorate.errors import StoreUnavailableError, UsageError
 from quorate.rendezvous import InMemoryStore, RendezvousBackend
 from quorate.testing import (
     Ability,
@@ -29,8 +31,8 @@ from quorate.testing import (
     free_port,
     try_law,
 )
-from quorate.testing import _law as kit
 from quorate.testing._history import Entry, History, explain, is_linearizable
+from quorate.testing._law import law
 
 from .memory import shared_by_run
 
@@ -49,11 +51,11 @@ def make_law(function: Any, *needs: Ability, since: tuple[int, int] = (0, 1)) ->
 
 
 def test_every_law_explains_itself() -> None:
-    for law in all_laws():
-        assert law.text.endswith(".")
-        assert law.advice.endswith((".", ".)"))
-        assert law.name == law.name.lower()
-        assert (Ability.STORE in law.needs) or law.tier is not Tier.STORE
+    for each in all_laws():
+        assert each.text.endswith(".")
+        assert each.advice.endswith((".", ".)"))
+        assert each.name == each.name.lower()
+        assert (Ability.STORE in each.needs) or each.tier is not Tier.STORE
 
 
 def test_a_law_without_advice_is_refused() -> None:
@@ -61,7 +63,7 @@ def test_a_law_without_advice_is_refused() -> None:
         """Only one paragraph."""
 
     with pytest.raises(UsageError, match="two paragraphs"):
-        kit.law(Tier.STORE)(nameless)
+        law(Tier.STORE)(nameless)
 
 
 def test_classes_have_one_test_per_law() -> None:
@@ -76,7 +78,9 @@ def test_a_law_cannot_be_overridden() -> None:
         type("Mine", (StoreConformance,), {"test_counters_are_exact": None})
 
 
-@pytest.mark.parametrize(("absent", "problem"), [({"wings": "no"}, "no ability"), ({"batch": " "}, "without a reason")])
+@pytest.mark.parametrize(
+    ("absent", "problem"), [({"wings": "no"}, "not an ability"), ({"batch": " "}, "without a reason")]
+)
 def test_absent_abilities_are_known_and_have_a_reason(absent: dict[str, str], problem: str) -> None:
     with pytest.raises(UsageError, match=problem):
         type("Mine", (StoreConformance,), {"absent": absent})
@@ -97,7 +101,7 @@ def test_abilities_are_there_or_declared_absent() -> None:
     declared = try_law(law, subject(lenient=False, absent={"pause": "no server"}))
     assert (declared.verdict, declared.text) == (Verdict.ABSENT, "no server")
     batch = make_law(lambda subject: None, Ability.BATCH)
-    assert "yet it is there" in try_law(batch, subject(absent={"batch": "I believe"})).text
+    assert "but the backend has it" in try_law(batch, subject(absent={"batch": "I believe"})).text
 
 
 def test_a_new_law_warns_before_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +131,7 @@ def test_a_broken_law_says_what_was_seen_and_where_to_look() -> None:
 
 def test_a_law_that_hangs_is_broken_in_time() -> None:
     freed = threading.Event()
-    tried = subject(patience=0.05)
+    tried = subject(timeout=0.05)
 
     def hangs(subject: Subject) -> None:
         freed.wait(30)
@@ -147,15 +151,13 @@ def test_an_unknown_law_is_refused_with_what_it_may_have_been() -> None:
 def test_in_pytest_a_new_law_warns_even_where_warnings_are_errors(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import subprocess
-
     (tmp_path / "test_it.py").write_text(
         "import pytest, quorate\n"
         "from quorate.rendezvous import InMemoryStore, RendezvousBackend\n"
-        "from quorate.testing import LawBrokenError, StoreConformance, _law\n"
+        "from quorate.testing import Law, LawBrokenError, StoreConformance, Tier\n"
         "from quorate.testing._classes import _make_test\n"
         "def function(subject): raise LawBrokenError('seen')\n"
-        "law = _law.Law('new', _law.Tier.STORE, (), 'text', 'advice', (0, 1000), function)\n"
+        "law = Law('new', Tier.STORE, (), 'text', 'advice', (0, 1000), function)\n"
         "class TestIt(StoreConformance):\n"
         "    backend = RendezvousBackend('m', 's', open_store=lambda parameters: InMemoryStore())\n"
         "    @pytest.fixture\n"
@@ -176,7 +178,7 @@ def entry(operation: str, argument: Any, answer: Any, began: float, ended: float
     return Entry(member, operation, "key", argument, answer, began, ended)
 
 
-FOREVER = float("inf")
+NEVER = float("inf")
 
 
 @pytest.mark.parametrize(
@@ -197,9 +199,9 @@ FOREVER = float("inf")
         pytest.param([entry("create", b"1", False, 0, 3), entry("create", b"1", True, 1, 2)], True, id="one winner"),
         pytest.param([entry("add", 1, 1, 0, 3), entry("add", 1, 1, 1, 2)], False, id="lost addition"),
         pytest.param([entry("add", 1, 2, 0, 3), entry("add", 1, 1, 1, 2)], True, id="two additions"),
-        pytest.param([entry("add", 1, None, 0, FOREVER), entry("add", 1, 2, 5, 6)], True, id="unanswered, carried out"),
-        pytest.param([entry("add", 1, None, 0, FOREVER), entry("add", 1, 1, 5, 6)], True, id="unanswered, lost"),
-        pytest.param([entry("add", 1, None, 0, FOREVER), entry("add", 1, 3, 5, 6)], False, id="carried out twice"),
+        pytest.param([entry("add", 1, None, 0, NEVER), entry("add", 1, 2, 5, 6)], True, id="unanswered, carried out"),
+        pytest.param([entry("add", 1, None, 0, NEVER), entry("add", 1, 1, 5, 6)], True, id="unanswered, lost"),
+        pytest.param([entry("add", 1, None, 0, NEVER), entry("add", 1, 3, 5, 6)], False, id="carried out twice"),
         pytest.param(
             [entry("put", b"1", None, 0, 1), entry("delete", None, None, 2, 3), entry("wait", None, None, 4, 5)],
             True,
@@ -218,14 +220,12 @@ def test_an_explanation_is_as_short_as_it_can_be() -> None:
 
 
 def test_a_call_without_an_answer_is_recorded_as_such() -> None:
-    from quorate.errors import StoreUnavailableError
-
     def fail() -> None:
         raise StoreUnavailableError("away")
 
     history = History()
     history.record(0, "put", "key", b"1", fail)
-    assert [each.ended for each in history.by_key()["key"]] == [FOREVER]
+    assert [each.ended for each in history.by_key()["key"]] == [NEVER]
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
@@ -265,6 +265,52 @@ def test_a_server_can_be_cut_off_paused_and_restarted() -> None:
             assert answer(sock, b"three") == b"three"
 
 
+CHILD_SERVER = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+if os.fork():  # the server is a child of the process that was started, as behind a shell or a launcher
+    os.wait()
+while True:
+    connection, _ = listener.accept()
+    while data := connection.recv(100):
+        connection.sendall(data)
+"""
+
+
+def test_a_pause_stops_every_process_of_the_server() -> None:
+    port = free_port()
+    with ServerProcess([sys.executable, "-c", CHILD_SERVER, str(port)], port) as server:
+        host, _, text = server.endpoint.partition(":")
+        with socket.create_connection((host, int(text)), timeout=30) as client:
+            client.sendall(b"1")
+            assert client.recv(10) == b"1"
+            client.settimeout(0.5)
+            with server.pause():
+                client.sendall(b"2")
+                with pytest.raises(TimeoutError):
+                    client.recv(10)
+            client.settimeout(30)
+            assert client.recv(10) == b"2"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def test_an_answer_is_lost_after_the_server_has_got_the_request() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, CuttableProxy(f"127.0.0.1:{server.getsockname()[1]}") as proxy:
+        host, _, number = proxy.endpoint.rpartition(":")
+        with socket.create_connection((host, int(number)), timeout=30) as client:
+            connection, _ = server.accept()
+            with connection:
+                client.sendall(b"before")
+                assert connection.recv(10) == b"before"
+                with proxy.losing_answers():
+                    client.sendall(b"add")
+                    assert connection.recv(10) == b"add"
+                    connection.sendall(b"done")
+                    assert client.recv(10) == b""
+
+
 def test_a_server_that_does_not_start_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not listen"):
         ServerProcess([sys.executable, "-c", "pass"], free_port())
@@ -285,8 +331,6 @@ def test_a_proxy_without_a_server_ends_connections() -> None:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the in-memory store found as if it were installed."""
-    from quorate import PluginHost, hookimpl
-
     plugin = type("plugin", (), {"quorate_register_rendezvous": staticmethod(hookimpl(lambda: [MEMORY]))})
     host = PluginHost(paths=[], extra=[("memory", plugin)])
     monkeypatch.setattr("quorate.plugins._host", host)
@@ -294,12 +338,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_prints_one_line_per_law(installed: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["conformance", "memory", "--endpoint", "x", "--law=create_has_one_winner", "--law=counters_are_exact"]
-    assert main([*words, "--law=pause_is_told_and_survived"]) == 0
+    assert main([*words, "--law=pause_is_reported_and_survived"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[:3]] == [
         ["ok", "store", "create_has_one_winner"],
         ["ok", "store", "counters_are_exact"],
-        ["absent", "store", "pause_is_told_and_survived:"],
+        ["absent", "store", "pause_is_reported_and_survived:"],
     ]
     assert lines[3:] == ["memory: 2 kept, 1 not tried"]
 
@@ -317,8 +361,9 @@ def test_the_command_fails_for_a_broken_law(installed: None, capsys: pytest.Capt
     [
         (["memory"], "the endpoint is missing"),
         (["--endpoint=x"], "name one backend"),
-        (["memory", "--endpoint"], "--endpoint needs a value"),
-        (["memory", "--endpoint=x", "--what"], "has no flag --what"),
+        (["memory", "--endpoint"], "argument --endpoint: expected one argument"),
+        (["memory", "--endpoint=x", "--rdzv_conf=a"], "'a' is not a list of settings KEY=VALUE"),
+        (["memory", "--endpoint=x", "--what"], "unrecognized arguments: --what; see: quorate conformance --help"),
         (["nobody", "--endpoint=x"], "unknown rendezvous backend 'nobody'"),
         (["memory", "--endpoint=x", "--law=zzz"], "there is no law zzz; see: quorate conformance --list"),
     ],

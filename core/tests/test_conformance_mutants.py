@@ -1,8 +1,8 @@
-"""Every law of the conformance kit catches the mutant that it is there for, and no law is there for nothing.
+"""Every law of the conformance kit catches its mutant, and every law has one.
 
 The table of ``docs/conformance.md`` is rendered from the laws and the mutants; rewrite it with:
 
-python core/tests/test_conformance_mutants.py --rewrite
+python -m core.tests.test_conformance_mutants --rewrite
 """
 
 from __future__ import annotations
@@ -17,29 +17,24 @@ from typing import Any
 
 import pytest
 
-if __package__:
-    from .mutant_handlers import HonestHandler
-    from .mutant_stores import FakeServer, Honest, LeaksAThread
-    from .mutants import MUTANTS, Mutant, backend_of
-else:
-    from mutant_handlers import HonestHandler
-    from mutant_stores import FakeServer, Honest, LeaksAThread
-    from mutants import MUTANTS, Mutant, backend_of
-
 from quorate import PluginHost
 from quorate.testing import Ability, Outcome, Subject, Verdict, all_laws, check
 
+from .mutant_handlers import HonestHandler
+from .mutant_stores import FakeServer, Honest, LeaksAThread
+from .mutants import MUTANTS, Mutant, backend_of
+
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 ABSENT = {"entry_point": "it is not installed", "endpoint": "it lives in this process"}
-#: How long a mutant that hangs is waited for; what an honest store does takes a fraction of this.
-PATIENCE_SECONDS = 3.0
-#: These look at the whole process, or at the time that something takes, so that nothing else may go on.
+#: How long a mutant may hang; an honest store needs a fraction of this.
+TIMEOUT_SECONDS = 3.0
+#: These check the whole process, or measure a time, so that nothing else may run.
 ALONE = {"nothing_is_left_behind", "wake_ups_are_prompt"}
 
 INSTALLED = """
-import fcntl, os, threading, time
+import fcntl, os, time
 from quorate import RendezvousBackend, hookimpl
-from quorate.clock import monotonic
+from quorate.clock import sleep
 from quorate.rendezvous import CellStore
 
 SUMMARY = "one cell in a file"
@@ -66,13 +61,13 @@ class FileCell:
             file.write(b"%%d\\n" %% (int(version) + 1) + value)
         return True
     def wait_for_change(self, version, timeout):
-        threading.Event().wait(min(0.02, timeout))
+        sleep(min(0.02, timeout))
     def close(self):
         pass
 
 class Store(CellStore):
     def put_many(self, items):
-        super().put_many([(key, spoil_put(value) if "/beat/" in key else value) for key, value in items])
+        super().put_many([(key, spoil_put(value) if "/heartbeat/" in key else value) for key, value in items])
     def get(self, keys):
         return [value and spoil_value(key, value) for key, value in zip(keys, super().get(keys))]
 
@@ -100,11 +95,11 @@ def install(folder: Path, source: str) -> PluginHost:
 def subject_of(mutant: Mutant, folder: Path) -> Subject:
     if mutant.installed:
         host = install(folder, mutant.installed)
-        return Subject("mutant", str(folder), patience=PATIENCE_SECONDS, lenient=True, host=host)
+        return Subject("mutant", str(folder), timeout=TIMEOUT_SECONDS, lenient=True, host=host)
     server = FakeServer()
     host = PluginHost(paths=[], extra=mutant.plugins)
     absent = {key: why for key, why in ABSENT.items() if "endpoint" not in mutant.law or key != "endpoint"}
-    settings = {"patience": PATIENCE_SECONDS, "host": host, "dead_endpoint": "dead", "bad_endpoint": "bad"}
+    settings = {"timeout": TIMEOUT_SECONDS, "host": host, "dead_endpoint": "dead", "bad_endpoint": "bad"}
     return Subject(backend_of(mutant, server), server, absent=absent, **settings)  # type: ignore[arg-type] # mixed values
 
 
@@ -118,7 +113,7 @@ def try_mutant(mutant: Mutant, folder: Path) -> Outcome:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    """Whatever a backend does, what the kit has started ends."""
+    """The threads of the kit end, whatever a backend does."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -128,7 +123,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Outcome]]]:
-    """The mutants that wait for the most part are tried all at once."""
+    """The mutants that mostly wait are tried all at once."""
     folder = tmp_path_factory.mktemp("mutants")
     together = [mutant for mutant in MUTANTS if mutant.law not in ALONE and not mutant.installed]
     with ThreadPoolExecutor(12) as pool:
@@ -164,7 +159,7 @@ def test_what_the_mutants_spoil_keeps_the_laws_about_faults() -> None:
     faults = {Ability.PARTITION, Ability.PAUSE, Ability.RESTART}
     names = [law.name for law in all_laws() if faults & set(law.needs)]
     server, honest = FakeServer(), Mutant("", "honest", "", Honest)
-    subject = Subject(backend_of(honest, server), server, absent=ABSENT, patience=10.0)
+    subject = Subject(backend_of(honest, server), server, absent=ABSENT, timeout=10.0)
     assert [(outcome.law.name, outcome.text) for outcome in check(subject, names)] == [(name, "") for name in names]
 
 
@@ -184,16 +179,17 @@ def render() -> str:
     lines = [
         "# The laws of the conformance kit",
         "",
-        f"{len(laws)} laws and {len(MUTANTS)} mutants. A mutant is a backend that is wrong in one way; a test holds",
-        "that the law beside it catches it. [Write a rendezvous plugin](write-a-rendezvous-plugin.md) tells how to use",
-        "the kit; `quorate conformance --list` prints the laws, too. What a law needs is declared where it is absent.",
+        f"{len(laws)} laws and {len(MUTANTS)} mutants. A mutant is a backend that is wrong in one way; a test proves",
+        "that the law in the same row catches it. [Write a rendezvous plugin](write-a-rendezvous-plugin.md) explains",
+        "how to use the kit. `quorate conformance --list` also prints the laws. *Needs* are abilities that a backend",
+        "may declare absent.",
     ]
     for tier in dict.fromkeys(law.tier for law in laws):
         lines += [
             "",
             f"## {tier.value.capitalize()}",
             "",
-            "| law | what it says | needs | catches |",
+            "| law | text | needs | catches |",
             "|---|---|---|---|",
         ]
         for law in (law for law in laws if law.tier is tier):

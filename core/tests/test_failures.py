@@ -55,8 +55,21 @@ def test_a_torn_error_file_is_none(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert read_error_file(str(path)) is None
     failure = ProcessFailure(0, 7, 1, str(path))
-    assert failure.error_file_data == {}
+    assert (failure.error_file_data, failure.has_error_data) == ({"message": "<NONE>"}, False)
     assert "exit" in failure.message
+
+
+def test_a_worker_without_an_error_file_has_what_programs_of_torchelastic_look_for(tmp_path: Path) -> None:
+    failure = ProcessFailure(0, 7, 1, str(tmp_path / "none.json"))
+    assert (failure.error_file, failure.error_file_data) == ("<N/A>", {"message": "<NONE>"})
+    assert "<N" not in str(ChildFailedError("train.py", {0: failure}))
+
+
+def test_the_time_beside_a_message_that_is_a_string_counts(tmp_path: Path) -> None:
+    path = tmp_path / "error.json"
+    path.write_text('{"message": "words", "timestamp": "1700000000"}')
+    failure = ProcessFailure(0, 7, 1, str(path))
+    assert (failure.message, failure.timestamp) == ("words", 1700000000)
 
 
 def test_a_huge_or_absent_error_file_is_none(tmp_path: Path) -> None:
@@ -93,7 +106,7 @@ def test_signals_are_named() -> None:
     assert failure.message == "Signal 9 (SIGKILL) received by PID 77"
 
 
-def test_a_record_says_more_than_an_exit_code() -> None:
+def test_a_record_has_more_than_an_exit_code() -> None:
     failure = ProcessFailure.from_record(_record())
     assert (failure.local_rank, failure.pid, failure.exitcode) == (1, 77, 1)
     assert failure.message == "RuntimeError: from stderr"

@@ -22,6 +22,7 @@ from quorate import (
     UsageError,
     elastic_launch,
     launch,
+    launcher,
 )
 from quorate.launcher import run_script_path
 from quorate.rendezvous import PortReservation
@@ -114,15 +115,61 @@ def test_logs_go_where_the_specs_say_and_duplicates_to_a_file_of_their_own(tmp_p
 
 @runs_a_job
 def test_wrong_calls_are_refused_before_anything_starts() -> None:
-    for entrypoint in (None, "", 3):
+    for entrypoint in ("", 3):
         with pytest.raises(UsageError, match="callable or a command"):
             launch(config(), entrypoint)  # type: ignore[arg-type] # the wrong call that is refused
-    with pytest.raises(UsageError, match="argument 1 of the command is 3"):
-        launch(config(), "echo")("a", 3)
+    with pytest.raises(UsageError, match="neither an entrypoint nor a command"):
+        launch(config(), None)()
     with pytest.raises(UnknownBackendError, match="'nowhere'"):
         launch(config(rdzv_backend="nowhere"), tell)()
     with pytest.raises(UnknownBackendError, match="'teleport'"):
         launch(config(start_method="teleport"), tell)()
+
+
+@runs_a_job
+def test_arguments_of_a_command_become_text_and_the_command_may_be_one_of_them(tmp_path: Path) -> None:
+    code = "import sys; assert sys.argv[1:] == ['3', '0.5', 'bytes', 'True'], sys.argv"
+    for entrypoint, first in ((None, (sys.executable, "-c", code)), (sys.executable, ("-c", code))):
+        assert launch(config(), entrypoint)(*first, 3, 0.5, b"bytes", True) == {0: None}
+    made = config(logs_specs=DefaultLogsSpecs(log_dir=str(tmp_path), redirects=Std.OUT), role="")
+    dollars = ("$local_rank", "${local_rank}x", "$${local_rank}", "$$local_rank", "$local_ranks", "$$", "$HOME")
+    launch(made, "printf")("%s ", *dollars)
+    (log,) = tmp_path.glob("*/attempt_0/0/stdout.log")
+    assert log.read_text() == "0 0x ${local_rank} $local_rank $local_ranks $$ $HOME "
+
+
+@runs_a_job
+def test_a_handler_that_cannot_be_shut_down_does_not_hide_how_the_job_ended(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = launcher.get_rendezvous_handler
+
+    def open_handler(*args: Any) -> Any:
+        handler = real(*args)
+        shut_down = handler.shutdown
+
+        def shutdown() -> bool:
+            shut_down()
+            raise OSError("the network is gone")
+
+        handler.shutdown = shutdown  # type: ignore[method-assign] # one real handler that fails at its end
+        return handler
+
+    monkeypatch.setattr(launcher, "get_rendezvous_handler", open_handler)
+    with pytest.raises(ChildFailedError):
+        launch(config(max_restarts=0), "false")()
+    assert launch(config(), "true")() == {0: None}
+    assert capfd.readouterr().err.count("could not be shut down: OSError: the network is gone") == 2
+
+
+@runs_a_job
+def test_fewer_visible_devices_than_workers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker would else get a device that was hidden from it."""
+    for visible, count in (("3", 1), ("", 0), (" 4 ,", 1)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with pytest.raises(UsageError, match=f"shows {count}; lower --nproc-per-node"):
+            launch(config(2, virtual_local_rank=True), "true")()
+    assert launch(config(2, virtual_local_rank=True, environment={"CUDA_VISIBLE_DEVICES": "5,6"}), "true")()
 
 
 @runs_a_job
@@ -132,6 +179,7 @@ def test_a_round_that_does_not_form_raises_within_its_deadline_and_leaves_nothin
     held = PortReservation()
     try:
         endpoint = f"127.0.0.1:{held.reserve('127.0.0.1')}"
+        held.activate()  # from now on a server may listen there
         made = LaunchConfig(
             2, 2, 1, rdzv_backend="static", node_rank=0, rdzv_endpoint=endpoint, rdzv_configs={"join_timeout": 1}
         )
@@ -158,6 +206,7 @@ def test_two_nodes_of_one_job_meet_at_a_fixed_address() -> None:
 
     try:
         endpoint = f"127.0.0.1:{held.reserve('127.0.0.1')}"
+        held.activate()  # from now on a server may listen there
         threads = [threading.Thread(target=node, args=(rank, endpoint)) for rank in (1, 0)]
         for thread in threads:
             thread.start()

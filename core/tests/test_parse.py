@@ -133,6 +133,24 @@ def test_dashes_and_underscores_mean_the_same_and_the_scripts_arguments_pass_unt
     }
 
 
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_a_beginning_that_only_one_flag_has_stands_for_it(flag: Flag) -> None:
+    names = [each.name for each in FLAGS] + ["help", "show-config"]
+    for end in range(1, len(flag.name)):
+        short = flag.name[:end]
+        value = [] if flag.is_switch else [SAMPLES[flag.name][0]]
+        if short in names or sum(name.startswith(short) for name in names) > 1:
+            continue
+        for spelling in (short, short.replace("-", "_")):
+            assert read(f"--{spelling}", *value, "x") == read(f"--{flag.name}", *value, "x")
+    assert read("--redirect=3", "--nnode", "1", "x")["redirects"] is Std.ALL
+
+
+@pytest.mark.parametrize("text", ["'a=1,b=2'", '"a=1,b=2"', "a=1,b=2"])
+def test_quotes_around_settings_are_a_shells(text: str) -> None:
+    assert read(f"--rdzv-conf={text}")["rdzv-conf"] == {"a": "1", "b": "2"}
+
+
 def test_the_last_one_of_a_repeated_flag_counts() -> None:
     assert read("--nnodes=2", "--nnodes=3", "x").settings["nnodes"].value == (3, 3)
 
@@ -154,8 +172,8 @@ def test_negative_numbers_are_values() -> None:
     ("argv", "words"),
     [
         (["--nnodez=2"], ["--nnodez", "did you mean --nnodes?"]),
-        (["--nproc=2"], ["--nproc", "did you mean --nproc-per-node?"]),
-        (["--rdzv_end=2"], ["did you mean --rdzv-endpoint?"]),
+        (["--master=2"], ["--master is the beginning", "--master-addr or --master-port"]),
+        (["--rdzv_endpont=2"], ["did you mean --rdzv-endpoint?"]),
         (["--zzzzzzzz"], ["unknown flag --zzzzzzzz", "quorate run --help"]),
         (["-x"], ["unknown flag -x", "quorate run --help"]),
         (["--nnodes"], ["--nnodes needs a value", "--nnodes=N|MIN:MAX"]),
@@ -163,7 +181,7 @@ def test_negative_numbers_are_values() -> None:
         (["-r"], ["-r needs a value", "-r STREAMS"]),
         (["--nnodes=two"], ["--nnodes=two", "2:4"]),
         (["--nnodes=1:2:3"], ["--nnodes=1:2:3", "MIN:MAX"]),
-        (["--nproc-per-node=tpu"], ["--nproc-per-node=tpu", "auto, cpu, gpu, xpu"]),
+        (["--nproc-per-node=2x"], ["--nproc-per-node=2x", "auto, cpu, gpu, xpu"]),
         (["--max-restarts=1.5"], ["--max-restarts=1.5", "whole number"]),
         (["--monitor-interval=fast"], ["--monitor-interval=fast", "seconds"]),
         (["--standalone=maybe"], ["--standalone=maybe", "1 nor 0"]),

@@ -10,13 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
-from quorate import PluginError, PluginHost, UnknownBackendError, hookimpl
+from quorate import PluginError, PluginHost, QuorateError, UnknownBackendError, hookimpl
 from quorate._discovery import find_plugins
-from quorate.catalogue import EventSink
+from quorate.catalogue import EventSink, PluginKind
 from quorate.cli._plugins import describe
 from quorate.errors import DuplicatePluginError
-from quorate.records import Event, RoundSummary
+from quorate.records import (
+    Assignment,
+    Cause,
+    Event,
+    FailureRecord,
+    NodeRecord,
+    RestartBudget,
+    RestartDecision,
+    RoundSummary,
+    Verdict,
+    WorkerLaunch,
+)
 
 GOOD = """
 from quorate import hookimpl
@@ -75,7 +87,7 @@ def test_plugins_are_found_sorted_with_their_distribution_and_version(tree: Tree
     host = tree.host()
     assert names(host) == ["alpha-plug", "zeta-plug"]
     assert (host.loaded[0].found.distribution, host.loaded[0].found.version) == ("alpha-plug", "1.5")
-    assert sorted(host.catalogue("event log handler")) == ["a", "z"]
+    assert sorted(host.catalogue(PluginKind.EVENT_SINK)) == ["a", "z"]
     assert host.digest() == "alpha-plug=1.5,zeta-plug=1.5"
     assert tree.sentences == []
 
@@ -92,7 +104,7 @@ def test_a_distribution_earlier_on_the_path_hides_the_same_one_later(tmp_path: P
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_a_plugin_that_does_not_import_is_told_with_its_own_error_and_the_others_load(tree: Tree) -> None:
+def test_a_plugin_that_does_not_import_is_reported_with_its_error_and_the_others_load(tree: Tree) -> None:
     tree.install("bad-plug", "import no_such_module_anywhere\n")
     tree.install("good-plug", GOOD.format(sink="good"))
     host = tree.host()
@@ -108,11 +120,11 @@ def test_a_broken_plugin_is_fatal_only_if_its_name_is_asked_for(tree: Tree) -> N
     tree.install("bad-plug", "raise RuntimeError('half installed')\n", name="pigeon")
     tree.install("good-plug", GOOD.format(sink="good"))
     host = tree.host()
-    assert host.choose("event log handler", "good").name == "good"
+    assert host.choose(PluginKind.EVENT_SINK, "good").name == "good"
     with pytest.raises(PluginError, match=r"'pigeon'.*bad-plug 1\.5.*half installed"):
-        host.choose("event log handler", "pigeon")
+        host.choose(PluginKind.EVENT_SINK, "pigeon")
     with pytest.raises(UnknownBackendError, match=r"'owl'; installed: good\. Run 'quorate plugins'"):
-        host.choose("event log handler", "owl")
+        host.choose(PluginKind.EVENT_SINK, "owl")
 
 
 def test_a_misspelt_hook_breaks_its_plugin(tree: Tree) -> None:
@@ -142,11 +154,11 @@ def test_two_distributions_with_one_name_are_an_error_that_names_both(tree: Tree
     tree.install("one-plug", GOOD.format(sink="same"))
     tree.install("two-plug", GOOD.format(sink="same"))
     with pytest.raises(DuplicatePluginError) as caught:
-        tree.host().choose("event log handler", "same")
+        tree.host().choose(PluginKind.EVENT_SINK, "same")
     assert all(
         word in str(caught.value) for word in ("one-plug 1.5", "two-plug 1.5", "QUORATE_DISABLE_PLUGINS=two-plug")
     )
-    assert tree.host(disabled=["two-plug"]).choose("event log handler", "same").name == "same"
+    assert tree.host(disabled=["two-plug"]).choose(PluginKind.EVENT_SINK, "same").name == "same"
 
 
 def test_a_register_hook_that_raises_loses_only_its_own_offers(tree: Tree) -> None:
@@ -157,7 +169,7 @@ def test_a_register_hook_that_raises_loses_only_its_own_offers(tree: Tree) -> No
     )
     tree.install("good-plug", GOOD.format(sink="good"))
     host = tree.host()
-    assert list(host.catalogue("event log handler")) == ["good"]
+    assert list(host.catalogue(PluginKind.EVENT_SINK)) == ["good"]
     assert "no disk" in tree.sentences[0]
 
 
@@ -175,17 +187,102 @@ def test_a_plugin_is_disabled_by_entry_point_or_distribution(
 @pytest.mark.parametrize(
     ("kind", "name", "package"),
     [
-        ("rendezvous backend", "etcd", "quorate-rendezvous-etcd"),
-        ("rendezvous backend", "c10d", "quorate-rendezvous-c10d"),
-        ("start method", "spawn", "quorate-process-local"),
-        ("error recorder", "file", "quorate-errors"),
+        (PluginKind.RENDEZVOUS, "etcd", "quorate-rendezvous-etcd"),
+        (PluginKind.RENDEZVOUS, "c10d", "quorate-rendezvous-c10d"),
+        (PluginKind.STARTER, "spawn", "quorate-process-local"),
+        (PluginKind.ERROR_RECORDER, "file", "quorate-errors"),
     ],
 )
 def test_a_missing_name_of_ours_comes_with_the_command_that_installs_it(
-    tree: Tree, kind: str, name: str, package: str
+    tree: Tree, kind: PluginKind, name: str, package: str
 ) -> None:
     with pytest.raises(UnknownBackendError, match=rf"installed: none\. Install it with: pip install {package}$"):
         tree.host().choose(kind, name)
+
+
+def test_a_plugin_is_not_blamed_for_a_name_that_its_own_name_only_contains(tree: Tree) -> None:
+    tree.install("bad-plug", "raise RuntimeError('half installed')\n", name="c10d-fork")
+    with pytest.raises(UnknownBackendError, match="pip install quorate-rendezvous-c10d"):
+        tree.host().choose(PluginKind.RENDEZVOUS, "c10d")
+
+
+def test_an_unmarked_hook_breaks_its_plugin(tree: Tree) -> None:
+    tree.install("mute-plug", "class plugin:\n    @staticmethod\n    def quorate_decide_cause(failure): ...\n")
+    host = tree.host()
+    assert names(host) == []
+    assert "mute-plug" in tree.sentences[0]
+    assert "put @quorate.hookimpl before each" in tree.sentences[0]
+
+
+def test_a_plugin_that_does_not_fit_leaves_none_of_its_hooks_behind(tree: Tree) -> None:
+    source = (
+        "from quorate import hookimpl\nclass plugin:\n    @staticmethod\n    @hookimpl\n"
+        "    def quorate_observe_event(event):\n        raise RuntimeError('called')\n"
+        "    @staticmethod\n    @hookimpl\n    def quorate_observe_nothing(event): ...\n"
+    )
+    tree.install("half-plug", source)
+    host = tree.host()
+    assert not host.has_observers()
+    host.observe(Event("one", "because"))
+    assert len(tree.sentences) == 1
+
+
+@pytest.mark.parametrize("answer", ["[7]", "7", "'file'", "[None]"])
+def test_an_offer_of_the_wrong_type_breaks_its_plugin_and_no_other(tree: Tree, answer: str) -> None:
+    tree.install(
+        "odd-plug",
+        "from quorate import hookimpl\nclass plugin:\n    @staticmethod\n    @hookimpl\n"
+        f"    def quorate_register_event_sink():\n        return {answer}\n",
+    )
+    tree.install("good-plug", GOOD.format(sink="good"))
+    host = tree.host()
+    assert list(host.catalogue(PluginKind.EVENT_SINK)) == ["good"]
+    assert "odd-plug" in tree.sentences[0]
+    assert "EventSink" in tree.sentences[0]
+
+
+# --- pluggy's own options -----------------------------------------------------------------------------------------
+
+
+def test_a_wrapper_may_change_what_others_offer(tree: Tree) -> None:
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def quorate_register_event_sink(self) -> Iterator[Any]:
+            offered = yield
+            return [[evolve(sink, summary="wrapped") for sink in sinks] for sinks in offered]
+
+    tree.install("good-plug", GOOD.format(sink="good"))
+    host = tree.host(extra=[("wrapper", Wrapper())])
+    assert host.choose(PluginKind.EVENT_SINK, "good").summary == "wrapped"
+    assert [plugin.found.name for plugin, _, _ in host.offers()] == ["good-plug"]
+
+
+def test_a_wrapper_may_overrule_a_decision(tree: Tree) -> None:
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def quorate_decide_rescale(self, summary: RoundSummary) -> Iterator[Any]:
+            answer = yield
+            return not answer
+
+    host = tree.host(extra=[("a", deciding(lambda: True)), ("wrapper", Wrapper())])
+    assert host.decide("rescale", RoundSummary(1, 2, 2, 1, 2, 0), 1) is False
+
+
+@pytest.mark.parametrize(("option", "order"), [("tryfirst", ["b", "a", "c"]), ("trylast", ["a", "c", "b"])])
+def test_an_observer_may_ask_to_be_called_first_or_last(tree: Tree, option: str, order: list[str]) -> None:
+    heard: list[str] = []
+
+    def observer(name: str, **options: bool) -> tuple[str, Any]:
+        class Plugin:
+            @hookimpl(**options)
+            def quorate_observe_event(self) -> None:
+                heard.append(name)
+
+        return name, Plugin()
+
+    host = tree.host(extra=[observer("a"), observer("b", **{option: True}), observer("c")])
+    host.observe(Event("one", "because"))
+    assert heard == order
 
 
 # --- deciding and observing -------------------------------------------------------------------------------------------
@@ -219,35 +316,149 @@ def test_the_first_answer_in_alphabetical_order_wins_and_the_core_answers_last(t
     assert full.decide("rescale", RoundSummary(1, 1, 1, 1, 2, 0), 1) is True
 
 
-def test_a_decision_that_raises_is_told_and_counts_as_none(tree: Tree) -> None:
-    def fail() -> bool:
-        raise OSError("scheduler gone")
-
-    host = tree.host(extra=[("bad", deciding(fail))])
-    assert host.decide_or(True, "rescale", RoundSummary(1, 1, 1, 1, 1, 0), 0) is True
-    assert "scheduler gone" in tree.sentences[0]
+ROUND = RoundSummary(1, 1, 1, 1, 2, 0)
+NODES = [NodeRecord("a", "r", 1), NodeRecord("b", "r", 1)]
+LAUNCH = WorkerLaunch(0, 0, "r", "true", (), {}, "")
+ASSIGNMENT = Assignment(0, "a", "r", 1, 0, 1, 0, 1, 0, 1, "127.0.0.1", 1)
+FAILURE = FailureRecord(0, 0, 7, -9, Cause.SIGNAL, "killed", 0)
 
 
-def test_what_is_wrong_with_deciding_is_told_by_each_decision_and_not_while_getting_ready(
-    tree: Tree, monkeypatch: pytest.MonkeyPatch
+def raising() -> Any:
+    raise OSError("scheduler gone")
+
+
+def test_a_decision_that_raises_is_reported_once_and_the_next_plugin_is_asked(tree: Tree) -> None:
+    """Both plugins have the same code, and the second one would raise if it were not asked on its own."""
+    asked: list[str] = []
+
+    def answer() -> bool:
+        asked.append("b")
+        return False
+
+    host = tree.host(extra=[("a", deciding(raising)), ("b", deciding(answer))])
+    assert host.decide("rescale", ROUND, 1) is False
+    assert host.decide("rescale", ROUND, 1) is False
+    assert asked == ["b", "b"]
+    assert tree.sentences == [
+        "plugin a: quorate_decide_rescale raised OSError: scheduler gone; the decision is made without it"
+    ]
+    assert list(host.misbehaving) == [("a", "quorate_decide_rescale")]
+
+
+def test_the_cores_own_answer_is_always_left(tree: Tree) -> None:
+    host = tree.host(extra=[(name, deciding(raising)) for name in ("a", "b", "c")])
+    assert host.decide("rescale", ROUND, 1) is True
+    assert [sentence.split()[1] for sentence in tree.sentences] == ["a:", "b:", "c:"]
+
+
+def test_a_default_is_the_answer_where_nobody_else_gives_one(tree: Tree) -> None:
+    class Raises:
+        @hookimpl
+        def quorate_decide_launch(self) -> Any:
+            raise OSError("no NUMA here")
+
+    host = tree.host(extra=[("a", Raises())])
+    assert host.decide_or(LAUNCH, "launch", LAUNCH, ASSIGNMENT) is LAUNCH
+    assert "no NUMA here" in tree.sentences[0]
+
+
+def test_what_the_core_raises_is_raised(tree: Tree) -> None:
+    """A duplicate node rank is the caller's mistake, whatever plugins think of it."""
+    twins = [evolve(node, rank_hint=0) for node in NODES]
+
+    class Silent:
+        @hookimpl
+        def quorate_decide_ranks(self) -> None:
+            return None
+
+    with pytest.raises(QuorateError):
+        tree.host(extra=[("a", Silent())]).decide("ranks", twins, [])
+
+
+def test_a_wrapper_that_raises_is_left_out_and_the_wrapped_answer_counts(tree: Tree) -> None:
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def quorate_decide_rescale(self) -> Iterator[Any]:
+            yield
+            raise OSError("after")
+
+    host = tree.host(extra=[("a", deciding(lambda: False)), ("wrapper", Wrapper())])
+    assert host.decide("rescale", ROUND, 1) is False
+    assert list(host.misbehaving) == [("wrapper", "quorate_decide_rescale")]
+
+
+def test_one_that_raises_within_a_wrapper_is_told_from_the_wrapper(tree: Tree) -> None:
+    class Wrapper:
+        @hookimpl(wrapper=True)
+        def quorate_decide_rescale(self) -> Iterator[Any]:
+            answer = yield
+            return not answer
+
+    host = tree.host(extra=[("a", deciding(raising)), ("wrapper", Wrapper())])
+    assert host.decide("rescale", ROUND, 1) is False, "the core says yes, the wrapper turns it round"
+    assert list(host.misbehaving) == [("a", "quorate_decide_rescale")]
+
+
+def test_the_plugin_that_raises_is_found_where_two_share_one_function(tree: Tree) -> None:
+    """A traceback tells functions apart, not which of two plugins one of them was called for."""
+    calls: list[str] = []
+
+    def shared(summary: RoundSummary) -> bool:
+        calls.append("call")
+        return bool(raising())
+
+    plugins = [type(name, (), {"quorate_decide_rescale": staticmethod(hookimpl(shared))}) for name in ("A", "B")]
+    host = tree.host(extra=[("a", plugins[0]), ("b", plugins[1])])
+    assert host.decide("rescale", ROUND, 1) is True
+    assert [name for name, _ in host.misbehaving] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("question", "arguments", "wrong", "default"),
+    [
+        ("ranks", (NODES, ["a", "b"]), ["a"], ["a", "b"]),
+        ("ranks", (NODES, ["a", "b"]), ["a", "a"], ["a", "b"]),
+        ("ranks", (NODES, ["a", "b"]), [1, 2], ["a", "b"]),
+        ("ranks", (NODES, ["a", "b"]), "ab", ["a", "b"]),
+        ("ranks", (NODES, ["a", "b"]), 7, ["a", "b"]),
+        ("rescale", (ROUND, 1), "no", True),
+        ("rescale", (ROUND, 1), 0, True),
+        ("launch", (LAUNCH, ASSIGNMENT), "numactl", None),
+        ("launch", (LAUNCH, ASSIGNMENT), evolve(LAUNCH, local_rank=1), None),
+        ("cause", (FAILURE,), "signal", Cause.SIGNAL),
+        ("restart", (FAILURE, RestartBudget(0, 0)), Verdict.RESTART, Verdict.FAILED),
+        ("restart", (FAILURE, RestartBudget(0, 0)), True, Verdict.FAILED),
+    ],
+)
+@pytest.mark.parametrize("by_wrapper", [False, True])
+def test_an_answer_of_the_wrong_type_is_reported_and_the_next_one_counts(
+    tree: Tree, question: str, arguments: tuple[Any, ...], wrong: Any, default: Any, by_wrapper: bool
 ) -> None:
-    summary = RoundSummary(1, 2, 2, 1, 2, 0)  # full: the core's own answer would be no
-    host = tree.host(extra=[("policy", deciding(lambda: True))])
+    hook = f"quorate_decide_{question}"
 
-    def refuse(manager: Any, plugin: Any, name: str) -> None:
-        raise RuntimeError(f"{name} is refused")
+    def answer() -> Any:
+        return wrong
 
-    with monkeypatch.context() as broken:
-        broken.setattr("quorate.plugins._register", refuse)
-        host.get_ready()
-        for _ in range(2):  # a manager that was made by half is not taken for a whole one
-            with pytest.raises(RuntimeError, match="is refused"):
-                host.decide("rescale", summary, 1)
-    host.get_ready()
-    assert host.decide("rescale", summary, 1) is True
+    def wrap() -> Iterator[Any]:
+        yield
+        return wrong
+
+    marked = hookimpl(wrapper=True)(wrap) if by_wrapper else hookimpl(answer)
+    host = tree.host(extra=[("odd", type("Plugin", (), {hook: staticmethod(marked)}))])
+    for _ in range(2):
+        found = host.decide(question, *arguments)
+        assert getattr(found, "verdict", found) == default
+    (sentence,) = tree.sentences
+    assert sentence.startswith(f"plugin odd: {hook} answered ")
 
 
-def test_an_observer_that_raises_is_told_once_and_muted_and_the_others_still_hear(tree: Tree) -> None:
+@pytest.mark.parametrize("decision", [("restart",), (Verdict.RESTART, 7), (Verdict.RESTART, "", float("inf"))])
+def test_a_restart_decision_checks_itself(decision: tuple[Any, ...]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        RestartDecision(*decision)
+
+
+def test_an_observer_that_raises_is_reported_once_and_not_called_again(tree: Tree) -> None:
     heard: list[str] = []
 
     class Bad:
@@ -305,7 +516,7 @@ def test_extra_plugins_of_a_program_are_offered_like_installed_ones(tree: Tree) 
         def quorate_register_event_sink(self) -> list[EventSink]:
             return [EventSink("own", "mine", lambda event: None)]
 
-    assert tree.host(extra=[("own", Own())]).choose("event log handler", "own").summary == "mine"
+    assert tree.host(extra=[("own", Own())]).choose(PluginKind.EVENT_SINK, "own").summary == "mine"
 
 
 def run_plugins(tree: Tree, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -361,27 +572,3 @@ def test_two_plugins_with_one_flag_give_exit_code_4(tree: Tree) -> None:
     both = run_plugins(tree, "run", "--cells=3", "--no-python", "true")
     assert both.returncode == 4
     assert "'cells' is offered twice" in both.stderr
-
-
-@pytest.mark.needs("quorate-process-local")
-def test_pluggy_is_only_imported_once_a_plugin_decides_or_observes() -> None:
-    """It takes a tenth of the time to a job's first worker, and most jobs ask nobody but the core."""
-    code = """
-import sys
-from quorate.plugins import PluginHost, hookspecs
-host = PluginHost()
-assert host.choose("start method", "exec") is not None
-assert host.decide("launch", None, None) is None
-assert host.decide("ranks", [], []) == []
-assert not host.has_observers()
-assert "pluggy" not in sys.modules
-class Decides:
-    @hookspecs.hookimpl
-    def quorate_decide_launch(self, launch):
-        return launch
-host = PluginHost(paths=[], extra=[("decides", Decides())])
-assert "pluggy" not in sys.modules
-assert host.decide("launch", 7, None) == 7
-assert "pluggy" in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,8 @@
-"""A reserved port goes to the worker that was told its number, and to nobody else.
+"""A reserved port goes to the worker that was given its number, and to no other program.
 
-That is: whoever names the port and sets ``SO_REUSEADDR``, as servers do, can bind it and listen on it while it is
-reserved; whoever asks the system for any port is never given it.
+While nodes gather no socket can bind it, ``SO_REUSEADDR`` or not.  Once it is activated a socket that names the port
+and sets ``SO_REUSEADDR``, as servers do, can bind it and listen on it.  A program that asks the system for any port is
+never given it.
 """
 
 from __future__ import annotations
@@ -48,10 +49,24 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize(("family", "bound", "dialled"), ADDRESSES)
-def test_a_server_can_listen_on_the_port_while_it_is_reserved(
+@pytest.mark.parametrize("reuse", [0, 1])
+def test_nobody_can_take_the_port_while_the_nodes_gather(
+    reservation: PortReservation, family: socket.AddressFamily, bound: str, dialled: str, reuse: int
+) -> None:
+    port = reservation.reserve("127.0.0.1")
+    with socket.socket(family, socket.SOCK_STREAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+        with pytest.raises(OSError) as caught:
+            other.bind((bound, port))
+        assert caught.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize(("family", "bound", "dialled"), ADDRESSES)
+def test_a_server_can_listen_on_the_port_once_it_is_activated(
     reservation: PortReservation, family: socket.AddressFamily, bound: str, dialled: str
 ) -> None:
     port = reservation.reserve("127.0.0.1")
+    reservation.activate()
     with socket.socket(family, socket.SOCK_STREAM) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((bound, port))
@@ -66,12 +81,13 @@ def test_a_server_can_listen_on_the_port_while_it_is_reserved(
 
 
 @pytest.mark.needs("torch")
-def test_torch_can_host_its_store_on_the_port_while_it_is_reserved(reservation: PortReservation) -> None:
+def test_torch_can_host_its_store_on_the_port_once_it_is_activated(reservation: PortReservation) -> None:
     from datetime import timedelta
 
     from torch import distributed
 
     port = reservation.reserve("127.0.0.1")
+    reservation.activate()
     store = distributed.TCPStore(
         "127.0.0.1", port, None, True, timedelta(seconds=DEADLINE_SECONDS), wait_for_workers=False
     )
@@ -81,13 +97,17 @@ def test_torch_can_host_its_store_on_the_port_while_it_is_reserved(reservation: 
 
 def test_nobody_connects_to_a_port_that_is_only_reserved(reservation: PortReservation) -> None:
     port = reservation.reserve("127.0.0.1")
+    reservation.activate()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS)
 
 
+@pytest.mark.parametrize("activated", [False, True])
 @pytest.mark.parametrize("reuse", [0, 1])
-def test_the_system_never_hands_the_port_out(reservation: PortReservation, reuse: int) -> None:
+def test_the_system_never_hands_the_port_out(reservation: PortReservation, reuse: int, activated: bool) -> None:
     port = reservation.reserve("127.0.0.1")
+    if activated:
+        reservation.activate()
 
     def pick() -> int:
         """Bind to a port of the system's choice, where the reserved one is all that it may choose from."""
@@ -114,6 +134,7 @@ def test_the_system_never_lets_a_client_call_from_the_port(reservation: PortRese
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux can restrict the choice of a port")
     port = reservation.reserve("127.0.0.1")
+    reservation.activate()
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         try:
             client.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=I", port << 16 | port))

@@ -23,33 +23,35 @@ def make_nodes(shapes: list[tuple[str, int]], prefix: str = "n") -> list[NodeRec
     ]
 
 
-def seats_of(nodes: list[NodeRecord], order: list[str]) -> dict[str, Assignment]:
+def assignments_of(nodes: list[NodeRecord], order: list[str]) -> dict[str, Assignment]:
     return assign_ranks(nodes, order, round_number=0, restart_count=0)
 
 
-def check_world(nodes: list[NodeRecord], seats: dict[str, Assignment]) -> None:
+def check_world(nodes: list[NodeRecord], assignments: dict[str, Assignment]) -> None:
     """Global ranks exactly 0..N-1, role ranks exactly 0..n-1, consecutive within an agent, sizes equal everywhere."""
     world = sum(node.local_world_size for node in nodes)
     ranks: list[int] = []
     role_ranks: dict[str, list[int]] = {}
     for node in nodes:
-        seat = seats[node.node_id]
-        mine = range(seat.first_rank, seat.first_rank + node.local_world_size)
+        assignment = assignments[node.node_id]
+        mine = range(assignment.first_rank, assignment.first_rank + node.local_world_size)
         ranks += mine
-        first = seat.first_role_rank
+        first = assignment.first_role_rank
         role_ranks.setdefault(node.role, []).extend(range(first, first + node.local_world_size))
-        assert seat.world_size == world
-        assert seat.group_world_size == len(nodes)
-        assert seat.local_world_size == node.local_world_size
+        assert assignment.world_size == world
+        assert assignment.group_world_size == len(nodes)
+        assert assignment.local_world_size == node.local_world_size
     assert sorted(ranks) == list(range(world))
     for role, found in role_ranks.items():
         assert sorted(found) == list(range(len(found)))
-        assert {seats[n.node_id].role_world_size for n in nodes if n.role == role} == {len(found)}
-    assert sorted(seat.group_rank for seat in seats.values()) == list(range(len(nodes)))
-    first_node = next(node for node in nodes if seats[node.node_id].group_rank == 0)
-    assert {(s.master_addr, s.master_port) for s in seats.values()} == {(first_node.address, first_node.port)}
-    by_group = sorted(seats.values(), key=lambda seat: seat.group_rank)
-    assert [seat.first_rank for seat in by_group] == sorted(seat.first_rank for seat in by_group)
+        assert {assignments[n.node_id].role_world_size for n in nodes if n.role == role} == {len(found)}
+    assert sorted(assignment.group_rank for assignment in assignments.values()) == list(range(len(nodes)))
+    first_node = next(node for node in nodes if assignments[node.node_id].group_rank == 0)
+    assert {(s.master_addr, s.master_port) for s in assignments.values()} == {(first_node.address, first_node.port)}
+    by_group = sorted(assignments.values(), key=lambda assignment: assignment.group_rank)
+    assert [assignment.first_rank for assignment in by_group] == sorted(
+        assignment.first_rank for assignment in by_group
+    )
 
 
 @given(SIZES, st.randoms(use_true_random=False))
@@ -57,7 +59,7 @@ def test_ranks_are_dense_and_consecutive_whatever_the_order(shapes: list[tuple[s
     nodes = make_nodes(shapes)
     order = [node.node_id for node in nodes]
     random.shuffle(order)  # type: ignore[attr-defined] # Hypothesis' own Random
-    check_world(nodes, seats_of(nodes, order))
+    check_world(nodes, assignments_of(nodes, order))
 
 
 @given(st.data())
@@ -74,18 +76,18 @@ def test_any_sequence_of_joins_losses_and_rounds_keeps_ranks_sticky(data: st.Dat
         assert not {n.node_id for n in members} & {n.node_id for n in standbys}
         order = order_nodes(members, previous_order(members, previous))
         assert order == order_nodes(list(members), previous_order(list(members), previous))
-        seats = seats_of(members, order)
-        check_world(members, seats)
+        assignments = assignments_of(members, order)
+        check_world(members, assignments)
         survivors = [n for n in members if n.previous_round == previous and number]
         for node in survivors:
             old = old_ranks[node.node_id]
             if old < len(members):
-                assert seats[node.node_id].group_rank == old
+                assert assignments[node.node_id].group_rank == old
         taken = {node.node_id for node in members}
         for node in standbys:  # a newcomer never displaces a node that has state to keep
             if node.previous_round == previous and number:
                 assert all(member.previous_round == previous for member in members)
-        old_ranks = {node_id: seat.group_rank for node_id, seat in seats.items()}
+        old_ranks = {node_id: assignment.group_rank for node_id, assignment in assignments.items()}
         lost = data.draw(st.sets(st.sampled_from(sorted(n.node_id for n in nodes)), max_size=max(0, len(nodes) - 1)))
         fresh = make_nodes(data.draw(st.lists(st.tuples(ROLES, st.integers(1, 8)), max_size=3)), f"r{number}-")
         nodes = [
@@ -130,4 +132,4 @@ def test_an_order_that_is_no_permutation_is_refused() -> None:
     nodes = make_nodes([("d", 1), ("d", 1)])
     for order in (["n0"], ["n0", "n0"], ["n0", "x"], ["n0", "n1", "n1"]):
         with pytest.raises(UsageError, match="must answer every member once"):
-            seats_of(nodes, order)
+            assignments_of(nodes, order)

@@ -8,17 +8,18 @@ from __future__ import annotations
 from quorate.records import Cause, Verdict
 from quorate.rendezvous import _protocol as protocol
 from quorate.testing import Faults, SimulatedNode, World
+from quorate.timeouts import Timeouts
 
-FAST = protocol.Settings(2, 3, join_timeout=60.0, last_call_timeout=1.0)
+FAST = protocol.Settings(2, 3, Timeouts(join_timeout=60.0, last_call_timeout=1.0))
 
 
 def all_run(world: World, nodes: list[SimulatedNode], number: int | None = None) -> bool:
     """Whether all ``nodes`` run in one round (``number``), and it has no other member."""
-    seats = [node.running for node in nodes]
-    if any(seat is None for seat in seats):
+    assignments = [node.running for node in nodes]
+    if any(assignment is None for assignment in assignments):
         return False
-    rounds = {seat.round_number for seat in seats if seat}
-    size = {seat.group_world_size for seat in seats if seat}
+    rounds = {assignment.round_number for assignment in assignments if assignment}
+    size = {assignment.group_world_size for assignment in assignments if assignment}
     return len(rounds) == 1 and size == {len(nodes)} and (number is None or rounds == {number})
 
 
@@ -47,20 +48,20 @@ def test_min_not_met_gives_up_at_the_join_deadline_and_says_who_is_there() -> No
     world.run(100, lambda: node.gave_up is not None)
     assert node.gave_up is not None
     assert node.gave_up.kind == "timeout"
-    assert "waiting for 1 of 2 nodes" in node.gave_up.problem
+    assert "1 of 2 nodes joined" in node.gave_up.problem
     assert "a" in node.gave_up.problem
     assert 60 <= world.now < 61
 
 
 def test_a_worker_failure_reaches_all_nodes_in_one_round_trip_with_one_reason() -> None:
     world, nodes = three()
-    failed_at, seat = world.now, nodes[1].running
-    assert seat is not None
+    failed_at, assignment = world.now, nodes[1].running
+    assert assignment is not None
     world.fail_worker(nodes[1])
     assert world.run(failed_at + 5, lambda: all(node.ends for node in nodes))
     assert world.now - failed_at < 4 * world.faults.latency[1]
     assert {node.ends[0].reason for node in nodes} == {
-        f"rank {seat.first_rank} (local rank 0) on b failed: it raised; restart 1 of 3"
+        f"rank {assignment.first_rank} (local rank 0) on b failed: it raised; restart 1 of 3"
     }
     assert world.run(failed_at + 5, lambda: all_run(world, nodes, 1)), world.explain("no second round")
     assert {node.running.restart_count for node in nodes if node.running} == {1}
@@ -76,7 +77,7 @@ def test_two_nodes_that_fail_at_once_record_one_cause_and_one_restart() -> None:
 
 
 def test_survivors_keep_their_ranks_and_a_replacement_takes_the_vacated_one() -> None:
-    bounds = protocol.Settings(3, 3, join_timeout=60.0)
+    bounds = protocol.Settings(3, 3, Timeouts(join_timeout=60.0))
     world, nodes = three(bounds=bounds)
     ranks = {node.name: node.running.group_rank for node in nodes if node.running}
     world.crash(nodes[0])
@@ -112,7 +113,7 @@ def test_a_lost_node_is_noticed_within_the_lease_whichever_rank_it_had() -> None
         assert world.run(crashed_at + 10, lambda world=world, rest=rest: all_run(world, rest)), world.explain(
             "not re-formed"
         )
-        assert world.now - crashed_at <= FAST.lease_timeout + 0.5
+        assert world.now - crashed_at <= FAST.timeouts.lease_timeout + 0.5
         assert rest[0].ends[0].cause is Cause.NODE_LOST
 
 
@@ -128,15 +129,15 @@ def test_a_late_joiner_ends_the_round_and_gets_in_at_no_cost() -> None:
     assert late.running.restart_count == 0
 
 
-def test_a_surplus_node_stands_by_is_promoted_and_learns_the_jobs_end() -> None:
+def test_a_standby_is_promoted_and_learns_the_jobs_end() -> None:
     world, nodes = three()
-    spare = world.add_node("d", FAST, joins_at=world.now)
+    standby = world.add_node("d", FAST, joins_at=world.now)
     world.run(world.now + 20)
-    assert all_run(world, nodes, 0), world.explain("the spare disturbed the round")
-    assert spare.state.phase is protocol.Phase.STANDBY
+    assert all_run(world, nodes, 0), world.explain("the standby disturbed the round")
+    assert standby.state.phase is protocol.Phase.STANDBY
     world.crash(nodes[1])
-    team = [nodes[0], nodes[2], spare]
-    assert world.run(world.now + 10, lambda: all_run(world, team)), world.explain("the spare was not promoted")
+    team = [nodes[0], nodes[2], standby]
+    assert world.run(world.now + 10, lambda: all_run(world, team)), world.explain("the standby was not promoted")
     second = world.add_node("e", FAST, joins_at=world.now)
     world.run(world.now + 1)
     for node in team:
@@ -146,7 +147,7 @@ def test_a_surplus_node_stands_by_is_promoted_and_learns_the_jobs_end() -> None:
 
 
 def test_the_sealer_dies_while_gathering_and_the_next_ticket_seals() -> None:
-    bounds = protocol.Settings(3, 4, join_timeout=60.0, last_call_timeout=2.0)
+    bounds = protocol.Settings(3, 4, Timeouts(join_timeout=60.0, last_call_timeout=2.0))
     world = World()
     nodes = [world.add_node(name, bounds) for name in ("a", "b", "c")]
     world.run(0.05)
@@ -154,7 +155,9 @@ def test_the_sealer_dies_while_gathering_and_the_next_ticket_seals() -> None:
     world.crash(sealer)
     late = world.add_node("d", bounds, joins_at=0.1)
     rest = [node for node in nodes if node.alive] + [late]
-    assert world.run(30, lambda: all_run(world, rest, 0)), world.explain("nobody took over, or the dead one is in")
+    assert world.run(30, lambda: all_run(world, rest, 0)), world.explain(
+        "no node took over, or the dead node is in the round"
+    )
 
 
 def test_a_paused_node_learns_that_it_was_left_out_and_stops_before_it_rejoins() -> None:
@@ -166,7 +169,7 @@ def test_a_paused_node_learns_that_it_was_left_out_and_stops_before_it_rejoins()
     assert nodes[2].ends[0].cause is Cause.NODE_LOST
 
 
-def test_a_pause_of_everybody_is_held_against_nobody() -> None:
+def test_a_pause_of_all_nodes_makes_none_of_them_lost() -> None:
     world, nodes = three()
     for node in nodes:
         world.pause(node, 30.0)
@@ -176,15 +179,15 @@ def test_a_pause_of_everybody_is_held_against_nobody() -> None:
 
 def test_all_members_die_and_a_standby_notices() -> None:
     world, nodes = three()
-    spares = [world.add_node(name, FAST, joins_at=world.now) for name in ("d", "e")]
+    standbys = [world.add_node(name, FAST, joins_at=world.now) for name in ("d", "e")]
     world.run(world.now + 1)
     for node in nodes:
         world.crash(node)
-    assert world.run(world.now + 60, lambda: all_run(world, spares)), world.explain("the spares wait for ever")
+    assert world.run(world.now + 60, lambda: all_run(world, standbys)), world.explain("the standbys wait for ever")
 
 
-def test_a_store_outage_stops_nobody_and_one_beyond_the_limit_is_an_error() -> None:
-    bounds = protocol.Settings(3, 3, store_outage_timeout=100.0)
+def test_a_store_outage_stops_no_node_and_one_beyond_the_limit_is_an_error() -> None:
+    bounds = protocol.Settings(3, 3, Timeouts(store_outage_timeout=100.0))
     world, nodes = three(bounds=bounds)
     world.faults = Faults(request_lost=1.0)
     world.run(world.now + 60)
@@ -197,10 +200,10 @@ def test_a_store_outage_stops_nobody_and_one_beyond_the_limit_is_an_error() -> N
     assert {node.gave_up.kind for node in nodes if node.gave_up} == {"unavailable"}
 
 
-def test_an_outage_costs_nobody_a_short_lease() -> None:
-    """However long it was and wherever in its beats each node was met: once the store is back, all are heard."""
+def test_no_short_lease_is_over_after_an_outage() -> None:
+    """For outages of any length, which begin anywhere between two heartbeats of each node."""
     for seed in range(40):
-        world, nodes = three(seed, protocol.Settings(3, 3, lease_timeout=1.0))
+        world, nodes = three(seed, protocol.Settings(3, 3, Timeouts(lease_timeout=1.0)))
         world.faults = Faults(request_lost=1.0, failure_after=0.5)
         world.run(world.now + 0.6 + 0.1 * seed)
         world.faults = Faults()
@@ -209,7 +212,7 @@ def test_an_outage_costs_nobody_a_short_lease() -> None:
 
 
 def test_an_agent_that_gave_up_on_the_recording_of_an_end_is_in_the_next_round() -> None:
-    """Its rendezvous still waits for the store; the wish to join is kept until the end of the round is known."""
+    """Its rendezvous still waits for the store; the request to join is kept until the end of the round is known."""
     world, nodes = three()
     world.outage(20.0)
     world.fail_worker(nodes[0])
@@ -219,7 +222,7 @@ def test_an_agent_that_gave_up_on_the_recording_of_an_end_is_in_the_next_round()
     assert world.run(world.now + 20, lambda: all_run(world, nodes, 1)), world.explain("no second round")
 
 
-def test_a_node_that_leaves_with_an_end_unsaid_says_that_one() -> None:
+def test_a_node_that_leaves_before_its_end_is_recorded_records_that_end() -> None:
     for seed in range(4):
         world, nodes = three(seed)
         world.faults = Faults(request_lost=1.0, failure_after=0.2)
@@ -231,7 +234,7 @@ def test_a_node_that_leaves_with_an_end_unsaid_says_that_one() -> None:
 
 
 def test_a_node_that_was_paused_through_an_outage_asks_once_more_before_it_gives_up() -> None:
-    bounds = protocol.Settings(2, 3, join_timeout=60.0, last_call_timeout=1.0, store_outage_timeout=20.0)
+    bounds = protocol.Settings(2, 3, Timeouts(join_timeout=60.0, last_call_timeout=1.0, store_outage_timeout=20.0))
     world, nodes = three(bounds=bounds)
     world.outage(10.0)
     world.run(world.now + 5.0)
@@ -242,8 +245,8 @@ def test_a_node_that_was_paused_through_an_outage_asks_once_more_before_it_gives
     assert nodes[2].gave_up is None
 
 
-def test_a_standby_takes_nobody_for_lost_who_is_done_or_has_come_back() -> None:
-    bounds = protocol.Settings(1, 2, join_timeout=60.0, last_call_timeout=1.0)
+def test_a_standby_declares_no_node_lost_that_is_done_or_has_come_back() -> None:
+    bounds = protocol.Settings(1, 2, Timeouts(join_timeout=60.0, last_call_timeout=1.0))
     world = World()
     nodes = [world.add_node(name, bounds) for name in ("a", "b")]
     assert world.run(10, lambda: all_run(world, nodes, 0))
@@ -252,28 +255,30 @@ def test_a_standby_takes_nobody_for_lost_who_is_done_or_has_come_back() -> None:
     first, second = sorted(nodes, key=lambda node: node.running.group_rank if node.running else 0)
     world.succeed(second)
     world.run(world.now + 0.5)
-    world.crash(second)  # done and dead: nobody is there who could say that the other one is lost
+    world.crash(second)  # done and dead: no member is left that could declare the other one lost
     world.pause(first, 9.0)
     world.run(world.now + 60)
     assert first.running is not None
-    assert not first.ends, world.explain("it was taken for lost")
+    assert not first.ends, world.explain("it was declared lost")
 
 
 def test_a_standby_notices_that_many_members_are_dead_at_once() -> None:
-    bounds = protocol.Settings(1, 20, join_timeout=60.0, last_call_timeout=1.0)
+    bounds = protocol.Settings(1, 20, Timeouts(join_timeout=60.0, last_call_timeout=1.0))
     world = World()
     nodes = [world.add_node(f"n{number}", bounds) for number in range(20)]
     assert world.run(10, lambda: all_run(world, nodes, 0))
-    spare = world.add_node("spare", bounds, joins_at=world.now)
+    standby = world.add_node("standby", bounds, joins_at=world.now)
     world.run(world.now + 1)
     for node in nodes:
         world.crash(node)
-    assert world.run(world.now + 20, lambda: all_run(world, [spare])), world.explain("it looks at one after the other")
+    assert world.run(world.now + 20, lambda: all_run(world, [standby])), world.explain(
+        "it looks at one after the other"
+    )
 
 
 def test_operations_per_node_are_constant_for_all_but_the_sealer() -> None:
     def calls(size: int) -> tuple[int, int]:
-        bounds = protocol.Settings(size, size, join_timeout=600.0)
+        bounds = protocol.Settings(size, size, Timeouts(join_timeout=600.0))
         world = World(size)
         nodes = [world.add_node(f"n{i}", bounds) for i in range(size)]
         assert world.run(30, lambda: all(node.running is not None for node in nodes))

@@ -12,14 +12,15 @@ import pytest
 
 from quorate.testing._simulation import SimulationError
 from quorate.testing._simulation_large import play_large
-from quorate.testing._simulation_laws import LAWS
-from quorate.testing._simulation_mutants import MUTANTS, Mutant, first_seed_that_finds
+from quorate.testing._simulation_law import Law
 from quorate.testing._simulation_scenario import make_scenario, play
-from quorate.testing.report import DEFECTS
-from quorate.testing.simulate import main, tell_failure
+from quorate.testing.simulate import explain_failure, main
+
+from .report import DEFECTS
+from .simulation_mutants import MUTANTS, Mutant, first_seed_that_finds
 
 SEEDS = 300
-#: Seeds that showed a defect; each is fixed, and docs/verification.md tells what it was.
+#: Seeds that showed a defect; each is fixed, and docs/verification.md says what it was.
 REGRESSIONS: tuple[int, ...] = (478, 1764, 2799, 11924, 13554, 24310)
 
 
@@ -29,7 +30,7 @@ def test_all_laws_are_kept(first: int) -> None:
         try:
             play(make_scenario(seed))
         except SimulationError as error:
-            pytest.fail(tell_failure(error, most_tries=100))
+            pytest.fail(explain_failure(error, most_tries=100))
 
 
 def test_a_seed_replays_a_run_exactly() -> None:
@@ -48,11 +49,11 @@ def test_a_failure_prints_the_seed_the_command_and_a_short_transcript(capsys: py
     mutant = next(mutant for mutant in MUTANTS if mutant.name == "survivors are not waited for")
     with mutant.applied():
         assert main(["--seed", str(mutant.likely)]) == 1
-    told = capsys.readouterr().out
-    assert told.startswith("one-running-world: ")
-    assert f"replay: python -m quorate.testing.simulate --seed {mutant.likely}\n" in told
-    assert "shrunk to:" in told
-    assert told.rstrip().splitlines()[-1].count("LAW BROKEN: one-running-world") == 1
+    output = capsys.readouterr().out
+    assert output.startswith("one-running-world: ")
+    assert f"replay: python -m quorate.testing.simulate --seed {mutant.likely}\n" in output
+    assert "shrunk to:" in output
+    assert output.rstrip().splitlines()[-1].count("LAW BROKEN: one-running-world") == 1
     assert main(["--seed", str(mutant.likely), "--transcript"]) == 0
 
 
@@ -65,8 +66,8 @@ def test_two_thousand_nodes_join_restart_lose_one_and_succeed() -> None:
 
 def test_the_page_on_verification_names_every_law_and_every_wrong_protocol() -> None:
     page = (Path(__file__).parents[2] / "docs/verification.md").read_text(encoding="utf-8")
-    names = [f"- **{law}**: {text}" for law, text in LAWS.items()]
+    names = [f"- **{law.value}**: {law.text}" for law in Law]
     names += [f"| {mutant.name} | {mutant.what} |" for mutant in MUTANTS]
     names += [defect.what for defect in DEFECTS]
-    assert [name for name in names if name not in page] == [], "write it anew: python -m quorate.testing.report"
+    assert [name for name in names if name not in page] == [], "rewrite it: python -m core.tests.report"
     assert "Scenarios that broke a law: 0." in page

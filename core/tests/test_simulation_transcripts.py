@@ -1,6 +1,6 @@
 """The named scenarios, word by word: ``core/tests/transcripts`` documents the protocol, and is reviewed like code.
 
-python core/tests/test_simulation_transcripts.py --rewrite
+python -m core.tests.test_simulation_transcripts --rewrite
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quorate.testing._simulation_stories import STORIES, tell
+from .stories import STORIES, transcript_of
 
 FOLDER = Path(__file__).parent / "transcripts"
 
@@ -21,7 +21,7 @@ def path_of(name: str) -> Path:
 
 @pytest.mark.parametrize("name", STORIES)
 def test_the_story_is_the_one_that_was_reviewed(name: str) -> None:
-    assert tell(name) == path_of(name).read_text(encoding="utf-8")
+    assert transcript_of(name) == path_of(name).read_text(encoding="utf-8")
 
 
 def test_every_transcript_has_its_story() -> None:
@@ -31,4 +31,4 @@ def test_every_transcript_has_its_story() -> None:
 if __name__ == "__main__" and "--rewrite" in sys.argv:
     FOLDER.mkdir(exist_ok=True)
     for story in STORIES:
-        path_of(story).write_text(tell(story), encoding="utf-8")
+        path_of(story).write_text(transcript_of(story), encoding="utf-8")

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from quorate.agent import _protocol as p
-from quorate.agent._judging import judge
+from quorate.agent._state import Round, Settings, State
+from quorate.agent._verdict import judge
+from quorate.diagnosis import describe_signal
+from quorate.errors import FailureKind
 from quorate.records import Assignment, Cause, FailureRecord, RoundEnd, Verdict, evolve
-from quorate.verdict import FILE_NAME, JobState, JobVerdict, describe_signal
+from quorate.verdict import FILE_NAME, JobState, JobVerdict
 
 SEAT = Assignment(1, "me", "default", 2, 0, 2, 0, 4, 0, 4, "10.0.0.1", 4711, restart_count=1)
 FAILURE = FailureRecord(
@@ -31,7 +34,7 @@ def verdict(**changes: Any) -> JobVerdict:
     return JobVerdict("job", "0123", "beta", JobState.FAILED, Cause.EXCEPTION, "no more", **{**values, **changes})
 
 
-def test_the_report_tells_the_cause_then_what_was_done() -> None:
+def test_the_report_has_the_cause_then_the_history() -> None:
     assert verdict().report("train.py").splitlines() == [
         "train.py failed",
         "no more",
@@ -39,7 +42,7 @@ def test_the_report_tells_the_cause_then_what_was_done() -> None:
         "  rank 5 (local rank 1) on alpha (node 01234567): exit code 1, pid 77",
         "  cause exception, attempt 0, at 2023-11-14 22:13:20.123456789 UTC",
         "  ValueError: no",
-        "what was done about it:",
+        "history:",
         "  round 0: signal of rank 5 -> restart 1 of 3 after 0.8 s",
         "  round 1: node_lost (group rank 1 is lost) -> a new round, at no cost",
         "  round 2: exception of rank 5 on alpha -> the job failed",
@@ -126,9 +129,26 @@ def test_where_it_cannot_be_written_nothing_is_left(tmp_path: Path) -> None:
 # --- how each way to end becomes one --------------------------------------------------------------------------------
 
 
-def state(**changes: Any) -> p.State:
-    values: dict[str, Any] = {"host": "beta", "assignment": SEAT, "history": ROUNDS[:2], "end": ROUNDS[2], **changes}
-    return p.State(3, 300.0, **values)
+OVER = p.RoundIsOver()
+
+
+def verdict_on(
+    outcome: p.Outcome,
+    why: p.StopReason = OVER,
+    end: RoundEnd | None = ROUNDS[2],
+    failures: tuple[FailureRecord, ...] = (),
+) -> JobVerdict:
+    state = State(
+        Settings(3, 300.0, host="beta"),
+        history=ROUNDS[:2],
+        round=Round(SEAT, failures=failures),
+        finish=p.Finish(outcome, "why", why, end),
+    )
+    return judge(state, "job", "me")
+
+
+def lost(kind: FailureKind) -> dict[str, Any]:
+    return {"why": p.RendezvousIsLost(p.RendezvousFailed(kind, "x"))}
 
 
 @pytest.mark.parametrize(
@@ -138,16 +158,16 @@ def state(**changes: Any) -> p.State:
         (p.Outcome.CLOSED, {}, (JobState.FAILED, Cause.EXCEPTION)),
         (p.Outcome.CLOSED, {"end": evolve(ROUNDS[2], verdict=Verdict.STOPPED)}, (JobState.STOPPED, Cause.EXCEPTION)),
         (p.Outcome.SUCCEEDED, {"end": None}, (JobState.SUCCEEDED, Cause.SUCCEEDED)),
-        (p.Outcome.SIGNAL, {"signal_number": 15}, (JobState.STOPPED, Cause.STOPPED)),
-        (p.Outcome.UNHEALTHY, {"unhealthy": "disk"}, (JobState.UNHEALTHY, Cause.UNHEALTHY)),
-        (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("lost", "x")}, (JobState.STORE_LOST, Cause.STORE_LOST)),
-        (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("unavailable", "x")}, (JobState.STORE_LOST, Cause.STORE_LOST)),
-        (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("timeout", "x")}, (JobState.UNFORMED, Cause.TOO_FEW_NODES)),
-        (p.Outcome.ERROR, {"trouble": p.RendezvousFailed("state", "x")}, (JobState.UNFORMED, Cause.CONFIGURATION)),
+        (p.Outcome.SIGNAL, {"why": p.AgentSignalled(15)}, (JobState.STOPPED, Cause.STOPPED)),
+        (p.Outcome.UNHEALTHY, {"why": p.NodeIsUnhealthy("disk")}, (JobState.UNHEALTHY, Cause.UNHEALTHY)),
+        (p.Outcome.ERROR, lost(FailureKind.LOST), (JobState.STORE_LOST, Cause.STORE_LOST)),
+        (p.Outcome.ERROR, lost(FailureKind.UNAVAILABLE), (JobState.STORE_LOST, Cause.STORE_LOST)),
+        (p.Outcome.ERROR, lost(FailureKind.TIMEOUT), (JobState.NO_ROUND, Cause.TOO_FEW_NODES)),
+        (p.Outcome.ERROR, lost(FailureKind.STATE), (JobState.NO_ROUND, Cause.CONFIGURATION)),
     ],
 )
 def test_each_way_to_end(outcome: p.Outcome, changes: dict[str, Any], expected: tuple[JobState, Cause]) -> None:
-    result = judge(state(**changes), p.Finish(outcome, "why"), "job", "me")
+    result = verdict_on(outcome, **changes)
     assert (result.state, result.cause) == expected
     assert result.rounds[:2] == ROUNDS[:2]
     assert (result.restarts_used, result.restarts_allowed) == (1, 3)
@@ -157,6 +177,6 @@ def test_each_way_to_end(outcome: p.Outcome, changes: dict[str, Any], expected: 
 def test_the_recorded_cause_is_no_victim_although_it_was_cut_on_its_way() -> None:
     here = evolve(FAILURE, message="ValueError: no" + "!" * 99_999)
     victim = evolve(FAILURE, rank=4, cause=Cause.BROKEN_COLLECTIVE)
-    result = judge(state(failures=(victim, here)), p.Finish(p.Outcome.FAILED, "why"), "job", "me")
+    result = verdict_on(p.Outcome.FAILED, failures=(victim, here))
     assert result.first_cause == FAILURE
     assert result.victims == (victim,)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from quorate.errors import StoreCorruptError
 from quorate.records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
-from quorate.rendezvous._liveness import Beat, BeatState
+from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
 from quorate.rendezvous._wire import decode_assignment, decode_end, decode_node, decode_object, encode, encode_object
 
 TEXT = st.text(max_size=40)
-COUNT = st.integers(0, 2**40)
+ROUND = st.integers(0, 2**40)
+COUNT = st.integers(0, 2**31 - 1)
+SIZE = st.integers(1, 2**16)
 NODES = st.builds(
     NodeRecord,
     node_id=st.text(min_size=1, max_size=40),
@@ -26,12 +28,12 @@ NODES = st.builds(
     shares_store=st.booleans(),
     rank_hint=st.none() | COUNT,
     plugin_digest=TEXT,
-    previous_round=st.none() | COUNT,
+    previous_round=st.none() | ROUND,
     previous_rank=st.none() | COUNT,
 )
-SEATS = st.builds(
+ASSIGNMENTS = st.builds(
     Assignment,
-    *([COUNT, TEXT, TEXT] + [COUNT] * 7 + [TEXT, COUNT]),
+    *[ROUND, TEXT, TEXT, SIZE, COUNT, SIZE, COUNT, SIZE, COUNT, SIZE, TEXT, st.integers(0, 65535)],
     shares_store=st.booleans(),
     restart_count=COUNT,
     warnings=st.lists(TEXT, max_size=3).map(tuple),
@@ -39,21 +41,21 @@ SEATS = st.builds(
 )
 FAILURES = st.builds(
     FailureRecord,
-    *([COUNT] * 3 + [st.integers(-64, 255), st.sampled_from(Cause), TEXT, COUNT]),
+    *([COUNT] * 3 + [st.integers(-64, 255), st.sampled_from(Cause), TEXT, st.integers(0, 2**63)]),
     error_data=st.none() | st.fixed_dictionaries({"message": TEXT}),
     stderr_tail=st.lists(TEXT, max_size=4).map(tuple),
 )
 ENDS = st.builds(
     RoundEnd,
-    COUNT,
+    ROUND,
     st.sampled_from(Cause),
     st.sampled_from(Verdict),
     TEXT,
     rank=st.none() | COUNT,
     restart_count=COUNT,
-    delay_seconds=st.floats(0, 1e6),
+    delay_seconds=st.floats(0, 86_400),
     lost=st.lists(TEXT, max_size=3).map(tuple),
-    lost_ranks=st.lists(COUNT, max_size=3).map(tuple),
+    lost_ranks=st.lists(st.integers(0, 2**16 - 1), max_size=3).map(tuple),
     failure=st.none() | FAILURES,
 )
 
@@ -63,9 +65,9 @@ def test_a_node_record_survives_the_wire(node: NodeRecord) -> None:
     assert decode_node("k", encode(node)) == node
 
 
-@given(SEATS)
-def test_an_assignment_survives_the_wire(seat: Assignment) -> None:
-    assert decode_assignment("k", encode(seat)) == seat
+@given(ASSIGNMENTS)
+def test_an_assignment_survives_the_wire(assignment: Assignment) -> None:
+    assert decode_assignment("k", encode(assignment)) == assignment
 
 
 @given(ENDS)
@@ -141,11 +143,11 @@ def test_overlong_texts_are_cut_so_that_values_stay_small() -> None:
     assert len(encode(end)) < 10_000
 
 
-@given(COUNT, st.sampled_from(BeatState), st.text(max_size=20))
-def test_a_beat_survives_the_wire(count: int, state: BeatState, host: str) -> None:
-    assert Beat.decode(Beat(count, state, host).encode()) == Beat(count, state, host)
+@given(COUNT, st.sampled_from(HeartbeatState), st.text(max_size=20))
+def test_a_heartbeat_survives_the_wire(count: int, state: HeartbeatState, host: str) -> None:
+    assert Heartbeat.decode(Heartbeat(count, state, host).encode()) == Heartbeat(count, state, host)
 
 
 @given(st.binary(max_size=64))
-def test_any_bytes_are_a_beat(raw: bytes) -> None:
-    assert isinstance(Beat.decode(raw).state, BeatState)
+def test_any_bytes_are_a_heartbeat(raw: bytes) -> None:
+    assert isinstance(Heartbeat.decode(raw).state, HeartbeatState)

@@ -1,8 +1,8 @@
 """The demonstration: trains on two agents, kills a worker and then a whole agent, and proves that training went on.
 
-Run it with ``make demo``.  It starts two agents of ``quorate run`` on loopback, each a stand-in for one machine, kills
-with SIGKILL what it pleases, and exits with 0 only if everything that its story tells has verifiably happened.
-What does not live here: the training (``train.py``), and how processes are watched (``stage.py``).
+Run it with ``make demo``.  It starts two agents of ``quorate run`` on loopback, each in place of one machine, kills a
+worker and an agent with SIGKILL, and exits with 0 only if everything that it prints was checked.  What does not live
+here: the training (``train.py``), and how processes are watched (``stage.py``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KILL_WORKER_AFTER = 8  # epochs
 KILL_AGENT_AFTER = 20
 WORKERS = 2  # per agent
 ENOUGH_ACCURACY = 0.95
-PATIENCE_SECONDS = 120.0  # for any one thing; generous, because machines can be slow
+TIMEOUT_SECONDS = 120.0  # for each wait; long, because machines can be slow
 BROKEN_COLLECTIVE = {("exception", "restart"), ("exit_code", "restart")}
 ROUND_END = re.compile(r"quorate: round (\d+) ended \((\w+) -> (\w+)\): (.*)")
 
@@ -33,7 +33,7 @@ ROUND_END = re.compile(r"quorate: round (\d+) ended \((\w+) -> (\w+)\): (.*)")
 @final
 @dataclass
 class Story:
-    """What has happened so far, for the end."""
+    """What has happened so far, for the summary."""
 
     began: float = field(default_factory=time.monotonic)
     worker_killed_at_epoch: int = 0
@@ -56,7 +56,7 @@ def agent_arguments(port: int, backend: str, output: Path, *, hosts_store: bool)
         f"--rdzv-backend={backend}",
         f"--rdzv-endpoint=127.0.0.1:{port}",
         "--rdzv-id=digits",
-        # Said outright, because the demonstration must not kill the agent that serves the store.
+        # Explicit, because the demonstration must not kill the agent that hosts the store.
         f"--rdzv-conf=is_host={'true' if hosts_store else 'false'}",
         str(script),
         f"--epochs={EPOCHS}",
@@ -72,12 +72,12 @@ def first_step(round_number: int, world_size: int) -> Any:
 
 
 def perform(stage: Stage, story: Story, port: int, backend: str) -> None:
-    """Play all scenes; the evidence is in ``stage.messages``, the agents' logs and the checkpoints."""
+    """Run all scenes; the evidence is in ``stage.messages``, the agents' logs and the checkpoints."""
     output = stage.output
     story.say("two agents start, each with two workers: quorate run --nnodes=1:2 --nproc-per-node=2 … train.py")
     host = stage.start_agent("first", agent_arguments(port, backend, output, hosts_store=True))
     guest = stage.start_agent("second", agent_arguments(port, backend, output, hosts_store=False))
-    stage.wait_for("training begins", first_step(-1, 2 * WORKERS), PATIENCE_SECONDS)
+    stage.wait_for("training begins", first_step(-1, 2 * WORKERS), TIMEOUT_SECONDS)
     story.say("training began with four workers")
 
     kill_a_worker(stage, story, guest)
@@ -87,14 +87,14 @@ def perform(stage: Stage, story: Story, port: int, backend: str) -> None:
     started = time.monotonic()
     story.say("a replacement agent starts")
     stage.start_agent("replacement", agent_arguments(port, backend, output, hosts_store=False))
-    seen = stage.wait_for("training in a world of four again", first_step(alone, 2 * WORKERS), PATIENCE_SECONDS)
+    seen = stage.wait_for("training in a world of four again", first_step(alone, 2 * WORKERS), TIMEOUT_SECONDS)
     story.grow_seconds = seen.at - started
     story.say(f"four workers train again, {story.grow_seconds:.1f} s after the replacement was started")
 
     for agent in (host, stage.agents["replacement"]):
         agent.may_end = True
     for agent in (host, stage.agents["replacement"]):
-        code = stage.wait_until_ended(agent, PATIENCE_SECONDS)
+        code = stage.wait_until_ended(agent, TIMEOUT_SECONDS)
         expect(code == 0, f"agent {agent.name} ended with exit code {code}\n{agent.last_lines()}")
     story.say("both agents ended with exit code 0")
 
@@ -104,15 +104,15 @@ def kill_a_worker(stage: Stage, story: Story, guest: Agent) -> None:
     now = stage.wait_for(
         f"epoch {KILL_WORKER_AFTER} is reached",
         lambda m: m.kind == "step" and m.rank == 0 and m.epoch > KILL_WORKER_AFTER,
-        PATIENCE_SECONDS,
+        TIMEOUT_SECONDS,
     )
     victim = workers_of(stage, guest, now.round)[-1]
     saved = newest_checkpoint(stage.output)
     story.worker_killed_at_epoch = now.epoch
-    killed_at, _ = kill_and_wait(victim.pid, [], PATIENCE_SECONDS)
+    killed_at, _ = kill_and_wait(victim.pid, [], TIMEOUT_SECONDS)
     story.say(f"SIGKILL to rank {victim.rank} of agent {guest.name} during epoch {now.epoch}")
     seen = stage.wait_for(
-        "training goes on after the worker's death", first_step(now.round, 2 * WORKERS), PATIENCE_SECONDS
+        "training goes on after the worker's death", first_step(now.round, 2 * WORKERS), TIMEOUT_SECONDS
     )
     story.restart_seconds = seen.at - killed_at
     expect(seen.restart == 1, f"the restart count is {seen.restart}, not 1")
@@ -125,7 +125,7 @@ def kill_an_agent(stage: Stage, story: Story, guest: Agent) -> None:
     now = stage.wait_for(
         f"epoch {KILL_AGENT_AFTER} is reached",
         lambda m: m.kind == "step" and m.rank == 0 and m.epoch > KILL_AGENT_AFTER,
-        PATIENCE_SECONDS,
+        TIMEOUT_SECONDS,
     )
     saved = newest_checkpoint(stage.output)
     story.agent_killed_at_epoch = now.epoch
@@ -137,13 +137,13 @@ def kill_an_agent(stage: Stage, story: Story, guest: Agent) -> None:
         f"SIGKILL to agent {guest.name} during epoch {now.epoch}; "
         f"its workers were gone {story.sweep_seconds * 1000:.0f} ms later"
     )
-    seen = stage.wait_for("training goes on without the agent", first_step(now.round, WORKERS), PATIENCE_SECONDS)
+    seen = stage.wait_for("training goes on without the agent", first_step(now.round, WORKERS), TIMEOUT_SECONDS)
     story.shrink_seconds = seen.at - killed_at
     went_on(stage, seen, saved)
     story.say(f"training went on at epoch {seen.epoch} with two workers, {story.shrink_seconds:.1f} s after the kill")
-    # The replacement must not end this round before it has left something behind.
+    # The replacement ends this round, which must have written a checkpoint before.
     stage.wait_for(
-        "two workers finish an epoch", lambda m: m.kind == "checkpoint" and m.round == seen.round, PATIENCE_SECONDS
+        "two workers finish an epoch", lambda m: m.kind == "checkpoint" and m.round == seen.round, TIMEOUT_SECONDS
     )
 
 
@@ -172,7 +172,7 @@ def went_on(stage: Stage, seen: Message, saved: int) -> None:
     starts = {m.resumed_from for m in stage.messages if m.kind == "ready" and m.round == seen.round}
     expect(len(starts) == 1, f"the workers of round {seen.round} resumed from different checkpoints: {sorted(starts)}")
     resumed_from = starts.pop()
-    # The epoch that was under way may just have been saved when its workers were stopped.
+    # The running epoch may have been saved just before its workers were stopped.
     expect(saved <= resumed_from <= saved + 1, f"resumed from epoch {resumed_from}, but {saved} was saved")
     expect(seen.epoch == resumed_from + 1, f"resumed from epoch {resumed_from}, but went on at {seen.epoch}")
 
@@ -200,22 +200,22 @@ def check_causes(log: Path) -> dict[int, tuple[str, str, str]]:
         for line in log.read_text(errors="replace").splitlines()
         if (found := ROUND_END.match(line))
     }
-    told = [(cause, verdict) for cause, verdict, _ in ends.values()]
-    expect(len(told) == 3, f"not three rounds ended early: {ends}")
-    expect(told[0] == ("signal", "restart"), f"the first round ended otherwise: {ends}")
-    # The survivors' collectives break before the dead agent's lease has run out, and whoever is first is recorded.
-    expect(told[1] in {("node_lost", "rescale"), *BROKEN_COLLECTIVE}, f"the second round ended otherwise: {ends}")
-    expect(told[2] == ("node_joined", "rescale"), f"the third round ended otherwise: {ends}")
+    causes = [(cause, verdict) for cause, verdict, _ in ends.values()]
+    expect(len(causes) == 3, f"not three rounds ended early: {ends}")
+    expect(causes[0] == ("signal", "restart"), f"the first round ended otherwise: {ends}")
+    # The survivors' collectives break, and the dead agent's lease runs out: what is noticed first is recorded.
+    expect(causes[1] in {("node_lost", "rescale"), *BROKEN_COLLECTIVE}, f"the second round ended otherwise: {ends}")
+    expect(causes[2] == ("node_joined", "rescale"), f"the third round ended otherwise: {ends}")
     return ends
 
 
-def tell(stage: Stage, story: Story) -> None:
-    """Check what was left behind and print the end of the story."""
+def check_and_summarize(stage: Stage, story: Story) -> None:
+    """Check the results and print the summary."""
     result = json.loads((stage.output / "result.json").read_text())
     parts = check_history(result["history"])
     ends = check_causes(stage.agents["first"].log)
     restarts = result["history"][-1]["restart"]
-    # Whatever was recorded when the agent died: losing a node is free, so only the killed worker counts.
+    # Whatever cause was recorded when the agent died: losing a node costs no restart, so only the worker counts.
     expect(restarts == 1, f"the job exports {restarts} restarts, not the one for the killed worker")
     expect(result["accuracy"] >= ENOUGH_ACCURACY, f"the accuracy is {result['accuracy']:.2%} only")
     print("\nWhat happened")
@@ -224,13 +224,13 @@ def tell(stage: Stage, story: Story) -> None:
         if number in ends:
             cause, verdict, reason = ends[number]
             print(f"           ended by {cause}, so {verdict}: {reason}")
-    print("\nWho died, and how long until the next training step")
-    print(f"  a worker, in epoch {story.worker_killed_at_epoch}: {story.restart_seconds:.1f} s")
+    print("\nTime until the next training step")
+    print(f"  worker killed in epoch {story.worker_killed_at_epoch}: {story.restart_seconds:.1f} s")
     print(
-        f"  an agent, in epoch {story.agent_killed_at_epoch}: {story.shrink_seconds:.1f} s "
-        f"(its workers outlived it by {story.sweep_seconds * 1000:.0f} ms)"
+        f"  agent killed in epoch {story.agent_killed_at_epoch}: {story.shrink_seconds:.1f} s "
+        f"(its workers ended {story.sweep_seconds * 1000:.0f} ms after it)"
     )
-    print(f"  a replacement, from its start: {story.grow_seconds:.1f} s")
+    print(f"  replacement, from its start: {story.grow_seconds:.1f} s")
     print("  (most of that is torch's import and the workers' own start)")
     print(
         f"\nEvery epoch was trained once, the job used {restarts} of 3 restarts; test accuracy {result['accuracy']:.2%}"
@@ -239,8 +239,8 @@ def tell(stage: Stage, story: Story) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train, kill a worker and an agent, and see training go on.")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="wiped at the start")
+    parser = argparse.ArgumentParser(description="Train, kill a worker and an agent, and check that training goes on.")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="deleted at the start")
     parser.add_argument("--rdzv-backend", default="c10d", help="any backend in which one agent hosts the store")
     options = parser.parse_args()
     output = options.output.resolve()
@@ -258,7 +258,7 @@ def main() -> int:
         stage.on_message(follow)
         try:
             perform(stage, story, holder.getsockname()[1], options.rdzv_backend)
-            tell(stage, story)
+            check_and_summarize(stage, story)
         except DemoError as error:
             print(f"\nThe demonstration failed: {error}", file=sys.stderr)
             return 1

@@ -1,7 +1,7 @@
-"""What the demonstration's director works with: agents as real processes, and the workers' messages as they come.
+"""The parts of the demonstration: agents as real processes, and the messages of their workers.
 
-The director waits for messages in a named pipe and for processes to end, never for time to pass.  What does not live
-here: what is started, killed and expected, and in which order (``demo.py``).
+The demonstration waits for messages in a named pipe and for processes to end, never for time to pass.  What does not
+live here: what is started, killed and expected, and in which order (``demo.py``).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any, final
 
 
 class DemoError(Exception):
-    """The demonstration did not go as it must; the message says what was missing."""
+    """The demonstration failed; the message says what was missing."""
 
 
 @final
 @dataclass(frozen=True)
 class Message:
-    """What one worker told.  ``at`` is in seconds on this machine's monotonic clock."""
+    """One message of a worker.  ``at`` is in seconds on this machine's monotonic clock."""
 
     kind: str
     at: float
@@ -61,7 +61,7 @@ class Agent:
         return "\n".join(f"    {line}" for line in lines[-15:])
 
     def close(self) -> None:
-        """End it in whatever state it is; its workers go with it."""
+        """End it in any state; its workers end with it."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -84,10 +84,10 @@ class Stage:
         self.messages: list[Message] = []
         self.agents: dict[str, Agent] = {}
         os.mkfifo(self.fifo)
-        # Open for writing too: the pipe then never reports its end between two generations of workers.
+        # Open for writing too: the pipe then has no end of file between the workers of two rounds.
         self._descriptor = os.open(self.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._rest = b""
-        self._told: Callable[[Message], None] = lambda message: None
+        self._on_message: Callable[[Message], None] = lambda message: None
 
     def __enter__(self) -> Stage:
         return self
@@ -100,9 +100,9 @@ class Stage:
         os.close(self._descriptor)
         self.fifo.unlink()
 
-    def on_message(self, told: Callable[[Message], None]) -> None:
-        """Have ``told`` called with every message."""
-        self._told = told
+    def on_message(self, callback: Callable[[Message], None]) -> None:
+        """Call ``callback`` with every message from now on."""
+        self._on_message = callback
 
     def start_agent(self, name: str, arguments: Sequence[str]) -> Agent:
         """Start ``quorate run ARGUMENTS`` as the machine called ``name``."""
@@ -154,11 +154,11 @@ class Stage:
         new = [_parse(line) for line in lines]
         self.messages += new
         for message in new:
-            self._told(message)
+            self._on_message(message)
         return new
 
     def _logs(self) -> str:
-        return "\n".join(f"  {agent.name} said last:\n{agent.last_lines()}" for agent in self.agents.values())
+        return "\n".join(f"  last lines of {agent.name}:\n{agent.last_lines()}" for agent in self.agents.values())
 
 
 def _parse(line: bytes) -> Message:
@@ -200,7 +200,7 @@ def kill_and_wait(pid: int, others: Sequence[int], seconds: float) -> tuple[floa
 
 
 def hold_port() -> socket.socket:
-    """Return a socket that keeps a free loopback port for whoever means to share it, as our stores do."""
+    """Return a socket that reserves a free loopback port, which a store can share (SO_REUSEADDR)."""
     holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     holder.bind(("127.0.0.1", 0))

@@ -1,9 +1,8 @@
 """Trains a small network on scikit-learn's handwritten digits with DistributedDataParallel over gloo.
 
-This is an ordinary script of a person who trains: it reads its place in the world from the environment, writes a
-checkpoint after each epoch and goes on from the newest one when it is started again.  It knows nothing of quorate, and
-runs under any launcher that sets torch's usual variables.  What does not live here: who starts it, and who kills it
-(``demo.py``).
+This is an ordinary training script.  It reads its ranks from the environment, writes a checkpoint after each epoch, and
+resumes from the newest one when it is started again.  It does not use quorate, and runs under any launcher that sets
+torch's usual variables.  What does not live here: the processes that start it and kill it (``demo.py``).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """Return what was saved last, ``None`` at the very beginning."""
+        """Return the newest checkpoint, ``None`` if there is none."""
         files = sorted(self._folder.glob("epoch-*.pt"))
         if not files:
             return None
@@ -79,9 +78,9 @@ class Checkpoints:
 
 @final
 class Progress:
-    """Tells whoever watches what this worker does: one JSON line per message in a named pipe.  Optional.
+    """Writes messages about this worker's progress, one JSON line each, into a named pipe, if there is one.
 
-    Lines are short enough to be written in one piece, so that the workers' lines never mix.
+    Lines are short enough for one atomic write, so that the workers' lines never mix.
     """
 
     def __init__(self, fifo: str | None) -> None:
@@ -90,20 +89,20 @@ class Progress:
             try:
                 self._descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
-                print(f"nobody watches {fifo} ({error.strerror}); going on without", flush=True)
+                print(f"no process reads {fifo} ({error.strerror}); progress is not reported", flush=True)
 
-    def tell(self, kind: str, **details: Any) -> None:
+    def report(self, kind: str, **details: Any) -> None:
         if self._descriptor < 0:
             return
         line = json.dumps({"kind": kind, "at": time.monotonic(), **place(), **details})
         try:
             os.write(self._descriptor, line.encode() + b"\n")
         except OSError:
-            self._descriptor = -1  # a watcher that went away or fell behind is no reason to stop training
+            self._descriptor = -1  # training goes on without a reader, or with one that is too slow
 
 
 def place() -> dict[str, Any]:
-    """Return where this worker stands, from the environment that the launcher has set."""
+    """Return this worker's ranks and round, from the environment that the launcher has set."""
     names = {
         "rank": "RANK",
         "world_size": "WORLD_SIZE",
@@ -131,7 +130,7 @@ def train(options: argparse.Namespace, progress: Progress) -> None:
         optimizer.load_state_dict(saved["optimizer"])
     sampler: DistributedSampler[Any] = DistributedSampler(train_set, shuffle=True, seed=SEED)
     batches = DataLoader(train_set, batch_size=max(1, GLOBAL_BATCH // world_size), sampler=sampler)
-    progress.tell("ready", resumed_from=len(history))
+    progress.report("ready", resumed_from=len(history))
     for epoch in range(len(history) + 1, options.epochs + 1):
         begun = time.monotonic()
         sampler.set_epoch(epoch)
@@ -141,7 +140,7 @@ def train(options: argparse.Namespace, progress: Progress) -> None:
             print(describe(history[-1]), flush=True)
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
             checkpoints.save(epoch, state)
-            progress.tell("checkpoint", epoch=epoch)
+            progress.report("checkpoint", epoch=epoch)
         time.sleep(max(0.0, begun + options.epoch_seconds - time.monotonic()))
     if rank == 0:
         finish(model, test_set, history, options.output)
@@ -161,7 +160,7 @@ def train_epoch(
         optimizer.step()
         total += loss.detach()
         if step == 0:
-            progress.tell("step", epoch=epoch)
+            progress.report("step", epoch=epoch)
     dist.all_reduce(total)
     mean: float = total.item() / (len(batches) * dist.get_world_size())
     return mean
@@ -175,7 +174,7 @@ def describe(entry: Mapping[str, Any]) -> str:
 
 
 def finish(model: nn.Module, test_set: TensorDataset, history: list[dict[str, Any]], output: Path) -> None:
-    """Measure the accuracy on the images that were held back, print it, and write ``result.json``."""
+    """Measure the accuracy on the test images, print it, and write ``result.json``."""
     model.eval()
     images, labels = test_set.tensors
     with torch.no_grad():
@@ -193,7 +192,7 @@ def main() -> None:
         "--epoch-seconds", type=float, default=0.0, help="an epoch lasts at least this long, so that people can follow"
     )
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="where checkpoints and result go")
-    parser.add_argument("--progress", metavar="FIFO", help="named pipe that is told what happens")
+    parser.add_argument("--progress", metavar="FIFO", help="named pipe for messages about progress")
     options = parser.parse_args()
     torch.set_num_threads(1)
     progress = Progress(options.progress)

@@ -1,4 +1,4 @@
-"""Ends with an exit code and says nothing about why."""
+"""Ends with an exit code and prints no reason."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Rank 1 ends well in the middle of the others' work, and takes its connections with it."""
+"""Rank 1 ends with exit code 0 while the others work, which closes its connections."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Fails by an exception; it is found in the last lines that were written, without a line of quorate in the script."""
+"""Fails by an exception; the agent finds it in the last lines of stderr, without a line of quorate in the script."""
 
 
 def average(values: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""Fails by an exception that is recorded: the report holds the whole traceback, whatever else was written."""
+"""Fails by an exception that is recorded: the report has the whole traceback, whatever else was written."""
 
 from quorate import record
 

@@ -1,4 +1,4 @@
-"""Fails in the first two attempts, in the same way, and succeeds in the third."""
+"""Fails in the same way in the first two attempts, and succeeds in the third."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Reads memory that is not there, as broken native code does."""
+"""Reads memory that does not exist, as broken native code does."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""Waits while the job has two workers; one that is alone has nothing left to do."""
+"""Waits while the job has two workers, and ends when it is the only one."""
 
 import os
 import signal

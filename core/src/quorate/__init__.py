@@ -6,8 +6,9 @@ to nothing in a worker.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .lazy_exports import lazy_exports
-from .lazy_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .agent import LocalElasticAgent as LocalElasticAgent
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from .agent import WorkerGroup as WorkerGroup
     from .agent import WorkerSpec as WorkerSpec
     from .agent import WorkerState as WorkerState
+    from .backends import get_rendezvous_handler as get_rendezvous_handler
     from .catalogue import CliOption as CliOption
     from .catalogue import ErrorRecorder as ErrorRecorder
     from .catalogue import EventSink as EventSink
     from .catalogue import HealthCheck as HealthCheck
+    from .catalogue import PluginKind as PluginKind
     from .catalogue import ServiceBackend as ServiceBackend
     from .catalogue import StarterBackend as StarterBackend
     from .config import LaunchConfig as LaunchConfig
@@ -56,7 +59,6 @@ if TYPE_CHECKING:
     from .rendezvous import RendezvousParameters as RendezvousParameters
     from .rendezvous import RendezvousStoreInfo as RendezvousStoreInfo
     from .rendezvous import Store as Store
-    from .rendezvous import get_rendezvous_handler as get_rendezvous_handler
     from .services import AgentService as AgentService
     from .services import AgentSnapshot as AgentSnapshot
     from .services import AgentView as AgentView
@@ -65,7 +67,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "agent": "LocalElasticAgent RunResult Worker WorkerGroup WorkerSpec WorkerState",
-    "catalogue": "CliOption ErrorRecorder EventSink HealthCheck ServiceBackend StarterBackend",
+    "backends": "get_rendezvous_handler",
+    "catalogue": "CliOption ErrorRecorder EventSink HealthCheck PluginKind ServiceBackend StarterBackend",
     "config": "LaunchConfig",
     "errors": "PluginError QuorateError RendezvousClosedError RendezvousConnectionError RendezvousError "
     "RendezvousStateError RendezvousTimeoutError SignalException StartError StoreCorruptError StoreLostError "
@@ -77,7 +80,7 @@ _HOMES = {
     "plugins": "PluginHost",
     "recording": "record",
     "rendezvous": "Bootstrap RendezvousBackend RendezvousHandler RendezvousInfo RendezvousParameters "
-    "RendezvousStoreInfo Store get_rendezvous_handler",
+    "RendezvousStoreInfo Store",
     "services": "AgentService AgentSnapshot AgentView HangReport WorkerSnapshot",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}

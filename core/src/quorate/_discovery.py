@@ -1,8 +1,8 @@
 """Finds the entry points of group ``quorate`` by looking at the installed distributions' own files.
 
-A scan with ``importlib.metadata`` parses every distribution's metadata (tens of milliseconds, before the first worker
-can start); this one opens only the ``entry_points.txt`` files and reads only our group.  What is found is neither
-imported nor judged here.
+A scan with ``importlib.metadata`` parses every distribution's metadata (tens of milliseconds before the first worker
+can start).  This one opens only the ``entry_points.txt`` files and reads one group.  What does not live here: importing
+and checking what was found (:mod:`quorate.plugins`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import final
 
-from ._record import frozen
-from .lazy_typing import final
+from attrs import frozen
+
+from .files import read_bytes
 
 __all__ = ["FoundPlugin", "find_plugins"]
 
@@ -22,7 +24,7 @@ GROUP = "quorate"
 @final
 @frozen
 class FoundPlugin:
-    """An entry point: its name, the ``module:attribute`` it names, and the distribution that has it."""
+    """An entry point: its name, its ``module:attribute``, and the distribution that declares it."""
 
     name: str
     target: str
@@ -33,11 +35,13 @@ class FoundPlugin:
 def find_plugins(paths: Sequence[str] | None = None, group: str = GROUP) -> list[FoundPlugin]:
     """Return the entry points of ``group`` on ``paths`` (default ``sys.path``), sorted by name.
 
-    As with imports, a distribution found earlier on the path hides the same distribution found later.
+    As with imports, a distribution found earlier on the path hides the same distribution found later.  Without
+    ``paths`` the current directory is left out, whichever entry of ``sys.path`` names it: plugins are installed, and do
+    not lie where a person happens to work.
     """
     seen: set[str] = set()
     found: list[FoundPlugin] = []
-    for path in sys.path if paths is None else paths:
+    for path in _installed_paths() if paths is None else paths:
         for folder, distribution, version in _distributions(path or "."):
             key = distribution.replace("-", "_").replace(".", "_").lower()
             if key in seen:
@@ -48,6 +52,21 @@ def find_plugins(paths: Sequence[str] | None = None, group: str = GROUP) -> list
                 for name, target in _entry_points(folder, group)
             )
     return sorted(found, key=lambda plugin: (plugin.name, plugin.distribution))
+
+
+def _installed_paths() -> list[str]:
+    try:
+        here = os.stat(".")
+    except OSError:  # it was deleted
+        return [path for path in sys.path if os.path.isabs(path)]
+    return [path for path in sys.path if os.path.isabs(path) and not _is_folder(path, here)]
+
+
+def _is_folder(path: str, folder: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), folder)
+    except OSError:
+        return False
 
 
 def _distributions(path: str) -> Iterator[tuple[str, str, str]]:
@@ -61,22 +80,8 @@ def _distributions(path: str) -> Iterator[tuple[str, str, str]]:
             yield os.path.join(path, entry), distribution, version.partition("-py")[0]
 
 
-def _read(path: str) -> bytes:
-    """Return what is in a file, nothing if it cannot be read.  Files in Python take three times as long to open."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, os.fstat(descriptor).st_size)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
-
-
 def _entry_points(folder: str, group: str) -> Iterator[tuple[str, str]]:
-    data = _read(os.path.join(folder, "entry_points.txt"))
+    data = read_bytes(os.path.join(folder, "entry_points.txt"), regular=True)
     if f"[{group}]".encode() not in data:
         return
     text = data.decode("utf-8", "replace")

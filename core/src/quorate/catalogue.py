@@ -1,22 +1,30 @@
-"""The records that ``quorate_register_…`` hooks answer with (rendezvous backends: :mod:`quorate.rendezvous`)."""
+"""What plugins can offer: the kinds, and the records that ``quorate_register_…`` hooks answer with.
+
+What does not live here: the record of a rendezvous backend (:mod:`quorate.rendezvous`) and the interfaces that the
+records' functions return (:mod:`quorate.starter`, :mod:`quorate.services`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, final
 
-from ._record import field, frozen, gt, min_len
-from .lazy_typing import TYPE_CHECKING, Any, final
+from attrs import field, frozen
+from attrs.validators import gt, min_len
+
 from .records import Event, FailureRecord
-
-if TYPE_CHECKING:
-    from .services import AgentService, AgentView
-    from .starter import Starter
+from .rendezvous import RendezvousBackend
+from .services import AgentService, AgentView
+from .starter import Starter, StarterRequest
 
 __all__ = [
     "CliOption",
+    "EntrypointKind",
     "ErrorRecorder",
     "EventSink",
     "HealthCheck",
+    "PluginKind",
     "ServiceBackend",
     "StarterBackend",
     "StarterRequest",
@@ -24,43 +32,39 @@ __all__ = [
 
 
 @final
-@frozen
-class StarterRequest:
-    """What a starter's factory is told: the name it was chosen by, the agent's unique token, and the free settings.
+class EntrypointKind(str, Enum):
+    """What a starter can start."""
 
-    ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``, so that whatever a worker starts can
-    be recognised, and swept, whatever session or process group it moved to.
-    """
-
-    start_method: str
-    token: str
-    term_grace_seconds: float = 30.0
-    settings: Mapping[str, Any] = field(factory=dict)
+    COMMAND = "command"
+    FUNCTION = "function"
+    ANY = "any"
 
 
 @final
 @frozen
 class StarterBackend:
-    """A way to start workers.  ``kind`` tells what its entrypoints are: ``"command"``, ``"function"`` or ``"any"``.
+    """A way to start workers; ``kind`` is what it can start.
 
     A command is started by ``exec`` when the start method asked for takes functions only.
     """
 
     name: str = field(validator=min_len(1))
     summary: str
-    kind: str
+    kind: EntrypointKind = field(converter=EntrypointKind)
     create: Callable[[StarterRequest], Starter]
 
 
 @final
 @frozen
 class ErrorRecorder:
-    """Records a worker's exception.  The first two are called in the worker, the others in the agent.
+    """Records a worker's exception.  No function may raise; the first two run in the worker, the others in the agent.
 
-    ``initialize(error_file)`` prepares the worker (may be called in a worker that never fails: be quick);
-    ``record_exception(exception, error_file)`` writes it; ``read(error_file)`` returns the recorded JSON object,
-    ``None`` where there is none or it is torn; ``complete(error_file, failure)`` adds what only the agent knows when
-    the worker is gone, and makes the file where there is none.  None of them may raise.
+    * ``initialize(error_file)`` prepares the worker; every worker pays for it, also one that never fails.
+    * ``record_exception(exception, error_file)`` writes the file.
+    * ``read(error_file)`` returns the recorded JSON object, ``None`` where there is none or it is torn.
+    * ``complete(error_file, failure)`` adds what only the agent knows when the worker is gone, and makes the file where
+      there is none.
+    * ``begin()`` is called once, when the agent's first workers have started.
     """
 
     name: str = field(validator=min_len(1))
@@ -69,6 +73,7 @@ class ErrorRecorder:
     record_exception: Callable[[BaseException, str], None]
     read: Callable[[str], Mapping[str, Any] | None]
     complete: Callable[[str, FailureRecord], object] | None = None
+    begin: Callable[[], object] | None = None
 
 
 @final
@@ -76,8 +81,8 @@ class ErrorRecorder:
 class HealthCheck:
     """One check of the node, before each join and, if asked (``--health-interval``), while workers run.
 
-    ``check(agent)`` returns ``None`` if the node is well, else one sentence that names the trouble and the remedy.  It
-    runs on a thread that is not the agent's; one that has not answered after ``timeout_seconds`` counts as trouble, and
+    ``check(agent)`` returns ``None`` if the node is well, else one sentence that names the problem and the remedy.  It
+    runs on a thread that is not the agent's.  A check that has not returned after ``timeout_seconds`` has failed, and
     no other check waits for it.
     """
 
@@ -90,7 +95,7 @@ class HealthCheck:
 @final
 @frozen
 class ServiceBackend:
-    """Something that lives beside the agent: a watchdog, a health server.
+    """Something that runs beside the agent: a watchdog, a health server.
 
     ``start(agent)`` returns the running service, or ``None`` if it is not wanted here; it must be quick, because the
     first join waits for it.
@@ -118,9 +123,50 @@ class CliOption:
 
     ``apply(value, settings)`` puts it where the plugin looks for it: ``settings`` are the launch's free settings, which
     services and health checks find as ``agent.settings``.  It raises UsageError for a value that cannot be used.
+    ``metavar`` stands for the value in ``--help``; a flag with ``SECONDS`` is listed in ``docs/timeouts.md``.
     """
 
     name: str = field(validator=min_len(1))
     help: str
     default: str | None = None
     apply: Callable[[str, dict[str, Any]], None] = field(default=lambda value, settings: None)
+    metavar: str = field(default="VALUE", validator=min_len(1))
+
+
+@final
+class PluginKind(str, Enum):
+    """What a plugin can offer by name; the value is how messages call it."""
+
+    CLI_OPTION = "flag"
+    RENDEZVOUS = "rendezvous backend"
+    STARTER = "start method"
+    HEALTH_CHECK = "health check"
+    WATCHDOG = "watchdog"
+    SERVICE = "service"
+    ERROR_RECORDER = "error recorder"
+    EVENT_SINK = "event log handler"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def hook(self) -> str:
+        """The hook that collects the offers of this kind."""
+        return f"quorate_register_{_HOOKS[self][0]}"
+
+    @property
+    def record(self) -> type:
+        """The class of the records that the hook answers with."""
+        return _HOOKS[self][1]
+
+
+_HOOKS: Mapping[PluginKind, tuple[str, type]] = {
+    PluginKind.CLI_OPTION: ("cli_options", CliOption),
+    PluginKind.RENDEZVOUS: ("rendezvous", RendezvousBackend),
+    PluginKind.STARTER: ("starter", StarterBackend),
+    PluginKind.HEALTH_CHECK: ("health_check", HealthCheck),
+    PluginKind.WATCHDOG: ("watchdog", ServiceBackend),
+    PluginKind.SERVICE: ("service", ServiceBackend),
+    PluginKind.ERROR_RECORDER: ("error_recorder", ErrorRecorder),
+    PluginKind.EVENT_SINK: ("event_sink", EventSink),
+}

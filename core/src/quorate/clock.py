@@ -1,6 +1,6 @@
-"""The only importer of ``time``.
+"""Clocks and sleep, for the core and its plugins: the only importer of ``time``.
 
-Machines never see this module: they are handed ``now`` (seconds on a monotonic clock).  Wall time is only ever
+The state machines do not use it: they get ``now`` (seconds of a monotonic clock) with each input.  Wall time is only
 written into reports for people; it is never compared between hosts.
 """
 
@@ -8,12 +8,37 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["boot_seconds", "monotonic", "wall_seconds", "wall_time_ns"]
+__all__ = [
+    "LONGEST_WAIT_SECONDS",
+    "boot_seconds",
+    "monotonic",
+    "seconds_until",
+    "sleep",
+    "wall_seconds",
+    "wall_time_ns",
+]
 
 
 def monotonic() -> float:
     """Return this host's monotonic time in seconds; meaningful only as a difference."""
     return time.monotonic()
+
+
+#: One wait of a loop lasts this long at most, since ``poll`` and ``epoll`` take no more than 24 days.
+LONGEST_WAIT_SECONDS = 86_400.0
+
+
+def seconds_until(time: float) -> float:
+    """Return the seconds until ``time`` (monotonic) for a wait: none if it has passed, and a day at most.
+
+    A loop that waits looks at its clock again afterwards.
+    """
+    return min(max(0.0, time - monotonic()), LONGEST_WAIT_SECONDS)
+
+
+def sleep(seconds: float) -> None:
+    """Block this thread for ``seconds``; for pauses that no event can end."""
+    time.sleep(seconds)
 
 
 def boot_seconds() -> float:

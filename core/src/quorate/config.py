@@ -1,125 +1,40 @@
-"""``LaunchConfig``: everything a launch needs to know, and the single place that validates it.
+"""``LaunchConfig``: everything a launch needs to know, checked before anything starts.
 
-The relations between time-outs are checked here too (:class:`Timeouts`; ``docs/timeouts.md`` tells what each is for).
-What does not live here: where the values come from (:mod:`quorate.cli`) and what is done with them
+What does not live here: the settings that an agent has as well (:mod:`quorate.worker_settings`), the timeouts of the
+rendezvous (:mod:`quorate.timeouts`), where values come from (:mod:`quorate.cli`) and what is done with them
 (:mod:`quorate.launcher`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
-from ._record import as_dict, field, fields_of, frozen
+from attrs import Attribute, asdict, field, frozen
+
+from .catalogue import PluginKind
 from .errors import UsageError
-from .lazy_typing import TYPE_CHECKING, Any, final
+from .job_token import AUTH_SETTING, Auth, parse_auth
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
-
-if TYPE_CHECKING:
-    from .rendezvous import RendezvousParameters
+from .plugins import get_host
+from .rendezvous import RendezvousBackend, RendezvousParameters
+from .timeouts import Timeouts, parse_seconds
+from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable
 
 __all__ = ["LaunchConfig", "Timeouts"]
-
-_DEFAULT_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
-_UNCATCHABLE = ("SIGKILL", "SIGSTOP")
-_INFINITE = float("inf")
-#: Backends whose store is hosted by one of the job's own nodes: there the endpoint already tells jobs apart.
-_HOSTED_BY_THE_JOB = frozenset({"c10d", "static", "tcp"})
-
-
-@final
-@frozen
-class Timeouts:
-    """The time-outs of a rendezvous, in seconds; each is a setting of ``rdzv_configs`` (``--rdzv-conf``).
-
-    Defaults give way to what was set (a ``join_timeout`` of 30 also bounds ``connect_timeout``); two settings that
-    contradict each other are an error.
-    """
-
-    join_timeout: float = 600.0
-    last_call_timeout: float = 5.0
-    settle_timeout: float = 0.1
-    lease_timeout: float = 3.0
-    connect_timeout: float = 60.0
-    store_outage_timeout: float = 300.0
-    close_timeout: float = 5.0
-
-    @property
-    def heartbeat_interval(self) -> float:
-        """Seconds between two signs of life of one node: a quarter of its lease."""
-        return self.lease_timeout / 4
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Timeouts:
-        """Return the time-outs that ``settings`` ask for, TorchElastic's own spellings included.
-
-        ``timeout`` stands for ``join_timeout``, and ``keep_alive_interval`` times ``keep_alive_max_attempt`` for
-        ``lease_timeout``, where those are not set themselves.
-
-        Raises:
-            UsageError: one is no number of seconds, or two contradict each other.
-        """
-        chosen = {name: _seconds(f"rdzv_configs {name}", settings[name]) for name in _TIMEOUTS if name in settings}
-        if "timeout" in settings and "join_timeout" not in chosen:
-            chosen["join_timeout"] = _seconds("rdzv_configs timeout", settings["timeout"])
-        if "lease_timeout" not in chosen and (
-            "keep_alive_interval" in settings or "keep_alive_max_attempt" in settings
-        ):
-            chosen["lease_timeout"] = _seconds(
-                "rdzv_configs keep_alive_interval", settings.get("keep_alive_interval", 5)
-            ) * _seconds("rdzv_configs keep_alive_max_attempt", settings.get("keep_alive_max_attempt", 3))
-        return cls(**_reconciled(chosen))
-
-
-_TIMEOUTS: Mapping[str, float] = {it.name: float(it.default or 0) for it in fields_of(Timeouts)}
-
-
-def _reconciled(chosen: dict[str, float]) -> dict[str, float]:
-    values = {**_TIMEOUTS, **chosen}
-    if values["join_timeout"] <= 0:
-        raise UsageError("join_timeout is 0, so that no node could ever join; set it to seconds above 0 (--rdzv-conf)")
-    if values["lease_timeout"] < 0.2:
-        raise UsageError(
-            f"lease_timeout={values['lease_timeout']:g} is too short to tell a slow node from a lost one; "
-            "set it to at least 0.2 seconds (--rdzv-conf)"
-        )
-    for smaller, larger, why in (
-        ("connect_timeout", "join_timeout", "connecting is a part of joining"),
-        ("last_call_timeout", "join_timeout", "the last call is a part of joining"),
-        ("settle_timeout", "join_timeout", "arrivals settle while a round is joined"),
-        ("lease_timeout", "store_outage_timeout", "a node must outlive an outage of the store for at least its lease"),
-    ):
-        if values[smaller] <= values[larger]:
-            continue
-        if smaller in chosen and larger in chosen:
-            raise UsageError(
-                f"{smaller}={values[smaller]:g} is above {larger}={values[larger]:g}, but {why}; "
-                f"lower the one or raise the other (--rdzv-conf)"
-            )
-        # What was set stays; the default gives way to it.
-        follower, leader = (larger, smaller) if smaller in chosen else (smaller, larger)
-        values[follower] = values[leader]
-    return values
 
 
 def _copied(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(settings)
 
 
-def _shutdown_timeout(value: float | None) -> float:
-    if value is not None:
-        return _seconds("shutdown_timeout (--shutdown-timeout)", value)
-    text = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
-    return _seconds("the environment variable TORCH_ELASTIC_SHUTDOWN_TIMEOUT", text)
-
-
-def _signal_names(value: str | Sequence[str]) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(dict.fromkeys(part.strip().upper() for part in parts if part.strip()))
-
-
 def _logs_specs(value: LogsSpecs | None) -> LogsSpecs:
     return DefaultLogsSpecs() if value is None else value
+
+
+def _exit_barrier_timeout(value: float | None) -> float:
+    return seconds_or_variable("exit_barrier_timeout", value, "TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT", 300.0)
 
 
 def _filters(value: Sequence[str] | None) -> tuple[str, ...]:
@@ -128,128 +43,102 @@ def _filters(value: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(value or ())
 
 
+def _auth(record: Any, attribute: Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        parse_auth(value)
+
+
 @final
-@frozen
-class LaunchConfig:
+@frozen(kw_only=True)
+class LaunchConfig(WorkerSettings):
     """One node's part of a job: how many nodes and workers, where they meet, and how they are run.
 
     Arguments:
         min_nodes, max_nodes: how many nodes a round needs, and takes at most.
         nproc_per_node: how many workers this node runs.
         run_id: the job's name, the same on all nodes; empty: see :meth:`rendezvous_parameters`.
-        role: what this node's workers are, for names and role ranks.
+        role: role name of this node's workers; may be empty.
         rdzv_backend: name of an installed rendezvous backend; empty: ``standalone`` for one node without an
-            endpoint, else ``tcp``.
+            endpoint, else ``tcp``.  One node without an endpoint also gets ``standalone`` for a backend whose store
+            the job's own nodes serve (``c10d``, ``tcp``).
         rdzv_endpoint: where the nodes meet, ``host:port`` unless the backend says otherwise.
-        rdzv_configs: settings of the rendezvous, time-outs (:class:`Timeouts`) among them.
+        rdzv_configs: settings of the rendezvous, timeouts (:class:`quorate.timeouts.Timeouts`) among them.
         rdzv_timeout: seconds, an old spelling of the setting ``join_timeout``; -1: not set.
-        max_restarts: how often the job's workers are restarted after a failure, over all nodes.
-        monitor_interval: seconds, the longest that the fall-back of an event-driven wait may take.
+        rdzv_auth: whether the job token is used: ``auto``, ``required`` or ``off``; ``None``: what the setting ``auth``
+            says, else ``auto``.
         start_method: how functions are started (``spawn``, ``fork``, ``forkserver``, or what plugins offer); commands
             too if it takes them (``warm``), else those are started by ``exec``.
         logs_specs: where output goes; ``None``: a new ``DefaultLogsSpecs()``.
         log_line_prefix_template: what stands before each line on the console.
         metrics_cfg: accepted for programs that pass it; nothing reads it.
-        local_addr: the address at which other nodes reach this one.
-        event_log_handler: name of an installed event sink; ``null`` for none.
         duplicate_stdout_filters, duplicate_stderr_filters: lines with one of these words go to a file of their own.
-        signals_to_handle: names of the signals that stop the job, comma-separated or a sequence.
-        shutdown_timeout: seconds that workers get to stop; ``None``: ``TORCH_ELASTIC_SHUTDOWN_TIMEOUT``, else 30.
-        exit_barrier_timeout: seconds for which a node whose workers succeeded waits for the others.
-        virtual_local_rank: each worker sees one device, as local rank 0.
-        node_rank: the group rank that this node asks for.
-        master_addr, master_port: what workers get as ``MASTER_ADDR``/``MASTER_PORT``, whatever rendezvous says.
-        environment: more variables for the workers.
-        settings: what plugins' own flags have left here.
+        exit_barrier_timeout: seconds for which a node whose workers succeeded waits for the others; ``None``:
+            ``TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT``, else 300.
+
+    The other arguments are those of :class:`quorate.worker_settings.WorkerSettings`.
 
     Raises:
         UsageError: a value is out of range or contradicts another; the message names it, its flag and the remedy.
     """
 
-    min_nodes: int
-    max_nodes: int
-    nproc_per_node: int
-    run_id: str = field(default="", kw_only=True)
-    role: str = field(default="default_role", kw_only=True)
-    rdzv_endpoint: str = field(default="", kw_only=True)
-    rdzv_backend: str = field(default="", kw_only=True)
-    rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied, kw_only=True)
-    rdzv_timeout: float = field(default=-1, kw_only=True)
-    max_restarts: int = field(default=3, kw_only=True)
-    monitor_interval: float = field(default=0.1, kw_only=True)
-    start_method: str = field(default="spawn", kw_only=True)
-    logs_specs: LogsSpecs = field(default=None, converter=_logs_specs, kw_only=True)
-    log_line_prefix_template: str | None = field(default=None, kw_only=True)
-    metrics_cfg: Mapping[str, str] = field(factory=dict, kw_only=True)
-    local_addr: str | None = field(default=None, kw_only=True)
-    event_log_handler: str = field(default="null", kw_only=True)
-    duplicate_stdout_filters: tuple[str, ...] = field(default=None, converter=_filters, kw_only=True)
-    duplicate_stderr_filters: tuple[str, ...] = field(default=None, converter=_filters, kw_only=True)
-    signals_to_handle: tuple[str, ...] = field(default=_DEFAULT_SIGNALS, converter=_signal_names, kw_only=True)
-    shutdown_timeout: float = field(default=None, converter=_shutdown_timeout, kw_only=True)
-    exit_barrier_timeout: float = field(default=300.0, kw_only=True)
-    virtual_local_rank: bool = field(default=False, kw_only=True)
-    health_interval: float = field(default=0.0, kw_only=True)
-    node_rank: int | None = field(default=None, kw_only=True)
-    master_addr: str | None = field(default=None, kw_only=True)
-    master_port: int | None = field(default=None, kw_only=True)
-    environment: Mapping[str, str] = field(factory=dict, kw_only=True)
-    settings: Mapping[str, Any] = field(factory=dict, kw_only=True)
+    min_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes"))
+    max_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes"))
+    nproc_per_node: int = field(kw_only=False, validator=at_least(1))
+    logs_specs: LogsSpecs = field(default=None, converter=_logs_specs, kw_only=False)
+    run_id: str = ""
+    role: str = "default_role"
+    rdzv_endpoint: str = ""
+    rdzv_backend: str = ""
+    rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied)
+    rdzv_timeout: float = -1
+    rdzv_auth: str | None = field(default=None, validator=_auth)
+    start_method: str = field(default="spawn", validator=not_empty)
+    log_line_prefix_template: str | None = None
+    metrics_cfg: Mapping[str, str] = field(factory=dict)
+    duplicate_stdout_filters: tuple[str, ...] = field(default=None, converter=_filters)
+    duplicate_stderr_filters: tuple[str, ...] = field(default=None, converter=_filters)
+    exit_barrier_timeout: float = field(default=None, converter=_exit_barrier_timeout)
 
     def __attrs_post_init__(self) -> None:
-        self._check_nodes()
-        self._check_times()
-        _check_signals(self.signals_to_handle)
-        for name, value in (("role", self.role), ("start_method", self.start_method)):
-            if not value:
-                raise UsageError(f"{name} is empty; set --{name.replace('_', '-')} to a name")
-
-    def _check_nodes(self) -> None:
-        _at_least("min_nodes", self.min_nodes, 1, "--nnodes")
-        _at_least("max_nodes", self.max_nodes, 1, "--nnodes")
         if self.min_nodes > self.max_nodes:
             raise UsageError(
                 f"the minimum number of nodes ({self.min_nodes}) is above the maximum ({self.max_nodes}); "
                 "set --nnodes=MIN:MAX with MIN no larger than MAX"
             )
-        _at_least("nproc_per_node", self.nproc_per_node, 1, "--nproc-per-node")
-        _at_least("max_restarts", self.max_restarts, 0, "--max-restarts")
-        if self.node_rank is not None:
-            _at_least("node_rank", self.node_rank, 0, "--node-rank")
-            if self.node_rank >= self.max_nodes:
-                raise UsageError(
-                    f"node_rank is {self.node_rank}, but the job has at most {self.max_nodes} node(s), whose ranks "
-                    f"count from 0; set --nnodes to the number of nodes, or --node-rank below {self.max_nodes}"
-                )
-        if self.master_port is not None and not (_is_whole(self.master_port) and 1 <= self.master_port <= 65535):
-            raise UsageError(f"master_port is {self.master_port!r}; it must be a port from 1 to 65535 (--master-port)")
-
-    def _check_times(self) -> None:
-        if _seconds("monitor_interval (--monitor-interval)", self.monitor_interval) <= 0:
-            raise UsageError("monitor_interval is 0; set --monitor-interval to seconds above 0")
-        _seconds("exit_barrier_timeout (--exit-barrier-timeout)", self.exit_barrier_timeout)
-        _seconds("health_interval (--health-interval)", self.health_interval)
-        if self.rdzv_timeout != -1:
-            _seconds("rdzv_timeout", self.rdzv_timeout)
+        if self.node_rank is not None and self.node_rank >= self.max_nodes:
+            raise UsageError(
+                f"node_rank is {self.node_rank}, but the job has at most {self.max_nodes} node(s), whose ranks "
+                f"count from 0; set --nnodes to the number of nodes, or --node-rank below {self.max_nodes}"
+            )
         self.timeouts()
+        self.auth()
 
     # --- what follows from it -------------------------------------------------------------------------------------
 
     def timeouts(self) -> Timeouts:
-        """Return the time-outs of the rendezvous, in seconds."""
+        """Return the timeouts of the rendezvous, in seconds."""
         settings = dict(self.rdzv_configs)
         if self.rdzv_timeout != -1:
-            settings.setdefault("join_timeout", self.rdzv_timeout)
+            settings.setdefault("join_timeout", parse_seconds("rdzv_timeout", self.rdzv_timeout))
         return Timeouts.from_settings(settings)
 
     def backend(self) -> str:
         """Return the name of the rendezvous backend."""
-        if self.rdzv_backend:
-            return self.rdzv_backend
-        return "standalone" if self.max_nodes == 1 and not self.rdzv_endpoint else "tcp"
+        is_alone = self.max_nodes == 1 and not self.rdzv_endpoint
+        if not self.rdzv_backend:
+            return "standalone" if is_alone else "tcp"
+        if is_alone:
+            backend = get_host().catalogue(PluginKind.RENDEZVOUS).get(self.rdzv_backend)
+            if backend is not None and backend.hosted_by_job:
+                return "standalone"
+        return self.rdzv_backend
+
+    def auth(self) -> Auth:
+        """Return whether the job token is used."""
+        return parse_auth(self.rdzv_auth or self.rdzv_configs.get(AUTH_SETTING, Auth.AUTO))
 
     def rank_hint(self) -> int | None:
-        """Return the group rank that this node asks for, ``None`` if it has no wish."""
+        """Return the group rank that this node asks for, ``None`` if any will do."""
         if self.node_rank is not None or "rank" not in self.rdzv_configs:
             return self.node_rank
         return self.rendezvous_parameters().get_as_int("rank")
@@ -257,16 +146,16 @@ class LaunchConfig:
     def rendezvous_parameters(self) -> RendezvousParameters:
         """Return how to reach the others.
 
-        Without a run id: a single node's job gets a new one at each call; several nodes that meet in a store of
-        their own (``static``, ``tcp``, ``c10d``) are told apart by its endpoint; in a store that other jobs may use
-        too, a name is needed.
+        Without a run id: a single node's job gets a new one at each call.  A job whose own nodes serve the store
+        (``RendezvousBackend.hosted_by_job``) is named after its endpoint.  In a store that other jobs may use too, a
+        name is needed.
 
         Raises:
-            UsageError: a run id is needed, or the backend is not named.
+            UsageError: a run id is needed.
         """
-        from .rendezvous import RendezvousParameters
-
-        settings = {**self.rdzv_configs, **as_dict(self.timeouts())}
+        settings = {**self.rdzv_configs, **asdict(self.timeouts(), recurse=False)}
+        if self.auth() is not Auth.AUTO:
+            settings[AUTH_SETTING] = self.auth().value
         if self.node_rank is not None:
             settings.setdefault("rank", self.node_rank)
         return RendezvousParameters(
@@ -282,53 +171,15 @@ class LaunchConfig:
     def _new_run_id(self) -> str:
         if self.max_nodes == 1:
             return os.urandom(8).hex()
-        if self.backend() in _HOSTED_BY_THE_JOB:
+        backend: RendezvousBackend = get_host().choose(PluginKind.RENDEZVOUS, self.backend())
+        if backend.hosted_by_job:
             # Only the port: nodes may well spell the host differently (localhost, a name, an address).
             return f"job-{self.rdzv_endpoint.rpartition(':')[2] or 'default'}"
         raise UsageError(
-            f"several nodes meet through {self.backend()!r}, whose store other jobs may use as well; "
+            f"several nodes meet through {backend.name!r}, whose store other jobs may use as well; "
             "set --rdzv-id (run_id) to a name that all nodes of this job share, and no other job"
         )
 
     def worker_logs_specs(self) -> LogsSpecs:
         """Return ``logs_specs`` with the duplicate filters given here, if any."""
-        if not self.duplicate_stdout_filters and not self.duplicate_stderr_filters:
-            return self.logs_specs
-        from copy import copy
-
-        specs = copy(self.logs_specs)
-        specs._duplicate_stdout_filters = self.duplicate_stdout_filters or specs.duplicate_stdout_filters
-        specs._duplicate_stderr_filters = self.duplicate_stderr_filters or specs.duplicate_stderr_filters
-        return specs
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _at_least(name: str, value: object, minimum: int, flag: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number of at least {minimum} ({flag})")
-
-
-def _seconds(name: str, value: object) -> float:
-    convert: Callable[[Any], float] = float
-    try:
-        number = convert(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if isinstance(value, bool) or not 0.0 <= number < _INFINITE:
-        raise UsageError(f"{name} is {value!r}; it must be a finite number of seconds, at least 0")
-    return number
-
-
-def _check_signals(names: Sequence[str]) -> None:
-    import signal
-
-    if not names:
-        raise UsageError("signals_to_handle is empty; name at least one signal (--signals-to-handle=SIGTERM)")
-    for name in names:
-        if name in _UNCATCHABLE:
-            raise UsageError(f"{name} cannot be handled by any process; remove it from --signals-to-handle")
-        if name not in signal.Signals.__members__:
-            raise UsageError(f"{name!r} is no signal of this system; --signals-to-handle takes names such as SIGTERM")
+        return self.logs_specs.with_duplicate_filters(self.duplicate_stdout_filters, self.duplicate_stderr_filters)

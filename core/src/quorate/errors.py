@@ -1,16 +1,15 @@
 """The public error tree.  Each class says who must act; attributes carry what a program needs to know.
 
-What does *not* live here: failures of workers, which are results (:mod:`quorate.failures`), not errors of quorate.
+What does not live here: failures of workers, which are results (:mod:`quorate.failures`), not errors of quorate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import final
 
-from .lazy_typing import TYPE_CHECKING, final
-
-if TYPE_CHECKING:
-    from .verdict import JobVerdict
+from .verdict import JobVerdict
 
 __all__ = [
     "DuplicatePluginError",
@@ -41,8 +40,11 @@ class QuorateError(Exception):
     verdict: JobVerdict | None = None
 
 
-class UsageError(QuorateError):
-    """The caller must change the call, flag or setting; the message names it and the remedy."""
+class UsageError(QuorateError, ValueError):
+    """The caller must change the call, flag or setting; the message names it and the remedy.
+
+    It is a ValueError as well, which is what programs written for TorchElastic catch.
+    """
 
 
 @final
@@ -80,7 +82,7 @@ class RendezvousClosedError(RendezvousError):
 
 
 class RendezvousTimeoutError(RendezvousError):
-    """Not enough nodes came before the join deadline; the message says how many of how many, and who."""
+    """Too few nodes joined before the deadline; the message says how many of how many, and names them."""
 
 
 class RendezvousConnectionError(RendezvousError):
@@ -96,11 +98,11 @@ class StoreUnavailableError(RendezvousConnectionError):
 
 
 class StoreLostError(StoreUnavailableError):
-    """The store is gone and what it held with it; retrying cannot help."""
+    """The store is gone, with its content; retrying cannot help."""
 
 
 class StoreCorruptError(RendezvousStateError):
-    """The store returned bytes that are not ours or of an unknown version; :attr:`key` says where."""
+    """The store returned a value that quorate did not write, or of an unknown version; :attr:`key` is its key."""
 
     def __init__(self, key: str, problem: str) -> None:
         self.key, self.problem = key, problem
@@ -113,6 +115,43 @@ class StoreCorruptError(RendezvousStateError):
         return type(self), (self.key, self.problem)
 
 
+@final
+class FailureKind(str, Enum):
+    """How a rendezvous failed for good; each kind has an exception of its own."""
+
+    TIMEOUT = "timeout"  # too few nodes joined
+    UNAVAILABLE = "unavailable"  # the store did not answer for longer than is allowed
+    LOST = "lost"  # the store is gone, with its content
+    STATE = "state"  # the content of the store, or this node's configuration, cannot be used
+    UNEXPECTED = "unexpected"  # an unexpected exception of the backend or of quorate
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def error(self) -> type[RendezvousError]:
+        """The exception that callers get."""
+        return _ERRORS[self]
+
+    @classmethod
+    def of(cls, error: BaseException) -> FailureKind:
+        """Return the kind that an exception stands for."""
+        for kind, exception in _ERRORS.items():
+            if kind is not FailureKind.UNEXPECTED and isinstance(error, exception):
+                return kind
+        return FailureKind.STATE if isinstance(error, QuorateError) else FailureKind.UNEXPECTED
+
+
+#: Narrow classes before the classes that they derive from.
+_ERRORS: Mapping[FailureKind, type[RendezvousError]] = {
+    FailureKind.TIMEOUT: RendezvousTimeoutError,
+    FailureKind.LOST: StoreLostError,
+    FailureKind.UNAVAILABLE: RendezvousConnectionError,
+    FailureKind.STATE: RendezvousStateError,
+    FailureKind.UNEXPECTED: RendezvousError,
+}
+
+
 class StartError(QuorateError):
     """A worker could not be started (command not found, not executable, limits)."""
 
@@ -123,7 +162,7 @@ class StartError(QuorateError):
 
 @final
 class UnhealthyNodeError(QuorateError):
-    """This node does not take part (any longer): a check found it unfit, or the restart policy excluded it."""
+    """This node left the job or did not join: a check failed, or the restart policy excluded it."""
 
 
 class SignalException(QuorateError):  # noqa: N818 - the name that TorchElastic's users already catch

@@ -1,70 +1,44 @@
 """Every hook of quorate, in the order in which a job calls them.  Bodies are docstrings only.
 
-The verb tells how a hook is called:
+The verb in a hook's name says how it is called:
 
 * ``quorate_register_…``  collected once per process into a catalogue keyed by name;
 * ``quorate_decide_…``    the first answer that is not ``None`` wins; the core's own default answers last;
-* ``quorate_observe_…``   everyone is told, answers are ignored, an observer that raises is muted.
+* ``quorate_observe_…``   all plugins are called, answers are ignored, an observer that raises is not called again.
 
 Implement a hook with ``quorate.hookimpl``.  Plugins are called in the alphabetical order of their entry-point names,
 the same on every host.  Parameters are positional, at most three, and an implementation may take fewer.
+What does not live here: calling the hooks (:mod:`quorate.plugins`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from .lazy_typing import TYPE_CHECKING, Any, TypeVar, overload
+import pluggy
 
-if TYPE_CHECKING:
-    from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, ServiceBackend, StarterBackend
-    from .records import (
-        Assignment,
-        Cause,
-        Event,
-        FailureRecord,
-        NodeRecord,
-        RestartBudget,
-        RestartDecision,
-        RoundSummary,
-        WorkerLaunch,
-    )
-    from .rendezvous import RendezvousBackend
+from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, ServiceBackend, StarterBackend
+from .records import (
+    Assignment,
+    Cause,
+    Event,
+    FailureRecord,
+    NodeRecord,
+    RestartBudget,
+    RestartDecision,
+    RoundSummary,
+    WorkerLaunch,
+)
+from .rendezvous import RendezvousBackend
 
-__all__ = ["hookimpl", "hookspec"]
+__all__ = ["PROJECT", "hookimpl", "hookspec"]
 
 PROJECT = "quorate"
-_F = TypeVar("_F", bound=Callable[..., Any])
 
-#: Where the two markers keep what pluggy is told once it is needed: it costs a tenth of the time to the first worker.
-MARK = "__quorate_hook__"
-
-
-@overload
-def hookimpl(function: _F) -> _F: ...
-@overload
-def hookimpl(*, tryfirst: bool = ..., trylast: bool = ..., wrapper: bool = ...) -> Callable[[_F], _F]: ...
-def hookimpl(
-    function: _F | None = None, *, tryfirst: bool = False, trylast: bool = False, wrapper: bool = False
-) -> _F | Callable[[_F], _F]:
-    """Mark a function, which has the hook's name, as its implementation; the options are pluggy's."""
-
-    def mark(marked: _F) -> _F:
-        setattr(marked, MARK, {"tryfirst": tryfirst, "trylast": trylast, "wrapper": wrapper})
-        return marked
-
-    return mark if function is None else mark(function)
-
-
-def hookspec(function: _F) -> _F:
-    """Mark ``function`` as a hook that collects every answer."""
-    setattr(function, MARK, {"firstresult": False})
-    return function
-
-
-def _first(function: _F) -> _F:
-    setattr(function, MARK, {"firstresult": True})
-    return function
+#: Marks the functions below as hooks.
+hookspec = pluggy.HookspecMarker(PROJECT)
+#: Marks a plugin's function, which has the hook's name, as its implementation; the options are pluggy's.
+hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 # --- collected once, before anything else ---------------------------------------------------------------------------
@@ -72,7 +46,7 @@ def _first(function: _F) -> _F:
 
 @hookspec
 def quorate_register_cli_options() -> Iterable[CliOption]:  # type: ignore[empty-body] # specs have no body
-    """Offer more flags for ``quorate run``; each becomes a rendezvous-independent setting of the launch.
+    """Offer more flags for ``quorate run``; the value of each becomes a setting, whatever the rendezvous backend.
 
     Called: once, when the command line is parsed.
     Thread: the main thread.
@@ -88,7 +62,7 @@ def quorate_register_rendezvous() -> Iterable[RendezvousBackend]:  # type: ignor
     Called: once, when a backend is first looked up.
     Thread: the thread that looks it up.
     Answer: an iterable of RendezvousBackend.  Two distributions offering one name is an error that names both.
-    If it raises: the plugin is reported as broken; fatal only if a name is asked for that nobody else offers.
+    If it raises: the plugin is reported as broken; fatal only if a name is asked for that no other plugin offers.
     """
 
 
@@ -96,7 +70,7 @@ def quorate_register_rendezvous() -> Iterable[RendezvousBackend]:  # type: ignor
 def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empty-body] # specs have no body
     """Offer ways to start workers, chosen by ``--start-method NAME``.
 
-    A command is started by ``exec`` if the one that was chosen takes functions only.
+    If the start method that was chosen takes functions only, a command is started by ``exec``.
 
     Called: once, when a starter is first looked up.
     Thread: the thread that looks it up.
@@ -107,11 +81,11 @@ def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empt
 
 @hookspec
 def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[empty-body] # specs have no body
-    """Offer node checks that run before each join; an unhealthy node does not join, or leaves.
+    """Offer health checks of the node, which run before each join; an unhealthy node does not join, or leaves.
 
     Called: once, before the first join.
     Thread: the agent's thread.
-    Answer: an iterable of HealthCheck; each check runs under the core's own time-out.
+    Answer: an iterable of HealthCheck; each check has a timeout of its own.
     If it raises: the plugin is reported as broken and its checks do not run.
     """
 
@@ -120,7 +94,7 @@ def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[em
 def quorate_register_watchdog() -> Iterable[ServiceBackend]:  # type: ignore[empty-body] # specs have no body
     """Offer watchdogs: services that live as long as the agent and report hung workers to it.
 
-    The agent, not the watchdog, acts: it has every local worker dump its stacks, then ends the round.
+    A watchdog only reports.  The agent then has every local worker dump its stacks, and ends the round.
 
     Called: once per run of an agent, before its first join.
     Thread: the agent's thread.
@@ -165,74 +139,75 @@ def quorate_register_event_sink() -> Iterable[EventSink]:  # type: ignore[empty-
 # --- decided, round after round -------------------------------------------------------------------------------------
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_ranks(nodes: Sequence[NodeRecord], previous: Sequence[str]) -> Sequence[str] | None:
     """Order the nodes of a round: the first is group rank 0 and hosts ``MASTER_ADDR``.
 
     The core's default (called last):
 
     1. a node with an explicit ``rank_hint`` gets that group rank;
-    2. a node that had a group rank in the previous round keeps it, if the new world is large enough and it is free;
-    3. the others fill the free places, displaced survivors first (by old rank), then newcomers as they came.
+    2. a node keeps its group rank of the previous round, if the rank is free and below the new number of nodes;
+    3. the others get the free ranks: first nodes of the previous round, by old rank, then new nodes, by ticket.
 
     Called: once per round, by the one node that seals it.
-    Thread: the rendezvous thread; it may block for a second, not longer.
+    Thread: the rendezvous thread; the implementation may block for a second, not longer.
     Answer: the ``node_id`` of every node in ``nodes``, each once; ``previous`` are the node ids of the previous
-        round by group rank (empty string where not taken part again).
-    If it raises: the round is refused on every node with the message as reason.
+        round by group rank (an empty string where that node does not take part again).
+    If it raises: reported once, and the next plugin is asked; so is an answer that does not name each node once.
     """
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_rescale(summary: RoundSummary, waiting: int) -> bool | None:
-    """Say whether the waiting nodes are worth ending the running round for.
+    """Decide whether to end the running round for the nodes that wait.
 
     The core's default: yes, if the round has fewer nodes than ``max_nodes``.
 
     Called: when nodes wait and the round runs, after arrivals have settled.
     Thread: the rendezvous thread of a waiting node.
     Answer: True or False; ``waiting`` counts the nodes that wait.
-    If it raises: reported, and taken as no opinion.
+    If it raises: reported once, and the next plugin is asked; so is an answer that is not a bool.
     """
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_launch(launch: WorkerLaunch, assignment: Assignment) -> WorkerLaunch | None:
     """Change how one worker is started: argv, environment, wrappers for NUMA, cgroups or containers.
 
     Called: for each worker of each round, just before the workers start.
-    Thread: the agent's thread; it must not block.
+    Thread: the agent's thread; the implementation must not block.
     Answer: the launch to use instead (``attrs.evolve(launch, …)``).
-    If it raises: the round fails with cause ``start_failed``.
+    If it raises: reported once, and the next plugin is asked; so is an answer that is not a WorkerLaunch.
     """
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
     """Classify how a worker failed.
 
     The core's default: a negative exit code is ``signal``, recorded error data is ``exception``, else ``exit_code``.
-    ``broken_collective`` is a victim's: its node leaves it to others, for a lease, to record why the round ended.
+    ``broken_collective`` is the cause of a victim: the node of the victim waits about a lease, so that another node
+    can record why the round ended.
 
-    Called: when a worker ended with a non-zero exit code or hangs, before the restart policy.
-    Thread: the agent's thread; it must not block.
+    Called: when a worker ended with a non-zero exit code or hangs, before ``quorate_decide_restart``.
+    Thread: the agent's thread; the implementation must not block.
     Answer: the cause.
-    If it raises: reported, and taken as no opinion.
+    If it raises: reported once, and the next plugin is asked; so is an answer that is not a Cause.
     """
 
 
-@_first
+@hookspec(firstresult=True)
 def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDecision | None:
-    """Say what happens after a worker's failure: restart, rescale without this node, or fail the job.
+    """Decide what follows a worker's failure: restart, rescale without this node, or fail the job.
 
-    The core's default: a worker that could not start fails the job; otherwise restart while the budget lasts, after
-    a growing, jittered delay where the same rank failed in the same way before.
+    The core's default: a worker that could not start fails the job; any other failure is a restart while the budget
+    lasts. If the same rank failed by the same cause before, the restart has a delay that grows and is partly random.
 
     Called: on the node whose worker failed first, before the round is ended.
-    Thread: the agent's thread; it must not block.
+    Thread: the agent's thread; the implementation must not block.
     Answer: a RestartDecision; its ``delay_seconds`` holds back the next round on every node, and ``exclude_node``
         takes this node out of the job.
-    If it raises: reported, and taken as no opinion.
+    If it raises: reported once, and the next plugin is asked; so is an answer that is not a RestartDecision.
     """
 
 
@@ -241,7 +216,7 @@ def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> Res
 
 @hookspec
 def quorate_observe_event(event: Event) -> None:
-    """Be told what happened (see ``docs/events.md``).
+    """Receive an event (see ``docs/events.md``).
 
     Called: for every event of this agent, in order.
     Thread: the agent's thread; hand long work to a thread of your own.

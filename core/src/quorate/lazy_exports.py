@@ -1,22 +1,23 @@
-"""Names that a package offers and imports only when they are used, without the price of :mod:`importlib`.
+"""Public names of a package that are imported when they are first used, so that importing the package stays cheap.
 
-For packages on the way to a job's first worker; plugins that are on it may use this, too.
+For packages that every worker or launch imports while few of their names are used there, or whose names import torch or
+gRPC.  Elsewhere names are imported as usual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-
-from .lazy_typing import Any
+from importlib import import_module
+from typing import Any
 
 __all__ = ["lazy_exports"]
 
 
 def lazy_exports(namespace: dict[str, Any], homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return what a package's ``__getattr__`` should be.
+    """Return the ``__getattr__`` of a package (PEP 562).
 
     Arguments:
-        namespace: the package's ``globals()``; a name that was asked for once is kept there.
+        namespace: the package's ``globals()``; a name that was used once is kept there.
         homes: name -> the package's module that defines it.
     """
     package: str = namespace["__name__"]
@@ -25,9 +26,7 @@ def lazy_exports(namespace: dict[str, Any], homes: Mapping[str, str]) -> Callabl
         home = homes.get(name)
         if home is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        # With names to take from it, __import__ gives the module itself, as import_module would: importlib is a package
-        # that imports warnings, a third of a millisecond.
-        value = namespace[name] = getattr(__import__(f"{package}.{home}", fromlist=(name,)), name)
+        value = namespace[name] = getattr(import_module(f"{package}.{home}"), name)
         return value
 
     return get

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from copy import copy
 from enum import IntFlag
+from typing import Any, final
 
-from ._record import field, frozen
+from attrs import field, fields, frozen
+
 from .errors import UsageError
-from .lazy_typing import final
+from .files import write_atomically
+from .notices import warn
 
-__all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std"]
+__all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std", "adopt_logs_specs", "adopt_logs_specs_class"]
 
 
 @final
@@ -69,7 +74,7 @@ def choice_for(choice: StdChoice, local_rank: int) -> Std:
 class LogsDest:
     """Where each local rank's streams and error file go, by local rank; an absent stream is the agent's own.
 
-    ``tee_stdouts``/``tee_stderrs`` name the files whose content is also shown on the console.
+    ``tee_stdouts``/``tee_stderrs`` name the files whose content is shown on the console too.
     """
 
     stdouts: Mapping[int, str] = field(factory=dict)
@@ -118,6 +123,15 @@ class LogsSpecs(ABC):
     def duplicate_stderr_filters(self) -> tuple[str, ...]:
         return self._duplicate_stderr_filters
 
+    def with_duplicate_filters(self, stdout: tuple[str, ...], stderr: tuple[str, ...]) -> LogsSpecs:
+        """Return a copy with these duplicate filters instead of its own; an empty one leaves its own."""
+        if not stdout and not stderr:
+            return self
+        specs = copy(self)
+        specs._duplicate_stdout_filters = stdout or self._duplicate_stdout_filters
+        specs._duplicate_stderr_filters = stderr or self._duplicate_stderr_filters
+        return specs
+
     @abstractmethod
     def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
         """Return the destinations for one attempt, whose workers' environments are ``envs`` (by local rank).
@@ -126,7 +140,7 @@ class LogsSpecs(ABC):
         """
 
     def keep_run_dir(self, run_id: str) -> str | None:
-        """Return the folder that stays after the run, for what is told of it as a whole; ``None``: nothing stays.
+        """Return the folder that stays after the run, for reports on the whole run; ``None``: nothing stays.
 
         Called once at the end, after the workers.  May create the folder.  Raises UsageError where it cannot be made.
         """
@@ -207,12 +221,11 @@ class DefaultLogsSpecs(LogsSpecs):
             parent = self._root_log_dir
             try:
                 if parent is None:
-                    parent = os.environ.get("TMPDIR") or "/tmp"
-                    name = f"quorate_{name}"
+                    folder = _make_temporary_folder(f"quorate_{name}")
                 else:
                     os.makedirs(parent, exist_ok=True)
-                folder = os.path.join(os.path.abspath(parent), name)
-                os.mkdir(folder, 0o700)
+                    folder = os.path.join(os.path.abspath(parent), name)
+                    os.mkdir(folder, 0o700)
             except OSError as error:
                 raise _unwritable(str(parent), error) from error
             self._run_log_dir = folder
@@ -253,6 +266,98 @@ class DefaultLogsSpecs(LogsSpecs):
         return any_file or bool(self._duplicate_stdout_filters or self._duplicate_stderr_filters)
 
 
+def _make_temporary_folder(name: str) -> str:
+    """Make a folder where Python's ``tempfile`` would, which imports more than a launch has time for.
+
+    Raises:
+        UsageError: no place for temporary files can be written to.
+    """
+    chosen = [place for variable in ("TMPDIR", "TEMP", "TMP") if (place := os.environ.get(variable))]
+    problem = ""
+    for place in (*chosen, "/tmp", "/var/tmp", "/usr/tmp", "."):
+        folder = ""
+        try:
+            folder = os.path.join(os.path.abspath(place), name)
+            os.mkdir(folder, 0o700)
+            write_atomically(os.path.join(folder, "probe"), b"x")  # a disk that is full still takes folders
+            os.unlink(os.path.join(folder, "probe"))
+        except OSError as error:
+            problem = problem or f"{place} cannot be used for temporary files: {error.strerror}"
+            try:
+                os.rmdir(folder)
+            except OSError:
+                pass  # it was not made
+        else:
+            if problem:
+                warn(f"{problem}; {os.path.dirname(folder)} is used instead")
+            return folder
+    raise UsageError(f"{problem}, nor can any other place; set TMPDIR to a writable folder, or --log-dir")
+
+
+@final
+class _AdoptedLogsSpecs(LogsSpecs):
+    """Logs specs of TorchElastic's interface, which :func:`adopt_logs_specs` explains."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__(theirs.root_log_dir, local_ranks_filter=getattr(theirs, "_local_ranks_filter", None))
+        self._theirs = theirs
+
+    def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
+        dest = self._theirs.reify({rank: dict(environment) for rank, environment in envs.items()})
+        return LogsDest(**{each.name: getattr(dest, each.name) for each in fields(LogsDest)})
+
+
+def adopt_logs_specs(specs: Any) -> LogsSpecs:
+    """Return ``specs`` as quorate's: LogsSpecs of TorchElastic's interface are wrapped, torch's default is replaced.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(specs, LogsSpecs):
+        return specs
+    kind = type(specs)
+    if not callable(getattr(specs, "reify", None)):
+        raise UsageError(
+            f"{kind.__module__}.{kind.__qualname__} is not a subclass of quorate.LogsSpecs, nor of torch's"
+        )
+    if kind.__qualname__ == "DefaultLogsSpecs" and kind.__module__.startswith("torch."):
+        folder = None if specs.root_log_dir == os.devnull else specs.root_log_dir
+        redirects, tee = (_own_choice(choice) for choice in (specs._redirects, specs._tee))
+        return DefaultLogsSpecs(folder, redirects, tee, specs._local_ranks_filter)
+    return _AdoptedLogsSpecs(specs)
+
+
+def adopt_logs_specs_class(kind: Any) -> Callable[..., LogsSpecs]:
+    """Return what makes the logs specs of a class, quorate's or TorchElastic's; the arguments are quorate's.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(kind, type) and issubclass(kind, LogsSpecs):
+        return kind
+    if not (isinstance(kind, type) and callable(getattr(kind, "reify", None))):
+        raise UsageError("is not a subclass of quorate.LogsSpecs, nor of torch's")
+    # Their Std is another class than ours, and theirs is asked for by isinstance.
+    homes = [sys.modules.get(base.__module__) for base in kind.__mro__ if base.__name__ == "LogsSpecs"]
+    std: Any = next((getattr(home, "Std", None) for home in homes), None) or Std
+
+    def make(redirects: StdChoice = Std.NONE, tee: StdChoice = Std.NONE, **others: Any) -> LogsSpecs:
+        return adopt_logs_specs(kind(redirects=_choice_of(std, redirects), tee=_choice_of(std, tee), **others))
+
+    return make
+
+
+def _choice_of(std: Any, choice: Any) -> Any:
+    if isinstance(choice, Mapping):
+        return {rank: std(int(value)) for rank, value in choice.items()}
+    return std(int(choice))
+
+
+def _own_choice(choice: Any) -> StdChoice:
+    own: StdChoice = _choice_of(Std, choice)
+    return own
+
+
 def _make_folder(folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
@@ -261,6 +366,4 @@ def _make_folder(folder: str) -> None:
 
 
 def _unwritable(folder: str, error: OSError) -> UsageError:
-    return UsageError(
-        f"the log directory {folder} cannot be used: {error.strerror}; set --log-dir to a writable folder"
-    )
+    return UsageError(f"the log folder {folder} cannot be used: {error.strerror}; set --log-dir to a writable folder")

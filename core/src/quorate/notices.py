@@ -1,19 +1,73 @@
-"""Sentences for the person at the console, from the core and from plugins.
+"""The one place where the core and its plugins write to the console.
 
-What does not live here: what goes into results, events and the job's record.
+Nothing here raises: a stream that is closed, full or broken changes neither what runs nor the exit code.  What does not
+live here: what workers write, and what goes into results, events and the job's record.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import TextIO
 
-__all__ = ["warn"]
+__all__ = ["flush", "note", "open_missing_streams", "warn", "write_error", "write_output"]
 
 
 def warn(sentence: str) -> None:
-    """Write ``quorate: warning: …`` to standard error.  Never raises: a stream that takes nothing harms no job."""
+    """Write ``quorate: warning: …`` to standard error."""
+    write_error(f"quorate: warning: {sentence}")
+
+
+def note(sentence: str) -> None:
+    """Write ``quorate: note: …`` to standard error."""
+    write_error(f"quorate: note: {sentence}")
+
+
+def write_error(text: str) -> None:
+    """Write ``text`` and the end of its line to standard error."""
+    _write(sys.stderr, text)
+
+
+def write_output(text: str) -> None:
+    """Write ``text`` and the end of its line to standard output."""
+    _write(sys.stdout, text)
+
+
+def flush() -> None:
+    """Flush both streams; what cannot be written is dropped."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass
+
+
+def open_missing_streams() -> None:
+    """Open ``/dev/null`` in the place of standard streams that are closed (``2>&-``).
+
+    Else the next file or socket of this process would get the number of the stream, and workers would write into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+            os.set_inheritable(descriptor, True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - it stays open
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - it stays open
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    if stream is None:
+        return
     try:
-        sys.stderr.write(f"quorate: warning: {sentence}\n")
-        sys.stderr.flush()
+        try:
+            stream.write(f"{text}\n")
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
     except (AttributeError, OSError, ValueError):
         pass

@@ -1,63 +1,46 @@
-"""PluginHost: finds, checks, orders and calls plugins.  The only module that touches pluggy's manager.
+"""PluginHost: finds, checks, orders and calls plugins.  The only caller of pluggy's hooks.
 
-What does not live here: the hooks themselves (:mod:`quorate.hookspecs`) and any default answer that is more than a
-line (ranks: :mod:`quorate.rendezvous`, restart policy: :mod:`quorate.policy`).
+What does not live here: the hooks themselves (:mod:`quorate.hookspecs`), the records that plugins offer
+(:mod:`quorate.catalogue`), how distributions are searched (:mod:`quorate._discovery`), and the core's own answers
+(:mod:`quorate._core_plugin`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, TypeVar, final
 
-from . import hookspecs
+import pluggy
+from attrs import evolve, field, frozen
+
+from . import _core_plugin, hookspecs, notices
+from ._decisions import DecisionMaker
 from ._discovery import FoundPlugin, find_plugins
-from ._record import evolve, field, frozen
+from ._isolation import raise_if_interrupted
+from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
-from .lazy_typing import TYPE_CHECKING, Any, TypeVar, final
+from .files import read_bytes
 from .records import Event
 
-if TYPE_CHECKING:
-    import pluggy
-
-__all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "get_host"]
+__all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "get_host"]
 
 _T = TypeVar("_T")
-
-#: kind -> (hook, what to install for a name of ours that is missing)
-_KINDS: Mapping[str, str] = {
-    "cli option": "quorate_register_cli_options",
-    "rendezvous backend": "quorate_register_rendezvous",
-    "start method": "quorate_register_starter",
-    "health check": "quorate_register_health_check",
-    "watchdog": "quorate_register_watchdog",
-    "service": "quorate_register_service",
-    "error recorder": "quorate_register_error_recorder",
-    "event log handler": "quorate_register_event_sink",
-}
-
-_OURS: Mapping[tuple[str, str], str] = {
-    ("rendezvous backend", "c10d"): "quorate-rendezvous-c10d",
-    ("rendezvous backend", "etcd"): "quorate-rendezvous-etcd",
-    ("rendezvous backend", "etcd-v2"): "quorate-rendezvous-etcd",
-    ("rendezvous backend", "static"): "quorate-rendezvous-static",
-    ("rendezvous backend", "standalone"): "quorate-rendezvous-static",
-    ("rendezvous backend", "tcp"): "quorate-rendezvous-static",
-    ("start method", "exec"): "quorate-process-local",
-    ("start method", "spawn"): "quorate-process-local",
-    ("start method", "fork"): "quorate-process-local",
-    ("start method", "forkserver"): "quorate-process-local",
-    ("error recorder", "file"): "quorate-errors",
-}
+_CORE = "quorate-core"
+_PREFIX = "quorate_"
+_KNOWN_PLUGINS = os.path.join(os.path.dirname(__file__), "known_plugins.txt")
 
 
 @final
 @frozen
 class LoadedPlugin:
-    """A plugin that was imported and registered.  ``offers`` are ``kind name`` pairs, filled in as they are asked."""
+    """A plugin that was imported and registered.  ``offers`` are filled in by :meth:`PluginHost.described`."""
 
     found: FoundPlugin
     plugin: Any = field(repr=False)
-    offers: tuple[tuple[str, str], ...] = ()
+    offers: tuple[tuple[PluginKind, str], ...] = ()
 
 
 @final
@@ -69,45 +52,26 @@ class BrokenPlugin:
     error: BaseException
 
 
-class _Defaults:
-    """The core runs on its own hooks: its answers are an ordinary plugin, asked last."""
-
-    @staticmethod
-    @hookspecs.hookimpl(trylast=True)
-    def quorate_decide_ranks(nodes: Sequence[Any], previous: Sequence[str]) -> Sequence[str]:
-        from .rendezvous import order_nodes
-
-        return order_nodes(nodes, previous)
-
-    @staticmethod
-    @hookspecs.hookimpl(trylast=True)
-    def quorate_decide_rescale(summary: Any, waiting: int) -> bool:
-        return waiting > 0 and summary.group_world_size < summary.max_nodes
-
-    @staticmethod
-    @hookspecs.hookimpl(trylast=True)
-    def quorate_decide_cause(failure: Any) -> Any:
-        from .policy import default_cause
-
-        return default_cause(failure)
-
-    @staticmethod
-    @hookspecs.hookimpl(trylast=True)
-    def quorate_decide_restart(failure: Any, budget: Any) -> Any:
-        from .policy import default_restart
-
-        return default_restart(failure, budget)
+@final
+@frozen
+class _Offer:
+    owner: LoadedPlugin
+    record: Any
 
 
 @final
 class PluginHost:
     """The installed plugins of one process.
 
+    Every hook is called through pluggy, so ``tryfirst``, ``trylast`` and wrappers mean what pluggy's documentation
+    says.  Hooks that collect answers (``register``, ``observe``) are called once for each plugin, so that one plugin's
+    exception costs only its own answer; a wrapper therefore wraps each plugin's answer.
+
     Arguments:
         paths: where to look for distributions (default ``sys.path``).
         disabled: entry-point or distribution names to leave out (default ``QUORATE_DISABLE_PLUGINS``).
-        extra: ``(name, plugin)`` pairs to register besides, for programs that bring their own.
-        warn: called with one sentence for everything that is broken but not fatal.
+        extra: ``(name, plugin)`` pairs to register as well, for programs that have plugins of their own.
+        warn: called with one sentence for each problem that is not fatal.
     """
 
     def __init__(
@@ -122,12 +86,13 @@ class PluginHost:
         self.disabled = frozenset(name.strip() for name in disabled if name.strip())
         self.loaded: list[LoadedPlugin] = []
         self.broken: list[BrokenPlugin] = []
-        self._warn = warn or _to_stderr
-        self._catalogues: dict[str, dict[str, tuple[LoadedPlugin, Any]]] = {}
-        self._muted: set[int] = set()
-        self._is_loading = True
-        self._made: pluggy.PluginManager | None = None
-        self._implemented: set[str] = set()
+        self._warn = warn or notices.warn
+        self._catalogues: dict[PluginKind, dict[str, _Offer]] = {}
+        self._failed_observers: set[int] = set()
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self._manager.register(_core_plugin, _CORE)
+        self._decisions = DecisionMaker(self._manager, self._warn)
         found = [(plugin, None) for plugin in find_plugins(paths)]
         found += [(FoundPlugin(name, "", "", ""), value) for name, value in extra]
         # pluggy calls the last one registered first: register in reverse for alphabetical order of the calls.
@@ -135,135 +100,124 @@ class PluginHost:
             if plugin.name not in self.disabled and plugin.distribution not in self.disabled:
                 self._load(plugin, value)
         self.loaded.reverse()
-        self._is_loading = False
 
     def _load(self, found: FoundPlugin, value: Any) -> None:
         name = _name_of(found)
         try:
             plugin = _import_target(found.target) if value is None else value
-            hooks = {attribute for attribute in dir(plugin) if attribute.startswith("quorate_")}
-            if self._made is not None or not all(_is_plain(plugin, hook) for hook in hooks):
-                _register(self._manager(), plugin, name)  # which says what is wrong with it
-        except Exception as error:
-            self.broken.append(BrokenPlugin(found, error))
-            self._warn(f"plugin {name} could not be loaded: {type(error).__name__}: {error}")
+        except BaseException as error:
+            raise_if_interrupted(error)
+            self._note_broken(found, error, f"plugin {name} could not be loaded: {type(error).__name__}: {error}")
             return
-        unknown = sorted(hook for hook in hooks if not hasattr(hookspecs, hook) and callable(getattr(plugin, hook)))
-        if unknown:
-            if self._made is not None:
-                self._made.unregister(plugin)
-            misfit = PluginError(
-                f"{name} implements unknown hooks: {', '.join(unknown)}; see docs/hooks.md for their names"
-            )
-            self.broken.append(BrokenPlugin(found, misfit))
-            self._warn(str(misfit))
+        try:
+            self._manager.register(plugin, name)
+            problem = self._problem_with(plugin)
+            if problem:
+                raise PluginError(f"plugin {name} is not used: it {problem}")
+        except BaseException as error:
+            raise_if_interrupted(error)
+            if self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
+            sentence = str(error) if isinstance(error, PluginError) else f"plugin {name} could not be loaded: {error}"
+            self._note_broken(found, error, sentence)
             return
         self.loaded.append(LoadedPlugin(found, plugin))
-        self._implemented |= hooks
 
-    def get_ready(self) -> None:
-        """Load what a plugin's first decision needs, if any decides; what is wrong with it is told by the decision."""
-        if any(hook.startswith("quorate_decide_") for hook in self._implemented):
-            try:
-                self._manager()
-            except Exception:
-                pass
+    def _problem_with(self, plugin: Any) -> str:
+        """Return what is wrong with a registered plugin's hooks, ``""`` if nothing is."""
+        names = {name for name in dir(plugin) if name.startswith(_PREFIX) and callable(getattr(plugin, name, None))}
+        unknown = sorted(name for name in names if not hasattr(hookspecs, name))
+        if unknown:
+            return f"implements hooks that do not exist: {', '.join(unknown)}; docs/hooks.md has the names"
+        unmarked = sorted(names.difference(self.hooks_of(plugin)))
+        if unmarked:
+            return f"does not mark {', '.join(unmarked)} as hooks; put @quorate.hookimpl before each of them"
+        return ""
 
-    def _manager(self) -> pluggy.PluginManager:
-        """Return pluggy's manager, made when first needed: a job in which nobody but the core decides needs none."""
-        if self._made is None:
-            import pluggy
+    def _note_broken(self, found: FoundPlugin, error: BaseException, sentence: str) -> None:
+        self.broken.append(BrokenPlugin(found, error))
+        self._warn(sentence)
 
-            manager = pluggy.PluginManager(hookspecs.PROJECT)
-            spec = pluggy.HookspecMarker(hookspecs.PROJECT)
-            for hook in _all_hooks():
-                spec(getattr(hookspecs, hook), **getattr(getattr(hookspecs, hook), hookspecs.MARK))
-            manager.add_hookspecs(hookspecs)
-            _register(manager, _Defaults, "quorate-core")
-            # In the order of loading: while that goes on as it stands, afterwards it has been turned round.
-            for plugin in self.loaded if self._is_loading else reversed(self.loaded):
-                _register(manager, plugin.plugin, _name_of(plugin.found))
-            self._made = manager
-        return self._made
+    def hooks_of(self, plugin: Any) -> list[str]:
+        """Return the hooks that a registered plugin implements, sorted."""
+        return sorted({caller.name for caller in self._manager.get_hookcallers(plugin) or ()})
 
     # --- register -------------------------------------------------------------------------------------------------
 
-    def catalogue(self, kind: str) -> Mapping[str, Any]:
-        """Return name -> record of everything offered for ``kind`` (a key of the hooks' catalogue).
+    def catalogue(self, kind: PluginKind) -> Mapping[str, Any]:
+        """Return name -> record of everything that plugins offer of this kind.
 
         Raises:
             DuplicatePluginError: two plugins offer one name.
         """
-        return {name: record for name, (_, record) in self._catalogue(kind).items()}
+        return {name: offer.record for name, offer in self._offers(kind).items()}
 
-    def offers(self) -> list[tuple[LoadedPlugin, str, str]]:
+    def offers(self) -> list[tuple[LoadedPlugin, PluginKind, str]]:
         """Return ``(plugin, kind, name)`` of everything that is offered, for people."""
-        return [(plugin, kind, name) for kind in _KINDS for name, (plugin, _) in sorted(self._catalogue(kind).items())]
+        return [(offer.owner, kind, name) for kind in PluginKind for name, offer in sorted(self._offers(kind).items())]
 
-    def _catalogue(self, kind: str) -> dict[str, tuple[LoadedPlugin, Any]]:
+    def _offers(self, kind: PluginKind) -> dict[str, _Offer]:
         if kind in self._catalogues:
             return self._catalogues[kind]
-        hook = _KINDS[kind]
-        result: dict[str, tuple[LoadedPlugin, Any]] = {}
-        for plugin in self.loaded:
-            implementation = getattr(plugin.plugin, hook, None)
-            if implementation is None:
-                continue
+        result: dict[str, _Offer] = {}
+        owners = {id(plugin.plugin): plugin for plugin in self.loaded}
+        for plugin, call in self._calls(kind.hook):
+            owner = owners[id(plugin)]
             try:
-                records = list(implementation() or ())
-                names = [record.name for record in records]
-            except Exception as error:
-                self.broken.append(BrokenPlugin(plugin.found, error))
-                self._warn(f"plugin {plugin.found.name}: {hook} raised {type(error).__name__}: {error}")
+                records = _checked(kind, call())
+            except BaseException as error:
+                raise_if_interrupted(error)
+                sentence = f"plugin {owner.found.name}: {kind.hook} raised {type(error).__name__}: {error}"
+                self._note_broken(owner.found, error, sentence)
                 continue
-            for name, record in zip(names, records, strict=True):
-                if name in result:
-                    first, second = result[name][0].found, plugin.found
-                    raise DuplicatePluginError(
-                        f"{kind} {name!r} is offered twice: by {_describe(first)} and by {_describe(second)}. "
-                        f"Uninstall one, or set QUORATE_DISABLE_PLUGINS={second.name}"
-                    )
-                result[name] = (plugin, record)
+            for record in records:
+                if record.name in result:
+                    raise _duplicate(kind, record.name, result[record.name].owner.found, owner.found)
+                result[record.name] = _Offer(owner, record)
         self._catalogues[kind] = result
         return result
 
-    def choose(self, kind: str, name: str) -> Any:
+    def choose(self, kind: PluginKind, name: str) -> Any:
         """Return the record called ``name``.
 
         Raises:
-            UnknownBackendError: nobody offers it; says what is installed and what to install.
+            UnknownBackendError: no plugin offers it; says what is installed and what to install.
             PluginError: the only plugin that might offer it is broken.
         """
-        catalogue = self._catalogue(kind)
-        if name in catalogue:
-            return catalogue[name][1]
-        package = _OURS.get((kind, name))
+        offers = self._offers(kind)
+        if name in offers:
+            return offers[name].record
+        package = _usual_package(kind, name)
         for broken in self.broken:
-            if package == broken.found.distribution or name in broken.found.name:
+            if broken.found.distribution == package or name == broken.found.name:
                 raise PluginError(
                     f"{kind} {name!r} belongs to {_describe(broken.found)}, which could not be loaded: "
                     f"{type(broken.error).__name__}: {broken.error}"
                 ) from broken.error
         remedy = f"Install it with: pip install {package}" if package else "Run 'quorate plugins' to see all plugins"
-        raise UnknownBackendError(kind, name, sorted(catalogue), remedy)
+        raise UnknownBackendError(kind.value, name, sorted(offers), remedy)
 
     # --- decide ---------------------------------------------------------------------------------------------------
 
+    @property
+    def misbehaving(self) -> Mapping[tuple[str, str], str]:
+        """``(plugin, hook)`` -> sentence, for each plugin that raised or gave a wrong answer to a decision."""
+        return dict(self._decisions.misbehaving)
+
     def decide(self, question: str, *arguments: Any) -> Any:
-        """Ask ``quorate_decide_<question>``; the first answer that is not None wins.  Lets exceptions through."""
-        name = f"quorate_decide_{question}"
-        if name not in self._implemented:
-            default = getattr(_Defaults, name, None)
-            return None if default is None else default(*arguments)
-        hook = getattr(self._manager().hook, name)
-        names = hook.spec.argnames
-        return hook(**dict(zip(names, arguments, strict=True)))
+        """Ask ``quorate_decide_<question>`` and return the first answer that is not ``None``.
+
+        A plugin that raises, or whose answer is not of the hook's type, is reported once, and the others are asked
+        again without it.  What the core's own answer raises is raised here.
+        """
+        return self._decisions.decide(question, arguments)
 
     def decide_or(self, default: _T, question: str, *arguments: Any) -> _T:
-        """As :meth:`decide`; an implementation that raises is reported, and ``default`` is the answer."""
+        """As :meth:`decide`, with ``default`` where there is no answer; never raises."""
         try:
             answer = self.decide(question, *arguments)
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             self._warn(f"quorate_decide_{question} raised {type(error).__name__}: {error}")
             return default
         return default if answer is None else answer
@@ -271,70 +225,92 @@ class PluginHost:
     # --- observe --------------------------------------------------------------------------------------------------
 
     def observe(self, event: Event) -> None:
-        """Tell every observer; one that raises is reported once and muted."""
-        if not self.has_observers():
-            return
-        for implementation in reversed(self._manager().hook.quorate_observe_event.get_hookimpls()):
-            if id(implementation) in self._muted:
+        """Hand ``event`` to every observer; one that raises is reported once and not called again."""
+        for plugin, call in self._calls("quorate_observe_event", event):
+            if id(plugin) in self._failed_observers:
                 continue
             try:
-                implementation.function(*([event] if implementation.argnames else []))
-            except Exception as error:
-                self._muted.add(id(implementation))
+                call()
+            except BaseException as error:
+                raise_if_interrupted(error)
+                self._failed_observers.add(id(plugin))
                 self._warn(
-                    f"observer {implementation.plugin_name} raised {type(error).__name__}: {error}; "
+                    f"observer {self._manager.get_name(plugin)} raised {type(error).__name__}: {error}; "
                     "it will not be called again"
                 )
 
     def has_observers(self) -> bool:
-        """Return whether anybody wants events (building them costs)."""
-        return "quorate_observe_event" in self._implemented
+        """Return whether a plugin observes events; without observers they need not be made."""
+        return bool(self._manager.hook.quorate_observe_event.get_hookimpls())
+
+    def _calls(self, name: str, *arguments: Any) -> Iterator[tuple[Any, Callable[[], Any]]]:
+        """Yield, in call order, each plugin that answers a collecting hook, and what calls it within its wrappers.
+
+        The call returns the plugin's own answer, or ``None``.
+        """
+        implementations = getattr(self._manager.hook, name).get_hookimpls()
+        answering = [each.plugin for each in implementations if not (each.wrapper or each.hookwrapper)]
+        for plugin in reversed(answering):
+            hook = self._manager.subset_hook_caller(name, [other for other in answering if other is not plugin])
+            yield plugin, partial(_first_answer, hook, arguments)
 
     # --- identity -------------------------------------------------------------------------------------------------
 
     def digest(self) -> str:
-        """Return names and versions of the plugins, so that nodes can tell that they differ."""
+        """Return names and versions of the plugins, which nodes compare."""
         return ",".join(
             sorted(f"{plugin.found.distribution or plugin.found.name}={plugin.found.version}" for plugin in self.loaded)
         )
 
     def described(self) -> list[LoadedPlugin]:
         """Return the loaded plugins with what each offers."""
-        offers: dict[int, list[tuple[str, str]]] = {}
+        offers: dict[int, list[tuple[PluginKind, str]]] = {}
         for plugin, kind, name in self.offers():
             offers.setdefault(id(plugin), []).append((kind, name))
         return [evolve(plugin, offers=tuple(offers.get(id(plugin), ()))) for plugin in self.loaded]
 
 
-def _all_hooks() -> list[str]:
-    return [name for name in dir(hookspecs) if name.startswith("quorate_")]
+def _keywords(hook: pluggy.HookCaller, arguments: Sequence[Any]) -> dict[str, Any]:
+    assert hook.spec is not None
+    return dict(zip(hook.spec.argnames, arguments, strict=True))
 
 
-def _is_plain(plugin: Any, hook: str) -> bool:
-    """Return whether pluggy would certainly take this implementation; where it might not, it is asked at once."""
-    spec, function = getattr(hookspecs, hook, None), getattr(plugin, hook)
-    if spec is None or not hasattr(function, hookspecs.MARK):
-        return False
-    bound = getattr(function, "__func__", function)
-    code = getattr(bound, "__code__", None)
-    if code is None or code.co_kwonlyargcount or bound.__defaults__ or getattr(function, hookspecs.MARK)["wrapper"]:
-        return False
-    arguments = code.co_varnames[int(bound is not function) : code.co_argcount]
-    return set(arguments) <= set(spec.__code__.co_varnames)
+def _first_answer(hook: pluggy.HookCaller, arguments: Sequence[Any]) -> Any:
+    return next(iter(hook(**_keywords(hook, arguments))), None)
 
 
-def _register(manager: pluggy.PluginManager, plugin: Any, name: str) -> None:
-    """Give ``plugin`` to pluggy, with its own marks in place of ours."""
-    import pluggy
+def _checked(kind: PluginKind, answer: Any) -> list[Any]:
+    """Return the records that a plugin offers.
 
-    impl = pluggy.HookimplMarker(hookspecs.PROJECT)
-    for hook in dir(plugin):
-        if hook.startswith("quorate_"):
-            function = getattr(plugin, hook)
-            options = getattr(function, hookspecs.MARK, None)
-            if options is not None:
-                impl(getattr(function, "__func__", function), **options)
-    manager.register(plugin, name)
+    Raises:
+        PluginError: the answer is not an iterable of records of this kind.
+    """
+    if answer is None:
+        return []
+    if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
+        raise PluginError(f"its answer {answer!r:.200} is not an iterable of {kind.record.__name__}")
+    records = list(answer)
+    for record in records:
+        if not isinstance(record, kind.record):
+            raise PluginError(f"its answer contains {record!r:.200}, which is not a {kind.record.__name__}")
+    return records
+
+
+def _duplicate(kind: PluginKind, name: str, first: FoundPlugin, second: FoundPlugin) -> DuplicatePluginError:
+    return DuplicatePluginError(
+        f"{kind} {name!r} is offered twice: by {_describe(first)} and by {_describe(second)}. "
+        f"Uninstall one, or set QUORATE_DISABLE_PLUGINS={second.name}"
+    )
+
+
+def _usual_package(kind: PluginKind, name: str) -> str | None:
+    """Return the distribution that usually offers a name, for the remedy (``known_plugins.txt``)."""
+    for line in read_bytes(_KNOWN_PLUGINS).decode().splitlines():
+        if not line.startswith("#"):
+            package, known_kind, names = (part.strip() for part in line.split(":"))
+            if known_kind == kind.value and name in names.split():
+                return package
+    return None
 
 
 def _name_of(found: FoundPlugin) -> str:
@@ -347,16 +323,10 @@ def _describe(found: FoundPlugin) -> str:
 
 def _import_target(target: str) -> Any:
     module_name, _, attribute = target.partition(":")
-    module = __import__(module_name, fromlist=["__name__"])
+    value: Any = import_module(module_name)
     for part in attribute.split(".") if attribute else ():
-        module = getattr(module, part)
-    return module
-
-
-def _to_stderr(sentence: str) -> None:
-    import sys
-
-    sys.stderr.write(f"quorate: warning: {sentence}\n")
+        value = getattr(value, part)
+    return value
 
 
 _host: PluginHost | None = None

@@ -1,36 +1,35 @@
-"""``@record``: captures the exception of a worker's entrypoint where the agent can read it.
-
-The happy path costs nothing: plugins are loaded only once there is something to record.
-"""
+"""``@record``: captures the exception of a worker's entrypoint where the agent can read it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from functools import wraps
+from typing import ParamSpec, TypeVar
 
-from .lazy_typing import TYPE_CHECKING, TypeVar
+from .notices import warn
 
-if TYPE_CHECKING:
-    from typing_extensions import ParamSpec
+__all__ = ["record", "record_exception"]
 
-    _P = ParamSpec("_P")
-
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-__all__ = ["record"]
 
-
-def record(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def record(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
     """Decorate the entrypoint of a worker: an exception that leaves it is recorded, then raised again.
 
-    Without ``TORCHELASTIC_ERROR_FILE`` in the environment nothing is recorded.  ``SystemExit`` passes through.
+    Without ``TORCHELASTIC_ERROR_FILE`` in the environment nothing is recorded.  ``SystemExit`` passes through, except
+    for code 0: the function has succeeded, and the wrapper returns ``None``.
     """
 
     @wraps(function)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R | None:
         try:
             return function(*args, **kwargs)
+        except SystemExit as stop:
+            if stop.code == 0:
+                return None
+            raise
         except Exception as error:
             record_exception(error)
             raise
@@ -44,11 +43,9 @@ def record_exception(error: BaseException) -> None:
     if not path:
         return
     try:
-        from .plugins import get_host
+        from .plugins import PluginKind, get_host  # all plugins: a worker pays for them only when it fails
 
         name = os.environ.get("QUORATE_ERROR_RECORDER", "file")
-        get_host().choose("error recorder", name).record_exception(error, path)
+        get_host().choose(PluginKind.ERROR_RECORDER, name).record_exception(error, path)
     except Exception as problem:
-        import sys
-
-        sys.stderr.write(f"quorate: warning: the exception could not be recorded: {problem}\n")
+        warn(f"the exception could not be recorded: {problem}")

@@ -6,13 +6,17 @@ written to the store is in :mod:`quorate.rendezvous._wire`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
+from typing import Any, final
 
-from ._record import evolve, field, frozen, ge, min_len
-from .lazy_typing import Any, final
+from attrs import evolve, field, frozen
+from attrs.validators import ge, instance_of, le, min_len, optional
+
+from ._bounded import LONGEST_DELAY_SECONDS
 
 __all__ = [
+    "AgentPhase",
     "Assignment",
     "Cause",
     "Event",
@@ -26,12 +30,20 @@ __all__ = [
     "WorkerExited",
     "WorkerLaunch",
     "WorkerLogs",
+    "WorkerStatus",
     "evolve",
 ]
 
 
+class _Text(str, Enum):
+    """Base of the closed sets here: a member is written as its value, in messages and in JSON."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
 @final
-class Cause(str, Enum):
+class Cause(_Text):
     """Why a worker, a round or a job ended."""
 
     SUCCEEDED = "succeeded"
@@ -53,14 +65,14 @@ class Cause(str, Enum):
 
 
 @final
-class Verdict(str, Enum):
+class Verdict(_Text):
     """What the job does after a round has ended."""
 
     RESTART = "restart"  # run again, and count it against the job's restart budget
     RESCALE = "rescale"  # run again in a new world, at no cost
-    SUCCEEDED = "succeeded"  # the job is over and went well
-    FAILED = "failed"  # the job is over and did not
-    STOPPED = "stopped"  # the job is over because somebody said so
+    SUCCEEDED = "succeeded"  # the job is over and succeeded
+    FAILED = "failed"  # the job is over and failed
+    STOPPED = "stopped"  # the job is over because a person or a program stopped it
 
     @property
     def is_terminal(self) -> bool:
@@ -69,14 +81,38 @@ class Verdict(str, Enum):
 
 
 @final
+class AgentPhase(_Text):
+    """Where an agent is."""
+
+    NEW = "new"
+    CHECKING = "checking"  # no workers; the node's health checks run
+    JOINING = "joining"  # no workers; waiting for a sealed round
+    RUNNING = "running"  # workers run
+    BARRIER = "barrier"  # this node's workers have succeeded; waiting for the other nodes
+    STOPPING = "stopping"  # workers are being stopped; nothing new until all of them are gone
+    FINISHED = "finished"
+
+
+@final
+class WorkerStatus(_Text):
+    """How one worker is."""
+
+    RUNNING = "running"
+    DELIVERED = "delivered"  # its function has returned; its process waits for the others of its node
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"  # it ended after the agent had asked it to
+
+
+@final
 @frozen
 class NodeRecord:
-    """What one agent tells the others when it joins a round.
+    """What one agent publishes when it joins a round.
 
     ``node_id`` is unique to this agent process (not to the machine).  ``address`` and ``port`` are where its rank-0
     worker's ``MASTER_ADDR``/``MASTER_PORT`` would be, should it become the round's first node; the port is held by
-    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``unfit`` says what is wrong
-    with a node that came only to tell so.
+    the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` is why the node
+    does not join, empty for one that does.
     """
 
     node_id: str = field(validator=min_len(1))
@@ -90,7 +126,12 @@ class NodeRecord:
     plugin_digest: str = ""
     previous_round: int | None = None
     previous_rank: int | None = None
-    unfit: str = ""
+    declined: str = ""
+
+    @property
+    def name(self) -> str:
+        """The node's name for people: its host, or its id where the host is not known."""
+        return self.host or self.node_id
 
 
 @final
@@ -98,7 +139,7 @@ class NodeRecord:
 class Assignment:
     """One node's place in a sealed round.  All ranks count from 0; ``first_*`` are the ranks of local rank 0.
 
-    ``missing`` names the nodes of the round before that did not come back although nobody had said that they would not.
+    ``missing`` names the nodes of the round before that did not come back, unless they had announced it.
     """
 
     round_number: int
@@ -148,7 +189,7 @@ class FailureRecord:
 @final
 @frozen
 class RoundEnd:
-    """Why a round ended, as recorded by the first node that said so; every node prints the same one.
+    """Why a round ended, as recorded by the first node that had a reason; every node prints the same one.
 
     ``restart_count`` is the job-wide count that the *next* round exports (or, for a terminal verdict, the last).
     ``lost`` names the node ids that the next round must not wait for.  ``missing`` is not recorded but added when the
@@ -188,7 +229,7 @@ class RoundSummary:
 class RestartBudget:
     """The job's restarts: how many were used, how many are allowed in all.
 
-    ``last_cause`` and ``last_rank`` tell how the round before this one ended; ``repeats`` counts the rounds in a row
+    ``last_cause`` and ``last_rank`` say how the round before this one ended; ``repeats`` counts the rounds in a row
     that ended in that way (0 if the last one did not end by a failure).
     """
 
@@ -211,14 +252,14 @@ class RestartBudget:
 @final
 @frozen
 class RestartDecision:
-    """A policy's answer to a failure: what happens next, why, and how many seconds to wait first.
+    """A policy's answer to a failure: what happens next, why, and how many seconds to wait first (a day at most).
 
     ``exclude_node`` takes the node whose worker failed out of the job, unless the job ends anyway.
     """
 
-    verdict: Verdict
-    reason: str = ""
-    delay_seconds: float = field(default=0.0, validator=ge(0.0))
+    verdict: Verdict = field(validator=instance_of(Verdict))
+    reason: str = field(default="", validator=instance_of(str))
+    delay_seconds: float = field(default=0.0, validator=[instance_of((int, float)), ge(0.0), le(LONGEST_DELAY_SECONDS)])
     exclude_node: bool = False
 
 
@@ -249,6 +290,10 @@ class WorkerLaunch:
 
     ``entrypoint`` is a command (``args`` follow it in argv) or a callable (called with ``args``).  ``environment`` is
     the whole environment of the worker, not a difference.  ``error_file`` is where it should write its error.
+
+    ``cpus`` are the CPUs that the worker and all that it starts may use, ``None`` for those of the agent.  The worker's
+    memory comes from the NUMA node ``memory_node`` as long as that has some; ``None`` leaves the kernel's choice.  A
+    starter binds a worker before its program runs (:mod:`quorate.affinity`), or refuses it with a StartError.
     """
 
     local_rank: int
@@ -259,6 +304,8 @@ class WorkerLaunch:
     environment: Mapping[str, str]
     error_file: str
     logs: WorkerLogs = field(factory=WorkerLogs)
+    cpus: frozenset[int] | None = field(default=None, validator=optional(min_len(1)))
+    memory_node: int | None = None
 
 
 @final
@@ -266,7 +313,7 @@ class WorkerLaunch:
 class WorkerExited:
     """One worker has ended.  ``exit_code`` is negative for a signal; ``return_value`` is a function's result.
 
-    ``stopped`` tells that the agent had already asked it to stop: a victim, not a cause.
+    ``stopped`` says that the agent had asked it to stop before: a victim, not a cause.
     """
 
     local_rank: int
@@ -282,13 +329,14 @@ class WorkerExited:
 @final
 @frozen
 class Event:
-    """Something an observer may want to know.  ``name`` is dotted (``round.sealed``); ``details`` are JSON-able."""
+    """Something an observer may want to know.
+
+    ``name`` and ``details`` are an :class:`quorate.events.EventName` and its record, which can be read as a mapping of
+    JSON-able values too.
+    """
 
     name: str
     reason: str
     node_id: str = ""
     timestamp_ns: int = 0
     details: Mapping[str, Any] = field(factory=dict)
-
-
-Nodes = Sequence[NodeRecord]

@@ -1,17 +1,19 @@
-"""What lives beside an agent: watchdogs, health servers.  What they see of it, and what they may tell it.
+"""Services run beside an agent: watchdogs, health servers.  Here is what they see of the agent and may report to it.
 
-A service sees immutable snapshots and says what it has noticed; the agent alone decides and acts.  What does not live
-here: the agent's side of it (:mod:`quorate.agent`), and the records by which plugins offer services
+A service sees immutable snapshots and reports what it noticed; only the agent decides and acts.  What does not live
+here: the agent's side (:mod:`quorate.agent`), and the records by which plugins offer services
 (:mod:`quorate.catalogue`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol, final, runtime_checkable
 
-from ._record import field, frozen, ge
-from .lazy_typing import Any, Protocol, final
-from .records import Event, RoundEnd
+from attrs import field, frozen
+from attrs.validators import ge
+
+from .records import AgentPhase, Event, RoundEnd, WorkerStatus
 
 __all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "PreparingService", "WorkerSnapshot"]
 
@@ -21,29 +23,29 @@ __all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "Preparin
 class WorkerSnapshot:
     """One worker of this node, as of the last change.
 
-    ``state`` is ``running``, ``delivered``, ``succeeded``, ``failed`` or ``stopped``; ``exit_code`` is ``None`` while
-    its process runs and negative for a signal.  A function's worker has ``delivered`` from when its function has
-    returned until its process ends; it waits for the other workers of its node, and nothing more is expected of it.
-    ``stdout``, ``stderr`` and ``error_file`` are paths, empty where there is none.
-    ``started_ns`` is wall time, for people.  ``heartbeat_at`` is the second of the agent's monotonic clock at which it
-    last showed a sign of life, ``None`` where nothing listens for any.
+    ``exit_code`` is ``None`` while its process runs and negative for a signal.  ``stdout``, ``stderr`` and
+    ``error_file`` are paths, empty where there is none.  ``started_ns`` is wall time, for people.  ``heartbeat_at`` is
+    the time of its last heartbeat, in seconds of the agent's monotonic clock; ``None`` where no service receives
+    heartbeats.  ``cpus`` are those that it was bound to when it started, as the kernel writes lists (``0-3,8``), empty
+    if it was not bound.
     """
 
     local_rank: int
     rank: int
     pid: int
-    state: str = "running"
+    state: WorkerStatus = field(default=WorkerStatus.RUNNING, converter=WorkerStatus)
     exit_code: int | None = None
     started_ns: int = 0
     stdout: str = ""
     stderr: str = ""
     error_file: str = ""
     heartbeat_at: float | None = None
+    cpus: str = ""
 
     @property
     def is_working(self) -> bool:
         """Whether its program still runs."""
-        return self.exit_code is None and self.state == "running"
+        return self.exit_code is None and self.state is WorkerStatus.RUNNING
 
 
 @final
@@ -51,17 +53,16 @@ class WorkerSnapshot:
 class AgentSnapshot:
     """What the agent knew after its last step.
 
-    ``phase`` is ``new``, ``checking``, ``joining``, ``running``, ``barrier``, ``stopping`` or ``finished``; ``reason``
-    is the sentence that goes with it.  ``round_number`` and the ranks are ``None`` while the node has no seat.
-    ``workers`` are those of the newest round, ended ones included.  ``ends`` are the rounds that ended so far, oldest
-    first, at most a hundred of them.  ``log_dir`` is where logs go, empty where nobody said so.
+    ``reason`` is the sentence that goes with the phase.  ``round_number`` and the ranks are ``None`` while the node has
+    no assignment.  ``workers`` are those of the newest round, ended ones included.  ``ends`` are the rounds that ended
+    so far, oldest first, at most a hundred of them.  ``log_dir`` is where logs go, empty where it is not set.
     """
 
     run_id: str
     node_id: str
     host: str
     role: str
-    phase: str
+    phase: AgentPhase = field(converter=AgentPhase)
     reason: str
     max_restarts: int
     restart_count: int = 0
@@ -76,7 +77,7 @@ class AgentSnapshot:
     @property
     def is_running(self) -> bool:
         """Whether this node's workers run in a sealed round."""
-        return self.phase == "running"
+        return self.phase is AgentPhase.RUNNING
 
     def worker_of(self, local_rank: int) -> WorkerSnapshot | None:
         """Return the worker with that local rank, if there is one."""
@@ -90,10 +91,10 @@ class HangReport:
 
     Arguments:
         local_rank: its rank on this node.
-        pid: its process id, so that a report about a worker of an earlier round is told apart.
+        pid: its process id, which tells it from a worker of an earlier round.
         problem: a sentence for people.
-        scope: what was timed (``step``), empty if nothing had a name.
-        overdue_seconds: for how long it has been over its time.
+        scope: the name of what was timed (``step``), empty if it has none.
+        overdue_seconds: how long its time has been over.
     """
 
     local_rank: int
@@ -104,7 +105,7 @@ class HangReport:
 
 
 class AgentView(Protocol):
-    """What a service sees of its agent, and may tell it.  Every method may be called from any thread."""
+    """What a service sees of its agent, and may report to it.  Every method may be called from any thread."""
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -113,7 +114,7 @@ class AgentView(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What flags of plugins have set (``CliOption.apply``), and callers of the API (``LaunchConfig.settings``)."""
+        """What plugins' flags (``CliOption.apply``) and callers of the API (``LaunchConfig.settings``) have set."""
         ...
 
     def snapshot(self) -> AgentSnapshot:
@@ -121,7 +122,7 @@ class AgentView(Protocol):
         ...
 
     def turn(self, timeout: float) -> float | None:
-        """Return the seconds that the agent's thread took to answer, ``None`` if it did not within ``timeout``."""
+        """Return the seconds that the agent's thread took to answer, ``None`` if it took longer than ``timeout``."""
         ...
 
     def store_latency(self, timeout: float) -> float | None:
@@ -133,18 +134,18 @@ class AgentView(Protocol):
         ...
 
     def note_heartbeat(self, local_rank: int, pid: int) -> None:
-        """Note that this worker has just shown a sign of life; costs a dictionary's write, so it may come often.
+        """Note a heartbeat of this worker.  It costs one write to a dictionary, so it may be called often.
 
-        ``pid`` keeps a late sign from an earlier round's worker apart.
+        ``pid`` tells the worker from one of an earlier round, whose heartbeat may be late.
         """
         ...
 
     def report_hang(self, report: HangReport) -> None:
-        """Say that a worker hangs: the agent has all workers dump their stacks, then ends the round."""
+        """Report that a worker hangs: the agent has all workers dump their stacks, then ends the round."""
         ...
 
     def report_unhealthy(self, problem: str) -> None:
-        """Say that this node should not go on: the agent ends the round and leaves the job; the others go on."""
+        """Report that this node should not go on: the agent ends the round and leaves the job; the others go on."""
         ...
 
     def say(self, sentence: str) -> None:
@@ -161,7 +162,7 @@ class AgentService(Protocol):
         ...
 
     def observe(self, event: Event) -> None:
-        """Be told what happened (``docs/events.md``); on the agent's thread, so it must not block."""
+        """Receive an event (``docs/events.md``); on the agent's thread, so it must not block."""
         ...
 
     def close(self) -> None:
@@ -169,12 +170,13 @@ class AgentService(Protocol):
         ...
 
 
+@runtime_checkable
 class PreparingService(AgentService, Protocol):
-    """An ability that a service may have besides: using the time in which its node waits for others."""
+    """A further ability of a service: to use the time in which its node waits for others."""
 
     def get_ready(self) -> None:
         """Load what the first workers will make necessary; on the agent's thread, for some ten milliseconds at most.
 
-        Called once at most, and not at all where the node need not wait: :meth:`observe` does without it.
+        Called once at most, and not at all where the node need not wait: :meth:`observe` must do without it.
         """
         ...

@@ -1,11 +1,15 @@
-"""What a process starter must be.  The core only knows this interface; ``quorate-process-local`` is the usual one."""
+"""The interface of process starters.  The usual implementation is ``quorate-process-local``.
+
+What does not live here: the record by which plugins offer starters (:mod:`quorate.catalogue`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
-from .catalogue import StarterRequest
+from attrs import field, frozen
+
 from .records import WorkerExited, WorkerLaunch
 
 __all__ = [
@@ -19,6 +23,21 @@ __all__ = [
 ]
 
 
+@final
+@frozen
+class StarterRequest:
+    """The arguments of a starter's factory: the name it was chosen by, the agent's unique token, and the free settings.
+
+    ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``.  Processes that a worker started are
+    found and ended by it, in whichever session or process group they are.
+    """
+
+    start_method: str
+    token: str
+    term_grace_seconds: float = 30.0
+    settings: Mapping[str, Any] = field(factory=dict)
+
+
 @runtime_checkable
 class ProcessContext(Protocol):
     """The running workers of one node in one round.
@@ -27,7 +46,7 @@ class ProcessContext(Protocol):
     """
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable whenever :meth:`advance` has something to tell."""
+        """Return a descriptor that is readable when :meth:`advance` has something to return."""
         ...
 
     def wake_at(self) -> float | None:
@@ -55,7 +74,7 @@ class ProcessContext(Protocol):
         ...
 
     def close(self) -> None:
-        """Kill whatever is left and release every descriptor, thread and temporary file.  Called exactly once."""
+        """Kill what is left and release every descriptor, thread and temporary file.  Called exactly once."""
         ...
 
 
@@ -75,7 +94,7 @@ class DeliversResults(Protocol):
 
 @runtime_checkable
 class LeavesBehind(Protocol):
-    """An ability that a process context may have besides: telling what it could not end."""
+    """A further ability of a process context: to name the processes that it could not end."""
 
     def left_behind(self) -> Sequence[str]:
         """Return, once the context is closed, a sentence for each process that lives on in spite of SIGKILL.
@@ -87,7 +106,7 @@ class LeavesBehind(Protocol):
 
 @runtime_checkable
 class StackDumper(Protocol):
-    """An ability that a process context may have besides: finding out where hung workers are."""
+    """A further ability of a process context: to show where hung workers are."""
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
         """Have every running worker write the stacks of all its threads into its log; return the hung one's last lines.
@@ -114,7 +133,7 @@ class Starter(Protocol):
 
 @runtime_checkable
 class PreparingStarter(Starter, Protocol):
-    """An ability that a starter may have besides: getting ready while the nodes of the job still find each other.
+    """A further ability of a starter: to get ready while the nodes of the job still find each other.
 
     All methods are called by the agent's one owner thread, and none but :meth:`close` may block.
     """
@@ -138,5 +157,5 @@ class PreparingStarter(Starter, Protocol):
         ...
 
     def close(self) -> None:
-        """End whatever was prepared; its workers are gone by then.  Called once, when the agent's run is over."""
+        """End what was prepared; its workers are gone by then.  Called once, when the agent's run is over."""
         ...

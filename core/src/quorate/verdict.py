@@ -1,22 +1,26 @@
 """``JobVerdict``: why a job ended, for people (the report on stderr) and for programs (``verdict.json``).
 
 Everything in it that came from the job's record is the same on every node; what only this node knows stands apart.
-What does not live here: how a failure is classified and what is done about it (:mod:`quorate.policy` and plugins), nor
-what a worker's exception looks like on disk (:mod:`quorate.failures`).  Only the end of a run imports this module.
+What does not live here: how a failure is described and classified (:mod:`quorate.diagnosis`, plugins), what is done
+about it (:mod:`quorate.policy`), and what a worker's exception looks like on disk (:mod:`quorate.failures`).
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from enum import Enum
+from typing import Any, final
 
-from ._record import frozen
-from .failures import signal_name
-from .lazy_typing import Any, final
+from attrs import frozen
+
+from .diagnosis import call_stack_of, describe_signal, headline, is_described_by_exit, signal_name
+from .files import write_atomically
 from .records import Cause, FailureRecord, RoundEnd, Verdict
 
-__all__ = ["FILE_NAME", "FORMAT", "JobState", "JobVerdict", "describe_signal"]
+__all__ = ["FILE_NAME", "FORMAT", "JobState", "JobVerdict"]
 
 FILE_NAME = "verdict.json"
 #: The number in the file's field ``format``; fields may be added without a new one.
@@ -28,27 +32,6 @@ _MOST_MESSAGE_LINES = 20
 _MOST_TRACEBACK_LINES = 30
 _MOST_STDERR_LINES = 20
 
-# What is said of a worker that left no word of its own: the headline has it all.
-_SAYS_NOTHING_NEW = r"^(exit code -?\d+(, last words: .*)?|Signal \d+ \([^)]*\) received by PID \d+)$"
-
-_SIGNALS: Mapping[str, str] = {
-    "SIGABRT": "it aborted itself: a failed assertion, an uncaught C++ exception or a watchdog of a library",
-    "SIGBUS": "a mapped file or shared memory could not be read: often /dev/shm or a disk is full",
-    "SIGFPE": "an arithmetic error in native code",
-    "SIGHUP": "its terminal or session ended, or somebody sent it",
-    "SIGILL": "an instruction that this processor does not have, or corrupt code",
-    "SIGINT": "interrupted by somebody other than its agent",
-    "SIGKILL": "somebody other than its agent killed it; nothing can catch that",
-    "SIGPIPE": "it wrote to a pipe or socket that nobody reads any more",
-    "SIGQUIT": "asked by somebody other than its agent to end with a core dump",
-    "SIGSEGV": "invalid memory access in native code",
-    "SIGSYS": "a system call that is not allowed here",
-    "SIGTERM": "asked to end by somebody other than its agent",
-    "SIGTRAP": "a breakpoint or a debugger's trap",
-    "SIGXCPU": "its limit of CPU time is used up",
-    "SIGXFSZ": "its limit of file size is used up",
-}
-
 
 @final
 class JobState(str, Enum):
@@ -56,10 +39,10 @@ class JobState(str, Enum):
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    STOPPED = "stopped"  # this agent was told to stop
-    UNHEALTHY = "unhealthy"  # this node is not fit, or was excluded; the others may go on
-    STORE_LOST = "store_lost"  # the store was away for too long, or for good
-    UNFORMED = "unformed"  # no (further) round was agreed upon
+    STOPPED = "stopped"  # this agent was asked to stop
+    UNHEALTHY = "unhealthy"  # a check failed on this node, or it was excluded; the others may go on
+    STORE_LOST = "store_lost"  # the store was unreachable for too long, or is gone
+    NO_ROUND = "no_round"  # no (further) round was formed
 
 
 @final
@@ -68,10 +51,10 @@ class JobVerdict:
     """Why a job ended on this node.
 
     Arguments:
-        run_id, node_id, host: the job, and the node that says so.
+        run_id, node_id, host: the job, and the node whose verdict it is.
         state, cause, reason: how it ended; ``reason`` is a sentence.
         first_cause: the failure of a worker that ended the job, as recorded for all nodes.
-        victims: other failures of this node's workers, in the order in which they came to light.
+        victims: other failures of this node's workers, in the order in which they were noticed.
         rounds: the rounds that ended while this node was a member, oldest first.
         restarts_used, restarts_allowed: of the whole job.
         signal_number: what this agent was stopped with.
@@ -102,12 +85,12 @@ class JobVerdict:
             yield "root cause:"
             yield from _failure(self.first_cause)
         if self.rounds:
-            yield "what was done about it:"
+            yield "history:"
             yield from _rounds(self.rounds, self.restarts_allowed)
         yield from _victims(self.victims, self.host)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of ``verdict.json``; ``docs/failures.md`` tells what its fields mean."""
+        """Return the content of ``verdict.json``; ``docs/failures.md`` describes its fields."""
         return {
             "format": FORMAT,
             "run_id": self.run_id,
@@ -127,69 +110,34 @@ class JobVerdict:
         }
 
     def write(self, folder: str) -> None:
-        """Write ``verdict.json`` into ``folder``: by temporary file and rename, so that a reader meets all or nothing.
+        """Write ``verdict.json`` into ``folder``, atomically.
 
         Raises:
             OSError: it cannot be written; no temporary file is left.
         """
-        import json
-
         content = json.dumps(self.to_json(), indent=1, default=str)
-        path = os.path.join(folder, FILE_NAME)
-        temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
-        try:
-            with open(temporary, "x", encoding="ascii") as file:
-                file.write(content + "\n")
-            os.replace(temporary, path)
-        except BaseException:
-            try:
-                os.unlink(temporary)
-            except OSError:
-                pass  # it was not made
-            raise
+        write_atomically(os.path.join(folder, FILE_NAME), content + "\n", mode=None)
 
 
 # --- for people -----------------------------------------------------------------------------------------------------
 
 
-def describe_signal(exit_code: int) -> str:
-    """Return what a fatal signal usually means, empty for an exit code that is none."""
-    return _SIGNALS.get(signal_name(exit_code), "") if exit_code < 0 else ""
-
-
-def headline(failure: FailureRecord) -> str:
-    """Say in a few words how a worker ended."""
-    pid = f", pid {failure.pid}" if failure.pid else ""
-    if failure.cause is Cause.HANG:
-        return f"hung{pid}"
-    if failure.cause is Cause.START_FAILED and not failure.pid:
-        return "could not be started"
-    if failure.cause is Cause.OUT_OF_MEMORY:
-        return f"killed by the kernel, out of memory{pid}"
-    if failure.exit_code < 0:
-        meaning = describe_signal(failure.exit_code)
-        return f"killed by {signal_name(failure.exit_code)}{pid}" + (f" ({meaning})" if meaning else "")
-    return f"exit code {failure.exit_code}{pid}"
-
-
 def _failure(failure: FailureRecord) -> Iterator[str]:
-    import re  # only a failure pays for it
-
     where = f" on {failure.host}" if failure.host else ""
     node = f" (node {failure.node_id[:8]})" if failure.node_id else ""
     yield f"  rank {failure.rank} (local rank {failure.local_rank}){where}{node}: {headline(failure)}"
     yield f"  cause {failure.cause.value}, attempt {failure.restart_count}, at {_utc(failure.timestamp_ns)}"
-    if not re.match(_SAYS_NOTHING_NEW, failure.message):
+    if not is_described_by_exit(failure.message):
         yield from (f"  {line}" for line in failure.message.splitlines()[:_MOST_MESSAGE_LINES])
     if failure.cause is Cause.HANG:
         yield "  all workers of its node have written their stacks into their logs (without log files: on its console)"
     if failure.cause is Cause.BROKEN_COLLECTIVE:
-        yield "  nobody has told of a failure that it broke over: its peer may have ended early, or the network broke"
+        yield "  no node has recorded a failure that explains it: its peer may have ended early, or the network broke"
     if failure.error_data and failure.error_file:
         yield f"  error file: {failure.error_file}"
-    callstack = _callstack(failure)
-    if callstack:
-        yield from (f"  | {line}" for line in callstack.splitlines()[-_MOST_TRACEBACK_LINES:])
+    call_stack = call_stack_of(failure.error_data)
+    if call_stack:
+        yield from (f"  | {line}" for line in call_stack.splitlines()[-_MOST_TRACEBACK_LINES:])
     elif failure.stderr_tail:
         yield "  last lines of its stderr:"
         yield from (f"  | {line}" for line in failure.stderr_tail[-_MOST_STDERR_LINES:])
@@ -234,17 +182,8 @@ def _victims(victims: Sequence[FailureRecord], host: str) -> Iterator[str]:
 
 def _utc(time_ns: int) -> str:
     """Return a wall time to the nanosecond, in the same words on every host."""
-    from datetime import datetime, timezone
-
     seconds, rest = divmod(time_ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}.{rest:09} UTC"
-
-
-def _callstack(failure: FailureRecord) -> str:
-    recorded = (failure.error_data or {}).get("message")
-    extra = recorded.get("extraInfo") if isinstance(recorded, Mapping) else None
-    callstack = extra.get("py_callstack") if isinstance(extra, Mapping) else None
-    return callstack if isinstance(callstack, str) else ""
 
 
 # --- for programs ---------------------------------------------------------------------------------------------------
@@ -264,7 +203,7 @@ def _describe(failure: FailureRecord) -> dict[str, Any]:
         "exit_code": failure.exit_code,
         "signal": _signal(failure.exit_code),
         "message": failure.message,
-        "traceback": _callstack(failure) or None,
+        "traceback": call_stack_of(failure.error_data) or None,
         "stderr": list(failure.stderr_tail[-_MOST_STDERR_LINES:]),
         "error_file": failure.error_file or None,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from quorate.catalogue import PluginKind
 from quorate.plugins import PluginHost
 from quorate.records import Cause, FailureRecord
 from quorate_errors import plugin
@@ -75,8 +76,8 @@ WATCHDOG = "[rank3]:[E1] [PG ID 0] Watchdog caught collective operation timeout:
 
 
 @pytest.mark.parametrize("line", [GLOO, NCCL, STORE])
-def test_a_connection_that_broke_is_another_workers_doing(line: str) -> None:
-    """Wherever it stands: printed, recorded, or somewhere in the traceback of what the script made of it."""
+def test_a_connection_to_another_worker_that_broke_is_a_broken_collective(line: str) -> None:
+    """The line may be printed, recorded, or anywhere in the traceback of another exception of the script."""
     assert classify(_failure(1, stderr_tail=("Traceback (most recent call last):", line)), NO_KILLS) is BROKEN
     assert classify(_failure(1, message=line, error_data={"message": line}), NO_KILLS) is BROKEN
     callstack = f"Traceback ...\n{line}\n\nThe above exception ...\nValueError: step 7 failed\n"
@@ -84,7 +85,7 @@ def test_a_connection_that_broke_is_another_workers_doing(line: str) -> None:
     assert classify(_failure(1, error_data=recorded), NO_KILLS) is BROKEN
 
 
-def test_a_watchdog_that_aborts_its_worker_is_no_signal_from_anywhere() -> None:
+def test_an_abort_by_c10ds_watchdog_is_a_broken_collective() -> None:
     assert classify(_failure(-6, stderr_tail=(WATCHDOG,)), NO_KILLS) is BROKEN
     assert classify(_failure(-9, stderr_tail=(WATCHDOG,)), NO_KILLS) is Cause.SIGNAL
     assert classify(_failure(-6, stderr_tail=("free(): invalid pointer",)), NO_KILLS) is Cause.SIGNAL
@@ -98,7 +99,7 @@ def test_a_watchdog_that_aborts_its_worker_is_no_signal_from_anywhere() -> None:
         "torch.distributed.DistBackendError: NCCL error: ncclUnhandledCudaError: out of memory",
     ],
 )
-def test_not_everything_that_torch_or_a_connection_says_is_a_broken_collective(line: str) -> None:
+def test_other_errors_of_torch_or_of_connections_are_exceptions(line: str) -> None:
     assert classify(_failure(1, stderr_tail=("Traceback (most recent call last):", line)), NO_KILLS) is Cause.EXCEPTION
 
 
@@ -108,7 +109,7 @@ def test_a_recorded_error_of_any_shape_is_read(data: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("cause", [Cause.START_FAILED, Cause.HANG, Cause.UNHEALTHY])
-def test_who_knew_better_is_believed(cause: Cause) -> None:
+def test_a_cause_that_the_agent_reported_stays(cause: Cause) -> None:
     assert classify(_failure(-9, cause=cause), NO_KILLS) is cause
 
 
@@ -126,7 +127,7 @@ def test_each_memory_kill_explains_one_sigkill(tmp_path: Path) -> None:
     assert classify(_failure(-9), kills) is Cause.SIGNAL
 
 
-def test_counters_without_sense_are_no_counters(tmp_path: Path) -> None:
+def test_malformed_counters_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "memory.events"
     for content in ("", "oom_kill many\n", "oom_kill_disable 0\nunder_oom 0\n"):
         path.write_text(content)
@@ -146,4 +147,4 @@ def test_the_plugin_answers_the_hook() -> None:
     assert (
         host.decide("cause", _failure(1, stderr_tail=("Traceback (most recent call last):", "E: x"))) is Cause.EXCEPTION
     )
-    assert "file" in host.catalogue("error recorder")
+    assert "file" in host.catalogue(PluginKind.ERROR_RECORDER)

@@ -71,7 +71,7 @@ def test_the_first_error_stays(recorder: ErrorRecorder, error_file: Path) -> Non
 @pytest.mark.parametrize(
     "content", [b"", b'{"message": {"mess', b"\xff\xfe", b"[1]", b'{"message": 1}', b"[" * 100_000]
 )
-def test_what_is_no_error_is_replaced(recorder: ErrorRecorder, error_file: Path, content: bytes) -> None:
+def test_a_file_without_an_error_is_replaced(recorder: ErrorRecorder, error_file: Path, content: bytes) -> None:
     error_file.parent.mkdir(parents=True)
     error_file.write_bytes(content)
     assert recorder.read(str(error_file)) is None
@@ -90,12 +90,12 @@ def test_huge_errors_are_bounded_and_keep_both_ends(recorder: ErrorRecorder, err
     assert data["message"]["message"].endswith("end")
 
 
-def test_odd_exceptions_are_recorded_all_the_same(recorder: ErrorRecorder, tmp_path: Path) -> None:
-    class UnspeakableError(Exception):
+def test_exceptions_without_a_printable_message_are_recorded(recorder: ErrorRecorder, tmp_path: Path) -> None:
+    class UnprintableError(Exception):
         def __str__(self) -> str:
-            raise RuntimeError("cannot speak")
+            raise RuntimeError("has no message")
 
-    odd = [UnspeakableError(), ValueError("\udc80 lone surrogate"), ValueError("nul \x00"), ValueError()]
+    odd = [UnprintableError(), ValueError("\udc80 lone surrogate"), ValueError("nul \x00"), ValueError()]
     for number, error in enumerate(odd):
         path = str(tmp_path / str(number))
         recorder.record_exception(_raised(error), path)
@@ -119,7 +119,7 @@ def test_exceptions_in_a_chain_are_all_in_the_callstack(recorder: ErrorRecorder,
     assert "ValueError: second" in stack
 
 
-def test_ways_to_stop_are_no_errors(recorder: ErrorRecorder, error_file: Path) -> None:
+def test_keyboard_interrupt_and_exit_code_0_are_not_errors(recorder: ErrorRecorder, error_file: Path) -> None:
     for way in (KeyboardInterrupt(), SystemExit(), SystemExit(0)):
         recorder.record_exception(way, str(error_file))
     assert not error_file.exists()
@@ -127,7 +127,7 @@ def test_ways_to_stop_are_no_errors(recorder: ErrorRecorder, error_file: Path) -
     assert json.loads(error_file.read_text())["message"]["errorCode"] == 7
 
 
-def test_a_place_that_cannot_be_written_is_reported_not_raised(
+def test_a_path_that_cannot_be_written_is_reported_not_raised(
     recorder: ErrorRecorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("not a directory")
@@ -143,7 +143,7 @@ def test_a_place_that_cannot_be_written_is_reported_not_raised(
     assert sorted(os.listdir(tmp_path)) == ["error.json", "file"]
 
 
-def test_things_that_cannot_be_read_are_no_error(recorder: ErrorRecorder, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_holds_no_error(recorder: ErrorRecorder, tmp_path: Path) -> None:
     huge = tmp_path / "huge"
     with huge.open("wb") as file:
         file.truncate(1 << 30)
@@ -151,7 +151,7 @@ def test_things_that_cannot_be_read_are_no_error(recorder: ErrorRecorder, tmp_pa
         assert recorder.read(path) is None
 
 
-def test_a_reader_never_meets_half_a_file(recorder: ErrorRecorder, error_file: Path) -> None:
+def test_a_reader_never_finds_a_part_of_a_file(recorder: ErrorRecorder, error_file: Path) -> None:
     record = _failure(message="x" * 5000, stderr_tail=("y" * 1000,) * 100)
     assert write_failure(str(error_file), record)
     done = threading.Event()
@@ -169,6 +169,17 @@ def test_a_reader_never_meets_half_a_file(recorder: ErrorRecorder, error_file: P
         done.set()
         writer.join()
     assert _only_file(error_file)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_are_those_of_any_new_file(recorder: ErrorRecorder, error_file: Path, umask: int) -> None:
+    """As for logs: a monitor of another user may read both, or neither."""
+    before = os.umask(umask)
+    try:
+        recorder.record_exception(ValueError("x"), str(error_file))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(error_file.stat().st_mode) == 0o666 & ~umask
 
 
 def test_initialize_makes_the_directory(recorder: ErrorRecorder, error_file: Path) -> None:
@@ -221,10 +232,10 @@ def test_what_the_worker_recorded_stays_beside_what_the_agent_adds(error_file: P
     assert (after["node"], after["exit_code"]) == ("n1", 1)
 
 
-# --- a failure of workers of one's own ------------------------------------------------------------------------------
+# --- an agent that runs inside a worker -----------------------------------------------------------------------------
 
 
-def test_the_error_of_ones_own_first_worker_is_passed_on(
+def test_the_error_of_the_inner_jobs_first_worker_is_written(
     recorder: ErrorRecorder, error_file: Path, tmp_path: Path
 ) -> None:
     inner = tmp_path / "inner.json"
@@ -271,8 +282,9 @@ def test_quorate_record_uses_the_file_recorder(recorder: ErrorRecorder, error_fi
 
 
 def test_a_worker_without_an_error_leaves_none(error_file: Path) -> None:
-    script = "from quorate import record\n@record\ndef main(): raise SystemExit(0)\nmain()"
-    assert _run(script, error_file).returncode == 0
+    script = "from quorate import record\n@record\ndef main(): raise SystemExit(0)\nassert main() is None; print('on')"
+    done = _run(script, error_file)
+    assert (done.returncode, done.stdout) == (0, "on\n"), "the function has succeeded, and the program goes on"
     assert not error_file.exists()
 
 
@@ -302,7 +314,7 @@ assert "ValueError: no such thing" in str(ChildFailedError("train.py", {{0: fail
     assert done.returncode == 0, done.stderr
 
 
-def test_torchelastics_childfailederror_is_passed_on(error_file: Path, tmp_path: Path) -> None:
+def test_the_error_in_torchelastics_childfailederror_is_written(error_file: Path, tmp_path: Path) -> None:
     inner = tmp_path / "inner.json"
     inner.write_text(json.dumps({"message": {"message": "ValueError: root", "extraInfo": {"timestamp": "5"}}}))
     script = f"""
@@ -318,10 +330,10 @@ main()
     assert data["message"] == {"message": "ValueError: root", "errorCode": 4, "extraInfo": {"timestamp": "5"}}
 
 
-def test_the_happy_path_stays_light() -> None:
+def test_a_worker_that_does_not_fail_imports_nothing_heavy() -> None:
     script = (
         "import sys; from quorate_errors import plugin; plugin.quorate_register_error_recorder();"
-        "print(sorted({'torch', 'traceback', 'subprocess', 'logging', 'faulthandler'} & set(sys.modules)))"
+        "print(sorted({'torch', 'traceback', 'subprocess', 'logging'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=True)

@@ -23,9 +23,11 @@ import pytest
 from quorate.cli import main
 from quorate.errors import StoreUnavailableError
 from quorate.services import AgentSnapshot
-from quorate_health import _node
-from quorate_health._checks import DEFAULTS, NAMES, Nodes
-from quorate_health._memory import available_memory
+from quorate_health._check_flags import names_of
+from quorate_health._checks import DEFAULTS, NAMES, CheckStates
+from quorate_health._disk import check_disk, check_log_dir, write_byte
+from quorate_health._resources import available_memory
+from quorate_health._watches import ClockWatch, StoreWatch
 
 DEADLINE = 60.0
 UNHEALTHY = 5
@@ -104,14 +106,21 @@ def test_a_healthy_node_runs_its_workers(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "worker ran\n", "")
 
 
-def test_a_launch_imports_only_what_its_checks_need(tmp_path: Path) -> None:
-    """Nothing for commands, GPUs and flags that nobody asked for, in the agent that waits with its first worker."""
+def test_a_launch_imports_nothing_heavy_for_its_checks(tmp_path: Path) -> None:
+    """Without flags neither the server's libraries, nor those of GPUs and commands, delay the first worker."""
     done = run(path=tmp_path, PYTHONPROFILEIMPORTTIME="1", worker="import os; os._exit(0)")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    ours = {name for name in imported if name.startswith("quorate_health")}
-    names = {"_checks", "_memory", "_node"}
-    assert ours == {"quorate_health", *(f"quorate_health.{name}" for name in names)}
-    assert not imported & {"subprocess", "shlex", "tempfile", "pynvml", "difflib"}
+    assert "quorate_health._checks" in imported
+    assert not imported & {
+        "subprocess",
+        "tempfile",
+        "difflib",
+        "pynvml",
+        "waitress",
+        "prometheus_client",
+        "torch",
+        "grpc",
+    }
 
 
 @needs_mounts
@@ -146,25 +155,25 @@ def test_a_file_system_without_inodes(tmp_path: Path) -> None:
 
 
 def test_a_log_folder_is_judged_by_what_exists_of_it(tmp_path: Path) -> None:
-    """What is still to be made is made when workers start; what cannot be made is a mistake that the start explains."""
-    assert _node.log_dir(StubAgent(str(tmp_path / "a" / "b"))) is None
-    assert _node.disk(StubAgent(str(tmp_path / "a" / "b")), 0.0) is None
+    """The rest of the path is made when workers start; if it cannot be made, the start gives the better message."""
+    assert check_log_dir(StubAgent(str(tmp_path / "a" / "b"))) is None
+    assert check_disk(StubAgent(str(tmp_path / "a" / "b")), 0.0) is None
     (tmp_path / "file").touch()
-    assert _node.log_dir(StubAgent(str(tmp_path / "file" / "b"))) is None
+    assert check_log_dir(StubAgent(str(tmp_path / "file" / "b"))) is None
     assert list(tmp_path.iterdir()) == [tmp_path / "file"], "looking leaves nothing behind"
 
 
-def test_a_file_system_whose_files_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Network file systems know no nameless files; there the file has a name, and is gone afterwards too."""
-    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # opening a folder for writing: EISDIR, as there
-    assert _node.log_dir(StubAgent(str(tmp_path))) is None
-    assert not list(tmp_path.iterdir())
+def test_a_file_system_whose_files_have_names(tmp_path: Path) -> None:
+    """Network file systems have no files without names; the file has a name there, and is gone afterwards too."""
     written = []
-    monkeypatch.setattr(
-        os, "write", lambda descriptor, data: written.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-    )
-    _node.log_dir(StubAgent(str(tmp_path)))
+
+    def write(descriptor: int, data: bytes) -> None:
+        written.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        assert os.write(descriptor, data) == 1
+
+    write_byte(str(tmp_path), nameless=os.O_DIRECTORY, write=write)  # opening a folder for writing: EISDIR, as there
     assert written[0].startswith(str(tmp_path / ".quorate-"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_few_open_files(tmp_path: Path) -> None:
@@ -181,12 +190,10 @@ def test_little_memory(tmp_path: Path) -> None:
     assert "fewer than memory_free_mb=1e+09" in problem
 
 
-def test_a_step_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stepping this machine's clock would hit every program on it, so the clock that is read is another."""
+def test_a_step_of_the_wall_clock() -> None:
+    """Setting this machine's clock would affect every program on it, so the clocks that are read are passed in."""
     now = [1000.0, 10.0]
-    monkeypatch.setattr(_node, "wall_time_ns", lambda: int(now[0] * 1e9))
-    monkeypatch.setattr(_node, "boot_seconds", lambda: now[1])
-    clock = _node.Clock()
+    clock = ClockWatch(lambda: now[0] - now[1])
     now[:] = [2030.0, 1010.0]
     assert clock.check(60.0) is None, "30 s of 1000 are within the limit"
     now[:] = [2200.0, 1010.0]
@@ -195,12 +202,12 @@ def test_a_step_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "set back by 2000.0 s" in str(clock.check(60.0))
 
 
-def test_a_slow_store_is_told_once_and_judged_only_if_asked() -> None:
+def test_a_slow_store_is_reported_once_and_judged_only_with_a_limit() -> None:
     """Otherwise every node would leave a job whose store is away for a moment."""
-    agent, watch = StubAgent(), _node.StoreWatch()
+    agent, watch = StubAgent(), StoreWatch()
     agent.latency = 2.0
     assert watch.check(agent, None) is None
-    assert not agent.said, "before a join nobody asks: joining finds out"
+    assert not agent.said, "not before a join: joining reads the store"
     agent.phase = "running"
     assert [watch.check(agent, None), watch.check(agent, None)] == [None, None]
     assert agent.said == ["the rendezvous store took 2000 ms to answer; look at its host and the network"]
@@ -300,16 +307,22 @@ def test_without_groups_the_machine_counts(tmp_path: Path) -> None:
         ),
         ("sh -c 'kill -KILL $$'", "command: sh was killed by SIGKILL"),
         ("no-such-program", "command: no-such-program cannot be run: there is no such program"),
-        ("/etc/passwd", "command: /etc/passwd cannot be run: it is no executable file"),
+        ("/etc/passwd", "command: /etc/passwd cannot be run: it is not an executable file"),
         ("echo fine", ""),
     ],
 )
-def test_a_command_of_the_users(tmp_path: Path, command: str, problem: str) -> None:
+def test_a_command_of_the_user(tmp_path: Path, command: str, problem: str) -> None:
     done = run(f"--health-check-cmd={command}", path=tmp_path)
     if problem:
         assert refused(done).startswith(problem)
     else:
         assert (done.returncode, done.stdout, done.stderr) == (0, "worker ran\n", "")
+
+
+def test_a_command_does_not_get_the_job_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUORATE_JOB_TOKEN", "0123456789abcdef")
+    done = run("--health-check-cmd=sh -c 'echo token=$QUORATE_JOB_TOKEN.; exit 1'", path=tmp_path)
+    assert refused(done) == "command: sh ended with exit code 1: token=."
 
 
 def test_control_characters_of_a_command_do_not_reach_the_terminal(tmp_path: Path) -> None:
@@ -328,14 +341,16 @@ def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> N
     wait_for_end(int(pid.read_text()))
 
 
-def test_a_command_that_leaves_a_child_does_not_hold_the_job_up(tmp_path: Path) -> None:
+def test_a_child_that_a_command_leaves_does_not_delay_the_job(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     done = run(f"--health-check-cmd=sh -c 'sleep 1000 & echo $! > {pid}'", path=tmp_path)
     assert done.returncode == 0
     wait_for_end(int(pid.read_text()))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_a_command_ends_with_its_agent(tmp_path: Path, number: int, code: int) -> None:
     """Whether the agent is asked to stop while the command runs, or just dies."""
     pipe, script = tmp_path / "pipe", tmp_path / "worker.py"
@@ -410,8 +425,6 @@ def test_wrong_values_are_one_sentence_and_exit_code_2(
 
 
 def test_which_checks_are_wanted() -> None:
-    from quorate_health._check_flags import names_of
-
     every = frozenset(NAMES)
     assert names_of("all") == every
     assert names_of("none") == frozenset()
@@ -425,17 +438,17 @@ def test_a_check_that_is_switched_off_finds_nothing(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_what_checks_remember_is_kept_for_each_agent_as_long_as_it_lives() -> None:
-    nodes = Nodes()
+def test_the_state_of_checks_is_kept_for_each_agent_while_it_lives() -> None:
+    states = CheckStates()
     one, other = StubAgent(), StubAgent()
-    assert nodes.of(one) is nodes.of(one)
-    assert nodes.of(other) is not nodes.of(one)
+    assert states.of(one) is states.of(one)
+    assert states.of(other) is not states.of(one)
     del one
     gc.collect()
-    assert len(nodes._nodes) == 1
+    assert len(states) == 1
     del other
     gc.collect()
-    assert nodes._nodes == {}
+    assert len(states) == 0
 
 
 def test_every_limit_is_explained() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from quorate_health import _checks
-from quorate_health._checks import Node
+from quorate_health._checks import CheckState
 from quorate_health._gpu import Gpus
 
 pynvml = pytest.importorskip("pynvml", reason="the extra gpu is not installed")
@@ -94,16 +92,15 @@ class FakeNvml:
 
 
 @pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeNvml:
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     fake = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    (tmp_path / "nvidiactl").touch()
-    monkeypatch.setattr(_checks, "GPU_DEVICE", str(tmp_path / "nvidiactl"))
     return fake
 
 
-def check(node: Node) -> str | None:
-    return node.look_at_gpus(None)  # type: ignore[arg-type] # no check of GPUs asks the agent
+def state_with(gpu_device: str = __file__, **limits: float) -> CheckState:
+    """Return the state of checks with these limits; ``gpu_device`` exists, as with a driver, unless it is given."""
+    return CheckState({"health_check_conf": limits}, gpu_device)
 
 
 def test_every_name_of_the_fake_is_in_the_real_binding() -> None:
@@ -113,15 +110,15 @@ def test_every_name_of_the_fake_is_in_the_real_binding() -> None:
 
 
 def test_healthy_gpus(nvml: FakeNvml) -> None:
-    node = Node({"health_check_conf": {"gpus": 2.0}})
-    assert check(node) is None
+    state = state_with(gpus=2.0)
+    assert state.check_gpus() is None
     assert nvml.watched == {0, 1}
-    node.close()
+    state.close()
     assert nvml.opened == 0
 
 
 @pytest.mark.parametrize(
-    ("state", "problem"),
+    ("condition", "problem"),
     [
         ({"ecc": 3}, "GPU 1 has 3 uncorrectable memory error(s), more than gpu_ecc_errors=0; reset it"),
         ({"rows": (0, 1, 1, 0)}, "GPU 1 has memory rows to remap, which takes a reset; reset it"),
@@ -131,66 +128,65 @@ def test_healthy_gpus(nvml: FakeNvml) -> None:
         ({"lost": True}, "GPU 1 cannot be reached: GPU is lost; reset it, or restart the machine"),
     ],
 )
-def test_a_gpu_that_is_not_well(nvml: FakeNvml, state: dict[str, Any], problem: str) -> None:
-    vars(nvml.gpus[1]).update(state)
-    node = Node({})
-    assert check(node) == problem
-    node.close()
+def test_an_unhealthy_gpu(nvml: FakeNvml, condition: dict[str, Any], problem: str) -> None:
+    vars(nvml.gpus[1]).update(condition)
+    state = state_with()
+    assert state.check_gpus() == problem
+    state.close()
 
 
 def test_tolerated_errors_and_heat(nvml: FakeNvml) -> None:
     nvml.gpus[0].ecc, nvml.gpus[1].degrees = 3, 70
-    node = Node({"health_check_conf": {"gpu_ecc_errors": 3.0, "gpu_temperature_c": 70.0}})
-    assert check(node) == "GPU 1 is at 70 degrees Celsius, not below gpu_temperature_c=70; look at its cooling"
+    state = state_with(gpu_ecc_errors=3.0, gpu_temperature_c=70.0)
+    assert state.check_gpus() == "GPU 1 is at 70 degrees Celsius, not below gpu_temperature_c=70; look at its cooling"
 
 
-def test_a_gpu_without_such_counters_is_well(nvml: FakeNvml) -> None:
+def test_a_gpu_without_counters_is_healthy(nvml: FakeNvml) -> None:
     nvml.has_ecc = False
-    assert check(Node({})) is None
+    assert state_with().check_gpus() is None
 
 
 def test_an_xid_is_remembered_unless_a_program_caused_it(nvml: FakeNvml) -> None:
-    node = Node({})
-    assert check(node) is None
+    state = state_with()
+    assert state.check_gpus() is None
     nvml.events = [(0, 13), (1, 79), (0, 43)]
-    told = "GPU 1 reported Xid 79; look at the kernel's log, and reset it"
-    assert [check(node), check(node)] == [told, told]
+    problem = "GPU 1 reported Xid 79; look at the kernel's log, and reset it"
+    assert [state.check_gpus(), state.check_gpus()] == [problem, problem]
 
 
 def test_too_few_gpus(nvml: FakeNvml) -> None:
     """Fewer than were asked for, or than there were before."""
-    assert "2 GPU(s) are here, but gpus=8 are expected" in str(check(Node({"health_check_conf": {"gpus": 8.0}})))
-    node = Node({})
-    assert check(node) is None
+    assert "2 GPU(s) are here, but gpus=8 are expected" in str(state_with(gpus=8.0).check_gpus())
+    state = state_with()
+    assert state.check_gpus() is None
     nvml.gpus.pop()
-    assert "1 GPU(s) are here, but there were 2" in str(check(node))
+    assert "1 GPU(s) are here, but there were 2" in str(state.check_gpus())
 
 
 def test_a_driver_that_does_not_answer(nvml: FakeNvml) -> None:
     nvml.init_error = pynvml.NVMLError_DriverNotLoaded
-    assert check(Node({})) == "NVML cannot be used: Driver Not Loaded; look at the driver (nvidia-smi)"
+    assert state_with().check_gpus() == "NVML cannot be used: Driver Not Loaded; look at the driver (nvidia-smi)"
 
 
 def test_a_container_without_the_library_is_judged_only_if_gpus_are_expected(nvml: FakeNvml) -> None:
     nvml.init_error = pynvml.NVMLError_LibraryNotFound
-    assert check(Node({})) is None
-    assert "NVML Shared Library Not Found" in str(check(Node({"health_check_conf": {"gpus": 1.0}})))
+    assert state_with().check_gpus() is None
+    assert "NVML Shared Library Not Found" in str(state_with(gpus=1.0).check_gpus())
 
 
 def test_without_the_binding_gpus_are_judged_only_if_expected(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert check(Node({})) is None
-    assert "pip install quorate-health[gpu]" in str(check(Node({"health_check_conf": {"gpus": 1.0}})))
+    assert state_with().check_gpus() is None
+    assert "pip install quorate-health[gpu]" in str(state_with(gpus=1.0).check_gpus())
 
 
-def test_without_a_driver_nothing_is_loaded(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_checks, "GPU_DEVICE", "/nowhere")
-    assert check(Node({})) is None
+def test_without_a_driver_nothing_is_loaded(nvml: FakeNvml) -> None:
+    assert state_with("/nowhere").check_gpus() is None
     assert nvml.opened == 0
-    assert "no NVIDIA GPU is here, but gpus=1" in str(check(Node({"health_check_conf": {"gpus": 1.0}})))
+    assert "no NVIDIA GPU is here, but gpus=1" in str(state_with("/nowhere", gpus=1.0).check_gpus())
 
 
-def test_the_real_binding_on_a_machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_binding_on_a_machine_without_gpu() -> None:
     """Whatever it says here, it is an error that the check expects."""
     gpus = Gpus()
     answer = gpus.check(None, 0.0, None)

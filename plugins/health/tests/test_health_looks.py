@@ -1,4 +1,4 @@
-"""What the server reads of logs and processes, whatever is in them."""
+"""What the server reads of logs and processes, with any content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quorate_health._page import _bytes, _duration
-from quorate_health._processes import usage_of
+from quorate_health._status import usage_of
 from quorate_health._tail import clean, tail_of
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"

@@ -25,10 +25,10 @@ from quorate.clock import monotonic
 from quorate.errors import StoreUnavailableError
 from quorate.records import Cause, Event, RoundEnd, Verdict
 from quorate.services import AgentSnapshot, HangReport, WorkerSnapshot
-from quorate_health import _pulse, plugin
-from quorate_health._imports import importing
+from quorate_health import plugin
+from quorate_health._import_lock import import_lock
 from quorate_health._journal import Journal
-from quorate_health._pulse import Pulse
+from quorate_health._pulse import FRESH_SECONDS, Pulse
 from quorate_health._service import HealthService
 from quorate_health._status import Status
 
@@ -37,7 +37,7 @@ VARIABLE = "TORCHELASTIC_HEALTH_CHECK_PORT"
 
 
 class StubAgent:
-    """An agent that is as it is told to be; ``is_stuck`` is one that takes no turn until the deadline."""
+    """An agent in a state that the test sets; with ``is_stuck`` it takes no turn until the deadline."""
 
     def __init__(self, environment: Mapping[str, str] | None = None, **settings: Any) -> None:
         self.environment: Mapping[str, str] = environment or {}
@@ -127,7 +127,7 @@ def test_an_agent_that_does_not_turn_is_not_live(service: HealthService, agent: 
     agent.is_stuck = True
     status, body, _ = ask(service, "/livez")
     assert (status, body) == (503, "the agent has not taken a turn within 5 s\n")
-    assert ask(service, "/readyz")[0] == 200, "what it said last is that its workers run"
+    assert ask(service, "/readyz")[0] == 200, "its last snapshot says that its workers run"
     health = json.loads(ask(service, "/healthz")[1])
     assert (health["is_live"], health["is_ready"], health["is_healthy"]) == (False, True, False)
     assert health["reasons"] == ["the agent has not taken a turn within 5 s"]
@@ -135,11 +135,11 @@ def test_an_agent_that_does_not_turn_is_not_live(service: HealthService, agent: 
 
 
 def test_an_agent_without_workers_is_not_ready_and_says_why(service: HealthService, agent: StubAgent) -> None:
-    agent.phase, agent.reason = "joining", "waiting for 1 of 2 nodes"
+    agent.phase, agent.reason = "joining", "1 of 2 nodes joined"
     assert ask(service, "/livez")[0] == 200
     status, body, _ = ask(service, "/readyz")
     assert status == 503
-    assert body == "no workers run in a sealed round; the agent is joining: waiting for 1 of 2 nodes\n"
+    assert body == "no workers run in a sealed round; the agent is joining: 1 of 2 nodes joined\n"
     status, body, _ = ask(service, "/healthz")
     assert (status, json.loads(body)["reasons"]) == (503, [body_line(ask(service, "/readyz")[1])])
 
@@ -148,11 +148,11 @@ def body_line(body: str) -> str:
     return body.removesuffix("\n")
 
 
-def test_a_crowd_costs_the_agent_few_turns(service: HealthService, agent: StubAgent) -> None:
+def test_many_requests_cost_the_agent_few_turns(service: HealthService, agent: StubAgent) -> None:
     begun_at = monotonic()
     for _ in range(50):
         assert ask(service, "/livez")[0] == 200
-    assert agent.turns <= 1 + (monotonic() - begun_at) / _pulse._FRESH_SECONDS
+    assert agent.turns <= 1 + (monotonic() - begun_at) / FRESH_SECONDS
 
 
 def test_what_is_not_there_and_what_is_not_allowed(service: HealthService) -> None:
@@ -195,11 +195,11 @@ def test_every_answer_forbids_what_a_browser_should_not_do(service: HealthServic
         ("127.0.0.1.example", 421),
     ],
 )
-def test_a_name_that_was_given_this_address_reads_nothing(service: HealthService, name: str, status: int) -> None:
+def test_a_foreign_name_with_this_address_is_refused(service: HealthService, name: str, status: int) -> None:
     assert ask(service, "/status.json", Host=name)[0] == status
 
 
-# --- what is told ---------------------------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------------------------
 
 
 def test_heartbeats_have_an_age_for_each_running_worker(service: HealthService, agent: StubAgent) -> None:
@@ -227,29 +227,37 @@ def test_the_store_is_up_down_or_not_there_yet(
     assert metric(service, "quorate_store_latency_seconds") == seconds
 
 
+def test_the_cpus_that_a_worker_is_bound_to_are_shown(service: HealthService, agent: StubAgent) -> None:
+    agent.workers = (WorkerSnapshot(0, 4, os.getpid(), cpus="0-27,56-83"), WorkerSnapshot(1, 5, os.getpid()))
+    assert [worker["cpus"] for worker in json.loads(ask(service, "/status.json")[1])["workers"]] == ["0-27,56-83", ""]
+    page = ask(service, "/status")[1]
+    assert page.count("CPUs") == 1
+    assert "0-27,56-83" in page
+
+
 def test_events_become_rounds_and_durations(service: HealthService, agent: StubAgent) -> None:
-    def tell(name: str, **details: Any) -> None:
+    def emit(name: str, **details: Any) -> None:
         service.observe(Event(name, "", details=details))
 
     def join(number: int) -> None:
-        tell("agent.phase", phase="joining", was="checking")
-        tell("round.joined", round=number, group_rank=0, group_world_size=1, world_size=1, restart_count=number)
+        emit("agent.phase", phase="joining", was="checking")
+        emit("round.joined", round=number, group_rank=0, group_world_size=1, world_size=1, restart_count=number)
 
     def end(number: int, cause: str, verdict: str) -> None:
-        tell("round.ended", round=number, cause=cause, verdict=verdict)
+        emit("round.ended", round=number, cause=cause, verdict=verdict)
 
     agent.ends = (RoundEnd(1, Cause.HANG, Verdict.RESTART, "it hangs"),)
     join(0)
-    tell("workers.started")
+    emit("workers.started")
     end(0, "node_joined", "rescale")
     join(1)
-    tell("workers.started")
-    tell("worker.failed")
+    emit("workers.started")
+    emit("worker.failed")
     end(1, "hang", "restart")
-    tell("agent.phase", phase="joining", was="checking")
-    tell("round.standby")
-    tell("round.joined", round=2, group_rank=0, group_world_size=1, world_size=1, restart_count=1)
-    tell("workers.started")
+    emit("agent.phase", phase="joining", was="checking")
+    emit("round.standby")
+    emit("round.joined", round=2, group_rank=0, group_world_size=1, world_size=1, restart_count=1)
+    emit("workers.started")
     rounds = json.loads(ask(service, "/status.json")[1])["rounds"]
     assert [(entry["cause"], entry["verdict"], entry["reason"]) for entry in rounds] == [
         ("node_joined", "rescale", ""),
@@ -258,22 +266,22 @@ def test_events_become_rounds_and_durations(service: HealthService, agent: StubA
     ]
     assert metric(service, "quorate_restarts_total") == {("hang",): 1.0}
     assert metric(service, "quorate_rescales_total") == {("node_joined",): 1.0}
-    assert metric(service, "quorate_rendezvous_seconds_count") == {(): 2.0}, "to stand in line does not count"
+    assert metric(service, "quorate_rendezvous_seconds_count") == {(): 2.0}, "the time of a standby does not count"
     assert metric(service, "quorate_recovery_seconds_count") == {(): 2.0}
     assert metric(service, "quorate_recovery_seconds_count") == {(): 2.0}, "nothing is counted twice"
 
 
-# --- its begin and its end ------------------------------------------------------------------------------------------
+# --- start and end --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "65536", "8080 ", "٣"])
-def test_a_port_that_is_none_is_said(text: str) -> None:
+def test_a_value_that_is_not_a_port_is_reported(text: str) -> None:
     agent = StubAgent({VARIABLE: text})
     assert start(agent) is None
     assert agent.said == [f"warning: {VARIABLE}={text} is not a port; there is no health server"]
 
 
-def test_a_host_that_is_not_ours_is_said() -> None:
+def test_a_host_of_another_machine_is_reported() -> None:
     agent = StubAgent(health_port=0, health_host="192.0.2.1")
     assert start(agent) is None
     assert agent.said == [
@@ -281,14 +289,14 @@ def test_a_host_that_is_not_ours_is_said() -> None:
     ]
 
 
-def test_a_host_without_a_port_is_said() -> None:
+def test_a_host_without_a_port_is_reported() -> None:
     agent = StubAgent(health_host="0.0.0.0")
     assert start(agent) is None
     assert agent.said == ["--health-host has no effect without --health-port"]
 
 
 @pytest.mark.parametrize("host", ["::1", "::", "0.0.0.0", "localhost"])
-def test_it_listens_where_it_is_told_to(host: str) -> None:
+def test_it_listens_at_the_host_of_the_flag(host: str) -> None:
     agent = StubAgent(health_port=0, health_host=host)
     service = start(agent)
     assert service is not None
@@ -314,7 +322,7 @@ def test_it_can_be_closed_before_it_is_loaded_and_its_port_taken_at_once(agent: 
     successor.close()
 
 
-def test_its_end_cuts_off_whoever_is_connected(agent: StubAgent) -> None:
+def test_its_end_closes_all_connections(agent: StubAgent) -> None:
     service = start(agent)
     assert service is not None
     ask(service, "/livez")
@@ -403,7 +411,7 @@ def test_a_request_that_is_out_of_bounds_is_refused(
     assert received.count(b"HTTP/1.") == 1, "a connection is good for one request"
 
 
-def test_idle_connections_make_way_for_those_that_ask(agent: StubAgent) -> None:
+def test_idle_connections_are_closed_for_those_with_requests(agent: StubAgent) -> None:
     """With few descriptors to spend, and all taken by silent clients, the next one is still answered."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
@@ -422,7 +430,7 @@ def test_idle_connections_make_way_for_those_that_ask(agent: StubAgent) -> None:
         service.close()
 
 
-def test_nothing_wakes_while_nobody_asks(service: HealthService) -> None:
+def test_no_thread_wakes_without_clients(service: HealthService) -> None:
     """No polling: the server's threads do not run at all between requests."""
     ask(service, "/livez")
     tasks = {int(name) for name in os.listdir("/proc/self/task")} - {threading.get_native_id()}
@@ -454,8 +462,8 @@ def _switches(threads: set[int | None]) -> int:
     return total
 
 
-def test_a_log_that_cannot_be_read_holds_up_nobody(service: HealthService, agent: StubAgent, tmp_path: Path) -> None:
-    """A worker can put anything in its log's place: a pipe that nobody writes to, a link, a folder."""
+def test_a_log_that_cannot_be_read_delays_no_answer(service: HealthService, agent: StubAgent, tmp_path: Path) -> None:
+    """A worker can put anything in its log's place: a pipe without a writer, a link, a folder."""
     pipe, link, secret = tmp_path / "pipe", tmp_path / "link", tmp_path / "secret"
     os.mkfifo(pipe)
     secret.write_text("secret\n")
@@ -470,7 +478,7 @@ def test_a_log_that_cannot_be_read_holds_up_nobody(service: HealthService, agent
     assert time.monotonic() - begun_at < DEADLINE
 
 
-def test_a_look_that_is_stuck_holds_up_nobody_else(agent: StubAgent) -> None:
+def test_a_look_that_is_stuck_delays_no_other(agent: StubAgent) -> None:
     """As on a file system that does not answer: others get the last look that came to its end."""
     stuck, freed = threading.Event(), threading.Event()
 
@@ -495,18 +503,18 @@ def test_a_look_that_is_stuck_holds_up_nobody_else(agent: StubAgent) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_fork_waits_for_an_import_that_is_under_way() -> None:
-    """The child would inherit the import's lock, with nobody to release it."""
+def test_a_fork_waits_for_a_running_import() -> None:
+    """The child would inherit the import's lock, which nothing there releases."""
 
     def fork() -> None:
         pid = os.fork()
         if pid == 0:
-            os._exit(0 if importing.acquire(blocking=False) else 1)
+            os._exit(0 if import_lock.acquire(blocking=False) else 1)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
     codes: list[int] = []
     forking = threading.Thread(target=fork)
-    with importing:
+    with import_lock:
         forking.start()
         forking.join(0.2)
         assert forking.is_alive(), "it did not wait"

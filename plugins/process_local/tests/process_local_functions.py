@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import socket
+import stat
+import struct
 import sys
 import threading
 from typing import Any
@@ -256,3 +260,101 @@ def wait_in_an_agent(method: str, ear: str, door: str) -> None:
     with open(ear, "w") as file:
         file.write(" ".join(map(str, context.pids().values())) + "\n")
     signal.pause()
+
+
+def _connection() -> int:
+    """Return the descriptor of this worker's connection to its agent."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        try:
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+        except OSError:
+            continue
+        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            try:
+                peer = duplicate.getpeername()
+            except OSError:
+                continue
+            if isinstance(peer, bytes) and peer.startswith(b"\0quorate-"):
+                return descriptor
+    raise AssertionError("no connection")
+
+
+def announce(announced_bytes: int, sent_bytes: int = 0) -> None:
+    """Announce a result, send a part of it, and hang."""
+    descriptor = _connection()
+    os.set_blocking(descriptor, True)
+    data = memoryview(struct.pack("!Q", announced_bytes) + bytes(sent_bytes))
+    while data:
+        data = data[os.write(descriptor, data) :]
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    while True:
+        signal.pause()
+
+
+def send_for_ever(value: Any) -> None:
+    """Send a result, and then whatever the agent takes."""
+    descriptor = _connection()
+    os.set_blocking(descriptor, True)
+    packed = pickle.dumps(value)
+    data = struct.pack("!Q", len(packed)) + packed
+    while True:
+        os.write(descriptor, data)
+        data = bytes(1 << 20)
+
+
+class Exits:
+    """Ends whatever unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (0,)
+
+
+class Nested:
+    """Cannot be unpickled without a recursion that never ends."""
+
+    def __reduce__(self) -> Any:
+        return _nest, (Exits.__name__,)
+
+
+def _nest(name: str) -> Any:
+    return _nest(name)
+
+
+class ConfusingError(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Confuses:
+    """Raises when it is unpickled what has no text."""
+
+    def __reduce__(self) -> Any:
+        return _raise_confusing, ()
+
+
+def _raise_confusing() -> None:
+    raise ConfusingError
+
+
+class Shouts:
+    """Raises when it is unpickled a text that would steer a terminal, without end."""
+
+    def __reduce__(self) -> Any:
+        return _shout, ()
+
+
+def _shout() -> None:
+    raise ValueError("\x1b[2J" + "a\n" * 100_000)
+
+
+def hostile(kind: str) -> Any:
+    return {"exits": Exits, "nested": Nested, "confuses": Confuses, "shouts": Shouts}[kind]()
+
+
+def affinity() -> list[int]:
+    """Return the CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0))

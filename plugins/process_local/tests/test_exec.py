@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quorate.errors import StartError
-from quorate_process_local import _commands, _fds
+from quorate.proc import open_pidfd, parent_death_command
 
 from .conftest import Ear, Group, Start, children, is_running, launch, polite, starter, wait_for_end
 
@@ -130,8 +130,8 @@ def test_the_death_wrapper_is_asked_whether_it_knows_the_option(tmp_path: Path) 
     (tmp_path / "b").mkdir()
     _program(tmp_path / "a" / "setpriv", "another tool box", 0o755)
     good = _program(tmp_path / "b" / "setpriv", "knows --pdeathsig", 0o755)
-    assert _commands.find_death_wrapper(str(tmp_path / "a")) == ()
-    assert _commands.find_death_wrapper(f"{tmp_path}/a:{tmp_path}/b")[0] == good
+    assert parent_death_command(str(tmp_path / "a")) == ()
+    assert parent_death_command(f"{tmp_path}/a:{tmp_path}/b")[0] == good
 
 
 def test_stop_signals_the_group_and_marks_victims_only(sh: Shell, ear: Ear) -> None:
@@ -208,7 +208,7 @@ def test_close_kills_what_runs_and_may_come_from_another_thread(sh: Shell, ear: 
 
 def test_without_pidfds_exits_are_still_seen(sh: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pidfd_open", lambda pid: (_ for _ in ()).throw(OSError(38, "not implemented")))
-    assert _fds.open_pidfd(os.getpid()) == -1
+    assert open_pidfd(os.getpid()) == -1
     group = sh("sleep 1000 & exit 4")
     assert group.context.wake_at() is not None
     assert [event.exit_code for event in group.run()] == [4]
@@ -220,4 +220,4 @@ def test_a_stolen_exit_status_is_a_problem_not_a_hang(sh: Shell) -> None:
     os.waitpid(pid, 0)
     (event,) = group.run()
     assert event.exit_code == 255
-    assert "taken by somebody else" in event.problem
+    assert "taken by other code" in event.problem

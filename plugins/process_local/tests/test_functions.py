@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from quorate.catalogue import PluginKind
 from quorate.errors import StartError
 
 from .conftest import Ear, Start, is_running, launch, starter
@@ -66,7 +67,7 @@ def test_an_exception_is_recorded(start: Start, functions: ModuleType, method: s
     pytest.importorskip("quorate_errors")
     from quorate.plugins import get_host
 
-    if "file" not in get_host().catalogue("error recorder"):
+    if "file" not in get_host().catalogue(PluginKind.ERROR_RECORDER):
         pytest.skip("the recorder is not installed")
     path = tmp_path / "error.json"
     start(method, [launch(0, functions.boom, error_file=str(path))]).run()

@@ -134,11 +134,46 @@ def test_the_tail_is_complete_when_a_signal_ends_the_worker(sh: Shell, capfdbina
         (b"a\r\nb\r\n\n\n", ("a", "b")),
         (b"10%\r20%\r30%\nboom", ("30%", "boom")),
         (b"\xff\n", ("\ufffd",)),
-        (b"x" * 5000, ("x" * 1000,)),
+        (b"x" * 5000, ("x" * 999 + "…",)),
+        (b"\x1b[1;31mValueError\x1b[0m: bell\x07\tend\n", ("ValueError: bell\ufffd   end",)),
     ],
 )
 def test_tail_lines(data: bytes, lines: tuple[str, ...]) -> None:
     assert _streams.tail_lines(data) == lines
+
+
+#: Each puts something else where the worker's stderr goes.
+REPLACEMENTS = {
+    "link to a secret": "ln -sf '{secret}' '{log}'",
+    "FIFO": "rm '{log}'; mkfifo '{log}'",
+    "device": "rm '{log}'; mknod '{log}' c 1 5 2>/dev/null || ln -s /dev/zero '{log}'",
+    "folder": "rm '{log}'; mkdir '{log}'",
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", REPLACEMENTS)
+def test_a_log_that_a_worker_has_replaced_is_not_read(sh: Shell, tmp_path: Path, kind: str) -> None:
+    secret, log = tmp_path / "secret", tmp_path / "err"
+    secret.write_text("secret\n")
+    (event,) = sh(REPLACEMENTS[kind].format(secret=secret, log=log) + "; exit 3", stderr=str(log)).run()
+    assert (event.exit_code, event.stderr_tail) == (3, ())
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_where_a_log_should_be_does_not_block_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    os.mkfifo(path)
+    with pytest.raises(StartError, match="out of local rank 0 cannot be opened: it is a pipe that nothing reads"):
+        starter("exec").start([launch(0, "true", stdout=str(path))])
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_that_is_read_takes_output_and_blocks_the_worker_only(sh: Shell, ear: Ear) -> None:
+    group = sh("yes line | head -n 20000; echo done", stdout=str(ear.path))
+    while ear.words(1)[-1] != "done":
+        pass
+    assert group.run()[0].exit_code == 0
 
 
 def test_a_grandchild_that_holds_the_pipe_delays_nothing_but_the_end(sh: Shell, ear: Ear, capfdbinary: Capture) -> None:

@@ -21,9 +21,10 @@ import pytest
 
 from quorate.records import WorkerExited
 from quorate.starter import DeliversResults
-from quorate_process_local._results import LENGTH
+from quorate_process_local import _deliveries, _task
+from quorate_process_local._results import LARGEST_RESULT_BYTES, LENGTH
 
-from .conftest import DEADLINE_SECONDS, Ear, Group, is_running, launch, starter, wait_for_end
+from .conftest import DEADLINE_SECONDS, Ear, Group, Start, is_running, launch, starter, wait_for_end
 
 #: Longer than any test waits.
 FOR_EVER = 1000.0
@@ -270,3 +271,81 @@ def test_functions_of_one_group_and_the_next_do_not_meet(begin: Begin, functions
     assert facts(second.run()) == {0: (0, ("second",), False)}
     open_door(door)
     assert facts(first.run()) == {0: (0, "first", False)}
+
+
+def test_a_result_that_is_too_large_is_refused(begin: Begin, functions: ModuleType, door: str) -> None:
+    """The agent reserves nothing for it, ends its worker, and goes on with the others."""
+    size = LARGEST_RESULT_BYTES + 1
+    group = begin((functions.announce, size), (functions.pass_door, door, "late"))
+    group.run_until(lambda: len(group.exits) == 1)
+    (event,) = group.exits
+    assert (event.local_rank, event.exit_code, event.return_value) == (0, 1, None)
+    assert event.problem == f"its result has {size} bytes, and at most {LARGEST_RESULT_BYTES} are taken"
+    open_door(door)
+    assert facts(group.run())[1] == (0, "late", False)
+
+
+def test_a_worker_says_itself_that_its_result_is_too_large(
+    start: Start, functions: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forked, so that it has the test's smaller limit."""
+    monkeypatch.setattr(_task, "LARGEST_RESULT_BYTES", 1000)
+    (event,) = start("fork", [launch(0, functions.blob, 1000)]).run()
+    assert event.exit_code == 1
+    last = "ValueError: blob returned 1018 bytes, and at most 1000 can be passed to the agent; "
+    assert event.stderr_tail[-1] == last + "write the value to a file and return its path"
+
+
+@pytest.mark.parametrize("sent_bytes", [0, 500_000])
+def test_a_worker_that_stops_within_its_result_is_ended(
+    begin: Begin, functions: ModuleType, door: str, monkeypatch: pytest.MonkeyPatch, sent_bytes: int
+) -> None:
+    monkeypatch.setattr(_deliveries.Deliveries.__init__, "__defaults__", (0.5,))
+    group = begin((functions.announce, 1_000_000, sent_bytes), (functions.pass_door, door, "late"))
+    group.run_until(lambda: len(group.exits) == 1)
+    (event,) = group.exits
+    assert (event.local_rank, event.exit_code, event.return_value) == (0, 1, None)
+    assert event.problem == "it stopped in the middle of sending its result, for 0.5 s, and was killed"
+    open_door(door)
+    assert facts(group.run())[1] == (0, "late", False)
+
+
+def test_what_follows_a_result_is_thrown_away(begin: Begin, functions: ModuleType, door: str) -> None:
+    group = begin((functions.send_for_ever, "first"), (functions.pass_door, door, "late"))
+    group.run_until(lambda: list(delivered(group)) == [0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    until = time.monotonic() + 1.0
+    group.run_until(lambda: time.monotonic() > until)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; a second brings gigabytes
+    open_door(door)
+    assert facts(group.run())[0][1] == "first"
+    assert facts(group.exits)[1] == (0, "late", False)
+
+
+@pytest.mark.parametrize("kind", ["exits", "nested", "confuses", "shouts"])
+def test_a_result_that_cannot_be_unpickled_harms_nobody(
+    begin: Begin, functions: ModuleType, door: str, kind: str
+) -> None:
+    group = begin((functions.hostile, kind), (functions.pass_door, door, "late"))
+    group.run_until(lambda: len(group.exits) == 1)
+    (event,) = group.exits
+    assert (event.local_rank, event.exit_code, event.return_value) == (0, 1, None)
+    assert event.problem.startswith("the function's return value cannot be unpickled in the agent: ")
+    assert event.problem.isprintable()
+    assert len(event.problem) <= 2048
+    open_door(door)
+    assert facts(group.run())[1] == (0, "late", False)
+
+
+def test_connections_of_strangers_do_not_keep_the_agent(begin: Begin, functions: ModuleType, door: str) -> None:
+    group = begin((functions.pass_door, door, "value"))
+    context: Any = group.context
+    strangers = [socket.socket(socket.AF_UNIX) for _ in range(500)]
+    for stranger in strangers:
+        stranger.connect(context._deliveries.address)
+    began = time.monotonic()
+    group.context.advance(began)
+    open_door(door)
+    assert facts(group.run()) == {0: (0, "value", False)}
+    for stranger in strangers:
+        stranger.close()

@@ -195,3 +195,73 @@ def test_a_process_is_known_even_in_the_midst_of_an_exec() -> None:
                     os.close(leftover.pidfd)
             process.kill()
     assert not missed, "\n".join(missed)
+
+
+_TWO_WORKERS = """
+import os, select, sys, time
+from quorate.records import WorkerLaunch
+from quorate.starter import StarterRequest
+from quorate_process_local import plugin
+
+def work(number, door):
+    if number:
+        time.sleep(1000)
+    open(door).read()
+    os._exit(3)  # a worker that returns waits for the other
+
+if __name__ == "__main__":
+    method, path, door = sys.argv[1:]
+    backend = {backend.name: backend for backend in plugin.quorate_register_starter()}[method]
+    script = f"exec cat {door}", "exec sleep 1000"
+    call = lambda rank: ("sh", ("-c", script[rank])) if method == "exec" else (work, (rank, door))
+    context = backend.create(StarterRequest(method, "token")).start(
+        [WorkerLaunch(rank, rank, "t", *call(rank), dict(os.environ), "") for rank in range(2)])
+    pids = context.pids()
+    print(pids[0], pids[1], file=open(path, "w"), flush=True)
+    steal = method == "exec"
+    exits = []
+    while not exits:
+        select.select([context], [], [], 0.05)
+        if steal and os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOHANG):
+            steal = False  # a program around the agent has reaped it
+        exits += context.advance(time.monotonic()) if not steal or method != "exec" else []
+    print("reaped", file=open(path, "w"), flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("method", ["exec", "forkserver"])
+def test_the_guardian_forgets_a_worker_whose_number_is_free_again(tmp_path: Path, ear: Ear, method: str) -> None:
+    """A process that gets the number later is not killed with the agent, and the other workers are."""
+    last = Path("/proc/sys/kernel/ns_last_pid")
+    if os.geteuid() != 0 or not os.access(last, os.W_OK):
+        pytest.skip("a process id can be chosen by root only")
+    driver, door = tmp_path / "driver.py", tmp_path / "door"
+    driver.write_text(_TWO_WORKERS)
+    os.mkfifo(door)
+    agent = subprocess.Popen([sys.executable, str(driver), method, str(ear.path), str(door)])
+    strangers: list[subprocess.Popen[bytes]] = []
+    try:
+        first, second = map(int, ear.words(2))
+        door.write_text("")
+        assert ear.words(1) == ["reaped"]
+        (guardian,) = (
+            int(pid)
+            for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            if b"quorate-guardian" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        # Other programs of the machine may take the number first, so it is asked for until it comes.
+        while not strangers or strangers[-1].pid != first:
+            assert len(strangers) < 200
+            last.write_text(str(first - 1))
+            strangers.append(subprocess.Popen(["sleep", "1000"], start_new_session=True))
+        agent.kill()
+        agent.wait()
+        wait_for_end([guardian, second])
+        assert is_running(first)
+    finally:
+        agent.kill()
+        agent.wait()
+        for stranger in strangers:
+            stranger.kill()
+            stranger.wait()

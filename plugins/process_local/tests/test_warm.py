@@ -23,8 +23,9 @@ from quorate.errors import StartError, UsageError
 from quorate.records import WorkerLaunch
 from quorate.starter import PreparingStarter, StarterRequest
 from quorate_process_local import _template, _warm
-from quorate_process_local._python import is_python, take_apart
-from quorate_process_local._template_site.quorate_template import unsafe_because
+from quorate_process_local._python import is_python, parse_python_command
+from quorate_process_local._template_site import quorate_template
+from quorate_process_local._template_site.quorate_template import why_not_forkable
 
 from . import process_local_functions as functions
 from .conftest import DEADLINE_SECONDS, Ear, Group, is_running, launch, wait_for_end
@@ -288,12 +289,12 @@ def test_an_import_that_leaves_what_cannot_be_copied_is_refused(
 
 def test_an_open_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "readlink", lambda path: "/dev/nvidia0")
-    assert "/dev/nvidia0" in unsafe_because()
+    assert "/dev/nvidia0" in why_not_forkable()
 
 
 def test_an_import_that_hangs_is_given_up(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_module(tmp_path, monkeypatch, "hanging", "import signal\nsignal.pause()")
-    monkeypatch.setattr(_template, "IMPORT_PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(_template, "IMPORT_TIMEOUT_SECONDS", 1)
     assert "importing hanging took longer than 1 s" in refused(make("hanging"))
 
 
@@ -514,7 +515,7 @@ select.select([], [], [])
     ],
 )
 def test_a_python_command_is_taken_apart(line: str, parts: tuple[Any, ...]) -> None:
-    assert tuple(take_apart(line.split())) == parts
+    assert tuple(parse_python_command(line.split())) == parts
 
 
 @pytest.mark.parametrize(
@@ -524,3 +525,51 @@ def test_a_python_command_is_taken_apart(line: str, parts: tuple[Any, ...]) -> N
 )  # fmt: skip
 def test_an_interpreter_is_known_by_its_name(path: str, answer: bool) -> None:
     assert is_python(path) is answer
+
+
+def test_the_interpreter_of_a_template_need_not_have_quorate(make: Make, tmp_path: Path) -> None:
+    """Its half of the protocol is in the standard library's terms: it runs isolated, and in a bare installation."""
+    site = os.path.dirname(quorate_template.__file__)
+    script = (
+        f"import sys; sys.path.append({site!r}); import quorate_template\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] in ('quorate', 'attr', 'attrs')]"
+    )
+    subprocess.run([sys.executable, "-I", "-c", script], check=True, timeout=DEADLINE_SECONDS)
+    bare = os.path.realpath(sys.executable)
+    assert subprocess.run([bare, "-c", "import quorate"], capture_output=True, check=False).returncode != 0
+    program = tmp_path / "program.py"
+    program.write_text(f"import json\nopen({str(tmp_path / 'ran')!r}, 'w').write('ran')")
+    starter = make("json")
+    group = Group(starter.start([launch(0, bare, str(program))]))
+    try:
+        assert [event.exit_code for event in group.run()] == [0]
+    finally:
+        group.close()
+    assert (tmp_path / "ran").read_text() == "ran"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\xff\xff\xff", "it is longer than"),
+        (b"\0\0\x27\x10" + b"[" * 10_000, "it is nested too deeply"),
+        (b"\0\0\0\x02[]", "it is not an object"),
+        (b"\0\0\0\x02{x", "Expecting property name"),
+        (b"\0\0\0\x02\xff\xff", "decode"),
+    ],
+)
+def test_what_an_import_writes_into_the_channel_is_no_message(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, words: str
+) -> None:
+    text = (
+        "import os, stat\n"
+        "for name in os.listdir('/proc/self/fd'):\n"
+        "    try:\n"
+        "        if int(name) > 2 and stat.S_ISSOCK(os.fstat(int(name)).st_mode):\n"
+        f"            os.write(int(name), {data!r})\n"
+        "    except OSError:\n"
+        "        pass\n"
+    )
+    write_module(tmp_path, monkeypatch, "meddling", text)
+    with pytest.raises(StartError, match=f"what is not a message .*{words}"):
+        make("meddling").start([launch(0, sys.executable, "-c", "")])

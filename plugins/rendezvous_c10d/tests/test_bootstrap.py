@@ -77,7 +77,7 @@ def test_the_port_cannot_be_taken_once_it_is_reserved(bootstrap: Bootstrap) -> N
             thief.bind(("127.0.0.1", port))
 
 
-def test_it_listens_where_it_is_told(bootstrap: Bootstrap) -> None:
+def test_it_listens_on_the_given_address(bootstrap: Bootstrap) -> None:
     port = bootstrap.reserve("127.0.0.1")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), timeout=DEADLINE_SECONDS)

@@ -17,3 +17,7 @@ class TestC10d(StoreConformance):
     @pytest.fixture
     def server(self) -> FreshPorts:
         return FreshPorts()
+
+
+class TestSignedC10d(TestC10d):
+    signed = True

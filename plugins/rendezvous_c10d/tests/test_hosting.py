@@ -1,7 +1,8 @@
-"""Several nodes that were told to host: on one machine they join, elsewhere each says at once what is in its way."""
+"""Several nodes with is_host=true: on one machine they join; otherwise each says at once why it cannot host."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from quorate.backends import get_rendezvous_handler
 from quorate.errors import UsageError
 from quorate.plugins import PluginHost
 from quorate.records import NodeRecord
-from quorate.rendezvous import RendezvousParameters, get_rendezvous_handler
+from quorate.rendezvous import RendezvousHandler, RendezvousParameters
 from quorate_rendezvous_c10d import plugin
 
 from .c10d_harness import DEADLINE_SECONDS, Member
@@ -95,7 +97,7 @@ def test_another_jobs_store_is_named_at_once(endpoint: str, open_store: Open) ->
     assert host.get(["key"]) == [None]
 
 
-def test_a_tcpstore_of_somebody_else_is_left_alone(endpoint: str, open_store: Open) -> None:
+def test_a_tcpstore_of_another_program_is_left_alone(endpoint: str, open_store: Open) -> None:
     from torch.distributed import TCPStore
 
     port = int(endpoint.rpartition(":")[2])
@@ -124,7 +126,7 @@ def _answer(server: socket.socket, text: bytes) -> None:
 
 
 @pytest.fixture(params=[b"HTTP/1.1 400 Bad Request\r\n\r\n", b""], ids=["web-server", "drops"])
-def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
+def other_program(request: pytest.FixtureRequest) -> Iterator[str]:
     """A program that is not a TCPStore; gives its endpoint."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=_answer, args=(server, request.param))
@@ -134,9 +136,9 @@ def stranger(request: pytest.FixtureRequest) -> Iterator[str]:
         thread.join(DEADLINE_SECONDS)
 
 
-def test_another_program_on_the_port_is_named(stranger: str, open_store: Open) -> None:
-    with pytest.raises(UsageError, match=rf"{stranger}.*in use on this node.*not a TCPStore.*another port"):
-        open_store(stranger, is_host=True, connect_timeout=LONG)
+def test_another_program_on_the_port_is_named(other_program: str, open_store: Open) -> None:
+    with pytest.raises(UsageError, match=rf"{other_program}.*in use on this node.*not a TCPStore.*another port"):
+        open_store(other_program, is_host=True, connect_timeout=LONG)
 
 
 def test_a_frozen_host_is_named(endpoint: str, open_store: Open, member: Callable[..., Member]) -> None:
@@ -144,12 +146,12 @@ def test_a_frozen_host_is_named(endpoint: str, open_store: Open, member: Callabl
     assert host.opened()
     host.signal(signal.SIGSTOP)
     os.waitid(os.P_PID, host.process.pid, os.WSTOPPED | os.WNOWAIT)
-    with pytest.raises(UsageError, match=rf"{endpoint}.*takes connections and says nothing"):
+    with pytest.raises(UsageError, match=rf"{endpoint}.*accepts connections and does not answer"):
         open_store(endpoint, is_host=True, connect_timeout=LONG)
 
 
 def test_after_an_earlier_job_of_the_same_name_the_next_one_hosts(endpoint: str, open_store: Open) -> None:
-    """The first job has ended, and its host still serves those who want to read how: nobody may join that."""
+    """The first job has ended, and its host still serves nodes that read how: a new host must not join it."""
     host = PluginHost(paths=[], extra=[("c10d", plugin)])
     parameters = RendezvousParameters("c10d", endpoint, "job", 1, 2, is_host=True, last_call_timeout=0.1)
     handler = get_rendezvous_handler(parameters, host)
@@ -166,3 +168,44 @@ def test_after_an_earlier_job_of_the_same_name_the_next_one_hosts(endpoint: str,
             assert opening.result(DEADLINE_SECONDS).is_host
     finally:
         handler.shutdown()
+
+
+@contextlib.contextmanager
+def _ended_job(endpoint: str, **config: Any) -> Iterator[RendezvousHandler]:
+    """A handler of a job of one node that has ended; it is shut down at the end of the block, not before."""
+    host = PluginHost(paths=[], extra=[("c10d", plugin)])
+    handler = get_rendezvous_handler(
+        RendezvousParameters("c10d", endpoint, "job", 1, 2, last_call_timeout=0.1, **config), host
+    )
+    handler.prepare(NodeRecord("node-0", "trainer", 1, host="host-0"))
+    try:
+        handler.next_rendezvous()
+        handler.report_done()  # type: ignore[attr-defined] # the handler over a store has it
+        assert handler.wait_for_change(DEADLINE_SECONDS) is not None
+        yield handler
+    finally:
+        handler.shutdown()
+
+
+@pytest.mark.parametrize("config", [{}, {"is_host": True}], ids=["any node", "is_host"])
+def test_a_handler_that_is_never_shut_down_leaves_the_port_to_the_next_job_of_its_process(
+    endpoint: str, open_store: Open, config: dict[str, Any]
+) -> None:
+    with _ended_job(endpoint, **config):
+        store = open_store(endpoint, connect_timeout=LONG, **config)
+        assert store.is_host
+        assert store.create("key", b"value")
+
+
+def test_a_node_that_may_host_does_not_join_a_job_that_has_just_ended(endpoint: str, open_store: Open) -> None:
+    with ThreadPoolExecutor(1) as pool, _ended_job(endpoint) as handler:
+        opening = pool.submit(open_store, endpoint, connect_timeout=LONG)
+        handler.shutdown()
+        assert opening.result(DEADLINE_SECONDS).is_host
+
+
+def test_a_node_that_cannot_host_learns_how_the_job_ended(endpoint: str, open_store: Open) -> None:
+    with _ended_job(endpoint):
+        store = open_store(endpoint, is_host=False, connect_timeout=LONG)
+        assert not store.is_host
+        store.close()

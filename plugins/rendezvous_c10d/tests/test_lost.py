@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import socket
 import subprocess
@@ -31,7 +33,7 @@ def test_a_killed_host_ends_a_blocked_wait(
         with pytest.raises(StoreLostError, match="the node that hosted the c10d store") as caught:
             waiting.result(DEADLINE_SECONDS)
     assert endpoint in str(caught.value)
-    # The verdict is final: it is not looked for again, also where somebody else has taken the port.
+    # The verdict is final: it is not looked for again, also where another program has taken the port.
     replacement = member(endpoint)
     assert replacement.opened()
     for name, arguments in (("get", (["key"],)), ("create", ("key", b"")), ("wait", ("key", 3600.0))):
@@ -120,7 +122,7 @@ def test_a_dropped_connection_does_not_end_a_wait(endpoint: str, open_store: Cal
 # --- never there ----------------------------------------------------------------------------------------------------
 
 
-def test_an_endpoint_where_nobody_listens(endpoint: str, open_store: Callable[..., Any]) -> None:
+def test_an_endpoint_without_a_listener(endpoint: str, open_store: Callable[..., Any]) -> None:
     started = monotonic()
     with pytest.raises(StoreUnavailableError) as caught:
         open_store(endpoint, is_host=False, connect_timeout=0.5)
@@ -151,7 +153,7 @@ def test_a_server_that_is_no_tcpstore_is_given_up_in_time(silent_server: str, op
 
 
 def test_a_host_that_finds_its_port_taken_says_so(silent_server: str, open_store: Callable[..., Any]) -> None:
-    with pytest.raises(UsageError, match=r"told to host.*is in use on this node.*another port"):
+    with pytest.raises(UsageError, match=r"must host.*is_host is true.*is in use on this node.*another port"):
         open_store(silent_server, is_host=True, connect_timeout=0.2)
 
 
@@ -178,7 +180,7 @@ def test_wrong_settings_are_refused_before_anything_is_opened(open_store: Callab
 
 
 def test_ordinary_ends_print_nothing_and_workers_inherit_nothing(endpoint: str) -> None:
-    """torch logs time-outs and closed connections with C++ stack traces; none of it reaches stderr."""
+    """torch logs timeouts and closed connections with C++ stack traces; none of it reaches stderr."""
     script = f"""
 import os, subprocess, sys, threading
 from quorate.rendezvous import RendezvousParameters
@@ -201,3 +203,58 @@ subprocess.run([sys.executable, "-c", "import os; assert 'TORCH_CPP_LOG_LEVEL' n
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_SECONDS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+FORKING_HOST = """
+import os, sys, warnings
+warnings.simplefilter("ignore")  # Python warns of forks beside threads; function workers are started that way
+from quorate.errors import StoreUnavailableError
+from quorate.rendezvous import RendezvousParameters
+from quorate_rendezvous_c10d import plugin
+backend, = plugin.quorate_register_rendezvous()
+store = backend.open_store(RendezvousParameters("c10d", sys.argv[1], "job", 1, 8))
+client = backend.open_store(RendezvousParameters("c10d", sys.argv[1], "job", 1, 8))
+workers = backend.bootstrap()
+port = workers.reserve("127.0.0.1")
+workers.activate()
+child = os.fork()
+if child == 0:
+    try:
+        store.get(["key"])
+    except StoreUnavailableError:
+        os.write(1, b"refused\\n")
+    sys.stdin.read()
+    os._exit(0)
+client.put("key", b"value")
+os.write(1, f"{port} {store.get(['key'])}\\n".encode())
+sys.stdin.read()
+"""
+
+
+def test_a_forked_child_neither_uses_nor_holds_the_stores_of_its_parent(endpoint: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING_HOST, endpoint], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        text = ""
+        while text.count("\n") < 2:
+            ready, _, _ = select.select([process.stdout], [], [], DEADLINE_SECONDS)
+            assert ready, text
+            text += os.read(process.stdout.fileno(), 4096).decode()
+        lines = sorted(text.splitlines())
+        assert lines[1] == "refused"
+        port, value = lines[0].split(" ", 1)
+        assert value == "[b'value']"
+        process.kill()
+        process.wait(DEADLINE_SECONDS)
+        for number in (int(port), int(endpoint.rpartition(":")[2])):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", number), DEADLINE_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.read()  # until the child has ended too
+        process.stdout.close()

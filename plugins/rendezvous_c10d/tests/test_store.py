@@ -25,7 +25,7 @@ def test_abilities_are_declared(endpoint: str, open_store: Callable[..., Any]) -
     assert store.is_host
 
 
-def test_whoever_binds_first_is_the_host(endpoint: str, open_store: Callable[..., Any]) -> None:
+def test_the_first_to_bind_is_the_host(endpoint: str, open_store: Callable[..., Any]) -> None:
     first, second = open_store(endpoint), open_store(endpoint)
     assert (first.is_host, second.is_host) == (True, False)
     first.put("key", b"value")
@@ -186,7 +186,7 @@ def test_an_interrupt_before_the_wait_is_not_lost(endpoint: str, open_store: Cal
 def test_without_its_socket_a_wait_can_still_be_interrupted(
     endpoint: str, open_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With a default time-out, wrapping torch's descriptor would change it; the store then waits in slices.
+    # With a default timeout, wrapping torch's descriptor would change it; the store then waits in slices.
     monkeypatch.setattr(socket, "getdefaulttimeout", lambda: 5.0)
     store = open_store(endpoint)
     waiting = _in_background(store.wait, "absent", 3600.0)
@@ -244,31 +244,31 @@ def _sockets(found: set[str]) -> set[str]:
 def test_a_lingering_host_stays_until_the_others_have_left(
     endpoint: str, open_store: Callable[..., Any], member: Callable[..., Member]
 ) -> None:
-    host = member(endpoint, linger_seconds=60)
+    host = member(endpoint, linger_timeout=60)
     assert host.opened()
-    guest = open_store(endpoint)
+    client = open_store(endpoint)
     killed = member(endpoint)
     assert not killed.opened()
     host.send("close")
-    guest.put("key", b"value")
-    assert guest.get(["key"]) == [b"value"]
+    client.put("key", b"value")
+    assert client.get(["key"]) == [b"value"]
     killed.kill()  # who dies without a word is not waited for
-    assert guest.get(["key"]) == [b"value"]
-    guest.close()
+    assert client.get(["key"]) == [b"value"]
+    client.close()
     assert host.receive() == ("returned", None)
 
 
 def test_lingering_has_a_bound(endpoint: str, open_store: Callable[..., Any]) -> None:
-    host, guest = open_store(endpoint, linger_seconds=0.2), open_store(endpoint)
+    host, client = open_store(endpoint, linger_timeout=0.2), open_store(endpoint)
     started = monotonic()
     host.close()
     assert monotonic() - started >= 0.2
-    guest.close()
+    client.close()
 
 
 def test_a_free_port_can_be_chosen(open_store: Callable[..., Any]) -> None:
     host = open_store("localhost:0", max_nodes=1)
     assert host.is_host
-    guest = open_store(host.endpoint)
-    assert guest.create("key", b"")
+    client = open_store(host.endpoint)
+    assert client.create("key", b"")
     assert host.get(["key"]) == [b""]

@@ -12,7 +12,7 @@ from typing import Any, final
 
 import pytest
 
-from quorate_rendezvous_etcd._definitions import load_messages
+from quorate_rendezvous_etcd._v3.messages import load_messages
 
 # Only the tests use gRPC.  Its fork handlers, which it installs unless this is set when it is first used, crash some of
 # the children that are forked while other threads are inside of it.

@@ -94,7 +94,7 @@ def test_certificates_that_cannot_be_read(open_store: Open, tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"ca_cert='/nowhere/ca\.pem' cannot be read: No such file"):
         open_store(ca_cert="/nowhere/ca.pem")
     (tmp_path / "ca.pem").write_text("no certificate")
-    with pytest.raises(UsageError, match="is no PEM file"):
+    with pytest.raises(UsageError, match="is not a PEM file"):
         open_store(ca_cert=str(tmp_path / "ca.pem"))
 
 
@@ -135,7 +135,7 @@ def test_an_expired_token_is_replaced(guarded: EtcdServer, open_store: Open) -> 
     guarded.restart()
     assert store.get(["key"]) == [b"value"]
     assert store.wait("key", 5.0) == b"value"
-    store._transport._token = "never valid"
+    store._client._token = "never valid"
     store._membership.renew(monotonic() + 5.0)
 
 
@@ -211,7 +211,7 @@ def talker() -> Iterator[tuple[str, list[bytes]]]:
 
 
 @pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"])
-def test_who_answers_is_no_etcd(open_store: Open, talker: tuple[str, list[bytes]], answer: bytes) -> None:
+def test_a_server_that_is_not_etcd(open_store: Open, talker: tuple[str, list[bytes]], answer: bytes) -> None:
     endpoint, answers = talker
     answers.append(answer)
     with pytest.raises(StoreUnavailableError, match=f"cannot reach etcd at {endpoint} within 0.5 s"):
@@ -228,14 +228,14 @@ def test_nobody_answers(open_store: Open) -> None:
         open_store(endpoint="no-such-host.invalid", connect_timeout=0.3)
 
 
-def test_a_grpc_server_that_is_no_etcd(nothing_left: None, open_store: Open) -> None:
+def test_a_grpc_server_that_is_not_etcd(nothing_left: None, open_store: Open) -> None:
     import grpc
 
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        with pytest.raises(UsageError, match=r"is no etcd with API v3.*--rdzv-backend=etcd-v2"):
+        with pytest.raises(UsageError, match=r"is not an etcd with API v3.*--rdzv-backend=etcd-v2"):
             open_store(endpoint=f"127.0.0.1:{port}")
         server.stop(0).wait(DEADLINE_SECONDS)
 

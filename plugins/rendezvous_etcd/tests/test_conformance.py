@@ -55,3 +55,7 @@ class TestEtcdV2(StoreConformance):
     def server(cls) -> Iterator[Server]:
         with EtcdServer(enable_v2=True) as etcd, Server(etcd) as server:
             yield server
+
+
+class TestSignedEtcd(TestEtcd):
+    signed = True

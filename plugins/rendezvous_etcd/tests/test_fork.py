@@ -149,7 +149,7 @@ def test_a_child_keeps_no_copy_of_its_parents_connections(open_store: Callable[.
 
 
 def _channels(store: Any) -> list[Any]:
-    transport = store._transport
+    transport = store._client
     return [each.channel for each in (transport._connection, *transport._watching) if each is not None]
 
 

@@ -26,8 +26,8 @@ def _member(endpoint: str, run_id: str, **settings: object) -> subprocess.Popen[
     script = """
 import sys, ast
 from quorate.rendezvous import RendezvousParameters
-from quorate_rendezvous_etcd._store import open_store
-store = open_store(RendezvousParameters("etcd", sys.argv[1], sys.argv[2], 1, 8, **ast.literal_eval(sys.argv[3])))
+from quorate_rendezvous_etcd import _open_v3
+store = _open_v3(RendezvousParameters("etcd", sys.argv[1], sys.argv[2], 1, 8, **ast.literal_eval(sys.argv[3])))
 store.put("hello", b"there")
 print("joined", flush=True)
 sys.stdin.read()
@@ -88,15 +88,15 @@ def test_after_a_job_was_killed_its_run_id_begins_anew(
     assert early.get(["hello"]) == [b"there"], "as long as a member lives, who comes joins it"
     _end(process)
     # A crash, of the only other member: its thread ends, nothing is said.
-    early._membership._stopping.set()
-    early._transport.close()
+    early._membership._keeper.stop()
+    early._client.close()
     for lease in root.leases():
         if lease != early._membership.lease:
             root.call("Lease", "LeaseRevoke", ID=lease)
     assert any("/key/hello" in key for key in root.stored())
     late = open_store(endpoint=server.get_endpoint())
     assert late.get(["hello"]) == [None]
-    assert all(late._membership._token in key or key.endswith("/job") for key in root.stored())
+    assert all(late._membership._incarnation.token in key or key.endswith("/job") for key in root.stored())
 
 
 def test_a_member_that_was_killed_does_not_keep_the_keys_for_long(

@@ -13,8 +13,8 @@ from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError
 from quorate.records import Cause, Verdict
 from quorate_rendezvous_etcd import EtcdServer
-from quorate_rendezvous_etcd._answers import Refused, RefusedError, Trouble, judge
 from quorate_rendezvous_etcd._settings import Settings
+from quorate_rendezvous_etcd._v3.answers import Refused, RefusedError, Trouble, judge
 
 from .etcd_harness import DEADLINE_SECONDS, Admin, InThread, settles
 
@@ -67,8 +67,8 @@ def test_the_loss_of_the_member_that_is_talked_to(start_etcd: Start, open_store:
     store, other = (open_store(endpoint=server.get_endpoint(), operation_timeout=20) for _ in range(2))
     for number, (harm, mend) in enumerate(((server.kill, server.restart), (server.pause, server.resume))):
         waiting = InThread(store.wait, f"awaited/{number}", 3600.0)
-        assert settles(lambda: bool(store._transport._watching))
-        victim = endpoints.index(store._transport._connect().endpoint)
+        assert settles(lambda: bool(store._client._watching))
+        victim = endpoints.index(store._client._connect().endpoint)
         harm(victim)
         assert [store.add("count", 1), other.add("count", 1)] == [2 * number + 1, 2 * number + 2]
         other.put(f"awaited/{number}", b"come")
@@ -95,7 +95,7 @@ def test_compaction_does_not_end_a_wait(start_etcd: Start, open_store: Open, adm
     operator = admin(server)
     store, other = (open_store(endpoint=server.get_endpoint()) for _ in range(2))
     waiting = InThread(store.wait, "key", 3600.0)
-    assert settles(lambda: bool(store._transport._watching))
+    assert settles(lambda: bool(store._client._watching))
     other.put_many([(f"noise/{number}", b"") for number in range(200)])
     operator.compact()
     # The watch has to begin anew, at a revision that is gone.
@@ -111,7 +111,7 @@ def test_a_key_that_is_written_between_the_reading_and_the_watch_is_found(
     server = start_etcd()
     operator = admin(server)
     store, other = (open_store(endpoint=server.get_endpoint()) for _ in range(2))
-    begin_watch = store._transport.begin_watch
+    begin_watch = store._client.begin_watch
 
     def begin_late() -> Any:
         """The key is written, and etcd forgets that it was."""
@@ -120,7 +120,7 @@ def test_a_key_that_is_written_between_the_reading_and_the_watch_is_found(
         operator.compact()
         return begin_watch()
 
-    monkeypatch.setattr(store._transport, "begin_watch", begin_late)
+    monkeypatch.setattr(store._client, "begin_watch", begin_late)
     assert store.wait("key", 60.0) == b"value"
 
 
@@ -242,7 +242,7 @@ def test_the_leader_is_killed_while_nodes_gather(start_etcd: Start, make_handler
 
 
 def test_the_leader_is_killed_at_the_seal(start_etcd: Start, make_handlers: Handlers) -> None:
-    """All come at once, and the leader dies while their tickets, records and seats are being written."""
+    """All come at once, and the leader dies while their tickets, records and assignments are being written."""
     server = start_etcd(members=3)
     handlers = make_handlers(server, 6)
     leader = server.leader()
@@ -295,7 +295,7 @@ def test_etcds_shortest_lease_does_not_make_a_loss_be_noticed_later(
     for thread in [InThread(handler.next_rendezvous) for handler in (keeper, lost)]:
         thread.result()
     began = monotonic()
-    lost._driver._store._transport.close()  # type: ignore[attr-defined]  # as if its machine were gone
+    lost._driver._store._client.close()  # type: ignore[attr-defined]  # as if its machine were gone
     end = keeper.wait_for_change(DEADLINE_SECONDS)
     assert end is not None
     assert end.cause is Cause.NODE_LOST

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from quorate.errors import UsageError
+from quorate.net import Endpoint
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd import plugin
-from quorate_rendezvous_etcd._settings import Endpoint, Settings, parse_endpoints
+from quorate_rendezvous_etcd._settings import Settings, parse_endpoints
 
 
 def settings(endpoint: str = "h:1", **config: Any) -> Settings:
@@ -45,16 +46,18 @@ def test_endpoints(text: str, is_https: bool | None, endpoints: list[str]) -> No
     [
         ("", "no endpoint"),
         (" , ", "no endpoint"),
-        ("a:", "is not a number"),
-        ("a:0", "from 1 to 65535"),
+        ("a:", "no port from 1 to 65535"),
+        ("a:0", "no port from 1 to 65535"),
         ("a:65536", "from 1 to 65535"),
-        (":1", "not HOST:PORT"),
-        ("a b:1", "not HOST:PORT"),
-        ("a/b:1", "not HOST:PORT"),
-        ("user@a:1", "not HOST:PORT"),
-        ("a:b", "port 'b'"),
+        (":1", "it has no host"),
+        ("a b:1", "'a b' is not a host"),
+        ("a/b:1", "'a/b' is not a host"),
+        ("user@a:1", "'user@a' is not a host"),
+        ("a:b", "no port from 1 to 65535"),
+        ("a:" + "0" * 5 + "80", "no port from 1 to 65535"),
+        ("a:" + "9" * 5000, "no port from 1 to 65535"),
         ("::1:2379", "needs brackets"),
-        ("[::1", "not HOST:PORT"),
+        ("[::1", "brackets do not match"),
         ("ftp://a:1", "'ftp' is neither"),
         ("http://a:1,b:2", "mixes protocols"),
     ],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import string
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from quorate.errors import StoreCorruptError, UsageError
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd._settings import Settings
-from quorate_rendezvous_etcd._v2_counter import count_at, is_counter, pack_addition, total
-from quorate_rendezvous_etcd._v2_format import Value, escape, key_path, new_stamp, pack, split_prefix, unpack
+from quorate_rendezvous_etcd._v2.answers import Node, read_answer
+from quorate_rendezvous_etcd._v2.counter import count_at, is_counter, pack_addition, total
+from quorate_rendezvous_etcd._v2.format import Value, escape, key_path, new_stamp, pack, split_prefix, unpack
 
 _KEYS = st.text(st.characters(min_codepoint=1, max_codepoint=126), max_size=12)
 
@@ -63,15 +64,16 @@ def test_values_come_back_as_they_were(data: bytes) -> None:
     "text",
     [None, "", "7", "garbage", "v1:", "v1:stamp", "v1:stamp:\u00e4", "v1:stamp:AB!=", "v2:s:AAAA", "v1"],
 )
-def test_what_is_not_ours_is_refused(text: object) -> None:
+def test_what_quorate_has_not_written_is_refused(text: object) -> None:
     with pytest.raises(StoreCorruptError) as caught:
         unpack(text, "/quorate/job/key")
     assert caught.value.key == "/quorate/job/key"
 
 
-def _entries(*texts: str) -> dict[str, Any]:
+def _entries(*texts: str) -> Node:
     nodes = [{"key": f"/c/{index}", "value": text, "createdIndex": index} for index, text in enumerate(texts)]
-    return {"dir": True, "nodes": nodes[::-1]}
+    body = {"action": "get", "node": {"key": "/c", "dir": True, "nodes": nodes[::-1]}}
+    return read_answer(json.dumps(body).encode(), {"X-Etcd-Index": "7"}).node
 
 
 def test_a_counter_is_the_sum_of_its_additions_in_their_order() -> None:
@@ -88,7 +90,7 @@ def test_an_addition_that_was_posted_twice_counts_once_and_where_it_came_first()
 
 
 @pytest.mark.parametrize("text", ["", "7", "c1:1", "c1::a", "c1:1.5:a", "c2:1:a", "v1:s:AAAA"])
-def test_an_addition_that_is_not_ours_is_refused(text: str) -> None:
+def test_an_addition_that_quorate_has_not_written_is_refused(text: str) -> None:
     with pytest.raises(StoreCorruptError, match="/c/1"):
         total(_entries(pack_addition(1, "a"), text))
 
@@ -135,7 +137,7 @@ from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd import plugin
 backend, = (one for one in plugin.quorate_register_rendezvous() if one.name == "etcd-v2")
 backend.check(RendezvousParameters("etcd-v2", "a:1", "job", 1, 2))
-loaded = {"etcd", "urllib3", "dns", "ssl", "json", "logging", "http"} & set(sys.modules)
+loaded = {"etcd", "urllib3", "dns", "ssl", "logging", "http", "h2", "google"} & set(sys.modules)
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -140,7 +140,7 @@ def test_a_frozen_member_is_left_by_works_and_waits(start_etcd: StartEtcd, open_
     other = open_at(endpoint=server.get_endpoint(), operation_timeout=8.0)
     waiting = in_background(store.wait, "key", 3600.0)
     assert settles(lambda: is_waiting(store))
-    asked = str(store._waiter._polling)
+    asked = str(store._wait_client._polling)
     server.pause(endpoints.index(asked))
     assert store.add("count", 1) == 1  # finds out, and tells the wait
     other.put("key", b"value")
@@ -246,7 +246,7 @@ def test_an_agent_that_comes_before_etcd_waits_for_it(start_etcd: StartEtcd, ope
 
 
 def test_a_server_without_the_api_names_the_flag_and_the_alternative(start_etcd: StartEtcd, open_at: OpenV2) -> None:
-    server = start_etcd()
+    server = start_etcd(enable_v2=False)
     message = _fails(lambda: open_at(endpoint=server.get_endpoint()), UsageError)
     for word in ("does not serve API v2", "--enable-v2=true", "3.6", "--rdzv-backend=etcd", server.get_endpoint()):
         assert word in message

@@ -123,10 +123,10 @@ def test_asking_a_counter_does_not_make_it(open_v2: OpenV2) -> None:
     assert store.get(["count"]) == [None]
 
 
-def test_a_value_is_no_counter(open_v2: OpenV2) -> None:
+def test_a_value_is_not_a_counter(open_v2: OpenV2) -> None:
     store = open_v2()
     store.put("key", b"7")
-    with pytest.raises(StoreCorruptError, match="no counter"):
+    with pytest.raises(StoreCorruptError, match="not a counter"):
         store.add("key", 1)
 
 
@@ -208,10 +208,10 @@ def test_a_wait_that_missed_more_than_etcd_remembers_looks_again(open_v2: OpenV2
     store = open_v2()
     store.put("key", b"0")
     path = store._path("key")
-    index = store._work.get(path, float("inf")).index
+    index = store._client.get(path, float("inf")).index
     for number in range(1100):
-        store._work.put(path, float("inf"), value=number)
-    assert store._waiter.poll(path, index, 3600.0) is None
+        store._client.put(path, float("inf"), value=number)
+    assert store._wait_client.poll(path, index, 3600.0) is None
 
 
 def test_a_wait_goes_on_while_its_key_is_deleted(open_v2: OpenV2) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from quorate.clock import monotonic
-from quorate_rendezvous_etcd._definitions import load_messages
-from quorate_rendezvous_etcd._requests import Requests
-from quorate_rendezvous_etcd._watch import Watcher
+from quorate_rendezvous_etcd._v3.messages import load_messages
+from quorate_rendezvous_etcd._v3.requests import Requests
+from quorate_rendezvous_etcd._v3.watch import Watcher
 
 from .etcd_harness import DEADLINE_SECONDS
 

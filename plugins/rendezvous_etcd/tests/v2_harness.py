@@ -94,7 +94,7 @@ def in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
 
 def is_waiting(store: Any) -> bool:
     """Return whether a long poll of ``store`` is under way."""
-    return store._waiter._polling is not None
+    return store._wait_client._polling is not None
 
 
 class LossyProxy:

@@ -34,10 +34,15 @@ def nothing_left() -> Iterator[None]:
     assert _descriptors() <= descriptors
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "server(**arguments): what the fixture ``server`` gives to TcpStoreServer")
+
+
 @pytest.fixture
-def server(nothing_left: None) -> Iterator[TcpStoreServer]:
-    """A server of the job ``job`` on a free port of 127.0.0.1."""
-    made = TcpStoreServer("127.0.0.1", 0, "job")
+def server(nothing_left: None, request: pytest.FixtureRequest) -> Iterator[TcpStoreServer]:
+    """A server of the job ``job`` on a free port of 127.0.0.1; see the mark ``server``."""
+    mark = request.node.get_closest_marker("server")
+    made = TcpStoreServer("127.0.0.1", 0, "job", **(mark.kwargs if mark is not None else {}))
     yield made
     made.close(0.0)
 
@@ -138,7 +143,7 @@ def start_server(start_process: StartProcess) -> Callable[..., tuple[Child, int]
 
 @pytest.fixture
 def free_port() -> int:
-    """A port on which nobody listens (and which the next to ask is unlikely to get)."""
+    """A port without a listener, which the system is unlikely to give out soon."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

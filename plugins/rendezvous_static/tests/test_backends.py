@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from quorate.backends import get_rendezvous_handler
 from quorate.errors import RendezvousClosedError, RendezvousStateError, StoreUnavailableError, UsageError
+from quorate.net import resolve
 from quorate.plugins import PluginHost
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
-from quorate.rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters, get_rendezvous_handler
+from quorate.rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters
 from quorate_rendezvous_static import TcpStore, plugin
-from quorate_rendezvous_static._endpoint import parse_endpoint, resolve
 
 LONG = 30.0
 
@@ -77,28 +78,19 @@ def test_wrong_settings_are_refused_before_anything_is_opened(plugins: PluginHos
         get_rendezvous_handler(parameters(name, endpoint, *rest, **config), plugins)
 
 
-def test_endpoints_of_both_families() -> None:
-    assert parse_endpoint("host.example:29400") == ("host.example", 29400)
-    assert parse_endpoint(" [fe80::1%eth0]:1 ") == ("fe80::1%eth0", 1)
-    assert parse_endpoint("[::1]", 29400) == ("::1", 29400)
-    assert parse_endpoint("host", 29400) == ("host", 29400)
-    assert [str(address) for address in resolve("127.0.0.1", 80, LONG)] == ["127.0.0.1:80"]
-    assert [str(address) for address in resolve("::1", 80, LONG)] == ["[::1]:80"]
-
-
 # --- who hosts ------------------------------------------------------------------------------------------------------
 
 
 def test_node_rank_0_hosts_and_the_others_join(free_port: int) -> None:
     endpoint = f"127.0.0.1:{free_port}"
     host = open_store("static", endpoint, rank=0)
-    guest = open_store("static", endpoint, rank="1")
+    client = open_store("static", endpoint, rank="1")
     assert host.server is not None
     assert host.server.addresses == [endpoint]
-    assert guest.server is None
+    assert client.server is None
     host.put("key", b"value")
-    assert guest.wait("key", LONG) == b"value"
-    guest.close()
+    assert client.wait("key", LONG) == b"value"
+    client.close()
     host.close()
 
 
@@ -110,12 +102,12 @@ def test_only_the_endpoints_own_address_is_listened_on(free_port: int) -> None:
 
 
 @pytest.mark.parametrize("bound", ["0.0.0.0", "::", "localhost"])
-def test_another_address_to_listen_on_can_be_told(free_port: int, bound: str) -> None:
+def test_another_address_to_listen_on_can_be_given(free_port: int, bound: str) -> None:
     # 192.0.2.1 is reserved for examples: no machine has it, as with an address that is forwarded to this one.
     host = open_store("static", f"192.0.2.1:{free_port}", "1", bind_address=bound)
-    guest = open_store("static", f"127.0.0.1:{free_port}", "2", rank=1)
-    assert guest.create("key", b"")
-    guest.close()
+    client = open_store("static", f"127.0.0.1:{free_port}", "2", rank=1)
+    assert client.create("key", b"")
+    client.close()
     host.close()
 
 
@@ -126,10 +118,10 @@ def test_an_ipv6_endpoint(free_port: int) -> None:
     except OSError:
         pytest.skip("this machine has no IPv6")
     host = open_store("static", f"[::1]:{free_port}", rank=0)
-    guest = open_store("static", f"[::1]:{free_port}", rank=1)
-    assert guest.endpoint == f"[::1]:{free_port}"
-    assert guest.create("key", b"")
-    guest.close()
+    client = open_store("static", f"[::1]:{free_port}", rank=1)
+    assert client.endpoint == f"[::1]:{free_port}"
+    assert client.create("key", b"")
+    client.close()
     host.close()
 
 
@@ -182,7 +174,7 @@ def test_tcp_another_job_on_the_endpoint_is_not_joined(free_port: int) -> None:
     host.close()
 
 
-# --- several that were told to host ----------------------------------------------------------------------------------
+# --- several with is_host=true ---------------------------------------------------------------------------------------
 
 
 def test_tcp_the_second_host_joins_with_a_warning(free_port: int, capfd: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +239,7 @@ def test_tcp_a_host_that_meets_another_job_says_so_at_once(free_port: int) -> No
 
 
 def test_tcp_a_host_that_meets_silence_says_so_at_once() -> None:
-    # As a frozen process has it: the kernel accepts for it, and nobody answers.
+    # As with a frozen process: the kernel accepts connections for it, and no answer comes.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UsageError, match=rf"must host.*{endpoint}.*another program listens.*--rdzv-endpoint"):
@@ -270,6 +262,36 @@ def test_tcp_after_an_earlier_job_of_the_same_name_the_next_one_hosts(
         with pytest.raises(UsageError, match=r"'job', which has ended, is still there"):
             open_store("tcp", endpoint, "1:2", is_host=True, connect_timeout=0.3)
         opening = in_thread(lambda: open_store("tcp", endpoint, "1:2", is_host=True, connect_timeout=600))
+        handler.shutdown()
+        store = opening.result()
+        assert store.server is not None
+        store.close()
+
+
+@pytest.mark.parametrize("config", [{}, {"is_host": True}], ids=["any node", "is_host"])
+def test_tcp_a_handler_that_is_never_shut_down_leaves_the_port_to_the_next_job_of_its_process(
+    plugins: PluginHost, free_port: int, config: dict[str, Any]
+) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    with job(plugins, "tcp", endpoint, "1:2", [None], linger_timeout=0.5, **config) as (handler,):
+        handler.next_rendezvous()
+        handler.report_done()
+        assert handler.wait_for_change(LONG) is not None
+        store = open_store("tcp", endpoint, "1:2", connect_timeout=600, linger_timeout=0.5, **config)
+        assert store.server is not None
+        assert store.create("key", b"value")
+        store.close()
+
+
+def test_tcp_a_node_that_may_host_does_not_join_a_job_that_has_just_ended(
+    plugins: PluginHost, free_port: int, in_thread: Any
+) -> None:
+    endpoint = f"127.0.0.1:{free_port}"
+    with job(plugins, "tcp", endpoint, "1:2", [None]) as (handler,):
+        handler.next_rendezvous()
+        handler.report_done()
+        assert handler.wait_for_change(LONG) is not None
+        opening = in_thread(lambda: open_store("tcp", endpoint, "1:2", connect_timeout=600, linger_timeout=LONG))
         handler.shutdown()
         store = opening.result()
         assert store.server is not None
@@ -340,11 +362,12 @@ def test_tcp_an_elastic_job_without_torch(plugins: PluginHost, free_port: int, i
 NO_TORCH = """
 import sys
 import quorate_rendezvous_static
-light = {"socket", "selectors", "threading", "quorate.rendezvous"} & set(sys.modules)
+from quorate.backends import get_rendezvous_handler
+from quorate.catalogue import PluginKind
 from quorate.plugins import PluginHost
-from quorate.rendezvous import RendezvousParameters, get_rendezvous_handler
+from quorate.rendezvous import RendezvousParameters
 plugins = PluginHost(paths=[], extra=[("static", quorate_rendezvous_static.plugin)])
-names = sorted(plugins.catalogue("rendezvous backend"))
+names = sorted(plugins.catalogue(PluginKind.RENDEZVOUS))
 handler = get_rendezvous_handler(RendezvousParameters("standalone", "", "job", 1, 1), plugins)
 handler.next_rendezvous()
 handler.shutdown()
@@ -352,12 +375,12 @@ store = quorate_rendezvous_static.TcpStoreServer("127.0.0.1", 0, "job")
 client = quorate_rendezvous_static.TcpStore("127.0.0.1", store.port, "job", server=store)
 client.put("key", b"")
 client.close()
-heavy = {"torch", "numpy", "asyncio", "subprocess", "logging", "multiprocessing", "pickle"} & set(sys.modules)
-print(names, sorted(light), sorted(heavy), flush=True)
+heavy = {"torch", "numpy", "grpc", "asyncio", "subprocess", "multiprocessing", "pickle"} & set(sys.modules)
+print(names, sorted(heavy), flush=True)
 sys.stdin.read()
 """
 
 
 def test_neither_torch_nor_anything_heavy_is_imported(start_process: Any) -> None:
     names = ["standalone", "static", "tcp"]
-    assert start_process(NO_TORCH).read_line() == f"{names} [] []"
+    assert start_process(NO_TORCH).read_line() == f"{names} []"

@@ -26,3 +26,7 @@ class TestStandalone(RendezvousConformance):
     @pytest.fixture
     def server(self) -> str:
         return ""
+
+
+class TestSignedTcp(TestTcp):
+    signed = True

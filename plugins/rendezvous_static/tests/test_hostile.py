@@ -1,4 +1,4 @@
-"""Strangers, garbage and clients that do not read: each ends its own connection and disturbs nobody."""
+"""Garbage, floods and clients that do not read or send: each costs its own connection, and disturbs no other."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quorate_rendezvous_static import TcpStoreServer
+from quorate.errors import StoreUnavailableError
+from quorate_rendezvous_static import Limits, TcpStore, TcpStoreServer
 from quorate_rendezvous_static._wire import (
     LARGEST_FRAME,
+    LARGEST_KEY,
+    LARGEST_VALUE,
     MAGIC,
     PROTOCOL_VERSION,
     Code,
@@ -78,16 +81,16 @@ def frame(body: bytes) -> bytes:
         HELLO + encode(Code.ADD, 1, 0, [None]),
         HELLO + encode(Code.GET, 1, 0, [None, b"key"]),
         HELLO + encode(Code.PUT, 1, 0, [b"k" * 5000, b"v"]),
-        HELLO + encode(Code.PUT, 1, 0, [b"key", bytes((1 << 20) + 1)]),
+        HELLO + encode(Code.PUT, 1, 0, [b"key", bytes(LARGEST_VALUE + 1)]),
         HELLO + struct.pack(">I", LARGEST_FRAME + 1),
     ],
 )
 def test_what_makes_no_sense_ends_its_own_connection(connect: Any, dial: Any, bytes_sent: bytes) -> None:
-    store, stranger = connect(), dial()
+    store, client = connect(), dial()
     store.put("before", b"1")
     try:
-        stranger.sendall(bytes_sent)
-        while not is_closed_by_server(stranger):
+        client.sendall(bytes_sent)
+        while not is_closed_by_server(client):
             pass  # it was answered first
     except (BrokenPipeError, ConnectionResetError):
         pass
@@ -96,31 +99,24 @@ def test_what_makes_no_sense_ends_its_own_connection(connect: Any, dial: Any, by
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=st.booleans(), garbage=st.binary(min_size=1, max_size=200))
-def test_random_garbage_harms_nobody(connect: Any, server: TcpStoreServer, before: bool, garbage: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), DEADLINE_SECONDS) as stranger:
-        stranger.sendall((HELLO if before else b"") + garbage)
+def test_random_garbage_harms_no_other_client(
+    connect: Any, server: TcpStoreServer, before: bool, garbage: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), DEADLINE_SECONDS) as client:
+        client.sendall((HELLO if before else b"") + garbage)
     store = connect()
     assert store.add("n", 1) > 0
     store.close()
 
 
-def test_a_half_open_stranger_is_sent_away_at_the_hello_deadline(
-    connect: Any, dial: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("quorate_rendezvous_static._server.HELLO_TIMEOUT_SECONDS", 0.1)
+@pytest.mark.server(limits=Limits(hello_timeout_seconds=0.1))
+def test_a_half_open_client_is_sent_away_at_the_hello_deadline(connect: Any, dial: Any) -> None:
     store = connect()
     silent, slow = dial(), dial()
     slow.sendall(HELLO[:-1])
     assert is_closed_by_server(silent)
     assert is_closed_by_server(slow)
-    store.put("key", b"value")  # whoever said hello in time stays
-
-
-def test_strangers_are_bounded(dial: Any, connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quorate_rendezvous_static._server.MOST_STRANGERS", 3)
-    strangers = [dial() for _ in range(5)]
-    assert [is_closed_by_server(stranger) for stranger in strangers[:2]] == [True, True]
-    connect().put("key", b"value")
+    store.put("key", b"value")  # a client that said hello in time stays
 
 
 def test_a_client_that_does_not_read_is_not_read_from(connect: Any, dial: Any, server: TcpStoreServer) -> None:
@@ -137,7 +133,7 @@ def test_a_client_that_does_not_read_is_not_read_from(connect: Any, dial: Any, s
         pass
     for _ in range(20):
         assert store.get(["big"]) == [bytes(1 << 20)]
-    held = max(len(peer.out) for peer in server._peers)
+    held = max(len(peer.out) for peer in list(server._peers._peers))
     assert 0 < held < 2 * LARGEST_FRAME
     # Once it reads, it gets every answer that it asked for.
     greedy.settimeout(DEADLINE_SECONDS)
@@ -209,3 +205,217 @@ def _all_descriptors(sock: socket.socket) -> list[int]:
         if error.errno != errno.EMFILE:
             raise
     return taken
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+HOST = """
+import os, resource, sys
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), hard))
+from quorate_rendezvous_static import TcpStore, TcpStoreServer
+server = TcpStoreServer("127.0.0.1", 0, "job")
+store = TcpStore("127.0.0.1", server.port, "job", server=server)
+others = len(os.listdir("/proc/self/fd"))
+print(server.port, flush=True)
+for line in sys.stdin:
+    number = store.add("n", 1)
+    held = len(os.listdir("/proc/self/fd")) - others
+    print(number, held, os.times().user + os.times().system, flush=True)
+"""
+
+
+@pytest.mark.parametrize("hello", [b"", HELLO[:-1], HELLO], ids=["silent", "half a hello", "clients"])
+def test_a_flood_takes_a_quarter_of_the_descriptors_and_harms_no_running_job(
+    start_process: Any, capfd: pytest.CaptureFixture[str], hello: bytes
+) -> None:
+    limit = 128
+    host = start_process(HOST, limit)
+    port = int(host.read_line())
+    flood = []
+    try:
+        for number in range(1, 4 * limit):
+            flood.append(socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS))
+            flood[-1].sendall(hello)
+            if number % 64 == 0:
+                host.tell("step")
+                assert int(host.read_line().split()[0]) == number // 64
+        host.tell("step")
+        answered, held, _ = host.read_line().split()
+        assert int(answered) == 8
+        assert 8 <= int(held) <= limit // 4
+        error = capfd.readouterr().err
+        assert error.count(f"the rendezvous store at 127.0.0.1:{port} has") == 1
+        assert "ulimit -n" in error
+    finally:
+        for sock in flood:
+            sock.close()
+    store = TcpStore("127.0.0.1", port, "job", connect_timeout=DEADLINE_SECONDS)
+    assert store.add("n", 0) == 8
+    store.close()
+
+
+def test_one_client_too_many_is_given_the_reason(start_process: Any) -> None:
+    host = start_process(HOST, 64)
+    port = int(host.read_line())
+    stores: list[TcpStore] = []
+
+    def connect_all() -> None:
+        while len(stores) < 64:
+            stores.append(TcpStore("127.0.0.1", port, "job", connect_timeout=1.0))
+
+    with pytest.raises(StoreUnavailableError, match=r"limit of \d+ connections; raise the limit of open files"):
+        connect_all()
+    assert [store.add("m", 1) for store in stores] == list(range(1, len(stores) + 1))
+    for store in stores:
+        store.close()
+
+
+def test_a_host_without_descriptors_pauses_and_does_not_spin(start_process: Any) -> None:
+    host = start_process(
+        HOST.replace(
+            "for line in sys.stdin",
+            """
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+os.listdir = lambda path: []
+for line in sys.stdin""",
+        ),
+        64,
+    )
+    port = int(host.read_line())
+    with socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS):
+        host.tell("step")
+        before = host.read_line().split()
+        time.sleep(1.0)  # the span in which a loop without a pause would use the processor
+        host.tell("step")
+        after = host.read_line().split()
+    assert (before[0], after[0]) == ("1", "2")
+    assert float(after[2]) - float(before[2]) < 0.5
+
+
+@pytest.mark.server(limits=Limits(transfer_timeout_seconds=0.3))
+@pytest.mark.parametrize("sent", [HELLO + struct.pack(">I", 1000), HELLO + encode(Code.GET, 1, 0, [b"big"]) * 50])
+def test_a_client_that_sends_or_reads_too_slowly_is_cut_off(
+    connect: Any, dial: Any, server: TcpStoreServer, sent: bytes
+) -> None:
+    store, slow = connect(), dial()
+    store.put("big", bytes(1 << 20))
+    slow.sendall(sent)
+    end = time.monotonic() + 10.0  # the system itself notices a full socket after 14 s
+    while len(server._peers) < 3:  # it is accepted
+        assert time.monotonic() < end
+    while len(server._peers) > 2:
+        assert time.monotonic() < end
+        store.get(["n"])  # a client that waits between its requests stays
+        time.sleep(0.01)
+    assert store.get(["big"]) == [bytes(1 << 20)]
+
+
+@pytest.mark.server(limits=Limits(transfer_timeout_seconds=0.3))
+def test_a_client_that_sends_many_requests_without_a_pause_is_not_slow(dial: Any) -> None:
+    busy, frames, answered = dial(), FrameBuffer(), 0
+    request = encode(Code.ADD, 1, 1, [b"n"])
+    stream, end = HELLO + request[:-1], time.monotonic() + 1.0
+    while time.monotonic() < end:
+        busy.sendall(stream)
+        stream = request[-1:] + request[:-1]  # there is always a request that has arrived in part
+        if answered == 0:
+            answered = 1
+            continue
+        frames.feed(busy.recv(1 << 16))
+        while frames.next() is not None:
+            answered += 1
+    assert answered > 10
+
+
+@pytest.mark.server(limits=Limits(buffered_bytes=4 << 20))
+def test_what_all_connections_hold_together_is_bounded(connect: Any, dial: Any, server: TcpStoreServer) -> None:
+    store = connect()
+    large = HELLO + struct.pack(">I", LARGEST_FRAME) + bytes(LARGEST_FRAME - 1)
+    for _ in range(8):
+        dial().sendall(large)
+        store.put("key", bytes(1 << 20))
+    end = time.monotonic() + DEADLINE_SECONDS
+    while len(server._peers) > 4:  # two of the store, and what fits
+        assert time.monotonic() < end
+        assert store.get(["key"]) == [bytes(1 << 20)]
+    assert server._peers._buffered_bytes <= 4 << 20
+
+
+@pytest.mark.server(limits=Limits(buffered_bytes=3 << 20))
+def test_a_write_that_wakes_many_who_do_not_read_drops_those(connect: Any, dial: Any) -> None:
+    store = connect()
+    store.put("big", bytes(1 << 20))
+    waiting = [dial() for _ in range(10)]
+    for sock in waiting:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(HELLO + encode(Code.WAIT, 1, 0, [b"key"]))
+        sock.recv(4096)
+    store.put("key", bytes(1 << 20))
+    assert store.get(["key", "big"]) == [bytes(1 << 20)] * 2
+    assert store.add("n", 1) == 1
+
+
+def test_a_wait_for_a_key_that_is_too_long_ends_its_connection(connect: Any, dial: Any, server: TcpStoreServer) -> None:
+    store, client = connect(), dial()
+    client.sendall(HELLO + encode(Code.WAIT, 1, 0, [b"k" * (LARGEST_KEY + 1)]))
+    while not is_closed_by_server(client):
+        pass
+    assert not server._waiters
+    store.put("key", b"value")
+
+
+@pytest.mark.server(limits=Limits(store_bytes=1 << 16))
+def test_empty_values_of_short_keys_fill_the_store_too(connect: Any) -> None:
+    store = connect()
+
+    def fill() -> None:
+        for number in range(10_000):
+            store.put(f"{number}", b"")
+
+    with pytest.raises(StoreUnavailableError, match="takes no more"):
+        fill()
+    store.delete("")
+    assert store.create("1", b"")
+
+
+@pytest.mark.parametrize("timeout", [1e9, 1e12, 1e300])
+def test_times_beyond_what_the_system_takes_are_as_good_as_for_ever(in_thread: Any, timeout: float) -> None:
+    server = TcpStoreServer("localhost", 0, "job", linger_timeout=timeout, resolve_timeout=timeout)
+    store = TcpStore("localhost", server.port, "job", connect_timeout=timeout, operation_timeout=timeout)
+    waiting = in_thread(lambda: store.wait("key", timeout))
+    other = TcpStore("127.0.0.1", server.port, "job")
+    closing = in_thread(server.close)
+    other.put("key", b"value")
+    assert waiting.result() == b"value"
+    store.close()
+    assert other.get(["key"]) == [b"value"]
+    other.close()
+    closing.result()
+
+
+def test_an_error_that_nothing_foresees_ends_the_store_with_a_sentence(
+    server: TcpStoreServer, connect: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = connect()
+
+    def fail(now: float) -> None:
+        raise KeyError("unforeseen")
+
+    server._peers.drop_late = fail  # type: ignore[method-assign] # stands for any mistake in the loop
+
+    def get_for_ever() -> None:
+        while True:
+            store.get(["key"])
+
+    with pytest.raises(StoreUnavailableError, match="is gone"):
+        get_for_ever()
+    error = capfd.readouterr().err
+    assert f"the rendezvous store at 127.0.0.1:{server.port} has ended" in error
+    assert "KeyError: 'unforeseen'" in error
+    assert server.addresses == []

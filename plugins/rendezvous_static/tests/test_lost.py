@@ -1,4 +1,4 @@
-"""The host dies, freezes, is not there yet, or only the connection breaks: each is told apart in time."""
+"""The host dies, freezes, is not there yet, or only the connection breaks: each is recognised in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = 30.0
 
 def test_a_killed_host_is_lost_to_a_wait_and_to_an_operation(start_server: Any, in_thread: Any) -> None:
     child, port = start_server()
-    store = TcpStore("127.0.0.1", port, "job", operation_timeout=LONG, keeper="the agent with node rank 0")
+    store = TcpStore("127.0.0.1", port, "job", operation_timeout=LONG, hosted_by="the agent with node rank 0")
     watcher = TcpStore("127.0.0.1", port, "job", operation_timeout=LONG)
     store.put("key", b"value")
     waiter = in_thread(lambda: watcher.wait("never", 10 * LONG))
@@ -216,10 +216,10 @@ def test_a_wait_outlives_a_broken_connection(
     assert waiter.result() == b"value"
 
 
-# --- nobody is there ------------------------------------------------------------------------------------------------
+# --- there is no host -----------------------------------------------------------------------------------------------
 
 
-def test_a_client_is_patient_with_a_host_that_comes_later(start_server: Any, in_thread: Any, free_port: int) -> None:
+def test_a_client_waits_for_a_host_that_comes_later(start_server: Any, in_thread: Any, free_port: int) -> None:
     opening = in_thread(lambda: TcpStore("127.0.0.1", free_port, "job", connect_timeout=LONG))
     start_server(free_port)
     store = opening.result()
@@ -227,10 +227,10 @@ def test_a_client_is_patient_with_a_host_that_comes_later(start_server: Any, in_
     store.close()
 
 
-def test_an_endpoint_where_nobody_listens_is_named_with_what_was_tried(free_port: int) -> None:
+def test_an_endpoint_without_a_listener_is_named_with_what_was_tried(free_port: int) -> None:
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError) as caught:
-        TcpStore("localhost", free_port, "job", connect_timeout=0.3, keeper="the agent with node rank 0")
+        TcpStore("localhost", free_port, "job", connect_timeout=0.3, hosted_by="the agent with node rank 0")
     assert time.monotonic() - started < LONG
     text = str(caught.value)
     for part in (f"localhost:{free_port}", f"127.0.0.1:{free_port}", "refused", "node rank 0", "--rdzv-endpoint"):
@@ -264,7 +264,7 @@ def test_another_service_on_the_endpoint_is_recognised(in_thread: Any, answer: b
                     pass
 
     service = in_thread(serve)
-    with pytest.raises(StoreUnavailableError, match=r"no quorate store|closed it|reset"):
+    with pytest.raises(StoreUnavailableError, match=r"not a quorate store|closed it|reset"):
         TcpStore("127.0.0.1", port, "job", connect_timeout=0.3)
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
@@ -280,7 +280,7 @@ def test_a_service_that_never_answers_is_given_up_in_time() -> None:
 
 
 def _until(condition: Any) -> None:
-    """Return once ``condition()`` holds.  For the server's inside, which nobody announces."""
+    """Return once ``condition()`` holds.  For the server's internal state."""
     end = time.monotonic() + LONG
     while not condition():
         assert time.monotonic() < end

@@ -39,14 +39,24 @@ def handler() -> Iterator[StandaloneHandler]:
 def test_a_round_is_there_at_once(handler: StandaloneHandler) -> None:
     info = handler.next_rendezvous()
     assert (info.rank, info.world_size, info.store) == (0, 1, None)
-    seat = info.assignment
-    assert seat is not None
-    assert (seat.round_number, seat.node_id, seat.role, seat.restart_count) == (0, "node", "trainer", 0)
-    assert (seat.first_rank, seat.world_size, seat.first_role_rank, seat.role_world_size) == (0, 3, 0, 3)
-    assert (seat.group_rank, seat.group_world_size, seat.local_world_size) == (0, 1, 3)
+    assignment = info.assignment
+    assert assignment is not None
+    assert (assignment.round_number, assignment.node_id, assignment.role, assignment.restart_count) == (
+        0,
+        "node",
+        "trainer",
+        0,
+    )
+    assert (assignment.first_rank, assignment.world_size, assignment.first_role_rank, assignment.role_world_size) == (
+        0,
+        3,
+        0,
+        3,
+    )
+    assert (assignment.group_rank, assignment.group_world_size, assignment.local_world_size) == (0, 1, 3)
     bootstrap = info.bootstrap_store_info
-    assert (bootstrap.master_addr, bootstrap.master_port) == ("127.0.0.1", seat.master_port)
-    assert seat.master_addr == "127.0.0.1"
+    assert (bootstrap.master_addr, bootstrap.master_port) == ("127.0.0.1", assignment.master_port)
+    assert assignment.master_addr == "127.0.0.1"
     assert (handler.get_backend(), handler.get_run_id(), handler.num_nodes_waiting()) == ("standalone", "job", 0)
     assert not handler.use_agent_store
     assert not handler.is_closed()
@@ -71,13 +81,13 @@ def test_the_worker_can_listen_on_the_port_that_is_held(handler: StandaloneHandl
 def test_the_restart_count_of_an_end_reaches_the_next_round(handler: StandaloneHandler) -> None:
     handler.next_rendezvous()
     handler.end_round(end(0, Verdict.RESTART, restart_count=1))
-    seat = handler.next_rendezvous().assignment
-    assert seat is not None
-    assert (seat.round_number, seat.restart_count) == (1, 1)
+    assignment = handler.next_rendezvous().assignment
+    assert assignment is not None
+    assert (assignment.round_number, assignment.restart_count) == (1, 1)
     handler.end_round(end(1, Verdict.RESCALE, restart_count=1))
-    seat = handler.next_rendezvous().assignment
-    assert seat is not None
-    assert (seat.round_number, seat.restart_count) == (2, 1)
+    assignment = handler.next_rendezvous().assignment
+    assert assignment is not None
+    assert (assignment.round_number, assignment.restart_count) == (2, 1)
 
 
 def test_only_the_first_end_of_a_round_counts(handler: StandaloneHandler) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from quorate.errors import RendezvousStateError, StoreCorruptError, StoreUnavailableError, UsageError
 from quorate.rendezvous import BatchStore, InterruptibleStore, Store
-from quorate_rendezvous_static import TcpStore, TcpStoreServer
+from quorate_rendezvous_static import Limits, TcpStore, TcpStoreServer
+from quorate_rendezvous_static._wire import LARGEST_VALUE
 
 SHORT = 0.05
 LONG = 30.0
@@ -71,7 +72,7 @@ def test_ten_thousand_keys_in_one_call(connect: Any) -> None:
 def test_what_is_too_large_is_the_callers_mistake(connect: Any) -> None:
     store = connect()
     calls: list[Callable[[], Any]] = [
-        lambda: store.put("key", bytes((1 << 20) + 1)),
+        lambda: store.put("key", bytes(LARGEST_VALUE + 1)),
         lambda: store.create("k" * 4097, b""),
         lambda: store.add("key", 1 << 63),
     ]
@@ -96,8 +97,8 @@ def test_add_counts_and_refuses_what_is_no_counter(connect: Any) -> None:
     assert store.add("n", 1) == 8
 
 
-def test_a_full_store_says_so_and_keeps_what_it_has(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quorate_rendezvous_static._server.LARGEST_STORE", 1000)
+@pytest.mark.server(limits=Limits(store_bytes=1000, key_overhead_bytes=0))
+def test_a_full_store_says_so_and_keeps_what_it_has(connect: Any) -> None:
     store = connect()
     store.put("a", bytes(900))
     with pytest.raises(StoreUnavailableError, match="takes no more"):
@@ -272,7 +273,7 @@ def test_two_jobs_on_two_servers_do_not_see_each_other(connect: Any) -> None:
 
 def test_another_version_is_refused_at_once(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quorate_rendezvous_static._link.PROTOCOL_VERSION", 999)
-    with pytest.raises(RendezvousStateError, match="version 1 of the store's protocol, this node 999"):
+    with pytest.raises(RendezvousStateError, match="version 2 of the store's protocol, this node 999"):
         connect(connect_timeout=60.0)
 
 
@@ -280,38 +281,38 @@ def test_another_version_is_refused_at_once(connect: Any, monkeypatch: pytest.Mo
 
 
 def test_the_server_stays_until_the_others_have_left(in_thread: Any) -> None:
-    server = TcpStoreServer("127.0.0.1", 0, "job", linger_seconds=LONG)
-    host, guest = (TcpStore("127.0.0.1", server.port, "job", server=own) for own in (server, None))
+    server = TcpStoreServer("127.0.0.1", 0, "job", linger_timeout=LONG)
+    host, client = (TcpStore("127.0.0.1", server.port, "job", server=own) for own in (server, None))
     closing = in_thread(host.close)
-    while server.addresses:  # it takes no new guests once it wants to leave
-        assert guest.get(["key"]) == [None]
-    guest.put("last words", b"read")
-    assert guest.get(["last words"]) == [b"read"]
+    while server.addresses:  # it takes no new clients once it wants to leave
+        assert client.get(["key"]) == [None]
+    client.put("last words", b"read")
+    assert client.get(["last words"]) == [b"read"]
     assert closing.is_running
-    guest.close()
+    client.close()
     closing.result()
 
 
-def test_the_server_waits_for_a_guest_no_longer_than_its_linger_time() -> None:
+def test_the_server_waits_for_a_client_no_longer_than_its_linger_time() -> None:
     server = TcpStoreServer("127.0.0.1", 0, "job")
-    guest = TcpStore("127.0.0.1", server.port, "job")
+    client = TcpStore("127.0.0.1", server.port, "job")
     server.close(SHORT)
     server.close(SHORT)
     with pytest.raises(StoreUnavailableError, match="is gone"):
-        guest.get(["key"])
-    guest.close()
+        client.get(["key"])
+    client.close()
 
 
 def test_a_new_server_may_take_the_port_while_the_old_one_lingers(in_thread: Any) -> None:
-    old = TcpStoreServer("127.0.0.1", 0, "job", linger_seconds=LONG)
-    guest = TcpStore("127.0.0.1", old.port, "job")
-    guest.put("key", b"old")
+    old = TcpStoreServer("127.0.0.1", 0, "job", linger_timeout=LONG)
+    client = TcpStore("127.0.0.1", old.port, "job")
+    client.put("key", b"old")
     closing = in_thread(old.close)
     while old.addresses:
-        guest.get(["key"])
+        client.get(["key"])
     new = TcpStoreServer("127.0.0.1", old.port, "next job")
-    assert guest.get(["key"]) == [b"old"]
-    guest.close()
+    assert client.get(["key"]) == [b"old"]
+    client.close()
     closing.result()
     new.close()
 

@@ -1,4 +1,4 @@
-"""The frames: what was packed comes out again, and no bytes whatsoever do harm."""
+"""The frames: what was packed comes out again, and no bytes do harm."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from quorate_rendezvous_static._wire import (
     LARGEST_FRAME,
+    MOST_ITEMS,
     Code,
     FrameBuffer,
     Message,
@@ -79,6 +80,7 @@ def test_every_byte_of_a_frame_counts() -> None:
 
 def test_limits() -> None:
     assert len(encode(Code.PUT, 0, 0, [bytes(LARGEST_FRAME - 21)])) == LARGEST_FRAME + 4
+    assert len(decode(encode(Code.GET, 0, 0, [b""] * MOST_ITEMS)[4:]).items) == MOST_ITEMS
     for bad in ((Code.PUT, 0, 0, [bytes(LARGEST_FRAME - 20)]), (Code.ADD, 0, 2**63, []), (Code.ADD, 2**32, 0, [])):
         with pytest.raises(WireError):
             encode(*bad)
@@ -86,3 +88,12 @@ def test_limits() -> None:
     buffer.feed(b"GET / HTTP/1.1\r\n\r\n")
     with pytest.raises(WireError):
         buffer.next()
+
+
+def test_the_number_of_items_is_bounded_before_they_are_taken() -> None:
+    with pytest.raises(WireError, match="limit"):
+        encode(Code.GET, 0, 0, [b""] * (MOST_ITEMS + 1))
+    many = encode(Code.GET, 0, 0, [b""] * 3)[4:]
+    assert len(decode(many, 3).items) == 3
+    with pytest.raises(WireError, match="3 items; it may have 2"):
+        decode(many, 2)

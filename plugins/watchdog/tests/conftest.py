@@ -1,10 +1,11 @@
-"""What the tests share: an agent's view that keeps what it is told, real workers, and the check for leftovers."""
+"""What the tests share: an agent's view that keeps what is reported, real workers, and the check for leftovers."""
 
 from __future__ import annotations
 
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -32,14 +33,14 @@ class View:
         self.settings: Mapping[str, Any] = {}
         self.reports: queue.SimpleQueue[HangReport] = queue.SimpleQueue()
         self.sentences: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.beats: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+        self.heartbeats: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
         self._snapshot = AgentSnapshot("run", NODE, "host", "trainer", "running", "", 3, round_number=0)
 
     def snapshot(self) -> AgentSnapshot:
         return self._snapshot
 
     def has(self, *pids: int, round_number: int = 0, **worker: Any) -> None:
-        """From now on the workers are these processes, by local rank; global ranks are ten higher."""
+        """Set the workers: these processes, by local rank; global ranks are ten higher."""
         workers = tuple(WorkerSnapshot(rank, 10 + rank, pid, **worker) for rank, pid in enumerate(pids))
         self._snapshot = attrs.evolve(self._snapshot, workers=workers, round_number=round_number)
 
@@ -50,7 +51,7 @@ class View:
         return None
 
     def note_heartbeat(self, local_rank: int, pid: int) -> None:
-        self.beats.put((local_rank, pid))
+        self.heartbeats.put((local_rank, pid))
 
     def report_hang(self, report: HangReport) -> None:
         self.reports.put(report)
@@ -67,12 +68,12 @@ class View:
 
 
 class Worker:
-    """A real Python process that runs lines of code, says words, and goes on when it is told to."""
+    """A real Python process that runs lines of code: say(word) is read by next_word(), wait() waits for go_on()."""
 
     def __init__(self, code: str, environment: Mapping[str, str]) -> None:
         prelude = (
             "import os, sys, time\n"
-            # At once: what it forks says words, too, into the same pipe.
+            # In one write: its forked children print into the same pipe.
             "def say(word): os.write(1, f'{word}\\n'.encode())\n"
             "def wait(): assert sys.stdin.readline(), 'the test has ended'\n"
         )
@@ -86,17 +87,17 @@ class Worker:
             text=True,
         )
         self.pid = self.process.pid
-        self._heard = b""
+        self._received = b""
 
-    def hear(self) -> str:
+    def next_word(self) -> str:
         """Wait for its next word."""
         assert self.process.stdout is not None
-        while b"\n" not in self._heard:
+        while b"\n" not in self._received:
             ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_SECONDS)
             data = os.read(self.process.stdout.fileno(), 1 << 16) if ready else b""
-            assert data, f"it says nothing but {self._heard!r}"
-            self._heard += data
-        word, _, self._heard = self._heard.partition(b"\n")
+            assert data, f"it printed nothing but {self._received!r}"
+            self._received += data
+        word, _, self._received = self._received.partition(b"\n")
         return word.decode()
 
     def go_on(self) -> None:
@@ -106,7 +107,7 @@ class Worker:
 
     def close(self) -> None:
         try:
-            os.killpg(self.pid, 9)
+            os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         self.process.wait(DEADLINE_SECONDS)
@@ -177,7 +178,7 @@ def _nothing_is_left() -> Iterator[None]:
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
-    """Fail unless it is so within ``seconds``; for what makes nothing readable."""
+    """Fail unless it is so within ``seconds``; only for what gives nothing to wait for."""
     end, pause = monotonic() + seconds, threading.Event()
     while not is_so():
         assert monotonic() < end, f"not so within {seconds} s"

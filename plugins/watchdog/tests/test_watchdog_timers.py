@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 import quorate_watchdog
+from quorate.files import write_all
 from quorate_watchdog import _client
 from quorate_watchdog._channels import ChannelError, anonymous_channel, named_channel
 from quorate_watchdog._messages import Lines
-from quorate_watchdog._timers import Timer, Timers
+from quorate_watchdog._service import WatchdogService
+from quorate_watchdog._timers import Timer, TimerKey, Timers
 
 from .conftest import DEADLINE_SECONDS, View, Worker, descriptors, wait_until
 
@@ -33,8 +35,8 @@ FILE = "TORCHELASTIC_TIMER_FILE"
 
 def timers_of(service: Any) -> Timers:
     """Return the timers that a service knows of by now."""
-    keeper = service._server._keeper
-    return Timers() if keeper is None else keeper.timers
+    timers: Timers = service._server._timekeeper.timers
+    return timers
 
 
 def test_a_block_that_takes_too_long_is_reported_with_its_scope(view: View, watch: Watch, work: Work) -> None:
@@ -46,8 +48,8 @@ def test_a_block_that_takes_too_long_is_reported_with_its_scope(view: View, watc
     assert report.problem.endswith(" s over its 0.2 s")
 
 
-def test_blocks_that_end_in_time_are_nothing(view: View, watch: Watch, work: Work) -> None:
-    """The last of them shows that the earlier ones, whose time was shorter, were let go."""
+def test_blocks_that_end_in_time_are_not_reported(view: View, watch: Watch, work: Work) -> None:
+    """The report of the last one shows that the earlier ones, whose time was shorter, were released."""
     code = """
 from quorate_watchdog import expires
 for _ in range(1000):
@@ -61,7 +63,7 @@ with timer: wait()
     assert view.reports.empty()
 
 
-def test_the_usual_scope_is_where_the_block_stands(view: View, watch: Watch, work: Work) -> None:
+def test_the_default_scope_is_file_and_line(view: View, watch: Watch, work: Work) -> None:
     work(watch(), "from quorate_watchdog import expires\nwith expires(0.1): wait()")
     assert view.report().scope == "<string>:5"
 
@@ -79,13 +81,13 @@ with expires(after=1000): # the parent's own, which its child neither ends nor i
 """
     worker = work(watch(), code)
     report = view.report()
-    child = int(worker.hear())
+    child = int(worker.next_word())
     assert report.pid == worker.pid
     assert report.problem.startswith(f"scope 'loader' of its process {child} is ")
     os.kill(child, signal.SIGKILL)
 
 
-def test_a_timer_of_a_process_that_has_died_is_nothing(view: View, watch: Watch, work: Work) -> None:
+def test_a_timer_of_a_process_that_has_died_is_not_reported(view: View, watch: Watch, work: Work) -> None:
     code = """
 from quorate_watchdog import expires
 child = os.fork()
@@ -100,16 +102,16 @@ with expires(after=0.6, scope='alive'): wait()
     assert view.reports.empty()
 
 
-def test_a_later_process_of_the_same_number_is_not_blamed(view: View, watch: Watch, work: Work) -> None:
-    """The number is the same, the time of start is not: what the timers' owner is known by."""
+def test_a_later_process_of_the_same_number_is_not_reported(view: View, watch: Watch, work: Work) -> None:
+    """A timer belongs to a number and a time of start."""
     service = watch()
     worker = work(service, "from quorate_watchdog import expires\nwith expires(0.5, 'x'): say('in'); wait()")
-    assert worker.hear() == "in"
+    assert worker.next_word() == "in"
     wait_until(lambda: len(timers_of(service)) == 1)
     timers = timers_of(service)
     (key,) = timers
     timer = timers._timers.pop(key)
-    timers._timers[(key[0], "0", key[2])] = timer
+    timers._timers[TimerKey(key.pid, 0, key.name)] = timer
     timers._rebuild()
     wait_until(lambda: not len(timers))
     assert view.reports.empty()
@@ -122,13 +124,13 @@ def test_a_worker_that_has_ended_or_was_of_an_earlier_round_is_not_reported(
     code = "from quorate_watchdog import expires\nwith expires(0.3, sys.argv[0]): say('in'); wait()"
     worker = work(service, code)
     view.has(worker.pid, exit_code=0)
-    assert worker.hear() == "in"
+    assert worker.next_word() == "in"
     wait_until(lambda: len(timers_of(service)) == 1)
     wait_until(lambda: not len(timers_of(service)))
     assert view.reports.empty()
 
 
-def test_a_stranger_cannot_have_anybody_found_hung(view: View, watch: Watch, work: Work) -> None:
+def test_a_timer_of_a_process_that_is_not_a_workers_is_ignored(view: View, watch: Watch, work: Work) -> None:
     service = watch()
     worker = work(service, "from quorate_watchdog import expires\nwait()\nwith expires(0.1, 'its own'): wait()")
     line = {"pid": os.getpid(), "namespace": 0, "agent": "", "rank": 10, "round": 0, "timer": 1, "after": 0.0}
@@ -139,7 +141,7 @@ def test_a_stranger_cannot_have_anybody_found_hung(view: View, watch: Watch, wor
 
 
 def test_a_worker_in_another_namespace_is_known_by_its_rank(view: View, watch: Watch, work: Work) -> None:
-    """Its pid is somebody else's here; agent, rank and round tell whose the timer is."""
+    """Its pid is another process's here; agent, rank and round name the timer's worker."""
     service = watch()
     worker = work(service, "wait()")
     line = {"pid": os.getpid(), "namespace": 1, "agent": "node-of-the-test", "rank": 10, "round": 0, "timer": 1}
@@ -168,8 +170,7 @@ wait()
 def write(path: str, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        while data:
-            data = data[os.write(descriptor, data) :]
+        write_all(descriptor, data)
     finally:
         os.close(descriptor)
 
@@ -190,8 +191,8 @@ def write(path: str, data: bytes) -> None:
     ],
     ids=lambda garbage: repr(garbage[:14]),
 )
-def test_garbage_is_survived(view: View, watch: Watch, work: Work, garbage: bytes) -> None:
-    """Whatever stands before it, the next whole line counts, even behind one that a dying process left unfinished."""
+def test_garbage_is_skipped(view: View, watch: Watch, work: Work, garbage: bytes) -> None:
+    """The next whole line counts, also behind one that a dying process left unfinished."""
     service = watch()
     worker = work(service, "from quorate_watchdog import expires\nwait()\nwith expires(0.1, 'whole'): wait()")
     write(service._channels[0].path, garbage)
@@ -208,24 +209,24 @@ def test_a_line_without_an_end_is_not_kept() -> None:
     assert lines.feed(b" so on\n") == [b"and so on"]
 
 
-def test_a_timer_that_is_put_off_ends_at_its_new_time() -> None:
+def test_a_timer_that_is_prolonged_ends_at_its_new_time() -> None:
     timers = Timers()
-    key = (1, "2", None)
+    key = TimerKey(1, 2, None)
     for deadline in (1.0, 5.0):
-        timers.set(key, Timer(deadline, 1.0, "beat"))
+        timers.set(key, Timer(deadline, 1.0, "heartbeat"))
     assert timers.pop_expired(2.0) == []
     assert timers.next_deadline() == 5.0
-    timers.put_off(10.0)
+    timers.prolong_all(10.0)
     assert timers.pop_expired(14.9) == []
     assert [key for key, _ in timers.pop_expired(15.0)] == [key]
     assert timers.next_deadline() is None
 
 
-def test_timers_that_come_and_go_leave_nothing() -> None:
+def test_released_timers_leave_nothing() -> None:
     timers = Timers()
     for number in range(10_000):
-        timers.set((1, "2", number), Timer(1e6 + number, 1.0, "step"))
-        timers.release((1, "2", number))
+        timers.set(TimerKey(1, 2, number), Timer(1e6 + number, 1.0, "step"))
+        timers.release(TimerKey(1, 2, number))
     assert len(timers._heap) <= 100
 
 
@@ -240,13 +241,13 @@ say(len(os.listdir('/proc/self/fd')))
 say('quorate_watchdog._plugin' in sys.modules)
 """
     worker = work(None, code, QUORATE_TIMER_CHANNEL="")
-    assert int(worker.hear()) <= 5
-    assert worker.hear() == "False"
+    assert int(worker.next_word()) <= 5
+    assert worker.next_word() == "False"
 
 
 @pytest.mark.parametrize("after", [0, -1, float("nan"), float("inf")])
-def test_a_time_that_is_none_is_refused(after: float) -> None:
-    with pytest.raises(ValueError, match="no positive number of seconds"):
+def test_a_time_that_is_not_positive_is_refused(after: float) -> None:
+    with pytest.raises(ValueError, match="not a positive number of seconds"):
         quorate_watchdog.expires(after)
 
 
@@ -261,11 +262,11 @@ def test_a_channel_that_is_not_the_agents_is_never_written(work: Work, path: str
         "from quorate_watchdog import expires, heartbeat\nwith expires(after=1.0): heartbeat()\nsay('done')",
         QUORATE_TIMER_CHANNEL=f"{path}:{file.stat().st_ino}",
     )
-    assert worker.hear() == "done"
+    assert worker.next_word() == "done"
     assert file.read_text() == "precious"
 
 
-def test_a_number_that_is_another_files_by_now_is_never_written(watch: Watch, work: Work, tmp_path: Path) -> None:
+def test_a_descriptor_that_is_another_files_by_now_is_never_written(watch: Watch, work: Work, tmp_path: Path) -> None:
     code = f"""
 from quorate_watchdog import _client, expires, heartbeat
 timer = expires(after=100.0)
@@ -278,7 +279,7 @@ timer.__exit__(None, None, None)
 with timer: heartbeat()
 say('done')
 """
-    assert work(watch(), code).hear() == "done"
+    assert work(watch(), code).next_word() == "done"
     assert (tmp_path / "precious").read_bytes() == b""
 
 
@@ -291,7 +292,7 @@ def fill(descriptor: int) -> None:
 
 
 def test_a_full_pipe_never_stops_the_worker(view: View, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begins are dropped, ends are owed: they go with the next message that finds room."""
+    """Starts are dropped; releases are written with the next message that finds room."""
     channel = anonymous_channel()
     monkeypatch.setattr(_client, "_channel", None)
     monkeypatch.setenv("QUORATE_TIMER_CHANNEL", f"{channel.path}:{channel.inode}")
@@ -328,13 +329,13 @@ with expires(9.0): say(1); wait()
 say(2)
 """
     worker = work(None, code, QUORATE_TIMER_CHANNEL=f"{channel.path}:{channel.inode}")
-    assert worker.hear() == "1"
+    assert worker.next_word() == "1"
     channel.close()
     worker.go_on()
-    assert worker.hear() == "2"
+    assert worker.next_word() == "2"
 
 
-def test_a_forked_process_keeps_no_end_of_the_agents_pipe() -> None:
+def test_a_forked_process_has_no_end_of_the_agents_pipe() -> None:
     channel = anonymous_channel()
     inode = channel.inode
     child = os.fork()
@@ -348,10 +349,10 @@ def test_a_forked_process_keeps_no_end_of_the_agents_pipe() -> None:
 
 
 @pytest.mark.parametrize(("frozen_seconds", "ends_meanwhile"), [(1.6, True), (2.7, False)], ids=["ended", "goes on"])
-def test_a_frozen_agent_does_not_blame_its_workers(
+def test_a_suspended_agent_reports_no_worker_for_that_time(
     view: View, work: Work, frozen_seconds: float, ends_meanwhile: bool
 ) -> None:
-    """What ended while the agent stood still is read before anything is judged; what goes on gets some more time."""
+    """What was released meanwhile is read before anything is judged; what goes on is prolonged."""
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -363,7 +364,7 @@ service = WatchdogService(view)
 service.observe(Event("workers.started", "", NODE, 0, {}))
 print(service.worker_environment["QUORATE_TIMER_CHANNEL"], flush=True)
 view.has(int(sys.stdin.readline()))
-wait_until(lambda: service._server._keeper is not None and len(service._server._keeper.timers) == 1)
+wait_until(lambda: len(service._server._timekeeper.timers) == 1)
 print("taken", flush=True)
 scope = view.report().scope
 print(scope, view.reports.empty(), flush=True)
@@ -390,18 +391,18 @@ with expires(after=0.1, scope='last'): wait()
             QUORATE_TIMER_CHANNEL=agent.stdout.readline().strip(),
         )
         agent.stdin.write(f"{worker.pid}\n")
-        assert worker.hear() == "in"
+        assert worker.next_word() == "in"
         assert agent.stdout.readline().strip() == "taken"
         os.kill(agent.pid, signal.SIGSTOP)
         if ends_meanwhile:
             worker.go_on()
-            assert worker.hear() == "out"
+            assert worker.next_word() == "out"
         with pytest.raises(subprocess.TimeoutExpired):
             agent.wait(frozen_seconds)  # the step's time passes
         os.kill(agent.pid, signal.SIGCONT)
         if not ends_meanwhile:
             worker.go_on()
-            assert worker.hear() == "out"
+            assert worker.next_word() == "out"
         worker.go_on()
         assert agent.stdout.readline().strip() == "last True"
         agent.stdin.write("\n")
@@ -419,7 +420,7 @@ with expires(after=0.1, scope='last'): wait()
 def test_heartbeats_are_noted_for_their_worker(view: View, watch: Watch, work: Work) -> None:
     code = "from quorate_watchdog import heartbeat\nwhile True: [heartbeat() for _ in range(1000)]; time.sleep(0.05)"
     worker = work(watch(), code)
-    assert [view.beats.get(timeout=DEADLINE_SECONDS) for _ in range(3)] == 3 * [(0, worker.pid)]
+    assert [view.heartbeats.get(timeout=DEADLINE_SECONDS) for _ in range(3)] == 3 * [(0, worker.pid)]
 
 
 def test_missing_heartbeats_are_a_hang_after_the_first(view: View, watch: Watch, work: Work) -> None:
@@ -438,7 +439,7 @@ def test_missing_heartbeats_are_a_hang_after_the_first(view: View, watch: Watch,
 
 
 def test_torch_finds_its_timer_server(view: View, watch: Watch, work: Work, fifo: str) -> None:
-    """Torch's own client, at the named pipe; released timers and those without a signal end nothing."""
+    """torch's own client, at the named pipe; released timers and those without a signal end nothing."""
     service = watch({ENABLED: "1", FILE: fifo})
     assert stat.S_ISFIFO(os.stat(fifo).st_mode)
     code = """
@@ -446,13 +447,13 @@ import torch.distributed.elastic.timer as timer
 timer.configure(timer.FileTimerClient(os.environ['TORCHELASTIC_TIMER_FILE']))
 with timer.expires(after=2, scope='in time'): pass
 timer.configure(timer.FileTimerClient(os.environ['TORCHELASTIC_TIMER_FILE'], signal=0))
-with timer.expires(after=0.1, scope='told'): wait()
+with timer.expires(after=0.1, scope='message'): wait()
 timer.configure(timer.FileTimerClient(os.environ['TORCHELASTIC_TIMER_FILE']))
 with timer.expires(after=0.3, scope='too late'): wait()
 """
     worker = work(service, code, **{FILE: fifo})
-    told = view.sentences.get(timeout=DEADLINE_SECONDS)
-    assert told.startswith("rank 10 (local rank 0): scope 'told' is ")
+    sentence = view.sentences.get(timeout=DEADLINE_SECONDS)
+    assert sentence.startswith("rank 10 (local rank 0): scope 'message' is ")
     worker.go_on()
     report = view.report()
     assert (report.local_rank, report.pid, report.scope) == (0, worker.pid, "too late")
@@ -471,10 +472,10 @@ with timer.expires(after=0.1, scope='unnamed'): wait()
     assert view.report().scope == "unnamed"
 
 
-def test_what_is_at_the_path_is_left_alone_unless_it_is_an_abandoned_pipe(tmp_path: Path) -> None:
+def test_only_an_abandoned_pipe_at_the_path_is_taken_over(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("precious")
-    with pytest.raises(ChannelError, match="is no pipe"):
+    with pytest.raises(ChannelError, match="is not a pipe"):
         named_channel(str(file))
     with pytest.raises(ChannelError, match="cannot be made"):
         named_channel(str(tmp_path / "nowhere" / "pipe"))
@@ -492,14 +493,14 @@ def test_what_is_at_the_path_is_left_alone_unless_it_is_an_abandoned_pipe(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_pipe_that_cannot_be_had_is_a_warning(view: View, watch: Watch, tmp_path: Path) -> None:
+def test_a_pipe_that_cannot_be_used_is_a_warning(view: View, watch: Watch, tmp_path: Path) -> None:
     watch({ENABLED: "1", FILE: str(tmp_path)})
     warning = view.sentences.get(timeout=DEADLINE_SECONDS)
-    assert warning == f"warning: {FILE}: {tmp_path} is no pipe; it is left alone; torch's timers are not watched"
+    assert warning == f"warning: {FILE}: {tmp_path} is not a pipe; it is left alone; torch's timers are not watched"
 
 
-def test_a_console_that_takes_nothing_never_holds_the_agents_end(view: View, watch: Watch, work: Work) -> None:
-    """The thread is left behind, with what it may still use."""
+def test_a_console_that_takes_nothing_does_not_delay_the_agents_end(view: View, watch: Watch, work: Work) -> None:
+    """The thread is left running, with the descriptors that it may still use."""
     is_stuck, goes_on = threading.Event(), threading.Event()
 
     def say(sentence: str) -> None:
@@ -516,13 +517,11 @@ def test_a_console_that_takes_nothing_never_holds_the_agents_end(view: View, wat
     assert server._thread.is_alive()
     goes_on.set()
     server._thread.join(DEADLINE_SECONDS)
-    os.close(server._bell)
-    channel.disown()
+    os.close(server._wake)
+    channel.close_descriptors()
 
 
 def test_without_workers_there_is_no_thread(view: View) -> None:
-    from quorate_watchdog._service import WatchdogService
-
     service = WatchdogService(view)
     assert service._server is None
     service.close()

@@ -1,8 +1,8 @@
-"""The checks of an agent's node: before each join and, if asked, again and again after it.
+"""Runs the checks of an agent's node: before each join and, with an interval, repeatedly while workers run.
 
-Checks run on helper threads; everything else here is called by the agent's thread, which also is the clock that notices
-a slow one.  What does not live here: what a check is (:class:`quorate.catalogue.HealthCheck`), and what is done about
-what it finds (the machine).
+Checks run on threads of their own; everything else here is called by the agent's thread, which also measures how long
+they take.  What does not live here: what a check is (:class:`quorate.catalogue.HealthCheck`), and what follows from its
+answer (the machine).
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import final
 
+from ..catalogue import HealthCheck
 from ..clock import monotonic
-from ..lazy_typing import TYPE_CHECKING, final
-from ._protocol import Input, NodeChecked, NodeUnhealthy
-
-if TYPE_CHECKING:
-    from ..catalogue import HealthCheck
-    from ..services import AgentView
+from ..services import AgentView
+from . import _protocol as protocol
 
 __all__ = ["Checks"]
 
-#: From here on the checks that wait for a slow one are begun beside it.
-_PATIENCE_SECONDS = 0.05
+#: When a check takes longer than this, another thread begins the checks behind it.
+_SLOW_CHECK_SECONDS = 0.05
 
 
 @final
@@ -30,8 +28,8 @@ class Checks:
     """The checks of one node.
 
     Arguments:
-        checks: what to check.
-        view: given to each.
+        checks: the checks.
+        view: the argument of each.
         wake: has the agent's thread call :meth:`advance` soon; called from other threads.
         interval: seconds between the end of one round of checks and the next one; 0: only when asked for.
     """
@@ -44,21 +42,21 @@ class Checks:
         self._is_asked = False
         self._due: float | None = None
 
-    def begin(self) -> Input | None:
-        """Check once; the answer comes from :meth:`advance`, or at once where there is nothing to check."""
+    def begin(self) -> protocol.Input | None:
+        """Check once; :meth:`advance` returns the answer, or this method where there is nothing to check."""
         if not self._checks:
-            return NodeChecked()
+            return protocol.NodeChecked()
         self._is_asked = True
         if self._round is None:
             self._round = _Round(self._checks, self._view, self._wake)
         return None
 
     def wake_at(self) -> float | None:
-        """Return when :meth:`advance` wants to be called though nothing has happened; ``None``: never."""
+        """Return when :meth:`advance` has to be called although nothing has happened; ``None``: never."""
         return self._due if self._round is None else self._round.wake_at(monotonic())
 
-    def advance(self, now: float) -> Input | None:
-        """Begin what is due, and return what has been found since."""
+    def advance(self, now: float) -> protocol.Input | None:
+        """Begin what is due; return an answer if there is one."""
         if self._round is None:
             if self._due is not None and self._due <= now:
                 self._due = None
@@ -70,14 +68,14 @@ class Checks:
         was_asked, self._is_asked, self._round = self._is_asked, False, None
         if was_asked:
             self._due = now + self._interval if self._interval > 0 else None
-            return NodeChecked(problems)
+            return protocol.NodeChecked(problems)
         if problems:
-            return NodeUnhealthy("; ".join(problems))  # told once; a further join asks again
+            return protocol.NodeUnhealthy("; ".join(problems))  # reported once; the next join checks again
         self._due = now + self._interval
         return None
 
     def close(self) -> None:
-        """Begin no further check.  One that is stuck keeps its thread until it answers or the process ends."""
+        """Begin no further check.  A check that is stuck keeps its thread until it answers or the process ends."""
         if self._round is not None:
             self._round.cancel()
 
@@ -86,26 +84,25 @@ class Checks:
 class _Round:
     """Every check once, begun when this is made.
 
-    One helper thread does them one after another, which is all that is needed where each answers at once.  Whenever a
-    check takes longer than that, another helper goes on with the rest; so one that is stuck on a dead file system costs
-    its time-out and nothing else.
+    One thread runs the checks one after another, which is enough where each answers at once.  Whenever a check is slow,
+    another thread goes on with the rest; a check that is stuck on a dead file system delays nothing but its own answer.
     """
 
     def __init__(self, checks: Sequence[HealthCheck], view: AgentView, wake: Callable[[], None]) -> None:
         self._checks, self._view, self._wake = checks, view, wake
         self._waiting = deque(enumerate(checks))
         self._begun: dict[int, float] = {}
-        self._found: dict[int, str] = {}  # empty: it is well
-        self._hire_at = 0.0
-        self._hire(monotonic())
+        self._found: dict[int, str] = {}  # empty: no problem
+        self._next_thread_at = 0.0
+        self._start_thread(monotonic())
 
     def wake_at(self, now: float) -> float:
         if self._waiting:
-            return self._hire_at
+            return self._next_thread_at
         return min((self._deadline(number, now) for number in self._unanswered()), default=now)
 
     def advance(self, now: float) -> tuple[str, ...] | None:
-        """Return what is wrong, in the order of the checks, once all have answered or had their time."""
+        """Return the problems, in the order of the checks, once all have answered or timed out."""
         for number in self._unanswered():
             if number in self._begun and self._deadline(number, now) <= now:
                 check = self._checks[number]
@@ -113,18 +110,18 @@ class _Round:
                 self._found.setdefault(number, problem)
         if len(self._found) == len(self._checks):
             return tuple(problem for _, problem in sorted(self._found.items()) if problem)
-        if self._waiting and self._hire_at <= now:
-            self._hire(now)
+        if self._waiting and self._next_thread_at <= now:
+            self._start_thread(now)
         return None
 
     def cancel(self) -> None:
         self._waiting.clear()
 
-    def _hire(self, now: float) -> None:
-        self._hire_at = now + _PATIENCE_SECONDS
-        threading.Thread(target=self._help, name="quorate-check", daemon=True).start()
+    def _start_thread(self, now: float) -> None:
+        self._next_thread_at = now + _SLOW_CHECK_SECONDS
+        threading.Thread(target=self._run_checks, name="quorate-check", daemon=True).start()
 
-    def _help(self) -> None:
+    def _run_checks(self) -> None:
         while True:
             try:
                 number, check = self._waiting.popleft()
@@ -144,6 +141,8 @@ class _Round:
 def _answer(check: HealthCheck, view: AgentView) -> str:
     try:
         problem = check.check(view)
-    except Exception as error:
+        if problem is not None and not isinstance(problem, str):
+            problem = f"the check answered {problem!r:.100}, which is neither a sentence nor None"
+    except BaseException as error:  # on a thread of its own, so it is no Ctrl-C
         problem = f"the check raised {type(error).__name__}: {error}"
     return f"{check.name}: {problem}" if problem else ""

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Any, final
 
-from .._record import evolve
-from ..failures import message_from_abort, message_from_stderr, read_error_file, signal_name
-from ..lazy_typing import TYPE_CHECKING, Any, final
+from attrs import evolve
+
+from .._isolation import raise_if_interrupted
+from ..catalogue import PluginKind
+from ..diagnosis import cause_of_exit, describe_exit, message_of
+from ..failures import message_from_abort, message_from_stderr, read_error_file
+from ..net import host_name
+from ..plugins import PluginHost
+from ..policy import default_restart
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
-from ..rendezvous._address import host_name
-from ._protocol import Diagnose, Diagnosed
-
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
-    from ._reports import Reporter
+from . import _protocol as protocol
+from ._reports import Reporter
 
 __all__ = ["Diagnosis"]
 
@@ -31,47 +34,53 @@ class Diagnosis:
     def __init__(self, host: PluginHost, reporter: Reporter, warn: Callable[[str], None]) -> None:
         self._host, self._reporter, self._warn = host, reporter, warn
         self._to_complete: list[FailureRecord] = []
+        self._has_begun = False
 
-    @staticmethod
-    def get_ready() -> None:
-        """Load what a first failure needs."""
-        import json  # noqa: F401 - for error files
+    def begin(self) -> None:
+        """Tell the error recorders, once, that workers run: one notes the kernel's counters."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        try:
+            for recorder in self._host.catalogue(PluginKind.ERROR_RECORDER).values():
+                if recorder.begin is not None:
+                    recorder.begin()
+        except BaseException as error:
+            raise_if_interrupted(error)
+            self._warn(f"an error recorder could not begin: {error or type(error).__name__}")
 
-        from .. import policy  # noqa: F401 - for the decision
-
-    def diagnose(self, command: Diagnose, seat: Assignment) -> Diagnosed:
+    def diagnose(self, command: protocol.Diagnose, assignment: Assignment) -> protocol.Diagnosed:
         """Return what is known of the failure and, where the command has a budget, what to do about it."""
-        failure = self._failure_record(command, seat)
+        failure = self._failure_record(command, assignment)
         cause = self._host.decide_or(failure.cause, "cause", failure)
         failure = evolve(failure, cause=cause)
         decision = None if command.budget is None else self.decide(failure, command.budget)
         self._reporter.failed(failure)
         self._to_complete.append(failure)
-        return Diagnosed(failure, decision)
+        return protocol.Diagnosed(failure, decision)
 
     def decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:
         """Ask the restart policy."""
-        from ..policy import default_restart
-
         decision: RestartDecision = self._host.decide_or(default_restart(failure, budget), "restart", failure, budget)
         return decision
 
     def complete_error_files(self) -> None:
-        """Add to the error files what only the agent knows; when the workers are gone, nothing waits for it."""
+        """Add to the error files what only the agent knows; called when the workers are gone."""
         failures, self._to_complete = self._to_complete, []
         if not failures:
             return
         try:
-            recorder = self._host.choose("error recorder", os.environ.get("QUORATE_ERROR_RECORDER", "file"))
+            recorder = self._host.choose(PluginKind.ERROR_RECORDER, os.environ.get("QUORATE_ERROR_RECORDER", "file"))
             for failure in failures:
                 if failure.error_file and recorder.complete is not None:
                     recorder.complete(failure.error_file, failure)
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             self._warn(f"the error files could not be completed: {error or type(error).__name__}")
 
-    def _failure_record(self, command: Diagnose, seat: Assignment) -> FailureRecord:
+    def _failure_record(self, command: protocol.Diagnose, assignment: Assignment) -> FailureRecord:
         exit = command.exit
-        # Workers that were not started have written nothing; what the reporter knows is of the round before.
+        # Workers that were not started have written nothing; the reporter's paths are those of the round before.
         error_file = "" if command.start_failed else self._reporter.error_files.get(exit.local_rank, "")
         data = read_error_file(error_file) if error_file and not command.hung else None
         if command.start_failed:
@@ -79,9 +88,9 @@ class Diagnosis:
         elif command.hung:
             cause = Cause.HANG
         else:
-            cause = Cause.SIGNAL if exit.exit_code < 0 else Cause.EXIT_CODE
+            cause = cause_of_exit(exit.exit_code)
         return FailureRecord(
-            rank=seat.first_rank + exit.local_rank,
+            rank=assignment.first_rank + exit.local_rank,
             local_rank=exit.local_rank,
             pid=exit.pid,
             exit_code=exit.exit_code,
@@ -90,27 +99,19 @@ class Diagnosis:
             timestamp_ns=exit.timestamp_ns,
             error_file=error_file,
             error_data=data,
-            node_id=seat.node_id,
+            node_id=assignment.node_id,
             host=host_name(),
-            role=seat.role,
-            restart_count=seat.restart_count,
+            role=assignment.role,
+            restart_count=assignment.restart_count,
             stderr_tail=tuple(exit.stderr_tail),
         )
 
 
 def _message(exit: WorkerExited, data: Mapping[str, Any] | None) -> str:
-    if data is not None:
-        recorded = data["message"]
-        return str(recorded.get("message", recorded)) if isinstance(recorded, dict) else str(recorded)
-    if exit.problem:
-        return exit.problem
-    message = message_from_abort(exit.exit_code, exit.stderr_tail)
-    if message is not None:
-        return message
-    if exit.exit_code < 0:
-        return f"Signal {-exit.exit_code} ({signal_name(exit.exit_code)}) received by PID {exit.pid}"
-    message = message_from_stderr(exit.stderr_tail)
-    if message is not None:
-        return message
+    recorded = message_of(data) or exit.problem or message_from_abort(exit.exit_code, exit.stderr_tail)
+    if not recorded and exit.exit_code >= 0:
+        recorded = message_from_stderr(exit.stderr_tail)
+    if recorded:
+        return recorded
     last = next((line.strip() for line in reversed(exit.stderr_tail) if line.strip()), "")
-    return f"exit code {exit.exit_code}" + (f", last words: {last[:_LONGEST_LAST_WORDS]}" if last else "")
+    return describe_exit(exit.exit_code, exit.pid, last[:_LONGEST_LAST_WORDS])

@@ -1,44 +1,54 @@
-"""The environment, log destinations and argv of each worker, as pure as their inputs allow."""
+"""The environment, the log destinations and the arguments of each worker.
+
+What does not live here: where logs go (:mod:`quorate.logs_specs`), and starting workers (``_runner``).
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
+from string import Template
+from typing import Any
 
-from ..lazy_typing import Any
-from ..logs_specs import LogsSpecs
+from ..errors import UsageError
+from ..job_token import without_token
+from ..net import host_name
 from ..records import Assignment, WorkerLaunch, WorkerLogs
-from ._spec import WorkerSpec
+from ._spec import RunSettings, WorkerSpec
 
-__all__ = ["base_environment", "build_launches", "common_environment", "worker_environment"]
+__all__ = ["base_environment", "build_launches", "check_visible_devices", "common_environment", "worker_environment"]
 
-_LOCAL_RANK_MACRO = "${local_rank}"
+#: ``${local_rank}`` and ``$local_rank``; a second dollar before it makes it text.
+_LOCAL_RANK_MACRO = re.compile(r"(\$?)\$(local_rank\b|\{local_rank\})")
 _PREFIX_WHEN_TEED = "[${role_name}${local_rank}]: "
 
 
 def worker_environment(
-    spec: WorkerSpec, seat: Assignment, local_rank: int, run_id: str, base: Mapping[str, str]
+    spec: WorkerSpec, assignment: Assignment, local_rank: int, run_id: str, base: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the whole environment of one worker.  ``base`` is the agent's own."""
-    environment = common_environment(spec, seat.local_world_size, base)
+    environment = common_environment(spec, assignment.local_world_size, base)
     environment.update(
         {
-            "RANK": str(seat.first_rank + local_rank),
+            "RANK": str(assignment.first_rank + local_rank),
             "LOCAL_RANK": str(local_rank),
-            "GROUP_RANK": str(seat.group_rank),
-            "ROLE_RANK": str(seat.first_role_rank + local_rank),
-            "ROLE_NAME": seat.role,
-            "WORLD_SIZE": str(seat.world_size),
-            "LOCAL_WORLD_SIZE": str(seat.local_world_size),
-            "GROUP_WORLD_SIZE": str(seat.group_world_size),
-            "ROLE_WORLD_SIZE": str(seat.role_world_size),
-            "MASTER_ADDR": spec.master_addr or seat.master_addr,
-            "MASTER_PORT": str(spec.master_port or seat.master_port),
-            "TORCHELASTIC_RESTART_COUNT": str(seat.restart_count),
+            "GROUP_RANK": str(assignment.group_rank),
+            "ROLE_RANK": str(assignment.first_role_rank + local_rank),
+            "ROLE_NAME": assignment.role,
+            "WORLD_SIZE": str(assignment.world_size),
+            "LOCAL_WORLD_SIZE": str(assignment.local_world_size),
+            "GROUP_WORLD_SIZE": str(assignment.group_world_size),
+            "ROLE_WORLD_SIZE": str(assignment.role_world_size),
+            "MASTER_ADDR": spec.master_addr or assignment.master_addr,
+            "MASTER_PORT": str(spec.master_port or assignment.master_port),
+            "TORCHELASTIC_RESTART_COUNT": str(assignment.restart_count),
             "TORCHELASTIC_MAX_RESTARTS": str(spec.max_restarts),
             "TORCHELASTIC_RUN_ID": run_id,
-            "TORCHELASTIC_USE_AGENT_STORE": str(seat.shares_store and not spec.master_addr and not spec.master_port),
-            "QUORATE_ROUND": str(seat.round_number),
+            "TORCHELASTIC_USE_AGENT_STORE": str(
+                assignment.shares_store and not spec.master_addr and not spec.master_port
+            ),
+            "QUORATE_ROUND": str(assignment.round_number),
         }
     )
     if spec.virtual_local_rank:
@@ -46,20 +56,24 @@ def worker_environment(
     return environment
 
 
-def base_environment(defaults: Mapping[str, str]) -> dict[str, str]:
+def base_environment(spec: WorkerSpec, defaults: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with ``defaults`` for what is not set in it.
 
-    Those that begin with ``QUORATE_`` are always taken: an agent that is itself some agent's worker has inherited the
-    other's, and its own workers would call that one.
+    The variables of the job token are left out unless ``spec.share_job_token``: a training program has no use for
+    them, and may log its environment.
+
+    A default whose name begins with ``QUORATE_`` always counts: an agent that runs inside another agent's worker has
+    inherited that agent's variables, and its own workers must not use them.
     """
     own = {name: value for name, value in defaults.items() if name.startswith("QUORATE_")}
-    return {**defaults, **os.environ, **own}
+    inherited = os.environ if spec.share_job_token else without_token(os.environ)
+    return {**defaults, **inherited, **own}
 
 
 def common_environment(spec: WorkerSpec, local_world_size: int, base: Mapping[str, str]) -> dict[str, str]:
-    """Return what of a worker's environment is known before its ranks are.  ``base`` is the agent's own."""
+    """Return the part of a worker's environment that does not depend on its ranks.  ``base`` is the agent's own."""
     environment = {**base, **spec.environment}
-    # So that a fatal signal, and the agent's wish to know where a hung worker is, leave the Python stacks in the log.
+    # A fatal signal, or the agent's request for the stacks of a hung worker, then leaves the Python stacks in the log.
     environment.setdefault("PYTHONFAULTHANDLER", "1")
     environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     if local_world_size > 1:
@@ -67,34 +81,54 @@ def common_environment(spec: WorkerSpec, local_world_size: int, base: Mapping[st
     return environment
 
 
+def check_visible_devices(spec: WorkerSpec) -> None:
+    """Check that there is a device for each worker where every worker is to see one only.
+
+    Raises:
+        UsageError: ``CUDA_VISIBLE_DEVICES`` shows fewer.
+    """
+    visible = {**os.environ, **spec.environment}.get("CUDA_VISIBLE_DEVICES")
+    if not spec.virtual_local_rank or visible is None:
+        return
+    count = len(_devices_in(visible))
+    if count < spec.local_world_size:
+        raise UsageError(
+            f"{spec.local_world_size} workers need a device each (--virtual-local-rank), but "
+            f"CUDA_VISIBLE_DEVICES={visible} shows {count}; lower --nproc-per-node, or show more devices"
+        )
+
+
+def _devices_in(visible: str) -> list[str]:
+    return [device.strip() for device in visible.split(",") if device.strip()]
+
+
 def _virtualize(environment: dict[str, str], local_rank: int) -> None:
     """Show the worker its own device only, as device 0."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    devices = [device.strip() for device in visible.split(",") if device.strip()]
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = [] if visible is None else _devices_in(visible)
     environment["CUDA_VISIBLE_DEVICES"] = devices[local_rank] if local_rank < len(devices) else str(local_rank)
     environment["LOCAL_RANK"] = "0"
 
 
 def build_launches(
-    spec: WorkerSpec,
-    seat: Assignment,
-    logs_specs: LogsSpecs,
+    settings: RunSettings,
+    assignment: Assignment,
     run_id: str,
-    prefix_template: str | None,
     change: Callable[[WorkerLaunch, Assignment], WorkerLaunch],
-    defaults: Mapping[str, str] | None = None,
+    defaults: Mapping[str, str],
 ) -> list[WorkerLaunch]:
     """Return what to start on this node, one launch per local rank.
 
     ``defaults`` are variables that workers get as :func:`base_environment` says.
 
     Raises:
-        UsageError: the log directory cannot be used.
+        UsageError: the log folder cannot be used.
     """
-    base = base_environment(defaults or {})
+    spec, logs_specs, prefix_template = settings.spec, settings.logs_specs, settings.prefix_template
+    base = base_environment(spec, defaults)
     environments = {
-        local_rank: worker_environment(spec, seat, local_rank, run_id, base)
-        for local_rank in range(seat.local_world_size)
+        local_rank: worker_environment(spec, assignment, local_rank, run_id, base)
+        for local_rank in range(assignment.local_world_size)
     }
     dest = logs_specs.reify(environments)
     launches: list[WorkerLaunch] = []
@@ -118,42 +152,40 @@ def build_launches(
             stderr=dest.stderrs.get(local_rank),
             tee_stdout=local_rank in dest.tee_stdouts,
             tee_stderr=local_rank in dest.tee_stderrs,
-            prefix=None if template is None else _prefix(template, environment, seat, local_rank),
+            prefix=None if template is None else _prefix(template, environment, assignment, local_rank),
             console=shown,
             duplicates=tuple(duplicates),
         )
         launch = WorkerLaunch(
             local_rank=local_rank,
-            rank=seat.first_rank + local_rank,
-            role=seat.role,
+            rank=assignment.first_rank + local_rank,
+            role=assignment.role,
             entrypoint=spec.entrypoint,
             args=tuple(_expand(argument, local_rank) for argument in spec.args),
             environment=environment,
             error_file=error_file,
             logs=logs,
         )
-        launches.append(change(launch, seat))
+        launches.append(change(launch, assignment))
     return launches
 
 
 def _expand(argument: Any, local_rank: int) -> Any:
-    return argument.replace(_LOCAL_RANK_MACRO, str(local_rank)) if isinstance(argument, str) else argument
+    if not isinstance(argument, str):
+        return argument
+    return _LOCAL_RANK_MACRO.sub(lambda macro: f"${macro[2]}" if macro[1] else str(local_rank), argument)
 
 
-def _prefix(template: str, environment: Mapping[str, str], seat: Assignment, local_rank: int) -> str:
+def _prefix(template: str, environment: Mapping[str, str], assignment: Assignment, local_rank: int) -> str:
     """Expand ``${role_name} ${rank} ${local_rank} ${node_rank} ${hostname} ${attempt} ${round} ${run_id}``."""
-    from string import Template
-
-    from ..rendezvous._address import host_name
-
     return Template(template).safe_substitute(
-        role_name=seat.role,
-        rank=seat.first_rank + local_rank,
+        role_name=assignment.role,
+        rank=assignment.first_rank + local_rank,
         local_rank=local_rank,
-        node_rank=seat.group_rank,
-        group_rank=seat.group_rank,
+        node_rank=assignment.group_rank,
+        group_rank=assignment.group_rank,
         hostname=host_name(),
-        attempt=seat.restart_count,
-        round=seat.round_number,
+        attempt=assignment.restart_count,
+        round=assignment.round_number,
         run_id=environment["TORCHELASTIC_RUN_ID"],
     )

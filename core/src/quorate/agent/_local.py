@@ -1,30 +1,41 @@
-"""``LocalElasticAgent``: runs one role's worker group on one node."""
+"""``LocalElasticAgent``: runs one role's worker group on one node.
+
+What does not live here: the run itself (``_runner``), and the decisions in it (``_machine``).
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any, final
 
-from ..catalogue import EventSink
+from attrs import evolve
+
+from ..catalogue import EventSink, PluginKind
 from ..clock import monotonic
 from ..errors import (
     QuorateError,
     RendezvousClosedError,
-    RendezvousError,
     SignalException,
     UnhealthyNodeError,
+    UnknownBackendError,
     UsageError,
 )
 from ..failures import ProcessFailure, copy_error_data
-from ..lazy_typing import TYPE_CHECKING, final
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
+from ..notices import write_error
+from ..plugins import PluginHost, get_host
 from ..records import Event, Verdict
-from ._protocol import Finish, Outcome, Phase, State
-from ._spec import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
-
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
-    from ..verdict import JobVerdict
-    from ._reports import Reporter
+from ..verdict import JobVerdict
+from . import _protocol as protocol
+from ._environment import check_visible_devices
+from ._protocol import Phase
+from ._reports import Reporter
+from ._runner import Runner
+from ._spec import RunResult, RunSettings, Worker, WorkerGroup, WorkerSpec, WorkerState
+from ._starter_choice import choose_starter
+from ._state import State
+from ._verdict import judge
 
 __all__ = ["LocalElasticAgent"]
 
@@ -49,12 +60,16 @@ class LocalElasticAgent:
             commands too, if it takes them (``warm``), else those are started by ``exec``.
         exit_barrier_timeout: seconds to wait, after this node's workers have succeeded, for the other nodes.
         log_line_prefix_template: put before each console line of a worker (see ``docs/logs.md``).
+        shutdown_timeout: seconds that workers get to stop; ``None``: as the specification says.
+        health_check_server: for programs written for TorchElastic: its ``stop()`` is called when the run has ended.
+        uninterruptible_state_timeout: accepted for programs that pass it; nothing reads it.
         host: the plugins to use (default: those installed).
 
     Works in any thread (signals are only handled in the main one), any number of times in one process.
 
     Raises:
         UnknownBackendError: no plugin offers the start method.
+        UsageError: there are fewer visible devices than workers that are to see one each.
     """
 
     def __init__(
@@ -64,29 +79,30 @@ class LocalElasticAgent:
         start_method: str = "spawn",
         exit_barrier_timeout: float = 300,
         log_line_prefix_template: str | None = None,
+        shutdown_timeout: float | None = None,
+        health_check_server: Any = None,
+        uninterruptible_state_timeout: float | None = None,
         *,
         host: PluginHost | None = None,
     ) -> None:
-        if host is None:
-            from ..plugins import get_host
-
-            host = get_host()
+        self._host = get_host() if host is None else host
+        if shutdown_timeout is not None:
+            spec = evolve(spec, shutdown_timeout=shutdown_timeout)
+        check_visible_devices(spec)
         self._spec = spec
-        self._logs_specs = logs_specs if logs_specs is not None else DefaultLogsSpecs()
-        self._start_method = start_method
-        self._exit_barrier_timeout = float(exit_barrier_timeout)
-        self._prefix_template = log_line_prefix_template
-        self._host = host
+        self._health_check_server = health_check_server
+        self._logs_specs = DefaultLogsSpecs() if logs_specs is None else logs_specs
+        self._settings = RunSettings(
+            spec, self._logs_specs, start_method, exit_barrier_timeout, log_line_prefix_template
+        )
         self._group = WorkerGroup(spec)
         self._restarts_used = 0
         self._started_at: float | None = None
         self._total = 0.0
         self._verdict: JobVerdict | None = None
-        from ._preparation import choose_starter
-
-        # Asked for now, so that a wrong name is reported before anything runs.
-        choose_starter(host, spec.entrypoint, start_method)
-        self._sink = _find_sink(host, spec.event_log_handler)
+        # Looked up now, so that a wrong name is reported before anything runs.
+        choose_starter(self._host, spec.entrypoint, start_method)
+        self._sink = _find_sink(self._host, spec.event_log_handler)
 
     @property
     def worker_group(self) -> WorkerGroup:
@@ -99,12 +115,12 @@ class LocalElasticAgent:
 
     @property
     def remaining_restarts(self) -> int:
-        """How many restarts the job has left."""
+        """The number of restarts that the job has left."""
         return max(0, self._spec.max_restarts - self._restarts_used)
 
     @property
     def total_execution_time(self) -> float:
-        """Seconds since :meth:`run` was called, or that it took."""
+        """Seconds since :meth:`run` was called or, once it has returned, its duration."""
         return self._total if self._started_at is None else monotonic() - self._started_at
 
     def run(self, role: str = "default") -> RunResult:
@@ -114,43 +130,31 @@ class LocalElasticAgent:
             SignalException: the agent was signalled; the workers got their grace and are gone.
             RendezvousTimeoutError, RendezvousConnectionError, RendezvousStateError: the rendezvous cannot go on.
             RendezvousClosedError: the job had failed or been stopped before this node got in.
-            UnhealthyNodeError: a check found this node unfit, or the restart policy excluded it.
+            UnhealthyNodeError: a check found this node unhealthy, or the restart policy excluded it.
         """
-        from ._reports import Reporter
-        from ._runner import Runner
-
         self._started_at = monotonic()
         reporter = Reporter(self._host, self._sink, os.urandom(16).hex())
-        runner = Runner(
-            self._spec,
-            self._logs_specs,
-            self._start_method,
-            self._exit_barrier_timeout,
-            self._prefix_template,
-            self._host,
-            reporter,
-            lambda state: self._note(state, reporter),
-        )
+        runner = Runner(self._settings, self._host, reporter, lambda state: self._note(state, reporter))
         try:
             finish = runner.run()
         finally:
             self._total = monotonic() - self._started_at
             self._started_at = None
+            if self._health_check_server is not None:
+                self._health_check_server.stop()
             if isinstance(self._logs_specs, DefaultLogsSpecs):
                 self._logs_specs.remove_if_unused()
-        self._verdict = self._judge(runner.state, finish, reporter)
+        self._verdict = self._judge(runner.state, reporter)
         try:
             return self._result(runner.state, finish, dict(runner.return_values))
         except QuorateError as error:
             error.verdict = self._verdict
             raise
 
-    def _judge(self, state: State, finish: Finish, reporter: Reporter) -> JobVerdict:
-        """Form the job's verdict, and keep it where the run's logs are kept; never fails for want of a disk."""
-        from ._judging import judge
-
+    def _judge(self, state: State, reporter: Reporter) -> JobVerdict:
+        """Form the job's verdict and write it to the folder of the run's logs; a disk error is only reported."""
         run_id = self._spec.rdzv_handler.get_run_id()
-        verdict = judge(state, finish, run_id, reporter.node_id)
+        verdict = judge(state, run_id, reporter.node_id)
         try:
             folder = self._logs_specs.keep_run_dir(run_id)
             if folder is not None:
@@ -164,46 +168,45 @@ class LocalElasticAgent:
         """Why the last :meth:`run` ended, whichever way it did; ``None`` before the first."""
         return self._verdict
 
-    def _note(self, state: State, reporter: object) -> None:
-        group, seat = self._group, state.assignment
+    def _note(self, state: State, reporter: Reporter) -> None:
+        group, assignment = self._group, state.assignment
         group.state = _WORKER_STATES.get(state.phase, group.state)
-        pids = getattr(reporter, "pids", {})
-        if seat is None:
+        if assignment is None:
             return
-        if group.round_number != seat.round_number or state.phase is Phase.RUNNING:
-            group.round_number, group.restart_count = seat.round_number, seat.restart_count
-            group.group_rank, group.group_world_size = seat.group_rank, seat.group_world_size
-            group.master_addr = self._spec.master_addr or seat.master_addr
-            group.master_port = self._spec.master_port or seat.master_port
-            self._restarts_used = seat.restart_count
+        if group.round_number != assignment.round_number or state.phase is Phase.RUNNING:
+            group.round_number, group.restart_count = assignment.round_number, assignment.restart_count
+            group.group_rank, group.group_world_size = assignment.group_rank, assignment.group_world_size
+            group.master_addr = self._spec.master_addr or assignment.master_addr
+            group.master_port = self._spec.master_port or assignment.master_port
+            self._restarts_used = assignment.restart_count
             group.workers = [
                 Worker(
                     local_rank,
-                    seat.first_rank + local_rank,
-                    seat.first_role_rank + local_rank,
-                    seat.world_size,
-                    seat.role_world_size,
+                    assignment.first_rank + local_rank,
+                    assignment.first_role_rank + local_rank,
+                    assignment.world_size,
+                    assignment.role_world_size,
                 )
-                for local_rank in range(seat.local_world_size)
+                for local_rank in range(assignment.local_world_size)
             ]
         for worker in group.workers:
-            worker.id = pids.get(worker.local_rank)
+            worker.id = reporter.pids.get(worker.local_rank)
 
-    def _result(self, state: State, finish: Finish, values: dict[int, object]) -> RunResult:
-        outcome, end = finish.outcome, state.end
-        if outcome is Outcome.SIGNAL:
+    def _result(self, state: State, finish: protocol.Finish, values: dict[int, object]) -> RunResult:
+        outcome, end = finish.outcome, finish.end
+        if outcome is protocol.Outcome.SIGNAL:
             assert state.signal_number is not None
             raise SignalException(finish.reason, state.signal_number)
-        if outcome is Outcome.ERROR:
+        if outcome is protocol.Outcome.ERROR:
             assert state.trouble is not None
-            raise _error(state.trouble.kind, state.trouble.problem)
-        if outcome is Outcome.UNHEALTHY:
+            raise state.trouble.kind.error(state.trouble.problem)
+        if outcome is protocol.Outcome.UNHEALTHY:
             raise UnhealthyNodeError(f"this node does not take part: {finish.reason}")
-        if outcome is Outcome.SUCCEEDED:
+        if outcome is protocol.Outcome.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
             return RunResult(WorkerState.SUCCEEDED, values, reason=finish.reason, verdict=self._verdict)
         assert end is not None
-        if outcome is Outcome.CLOSED and end.verdict is Verdict.SUCCEEDED:
+        if outcome is protocol.Outcome.CLOSED and end.verdict is Verdict.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
             return RunResult(WorkerState.SUCCEEDED, reason=finish.reason, verdict=self._verdict)
         self._group.state = WorkerState.FAILED
@@ -218,29 +221,23 @@ class LocalElasticAgent:
         return RunResult(WorkerState.FAILED, {}, failures, end.reason, self._verdict)
 
 
-def _error(kind: str, problem: str) -> RendezvousError:
-    from ..rendezvous._open import failure_of
-
-    return failure_of(kind, problem)
-
-
 def _find_sink(host: PluginHost, name: str) -> EventSink | None:
     if name in ("", "null"):
         return None
     if name == "console":
         return EventSink("console", "one JSON line per event on stderr", _to_console)
-    sink: EventSink = host.choose("event log handler", name)
+    try:
+        sink: EventSink = host.choose(PluginKind.EVENT_SINK, name)
+    except UnknownBackendError as error:  # plugins do not know the two names above
+        raise UnknownBackendError(error.kind, name, sorted([*error.known, "null", "console"]), error.remedy) from None
     return sink
 
 
 def _to_console(event: Event) -> None:
-    import json
-    import sys
-
     line = {
-        "name": event.name,
+        "name": str(event.name),
         "reason": event.reason,
         "timestamp_ns": event.timestamp_ns,
         "details": dict(event.details),
     }
-    sys.stderr.write(json.dumps(line, default=str) + "\n")
+    write_error(json.dumps(line, default=str))

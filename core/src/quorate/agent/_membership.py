@@ -1,30 +1,29 @@
-"""How the agent talks to a rendezvous: requests that never block, answers posted as inputs.
+"""The agent's side of a rendezvous: requests that never block, answers posted as inputs.
 
-Two implementations: a thin one over :class:`~quorate.rendezvous.StoreRendezvousHandler`, which already works this
-way, and a thread for handlers that only have the blocking interface.
+A handler that works this way itself has a thin implementation (``_store_membership``).  Here is the one for handlers
+that only have the blocking interface: a thread.  What does not live here: the protocol (:mod:`quorate.rendezvous`).
 """
 
 from __future__ import annotations
 
 import threading
-from _queue import SimpleQueue  # queue's own, without what else that module brings (0.5 ms of a launch)
 from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol, final
 
-from .._record import evolve
-from ..errors import RendezvousClosedError, RendezvousConnectionError, RendezvousStateError, RendezvousTimeoutError
-from ..lazy_typing import TYPE_CHECKING, Protocol, final
+from attrs import evolve
+
+from ..errors import FailureKind, RendezvousClosedError, RendezvousTimeoutError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
-from ..rendezvous import RendezvousHandler, RendezvousInfo
-from ._protocol import Input, JobClosed, PeerStaysOut, RendezvousFailed, RoundEnded, RoundJoined, StandingBy
+from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, assign_ranks
+from . import _protocol as protocol
 
-if TYPE_CHECKING:
-    from ..rendezvous import _protocol as rendezvous
+__all__ = ["Membership", "open_membership"]
 
-__all__ = ["Membership", "agent_input", "open_membership"]
-
-# How long a handler is left to wait before it is asked for waiting nodes; one that tells of them need not be asked.
-_LOOK_SECONDS, _REST_SECONDS = 1.0, 3600.0
+# How long a handler's wait_for_change may block: it is then asked for waiting nodes, unless it reports them itself.
+_POLL_SECONDS, _EVENT_DRIVEN_SECONDS = 1.0, 3600.0
 _CLOSE_SECONDS = 0.2
+_SIZES_TIMEOUT_SECONDS = 60.0
 
 
 class Membership(Protocol):
@@ -38,78 +37,27 @@ class Membership(Protocol):
 
     def leave(self) -> None: ...
 
-    def stay_out(self, node: NodeRecord) -> None: ...
+    def decline(self, node: NodeRecord) -> None: ...
 
     def close(self) -> None:
-        """Stop posting; the handler itself stays its owner's to shut down."""
+        """Stop posting.  The handler is shut down by its owner."""
         ...
 
 
-def open_membership(handler: RendezvousHandler, post: Callable[[Input], None]) -> Membership:
+def open_membership(handler: RendezvousHandler, post: Callable[[protocol.Input], None]) -> Membership:
     """Return the membership for ``handler``; ``post`` may be called from any thread."""
-    if handler.is_event_driven:
-        return _StoreMembership(handler, post)
+    if isinstance(handler, EventDrivenHandler):
+        from ._store_membership import StoreMembership  # keeps the protocol off the path of jobs without a store
+
+        return StoreMembership(handler, post)
     return _ThreadMembership(handler, post)
-
-
-def agent_input(output: rendezvous.Output) -> Input | None:
-    """Return what an output of the rendezvous machine is to the agent's."""
-    from ..rendezvous import _protocol as rendezvous
-
-    if isinstance(output, rendezvous.Joined):
-        return RoundJoined(output.assignment)
-    if isinstance(output, rendezvous.Ended):
-        return RoundEnded(output.end)
-    if isinstance(output, rendezvous.Closed):
-        return JobClosed(output.end)
-    if isinstance(output, rendezvous.GaveUp):
-        return RendezvousFailed(output.kind, output.problem)
-    if isinstance(output, rendezvous.StandingBy):
-        return StandingBy(output.reason)
-    if isinstance(output, rendezvous.StaysOut):
-        return PeerStaysOut(output.reason)
-    return None
-
-
-@final
-class _StoreMembership:
-    def __init__(self, handler: RendezvousHandler, post: Callable[[Input], None]) -> None:
-        from ..rendezvous import StoreRendezvousHandler
-
-        assert isinstance(handler, StoreRendezvousHandler)
-        self._handler = handler
-
-        def hear(output: rendezvous.Output) -> None:
-            event = agent_input(output)
-            if event is not None:
-                post(event)
-
-        handler.subscribe(hear)
-
-    def join(self, node: NodeRecord) -> None:
-        self._handler.request_join(node)
-
-    def end_round(self, end: RoundEnd) -> None:
-        self._handler.end_round(end)
-
-    def report_done(self) -> None:
-        self._handler.report_done()
-
-    def leave(self) -> None:
-        self._handler.request_leave()
-
-    def stay_out(self, node: NodeRecord) -> None:
-        self._handler.request_stay_out(node)
-
-    def close(self) -> None:
-        self._handler.subscribe(lambda output: None)
 
 
 @final
 class _ThreadMembership:
     """Runs a handler's blocking methods on a thread of their own."""
 
-    def __init__(self, handler: RendezvousHandler, post: Callable[[Input], None]) -> None:
+    def __init__(self, handler: RendezvousHandler, post: Callable[[protocol.Input], None]) -> None:
         self._handler, self._post = handler, post
         self._requests: SimpleQueue[NodeRecord | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -128,7 +76,7 @@ class _ThreadMembership:
     def end_round(self, end: RoundEnd) -> None:
         self._handler.end_round(end)
         if type(self._handler).end_round is RendezvousHandler.end_round:
-            self._end_here(end)  # this handler has nobody to tell: what this node says is what is recorded
+            self._end_here(end)  # a handler without this method records nothing: this node's end counts
 
     def report_done(self) -> None:
         self._handler.report_done()
@@ -140,19 +88,19 @@ class _ThreadMembership:
     def _end_here(self, end: RoundEnd) -> None:
         if self._ended_here is None:
             self._ended_here = end
-            self._post(JobClosed(end) if end.verdict.is_terminal else RoundEnded(end))
+            self._post(protocol.JobClosed(end) if end.verdict.is_terminal else protocol.RoundEnded(end))
 
     def leave(self) -> None:
-        """Nothing to say: :meth:`RendezvousHandler.shutdown` is how such a handler leaves."""
+        """Do nothing: such a handler leaves by :meth:`RendezvousHandler.shutdown`."""
 
-    def stay_out(self, node: NodeRecord) -> None:
-        """Nobody to tell: such a handler knows the nodes that come, and no others."""
+    def decline(self, node: NodeRecord) -> None:
+        """Do nothing: such a handler only knows nodes that join."""
 
     def close(self) -> None:
         self._closed = True
         self._requests.put(None)
         if self._thread is not None:
-            # Normally at once.  A handler that still blocks is woken by its owner's shutdown(), which comes next.
+            # A handler that still blocks after this is woken by its owner's shutdown(), which comes next.
             self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
@@ -164,11 +112,15 @@ class _ThreadMembership:
                 self._one_round(node)
             except RendezvousClosedError as error:
                 verdict = Verdict.SUCCEEDED if error.succeeded else Verdict.STOPPED
-                self._tell(JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason)))
-            except Exception as error:
-                self._tell(RendezvousFailed(_kind(error), str(error) or type(error).__name__))
+                self._post_unless_closed(
+                    protocol.JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason))
+                )
+            except BaseException as error:  # this thread must not end in silence
+                self._post_unless_closed(
+                    protocol.RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
+                )
 
-    def _tell(self, event: Input) -> None:
+    def _post_unless_closed(self, event: protocol.Input) -> None:
         if not self._closed:
             self._post(event)
 
@@ -179,38 +131,31 @@ class _ThreadMembership:
         info = self._handler.next_rendezvous()
         assignment = info.assignment or _derive(info, node, self._round)
         self._round = assignment.round_number
-        self._tell(RoundJoined(evolve(assignment, shares_store=self._handler.use_agent_store)))
-        patience = _REST_SECONDS if self._handler.tells_every_change else _LOOK_SECONDS
+        self._post_unless_closed(protocol.RoundJoined(evolve(assignment, shares_store=self._handler.use_agent_store)))
+        timeout = _EVENT_DRIVEN_SECONDS if self._handler.tells_every_change else _POLL_SECONDS
         while not self._closed and self._ended_here is None:
-            end = self._handler.wait_for_change(patience)
+            end = self._handler.wait_for_change(timeout)
             if end is not None:
                 self._round += 1
-                self._tell(JobClosed(end) if end.verdict.is_terminal else RoundEnded(end))
+                self._post_unless_closed(
+                    protocol.JobClosed(end) if end.verdict.is_terminal else protocol.RoundEnded(end)
+                )
                 return
             if self._handler.num_nodes_waiting() > 0:
-                self._tell(
-                    RoundEnded(RoundEnd(self._round, Cause.NODE_JOINED, Verdict.RESCALE, "other nodes wait to join"))
+                self._post_unless_closed(
+                    protocol.RoundEnded(
+                        RoundEnd(self._round, Cause.NODE_JOINED, Verdict.RESCALE, "other nodes wait to join")
+                    )
                 )
                 return
 
 
-def _kind(error: Exception) -> str:
-    if isinstance(error, RendezvousTimeoutError):
-        return "timeout"
-    if isinstance(error, RendezvousConnectionError):
-        return "unavailable"
-    if isinstance(error, RendezvousStateError):
-        return "state"
-    return "error"
-
-
 def _derive(info: RendezvousInfo, node: NodeRecord, round_number: int) -> Assignment:
-    """Find this node's ranks where the handler only knows membership: every node tells the others through the store.
+    """Derive this node's ranks where the handler only knows membership: the nodes exchange their sizes in the store.
 
-    Without a store all nodes are taken to have as many workers as this one, and its role.
+    Without a store all nodes are assumed to have this node's role and number of workers.
     """
-    from ..rendezvous import assign_ranks
-    from ..rendezvous._wire import decode_node, encode
+    from ..rendezvous._wire import decode_node, encode  # keeps the protocol off the path of jobs without a store
 
     master = info.bootstrap_store_info
     if info.store is None:
@@ -220,10 +165,12 @@ def _derive(info: RendezvousInfo, node: NodeRecord, round_number: int) -> Assign
         info.store.put(keys[info.rank], encode(evolve(node, node_id=f"{info.rank}")))
         nodes = []
         for key in keys:
-            value = info.store.wait(key, 60.0)
+            value = info.store.wait(key, _SIZES_TIMEOUT_SECONDS)
             if value is None:
-                raise RendezvousTimeoutError(f"a member of the round did not tell its size within 60 s ({key})")
+                raise RendezvousTimeoutError(
+                    f"a node of the round did not report its size within {_SIZES_TIMEOUT_SECONDS:g} s ({key})"
+                )
             nodes.append(decode_node(key, value))
     nodes[0] = evolve(nodes[0], address=master.master_addr, port=master.master_port)
-    seats = assign_ranks(nodes, [n.node_id for n in nodes], round_number=round_number, restart_count=0)
-    return seats[f"{info.rank}"]
+    assignments = assign_ranks(nodes, [n.node_id for n in nodes], round_number=round_number, restart_count=0)
+    return assignments[f"{info.rank}"]

@@ -1,15 +1,19 @@
-"""The vocabulary of the agent machine: phases, state, inputs and commands.
+"""The vocabulary of the agent machine: inputs, commands, and why workers are stopped.
 
-What happens with them is in :mod:`quorate.agent._machine`; who carries the commands out, in ``_runner``.
+What does not live here: the state (``_state``), what happens with inputs (:mod:`quorate.agent._machine`), and how
+commands are carried out (``_runner``).
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import final
 
-from .._record import field, frozen
-from ..lazy_typing import final
+from attrs import frozen
+
+from ..errors import FailureKind
 from ..records import (
+    AgentPhase,
     Assignment,
     FailureRecord,
     RestartBudget,
@@ -18,18 +22,7 @@ from ..records import (
     WorkerExited,
 )
 
-
-@final
-class Phase(str, Enum):
-    """Where the agent is."""
-
-    NEW = "new"
-    CHECKING = "checking"  # no workers; finding out whether this node is fit for a round
-    JOINING = "joining"  # no workers; waiting for a sealed round
-    RUNNING = "running"  # workers run
-    BARRIER = "barrier"  # own workers have succeeded; waiting for the other nodes
-    STOPPING = "stopping"  # workers are being stopped; nothing new until all of them are gone
-    FINISHED = "finished"
+Phase = AgentPhase
 
 
 @final
@@ -38,7 +31,7 @@ class Outcome(str, Enum):
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # workers failed, here or elsewhere
-    CLOSED = "closed"  # the job had ended before this node got in
+    CLOSED = "closed"  # the job had ended before this node joined a round
     SIGNAL = "signal"
     ERROR = "error"  # the rendezvous could not go on
     UNHEALTHY = "unhealthy"  # this node is not fit for the job, or was excluded from it
@@ -55,40 +48,6 @@ class Grace:
     exit: float = 30.0  # the job is over
 
 
-@final
-@frozen(slots=False)  # each step of the machine copies it several times
-class State:
-    """Everything that the agent knows.  Times are seconds on its own monotonic clock."""
-
-    max_restarts: int
-    exit_barrier_timeout: float
-    grace: Grace = field(factory=Grace)
-    close_timeout: float = 5.0
-    dump_timeout: float = 5.0
-    loss_timeout: float = 0.0  # within which others say that a node is lost; 0: nobody does
-    host: str = ""
-    phase: Phase = Phase.NEW
-    assignment: Assignment | None = None
-    succeeded: frozenset[int] = frozenset()
-    failures: tuple[FailureRecord, ...] = ()
-    deferred: RoundEnd | None = None  # what this agent will want recorded unless somebody knows better
-    proposed: RoundEnd | None = None  # what this agent wanted recorded
-    end: RoundEnd | None = None  # what was recorded
-    last_end: RoundEnd | None = None  # the same of the round before, to be told even if it was followed at once
-    trouble: RendezvousFailed | None = None
-    signal_number: int | None = None
-    hang: WorkerHung | None = None  # stacks are being dumped for it
-    unhealthy: str = ""  # why this node leaves the job when its workers are gone
-    history: tuple[RoundEnd, ...] = ()  # the rounds that ended, oldest first
-    gone: bool = False  # all workers, and whatever they started, have ended
-    left: bool = False  # out of the exit barrier without the others
-    stood_by: bool = False
-    absence: str = ""  # what another node has said of why it does not join
-    was_member: bool = False
-    wake_at: float | None = None
-    reason: str = ""
-
-
 # --- inputs ---------------------------------------------------------------------------------------------------------
 
 
@@ -101,7 +60,7 @@ class Begin:
 @final
 @frozen
 class NodeChecked:
-    """The checks of this node are over; ``problems`` are sentences, none if it is well."""
+    """The checks of this node are over; ``problems`` are sentences, none if the node is healthy."""
 
     problems: tuple[str, ...] = ()
 
@@ -109,7 +68,7 @@ class NodeChecked:
 @final
 @frozen
 class NodeUnhealthy:
-    """A check has found this node unfit while its workers run."""
+    """A check, a service or a leftover process shows that this node should not go on."""
 
     problem: str
 
@@ -124,8 +83,8 @@ class RoundJoined:
 
 @final
 @frozen
-class PeerStaysOut:
-    """Another node has told why it does not join the round that this one gathers nodes for."""
+class PeerDeclined:
+    """Another node said why it does not join the round that this node gathers."""
 
     reason: str
 
@@ -157,9 +116,9 @@ class JobClosed:
 @final
 @frozen
 class RendezvousFailed:
-    """The rendezvous cannot go on; ``kind`` is ``timeout``, ``unavailable``, ``lost``, ``state`` or ``closed``."""
+    """The rendezvous cannot go on."""
 
-    kind: str
+    kind: FailureKind
     problem: str
 
 
@@ -177,7 +136,7 @@ class WorkerHung:
 @final
 @frozen
 class StacksDumped:
-    """The workers have written their stacks, as far as they could; ``lines`` are the hung one's last."""
+    """The workers have written their stacks, as far as they could; ``lines`` are the end of the hung worker's."""
 
     lines: tuple[str, ...] = ()
 
@@ -235,7 +194,7 @@ Input = (
     | NodeUnhealthy
     | RoundJoined
     | StandingBy
-    | PeerStaysOut
+    | PeerDeclined
     | RoundEnded
     | JobClosed
     | RendezvousFailed
@@ -248,6 +207,47 @@ Input = (
     | SignalReceived
     | Clock
 )
+
+# --- why workers are stopped ----------------------------------------------------------------------------------------
+
+
+@final
+@frozen
+class RoundIsOver:
+    """The round is over: its recorded end decides."""
+
+
+@final
+@frozen
+class NodeIsUnhealthy:
+    """As :class:`RoundIsOver`, but this node does not join another round."""
+
+    problem: str
+
+
+@final
+@frozen
+class RendezvousIsLost:
+    """The rendezvous cannot go on, and without it this node may not run workers."""
+
+    failure: RendezvousFailed
+
+
+@final
+@frozen
+class WorkersSucceeded:
+    """This node's workers have succeeded and the exit barrier is over."""
+
+
+@final
+@frozen
+class AgentSignalled:
+    """The agent was signalled."""
+
+    number: int
+
+
+StopReason = RoundIsOver | NodeIsUnhealthy | RendezvousIsLost | WorkersSucceeded | AgentSignalled
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ class JoinRound:
 @final
 @frozen
 class StartWorkers:
-    """Start the workers of this seat."""
+    """Start the workers of this assignment."""
 
     assignment: Assignment
 
@@ -275,7 +275,7 @@ class StartWorkers:
 @final
 @frozen
 class Diagnose:
-    """Find out why a worker ended; with a ``budget``, also ask what to do about it."""
+    """Find out why a worker ended; with a ``budget``, also ask the restart policy.  Answered by :class:`Diagnosed`."""
 
     exit: WorkerExited
     budget: RestartBudget | None
@@ -286,7 +286,7 @@ class Diagnose:
 @final
 @frozen
 class Decide:
-    """Ask what to do about a failure that is known already; answered by :class:`Diagnosed`."""
+    """Ask the restart policy about a failure that was diagnosed before; answered by :class:`Diagnosed`."""
 
     failure: FailureRecord
     budget: RestartBudget
@@ -295,7 +295,7 @@ class Decide:
 @final
 @frozen
 class DumpStacks:
-    """Have all workers write their stacks into their logs; answered by :class:`StacksDumped`."""
+    """Have all workers write their stacks to their logs; answered by :class:`StacksDumped`."""
 
     local_rank: int
 
@@ -312,7 +312,7 @@ class StopWorkers:
 @final
 @frozen
 class EndRound:
-    """Record that the round has ended, unless somebody did before."""
+    """Record the end of the round, unless another node has recorded one."""
 
     end: RoundEnd
 
@@ -326,13 +326,13 @@ class ReportDone:
 @final
 @frozen
 class Leave:
-    """Tell the others that this node goes away."""
+    """Tell the others that this node leaves."""
 
 
 @final
 @frozen
-class StayOut:
-    """Tell the others, if they can be reached soon, why this node does not join; it goes away."""
+class Decline:
+    """Tell the others, if they can be reached soon, why this node does not join, and leave."""
 
     problem: str
 
@@ -340,10 +340,12 @@ class StayOut:
 @final
 @frozen
 class Finish:
-    """The run is over."""
+    """The run is over.  ``why`` says what ended it, ``end`` is the recorded end of the round or the job, if any."""
 
     outcome: Outcome
     reason: str
+    why: StopReason
+    end: RoundEnd | None = None
 
 
 Command = (
@@ -357,16 +359,6 @@ Command = (
     | EndRound
     | ReportDone
     | Leave
-    | StayOut
+    | Decline
     | Finish
 )
-
-
-@final
-@frozen
-class AgentStep:
-    """What one step of the machine results in."""
-
-    state: State
-    commands: tuple[Command, ...]
-    reason: str

@@ -1,20 +1,36 @@
-"""What the agent says while it runs: sentences for people on stderr, events for observers and sinks."""
+"""Reports what the agent does while it runs: sentences for people on stderr, events for observers and sinks.
+
+What does not live here: the events' names and fields (:mod:`quorate.events`).
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import final
 
+from .._isolation import raise_if_interrupted
+from ..affinity import format_cpus
+from ..catalogue import EventSink
 from ..clock import wall_time_ns
+from ..events import (
+    AgentPhaseDetails,
+    AgentSignalledDetails,
+    EventDetails,
+    NodeDeclinedDetails,
+    RendezvousFailedDetails,
+    RoundEndedDetails,
+    RoundJoinedDetails,
+    RoundStandbyDetails,
+    WorkerFailedDetails,
+    WorkersStartedDetails,
+)
 from ..failures import signal_name
-from ..lazy_typing import TYPE_CHECKING, Any, final
-from ..records import Event, FailureRecord, WorkerLaunch
-from ._protocol import Phase, State
-
-if TYPE_CHECKING:
-    from ..catalogue import EventSink
-    from ..plugins import PluginHost
+from ..notices import write_error
+from ..plugins import PluginHost
+from ..records import Assignment, Event, FailureRecord, RoundEnd, WorkerLaunch
+from ._protocol import Phase
+from ._state import Joining, State
 
 __all__ = ["Reporter"]
 
@@ -33,92 +49,99 @@ class Reporter:
         self._level = _LEVELS.get(os.environ.get("QUORATE_LOG", "info").lower(), 1)
         self.pids: dict[int, int] = {}
         self.error_files: dict[int, str] = {}
-        self.listeners: list[Callable[[Event], None]] = []  # told besides plugins' observers
+        self.listeners: list[Callable[[Event], None]] = []  # the agent's services
 
     def changed(self, old: State, new: State) -> None:
-        """Told after each step of the agent."""
+        """Report what one step of the agent has changed."""
         if new.assignment is not None and new.assignment is not old.assignment:
-            seat = new.assignment
-            for warning in seat.warnings:
-                self.say(1, f"warning: {warning}")
-            if seat.missing:
-                self.say(1, f"in round {seat.round_number - 1} {', '.join(seat.missing)}: probably why it ended")
-            self.emit(
-                "round.joined",
-                f"round {seat.round_number}: group rank {seat.group_rank} of {seat.group_world_size}, "
-                f"world size {seat.world_size}, restart {seat.restart_count}",
-                round=seat.round_number,
-                group_rank=seat.group_rank,
-                group_world_size=seat.group_world_size,
-                world_size=seat.world_size,
-                restart_count=seat.restart_count,
-                level=2,
-            )
-        end = new.end or new.last_end
-        if end is not None and end is not old.end and end is not old.last_end:
-            self.emit(
-                "round.ended",
-                f"round {end.round_number} ended ({end.cause.value} -> {end.verdict.value}): {end.reason}",
-                round=end.round_number,
-                cause=end.cause.value,
-                verdict=end.verdict.value,
-                rank=end.rank,
-                host=end.host,
-                restart_count=end.restart_count,
-                # The job's own end is the run's result, which whoever called prints.
-                level=2 if end.verdict.is_terminal or new.signal_number is not None else 1,
-            )
+            self._joined(new.assignment)
+        end = new.history[-1] if (old.phase, new.phase) == (Phase.STOPPING, Phase.CHECKING) else new.end
+        if end is not None and end is not old.end:
+            # The caller prints the job's own end, which is the result of the run.
+            is_result = end.verdict.is_terminal or new.signal_number is not None
+            self._ended(end, level=2 if is_result else 1)
         if new.trouble is not None and new.trouble is not old.trouble:
-            # While joining it is the run's error, which whoever called prints.
+            # While joining it is the error of the run, which the caller prints.
             level = 2 if new.phase is Phase.FINISHED else 1
-            self.emit("rendezvous.failed", new.trouble.problem, kind=new.trouble.kind, level=level)
-        if new.stood_by and new.reason != old.reason and new.phase is Phase.JOINING:
-            self.emit("round.standby", new.reason, level=1)
-        if new.absence != old.absence:
-            self.emit("node.absent", new.absence, level=1)
+            self.emit(RendezvousFailedDetails(new.trouble.kind), new.trouble.problem, level=level)
+        if new.joining is not None:
+            self._waits(old.joining or Joining(), new.joining)
         if new.signal_number is not None and old.signal_number is None:
-            name = signal_name(-new.signal_number)
-            self.emit("agent.signalled", f"{name} received, leaving the job", signal=new.signal_number, level=1)
+            sentence = f"{signal_name(-new.signal_number)} received, leaving the job"
+            self.emit(AgentSignalledDetails(new.signal_number), sentence, level=1)
         if new.phase is not old.phase:
-            self.emit("agent.phase", new.reason, phase=new.phase.value, was=old.phase.value, level=2)
+            self.emit(AgentPhaseDetails(new.phase, old.phase), new.reason, level=2)
+
+    def _joined(self, assignment: Assignment) -> None:
+        for warning in assignment.warnings:
+            self.say(1, f"warning: {warning}")
+        if assignment.missing:
+            missing = ", ".join(assignment.missing)
+            self.say(1, f"in round {assignment.round_number - 1} {missing}: probably why it ended")
+        details = RoundJoinedDetails(
+            assignment.round_number,
+            assignment.group_rank,
+            assignment.group_world_size,
+            assignment.world_size,
+            assignment.restart_count,
+        )
+        sentence = (
+            f"round {details.round}: group rank {details.group_rank} of {details.group_world_size}, "
+            f"world size {details.world_size}, restart {details.restart_count}"
+        )
+        self.emit(details, sentence, level=2)
+
+    def _ended(self, end: RoundEnd, level: int) -> None:
+        details = RoundEndedDetails(end.round_number, end.cause, end.verdict, end.rank, end.host, end.restart_count)
+        self.emit(details, f"round {end.round_number} ended ({end.cause} -> {end.verdict}): {end.reason}", level=level)
+
+    def _waits(self, old: Joining, new: Joining) -> None:
+        if new.standby_reason != old.standby_reason:
+            self.emit(RoundStandbyDetails(), new.standby_reason, level=1)
+        if new.peer_declined != old.peer_declined:
+            self.emit(NodeDeclinedDetails(), new.peer_declined, level=1)
 
     def started(self, pids: Mapping[int, int], launches: Sequence[WorkerLaunch]) -> None:
-        """Told when workers were started."""
+        """Report that workers were started."""
         self.pids = dict(pids)
         self.error_files = {launch.local_rank: launch.error_file for launch in launches}
-        self.emit("workers.started", f"{len(self.pids)} worker(s) started", pids=list(self.pids.values()), level=2)
+        cpus = tuple(format_cpus(launch.cpus or ()) for launch in launches)
+        details = WorkersStartedDetails(tuple(self.pids.values()), cpus)
+        self.emit(details, f"{len(self.pids)} worker(s) started", level=2)
 
     def failed(self, failure: FailureRecord) -> None:
-        """Told of each worker that failed or hangs, causes and victims alike."""
-        self.emit(
-            "worker.failed",
-            f"rank {failure.rank} (local rank {failure.local_rank}): {failure.cause.value}: {failure.message}",
-            rank=failure.rank,
-            local_rank=failure.local_rank,
-            pid=failure.pid,
-            cause=failure.cause.value,
-            exit_code=failure.exit_code,
-            restart_count=failure.restart_count,
-            level=2,
+        """Report a worker that failed or hangs, whether it is the cause or a victim."""
+        details = WorkerFailedDetails(
+            failure.rank, failure.local_rank, failure.pid, failure.cause, failure.exit_code, failure.restart_count
         )
+        sentence = f"rank {failure.rank} (local rank {failure.local_rank}): {failure.cause}: {failure.message}"
+        self.emit(details, sentence, level=2)
 
     def say(self, level: int, sentence: str) -> None:
         """Print one sentence for people."""
         if level <= self._level:
-            try:
-                sys.stderr.write(f"quorate: {sentence}\n")
-                sys.stderr.flush()
-            except (OSError, ValueError):
-                pass  # a closed stderr is no reason to stop
+            write_error(f"quorate: {sentence}")
 
-    def emit(self, name: str, reason: str, *, level: int, **details: Any) -> None:
-        """Tell observers, the sink and, at ``level``, people."""
+    def emit(self, details: EventDetails, reason: str, *, level: int) -> None:
+        """Pass an event to observers and the sink, and its sentence to people if ``level`` is shown."""
         self.say(level, reason)
         if self._sink is None and not self.listeners and not self._host.has_observers():
             return
-        event = Event(name, reason, self.node_id, wall_time_ns(), details)
+        event = Event(details.name, reason, self.node_id, wall_time_ns(), details)
         self._host.observe(event)
         for listener in self.listeners:
             listener(event)
-        if self._sink is not None:
-            self._sink.emit(event)
+        self._write_to_sink(event)
+
+    def _write_to_sink(self, event: Event) -> None:
+        """Hand ``event`` to the sink; one that raises is reported once and not called again."""
+        sink = self._sink
+        if sink is None:
+            return
+        try:
+            sink.emit(event)
+        except BaseException as error:
+            raise_if_interrupted(error)
+            self._sink = None
+            problem = f"{type(error).__name__}: {error}"
+            self.say(1, f"warning: event sink {sink.name!r} raised {problem}; it will not be called again")

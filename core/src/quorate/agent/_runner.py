@@ -1,67 +1,44 @@
-"""Carries out the agent machine's commands.  One thread owns everything here; others only post inputs to it."""
+"""Carries out the agent machine's commands.  One thread owns everything here; other threads only post inputs to it.
+
+What does not live here: decisions (:mod:`quorate.agent._machine`).
+"""
 
 from __future__ import annotations
 
 import os
 import select
 import threading
-from _queue import Empty, SimpleQueue  # queue's own, without what else that module brings (0.5 ms of a launch)
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, final
 
-from .._record import evolve
-from ..catalogue import StarterRequest
-from ..clock import monotonic, wall_time_ns
-from ..errors import PluginError, QuorateError, StartError
-from ..lazy_typing import TYPE_CHECKING, Any, final
-from ..logs_specs import LogsSpecs
+from attrs import evolve
+
+from .._isolation import call_plugin, raise_if_interrupted
+from ..catalogue import PluginKind, StarterRequest
+from ..clock import monotonic, seconds_until, wall_time_ns
+from ..errors import FailureKind, QuorateError, StartError
+from ..net import host_name
+from ..plugins import PluginHost
 from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
-from ..rendezvous._address import host_name
 from ..services import AgentSnapshot
+from ..starter import DeliversResults, LeavesBehind, ProcessContext, StackDumper, Starter
+from . import _protocol as protocol
 from ._checks import Checks
 from ._diagnosis import Diagnosis
 from ._environment import build_launches
+from ._idle import IdleWork
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
-from ._preparation import JOIN_MOMENT_SECONDS, RUN_MOMENT_SECONDS, IdleWork, Preparation, choose_starter
-from ._protocol import (
-    Begin,
-    CheckNode,
-    Clock,
-    Command,
-    Decide,
-    Diagnose,
-    Diagnosed,
-    DumpStacks,
-    EndRound,
-    Finish,
-    Grace,
-    Input,
-    JoinRound,
-    Leave,
-    NodeUnhealthy,
-    RendezvousFailed,
-    ReportDone,
-    SignalReceived,
-    StacksDumped,
-    StartFailed,
-    StartWorkers,
-    State,
-    StayOut,
-    StopWorkers,
-    WorkerHung,
-    WorkersExited,
-    WorkersGone,
-)
+from ._preparation import Preparation
 from ._reports import Reporter
-from ._roster import Roster
-from ._services import Services, View
+from ._services import Services, View, take_snapshot
 from ._signals import SignalCatcher
-from ._spec import WorkerSpec
-
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
-    from ..starter import ProcessContext, Starter
+from ._spec import RunSettings
+from ._starter_choice import choose_starter
+from ._state import State
+from ._workers import WorkerTable
 
 __all__ = ["Runner"]
 
@@ -74,64 +51,54 @@ class Runner:
     """One run of one agent.
 
     Arguments:
-        spec, logs_specs, start_method, exit_barrier_timeout, prefix_template: as for ``LocalElasticAgent``.
+        settings: the workers and how they are run.
         host: the installed plugins.
-        reporter: told of everything that happens.
+        reporter: receives everything that happens.
         on_state: called after each step with the new state.
     """
 
     def __init__(
-        self,
-        spec: WorkerSpec,
-        logs_specs: LogsSpecs,
-        start_method: str,
-        exit_barrier_timeout: float,
-        prefix_template: str | None,
-        host: PluginHost,
-        reporter: Reporter,
-        on_state: Callable[[State], None],
+        self, settings: RunSettings, host: PluginHost, reporter: Reporter, on_state: Callable[[State], None]
     ) -> None:
-        self._spec, self._logs_specs, self._prefix_template = spec, logs_specs, prefix_template
+        spec = settings.spec
+        self._settings, self._spec = settings, spec
         self._host, self._reporter, self._on_state = host, reporter, on_state
-        grace = Grace(
-            *(spec.grace.get(key, spec.shutdown_timeout) for key in ("restart", "rescale", "preemption", "exit"))
-        )
         self.state = initial_state(
             spec.max_restarts,
-            exit_barrier_timeout,
-            grace,
+            settings.exit_barrier_timeout,
+            spec.grace_periods(),
             host=host_name(),
             loss_timeout=spec.rdzv_handler.loss_timeout,
         )
         self.return_values: dict[int, Any] = {}
         self._run_id = spec.rdzv_handler.get_run_id()
         self._node_id = reporter.node_id
-        self._roster = Roster()
-        self._starter = self._make_starter(start_method)
+        self._workers = WorkerTable()
+        self._starter = self._make_starter()
         self._preparation = Preparation(self._starter)
-        self._while_joining = IdleWork(JOIN_MOMENT_SECONDS, (self._let_recorders_begin, self._let_services_get_ready))
         self._signals = SignalCatcher(spec.signals_to_handle)
-        self._inbox: SimpleQueue[Input | Callable[[], None]] = SimpleQueue()
+        self._inbox: SimpleQueue[protocol.Input | Callable[[], None]] = SimpleQueue()
         self._view = View(
             spec.settings, self.snapshot, spec.rdzv_handler, self.post, lambda text: reporter.say(1, text)
         )
-        self._services: Services | None = None
+        self._services = Services(self._view, self._warn)
+        self._idle = IdleWork(self._services.get_ready)
         self._checks: Checks | None = None
         self._wake = -1
         self._epoll: select.epoll | None = None
         self._membership: Membership | None = None
         self._context: ProcessContext | None = None
         self._stop_deadline: float | None = None
-        self._finish: Finish | None = None
+        self._finish: protocol.Finish | None = None
         self._diagnosis = Diagnosis(host, reporter, self._warn)
-        self._while_running = IdleWork(RUN_MOMENT_SECONDS, (self._diagnosis.get_ready, host.get_ready))
 
-    def _make_starter(self, start_method: str) -> Starter:
+    def _make_starter(self) -> Starter:
         spec = self._spec
-        backend = choose_starter(self._host, spec.entrypoint, start_method)
-        return backend.create(StarterRequest(backend.name, self._node_id, spec.shutdown_timeout, spec.settings))
+        backend = choose_starter(self._host, spec.entrypoint, self._settings.start_method)
+        request = StarterRequest(backend.name, self._node_id, spec.shutdown_timeout, spec.settings)
+        return call_plugin(f"starter {backend.name!r}", backend.create, request)
 
-    def run(self) -> Finish:
+    def run(self) -> protocol.Finish:
         """Run until the machine finishes.  Whatever happens, no worker is left when this returns or raises."""
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
@@ -143,9 +110,9 @@ class Runner:
             self._membership = open_membership(self._spec.rdzv_handler, self.post)
             self._open_services()
             self._prepare_starter()
-            self._feed(Begin())
+            self._feed(protocol.Begin())
             while self._finish is None:
-                self._turn()
+                self._wait_and_handle()
             return self._finish
         finally:
             if self._membership is not None:
@@ -159,15 +126,15 @@ class Runner:
             os.close(wake)
 
     def _open_services(self) -> None:
-        self._services = Services(self._host, self._view, self._warn)
+        self._services.start(self._host)
         if self._services:
             self._reporter.listeners.append(self._services.observe)
-        checks = list(self._host.catalogue("health check").values())
+        checks = list(self._host.catalogue(PluginKind.HEALTH_CHECK).values())
         self._checks = Checks(checks, self._view, lambda: self.post(_look_again), self._spec.health_interval)
 
     def _prepare_starter(self) -> None:
         assert self._epoll is not None
-        self._preparation.begin(self._spec, self._services.environment if self._services is not None else {})
+        self._preparation.begin(self._spec, self._services.environment)
         if self._preparation.descriptor >= 0:
             self._epoll.register(self._preparation.descriptor, select.EPOLLIN)
 
@@ -175,35 +142,16 @@ class Runner:
         self._reporter.listeners.clear()
         if self._checks is not None:
             self._checks.close()
-        if self._services is not None:
-            self._services.close()
+        self._services.close()
 
     def _warn(self, sentence: str) -> None:
         self._reporter.say(1, f"warning: {sentence}")
 
     def snapshot(self) -> AgentSnapshot:
         """Return what is known after the last step; from any thread."""
-        state, seat = self.state, self.state.assignment
-        ends = state.history if state.end is None else (*state.history, state.end)
-        return AgentSnapshot(
-            self._run_id,
-            self._node_id,
-            state.host,
-            self._spec.role,
-            state.phase.value,
-            state.reason,
-            state.max_restarts,
-            restart_count=seat.restart_count if seat is not None else (ends[-1].restart_count if ends else 0),
-            round_number=seat.round_number if seat is not None else None,
-            group_rank=seat.group_rank if seat is not None else None,
-            group_world_size=seat.group_world_size if seat is not None else None,
-            world_size=seat.world_size if seat is not None else None,
-            workers=self._roster.workers,
-            ends=ends,
-            log_dir=self._logs_specs.root_log_dir or "",
-        )
+        return take_snapshot(self.state, self._settings, self._node_id, self._workers.workers)
 
-    def post(self, event: Input | Callable[[], None]) -> None:
+    def post(self, event: protocol.Input | Callable[[], None]) -> None:
         """Hand the agent an input, or a call to make on its thread; from any thread."""
         self._inbox.put(event)
         wake = self._wake
@@ -215,14 +163,14 @@ class Runner:
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
-    def _turn(self) -> None:
+    def _wait_and_handle(self) -> None:
         assert self._epoll is not None
         for descriptor, _ in self._epoll.poll(self._timeout()):
             if descriptor == self._wake:
                 os.eventfd_read(self._wake)
             elif descriptor == self._signals.fileno():
                 for number in self._signals.take():
-                    self._feed(SignalReceived(number))
+                    self._feed(protocol.SignalReceived(number))
             elif descriptor == self._preparation.descriptor:
                 self._start_held_back()
         while self._finish is None:
@@ -236,25 +184,24 @@ class Runner:
                 self._feed(event)
         self._advance_context()
         self._advance_checks()
-        self._while_joining.advance(monotonic())
-        self._while_running.advance(monotonic())
+        self._idle.advance(monotonic())
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
-            self._feed(Clock(due=True))
+            self._feed(protocol.Clock(due=True))
 
     def _start_held_back(self) -> None:
-        seat = self._preparation.take_ready()
-        answer = None if seat is None else self._start(seat)
+        assignment = self._preparation.take_ready()
+        answer = None if assignment is None else self._start(assignment)
         if answer is not None:
             self._feed(answer)
 
     def _timeout(self) -> float | None:
-        times = [self.state.wake_at, self._while_joining.wake_at(), self._while_running.wake_at()]
+        times = [self.state.wake_at, self._idle.wake_at()]
         if self._context is not None:
             times += [self._context.wake_at(), self._stop_deadline]
         if self._checks is not None:
             times.append(self._checks.wake_at())
         due = [time for time in times if time is not None]
-        return max(0.0, min(due) - monotonic()) if due else None
+        return seconds_until(min(due)) if due else None
 
     def _advance_context(self) -> None:
         context = self._context
@@ -265,18 +212,17 @@ class Runner:
             for exit in exits:
                 if exit.exit_code == 0 and self.state.assignment is not None:
                     self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
-            self._roster.ended(exits)
-            self._feed(WorkersExited(tuple(exits)))
-        delivered = getattr(context, "delivered", None)  # the ability DeliversResults
-        if delivered is not None and self._context is context:
-            self._roster.delivered(delivered())
+            self._workers.ended(exits)
+            self._feed(protocol.WorkersExited(tuple(exits)))
+        if isinstance(context, DeliversResults) and self._context is context:
+            self._workers.delivered(context.delivered())
         if self._stop_deadline is None or self._context is not context:
             return
         if context.is_gone() or monotonic() >= self._stop_deadline:
-            problem = self._close_context()  # which kills whatever a stalled console or a wait in the kernel has left
+            problem = self._close_context()  # kills what a stalled console or a wait in the kernel has left
             if problem:
-                self._feed(NodeUnhealthy(problem))
-            self._feed(WorkersGone())
+                self._feed(protocol.NodeUnhealthy(problem))
+            self._feed(protocol.WorkersGone())
 
     def _advance_checks(self) -> None:
         if self._checks is not None and self._finish is None:
@@ -284,10 +230,10 @@ class Runner:
             if found is not None:
                 self._feed(found)
 
-    def _feed(self, event: Input) -> None:
-        if isinstance(event, WorkerHung) and not self._roster.is_running(event.local_rank, event.pid):
-            return  # it was about a worker of an earlier round
-        backlog: deque[Input] = deque([event])
+    def _feed(self, event: protocol.Input) -> None:
+        if isinstance(event, protocol.WorkerHung) and not self._workers.is_running(event.local_rank, event.pid):
+            return  # the report is about a worker of an earlier round
+        backlog: deque[protocol.Input] = deque([event])
         while backlog and self._finish is None:
             result = step(self.state, backlog.popleft(), monotonic())
             old, self.state = self.state, result.state
@@ -300,45 +246,45 @@ class Runner:
 
     # --- commands -------------------------------------------------------------------------------------------------
 
-    def _execute(self, command: Command) -> Input | None:
+    def _execute(self, command: protocol.Command) -> protocol.Input | None:
         assert self._membership is not None
-        if isinstance(command, Finish):
+        if isinstance(command, protocol.Finish):
             self._finish = command
-        elif isinstance(command, StartWorkers):
+        elif isinstance(command, protocol.StartWorkers):
             return None if self._preparation.holds_back(command.assignment) else self._start(command.assignment)
-        elif isinstance(command, CheckNode):
+        elif isinstance(command, protocol.CheckNode):
             assert self._checks is not None
             return self._checks.begin()
-        elif isinstance(command, DumpStacks):
+        elif isinstance(command, protocol.DumpStacks):
             return self._dump_stacks(command.local_rank)
-        elif isinstance(command, StopWorkers):
+        elif isinstance(command, protocol.StopWorkers):
             return self._stop(command)
-        elif isinstance(command, Diagnose):
+        elif isinstance(command, protocol.Diagnose):
             assert self.state.assignment is not None
             return self._diagnosis.diagnose(command, self.state.assignment)
-        elif isinstance(command, Decide):
-            return Diagnosed(command.failure, self._diagnosis.decide(command.failure, command.budget))
+        elif isinstance(command, protocol.Decide):
+            return protocol.Diagnosed(command.failure, self._diagnosis.decide(command.failure, command.budget))
         else:
             try:
-                self._tell_membership(self._membership, command)
-            except Exception as error:
-                kind = "state" if isinstance(error, QuorateError) else "error"
-                return RendezvousFailed(kind, str(error) or type(error).__name__)
+                self._send(self._membership, command)
+            except BaseException as error:
+                raise_if_interrupted(error)
+                return protocol.RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
         return None
 
-    def _tell_membership(self, membership: Membership, command: Command) -> None:
-        if isinstance(command, JoinRound):
+    def _send(self, membership: Membership, command: protocol.Command) -> None:
+        if isinstance(command, protocol.JoinRound):
             self.return_values.clear()
             membership.join(self._node_record())
-            self._while_joining.begin(monotonic())
-        elif isinstance(command, EndRound):
+            self._idle.begin(monotonic())
+        elif isinstance(command, protocol.EndRound):
             membership.end_round(command.end)
-        elif isinstance(command, ReportDone):
+        elif isinstance(command, protocol.ReportDone):
             membership.report_done()
-        elif isinstance(command, Leave):
+        elif isinstance(command, protocol.Leave):
             membership.leave()
-        elif isinstance(command, StayOut):
-            membership.stay_out(evolve(self._node_record(), unfit=command.problem))
+        elif isinstance(command, protocol.Decline):
+            membership.decline(evolve(self._node_record(), declined=command.problem))
 
     def _node_record(self) -> NodeRecord:
         return NodeRecord(
@@ -350,67 +296,49 @@ class Runner:
             rank_hint=self._spec.node_rank,
         )
 
-    def _start(self, seat: Assignment) -> Input | None:
+    def _start(self, assignment: Assignment) -> protocol.Input | None:
         self._stop_deadline = None
-        self._while_joining.cancel()
+        self._idle.cancel()
         try:
             launches = build_launches(
-                self._spec,
-                seat,
-                self._logs_specs,
-                self._run_id,
-                self._prefix_template,
-                self._change_launch,
-                self._services.environment if self._services is not None else {},
+                self._settings, assignment, self._run_id, self._change_launch, self._services.environment
             )
             self._context = self._starter.start(launches)
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             local_rank = error.local_rank if isinstance(error, StartError) else 0
             text = str(error) if isinstance(error, QuorateError) else f"{type(error).__name__}: {error}"
-            return StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
+            return protocol.StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
         assert self._epoll is not None
         self._epoll.register(self._context.fileno(), select.EPOLLIN)
         pids = self._context.pids()
-        self._roster.started(launches, pids)
+        self._workers.started(launches, pids)
         self._reporter.started(pids, launches)
-        self._let_recorders_begin()
-        self._while_running.begin(monotonic())
+        self._diagnosis.begin()
         return None
 
-    def _let_recorders_begin(self) -> None:
-        """Have error recorders loaded: one counts the kernel's kills, beginning now, and no worker waited for it."""
-        try:
-            self._host.catalogue("error recorder")
-        except PluginError as error:
-            self._warn(str(error))
-
-    def _let_services_get_ready(self) -> None:
-        if self._services is not None:
-            self._services.get_ready()
-
-    def _dump_stacks(self, hung_local_rank: int) -> Input | None:
-        write_stacks = getattr(self._context, "dump_stacks", None)  # the ability StackDumper
-        if write_stacks is None:
-            return StacksDumped()
+    def _dump_stacks(self, hung_local_rank: int) -> protocol.Input | None:
+        context = self._context
+        if not isinstance(context, StackDumper):
+            return protocol.StacksDumped()
 
         def dump() -> None:
             lines: tuple[str, ...] = ()
             try:
-                lines = tuple(write_stacks(hung_local_rank, self.state.dump_timeout))
-            except Exception as error:
-                self._warn(f"the workers' stacks could not be dumped: {error or type(error).__name__}")
-            self.post(StacksDumped(lines))
+                lines = tuple(context.dump_stacks(hung_local_rank, self.state.settings.dump_timeout))
+            except BaseException as error:  # this thread must post its answer, whatever happens
+                self._warn(f"the workers' stacks could not be dumped: {type(error).__name__}: {error}")
+            self.post(protocol.StacksDumped(lines))
 
         threading.Thread(target=dump, name="quorate-stacks", daemon=True).start()
         return None
 
-    def _change_launch(self, launch: WorkerLaunch, seat: Assignment) -> WorkerLaunch:
-        changed = self._host.decide("launch", launch, seat)
+    def _change_launch(self, launch: WorkerLaunch, assignment: Assignment) -> WorkerLaunch:
+        changed = self._host.decide("launch", launch, assignment)
         return launch if changed is None else changed
 
-    def _stop(self, command: StopWorkers) -> Input | None:
+    def _stop(self, command: protocol.StopWorkers) -> protocol.Input | None:
         self._preparation.cancel()
-        self._while_running.cancel()
         now = monotonic()
         deadline = now + command.grace_seconds + _LAST_RESORT_SECONDS
         if self._stop_deadline is None or command.grace_seconds == 0.0:
@@ -418,17 +346,17 @@ class Runner:
         else:
             self._stop_deadline = max(self._stop_deadline, deadline)
         if self._context is None:
-            return WorkersGone()
+            return protocol.WorkersGone()
         self._context.stop(command.signal_number, command.grace_seconds, now)
         if self._context.is_gone():
             problem = self._close_context()
             if problem:
-                self.post(NodeUnhealthy(problem))
-            return WorkersGone()
+                self.post(protocol.NodeUnhealthy(problem))
+            return protocol.WorkersGone()
         return None
 
     def _close_context(self) -> str:
-        """Close it; return what speaks against another round on this node, ``""`` if nothing does."""
+        """Close it; return why this node should not join another round, ``""`` if there is no reason."""
         context, self._context = self._context, None
         if context is None:
             return ""
@@ -439,9 +367,8 @@ class Runner:
             pass  # its descriptor is already closed
         context.close()
         self._diagnosis.complete_error_files()
-        left_behind = getattr(context, "left_behind", None)  # the ability LeavesBehind
-        return "" if left_behind is None else "; ".join(left_behind())
+        return "; ".join(context.left_behind()) if isinstance(context, LeavesBehind) else ""
 
 
 def _look_again() -> None:
-    """Wake the agent's thread: each of its turns looks at what the checks have found."""
+    """Wake the agent's thread, which then looks at what the checks have found."""

@@ -1,7 +1,7 @@
-"""What lives beside an agent: its services, and what they and the node's checks see of it.  The agent decides.
+"""The services of an agent, and what they and the node's checks see of it.
 
-What does not live here: what services are (:mod:`quorate.services`), how checks are run (``_checks``), and what is
-done about reports (the machine).
+What does not live here: the interface of services (:mod:`quorate.services`), how checks are run (``_checks``), and what
+follows from reports (the machine).
 """
 
 from __future__ import annotations
@@ -9,31 +9,59 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any, final
 
-from .._record import evolve
+from attrs import evolve
+
+from .._isolation import raise_if_interrupted
+from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
-from ..lazy_typing import TYPE_CHECKING, Any, final
+from ..plugins import PluginHost
 from ..records import Event
-from ..services import AgentService, AgentSnapshot, HangReport, WorkerSnapshot
-from ._protocol import Input, NodeUnhealthy, WorkerHung
+from ..rendezvous import RendezvousHandler
+from ..services import AgentService, AgentSnapshot, HangReport, PreparingService, WorkerSnapshot
+from . import _protocol as protocol
+from ._spec import RunSettings
+from ._state import State
 
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
-    from ..rendezvous import RendezvousHandler
+__all__ = ["Services", "View", "take_snapshot"]
 
-__all__ = ["Services", "View"]
+
+def take_snapshot(
+    state: State, settings: RunSettings, node_id: str, workers: tuple[WorkerSnapshot, ...]
+) -> AgentSnapshot:
+    """Return what services see of the agent in ``state``."""
+    assignment, ends = state.assignment, state.ends
+    last_count = ends[-1].restart_count if ends else 0
+    return AgentSnapshot(
+        settings.spec.rdzv_handler.get_run_id(),
+        node_id,
+        state.settings.host,
+        settings.spec.role,
+        state.phase,
+        state.reason,
+        state.max_restarts,
+        restart_count=last_count if assignment is None else assignment.restart_count,
+        round_number=None if assignment is None else assignment.round_number,
+        group_rank=None if assignment is None else assignment.group_rank,
+        group_world_size=None if assignment is None else assignment.group_world_size,
+        world_size=None if assignment is None else assignment.world_size,
+        workers=workers,
+        ends=ends,
+        log_dir=settings.logs_specs.root_log_dir or "",
+    )
 
 
 @final
 class View:
-    """What one agent shows to its services and checks (:class:`quorate.services.AgentView`)."""
+    """Implements :class:`quorate.services.AgentView` for one agent."""
 
     def __init__(
         self,
         settings: Mapping[str, Any],
         snapshot: Callable[[], AgentSnapshot],
         handler: RendezvousHandler,
-        post: Callable[[Input | Callable[[], None]], None],
+        post: Callable[[protocol.Input | Callable[[], None]], None],
         say: Callable[[str], None],
     ) -> None:
         self._settings, self._snapshot, self._handler, self._post, self._say = settings, snapshot, handler, post, say
@@ -79,7 +107,7 @@ class View:
                 self._questions.discard(answered)
 
     def close(self) -> None:
-        """Answer whoever asks for a turn: the agent's thread, which calls this, has made its last one."""
+        """Answer all pending calls of :meth:`turn`: the agent's thread, which calls this, will not do it any more."""
         with self._lock:
             self._is_closed = True
             for question in self._questions:
@@ -89,10 +117,10 @@ class View:
         return self._handler.measure_latency(timeout)
 
     def report_hang(self, report: HangReport) -> None:
-        self._post(WorkerHung(report.local_rank, report.pid, report.problem, wall_time_ns()))
+        self._post(protocol.WorkerHung(report.local_rank, report.pid, report.problem, wall_time_ns()))
 
     def report_unhealthy(self, problem: str) -> None:
-        self._post(NodeUnhealthy(problem))
+        self._post(protocol.NodeUnhealthy(problem))
 
     def say(self, sentence: str) -> None:
         self._say(sentence)
@@ -102,46 +130,51 @@ class View:
 class Services:
     """The services of one run.  Everything is called on the agent's thread."""
 
-    def __init__(self, host: PluginHost, view: View, warn: Callable[[str], None]) -> None:
+    def __init__(self, view: View, warn: Callable[[str], None]) -> None:
         self._warn, self._view = warn, view
         self._running: dict[str, AgentService] = {}
         self.environment: dict[str, str] = {}
-        for kind in ("watchdog", "service"):
+
+    def start(self, host: PluginHost) -> None:
+        """Start every service that plugins offer; one that cannot be started is reported."""
+        for kind in (PluginKind.WATCHDOG, PluginKind.SERVICE):
             for name, backend in host.catalogue(kind).items():
                 try:
-                    service = backend.start(view)
-                except Exception as error:
-                    warn(f"{kind} {name!r} could not be started: {error or type(error).__name__}")
+                    service = backend.start(self._view)
+                    environment = {} if service is None else _checked(service.worker_environment)
+                except BaseException as error:
+                    raise_if_interrupted(error)
+                    self._warn(f"{kind} {name!r} could not be started: {_described(error)}")
                     continue
                 if service is not None:
                     self._running[name] = service
-                    self.environment.update(service.worker_environment)
+                    self.environment.update(environment)
 
     def __bool__(self) -> bool:
         return bool(self._running)
 
     def observe(self, event: Event) -> None:
-        """Tell every service; one that raises is closed, and not told again."""
+        """Pass an event to every service; one that raises is closed."""
         for name, service in list(self._running.items()):
             self._call(name, service, service.observe, event)
 
     def get_ready(self) -> None:
-        """Let those that can load what they will need for workers."""
+        """Have the services that can do so load what they will need for workers."""
         for name, service in list(self._running.items()):
-            get_ready = getattr(service, "get_ready", None)  # the ability PreparingService
-            if get_ready is not None:
-                self._call(name, service, get_ready)
+            if isinstance(service, PreparingService):
+                self._call(name, service, service.get_ready)
 
     def _call(self, name: str, service: AgentService, method: Callable[..., None], *arguments: Any) -> None:
         try:
             method(*arguments)
-        except Exception as error:
+        except BaseException as error:
+            raise_if_interrupted(error)
             self._warn(f"service {name!r} raised {type(error).__name__}: {error}; it is stopped")
             del self._running[name]
             self._close(name, service)
 
     def close(self) -> None:
-        """Close them all, the newest first; none of their threads waits for this one meanwhile."""
+        """Close all services, the newest first; none of their threads waits for this thread meanwhile."""
         self._view.close()
         while self._running:
             self._close(*self._running.popitem())
@@ -149,5 +182,19 @@ class Services:
     def _close(self, name: str, service: AgentService) -> None:
         try:
             service.close()
-        except Exception as error:
-            self._warn(f"service {name!r} could not be closed: {error or type(error).__name__}")
+        except BaseException as error:
+            raise_if_interrupted(error)
+            self._warn(f"service {name!r} could not be closed: {_described(error)}")
+
+
+def _checked(environment: Any) -> Mapping[str, str]:
+    if not isinstance(environment, Mapping) or not all(
+        isinstance(text, str) for pair in environment.items() for text in pair
+    ):
+        raise TypeError(f"its worker_environment is {environment!r:.100}, not a mapping of strings")
+    return environment
+
+
+def _described(error: BaseException) -> str:
+    text = str(error)
+    return text if text and isinstance(error, Exception) else f"it raised {type(error).__name__} {text}".rstrip()

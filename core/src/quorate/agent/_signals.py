@@ -1,4 +1,7 @@
-"""Signals as inputs: a wake-up descriptor instead of handlers that run at odd moments."""
+"""Receives signals through a wake-up descriptor, so that no handler interrupts the agent's thread.
+
+What does not live here: what a signal leads to (``_machine``).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import final
 
 from ..errors import UsageError
-from ..lazy_typing import final
 
 __all__ = ["SignalCatcher"]
 
@@ -20,7 +23,7 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 class SignalCatcher:
     """Catches signals while it is installed; every one of them makes :meth:`fileno` readable.
 
-    Where handlers cannot be installed (not the main thread) it does nothing, and says so with ``is_installed``.
+    Where handlers cannot be installed (not the main thread) it does nothing; ``is_installed`` is then false.
 
     Raises:
         UsageError: an unknown signal name.
@@ -69,7 +72,7 @@ class SignalCatcher:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """The wake-up descriptor has it."""
+    """Do nothing: the wake-up descriptor receives the signal."""
 
 
 def _number(name: str) -> int:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from typing import Any, final
 
+from attrs import field, fields, frozen
+
+from ..config import LaunchConfig
 from ..errors import UsageError
 from ..failures import ProcessFailure
-from ..lazy_typing import TYPE_CHECKING, Any, final
+from ..logs_specs import LogsSpecs
 from ..rendezvous import RendezvousHandler
+from ..verdict import JobVerdict
+from ..worker_settings import WorkerSettings, at_least, by_position
+from . import _protocol as protocol
 
-if TYPE_CHECKING:
-    from ..verdict import JobVerdict
-
-__all__ = ["RunResult", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
+__all__ = ["RunResult", "RunSettings", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
 
 
 @final
@@ -34,8 +38,15 @@ class WorkerState(str, Enum):
         return state in (WorkerState.HEALTHY, WorkerState.UNHEALTHY)
 
 
+def _known_causes(spec: Any, attribute: Any, grace: Mapping[str, float]) -> None:
+    unknown = set(grace) - {cause.name for cause in fields(protocol.Grace)}
+    if unknown:
+        raise UsageError(f"unknown causes of a stop in grace: {', '.join(sorted(unknown))}")
+
+
 @final
-class WorkerSpec:
+@frozen(eq=False)
+class WorkerSpec(WorkerSettings):
     """What one role's workers on one node are, and how they are run.
 
     Arguments:
@@ -43,85 +54,62 @@ class WorkerSpec:
         local_world_size: workers on this node, at least 1.
         rdzv_handler: where the nodes of the job meet.
         entrypoint: a command or a callable; with ``args``.
-        max_restarts: how often the **job** may be restarted after failures.
-        monitor_interval: upper bound in seconds for fall-back polling, where something cannot be waited for.
-        master_addr, master_port: given to the workers whatever the rendezvous says.
-        local_addr: this node's address, as others reach it.
-        node_rank: the group rank that this node claims.
-        shutdown_timeout: seconds that workers get to stop, whatever the cause; ``grace`` overrides it by cause
-            (keys ``restart``, ``rescale``, ``preemption``, ``exit``).
-        signals_to_handle: names of signals upon which the agent stops its workers and leaves.
-        virtual_local_rank: show each worker ``LOCAL_RANK=0`` and its own device only.
-        environment: more variables for the workers.
-        event_log_handler: name of the event sink.
-        health_interval: seconds between checks of the node while workers run; 0 to check before each join only.
-        settings: free settings, for plugins.
+        grace: seconds that workers get to stop, by cause (``restart``, ``rescale``, ``preemption``, ``exit``);
+            ``shutdown_timeout`` for the causes that are not named.
+
+    The other arguments are those of :class:`quorate.worker_settings.WorkerSettings`.
 
     Raises:
         UsageError: a value out of its range.
     """
 
-    def __init__(
-        self,
-        role: str,
-        local_world_size: int,
+    role: str
+    local_world_size: int = field(validator=at_least(1, "--nproc-per-node"))
+    rdzv_handler: RendezvousHandler
+    entrypoint: str | Callable[..., Any]
+    args: tuple[Any, ...] = field(default=(), converter=tuple)
+    max_restarts: int = by_position("max_restarts")
+    monitor_interval: float = by_position("monitor_interval")
+    master_addr: str | None = by_position("master_addr")
+    master_port: int | None = by_position("master_port")
+    local_addr: str | None = by_position("local_addr")
+    grace: Mapping[str, float] = field(factory=dict, converter=dict, validator=_known_causes, kw_only=True)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: LaunchConfig,
         rdzv_handler: RendezvousHandler,
         entrypoint: str | Callable[..., Any],
         args: Sequence[Any] = (),
-        max_restarts: int = 3,
-        monitor_interval: float = 0.1,
-        master_addr: str | None = None,
-        master_port: int | None = None,
-        local_addr: str | None = None,
-        *,
-        node_rank: int | None = None,
-        shutdown_timeout: float = 30.0,
-        grace: Mapping[str, float] | None = None,
-        signals_to_handle: Sequence[str] = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"),
-        virtual_local_rank: bool = False,
-        environment: Mapping[str, str] | None = None,
-        event_log_handler: str = "null",
-        health_interval: float = 0.0,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        if local_world_size < 1:
-            raise UsageError(f"local_world_size is {local_world_size}, it must be at least 1; set --nproc-per-node")
-        if max_restarts < 0:
-            raise UsageError(f"max_restarts is {max_restarts}, it must be at least 0; set --max-restarts")
-        if monitor_interval <= 0:
-            raise UsageError(f"monitor_interval is {monitor_interval}, it must be above 0 s; set --monitor-interval")
-        if shutdown_timeout < 0:
-            raise UsageError(f"shutdown_timeout is {shutdown_timeout}, it must be at least 0 s")
-        if health_interval < 0:
-            raise UsageError(f"health_interval is {health_interval}, it must be at least 0 s; set --health-interval")
-        unknown = set(grace or ()) - {"restart", "rescale", "preemption", "exit"}
-        if unknown:
-            raise UsageError(f"unknown causes of a stop: {', '.join(sorted(unknown))}")
-        self.role = role
-        self.local_world_size = local_world_size
-        self.rdzv_handler = rdzv_handler
-        self.entrypoint = entrypoint
-        self.args = tuple(args)
-        self.max_restarts = max_restarts
-        self.monitor_interval = monitor_interval
-        self.master_addr = master_addr
-        self.master_port = master_port
-        self.local_addr = local_addr
-        self.node_rank = node_rank
-        self.shutdown_timeout = shutdown_timeout
-        self.grace = dict(grace or {})
-        self.signals_to_handle = tuple(signals_to_handle)
-        self.virtual_local_rank = virtual_local_rank
-        self.environment = dict(environment or {})
-        self.event_log_handler = event_log_handler
-        self.health_interval = health_interval
-        self.settings = dict(settings or {})
+    ) -> WorkerSpec:
+        """Return the workers of ``config`` on this node."""
+        shared = {**config.worker_settings(), "node_rank": config.rank_hint()}
+        return cls(config.role, config.nproc_per_node, rdzv_handler, entrypoint, args, **shared)
+
+    def grace_periods(self) -> protocol.Grace:
+        """Return the seconds that workers get to stop, for every cause."""
+        return protocol.Grace(
+            **{cause.name: self.grace.get(cause.name, self.shutdown_timeout) for cause in fields(protocol.Grace)}
+        )
 
     def get_entrypoint_name(self) -> str:
         """Return the last part of a command's path, or the qualified name of a callable."""
         if isinstance(self.entrypoint, str):
             return self.entrypoint.rpartition("/")[2]
         return getattr(self.entrypoint, "__qualname__", repr(self.entrypoint))
+
+
+@final
+@frozen
+class RunSettings:
+    """The settings of one run of an agent; the fields are the arguments of ``LocalElasticAgent``."""
+
+    spec: WorkerSpec
+    logs_specs: LogsSpecs
+    start_method: str
+    exit_barrier_timeout: float = field(converter=float)
+    prefix_template: str | None = None
 
 
 @final

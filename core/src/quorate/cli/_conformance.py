@@ -5,120 +5,130 @@ What does not live here: the laws (:mod:`quorate.testing`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, final
 
 from ..errors import UsageError
-from ..lazy_typing import Any
+from ..notices import write_output
+from ..testing import FreshPorts, Subject, Verdict, all_laws, check
 from ._exit import ExitCode
 from ._values import settings, words
 
-__all__ = ["prove"]
+__all__ = ["test_backend"]
 
-_USAGE = """\
-usage: quorate conformance BACKEND --endpoint=ENDPOINT [FLAGS]
-
+_DESCRIPTION = """\
 Tries every law of the conformance kit on an installed rendezvous backend, with jobs of its own on a real server, and
 prints one line per law. Exit code 4 if a law is broken. Laws about faults of the server need a test of yours that can
-cause them: see docs/write-a-rendezvous-plugin.md.
+cause them: see docs/write-a-rendezvous-plugin.md."""
 
-  --endpoint=ENDPOINT       where the server is; HOST:0 for a backend that a node hosts, at a free port each time
-  --rdzv-conf=KEY=VALUE,... settings for the backend, as in 'quorate run'
-  --absent=ABILITY,...      what the backend does not have, such as several_nodes or endpoint
-  --law=NAME                try only this law; may be repeated
-  --dead-endpoint=ENDPOINT  well-formed, yet nobody answers there (default 127.0.0.1:1)
-  --bad-endpoint=ENDPOINT   malformed for this backend
-  --list                    print the laws and what each says, and try nothing"""
+_SUMMARY = {
+    Verdict.KEPT: "kept",
+    Verdict.BROKEN: "broken",
+    Verdict.WARNED: "broken but new",
+    Verdict.ABSENT: "not tried",
+}
 
 
-def prove(argv: Sequence[str]) -> int:
+@final
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong use as all of ``quorate`` does: one sentence, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"quorate conformance: {message}; see: quorate conformance --help")
+
+
+def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return ``parse`` with its half sentence about a wrong value as argparse wants it."""
+
+    def convert(value: str) -> Any:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
+
+    return convert
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="quorate conformance",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("backend", nargs="?", metavar="BACKEND", help="name of an installed rendezvous backend")
+    add("--endpoint", help="where the server is; HOST:0 for a backend that a node hosts, at a free port each time")
+    add(
+        *("--rdzv-conf", "--rdzv_conf"),
+        type=_typed(settings),
+        default={},
+        metavar="KEY=VALUE,...",
+        help="settings for the backend, as in 'quorate run'",
+    )
+    add(
+        "--absent",
+        type=_typed(words),
+        default=(),
+        metavar="ABILITY,...",
+        help="what the backend does not have, such as several_nodes or endpoint",
+    )
+    add("--law", action="append", default=[], metavar="NAME", help="try only this law; may be repeated")
+    add(
+        *("--dead-endpoint", "--dead_endpoint"),
+        metavar="ENDPOINT",
+        help="well-formed, yet nothing listens there (default 127.0.0.1:1)",
+    )
+    add(*("--bad-endpoint", "--bad_endpoint"), metavar="ENDPOINT", help="malformed for this backend")
+    add("--list", action="store_true", help="print the laws and what each says, and try nothing")
+    return parser
+
+
+def test_backend(argv: Sequence[str]) -> int:
     """Carry out ``quorate conformance ARGV`` and return the exit code."""
-    backends, flags = _parse(argv)
-    if "help" in flags:
-        print(_USAGE)
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit:  # --help has been printed
         return ExitCode.OK
-    from ..testing import all_laws
-
-    if "list" in flags:
+    if options.list:
         for law in all_laws():
-            print(f"{law.tier.value:<11} {law.name}\n    {law.text}")
+            write_output(f"{law.tier.value:<11} {law.name}\n    {law.text}")
         return ExitCode.OK
-    if len(backends) != 1:
+    if options.backend is None:
         raise UsageError("name one backend: quorate conformance BACKEND --endpoint=ENDPOINT")
-    if "endpoint" not in flags:
+    if options.endpoint is None:
         raise UsageError("the endpoint is missing; set --endpoint to where the backend's server is")
-    return _try_laws(backends[0], flags)
+    return _try_laws(options)
 
 
-def _try_laws(backend: str, flags: dict[str, list[str]]) -> int:
-    from ..testing import FreshPorts, Subject, Verdict, check
-
-    endpoint = flags["endpoint"][-1]
-    extra: dict[str, Any] = {}
-    for name in ("dead-endpoint", "bad-endpoint"):
-        if name in flags:
-            extra[name.replace("-", "_")] = flags[name][-1]
+def _try_laws(options: argparse.Namespace) -> int:
+    backend, endpoint = options.backend, options.endpoint
+    endpoints: dict[str, Any] = {
+        name: value for name in ("dead_endpoint", "bad_endpoint") if (value := getattr(options, name)) is not None
+    }
     subject = Subject(
         backend,
         FreshPorts(endpoint[:-2]) if endpoint.endswith(":0") else endpoint,
-        settings=settings(",".join(flags.get("rdzv-conf", []))),
-        absent=dict.fromkeys(words(",".join(flags.get("absent", []))), "declared on the command line"),
+        settings=options.rdzv_conf,
+        absent=dict.fromkeys(options.absent, "declared on the command line"),
         lenient=True,
-        **extra,
+        **endpoints,
     )
     subject.probe()
     counts = dict.fromkeys(Verdict, 0)
-    for outcome in check(subject, flags.get("law", [])):
+    for outcome in check(subject, options.law):
         counts[outcome.verdict] += 1
         line = f"{outcome.verdict.value:<8} {outcome.law.tier.value:<11} {outcome.law.name}"
         if outcome.verdict is Verdict.ABSENT:
             line += f": {outcome.text}"
         elif outcome.verdict is Verdict.KEPT:
             line += f" ({outcome.seconds:.2f} s)"
-        print(line, flush=True)
+        write_output(line)
         if outcome.verdict in (Verdict.BROKEN, Verdict.WARNED):
-            print("".join(f"    {text}\n" for text in outcome.text.splitlines()), end="", flush=True)
-            print(
-                f"    again: quorate conformance {backend} --endpoint={endpoint} --law={outcome.law.name}", flush=True
-            )
-    print(f"{backend}: " + ", ".join(f"{count} {_WORDS[verdict.name]}" for verdict, count in counts.items() if count))
+            write_output("\n".join(f"    {text}" for text in outcome.text.splitlines()))
+            write_output(f"    again: quorate conformance {backend} --endpoint={endpoint} --law={outcome.law.name}")
+    summary = ", ".join(f"{count} {_SUMMARY[verdict]}" for verdict, count in counts.items() if count)
+    write_output(f"{backend}: {summary}")
     return ExitCode.PLUGIN if counts[Verdict.BROKEN] else ExitCode.OK
-
-
-_WORDS = {"KEPT": "kept", "BROKEN": "broken", "WARNED": "broken but new", "ABSENT": "not tried"}
-
-
-_WITH_VALUE = ("endpoint", "rdzv-conf", "absent", "law", "dead-endpoint", "bad-endpoint")
-
-
-def _parse(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Return the names of backends, and the flags' values by name."""
-    backends: list[str] = []
-    flags: dict[str, list[str]] = {}
-    for word, value in _pairs(iter(argv)):
-        if word in ("-h", "--help", "--list"):
-            flags["help" if word == "-h" else word.lstrip("-")] = []
-        elif not word.startswith("-"):
-            backends.append(word)
-        elif word[2:] in _WITH_VALUE and value is not None:
-            flags.setdefault(word[2:], []).append(value)
-        else:
-            raise UsageError(f"'quorate conformance' has no flag {word}; see: quorate conformance --help")
-    return backends, flags
-
-
-def _pairs(arguments: Iterator[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield each flag with its value (``--flag=value`` or ``--flag value``), and ``None`` for one without."""
-    for word in arguments:
-        name, separator, value = word.partition("=")
-        name = name.replace("_", "-") if name.startswith("--") else word
-        if not name.startswith("--"):
-            yield word, None
-        elif separator:
-            yield name, value
-        elif name[2:] in _WITH_VALUE:
-            given = next(arguments, None)
-            if given is None:
-                raise UsageError(f"{name} needs a value")
-            yield name, given
-        else:
-            yield name, None

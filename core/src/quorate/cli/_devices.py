@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 
 from ..errors import UsageError
@@ -11,23 +12,35 @@ __all__ = ["count_cpus", "count_gpus", "count_workers"]
 
 _NVIDIA_FOLDER = "/proc/driver/nvidia/gpus"
 _AMD_FOLDER = "/sys/class/kfd/kfd/topology/nodes"
+#: Slurm and others set these for NVIDIA's devices as well, whose driver does not read them.
+_AMD_VARIABLES = ("ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+#: Seconds that torch gets to count an accelerator's devices.
+_COUNT_SECONDS = 120.0
+_COUNT = """\
+import sys, torch
+kind = torch.accelerator.current_accelerator()
+count = torch.accelerator.device_count() if kind is not None and kind.type == sys.argv[1] else 0
+if not count and hasattr(torch, sys.argv[1]):
+    count = getattr(torch, sys.argv[1]).device_count()
+print("devices", count)
+"""
 
 
 def count_workers(kind: str) -> int:
-    """Return how many workers ``auto``, ``cpu``, ``gpu`` or ``xpu`` stands for on this machine.
+    """Return how many workers ``auto``, ``cpu``, ``gpu`` or the name of torch's accelerator (``xpu``) stands for here.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: this machine has no such device.
     """
     if kind == "cpu":
         return count_cpus()
     if kind == "auto":
         return count_gpus() or count_cpus()
-    count = count_gpus() if kind == "gpu" else _count_with_torch("xpu")
+    count = count_gpus() if kind == "gpu" else _count_with_torch(kind)
     if count == 0:
         raise UsageError(
             f"--nproc-per-node={kind}: no {kind.upper()} is visible here; give a number of workers, or check the "
-            "driver and the variables that hide devices (CUDA_VISIBLE_DEVICES)"
+            "driver and the variables that hide devices (CUDA_VISIBLE_DEVICES; AMD: ROCR_VISIBLE_DEVICES too)"
         )
     return count
 
@@ -39,17 +52,31 @@ def count_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def count_gpus(environment: Mapping[str, str] | None = None, installed: Callable[[], int] | None = None) -> int:
+def count_gpus(
+    environment: Mapping[str, str] | None = None,
+    installed: Callable[[], int] | None = None,
+    is_amd: Callable[[], bool] | None = None,
+) -> int:
     """Return how many GPUs a worker would see.
 
     The installed ones, narrowed as the driver does it: ``CUDA_VISIBLE_DEVICES`` (AMD: ``HIP_VISIBLE_DEVICES``) is
-    read up to its first entry that names no device.
+    read up to its first entry that does not name a device.  AMD's driver reads ``ROCR_VISIBLE_DEVICES`` before that,
+    and ``GPU_DEVICE_ORDINAL`` where neither of the two is set.
     """
     environment = os.environ if environment is None else environment
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("HIP_VISIBLE_DEVICES"))
     if visible is not None and not visible.strip():
         return 0
     total = (installed or _count_installed)()
+    if any(name in environment for name in _AMD_VARIABLES) and (is_amd or _is_amd)():
+        below, ordinal = (environment.get(name) for name in _AMD_VARIABLES)
+        total = _narrow(total, below)
+        visible = ordinal if visible is None else visible
+    return _narrow(total, visible)
+
+
+def _narrow(total: int, visible: str | None) -> int:
+    """Return how many of ``total`` devices a variable leaves."""
     if visible is None:
         return total
     entries: list[str] = []
@@ -71,6 +98,10 @@ def _count_installed() -> int:
     return 0
 
 
+def _is_amd() -> bool:
+    return not os.path.isdir(_NVIDIA_FOLDER) and _count_amd() > 0
+
+
 def _count_nvidia_by_driver() -> int:
     try:
         return len(os.listdir(_NVIDIA_FOLDER))
@@ -82,7 +113,7 @@ def _count_nvidia_by_tool() -> int:
     """Ask ``nvidia-smi``, for systems whose driver has no folder in /proc (containers, WSL)."""
     if not any(os.access(os.path.join(folder, "nvidia-smi"), os.X_OK) for folder in os.get_exec_path()):
         return 0
-    import subprocess
+    import subprocess  # keeps it off the start of agents, which do not need it
 
     try:
         answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30.0, check=True)
@@ -113,11 +144,14 @@ def _simd_units(path: str) -> int:
 
 
 def _count_with_torch(kind: str) -> int:
-    """Ask torch, the only one who knows; this costs its import."""
-    try:
-        from importlib import import_module
+    """Ask torch, where nothing else knows, in a process of its own: an agent never imports it."""
+    import subprocess  # keeps it off the start of agents, which do not need it
 
-        module = getattr(import_module("torch"), kind)
-        return int(module.device_count()) if module.is_available() else 0
-    except (ImportError, AttributeError):
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", _COUNT, kind], capture_output=True, text=True, timeout=_COUNT_SECONDS, check=True
+        )
+        # Some accelerators' libraries print notes of their own.
+        return int(answer.stdout.rpartition("devices ")[2])
+    except (OSError, subprocess.SubprocessError, ValueError):
         return 0

@@ -1,18 +1,18 @@
-"""What is derived from the table of flags for people: ``--help``, ``--show-config``, and the table in the docs."""
+"""``--help`` and ``--show-config`` of ``quorate run``, derived from the table of flags."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .._record import as_dict
-from ..lazy_typing import TYPE_CHECKING
+from attrs import asdict
+
+from ..config import LaunchConfig
+from ..job_token import HIDDEN, is_secret, token_note
+from . import _values
 from ._flags import ACTIONS, Flag
+from ._parse import Parsed
 
-if TYPE_CHECKING:
-    from ..config import LaunchConfig
-    from ._parse import Parsed
-
-__all__ = ["config_text", "docs_table", "help_text", "table_text"]
+__all__ = ["config_text", "help_text", "spelling_of", "table_text"]
 
 _INDENT = 28
 _WIDTH = 100
@@ -23,7 +23,7 @@ def help_text(flags: Sequence[Flag]) -> str:
     lines = [
         "usage: quorate run [FLAGS] SCRIPT [ARGUMENTS]",
         "",
-        "Runs SCRIPT in several worker processes, on this node and together with the job's other nodes.",
+        "Runs SCRIPT in one or more workers on this node, together with the job's other nodes.",
         "Flags may be written with dashes or underscores; each is also read from PET_NAME in the",
         "environment. ${local_rank} in an argument of the script stands for the worker's local rank.",
     ]
@@ -39,10 +39,10 @@ def help_text(flags: Sequence[Flag]) -> str:
 
 
 def _entry(flag: Flag) -> list[str]:
-    return _columns(_spelling(flag), f"{flag.help}{_default_note(flag)}")
+    return _columns(spelling_of(flag), f"{flag.help}{_default_note(flag)}")
 
 
-def _spelling(flag: Flag) -> str:
+def spelling_of(flag: Flag) -> str:
     short = f"-{flag.short}, " if flag.short else ""
     return f"{short}--{flag.name}" + ("" if flag.is_switch else f"={flag.metavar}")
 
@@ -63,30 +63,33 @@ def _columns(left: str, right: str) -> list[str]:
     return [*lines, line.rstrip()]
 
 
-def config_text(flags: Sequence[Flag], parsed: Parsed, config: LaunchConfig) -> str:
-    """Return what ``quorate run --show-config`` prints: each value, and where it came from.
-
-    Then the time-outs that the rendezvous settings amount to.
-    """
+def config_text(parsed: Parsed, config: LaunchConfig) -> str:
+    """Return what ``--show-config`` prints: each value, where it came from, and the timeouts that follow."""
     rows = [("FLAG", "VALUE", "FROM")]
-    for flag in flags:
+    for flag in parsed.flags:
         setting = parsed.settings[flag.name]
         shown = "-" if setting.text in (None, "") else str(setting.text)
         if flag.is_switch:
             shown = "yes" if setting.value else "no"
         elif flag.name == "nproc-per-node" and not isinstance(setting.value, int):
             shown = f"{setting.text} ({config.nproc_per_node})"
+        elif flag.parse is _values.settings and setting.text:
+            shown = ",".join(_shown(part) for part in setting.text.split(","))
         rows.append((f"--{flag.name}", shown, setting.source))
     rows.append(("SCRIPT", " ".join([parsed.script, *parsed.arguments]) if parsed.script else "-", "argument"))
-    times = [("TIME-OUT", "SECONDS")]
-    times += [(name, f"{seconds:g}") for name, seconds in as_dict(config.timeouts()).items()]
-    times += [
-        ("exit_barrier_timeout", f"{config.exit_barrier_timeout:g}"),
-        ("shutdown_timeout", f"{config.shutdown_timeout:g}"),
-    ]
-    meeting = f"The nodes meet through {config.backend()}"
-    meeting += f" at {config.rdzv_endpoint}." if config.rdzv_endpoint else "."
-    return "\n".join([table_text(rows), "", meeting, "", table_text(times)])
+    times = [("TIMEOUT", "SECONDS")]
+    times += [(name, f"{seconds:g}") for name, seconds in asdict(config.timeouts()).items()]
+    times += [(name, f"{getattr(config, name):g}") for name in ("exit_barrier_timeout", "shutdown_timeout")]
+    backend = f"Rendezvous backend: {config.backend()}"
+    backend += f", endpoint {config.rdzv_endpoint}" if config.rdzv_endpoint else ""
+    token = f"Job token: {token_note(config.auth())}"
+    return "\n".join([table_text(rows), "", backend, token, "", table_text(times)])
+
+
+def _shown(part: str) -> str:
+    """Return ``KEY=VALUE`` without the value of a password."""
+    name, equals, _ = part.partition("=")
+    return f"{name}={HIDDEN}" if equals and is_secret(name) else part
 
 
 def table_text(rows: Iterable[Sequence[str]]) -> str:
@@ -96,18 +99,3 @@ def table_text(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def docs_table(flags: Sequence[Flag]) -> str:
-    """Return the table of ``docs/command-line.md``."""
-    lines: list[str] = []
-    for section in dict.fromkeys(flag.section for flag in flags):
-        lines += [f"## {section}", "", "| flag | environment | default | meaning |", "|---|---|---|---|"]
-        for flag in flags:
-            if flag.section != section:
-                continue
-            default = f"`{flag.default}`" if flag.default and not flag.is_switch else ""
-            spelling = _spelling(flag).replace("|", "\\|")
-            lines.append(f"| `{spelling}` | `{flag.variable}` | {default} | {flag.help} |")
-        lines.append("")
-    return "\n".join(lines)

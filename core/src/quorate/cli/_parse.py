@@ -1,19 +1,22 @@
 """Reads a command line against the table of flags: argument before environment before default.
 
 Flags stand before the script; everything after it belongs to the script.  Names may be written with dashes or
-underscores, values as ``--flag=value`` or ``--flag value``, short ones also as ``-r3``.
+underscores, or shortened to a beginning that only one flag has (``--redirect``, ``--nnode``); values as
+``--flag=value`` or ``--flag value``, short ones also as ``-r3``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ..errors import UsageError
-from ..lazy_typing import Any, NoReturn, final
 from ._flags import ACTIONS, Flag
 
-__all__ = ["Parsed", "Setting", "parse"]
+__all__ = ["Parsed", "Setting", "parse", "resolve"]
 
 
 @final
@@ -33,12 +36,20 @@ class Setting:
 @final
 @frozen
 class Parsed:
-    """A command line that was understood.  ``script`` is ``None`` where there is none."""
+    """What a command line and the environment say: the value of each flag, and the script with its arguments.
 
+    ``script`` is ``None`` where there is none; ``actions`` are the names of those in ``ACTIONS`` that were asked for.
+    """
+
+    flags: tuple[Flag, ...]
     settings: Mapping[str, Setting]
     script: str | None
     arguments: tuple[str, ...]
     actions: frozenset[str]
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of a flag."""
+        return self.settings[name].value
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str], flags: Iterable[Flag]) -> Parsed:
@@ -49,11 +60,26 @@ def parse(argv: Sequence[str], environment: Mapping[str, str], flags: Iterable[F
     """
     table = {flag.name: flag for flag in flags}
     texts, actions, rest = _scan(argv, table)
-    settings = {
-        name: _setting(flag, texts.get(name), None if actions & {"help"} else environment.get(flag.variable))
-        for name, flag in table.items()
-    }
-    return Parsed(settings, rest[0] if rest else None, tuple(rest[1:]), frozenset(actions))
+    script, arguments = (rest[0], rest[1:]) if rest else (None, ())
+    return resolve(table.values(), texts, {} if "help" in actions else environment, script, arguments, actions)
+
+
+def resolve(
+    flags: Iterable[Flag],
+    texts: Mapping[str, str],
+    environment: Mapping[str, str],
+    script: str | None,
+    arguments: Sequence[str],
+    actions: Iterable[str] = (),
+) -> Parsed:
+    """Return what ``texts`` (by the flags' names) and ``environment`` say.
+
+    Raises:
+        UsageError: a value of the wrong form.
+    """
+    flags = tuple(flags)
+    settings = {flag.name: _setting(flag, texts.get(flag.name), environment.get(flag.variable)) for flag in flags}
+    return Parsed(flags, settings, script, tuple(arguments), frozenset(actions))
 
 
 def _scan(argv: Sequence[str], table: Mapping[str, Flag]) -> tuple[dict[str, str], set[str], Sequence[str]]:
@@ -72,7 +98,7 @@ def _scan(argv: Sequence[str], table: Mapping[str, Flag]) -> tuple[dict[str, str
             break
         if word.startswith("--"):
             written, equals, value = word.partition("=")
-            name = written[2:].replace("_", "-")
+            name = _full_name(written[2:].replace("_", "-"), table)
             flag = table.get(name)
         else:
             written, name = word[:2], "help" if word == "-h" else ""
@@ -92,6 +118,20 @@ def _scan(argv: Sequence[str], table: Mapping[str, Flag]) -> tuple[dict[str, str
             position += 1
         texts[flag.name] = value
     return texts, actions, argv[position:]
+
+
+def _full_name(name: str, table: Mapping[str, Flag]) -> str:
+    """Return the one name that begins with ``name``; ``name`` itself where none does.
+
+    Raises:
+        UsageError: several do.
+    """
+    if name in table or name in ACTIONS:
+        return name
+    names = [each for each in (*table, *ACTIONS) if name and each.startswith(name)]
+    if len(names) > 1:
+        raise UsageError(f"--{name} is the beginning of several flags; write --{' or --'.join(names)}")
+    return names[0] if names else name
 
 
 def _looks_like_flag(word: str) -> bool:
@@ -115,14 +155,11 @@ def _value(flag: Flag, written: str, value: str) -> Any:
 
 
 def _reject(word: str, table: Mapping[str, Flag]) -> NoReturn:
-    from difflib import get_close_matches
-
     written = word.partition("=")[0]
     remedy = "run 'quorate run --help' to see all flags"
     if written.startswith("--"):
         wanted = written[2:].replace("_", "-")
-        near = [name for name in table if len(wanted) > 2 and name.startswith(wanted)]
-        near = near or get_close_matches(wanted, [*table, *ACTIONS], 1)
+        near = get_close_matches(wanted, [*table, *ACTIONS], 1)
         if near:
             remedy = f"did you mean --{near[0]}?"
     raise UsageError(f"unknown flag {written}; {remedy}")

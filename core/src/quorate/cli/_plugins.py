@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from ..catalogue import PluginKind
 from ..errors import DuplicatePluginError, UsageError
-from ..lazy_typing import TYPE_CHECKING, Any
+from ..notices import write_output
+from ..plugins import PluginHost
 from ._exit import ExitCode
 from ._help import table_text
-
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
 
 __all__ = ["describe", "show"]
 
@@ -24,15 +24,13 @@ QUORATE_DISABLE_PLUGINS=NAME,... leaves plugins out, by entry point or distribut
 def show(argv: Sequence[str]) -> int:
     """Carry out ``quorate plugins ARGV`` and return the exit code."""
     if any(word in ("-h", "--help") for word in argv):
-        print(_USAGE)
+        write_output(_USAGE)
         return ExitCode.OK
     if argv:
         raise UsageError(f"'quorate plugins' takes no argument, but got {argv[0]!r}; remove it")
-    from ..plugins import PluginHost
-
     # What is broken stands in the table; the usual warnings would only repeat it.
     text, healthy = describe(PluginHost(warn=lambda sentence: None))
-    print(text)
+    write_output(text)
     return ExitCode.OK if healthy else ExitCode.PLUGIN
 
 
@@ -46,7 +44,7 @@ def describe(host: PluginHost) -> tuple[str, bool]:
     rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "OFFERS")]
     for plugin in plugins:
         found = plugin.found
-        offers = _offers(plugin.offers) + _hooks(plugin.plugin)
+        offers = _offers(plugin.offers) + _hooks(host, plugin.plugin)
         rows.append((found.name, found.distribution or "-", found.version or "-", "; ".join(offers) or "nothing"))
     lines = (
         [table_text(rows)]
@@ -65,14 +63,14 @@ def describe(host: PluginHost) -> tuple[str, bool]:
     return "\n".join(lines), not host.broken and not conflict
 
 
-def _offers(offers: Sequence[tuple[str, str]]) -> list[str]:
-    kinds: dict[str, list[str]] = {}
+def _offers(offers: Sequence[tuple[PluginKind, str]]) -> list[str]:
+    kinds: dict[PluginKind, list[str]] = {}
     for kind, name in offers:
         kinds.setdefault(kind, []).append(name)
     return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items()]
 
 
-def _hooks(plugin: Any) -> list[str]:
+def _hooks(host: PluginHost, plugin: Any) -> list[str]:
     """Return the decisions that a plugin takes part in and the events that it observes."""
     prefixes = ("quorate_decide_", "quorate_observe_")
-    return [name.removeprefix("quorate_") for name in dir(plugin) if name.startswith(prefixes)]
+    return [name.removeprefix("quorate_") for name in host.hooks_of(plugin) if name.startswith(prefixes)]

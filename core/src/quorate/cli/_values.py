@@ -1,14 +1,15 @@
 """What the text of a flag means: one function per kind of value.  Each raises ValueError with half a sentence.
 
-Only the form is judged here; ranges and relations are :mod:`quorate.config`'s business.
+Only the form is checked here; ranges and relations are checked by :class:`quorate.LaunchConfig`.
 """
 
 from __future__ import annotations
 
-from ..lazy_typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..logs_specs import StdChoice
+from ..errors import UsageError
+from ..job_token import parse_auth
+from ..logs_specs import Std, StdChoice
 
 YES = frozenset({"1", "true", "yes", "on"})
 NO = frozenset({"0", "false", "no", "off"})
@@ -25,6 +26,13 @@ def switch(value: str) -> bool:
     if word in NO:
         return False
     raise ValueError("is neither 1 nor 0 (nor true or false)")
+
+
+def auth(value: str) -> str:
+    try:
+        return parse_auth(value).value
+    except UsageError:
+        raise ValueError("is not one of auto, required, off") from None
 
 
 def whole(value: str) -> int:
@@ -50,18 +58,15 @@ def nodes(value: str) -> tuple[int, int]:
 
 
 def workers(value: str) -> int | str:
-    if value in ("auto", "cpu", "gpu", "xpu"):
+    if value.isidentifier() and value.islower():
         return value
     try:
         return int(value)
     except ValueError:
-        raise ValueError("is neither a number of workers nor one of auto, cpu, gpu, xpu") from None
+        raise ValueError("is neither a number of workers nor one of auto, cpu, gpu, xpu or another device") from None
 
 
 def streams(value: str) -> StdChoice:
-    from ..errors import UsageError
-    from ..logs_specs import Std
-
     try:
         return Std.from_str(value)
     except UsageError:
@@ -81,12 +86,15 @@ def ranks(value: str) -> frozenset[int] | None:
 
 
 def words(value: str) -> tuple[str, ...]:
-    """Split at commas; two commas stand for one that is meant."""
+    """Split at commas; a doubled comma is part of a word."""
     return tuple(part.replace("\0", ",") for part in value.replace(",,", "\0").split(",") if part)
 
 
 def settings(value: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
+    # A shell's quotes, which a program passes on that starts no shell.
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
     for part in value.split(","):
         key, equals, setting = part.partition("=")
         if not part.strip():

@@ -1,32 +1,38 @@
-"""Rendezvous: the interfaces that backends implement, and the protocol that the core builds on them."""
+"""Rendezvous: the interfaces that backends implement, and the protocol that the core builds on them.
+
+Opening an installed backend by name is in :mod:`quorate.backends`.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..lazy_exports import lazy_exports
-from ..lazy_typing import TYPE_CHECKING
 from ._api import (
+    EventDrivenHandler,
     RendezvousBackend,
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
     RendezvousStoreInfo,
 )
+from ._port import Bootstrap, PortReservation
+from ._ranks import assign_ranks, order_nodes
+from ._signed import SignedStore, protect, sign_store
+from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 if TYPE_CHECKING:
     from ._cell import Cell, CellStore
     from ._handler import StoreRendezvousHandler
     from ._memory import InMemoryStore
-    from ._open import get_rendezvous_handler
     from ._over import job_is_over
-    from ._port import Bootstrap, PortReservation
-    from ._ranks import assign_ranks, order_nodes
-    from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 __all__ = [
     "BatchStore",
     "Bootstrap",
     "Cell",
     "CellStore",
+    "EventDrivenHandler",
     "HostedStore",
     "InMemoryStore",
     "InterruptibleStore",
@@ -36,29 +42,24 @@ __all__ = [
     "RendezvousInfo",
     "RendezvousParameters",
     "RendezvousStoreInfo",
+    "SignedStore",
     "Store",
     "StoreRendezvousHandler",
     "assign_ranks",
-    "get_rendezvous_handler",
     "job_is_over",
     "order_nodes",
+    "protect",
+    "sign_store",
 ]
 
-_HOME = {
-    "BatchStore": "_store",
-    "Bootstrap": "_port",
-    "Cell": "_cell",
-    "CellStore": "_cell",
-    "HostedStore": "_store",
-    "InMemoryStore": "_memory",
-    "InterruptibleStore": "_store",
-    "PortReservation": "_port",
-    "Store": "_store",
-    "StoreRendezvousHandler": "_handler",
-    "assign_ranks": "_ranks",
-    "get_rendezvous_handler": "_open",
-    "job_is_over": "_over",
-    "order_nodes": "_ranks",
-}
-
-__getattr__ = lazy_exports(globals(), _HOME)
+#: A job of one node needs no store, and never loads the protocol.
+__getattr__ = lazy_exports(
+    globals(),
+    {
+        "Cell": "_cell",
+        "CellStore": "_cell",
+        "InMemoryStore": "_memory",
+        "StoreRendezvousHandler": "_handler",
+        "job_is_over": "_over",
+    },
+)

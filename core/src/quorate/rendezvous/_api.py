@@ -1,4 +1,4 @@
-"""The rendezvous interface that agents see: parameters, the handler, and what a round gives back.
+"""The rendezvous interface that agents use: parameters, the handler, and its result.
 
 What does not live here: the protocol and its driver, and any backend.
 """
@@ -6,18 +6,22 @@ What does not live here: the protocol and its driver, and any backend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, final, runtime_checkable
 
-from .._record import field, frozen, min_len
+from attrs import field, frozen
+from attrs.validators import min_len
+
+from ..clock import sleep
 from ..errors import UsageError
-from ..lazy_typing import TYPE_CHECKING, Any, final
+from ..job_token import HIDDEN, is_secret
 from ..records import Assignment, NodeRecord, RoundEnd
-
-if TYPE_CHECKING:
-    from ._port import Bootstrap
-    from ._store import Store
+from ..timeouts import LONGEST_SECONDS
+from ._port import Bootstrap
+from ._store import Store
 
 __all__ = [
+    "EventDrivenHandler",
     "RendezvousBackend",
     "RendezvousHandler",
     "RendezvousInfo",
@@ -98,7 +102,7 @@ class RendezvousParameters:
             return None
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UsageError(f"the rendezvous setting {key}={value!r} is not a whole number") from None
 
     def get_as_float(self, key: str, default: float) -> float:
@@ -106,24 +110,25 @@ class RendezvousParameters:
         value = self.get(key, default)
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UsageError(f"the rendezvous setting {key}={value!r} is not a number of seconds") from None
         if not 0.0 <= number < float("inf"):
             raise UsageError(f"the rendezvous setting {key}={value!r} must be a finite number of at least 0 seconds")
-        return number
+        return min(number, LONGEST_SECONDS)
 
     def __repr__(self) -> str:
+        shown = {name: HIDDEN if is_secret(name) else value for name, value in self.config.items()}
         return (
             f"RendezvousParameters(backend={self.backend!r}, endpoint={self.endpoint!r}, run_id={self.run_id!r}, "
             f"min_nodes={self.min_nodes}, max_nodes={self.max_nodes}, local_addr={self.local_addr!r}, "
-            f"config={self.config!r})"
+            f"config={shown!r})"
         )
 
 
 @final
 @frozen
 class RendezvousStoreInfo:
-    """Where the round's rank 0 can be met."""
+    """Where the workers of a round meet."""
 
     master_addr: str
     master_port: int
@@ -132,10 +137,10 @@ class RendezvousStoreInfo:
 @final
 @frozen
 class RendezvousInfo:
-    """A sealed round as one node sees it: its group rank, the number of agents, and where rank 0 is.
+    """A sealed round from one node's side: its group rank, the number of agents, and where the workers meet.
 
-    ``assignment`` holds this node's whole place (global and role ranks).  A handler that only knows membership
-    leaves it ``None``; the agent then derives it through ``store`` (see ``docs/hooks.md``).
+    ``assignment`` also holds the global and role ranks.  A handler that only knows membership leaves it ``None``; the
+    agent then derives it through ``store`` (see ``docs/hooks.md``).
     """
 
     store: Store | None
@@ -152,8 +157,6 @@ class RendezvousHandler(ABC):
     another thread while one of them blocks, and must make it return or raise soon.
     """
 
-    #: Whether the handler tells changes by itself (``subscribe``, ``request_join``) instead of being asked.
-    is_event_driven = False
     #: Whether :meth:`wait_for_change` returns for every change, waiting nodes and ``end_round``, ``report_done`` and
     #: ``shutdown`` of this node included.  Otherwise the agent looks at :meth:`num_nodes_waiting` once a second.
     tells_every_change = False
@@ -199,27 +202,25 @@ class RendezvousHandler(ABC):
 
     @property
     def loss_timeout(self) -> float:
-        """Seconds within which the others learn that a node has died; 0 where nobody watches them."""
+        """Seconds within which the other nodes learn that a node was lost; 0 where they never do."""
         return 0.0
 
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
-        """Block until the current round should end, and say why; ``None`` after ``timeout`` seconds without.
+        """Block until the current round should end, and return why; ``None`` after ``timeout`` seconds.
 
-        The default returns ``None`` at the time-out only; the agent then looks at :meth:`num_nodes_waiting`.
+        The default only sleeps; the agent then looks at :meth:`num_nodes_waiting`.
         """
-        from threading import Event
-
-        Event().wait(timeout)
+        sleep(timeout)
         return None
 
-    def end_round(self, end: RoundEnd) -> None:  # noqa: B027 - optional: nobody to tell is a valid answer
-        """Tell all nodes that the round has ended; the first reason wins.  Must not block for long."""
+    def end_round(self, end: RoundEnd) -> None:  # noqa: B027 - optional
+        """Record for all nodes why the round ends; the first reason wins.  Must not block for long."""
 
     def report_done(self) -> None:  # noqa: B027 - optional
-        """Tell that this node's workers have all succeeded (the exit barrier)."""
+        """Report that all workers of this node have succeeded (the exit barrier)."""
 
     def measure_latency(self, timeout: float) -> float | None:
-        """Return the seconds that one small read of the backend took; ``None`` where that cannot be told.
+        """Return the seconds that one small read of the backend took; ``None`` where that is not known.
 
         Raises:
             StoreUnavailableError: no answer within ``timeout`` seconds.
@@ -227,7 +228,27 @@ class RendezvousHandler(ABC):
         return None
 
     def prepare(self, node: NodeRecord) -> None:  # noqa: B027 - optional
-        """Told once before the first :meth:`next_rendezvous`: role, local world size and address of this node."""
+        """Called once before the first :meth:`next_rendezvous`, with this node's role, size and address."""
+
+
+@runtime_checkable
+class EventDrivenHandler(Protocol):
+    """What a handler over the core's protocol can do besides: nothing blocks, and every change is reported.
+
+    :class:`quorate.rendezvous.StoreRendezvousHandler` alone is one; what it reports is private to the core.
+    """
+
+    def subscribe(self, callback: Callable[[Any], None]) -> None: ...
+
+    def request_join(self, node: NodeRecord) -> None: ...
+
+    def request_decline(self, node: NodeRecord) -> None: ...
+
+    def request_leave(self) -> None: ...
+
+    def end_round(self, end: RoundEnd) -> None: ...
+
+    def report_done(self) -> None: ...
 
 
 @final
@@ -239,7 +260,9 @@ class RendezvousBackend:
     ``open_store`` is called on a helper thread, never while ``quorate`` is being imported, and may block up to the
     setting ``connect_timeout``; it is retried on StoreUnavailableError until the join deadline.  ``check`` may refuse
     unusable parameters early (UsageError) on the calling thread, without any I/O.  ``bootstrap`` makes a
-    :class:`Bootstrap` where the default (a reserved port) is not wanted.
+    :class:`Bootstrap` where the default (a reserved port) is not wanted.  ``hosted_by_job`` tells that one of the job's
+    own nodes serves the store: its endpoint then tells jobs apart, and a run id is not needed.  ``settings`` describes
+    the settings (``--rdzv-conf``) that only this backend reads, by name, in a sentence each that names the default.
     """
 
     name: str = field(validator=min_len(1))
@@ -248,6 +271,8 @@ class RendezvousBackend:
     open_handler: Callable[[RendezvousParameters], RendezvousHandler] | None = None
     bootstrap: Callable[[], Bootstrap] | None = None
     check: Callable[[RendezvousParameters], None] | None = None
+    hosted_by_job: bool = False
+    settings: Mapping[str, str] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         if (self.open_store is None) == (self.open_handler is None):

@@ -8,10 +8,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar, final
 
 from ..clock import monotonic
 from ..errors import StoreCorruptError, StoreUnavailableError
-from ..lazy_typing import Protocol, TypeVar, final
+from ._store import parse_counter
 
 __all__ = ["Cell", "CellStore"]
 
@@ -44,7 +45,7 @@ class CellStore:
 
     Arguments:
         cell: where the whole content lives.
-        write_timeout: seconds after which a write that keeps losing against others gives up.
+        write_timeout: seconds after which a write gives up if other writers were always faster.
     """
 
     def __init__(self, cell: Cell, write_timeout: float = 5.0) -> None:
@@ -58,11 +59,11 @@ class CellStore:
         try:
             data = json.loads(raw)
             return {str(key): base64.b64decode(value, validate=True) for key, value in data.items()}, version
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             raise StoreCorruptError("cell", "it is not a JSON object of base64 values") from None
 
     def _change(self, change: Callable[[dict[str, bytes]], tuple[bool, _T]]) -> _T:
-        """Apply ``change`` (returns whether to write, and the result) until no other writer got in between."""
+        """Apply ``change``, which returns whether to write and the result, until no other writer interferes."""
         deadline = monotonic() + self._write_timeout
         while True:
             values, version = self._load()
@@ -73,7 +74,9 @@ class CellStore:
             if self._cell.swap(version, json.dumps(data, separators=(",", ":")).encode()):
                 return result
             if monotonic() > deadline:
-                raise StoreUnavailableError(f"the cell was changed by others for {self._write_timeout:g} s on end")
+                raise StoreUnavailableError(
+                    f"the cell was changed by others without a pause for {self._write_timeout:g} s"
+                )
 
     def create(self, key: str, value: bytes) -> bool:
         def change(values: dict[str, bytes]) -> tuple[bool, bool]:
@@ -96,7 +99,7 @@ class CellStore:
 
     def add(self, key: str, amount: int) -> int:
         def change(values: dict[str, bytes]) -> tuple[bool, int]:
-            count = int(values.get(key, b"0")) + amount
+            count = parse_counter(key, values.get(key)) + amount
             values[key] = b"%d" % count
             return amount != 0, count
 

@@ -1,30 +1,34 @@
-"""Runs the rendezvous machine against a real store.  Decides nothing; what is to be decided, ``_interpreter`` does.
+"""Runs the rendezvous machine on a real store.  All decisions are in ``_executor``.
 
-Three threads, so that a store that hangs can neither hold up the machine's clock nor the agent:
+Three threads, so that a store that hangs can stop neither the machine's clock nor the agent:
 
 * *rendezvous*: owns the machine's state, turns inputs into commands, keeps time;
 * *store*: carries out calls, one at a time, and opens the store before the first;
 * *wait*: sits in the one blocking wait.
+
+A thread that meets an exception that nobody expected emits ``GaveUp``, which ends the agent; none ends in silence.
 """
 
 from __future__ import annotations
 
 import threading
-from _queue import Empty, SimpleQueue  # as the agent has them
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar, final
 
-from ..clock import monotonic
-from ..errors import QuorateError, StoreLostError, StoreUnavailableError
-from ..lazy_typing import Any, TypeVar, final
+from ..clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
+from ..errors import FailureKind, QuorateError, RendezvousStateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
-from ._interpreter import Interpreter, WaitDesk
-from ._protocol import Call, Failed, GaveUp, Input, Key, Output, Reply, Settings, State
+from ._executor import Interpreter, PendingWait
+from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Reply, Settings
+from ._state import State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
 
 __all__ = ["Driver", "perform"]
 
 _T = TypeVar("_T")
 _LONG_WAIT_SECONDS = 3600.0
+#: The longest wait in a store that has no ``interrupt``.
 _SLICE_SECONDS = 1.0
 
 
@@ -33,10 +37,11 @@ class Driver:
     """One node's rendezvous machine, running.
 
     Arguments:
-        settings: bounds and deadlines.
+        settings: bounds and timeouts.
         open_store: opens the store; called on the store thread, again after StoreUnavailableError.
         decide_ranks, decide_rescale: the policies, called on the rendezvous thread.
-        tell: called on the rendezvous thread with each output of the machine; must not block.
+        emit: called on the rendezvous thread with each output of the machine; must not block.
+        after_call: called on the store thread after each call; may use the store and raise StoreUnavailableError.
         operation_timeout: seconds after which a call without an answer counts as failed.
     """
 
@@ -46,20 +51,21 @@ class Driver:
         open_store: Callable[[], Store],
         decide_ranks: Callable[[Sequence[NodeRecord], Sequence[str]], Sequence[str]],
         decide_rescale: Callable[[RoundSummary, int], bool],
-        tell: Callable[[Output], None],
+        emit: Callable[[Output], None],
+        after_call: Callable[[], None] | None = None,
         operation_timeout: float = 10.0,
     ) -> None:
-        self._open_store = open_store
-        self.decide_ranks, self.decide_rescale, self.tell = decide_ranks, decide_rescale, tell
+        self._open_store, self._after_call = open_store, after_call
+        self.decide_ranks, self.decide_rescale, self.emit = decide_ranks, decide_rescale, emit
         self._interpreter = Interpreter(settings, self, monotonic, operation_timeout)
         self._inputs: SimpleQueue[Input | None] = SimpleQueue()
         self._calls: SimpleQueue[Call | Callable[[Store], None] | None] = SimpleQueue()
         self._store: Store | None = None
-        self._opening = False
+        self._is_opening = False
         self._opened = threading.Event()
-        self._desk, self._desk_changed = WaitDesk(), threading.Condition()
-        self._closing = False
-        self._linger = 0.0
+        self._pending, self._pending_changed = PendingWait(), threading.Condition()
+        self._is_closing = False
+        self._linger_seconds = 0.0
         self._threads: list[threading.Thread] = []
 
     @property
@@ -70,9 +76,17 @@ class Driver:
     def start(self) -> None:
         """Start the threads.  Called once."""
         for name, run in (("rendezvous", self._run), ("store", self._run_calls), ("wait", self._run_wait)):
-            thread = threading.Thread(target=run, name=f"quorate-{name}", daemon=True)
+            thread = threading.Thread(target=self._guard, args=(name, run), name=f"quorate-{name}", daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def _guard(self, name: str, run: Callable[[], None]) -> None:
+        """Run a thread; whatever ends it too early is the end of this node's rendezvous."""
+        try:
+            run()
+        except BaseException as error:
+            problem = f"the thread {name!r} of the rendezvous raised {_described(error)}"
+            self.emit(GaveUp(FailureKind.of(error), problem))
 
     def post(self, event: Input) -> None:
         """Hand the machine an input; from any thread."""
@@ -89,12 +103,12 @@ class Driver:
         def run(store: Store) -> None:
             try:
                 answer.put((True, function(store)))
-            except Exception as error:
+            except BaseException as error:
                 answer.put((False, error))
 
         self._calls.put(run)
         try:
-            good, value = answer.get(timeout=timeout)
+            good, value = answer.get(timeout=min(timeout, LONGEST_WAIT_SECONDS))
         except Empty:
             raise StoreUnavailableError(f"the store did not answer within {timeout:g} s") from None
         if not good:
@@ -102,22 +116,22 @@ class Driver:
         result: _T = value
         return result
 
-    def close(self, timeout: float, linger: float = 0.0) -> None:
-        """Stop the threads and close the store; returns after at most about ``timeout + linger`` seconds.
+    def close(self, timeout: float, linger_seconds: float = 0.0) -> None:
+        """Stop the threads and close the store; returns after at most about ``timeout + linger_seconds`` seconds.
 
-        A node that hosts the store first gives the other members up to ``linger`` seconds to read how it ended.
+        A node that hosts the store first gives the other members up to ``linger_seconds`` to read how the round ended.
         """
-        self._closing, self._linger = True, linger
+        self._is_closing, self._linger_seconds = True, linger_seconds
         self._inputs.put(None)
         self._calls.put(None)
-        self.aim(None)
+        self.wait_for(None)
         self._opened.set()
-        deadline = monotonic() + timeout + linger
+        deadline = monotonic() + timeout + linger_seconds
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
 
-    # --- the rendezvous thread ------------------------------------------------------------------------------------
+    # --- the rendezvous thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
@@ -128,12 +142,12 @@ class Driver:
 
     def _next_input(self) -> Input | None:
         while True:
-            event = self._interpreter.timely(self._opening)
+            event = self._interpreter.due_input(self._is_opening)
             if event is not None:
                 return event
-            due = self._interpreter.next_due()
+            due_at = self._interpreter.next_due_at()
             try:
-                return self._inputs.get(timeout=None if due is None else max(0.0, due - monotonic()))
+                return self._inputs.get(timeout=None if due_at is None else seconds_until(due_at))
             except Empty:
                 pass
 
@@ -141,16 +155,16 @@ class Driver:
         """Queue a call for the store thread."""
         self._calls.put(call)
 
-    def aim(self, key: str | None) -> None:
-        """Have the wait thread wait for ``key`` instead of whatever it waits for."""
-        with self._desk_changed:
-            is_waiting = self._desk.aim(key)
-            self._desk_changed.notify_all()
+    def wait_for(self, key: str | None) -> None:
+        """Have the wait thread wait for ``key`` instead of the key before."""
+        with self._pending_changed:
+            is_waiting = self._pending.set_key(key)
+            self._pending_changed.notify_all()
             store = self._store
             if is_waiting and isinstance(store, InterruptibleStore):
                 store.interrupt()
 
-    # --- the store thread -----------------------------------------------------------------------------------------
+    # --- the store thread ---------------------------------------------------------------------------------------------
 
     def _run_calls(self) -> None:
         while True:
@@ -166,19 +180,31 @@ class Driver:
             except StoreUnavailableError as error:
                 if isinstance(call, Call):
                     self.post(Failed(call, str(error), isinstance(error, StoreLostError)))
-            except Exception as error:
-                self._crash(error)
+            except BaseException as error:
+                self._give_up(error)
+            else:
+                self._follow_up()
         if self._store is not None:
-            self._threads[-1].join(2 * _SLICE_SECONDS)  # nobody may still be waiting on it
+            self._threads[-1].join(2 * _SLICE_SECONDS)  # the wait thread still uses the store
             try:
-                self._say_farewell(self._store)
-            except StoreUnavailableError:
-                pass
+                self._count_departure(self._store)
+            except Exception:
+                pass  # this node has left; the others find out by its lease
             finally:
                 self._store.close()
 
-    def _say_farewell(self, store: Store) -> None:
-        """Count this node out of the last round; the store's host stays until all are out, or ``linger`` is over."""
+    def _follow_up(self) -> None:
+        if self._after_call is None:
+            return
+        try:
+            self._after_call()
+        except StoreUnavailableError:
+            pass  # the next call finds out, and fails for the machine to see
+        except Exception as error:
+            self._give_up(error)
+
+    def _count_departure(self, store: Store) -> None:
+        """Count this node as departed.  The store's host stays until all nodes are, or the linger time is over."""
         state = self.state
         if state.assignment is not None:
             number, members = state.assignment.round_number, state.assignment.group_world_size
@@ -186,64 +212,94 @@ class Driver:
             number, members = state.previous.summary.round_number, state.previous.summary.group_world_size
         else:
             return
-        members += store.add(Key.tickets(number + 1), 0)  # standbys, too, want to read the end
-        if store.add(Key.farewells(number), 1) >= members:
+        members += store.add(Key.tickets(number + 1), 0)  # standbys want to read the end, too
+        if store.add(Key.departed(number), 1) >= members:
             store.create(Key.empty(number), b"")
-        elif self._linger > 0 and isinstance(store, HostedStore) and store.is_host:
-            store.wait(Key.empty(number), self._linger)
+        elif self._linger_seconds > 0 and isinstance(store, HostedStore) and store.is_host:
+            store.wait(Key.empty(number), self._linger_seconds)
 
     def _ensure_store(self) -> Store:
         if self._store is None:
-            self._opening = True
+            self._is_opening = True
             try:
                 self._store = self._open_store()
             finally:
-                self._opening = False
+                self._is_opening = False
             self._opened.set()
         return self._store
 
-    def _crash(self, error: Exception) -> None:
-        """A store that raises what the contract does not name, or wrong settings: nothing to retry."""
-        kind = "state" if isinstance(error, QuorateError) else "crash"
-        text = str(error) if isinstance(error, QuorateError) else f"the store raised {type(error).__name__}: {error}"
-        self.tell(GaveUp(kind, text))
+    def _give_up(self, error: BaseException) -> None:
+        """The settings are wrong, or the store raised what its contract does not name: retrying cannot help."""
+        text = str(error) if isinstance(error, QuorateError) else f"the store raised {_described(error)}"
+        self.emit(GaveUp(FailureKind.of(error), text))
 
-    # --- the wait thread ------------------------------------------------------------------------------------------
+    # --- the wait thread ----------------------------------------------------------------------------------------------
 
     def _run_wait(self) -> None:
         self._opened.wait()
         while True:
-            with self._desk_changed:
-                while (key := self._desk.begin()) is None and not self._closing:
-                    self._desk_changed.wait()
-                if self._closing:
+            with self._pending_changed:
+                while (key := self._pending.begin()) is None and not self._is_closing:
+                    self._pending_changed.wait()
+                if self._is_closing:
                     return
             store = self._store
             assert store is not None
             assert key is not None
-            value, trouble = None, None
+            value, failure = None, None
             try:
                 can_stop = isinstance(store, InterruptibleStore)
-                value = store.wait(key, _LONG_WAIT_SECONDS if can_stop else _SLICE_SECONDS)
+                value = _checked(store, "wait", store.wait(key, _LONG_WAIT_SECONDS if can_stop else _SLICE_SECONDS))
             except StoreUnavailableError as error:
-                trouble = Failed(None, str(error), isinstance(error, StoreLostError))
-            except Exception as error:
-                self._crash(error)
+                failure = Failed(None, str(error), isinstance(error, StoreLostError))
+            except BaseException as error:
+                self._give_up(error)
                 return
-            with self._desk_changed:
-                event = self._desk.finish(key, value, trouble)
+            with self._pending_changed:
+                event = self._pending.finish(key, value, failure)
                 if event is not None:
                     self.post(event)
 
 
 def perform(store: Store, call: Call) -> Any:
-    """Carry out one call, and return what its reply holds."""
-    if call.operation == "add":
-        return store.add(call.keys[0], call.amount)
-    if call.operation == "create":
-        return store.create(call.keys[0], call.values[0])
-    if call.operation == "put":
+    """Carry out one call, and return the value of its reply.
+
+    Raises:
+        RendezvousStateError: the answer is not of the type that the store's contract names.
+    """
+    if call.operation is Operation.ADD:
+        return _checked(store, "add", store.add(call.keys[0], call.amount))
+    if call.operation is Operation.CREATE:
+        return _checked(store, "create", store.create(call.keys[0], call.values[0]))
+    if call.operation is Operation.PUT:
         return store.put(call.keys[0], call.values[0])
-    if call.operation == "put_many":
+    if call.operation is Operation.PUT_MANY:
         return put_many(store, list(zip(call.keys, call.values, strict=True)))
-    return store.get(call.keys)
+    values = store.get(call.keys)
+    if not isinstance(values, Sequence) or len(values) != len(call.keys):
+        raise _wrong_answer(store, "get", values)
+    return [_checked(store, "get", value) for value in values]
+
+
+_ANSWERS: Mapping[str, tuple[type, ...]] = {
+    "add": (int,),
+    "create": (bool,),
+    "get": (bytes, type(None)),
+    "wait": (bytes, type(None)),
+}
+
+
+def _checked(store: Store, method: str, answer: Any) -> Any:
+    if not isinstance(answer, _ANSWERS[method]) or (isinstance(answer, bool) and method != "create"):
+        raise _wrong_answer(store, method, answer)
+    return answer
+
+
+def _wrong_answer(store: Store, method: str, answer: Any) -> RendezvousStateError:
+    return RendezvousStateError(
+        f"the store {type(store).__name__} broke its contract: {method} answered {answer!r:.100}; update its plugin"
+    )
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

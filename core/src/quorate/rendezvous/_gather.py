@@ -1,106 +1,124 @@
-"""May the round be sealed now?  One pure question, answered with a sentence that says what is missing."""
+"""May the round be sealed now?  One pure question; the answer names the rule that decided it, with a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import final
 
-from .._record import frozen
-from ..lazy_typing import final
+from attrs import frozen
+
 from ..records import NodeRecord
-from ._protocol import Key, State
+from ._protocol import Key
+from ._state import State
 
-__all__ = ["Readiness", "evaluate", "live_nodes", "missing_survivors", "plugin_warnings"]
+__all__ = ["Readiness", "Rule", "evaluate", "live_nodes", "missing_survivors", "plugin_warnings"]
 
 _MOST_NAMES = 16
+_MOST_DECLINED = 3
+_MOST_DIFFERENCES = 8
+
+
+@final
+class Rule(Enum):
+    """Which rule of :func:`evaluate` decided."""
+
+    DELAY = "the last round's end asked for a delay"
+    FULL = "max_nodes are here"
+    BELOW_MINIMUM = "fewer than min_nodes are here"
+    SURVIVORS_MISSING = "survivors of the last round are not back yet"
+    SURVIVORS_BACK = "all survivors of the last round are back"
+    LAST_CALL = "the last call is not over"
+    LAST_CALL_OVER = "no node came during the last call"
+
+    @property
+    def allows_sealing(self) -> bool:
+        return self in (Rule.FULL, Rule.SURVIVORS_BACK, Rule.LAST_CALL_OVER)
 
 
 @final
 @frozen
 class Readiness:
-    """Whether to seal, why (not), and when the answer may change by time alone."""
+    """The rule that decided, the reason in words, and when time alone may change the answer."""
 
-    ready: bool
+    rule: Rule
     reason: str
     ask_again_at: float | None = None
 
 
 def live_nodes(state: State) -> dict[int, NodeRecord]:
-    """Return ticket -> record of the nodes that are here to stay and whose heart, if it ever beat, still beats."""
+    """Return ticket -> record of the nodes that want to join and whose heartbeat, if any, is current."""
     assert state.node is not None
     live: dict[int, NodeRecord] = {}
-    patience = state.settings.patience
-    for ticket, node in sorted(state.nodes.items()):
-        if node.unfit:
+    for ticket, node in sorted(state.gathering.nodes.items()):
+        if node.declined:
             continue
-        key = Key.ticket_beat(state.round_number, ticket)
-        gone = state.liveness.has_left(key) or state.liveness.still_for(key) > patience
-        if ticket == state.ticket or not gone:
+        key = Key.ticket_heartbeat(state.round_number, ticket)
+        if ticket == state.ticket or not state.watch.liveness.is_gone(key, state.settings.silence_limit):
             live[ticket] = node
     return live
 
 
 def missing_survivors(state: State) -> list[int]:
-    """Return the group ranks of the previous round that are alive but not back yet (still stopping their workers)."""
+    """Return the group ranks of the last round that are alive but not back, because they still stop their workers."""
     previous = state.previous
     if previous is None or previous.ended is None:
         return []
-    number = previous.summary.round_number
-    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number}
-    missing: list[int] = []
-    for rank in range(previous.summary.group_world_size):
-        if rank in back or rank in previous.ended.lost_ranks:
-            continue
-        key = Key.rank_beat(number, rank)
-        if state.liveness.has_left(key):
-            continue
-        if state.liveness.still_for(key) <= state.settings.patience:
-            missing.append(rank)
-    return missing
+    number, size = previous.summary.round_number, previous.summary.group_world_size
+    back = {node.previous_rank for node in state.gathering.nodes.values() if node.previous_round == number}
+    lost = frozenset(previous.ended.lost_ranks)
+    away = [rank for rank in range(size) if rank not in back and rank not in lost]
+    limit, liveness = state.settings.silence_limit, state.watch.liveness
+    return [rank for rank in away if not liveness.is_gone(Key.rank_heartbeat(number, rank), limit)]
 
 
 def evaluate(state: State, now: float) -> Readiness:
     """Decide whether the sealer may seal.
 
     1. Not before a delay that the last round's end asked for.
-    2. At once when ``max_nodes`` are here, unless a standby would so take the place of a survivor (see 4).
+    2. At once when ``max_nodes`` are here, unless a standby would take the place of a survivor (see 4).
     3. Never with fewer than ``min_nodes``.
-    4. After a previous round: once all its surviving members are back.
-    5. At first: once nobody came for ``last_call_timeout`` seconds.
+    4. After another round: once all its survivors are back.
+    5. In the first round: once no node came for ``last_call_timeout`` seconds.
     """
     settings, live = state.settings, live_nodes(state)
-    names = _names(live.values())
-    count = len(live)
-    delay_until = state.gather_since + _delay(state)
+    names, count = _names(live.values()), len(live)
+    delay_until = state.gathering.since + _delay(state)
     if now < delay_until:
-        return Readiness(False, f"holding the next round back for {delay_until - now:.1f} s more", delay_until)
+        text = f"holding the next round back for {delay_until - now:.1f} s more"
+        return Readiness(Rule.DELAY, text, delay_until)
     missing = missing_survivors(state)
     if count >= settings.max_nodes and not missing:
-        return Readiness(True, f"all {settings.max_nodes} nodes are here: {names}")
+        return Readiness(Rule.FULL, f"all {settings.max_nodes} nodes are here: {names}")
     if count < settings.min_nodes:
-        missing_count = f"waiting for {settings.min_nodes - count} of {settings.min_nodes} nodes"
-        return Readiness(False, f"{missing_count}; here: {names}{_unfit(state)}")
+        shortage = f"{count} of {settings.min_nodes} nodes joined ({names}), waiting for the others"
+        return Readiness(Rule.BELOW_MINIMUM, f"{shortage}{_declined(state)}")
+    if missing:
+        ranks = str(missing[:_MOST_NAMES]) + (" and more" if len(missing) > _MOST_NAMES else "")
+        text = f"waiting for the group rank(s) {ranks} of the last round to stop their workers"
+        return Readiness(Rule.SURVIVORS_MISSING, text)
     if state.previous is not None:
-        if missing:
-            ranks = str(missing[:_MOST_NAMES]) + (" and more" if len(missing) > _MOST_NAMES else "")
-            return Readiness(False, f"waiting for the group rank(s) {ranks} of the last round to stop their workers")
-        return Readiness(True, f"{count} nodes are here, and all survivors among them: {names}")
-    last_call = state.last_arrival + settings.last_call_timeout
+        return Readiness(Rule.SURVIVORS_BACK, f"{count} nodes are here, and all survivors among them: {names}")
+    last_call = state.gathering.last_arrival + settings.timeouts.last_call_timeout
     if now < last_call:
-        return Readiness(False, f"{count} nodes are here, last call for {last_call - now:.1f} s more", last_call)
-    return Readiness(True, f"{count} nodes are here and nobody came during the last call: {names}")
+        return Readiness(
+            Rule.LAST_CALL, f"{count} nodes are here, last call for {last_call - now:.1f} s more", last_call
+        )
+    return Readiness(Rule.LAST_CALL_OVER, f"{count} nodes are here and no other came during the last call: {names}")
 
 
 def _names(nodes: Iterable[NodeRecord]) -> str:
-    """Return the hosts of ``nodes``, the first few of many: a sentence that names thousands helps nobody."""
-    hosts = sorted({node.host or node.node_id for node in nodes})
+    """Return the first hosts of ``nodes``, and how many more there are."""
+    hosts = sorted({node.name for node in nodes})
     more = f" and {len(hosts) - _MOST_NAMES} more" if len(hosts) > _MOST_NAMES else ""
     return ", ".join(hosts[:_MOST_NAMES]) + more
 
 
-def _unfit(state: State) -> str:
-    """Return who came only to tell what is wrong with it; of one host the newest word, of all the newest three."""
-    told = {node.host or node.node_id: node.unfit for _, node in sorted(state.nodes.items()) if node.unfit}
-    return "".join(f"; {name} does not join: {problem}" for name, problem in list(told.items())[-3:])
+def _declined(state: State) -> str:
+    """Return which nodes declined and why: the newest reason per host, and the three newest hosts."""
+    reasons = {node.name: node.declined for _, node in sorted(state.gathering.nodes.items()) if node.declined}
+    newest = list(reasons.items())[-_MOST_DECLINED:]
+    return "".join(f"; {name} does not join: {reason}" for name, reason in newest)
 
 
 def _delay(state: State) -> float:
@@ -109,12 +127,34 @@ def _delay(state: State) -> float:
 
 
 def plugin_warnings(nodes: Sequence[NodeRecord]) -> tuple[str, ...]:
-    """Return one sentence if the nodes do not run the same plugins, naming two that differ."""
+    """Return one sentence if the nodes do not run the same plugins: what differs between two nodes that differ."""
     first = nodes[0]
     for node in nodes[1:]:
         if node.plugin_digest != first.plugin_digest:
-            return (
-                f"nodes run different plugins: {first.host} has {first.plugin_digest or 'none'}; "
-                f"{node.host} has {node.plugin_digest or 'none'}",
-            )
+            return (f"nodes run different plugins: {_difference(first, node)}",)
     return ()
+
+
+def _difference(first: NodeRecord, second: NodeRecord) -> str:
+    ours, theirs = _versions(first.plugin_digest), _versions(second.plugin_digest)
+    parts = [
+        f"{plugin} is {' and '.join(sorted(ours[plugin])) or 'without a version'} on {first.name} and "
+        f"{' and '.join(sorted(theirs[plugin])) or 'without a version'} on {second.name}"
+        for plugin in sorted(ours.keys() & theirs.keys())
+        if ours[plugin] != theirs[plugin]
+    ]
+    for name, here, there in ((first.name, ours, theirs), (second.name, theirs, ours)):
+        only = [" ".join((plugin, *sorted(here[plugin]))) for plugin in sorted(here.keys() - there.keys())]
+        if only:
+            parts.append(f"only {name} has {', '.join(only)}")
+    more = f"; and {len(parts) - _MOST_DIFFERENCES} more" if len(parts) > _MOST_DIFFERENCES else ""
+    return "; ".join(parts[:_MOST_DIFFERENCES]) + more or "their lists are not the same"
+
+
+def _versions(digest: str) -> dict[str, set[str]]:
+    """Return plugin -> its versions, from what :meth:`quorate.PluginHost.digest` has written."""
+    result: dict[str, set[str]] = {}
+    for item in filter(None, digest.split(",")):
+        plugin, _, version = item.partition("=")
+        result.setdefault(plugin, set()).update([version] if version else [])
+    return result

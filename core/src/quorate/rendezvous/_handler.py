@@ -1,20 +1,24 @@
-"""``StoreRendezvousHandler``: the full rendezvous interface on top of any store, and how backends are opened."""
+"""``StoreRendezvousHandler``: the full rendezvous interface on top of any store.
+
+What does not live here: opening an installed backend by name (:mod:`quorate.backends`).
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
+from typing import Any, Protocol, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..clock import monotonic
-from ..errors import (
-    RendezvousClosedError,
-    UsageError,
-)
-from ..lazy_typing import TYPE_CHECKING, final
+from ..errors import FailureKind, RendezvousClosedError, UsageError
+from ..job_token import job_token_of
+from ..net import advertised_address, host_name
+from ..notices import warn
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
-from ._address import advertised_address, host_name
+from ..timeouts import Timeouts
 from ._api import (
     RendezvousBackend,
     RendezvousHandler,
@@ -23,7 +27,6 @@ from ._api import (
     RendezvousStoreInfo,
 )
 from ._driver import Driver
-from ._open import failure_of
 from ._port import Bootstrap, PortReservation
 from ._protocol import (
     Closed,
@@ -31,53 +34,52 @@ from ._protocol import (
     End,
     Ended,
     GaveUp,
-    Gone,
     Join,
     Joined,
     Key,
     Leave,
+    Left,
     Output,
     Phase,
     Settings,
 )
+from ._signed import protect
+from ._store import Store
+from ._strangers import StrangerWatch
 
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
+__all__ = ["Decisions", "StoreRendezvousHandler", "settings_of"]
 
-__all__ = ["StoreRendezvousHandler", "settings_of"]
+#: How long a node that declines tries to reach the store.
+_DECLINE_CONNECT_SECONDS = 2.0
+#: A host whose node left early stays this many ``linger_timeout``: the other nodes' workers still run, and will
+#: report that they are done.
+_LINGER_FACTOR = 12
 
-#: How long a node that does not join tries to reach the store, to tell why.
-_GUEST_SECONDS = 2.0
+
+class Decisions(Protocol):
+    """What plugins decide for the protocol; :class:`quorate.PluginHost` is one."""
+
+    def decide(self, question: str, *arguments: Any) -> Any:
+        """Return the answer to ``quorate_decide_<question>``."""
+        ...
+
+    def decide_or(self, default: Any, question: str, *arguments: Any) -> Any:
+        """As :meth:`decide`, with ``default`` where nothing answers or an answer raises."""
+        ...
+
+    def digest(self) -> str:
+        """Return names and versions of the plugins."""
+        ...
 
 
 def settings_of(parameters: RendezvousParameters) -> Settings:
-    """Return the protocol's settings from the parameters; the relations between them are checked here.
-
-    Raises:
-        UsageError: a time-out that is not a number, or a lease that is too short or longer than the outage limit.
-    """
-    settings = Settings(
-        parameters.min_nodes,
-        parameters.max_nodes,
-        join_timeout=parameters.get_as_float("join_timeout", 600.0),
-        last_call_timeout=parameters.get_as_float("last_call_timeout", 5.0),
-        lease_timeout=parameters.get_as_float("lease_timeout", 3.0),
-        store_outage_timeout=parameters.get_as_float("store_outage_timeout", 300.0),
-        settle_timeout=parameters.get_as_float("settle_timeout", 0.1),
-    )
-    if settings.lease_timeout < 0.2:
-        raise UsageError(f"lease_timeout={settings.lease_timeout:g} is too short; it must be at least 0.2 s")
-    if settings.store_outage_timeout < settings.lease_timeout:
-        raise UsageError(
-            f"store_outage_timeout={settings.store_outage_timeout:g} is below lease_timeout="
-            f"{settings.lease_timeout:g}; a node must outlive an outage for at least its lease"
-        )
-    return settings
+    """Return the protocol's settings from the parameters.  Raises UsageError for timeouts that cannot be used."""
+    return Settings(parameters.min_nodes, parameters.max_nodes, Timeouts.from_settings(parameters.config))
 
 
 def _as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
-    """Return how to reach a store for a word or two: this node must not serve it for others, and has little time."""
-    config = {**parameters.config, "is_host": False, "connect_timeout": _GUEST_SECONDS}
+    """Return parameters for a short visit: this node does not host the store, and connects within a short time."""
+    config = {**parameters.config, "is_host": False, "connect_timeout": _DECLINE_CONNECT_SECONDS}
     return RendezvousParameters(
         parameters.backend,
         parameters.endpoint,
@@ -93,44 +95,50 @@ def _as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
 class StoreRendezvousHandler(RendezvousHandler):
     """One node of a job whose nodes meet in a store.
 
-    Either call the blocking methods, or :meth:`subscribe` and then :meth:`request_join`; not both.
+    Call either the blocking methods, or :meth:`subscribe` and then :meth:`request_join`, but not both.
     """
 
-    is_event_driven = True
-
-    def __init__(
-        self, parameters: RendezvousParameters, backend: RendezvousBackend, host: PluginHost | None = None
-    ) -> None:
-        if host is None:
-            from ..plugins import get_host
-
-            host = get_host()
+    def __init__(self, parameters: RendezvousParameters, backend: RendezvousBackend, decisions: Decisions) -> None:
         open_store = backend.open_store
         if open_store is None:
             raise UsageError(f"rendezvous backend {backend.name!r} opens no store")
-        self._parameters, self._backend, self._host = parameters, backend, host
+        self._parameters, self._backend, self._decisions = parameters, backend, decisions
+        settings = settings_of(parameters)
         self._linger_timeout = parameters.get_as_float("linger_timeout", 5.0)
-        self._close_timeout = parameters.get_as_float("close_timeout", 5.0)
-        self._node = NodeRecord(os.urandom(16).hex(), "default", 1, host=host_name(), plugin_digest=host.digest())
+        self._close_timeout = settings.timeouts.close_timeout
+        self._node = NodeRecord(os.urandom(16).hex(), "default", 1, host=host_name(), plugin_digest=decisions.digest())
         self._bootstrap: Bootstrap | None = None
         self._subscriber: Callable[[Output], None] | None = None
         self._outputs: list[Output] = []
         self._changed = threading.Condition()
         self._started = self._shut_down = False
-        self._is_out = threading.Event()  # this node has left, or there is nothing left to leave
+        self._departed = threading.Event()  # this node has left, or there is nothing left to leave
         self._final: Closed | GaveUp | None = None
+        self._token = job_token_of(parameters.config)
+        self._plain_store: Store | None = None
+        self._strangers = StrangerWatch(parameters.run_id, self._token, warn)
         self._driver = Driver(
-            settings_of(parameters),
-            lambda: open_store(self._parameters),
-            lambda nodes, previous: host.decide("ranks", nodes, previous),
-            lambda summary, waiting: host.decide_or(False, "rescale", summary, waiting),
-            self._hear,
+            settings,
+            lambda: self._open(open_store),
+            lambda nodes, previous: decisions.decide("ranks", nodes, previous),
+            lambda summary, waiting: decisions.decide_or(False, "rescale", summary, waiting),
+            self._on_output,
+            self._look_for_strangers if parameters.max_nodes > 1 else None,
         )
+
+    def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
+        store = self._plain_store = open_store(self._parameters)
+        return protect(store, self._parameters.run_id, self._token, warn)
+
+    def _look_for_strangers(self) -> None:
+        assert self._plain_store is not None
+        state = self._driver.state
+        self._strangers.look(self._plain_store, state.phase, state.round_number)
 
     # --- the agent's side: nothing blocks ---------------------------------------------------------------------------
 
     def subscribe(self, callback: Callable[[Output], None]) -> None:
-        """Have every output told to ``callback`` (on the rendezvous thread; it must not block)."""
+        """Call ``callback`` with every output, on the rendezvous thread; it must not block."""
         self._subscriber = callback
 
     def request_join(self, node: NodeRecord) -> None:
@@ -143,7 +151,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         address = advertised_address(self._parameters.local_addr, self._parameters.endpoint)
         port = bootstrap.reserve(address)
         self._bootstrap = bootstrap
-        if self._shut_down:  # meanwhile, by another thread, while the endpoint's name was looked up
+        if self._shut_down:  # by another thread, while the endpoint's name was looked up
             self._release()
             return
         self._node = evolve(
@@ -152,12 +160,12 @@ class StoreRendezvousHandler(RendezvousHandler):
             port=port,
             shares_store=bootstrap.shares_store,
             host=node.host or host_name(),
-            plugin_digest=self._host.digest(),
+            plugin_digest=self._decisions.digest(),
         )
         self._driver.post(Join(self._node))
 
-    def request_stay_out(self, node: NodeRecord) -> None:
-        """Have those who wait for this node told why it does not come (``node.unfit``), if they can be reached soon."""
+    def request_decline(self, node: NodeRecord) -> None:
+        """Report to the waiting nodes why this node does not join (``node.declined``), if the store answers soon."""
         if self._parameters.max_nodes == 1:
             return
         if not self._started:
@@ -165,7 +173,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._parameters = _as_guest(self._parameters)
             self._driver.start()
         self._release()
-        self._driver.post(Join(evolve(node, host=node.host or host_name(), plugin_digest=self._host.digest())))
+        self._driver.post(Join(evolve(node, host=node.host or host_name(), plugin_digest=self._decisions.digest())))
 
     def end_round(self, end: RoundEnd) -> None:
         self._driver.post(End(end))
@@ -174,19 +182,19 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._driver.post(Done())
 
     def request_leave(self) -> None:
-        """Say that this node goes away; the output ``Gone`` follows."""
+        """Leave the job; the output ``Left`` follows."""
         self._driver.post(Leave())
 
-    def _hear(self, output: Output) -> None:
+    def _on_output(self, output: Output) -> None:
         if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
             try:
                 self._bootstrap.activate()
             except Exception as error:
-                output = GaveUp("state", f"the bootstrap port could not be opened: {error}")
+                output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {error}")
         if isinstance(output, (Closed, GaveUp)):
             self._final = output
-        if isinstance(output, (Closed, GaveUp, Gone)):
-            self._is_out.set()
+        if isinstance(output, (Closed, GaveUp, Left)):
+            self._departed.set()
         with self._changed:
             self._outputs.append(output)
             self._changed.notify_all()
@@ -212,7 +220,7 @@ class StoreRendezvousHandler(RendezvousHandler):
     @property
     def loss_timeout(self) -> float:
         settings = self._driver.state.settings
-        return settings.lease_timeout + settings.beat_interval
+        return settings.timeouts.lease_timeout + settings.timeouts.heartbeat_interval
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self._final is None and not self._shut_down:
@@ -220,13 +228,13 @@ class StoreRendezvousHandler(RendezvousHandler):
         output = self._next_output((Joined, Closed, GaveUp), None)
         assert output is not None
         if isinstance(output, Joined):
-            seat = output.assignment
+            assignment = output.assignment
             return RendezvousInfo(
                 None,
-                seat.group_rank,
-                seat.group_world_size,
-                RendezvousStoreInfo(seat.master_addr, seat.master_port),
-                seat,
+                assignment.group_rank,
+                assignment.group_world_size,
+                RendezvousStoreInfo(assignment.master_addr, assignment.master_port),
+                assignment,
             )
         self._raise(output)
         raise AssertionError
@@ -244,7 +252,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         if isinstance(output, Closed):
             raise RendezvousClosedError(output.end.reason, succeeded=output.end.verdict is Verdict.SUCCEEDED)
         if isinstance(output, GaveUp):
-            raise failure_of(output.kind, output.problem)
+            raise output.kind.error(output.problem)
 
     def _next_output(self, kinds: tuple[type[Output], ...], timeout: float | None) -> Output | None:
         deadline = None if timeout is None else monotonic() + timeout
@@ -269,7 +277,7 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     def set_closed(self) -> None:
         state = self._driver.state
-        reason = f"closed by {self._node.host or self._node.node_id}"
+        reason = f"closed by {self._node.name}"
         self.end_round(
             RoundEnd(state.round_number, Cause.STOPPED, Verdict.STOPPED, reason, self._node.node_id, self._node.host)
         )
@@ -284,31 +292,31 @@ class StoreRendezvousHandler(RendezvousHandler):
     def measure_latency(self, timeout: float) -> float | None:
         if not self._started or self._shut_down or self._driver.state.phase in (Phase.IDLE, Phase.CLOSED, Phase.LEFT):
             return None
-        begun_at = monotonic()
+        started_at = monotonic()
         self._driver.query(lambda store: store.get([Key.ROUND]), timeout)
-        return monotonic() - begun_at
+        return monotonic() - started_at
 
     def shutdown(self) -> bool:
         if self._shut_down:
             return True
-        if self._started and not self._is_out.is_set():
+        if self._started and not self._departed.is_set():
             self.request_leave()
-            self._is_out.wait(self._close_timeout)
+            self._departed.wait(self._close_timeout)
         with self._changed:
             self._shut_down = True
             self._changed.notify_all()
         if self._started:
-            self._driver.close(self._close_timeout, self._patience())
+            self._driver.close(self._close_timeout, self._linger_seconds())
         self._release()
         return True
 
-    def _patience(self) -> float:
-        """Return for how long the host of a store keeps it for the others, who may still want to read it."""
+    def _linger_seconds(self) -> float:
+        """Return for how long the host of a store keeps it for the other nodes, which may still read it."""
         state = self._driver.state
         if state.phase is Phase.CLOSED:
             return self._linger_timeout
-        if state.phase is Phase.LEFT and state.done:
-            return 12 * self._linger_timeout  # their workers still run, and will want to say that they have finished
+        if state.phase is Phase.LEFT and state.is_done:
+            return _LINGER_FACTOR * self._linger_timeout
         return 0.0
 
     def _release(self) -> None:

@@ -2,219 +2,222 @@
 
 from __future__ import annotations
 
-from .._record import evolve
-from ..lazy_typing import Any
-from ..records import Cause, RoundEnd, Verdict
-from ._liveness import BeatState
-from ._protocol import (
-    Appeared,
-    AskRescale,
-    Join,
-    Key,
-    Phase,
-    Previous,
-    Rescaled,
-    StandingBy,
+from attrs import evolve
+
+from ..records import Cause, Verdict
+from ._liveness import HeartbeatState
+from ._protocol import Appeared, AskRescale, Join, Key, Phase, Purpose, Rescaled, StandingBy
+from ._running import on_ended
+from ._sealing import begin_round, on_sealer_heartbeat
+from ._state import PreviousRound, RoundSearch, Standby
+from ._transition import (
+    Transition,
+    check_round,
+    check_tickets,
+    count_waiting_nodes,
+    decode_seal,
+    read_summary,
+    record_round_end,
+    take_ticket,
 )
-from ._running import ended
-from ._sealing import gather, judge_sealer
-from ._turn import Turn, close, go_away, read_summary, take_ticket
 from ._wire import decode_end, encode
 
-#: How long a node that does not join tries to tell the others why.
-_TELL_SECONDS = 2.0
+#: How long a node that declined tries to reach the others.
+_DECLINE_SECONDS = 2.0
+#: Arrivals settle for at most this many ``settle_timeout`` before a standby asks for a new round.
+_MOST_SETTLE_PERIODS = 10
 
 
-def join(turn: Turn, event: Join) -> None:
-    state = turn.state
-    node = event.node
+# --- locating -------------------------------------------------------------------------------------------------------
+
+
+def on_join(transition: Transition, event: Join) -> None:
+    state, node = transition.state, event.node
     if state.phase is Phase.ENDED and state.assignment is not None:
         node = evolve(node, previous_round=state.assignment.round_number, previous_rank=state.assignment.group_rank)
-    turn.set(
+    transition.set(
         node=node,
-        join_deadline=turn.now + (_TELL_SECONDS if node.unfit else state.settings.join_timeout),
+        join_deadline=transition.now + (_DECLINE_SECONDS if node.declined else state.settings.timeouts.join_timeout),
         assignment=None,
         summary=None,
-        done=False,
-        joins_next=None,
+        is_done=False,
+        next_join=None,
     )
-    if state.located:
-        take_ticket(turn, state.round_number)
+    if state.is_located:
+        take_ticket(transition, state.round_number)
     else:
-        turn.go(Phase.LOCATING, "asking which round the job is in")
-        turn.call("count", "add", Key.ROUND, amount=0)
+        transition.enter(Phase.LOCATING, "asking which round the job is in")
+        transition.add(Purpose.ROUND_NUMBER, Key.ROUND, 0)
 
 
-def join_after(turn: Turn, event: Join) -> None:
-    """Keep the wish until the running round's end is recorded: the store may be away, and the agent is done waiting."""
-    turn.set(joins_next=event.node)
+def on_early_join(transition: Transition, event: Join) -> None:
+    """Keep the request until the running round's end is recorded.
 
-
-def round_ended(turn: Turn, event: Appeared) -> None:
-    """The running round's end is recorded; an agent that has asked for the next round meanwhile joins it now."""
-    ended(turn, event)
-    node = turn.state.joins_next
-    if turn.state.phase is Phase.ENDED and node is not None:
-        join(turn, Join(node))
-
-
-def on_count(turn: Turn, value: Any) -> None:
-    """Look at the round that the hint names; where no round has ended yet, get in line for the first at once.
-
-    Should that one be sealed already, its seal says so, as it does to whoever comes while it is being sealed.  Of a
-    thousand nodes that start a job this saves each a question.
+    The store may be away, and the agent's own wait for the recording is over.
     """
-    node = turn.state.node
+    transition.set(next_join=event.node)
+
+
+def on_round_ended(transition: Transition, event: Appeared) -> None:
+    """The running round's end is recorded; an agent that has already asked for the next round joins it now."""
+    on_ended(transition, event)
+    node = transition.state.next_join
+    if transition.state.phase is Phase.ENDED and node is not None:
+        on_join(transition, Join(node))
+
+
+def on_round_number(transition: Transition, value: int) -> None:
+    """Read the state of the round that the hint names.
+
+    Where no round has ended yet, get in line for the first round at once.  If that is sealed already, its seal says so.
+    When a thousand nodes start a job, this saves each of them a read.
+    """
+    node = transition.state.node
     assert node is not None
-    if int(value) == 0 and not node.unfit:
-        turn.set(located=True)
-        take_ticket(turn, 0)
+    number = check_round(value)
+    if number == 0 and not node.declined:
+        transition.set(is_located=True)
+        take_ticket(transition, 0)
     else:
-        _look_at_round(turn, int(value))
+        _read_round(transition, number)
 
 
-def _look_at_round(turn: Turn, number: int) -> None:
-    turn.set(round_number=number)
-    rounds = (number - 1, number) if number > 0 else (number,)
-    turn.call("look_round", "get", *(key for n in rounds for key in (Key.sealed(n), Key.ended(n))))
+def _read_round(transition: Transition, number: int) -> None:
+    transition.set(round_number=number)
+    numbers = (number - 1, number) if number > 0 else (number,)
+    transition.get(Purpose.ROUND_STATE, [key for n in numbers for key in (Key.sealed(n), Key.ended(n))])
 
 
-def on_look_round(turn: Turn, values: list[bytes | None]) -> None:
-    number = turn.state.round_number
+def _search_round(transition: Transition, search: RoundSearch) -> None:
+    """Rounds end one after the other: with each read at least half of what may be the job's round is ruled out."""
+    transition.set(search=search)
+    _read_round(transition, search.next_number())
+
+
+def on_round_state(transition: Transition, values: list[bytes | None]) -> None:
+    number = transition.state.round_number
     if number > 0:
         before_sealed, before_ended = values[:2]
         if before_ended is None or before_sealed is None:
-            _look_at_round(turn, number - 1)  # the counter ran ahead: its increment was retried
+            # The hint is too high: its increment was retried, or another program wrote it.
+            _search_round(transition, transition.state.search.below(number))
             return
-        ended = decode_end(Key.ended(number - 1), before_ended)
-        if ended.verdict.is_terminal:  # its writer counts the round, whatever the verdict
-            close(turn, ended)
+        end = decode_end(Key.ended(number - 1), before_ended)
+        if end.verdict.is_terminal:  # the writer of an end raises the hint, whatever the verdict
+            transition.close_job(end)
             return
-        turn.set(previous=Previous(read_summary(number - 1, before_sealed), ended))
-    sealed, over = values[-2:]
-    if over is not None:
-        ended = decode_end(Key.ended(number), over)
-        if ended.verdict.is_terminal:
-            close(turn, ended)
+        summary = read_summary(number - 1, decode_seal(number - 1, before_sealed))
+        transition.set(previous=PreviousRound(summary, end))
+    sealed, ended = values[-2:]
+    if ended is not None:
+        end = decode_end(Key.ended(number), ended)
+        if end.verdict.is_terminal:
+            transition.close_job(end)
         else:
-            _look_at_round(turn, number + 1)
+            _search_round(transition, transition.state.search.above(number))
         return
-    turn.set(located=True)
+    transition.set(is_located=True)
     if sealed is not None:
-        turn.set(previous=Previous(read_summary(number, sealed)))
+        transition.set(previous=PreviousRound(read_summary(number, decode_seal(number, sealed))))
         number += 1
-    take_ticket(turn, number)
+    take_ticket(transition, number)
 
 
-def on_ticket(turn: Turn, value: Any) -> None:
-    state = turn.state
+# --- ticketing ------------------------------------------------------------------------------------------------------
+
+
+def on_ticket(transition: Transition, value: int) -> None:
+    state = transition.state
     assert state.node is not None
-    turn.set(ticket=int(value))
-    turn.call("record", "put", Key.node(state.round_number, int(value)), values=(encode(state.node),))
+    ticket = check_tickets(Key.tickets(state.round_number), value, low=1)
+    transition.set(ticket=ticket)
+    transition.put(Purpose.RECORD, Key.node(state.round_number, ticket), encode(state.node))
 
 
-def on_record(turn: Turn, value: Any) -> None:
-    state = turn.state
-    if state.node is not None and state.node.unfit:
-        go_away(turn, BeatState.LEFT)
+def on_record(transition: Transition, value: None) -> None:
+    state = transition.state
+    if state.node is not None and state.node.declined:
+        transition.leave_job(HeartbeatState.LEFT)
         return
-    turn.set(next_beat=turn.now + state.settings.beat_interval)
-    if state.previous is not None and state.previous.ended is None:
-        summary = state.previous.summary
-        reason = (
-            f"round {summary.round_number} runs with {summary.group_world_size} of at most {summary.max_nodes} "
-            "node(s); standing by for the next one"
-        )
-        turn.go(
-            Phase.STANDBY,
-            reason,
-            join_deadline=None,
-            knock_limit=turn.now + 10 * state.settings.settle_timeout,
-        )
-        turn.tell(StandingBy(reason))
-        turn.wait(Key.ended(summary.round_number))
-        if state.ticket == state.leader:
-            turn.call("waiting", "add", Key.tickets(turn.state.round_number), amount=0)
-    else:
-        gather(turn)
-
-
-def on_waiting(turn: Turn, value: Any) -> None:
-    """The first in line counts who waits; once arrivals have settled, it asks whether they are worth a new round."""
-    state = turn.state
-    assert state.previous is not None
-    waiting, summary = int(value), state.previous.summary
-    full = summary.group_world_size + waiting >= summary.max_nodes
-    if waiting != state.asked_for and not full and turn.now < state.knock_limit:
-        turn.set(asked_for=waiting, knock_at=turn.now + state.settings.settle_timeout)
-        return
-    turn.set(asked_for=waiting, knock_at=None)
-    turn.tell(AskRescale(summary, waiting))
-
-
-def on_rescaled(turn: Turn, event: Rescaled) -> None:
-    state = turn.state
-    assert state.node is not None
-    assert state.previous is not None
-    if not event.worth_it:
+    timeouts = state.settings.timeouts
+    transition.set(next_heartbeat_at=transition.now + timeouts.heartbeat_interval)
+    if state.previous is None or state.previous.ended is not None:
+        begin_round(transition)
         return
     summary = state.previous.summary
-    reason = f"node {state.node.host or state.node.node_id} joined; the round of {summary.group_world_size} re-forms"
-    end = RoundEnd(
-        summary.round_number,
-        Cause.NODE_JOINED,
-        Verdict.RESCALE,
-        reason,
-        node_id=state.node.node_id,
-        host=state.node.host,
-        restart_count=summary.restart_count,
+    reason = (
+        f"round {summary.round_number} runs with {summary.group_world_size} of at most {summary.max_nodes} "
+        "node(s); standing by for the next one"
     )
-    turn.call("end", "create", Key.ended(summary.round_number), values=(encode(end),))
+    settle_until = transition.now + _MOST_SETTLE_PERIODS * timeouts.settle_timeout
+    transition.enter(Phase.STANDBY, reason, join_deadline=None, standby=Standby(settle_until))
+    transition.emit(StandingBy(reason))
+    transition.wait(Key.ended(summary.round_number))
+    if state.ticket == state.leader:
+        count_waiting_nodes(transition)
 
 
-def previous_ended(turn: Turn, event: Appeared) -> None:
-    state = turn.state
+# --- standby --------------------------------------------------------------------------------------------------------
+
+
+def on_waiting_count(transition: Transition, value: int) -> None:
+    """The first in line counts the waiting nodes; once arrivals have settled, it asks whether to begin a new round."""
+    state = transition.state
     assert state.previous is not None
-    number = state.previous.summary.round_number
-    if event.key != Key.ended(number):
+    waiting = check_tickets(Key.tickets(state.round_number), value)
+    summary, standby = state.previous.summary, state.standby
+    is_full = summary.group_world_size + waiting >= summary.max_nodes
+    if waiting != standby.counted and not is_full and transition.now < standby.settle_until:
+        count_at = transition.now + state.settings.timeouts.settle_timeout
+        transition.set(standby=evolve(standby, counted=waiting, count_at=count_at))
         return
-    ended = decode_end(event.key, event.value)
-    if ended.verdict.is_terminal:
-        close(turn, ended)
-        return
-    turn.set(
-        previous=evolve(state.previous, ended=ended),
-        join_deadline=turn.now + state.settings.join_timeout,
-        knock_at=None,
-    )
-    gather(turn)
+    transition.set(standby=evolve(standby, counted=waiting, count_at=None))
+    transition.emit(AskRescale(summary, waiting))
 
 
-def judge_standby(turn: Turn) -> None:
-    """Should all members of the running round die at once, the first in line notices and ends it."""
-    state = turn.state
-    if state.ticket != state.leader:
-        judge_sealer(turn)
-        return
-    assert state.previous is not None
+def on_rescaled(transition: Transition, event: Rescaled) -> None:
+    state = transition.state
     assert state.node is not None
-    summary, liveness = state.previous.summary, state.liveness
-    ranks = range(summary.group_world_size) if state.watched_rank < 0 else (state.watched_rank,)
-    for rank in ranks:
-        key = Key.rank_beat(summary.round_number, rank)
-        if not liveness.has_left(key) and liveness.still_for(key) <= 2 * state.settings.lease_timeout:
-            return
-    if state.watched_rank >= 0:
-        turn.set(watched_rank=-1)  # the first one is gone, and nobody has said so: look whether anybody is left
+    assert state.previous is not None
+    if event.worth_it:
+        summary = state.previous.summary
+        reason = f"node {state.node.name} joined; the round of {summary.group_world_size} re-forms"
+        record_round_end(transition, summary, Cause.NODE_JOINED, Verdict.RESCALE, reason)
+
+
+def on_previous_round_ended(transition: Transition, event: Appeared) -> None:
+    state = transition.state
+    assert state.previous is not None
+    if event.key != Key.ended(state.previous.summary.round_number):
         return
-    end = RoundEnd(
-        summary.round_number,
-        Cause.NODE_LOST,
-        Verdict.RESCALE,
-        f"all {summary.group_world_size} node(s) of round {summary.round_number} were lost",
-        node_id=state.node.node_id,
-        host=state.node.host,
-        restart_count=summary.restart_count,
-        lost_ranks=tuple(range(summary.group_world_size)),
+    end = decode_end(event.key, event.value)
+    if end.verdict.is_terminal:
+        transition.close_job(end)
+        return
+    transition.set(
+        previous=evolve(state.previous, ended=end),
+        join_deadline=transition.now + state.settings.timeouts.join_timeout,
+        standby=evolve(state.standby, count_at=None),
     )
-    turn.call("end", "create", Key.ended(summary.round_number), values=(encode(end),))
+    begin_round(transition)
+
+
+def on_standby_heartbeats(transition: Transition) -> None:
+    """The first in line ends the running round if all its members are lost at once."""
+    state = transition.state
+    if state.ticket != state.leader:
+        on_sealer_heartbeat(transition)
+        return
+    assert state.previous is not None
+    summary, watched = state.previous.summary, state.standby.watched_rank
+    limit = 2 * state.settings.timeouts.lease_timeout
+    for rank in range(summary.group_world_size) if watched is None else (watched,):
+        if not state.watch.liveness.is_gone(Key.rank_heartbeat(summary.round_number, rank), limit):
+            return
+    if watched is not None:
+        # The first member is gone and no node has recorded it: watch all of them from now on.
+        transition.set(standby=evolve(state.standby, watched_rank=None))
+        return
+    reason = f"all {summary.group_world_size} node(s) of round {summary.round_number} were lost"
+    ranks = range(summary.group_world_size)
+    record_round_end(transition, summary, Cause.NODE_LOST, Verdict.RESCALE, reason, ranks)

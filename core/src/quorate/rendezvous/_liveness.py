@@ -1,119 +1,143 @@
-"""Who is alive, judged by counters that stand still on *my* monotonic clock.  Pure.
+"""Which nodes are alive, judged by heartbeats that stay unchanged on the clock of the node that reads them.  Pure.
 
-Clocks of different hosts are never compared, and time during which I did not look (I was paused, or the store was
-away) is not held against anybody.
+Clocks of different hosts are never compared.  Time in which the reader itself did not read (it was paused, or the store
+was away) counts against no node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from typing import final
 
-from .._record import field, frozen
-from ..lazy_typing import final
+from attrs import evolve, field, frozen
 
-__all__ = ["Beat", "BeatState", "Liveness"]
+__all__ = ["Heartbeat", "HeartbeatState", "Liveness"]
 
 
 @final
-class BeatState(str, Enum):
-    """What a node says of itself with each beat."""
+class HeartbeatState(str, Enum):
+    """What a node reports about itself in each heartbeat."""
 
-    RUN = "run"
-    DONE = "done"  # its workers have all succeeded
-    BYE = "bye"  # its workers have all succeeded, and it is gone
-    LEFT = "left"  # it is gone, on purpose, before its workers were done
+    RUNNING = "run"
+    DONE = "done"  # all its workers have succeeded
+    DONE_AND_LEFT = "done-left"
+    LEFT = "left"  # it left on purpose before its workers were done
 
     @property
     def is_done(self) -> bool:
-        return self in (BeatState.DONE, BeatState.BYE)
+        return self in (HeartbeatState.DONE, HeartbeatState.DONE_AND_LEFT)
 
     @property
-    def is_gone(self) -> bool:
-        return self in (BeatState.BYE, BeatState.LEFT)
+    def has_left(self) -> bool:
+        return self in (HeartbeatState.DONE_AND_LEFT, HeartbeatState.LEFT)
 
 
-_STATES: Mapping[str, BeatState] = {state.value: state for state in BeatState}
+_MOST_DIGITS = 18
+_LONGEST_HOST = 255
+_LARGEST_BYTES = 4096
+_STATES: Mapping[str, HeartbeatState] = {state.value: state for state in HeartbeatState}
 
 
 @final
 @frozen
-class Beat:
-    """One node's heartbeat value: a counter, its state, and its host name for messages."""
+class Heartbeat:
+    """The value of one heartbeat: a counter, the node's state, and its host name for messages."""
 
     count: int
-    state: BeatState
+    state: HeartbeatState
     host: str = ""
 
     def encode(self) -> bytes:
         return f"{self.count} {self.state.value} {self.host}".encode()
 
     @classmethod
-    def decode(cls, value: bytes) -> Beat:
-        """Read a beat.  Any change of the bytes counts as life, so garbage is merely a running node."""
-        count, _, rest = value.decode("utf-8", "replace").partition(" ")
+    def decode(cls, value: bytes) -> Heartbeat:
+        """Read a heartbeat.  Bytes that are not one are read as a running node's that has sent none yet."""
+        count, _, rest = value[:_LARGEST_BYTES].decode("utf-8", "replace").partition(" ")
         word, _, host = rest.partition(" ")
-        state = _STATES.get(word, BeatState.RUN)
-        return cls(int(count) if count.isdecimal() else 0, state, host[:255])
+        state = _STATES.get(word, HeartbeatState.RUNNING)
+        is_count = len(count) <= _MOST_DIGITS and count.isascii() and count.isdecimal()
+        return cls(int(count) if is_count else 0, state, host[:_LONGEST_HOST])
 
 
 @final
 @frozen
-class _Seen:
+class _Reading:
     value: bytes | None
     changed_at: float
-    has_left: bool = False  # read once per change: a sealer asks this of every node, again and again
+    # Decoded once per change, because the sealer asks for it often.
+    count: int = 0
+    has_left: bool = False
+
+    def is_newer_than(self, old: _Reading) -> bool:
+        return self.value is not None and (old.value is None or self.count > old.count)
+
+
+def _new_reading(value: bytes | None, now: float) -> _Reading:
+    if value is None:
+        return _Reading(None, now)
+    heartbeat = Heartbeat.decode(value)
+    return _Reading(value, now, heartbeat.count, heartbeat.state.has_left)
 
 
 @final
 @frozen
 class Liveness:
-    """What was seen of some keys so far, and when each last changed (seconds, my clock)."""
+    """What was read from some keys so far, and when each last changed (seconds on the reader's clock)."""
 
-    seen: Mapping[str, _Seen] = field(factory=dict)
-    looked_at: float | None = None
+    readings: Mapping[str, _Reading] = field(factory=dict)
+    read_at: float | None = None
 
-    def look(self, values: Mapping[str, bytes | None], now: float, interval: float) -> Liveness:
-        """Return what is known after reading ``values`` at ``now``.
+    def after_reading(self, values: Mapping[str, bytes | None], now: float, interval: float) -> Liveness:
+        """Return what is known after ``values`` were read at ``now``.
 
-        A gap since the last look of more than two ``interval`` seconds is credited to everyone.
+        A key has changed if it exists for the first time or if its counter is higher than ever: an older heartbeat that
+        comes back, or one that has vanished, is not a sign of life.
+        If the last reading is more than two ``interval`` seconds ago, the gap is credited to every node.
         """
         credit = 0.0
-        if self.looked_at is not None and now - self.looked_at > 2 * interval:
-            credit = now - self.looked_at - interval
-        seen = dict(self.seen)
+        if self.read_at is not None and now - self.read_at > 2 * interval:
+            credit = now - self.read_at - interval
+        readings = dict(self.readings)
         for key, value in values.items():
-            old = seen.get(key)
-            if old is None or old.value != value:
-                seen[key] = _Seen(value, now, value is not None and Beat.decode(value).state.is_gone)
-            elif credit:
-                seen[key] = _Seen(value, min(now, old.changed_at + credit), old.has_left)
-        return Liveness(seen, now)
+            old = readings.get(key)
+            reading = None if old is not None and old.value == value else _new_reading(value, now)
+            if reading is not None and (old is None or reading.is_newer_than(old)):
+                readings[key] = reading
+            elif old is not None and credit:
+                readings[key] = evolve(old, changed_at=min(now, old.changed_at + credit))
+        return Liveness(readings, now)
 
-    def still_for(self, key: str) -> float:
-        """Return for how many seconds ``key`` was seen to stand still: up to the last look, 0 if there was none."""
-        old = self.seen.get(key)
-        return 0.0 if old is None or self.looked_at is None else max(0.0, self.looked_at - old.changed_at)
+    def silent_for(self, key: str) -> float:
+        """Return for how many seconds ``key`` was seen unchanged, up to the last reading; 0 if it was never read."""
+        old = self.readings.get(key)
+        return 0.0 if old is None or self.read_at is None else max(0.0, self.read_at - old.changed_at)
 
-    def next_expiry(self, keys: Iterable[str], now: float, interval: float, patience: float) -> float | None:
-        """Return when the first of ``keys`` that has missed a beat will have stood still for ``patience`` seconds."""
+    def next_expiry(self, keys: Iterable[str], now: float, interval: float, limit: float) -> float | None:
+        """Return when the first of ``keys`` that has missed a heartbeat will have been silent for ``limit`` seconds."""
         times = [
-            old.changed_at + patience for key in keys if (old := self.seen.get(key)) and now - old.changed_at > interval
+            old.changed_at + limit
+            for key in keys
+            if (old := self.readings.get(key)) and now - old.changed_at > interval
         ]
-        coming = [time for time in times if time > now]
-        return min(coming) if coming else None
+        return min((time for time in times if time > now), default=None)
 
-    def beat(self, key: str) -> Beat | None:
-        """Return the last beat read from ``key``."""
-        old = self.seen.get(key)
-        return None if old is None or old.value is None else Beat.decode(old.value)
+    def heartbeat(self, key: str) -> Heartbeat | None:
+        """Return the last heartbeat read from ``key``."""
+        old = self.readings.get(key)
+        return None if old is None or old.value is None else Heartbeat.decode(old.value)
 
-    def was_seen(self, key: str) -> bool:
+    def exists(self, key: str) -> bool:
         """Return whether ``key`` existed when it was last read."""
-        old = self.seen.get(key)
+        old = self.readings.get(key)
         return old is not None and old.value is not None
 
     def has_left(self, key: str) -> bool:
-        """Return whether the node behind ``key`` said that it is gone."""
-        old = self.seen.get(key)
+        """Return whether the node behind ``key`` reported that it has left."""
+        old = self.readings.get(key)
         return old is not None and old.has_left
+
+    def is_gone(self, key: str, limit: float) -> bool:
+        """Return whether the node behind ``key`` has left, or was silent for more than ``limit`` seconds."""
+        return self.has_left(key) or self.silent_for(key) > limit

@@ -1,286 +1,179 @@
 """The rendezvous protocol of one node, as a pure state machine: ``step(state, input, now)``.
 
-Theory of operation.  A job is a row of rounds, and a round hangs on two write-once keys::
+Theory of operation.  A job is a row of rounds, and a round has two write-once keys::
 
     gather ──► n/sealed ──► workers run ──► n/ended {cause, verdict, reason} ──► round n+1, or the job's end
 
-To join, a node takes a ticket and writes its record.  The lowest live ticket is the *sealer*: it alone reads the
-records, decides ranks, writes one small seat per node under its own number and then creates ``n/sealed``, the commit
-point.  Everyone else sits in one blocking wait on ``n/sealed`` and reads its own seat.  If the sealer's heart stops,
-the next ticket tries; ``create`` lets one win, and seats are kept per sealer, so a loser's seats are never read.
+To join, a node takes a ticket and writes its record.  The node with the lowest live ticket is the *sealer*.  It alone
+reads the records, decides ranks, writes one small assignment per node and then creates ``n/sealed``, the commit point.
+All other nodes sit in one blocking wait on ``n/sealed`` and then read their own assignment.  If the sealer's heartbeat
+stops, the next ticket tries.  ``create`` lets one node win, and assignments are kept per sealer, so that those of a
+sealer that lost are never read.
 
-While a round runs, every node sits in one blocking wait on ``n/ended``; whoever first has a reason creates it.  The
-lowest live group rank reads all heartbeats, the others watch only it.  Nodes that come late take a ticket of round
-n+1 at once and are its first in line; the first of them ends round n if that is worth it.
+While a round runs, every node sits in one blocking wait on ``n/ended``; the first node with a reason creates it.  The
+lowest live group rank reads all heartbeats, the others watch only that node.  A node that comes late takes a ticket of
+round n+1 at once; the first of these ends round n if a larger round is wanted.
 
-No I/O, no clock, no threads, no randomness here.  ``_TABLE`` and ``_REPLIES`` are the whole machine.
+No I/O, no clock, no threads, no randomness here.  ``TABLE`` is the whole machine; its handlers are in ``_joining``,
+``_sealing``, ``_running`` and ``_every_phase``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
+from typing import Any, final
 
-from ..errors import StoreCorruptError
-from ..lazy_typing import Any
-from ..records import Cause, Verdict
-from ._joining import (
-    join,
-    join_after,
-    judge_standby,
-    on_count,
-    on_look_round,
-    on_record,
-    on_rescaled,
-    on_ticket,
-    on_waiting,
-    previous_ended,
-    round_ended,
-)
-from ._liveness import BeatState
+from attrs import frozen
+
+from ..errors import FailureKind, StoreCorruptError
+from . import _every_phase, _joining, _running, _sealing
 from ._protocol import (
     FINAL,
-    JOINING,
     Appeared,
     Done,
     End,
     Failed,
-    Gone,
     Input,
     Join,
-    Key,
     Leave,
     Ordered,
     Phase,
+    Purpose,
     Reply,
     Rescaled,
     Settings,
-    State,
-    Step,
     Tick,
-    Wait,
 )
-from ._running import done, end, judge_members, on_check, on_done, on_end, on_mark
-from ._sealing import (
-    arrived,
-    consider_sealing,
-    judge_gathered,
-    judge_sealer,
-    on_ordered,
-    on_records,
-    on_scan,
-    on_seal,
-    on_seat,
-    on_seats,
-    sealed,
+from ._state import State, Step
+from ._transition import Transition
+
+__all__ = ["TABLE", "Rule", "initial_state", "is_listed", "step"]
+
+#: An input's class; for a reply, the purpose of the call that it answers.
+Trigger = type[Any] | Purpose
+Handler = Callable[[Transition, Any], None]
+
+
+@final
+@frozen
+class Rule:
+    """In ``phase``, ``trigger`` is handled by ``handler``, which stays in the phase or enters one of ``targets``."""
+
+    phase: Phase
+    trigger: Trigger
+    handler: Handler
+    targets: frozenset[Phase] = frozenset()
+
+
+def _rule(phase: Phase, trigger: Trigger, handler: Handler, *targets: Phase) -> Rule:
+    return Rule(phase, trigger, handler, frozenset(targets))
+
+
+def _rules(phases: Iterable[Phase], trigger: Trigger, handler: Handler, *targets: Phase) -> tuple[Rule, ...]:
+    return tuple(_rule(phase, trigger, handler, *targets) for phase in phases)
+
+
+IDLE, LOCATING, TICKETING, STANDBY = Phase.IDLE, Phase.LOCATING, Phase.TICKETING, Phase.STANDBY
+GATHERING, SEALING, AWAITING = Phase.GATHERING, Phase.SEALING, Phase.AWAITING
+RUNNING, ENDED = Phase.RUNNING, Phase.ENDED
+CLOSED, LEFT, FAILED = Phase.CLOSED, Phase.LEFT, Phase.FAILED
+_ACTIVE = [phase for phase in Phase if phase not in FINAL and phase is not IDLE]
+_on_heartbeats = _every_phase.on_heartbeats
+
+#: The whole machine.  What is not listed changes nothing.  Beside its targets, every handler may lead to ``FAILED``:
+#: the store may hold what is not readable.
+TABLE: tuple[Rule, ...] = (
+    # phase, trigger, handler, targets
+    _rule(IDLE, Join, _joining.on_join, LOCATING),
+    _rule(IDLE, Leave, _every_phase.on_leave, LEFT),
+    #
+    _rule(LOCATING, Purpose.ROUND_NUMBER, _joining.on_round_number, TICKETING),
+    _rule(LOCATING, Purpose.ROUND_STATE, _joining.on_round_state, TICKETING, CLOSED),
+    #
+    _rule(TICKETING, Purpose.TICKET, _joining.on_ticket),
+    _rule(TICKETING, Purpose.RECORD, _joining.on_record, GATHERING, AWAITING, STANDBY, LEFT),
+    #
+    _rule(STANDBY, Purpose.WAITING_COUNT, _joining.on_waiting_count),
+    _rule(STANDBY, Rescaled, _joining.on_rescaled),
+    _rule(STANDBY, Appeared, _joining.on_previous_round_ended, GATHERING, AWAITING, CLOSED),
+    _rule(STANDBY, Purpose.HEARTBEATS, _on_heartbeats(_joining.on_standby_heartbeats)),
+    #
+    _rule(GATHERING, Purpose.TICKET_COUNT, _sealing.on_ticket_count, SEALING),
+    _rule(GATHERING, Purpose.RECORDS, _sealing.on_records, SEALING),
+    _rule(GATHERING, Appeared, _sealing.on_arrival),
+    _rule(GATHERING, Purpose.HEARTBEATS, _on_heartbeats(_sealing.on_gathered_heartbeats), AWAITING),
+    _rule(GATHERING, Tick, _every_phase.on_tick, SEALING, FAILED),
+    #
+    _rule(SEALING, Ordered, _sealing.on_ordered),
+    _rule(SEALING, Purpose.ASSIGNMENTS, _sealing.on_assignments_written),
+    _rule(SEALING, Purpose.SEAL, _sealing.on_seal_created, AWAITING),
+    #
+    _rule(AWAITING, Appeared, _sealing.on_sealed, FAILED),
+    _rule(AWAITING, Purpose.ASSIGNMENT, _sealing.on_assignment, RUNNING, TICKETING),
+    _rule(AWAITING, Purpose.HEARTBEATS, _on_heartbeats(_sealing.on_sealer_heartbeat), GATHERING),
+    #
+    _rule(RUNNING, Join, _joining.on_early_join),
+    _rule(RUNNING, End, _running.on_end),
+    _rule(RUNNING, Done, _running.on_done),
+    _rule(RUNNING, Purpose.DONE_HEARTBEAT, _running.on_done_heartbeat),
+    _rule(RUNNING, Purpose.DONE_COUNT, _running.on_done_count),
+    _rule(RUNNING, Purpose.DONE_CHECK, _running.on_done_check),
+    _rule(RUNNING, Purpose.HEARTBEATS, _on_heartbeats(_running.on_member_heartbeats)),
+    _rule(RUNNING, Appeared, _joining.on_round_ended, ENDED, TICKETING, CLOSED),
+    #
+    _rule(ENDED, Join, _joining.on_join, TICKETING),
+    #
+    _rule(LEFT, Purpose.LEAVING_HEARTBEAT, _every_phase.on_left),
+    _rule(LEFT, Failed, _every_phase.on_left),
+    # every phase between IDLE and the end
+    *_rules(_ACTIVE, Leave, _every_phase.on_leave, LEFT),
+    *_rules(_ACTIVE, Failed, _every_phase.on_failed, FAILED),
+    *_rules(_ACTIVE, Purpose.ROUND_END, _running.on_end_recorded),
+    *_rules([phase for phase in _ACTIVE if phase is not GATHERING], Tick, _every_phase.on_tick, FAILED),
+    *_rules([LOCATING, TICKETING, SEALING, ENDED], Purpose.HEARTBEATS, _on_heartbeats()),
 )
-from ._turn import Turn, end_with, go_away, look, my_beat_key
 
-__all__ = ["initial_state", "step"]
-
-_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
-#: No attempt takes longer than this to fail, unless this node was paused meanwhile, and has learnt nothing.
-_LONGEST_ATTEMPT_SECONDS = 12.0
+#: The table by phase and trigger.
+RULES: dict[tuple[Phase, Trigger], Rule] = {(rule.phase, rule.trigger): rule for rule in TABLE}
+assert len(RULES) == len(TABLE), "the table lists a phase and a trigger twice"
 
 
 def initial_state(settings: Settings) -> State:
-    """Return the state of a node that has not been asked for anything yet."""
+    """Return the state of a node that was not asked for anything yet."""
     return State(settings)
 
 
 def step(state: State, event: Input, now: float) -> Step:
-    """Take one input at ``now`` (monotonic seconds) and return the new state, the commands and the reason."""
-    turn = Turn(state, now)
-    handler = _TABLE.get(type(event), {}).get(state.phase)
-    if handler is not None:
-        try:
-            handler(turn, event)
-        except StoreCorruptError as error:
-            turn.give_up("state", str(error))
-    return Step(turn.state, tuple(turn.commands), turn.state.reason)
+    """Take one input at ``now`` (monotonic seconds); return the new state, the commands and the reason."""
+    transition = Transition(state, now)
+    rule = RULES.get((state.phase, _trigger(event)))
+    try:
+        if isinstance(event, Reply):
+            _take_reply(transition, event, rule)
+        elif rule is not None:
+            rule.handler(transition, event)
+    except StoreCorruptError as error:
+        transition.give_up(FailureKind.STATE, str(error))
+    return Step(transition.state, tuple(transition.commands), transition.state.reason)
 
 
-def _tick(turn: Turn, event: Tick) -> None:
-    state, now = turn.state, turn.now
-    if state.phase in JOINING and state.join_deadline is not None and now >= state.join_deadline:
-        turn.give_up("timeout", f"no round was formed within {state.settings.join_timeout:g} s: {_hindrance(state)}")
-        return
-    if state.retry_at is not None and now >= state.retry_at:
-        _retry(turn)
-    if state.knock_at is not None and now >= state.knock_at:
-        turn.set(knock_at=None)
-        turn.call("waiting", "add", Key.tickets(state.round_number), amount=0)
-    if state.next_beat is not None and now >= state.next_beat:
-        _beat(turn)
-    if state.look_at is not None and now >= state.look_at:
-        turn.set(look_at=None)
-        look(turn)
-    if turn.state.phase is Phase.GATHERING and state.seal_at is not None and now >= state.seal_at:
-        consider_sealing(turn)
+def is_listed(before: Phase, event: Input, after: Phase) -> bool:
+    """Return whether the table lists that ``event`` leads from ``before`` to ``after``."""
+    if after is before:
+        return True
+    rule = RULES.get((before, _trigger(event)))
+    return rule is not None and (after in rule.targets or after is FAILED)
 
 
-def _hindrance(state: State) -> str:
-    """Say what kept the round from being formed: the store's silence, if it is silent, else who is missing."""
-    if state.outage_since is not None:
-        return f"the store could not be reached ({state.problem})"
-    if state.phase is Phase.LOCATING:
-        return "the store has not answered yet"
-    return state.reason
+def _trigger(event: Input) -> Trigger:
+    return event.call.purpose if isinstance(event, Reply) else type(event)
 
 
-def _beat(turn: Turn) -> None:
-    state = turn.state
-    turn.set(next_beat=turn.now + state.settings.beat_interval)
-    if "beat" not in state.pending and "mark" not in state.pending:
-        word = BeatState.DONE if state.done else BeatState.RUN
-        turn.call("beat", "put", my_beat_key(state), values=(turn.beat("", word),))
-    look(turn)
-    first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader and state.knock_at is None
-    if first_in_line and "waiting" not in state.pending and "end" not in state.pending:
-        turn.call("waiting", "add", Key.tickets(state.round_number), amount=0)
-
-
-def _on_look(turn: Turn, values: list[bytes | None]) -> None:
-    state = turn.state
-    call = state.pending["look"]
-    interval = state.settings.beat_interval
-    turn.set(liveness=state.liveness.look(dict(zip(call.keys, values, strict=True)), turn.now, interval), looking=False)
-    handler = _JUDGES.get(state.phase)
-    if handler is not None:
-        handler(turn)
-    # Do not wait for the next beat to find a silent node's patience over; a hair later, so that it is over.
-    expiry = turn.state.liveness.next_expiry(call.keys, turn.now, interval, state.settings.patience)
-    turn.set(look_at=None if expiry is None else expiry + 0.001)
-
-
-def _leave(turn: Turn, event: Leave) -> None:
-    """Go away: end the round for the others, unless this node's part in it is done, and say so in the heartbeat."""
-    state = turn.state
-    if state.node is not None and state.node.unfit and state.phase in JOINING:
-        return  # it has come only to tell why it stays out, and goes when that is done
-    said = state.pending.get("end")
-    if state.phase is Phase.RUNNING and said is not None:
-        turn.tell(said)  # it may never have arrived, and tells more than that this node goes
-    elif state.phase is Phase.RUNNING and not state.done:
-        assert state.node is not None
-        assert state.assignment is not None
-        reason = f"node {state.node.host or state.node.node_id} left"
-        end_with(turn, Cause.NODE_LEFT, Verdict.RESCALE, reason, (state.assignment.group_rank,))
-    go_away(turn, BeatState.BYE if state.done else BeatState.LEFT)
-
-
-def _on_left(turn: Turn, value: Any) -> None:
-    turn.tell(Gone())
-
-
-def _trouble(turn: Turn, event: Failed) -> None:
-    state, now = turn.state, turn.now
-    since = now if state.outage_since is None else state.outage_since
-    limit = state.settings.store_outage_timeout
-    if event.lost:
-        turn.give_up("lost", event.problem)
-    elif state.phase not in JOINING and now - since >= limit and _has_tried(state, now):
-        turn.give_up("unavailable", f"the store could not be reached for {limit:g} s: {event.problem}")
-    elif event.call is None or state.pending.get(event.call.tag) == event.call:
-        tag = event.call.tag if event.call is not None else "wait"
-        failed = state.failed if tag in state.failed else (*state.failed, tag)
-        # Never longer than a beat: once the store is back, others judge this node within a few of them.
-        wait = min(_RETRY_SECONDS[min(state.attempt, len(_RETRY_SECONDS) - 1)], state.settings.beat_interval)
-        retry_at = now + wait if state.retry_at is None else state.retry_at
-        turn.set(failed=failed, outage_since=since, problem=event.problem, retry_at=retry_at)
-
-
-def _has_tried(state: State, now: float) -> bool:
-    """Return whether the last attempt tells that the store is away now: a node that was paused tries once more."""
-    return state.tried_at is not None and now - state.tried_at <= _LONGEST_ATTEMPT_SECONDS
-
-
-def _left_in_trouble(turn: Turn, event: Failed) -> None:
-    turn.tell(Gone())
-
-
-def _retry(turn: Turn) -> None:
-    """Do again what failed.  A beat is not repeated: the next one says more."""
-    state = turn.state
-    turn.set(failed=(), retry_at=None, attempt=state.attempt + 1, tried_at=turn.now)
-    for tag in state.failed:
-        if tag == "wait":
-            if state.waiting_for is not None:
-                turn.tell(Wait(state.waiting_for))
-        elif tag in ("beat", "look"):
-            turn.set(pending={k: v for k, v in turn.state.pending.items() if k != tag})
-            if tag == "look":
-                turn.set(looking=False)
-        elif tag in state.pending:
-            turn.tell(state.pending[tag])
-
-
-def _reply(turn: Turn, event: Reply) -> None:
-    state = turn.state
-    if state.pending.get(event.call.tag) != event.call:
-        return  # the answer to a question of an earlier phase
-    tag = event.call.tag
-    handler = _REPLIES.get(tag)
-    if state.outage_since is not None or state.attempt or state.tried_at is not None:
-        turn.set(outage_since=None, attempt=0, tried_at=None)
-    if handler is not None and state.phase in handler[0]:
-        handler[1](turn, event.value)
-    # A handler may have asked the same question again: only forget the call that was answered.
-    if turn.state.pending.get(tag) is state.pending[tag]:
-        turn.set(pending={key: call for key, call in turn.state.pending.items() if key != tag})
-
-
-_Handler = Callable[[Turn, Any], None]
-_ACTIVE = frozenset(Phase) - FINAL - {Phase.IDLE}
-_ROUND = frozenset({Phase.RUNNING, Phase.ENDED})
-
-#: reply tag -> (phases in which it still matters, what it leads to)
-_REPLIES: Mapping[str, tuple[frozenset[Phase], _Handler]] = {
-    "count": (frozenset({Phase.LOCATING}), on_count),
-    "look_round": (frozenset({Phase.LOCATING}), on_look_round),
-    "ticket": (frozenset({Phase.TICKETING}), on_ticket),
-    "record": (frozenset({Phase.TICKETING}), on_record),
-    "waiting": (frozenset({Phase.STANDBY}), on_waiting),
-    "scan": (frozenset({Phase.GATHERING}), on_scan),
-    "records": (frozenset({Phase.GATHERING}), on_records),
-    "seats": (frozenset({Phase.SEALING}), on_seats),
-    "seal": (frozenset({Phase.SEALING}), on_seal),
-    "seat": (frozenset({Phase.AWAITING}), on_seat),
-    "mark": (frozenset({Phase.RUNNING}), on_mark),
-    "done": (frozenset({Phase.RUNNING}), on_done),
-    "check": (frozenset({Phase.RUNNING}), on_check),
-    "end": (_ACTIVE, on_end),
-    "look": (_ACTIVE, _on_look),
-    "left": (frozenset({Phase.LEFT}), _on_left),
-}
-
-#: phase -> what follows from a look at heartbeats
-_JUDGES: Mapping[Phase, Callable[[Turn], None]] = {
-    Phase.AWAITING: judge_sealer,
-    Phase.GATHERING: judge_gathered,
-    Phase.STANDBY: judge_standby,
-    Phase.RUNNING: judge_members,
-}
-
-
-def _in(phases: frozenset[Phase], handler: _Handler) -> dict[Phase, _Handler]:
-    return dict.fromkeys(phases, handler)
-
-
-#: input -> phase -> handler; whatever is not listed changes nothing
-_TABLE: Mapping[type, Mapping[Phase, _Handler]] = {
-    Join: {Phase.IDLE: join, Phase.RUNNING: join_after, Phase.ENDED: join},
-    End: {Phase.RUNNING: end},
-    Done: {Phase.RUNNING: done},
-    Leave: dict.fromkeys(frozenset(Phase) - FINAL, _leave),
-    Reply: dict.fromkeys(frozenset(Phase) - {Phase.CLOSED, Phase.FAILED}, _reply),
-    Failed: {**_in(_ACTIVE, _trouble), Phase.LEFT: _left_in_trouble},
-    Appeared: {
-        Phase.STANDBY: previous_ended,
-        Phase.GATHERING: arrived,
-        Phase.AWAITING: sealed,
-        Phase.RUNNING: round_ended,
-    },
-    Ordered: {Phase.SEALING: on_ordered},
-    Rescaled: {Phase.STANDBY: on_rescaled},
-    Tick: _in(_ACTIVE, _tick),
-}
+def _take_reply(transition: Transition, event: Reply, rule: Rule | None) -> None:
+    call = transition.state.pending.get(event.call.purpose)
+    if call is None or call != event.call:
+        return  # the answer to a call of an earlier phase
+    _every_phase.note_answer(transition)
+    if rule is not None:
+        rule.handler(transition, event.value)
+    _every_phase.forget_call(transition, call)

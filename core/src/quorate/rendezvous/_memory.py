@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import final
 
 from ..clock import monotonic
-from ..lazy_typing import final
+from ._store import parse_counter
 
 __all__ = ["InMemoryStore"]
 
@@ -48,7 +49,7 @@ class InMemoryStore:
 
     def add(self, key: str, amount: int) -> int:
         with self._changed:
-            count = int(self._values.get(key, b"0")) + amount
+            count = parse_counter(key, self._values.get(key)) + amount
             self._values[key] = b"%d" % count
             self._changed.notify_all()
             return count

@@ -1,21 +1,21 @@
-"""What holds a round's ``MASTER_PORT``, and the default: a port that is ours until the worker has bound it.
+"""``Bootstrap`` holds a round's ``MASTER_PORT``; ``PortReservation``, the default, reserves it for the worker.
 
-The socket is bound but does not listen, with ``SO_REUSEADDR``: no other program is given the port, yet the worker,
-whose store sets the same option, can bind and listen on it.  (Binding, closing and hoping is a race.)
+The socket is bound and does not listen.  While nodes gather nobody else can bind the port, whatever options they set.
+:meth:`PortReservation.activate` then sets ``SO_REUSEADDR``: the worker, whose store sets it too, can bind the port
+and listen on it, and the system still gives it to no program that asks for any port.  (Binding, closing and hoping is
+a race.)
 """
 
 from __future__ import annotations
 
-# The C half of the module socket is all that is needed; the other one takes 2.5 ms of every launch.
-import _socket
-
-from ..lazy_typing import Protocol, final
+import socket
+from typing import Protocol, final
 
 __all__ = ["Bootstrap", "PortReservation"]
 
 
 class Bootstrap(Protocol):
-    """Holds the port that becomes ``MASTER_PORT`` should this node be the first of a round.
+    """Holds the port that becomes ``MASTER_PORT`` if this node is the first of a round.
 
     One is made per join.  ``reserve`` is called before the port is published, ``activate`` only on the round's first
     node after the seal and before its workers start, ``release`` always, when the round is over.
@@ -44,33 +44,32 @@ class PortReservation:
     shares_store = False
 
     def __init__(self) -> None:
-        self._socket: _socket.socket | None = None
+        self._socket: socket.socket | None = None
 
     def reserve(self, address: str) -> int:
-        """Reserve a free port on all of this host's addresses; returns it.
+        """Reserve a free port on all of this host's addresses, so that no other socket can bind it; returns it.
 
         Raises:
             OSError: no port is free.
         """
         self.release()
-        if _socket.has_ipv6:
+        if socket.has_ipv6:
             try:
-                self._socket = self._bind(_socket.AF_INET6, "::")
+                self._socket = self._bind(socket.AF_INET6, "::")
             except OSError:
                 self._socket = None
         if self._socket is None:
-            self._socket = self._bind(_socket.AF_INET, "")
+            self._socket = self._bind(socket.AF_INET, "")
         port = self._socket.getsockname()[1]
         assert isinstance(port, int)
         return port
 
     @staticmethod
-    def _bind(family: int, address: str) -> _socket.socket:
-        sock = _socket.socket(family, _socket.SOCK_STREAM)
+    def _bind(family: int, address: str) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-            if family == _socket.AF_INET6:
-                sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.bind((address, 0))
         except OSError:
             sock.close()
@@ -78,7 +77,9 @@ class PortReservation:
         return sock
 
     def activate(self) -> None:
-        """Nothing to do: the worker binds the port itself."""
+        """Let the worker bind the port, which it does itself.  Nothing is done without a reserved port."""
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
     def release(self) -> None:
         """Give the port back."""

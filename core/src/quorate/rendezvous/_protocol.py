@@ -1,17 +1,21 @@
-"""The vocabulary of the rendezvous machine: its settings, keys, phases, state, inputs, commands and outputs.
+"""The vocabulary of the rendezvous machine: its settings, keys, phases, inputs, commands and outputs.
 
-What happens with them is in :mod:`quorate.rendezvous._machine`; who carries the commands out, in ``_driver``.
+What does not live here: what a node knows (:mod:`quorate.rendezvous._state`), what happens on an input
+(:mod:`quorate.rendezvous._machine`) and who carries out the commands (:mod:`quorate.rendezvous._driver`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from enum import Enum
+from typing import Any, final
 
-from .._record import field, frozen
-from ..lazy_typing import Any, final
+from attrs import field, frozen
+
+from ..errors import FailureKind
 from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
-from ._liveness import Liveness
+from ..timeouts import Timeouts
 
 # --- settings and keys ----------------------------------------------------------------------------------------------
 
@@ -19,30 +23,30 @@ from ._liveness import Liveness
 @final
 @frozen
 class Settings:
-    """Bounds and deadlines (seconds).  ``docs/timeouts.md`` tells what each is for."""
+    """How many nodes a round needs and takes at most, and the timeouts (:class:`quorate.timeouts.Timeouts`)."""
 
     min_nodes: int
     max_nodes: int
-    join_timeout: float = 600.0
-    last_call_timeout: float = 5.0
-    lease_timeout: float = 3.0
-    store_outage_timeout: float = 300.0
-    settle_timeout: float = 0.1
+    timeouts: Timeouts = field(factory=Timeouts)
 
     @property
-    def beat_interval(self) -> float:
-        return self.lease_timeout / 4
+    def silence_limit(self) -> float:
+        """Seconds for which a heartbeat may stay unchanged: the lease, less the time until it is read again."""
+        return self.timeouts.lease_timeout - self.timeouts.heartbeat_interval
 
-    @property
-    def patience(self) -> float:
-        """How long a counter may stand still: the lease, less the time until I look."""
-        return self.lease_timeout - self.beat_interval
+
+_COUNTER = re.compile(r"[0-9]+/(tickets|done|departed)")
 
 
 class Key:
     """Names of the keys of a job; the store keeps jobs apart."""
 
     ROUND = "round"
+
+    @staticmethod
+    def is_counter(key: str) -> bool:
+        """Return whether ``key`` is only ever written by ``add``."""
+        return key == Key.ROUND or _COUNTER.fullmatch(key) is not None
 
     @staticmethod
     def tickets(n: int) -> str:
@@ -53,8 +57,8 @@ class Key:
         return f"{n}/node/{ticket}"
 
     @staticmethod
-    def seat(n: int, sealer: int, ticket: int) -> str:
-        return f"{n}/seat/{sealer}/{ticket}"
+    def assignment(n: int, sealer: int, ticket: int) -> str:
+        return f"{n}/assignment/{sealer}/{ticket}"
 
     @staticmethod
     def sealed(n: int) -> str:
@@ -69,23 +73,23 @@ class Key:
         return f"{n}/done"
 
     @staticmethod
-    def farewells(n: int) -> str:
-        return f"{n}/farewells"
+    def departed(n: int) -> str:
+        return f"{n}/departed"
 
     @staticmethod
     def empty(n: int) -> str:
         return f"{n}/empty"
 
     @staticmethod
-    def ticket_beat(n: int, ticket: int) -> str:
-        return f"{n}/beat/t{ticket}"
+    def ticket_heartbeat(n: int, ticket: int) -> str:
+        return f"{n}/heartbeat/t{ticket}"
 
     @staticmethod
-    def rank_beat(n: int, rank: int) -> str:
-        return f"{n}/beat/r{rank}"
+    def rank_heartbeat(n: int, rank: int) -> str:
+        return f"{n}/heartbeat/r{rank}"
 
 
-# --- phases and state -----------------------------------------------------------------------------------------------
+# --- phases -----------------------------------------------------------------------------------------------
 
 
 @final
@@ -95,88 +99,21 @@ class Phase(str, Enum):
     IDLE = "idle"
     LOCATING = "locating"  # finding out which round the job is in
     TICKETING = "ticketing"  # taking a ticket and writing this node's record
-    STANDBY = "standby"  # holding a ticket for the next round while another one runs
+    STANDBY = "standby"  # holding a ticket for the next round while a round runs
     GATHERING = "gathering"  # the sealer: collecting nodes until the round may be sealed
-    SEALING = "sealing"  # the sealer: writing seats and committing
-    AWAITING = "awaiting"  # everyone else: one blocking wait for the seal
+    SEALING = "sealing"  # the sealer: writing assignments and committing
+    AWAITING = "awaiting"  # every other node: one blocking wait for the seal
     RUNNING = "running"  # a member of a sealed round
     ENDED = "ended"  # the round is over; the agent stops its workers, then joins again or leaves
     CLOSED = "closed"  # the job is over, its reason recorded
-    LEFT = "left"  # this node went away
+    LEFT = "left"  # this node has left the job
     FAILED = "failed"  # this node gave up
 
 
 #: Phases with a join deadline.
 JOINING = frozenset({Phase.LOCATING, Phase.TICKETING, Phase.GATHERING, Phase.SEALING, Phase.AWAITING})
-#: Phases in which nothing happens any more.
+#: The phases without a way out.
 FINAL = frozenset({Phase.CLOSED, Phase.LEFT, Phase.FAILED})
-
-
-@final
-@frozen
-class Previous:
-    """The round before the one being joined: how it was sealed, and how it ended (``None``: it still runs)."""
-
-    summary: RoundSummary
-    ended: RoundEnd | None = None
-
-
-@final
-@frozen(slots=False)  # each step of the machine copies it several times
-class State:
-    """Everything that one node knows.  Times are seconds on its own monotonic clock."""
-
-    settings: Settings
-    phase: Phase = Phase.IDLE
-    node: NodeRecord | None = None
-    round_number: int = 0
-    located: bool = False
-    ticket: int = 0
-    leader: int = 1  # whom I watch: a ticket before the seal, a group rank after it
-    previous: Previous | None = None
-    summary: RoundSummary | None = None
-    assignment: Assignment | None = None
-    # the sealer's collection
-    tickets: int = 0
-    nodes: Mapping[int, NodeRecord] = field(factory=dict)
-    gather_since: float = 0.0
-    last_arrival: float = 0.0
-    seal_at: float | None = None
-    # standbys
-    knock_at: float | None = None
-    knock_limit: float = 0.0
-    asked_for: int = 0
-    watched_rank: int = 0  # of the round that runs; -1: all of them
-    # life
-    beat_count: int = 0
-    next_beat: float | None = None
-    looking: bool = False
-    look_at: float | None = None  # when a silent node's patience is over
-    liveness: Liveness = field(factory=Liveness)
-    done: bool = False
-    joins_next: NodeRecord | None = None  # the agent has stopped its workers and asked before the end was recorded
-    # deadlines and trouble
-    join_deadline: float | None = None
-    pending: Mapping[str, Call] = field(factory=dict)
-    failed: tuple[str, ...] = ()
-    retry_at: float | None = None
-    attempt: int = 0
-    outage_since: float | None = None
-    tried_at: float | None = None  # when the last attempt of an outage began
-    problem: str = ""  # what the store last said of itself
-    waiting_for: str | None = None
-    reason: str = ""
-
-
-def wake_at(state: State) -> float | None:
-    """Return when the machine wants a :class:`Tick` next; ``None`` if only an input can move it."""
-    if state.phase in FINAL:
-        return None
-    times = [state.next_beat, state.look_at, state.seal_at, state.knock_at, state.retry_at]
-    if state.phase in JOINING:
-        times.append(state.join_deadline)
-    known = [time for time in times if time is not None]
-    return min(known) if known else None
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------
@@ -185,7 +122,7 @@ def wake_at(state: State) -> float | None:
 @final
 @frozen
 class Join:
-    """The agent wants into the next round (its workers, if any, are gone)."""
+    """The agent asks for a place in the next round; none of its workers runs."""
 
     node: NodeRecord
 
@@ -193,7 +130,7 @@ class Join:
 @final
 @frozen
 class End:
-    """The agent says that the running round is over; the first one recorded wins."""
+    """The agent ends the running round; the first end that is recorded wins."""
 
     end: RoundEnd
 
@@ -207,7 +144,7 @@ class Done:
 @final
 @frozen
 class Leave:
-    """The agent goes away."""
+    """The agent leaves the job."""
 
 
 @final
@@ -222,7 +159,7 @@ class Reply:
 @final
 @frozen
 class Failed:
-    """``call`` (``None``: the wait) has failed; ``lost`` if the store is gone for good."""
+    """``call`` (``None``: the blocking wait) has failed; ``lost`` if the store is gone for good."""
 
     call: Call | None
     problem: str
@@ -267,12 +204,53 @@ Input = Join | End | Done | Leave | Reply | Failed | Appeared | Ordered | Rescal
 
 
 @final
+class Operation(str, Enum):
+    """The store's method that a :class:`Call` uses."""
+
+    ADD = "add"
+    CREATE = "create"
+    PUT = "put"
+    PUT_MANY = "put_many"
+    GET = "get"
+
+
+@final
+class Purpose(str, Enum):
+    """What a :class:`Call` is for; at most one call of each purpose is pending."""
+
+    # finding the round and getting in line
+    ROUND_NUMBER = "round number"  # the hint at which round the job is in
+    ROUND_STATE = "round state"  # the seal and the end of that round, and of the one before
+    TICKET = "ticket"
+    RECORD = "record"  # this node's record, under its ticket
+    # standby
+    WAITING_COUNT = "waiting count"
+    # gathering and sealing
+    TICKET_COUNT = "ticket count"
+    RECORDS = "records"
+    ASSIGNMENTS = "assignments"  # of all members, written by the sealer
+    SEAL = "seal"
+    ASSIGNMENT = "assignment"  # this node's own, as it was sealed
+    # a running round
+    DONE_HEARTBEAT = "done heartbeat"
+    DONE_COUNT = "done count"
+    DONE_CHECK = "done check"  # the heartbeats of all members, before the job is taken for done
+    # every phase
+    ROUND_END = "round end"
+    NEXT_ROUND_NUMBER = "next round number"  # raises the hint
+    HEARTBEAT = "heartbeat"
+    HEARTBEATS = "heartbeats"  # of the watched nodes
+    LEAVING_HEARTBEAT = "leaving heartbeat"
+    WAIT = "wait"  # the blocking wait, which is not a call; names it among what has failed
+
+
+@final
 @frozen
 class Call:
-    """One store operation: ``add`` (key, amount), ``create``/``put`` (one item), ``put_many``, ``get`` (keys)."""
+    """One store operation: ``ADD`` (key, amount), ``CREATE``/``PUT`` (one item), ``PUT_MANY``, ``GET`` (keys)."""
 
-    tag: str
-    operation: str
+    purpose: Purpose
+    operation: Operation
     keys: tuple[str, ...]
     values: tuple[bytes, ...] = ()
     amount: int = 0
@@ -281,7 +259,7 @@ class Call:
 @final
 @frozen
 class Wait:
-    """Wait for ``key`` (instead of whatever was waited for); ``None``: for nothing."""
+    """Wait for ``key`` instead of the key before; ``None``: do not wait."""
 
     key: str | None
 
@@ -307,7 +285,7 @@ class AskRescale:
 @final
 @frozen
 class Joined:
-    """Told to the agent: this node is a member of a sealed round."""
+    """To the agent: this node is a member of a sealed round."""
 
     assignment: Assignment
 
@@ -315,15 +293,15 @@ class Joined:
 @final
 @frozen
 class Ended:
-    """Told to the agent: the round it ran in has ended; stop the workers."""
+    """To the agent: its round has ended; stop the workers."""
 
     end: RoundEnd
 
 
 @final
 @frozen
-class StaysOut:
-    """A node came only to tell why it is not fit for the round that this one gathers nodes for."""
+class NodeDeclined:
+    """To the agent: a node declined the round that this node gathers nodes for."""
 
     reason: str
 
@@ -331,7 +309,7 @@ class StaysOut:
 @final
 @frozen
 class StandingBy:
-    """Told to the agent: the round is full or running; this node is in line for the next one."""
+    """To the agent: the round is full or running; this node is in line for the next one."""
 
     reason: str
 
@@ -339,7 +317,7 @@ class StandingBy:
 @final
 @frozen
 class Closed:
-    """Told to the agent: the job is over."""
+    """To the agent: the job is over."""
 
     end: RoundEnd
 
@@ -347,27 +325,17 @@ class Closed:
 @final
 @frozen
 class GaveUp:
-    """Told to the agent: this node cannot go on.  ``kind`` is ``timeout``, ``unavailable``, ``lost`` or ``state``."""
+    """To the agent: this node cannot continue."""
 
-    kind: str
+    kind: FailureKind
     problem: str
 
 
 @final
 @frozen
-class Gone:
-    """Told to the driver: this node has left."""
+class Left:
+    """To the driver: this node has left."""
 
 
-Output = Joined | Ended | StandingBy | StaysOut | Closed | GaveUp | Gone
-Command = Call | Wait | OrderNodes | AskRescale | Joined | Ended | StandingBy | StaysOut | Closed | GaveUp | Gone
-
-
-@final
-@frozen
-class Step:
-    """What one step of the machine results in."""
-
-    state: State
-    commands: tuple[Command, ...]
-    reason: str
+Output = Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Left
+Command = Call | Wait | OrderNodes | AskRescale | Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Left

@@ -73,7 +73,7 @@ def assign_ranks(
     Arguments:
         nodes: the round's members, in any order.
         order: all their node ids, each once; the index is the group rank.
-        round_number, restart_count, warnings, missing: what every node's assignment says alike.
+        round_number, restart_count, warnings, missing: the same in every node's assignment.
 
     Raises:
         UsageError: ``order`` is not a permutation of the members (a ``decide_ranks`` plugin answered wrongly).
@@ -123,7 +123,7 @@ def select_nodes(
 ) -> tuple[list[NodeRecord], list[NodeRecord]]:
     """Split ``nodes`` (in the order in which they came) into the next round's members and the standbys.
 
-    Survivors of the previous round come first, so that a newcomer never displaces a node that has state to keep.
+    Survivors of the previous round come first, so that a newcomer never displaces a node with state.
     """
     survived = [node for node in nodes if previous_round is not None and node.previous_round == previous_round]
     rest = [node for node in nodes if previous_round is None or node.previous_round != previous_round]
@@ -133,7 +133,7 @@ def select_nodes(
 
 
 def previous_order(nodes: Sequence[NodeRecord], previous_round: int | None) -> list[str]:
-    """Return the previous round's node ids by group rank, as far as its members are among ``nodes``."""
+    """Return the previous round's node ids by group rank; an empty string for a member that is not among ``nodes``."""
     known: Mapping[int, str] = {
         node.previous_rank: node.node_id
         for node in nodes
@@ -143,4 +143,4 @@ def previous_order(nodes: Sequence[NodeRecord], previous_round: int | None) -> l
 
 
 def _name(node: NodeRecord) -> str:
-    return f"{node.host or node.node_id} ({node.address})"
+    return f"{node.name} ({node.address})"

@@ -1,119 +1,131 @@
-"""Phases ``running`` and ``ended``: a sealed round, from its first beat to its recorded end.  Pure."""
+"""Phases ``running`` and ``ended``: a sealed round, from its first heartbeat to its recorded end.  Pure."""
 
 from __future__ import annotations
 
-from .._record import evolve
-from ..lazy_typing import Any
+from attrs import evolve
+
 from ..records import Assignment, Cause, Verdict
-from ._liveness import Beat, BeatState, Liveness
-from ._protocol import (
-    Appeared,
-    Done,
-    End,
-    Ended,
-    Joined,
-    Key,
-    Phase,
-    Previous,
-)
-from ._turn import Turn, all_beat_keys, close, end_with, look, my_beat_key
+from ._liveness import Heartbeat, HeartbeatState
+from ._protocol import Appeared, Done, End, Ended, Joined, Key, Phase, Purpose
+from ._state import Gathering, PreviousRound, Watch
+from ._transition import Transition, member_heartbeat_keys, record_round_end
 from ._wire import decode_end, encode
 
+_ALL_DONE = "all workers of all nodes have succeeded"
 
-def enter_round(turn: Turn, seat: Assignment) -> None:
-    turn.go(
+
+def enter_round(transition: Transition, assignment: Assignment) -> None:
+    last_rank = assignment.first_rank + assignment.local_world_size - 1
+    transition.enter(
         Phase.RUNNING,
-        f"round {seat.round_number}: group rank {seat.group_rank} of {seat.group_world_size}, "
-        f"global ranks {seat.first_rank} to {seat.first_rank + seat.local_world_size - 1} of {seat.world_size}",
-        assignment=seat,
+        f"round {assignment.round_number}: group rank {assignment.group_rank} of {assignment.group_world_size}, "
+        f"global ranks {assignment.first_rank} to {last_rank} of {assignment.world_size}",
+        assignment=assignment,
         leader=0,
-        liveness=Liveness(),
-        looking=False,
-        look_at=None,
-        nodes={},
         join_deadline=None,
-        next_beat=turn.now + turn.state.settings.beat_interval,
+        next_heartbeat_at=transition.now + transition.state.settings.timeouts.heartbeat_interval,
+        gathering=Gathering(),
+        watch=Watch(),
     )
-    turn.tell(Joined(seat))
-    turn.wait(Key.ended(seat.round_number))
-    turn.call("beat", "put", my_beat_key(turn.state), values=(turn.beat(""),))
+    transition.emit(Joined(assignment))
+    transition.wait(Key.ended(assignment.round_number))
+    transition.put_heartbeat(Purpose.HEARTBEAT)
 
 
-def end(turn: Turn, event: End) -> None:
-    number = turn.state.round_number
-    turn.call("end", "create", Key.ended(number), values=(encode(evolve(event.end, round_number=number)),))
+# --- the round's end ------------------------------------------------------------------------------------------------
 
 
-def on_end(turn: Turn, value: Any) -> None:
-    if value:  # only the writer counts the round: the counter is a hint for newcomers, and never runs ahead by this
-        turn.call("hint", "add", Key.ROUND, amount=1)
+def on_end(transition: Transition, event: End) -> None:
+    number = transition.state.round_number
+    transition.create(Purpose.ROUND_END, Key.ended(number), encode(evolve(event.end, round_number=number)))
 
 
-def ended(turn: Turn, event: Appeared) -> None:
-    state = turn.state
+def on_end_recorded(transition: Transition, is_writer: bool) -> None:
+    """Raise the hint at the round number; only the writer of the end does, so that the hint is not counted twice."""
+    if is_writer:
+        transition.add(Purpose.NEXT_ROUND_NUMBER, Key.ROUND, 1)
+
+
+def on_ended(transition: Transition, event: Appeared) -> None:
+    state = transition.state
     assert state.summary is not None
     if event.key != Key.ended(state.round_number):
         return
     end = decode_end(event.key, event.value)
-    turn.set(previous=Previous(state.summary, end), waiting_for=None)
+    transition.set(previous=PreviousRound(state.summary, end), waiting_for=None)
     if end.verdict.is_terminal:
-        close(turn, end)
+        transition.close_job(end)
         return
-    turn.go(Phase.ENDED, end.reason, round_number=state.round_number + 1)
-    turn.tell(Ended(end))
+    transition.enter(Phase.ENDED, end.reason, round_number=state.round_number + 1)
+    transition.emit(Ended(end))
 
 
-def done(turn: Turn, event: Done) -> None:
-    if not turn.state.done:
-        turn.set(done=True)
-        turn.call("mark", "put", my_beat_key(turn.state), values=(turn.beat("", BeatState.DONE),))
+# --- success --------------------------------------------------------------------------------------------------------
 
 
-def on_mark(turn: Turn, value: Any) -> None:
-    turn.call("done", "add", Key.done(turn.state.round_number), amount=1)
+def on_done(transition: Transition, event: Done) -> None:
+    if not transition.state.is_done:
+        transition.set(is_done=True)
+        transition.put_heartbeat(Purpose.DONE_HEARTBEAT, HeartbeatState.DONE)
 
 
-def on_done(turn: Turn, value: Any) -> None:
-    """Whoever finishes last checks, since a retried count may be too high, and ends the job."""
-    state = turn.state
+def on_done_heartbeat(transition: Transition, value: None) -> None:
+    transition.add(Purpose.DONE_COUNT, Key.done(transition.state.round_number), 1)
+
+
+def on_done_count(transition: Transition, value: int) -> None:
+    """The last node to finish checks the heartbeats: a retried addition makes the count too high."""
+    state = transition.state
     assert state.assignment is not None
     if int(value) >= state.assignment.group_world_size:
-        turn.call("check", "get", *all_beat_keys(state))
+        transition.get(Purpose.DONE_CHECK, member_heartbeat_keys(state))
 
 
-def on_check(turn: Turn, values: list[bytes | None]) -> None:
-    beats = [Beat.decode(value) for value in values if value is not None]
-    if len(beats) == len(values) and all(beat.state.is_done for beat in beats):
-        end_with(turn, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of all nodes have succeeded")
+def on_done_check(transition: Transition, values: list[bytes | None]) -> None:
+    heartbeats = [Heartbeat.decode(value) for value in values if value is not None]
+    if len(heartbeats) == len(values) and all(heartbeat.state.is_done for heartbeat in heartbeats):
+        _record_success(transition)
 
 
-def judge_members(turn: Turn) -> None:
-    state = turn.state
-    seat = state.assignment
-    assert seat is not None
-    if seat.group_rank > state.leader:
-        key = Key.rank_beat(state.round_number, state.leader)
-        if state.liveness.has_left(key) or state.liveness.still_for(key) > state.settings.patience:
-            turn.set(leader=state.leader + 1)
-            look(turn)
+def _record_success(transition: Transition) -> None:
+    assert transition.state.summary is not None
+    record_round_end(transition, transition.state.summary, Cause.SUCCEEDED, Verdict.SUCCEEDED, _ALL_DONE)
+
+
+# --- lost nodes -----------------------------------------------------------------------------------------------------
+
+
+def on_member_heartbeats(transition: Transition) -> None:
+    """The lowest live group rank judges all members; the others watch only that one."""
+    state = transition.state
+    assert state.assignment is not None
+    assert state.summary is not None
+    liveness, limit = state.watch.liveness, state.settings.silence_limit
+    if state.assignment.group_rank > state.leader:
+        if liveness.is_gone(Key.rank_heartbeat(state.round_number, state.leader), limit):
+            transition.set(leader=state.leader + 1)
+            transition.read_heartbeats()
         return
     lost: list[str] = []
     ranks: list[int] = []
-    finished = 1 if state.done else 0
-    for rank, key in enumerate(all_beat_keys(state)):
-        if rank == seat.group_rank:
+    finished = 1 if state.is_done else 0
+    for rank, key in enumerate(member_heartbeat_keys(state)):
+        if rank == state.assignment.group_rank:
             continue
-        beat = state.liveness.beat(key)
-        name = f"group rank {rank}" + (f" ({beat.host})" if beat is not None and beat.host else "")
-        if beat is not None and beat.state.is_done:
+        heartbeat = liveness.heartbeat(key)
+        name = f"group rank {rank}" + (f" ({heartbeat.host})" if heartbeat is not None and heartbeat.host else "")
+        if heartbeat is not None and heartbeat.state.is_done:
             finished += 1
-        elif beat is not None and beat.state.is_gone:
+        elif heartbeat is not None and heartbeat.state.has_left:
             ranks.append(rank)
             lost.append(f"{name} left")
-        elif state.liveness.still_for(key) > state.settings.patience:
+        elif liveness.silent_for(key) > limit:
+            lease = state.settings.timeouts.lease_timeout
             ranks.append(rank)
-            lost.append(f"{name} is lost: no heartbeat within the lease of {state.settings.lease_timeout:g} s")
-    if lost and "end" not in state.pending:
-        end_with(turn, Cause.NODE_LOST, Verdict.RESCALE, "; ".join(lost), tuple(ranks))
-    elif finished == seat.group_world_size and "end" not in state.pending:
-        end_with(turn, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of all nodes have succeeded")
+            lost.append(f"{name} is lost: no heartbeat within the lease of {lease:g} s")
+    if Purpose.ROUND_END in state.pending:
+        return
+    if lost:
+        record_round_end(transition, state.summary, Cause.NODE_LOST, Verdict.RESCALE, "; ".join(lost), ranks)
+    elif finished == state.assignment.group_world_size:
+        _record_success(transition)

@@ -3,103 +3,141 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
+from typing import Any
 
-from ..errors import StoreCorruptError, UsageError
-from ..lazy_typing import Any
-from ..records import RoundSummary, Verdict
+from attrs import evolve
+
+from .._bounded import MOST_TICKETS
+from ..errors import FailureKind, StoreCorruptError, UsageError
+from ..records import Assignment, RoundSummary, Verdict
 from ._gather import evaluate, live_nodes, plugin_warnings
-from ._protocol import (
-    Appeared,
-    Key,
-    Ordered,
-    OrderNodes,
-    Phase,
-    Previous,
-    State,
-    StaysOut,
-)
+from ._protocol import Appeared, Key, NodeDeclined, Ordered, OrderNodes, Phase, Purpose
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
-from ._turn import Turn, look, summary_of, take_ticket
-from ._wire import decode_assignment, decode_node, decode_object, encode, encode_object
+from ._state import PreviousRound, State
+from ._transition import Transition, check_tickets, decode_seal, read_summary, take_ticket
+from ._wire import decode_assignment, decode_node, encode, encode_object
+
+_MOST_MISSING = 16
+_MOST_READ_AT_ONCE = 1 << 13
 
 
-def gather(turn: Turn) -> None:
-    state = turn.state
-    turn.set(gather_since=turn.now, last_arrival=turn.now)
+def begin_round(transition: Transition) -> None:
+    """With a ticket in hand: gather the others, or wait for the seal of the node that does."""
+    state, now = transition.state, transition.now
+    transition.set(gathering=evolve(state.gathering, since=now, last_arrival=now))
     if state.ticket <= state.leader:
-        _become_sealer(turn)
+        _become_sealer(transition)
     else:
-        turn.go(Phase.AWAITING, f"waiting for ticket {state.leader} to seal round {state.round_number}")
-        turn.wait(Key.sealed(state.round_number))
+        _await_seal(transition, f"waiting for ticket {state.leader} to seal round {state.round_number}")
 
 
-def _become_sealer(turn: Turn) -> None:
-    turn.go(Phase.GATHERING, f"gathering nodes for round {turn.state.round_number}")
-    turn.wait(None)
-    turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)
-    look(turn)
+def _become_sealer(transition: Transition) -> None:
+    transition.enter(Phase.GATHERING, f"gathering nodes for round {transition.state.round_number}")
+    transition.wait(None)
+    _count_tickets(transition)
+    transition.read_heartbeats()
 
 
-def on_scan(turn: Turn, value: Any) -> None:
-    state = turn.state
-    turn.set(tickets=max(state.tickets, int(value)))
-    unknown = [ticket for ticket in range(1, turn.state.tickets + 1) if ticket not in state.nodes]
+def _await_seal(transition: Transition, reason: str) -> None:
+    transition.enter(Phase.AWAITING, reason)
+    transition.wait(Key.sealed(transition.state.round_number))
+
+
+# --- gathering ------------------------------------------------------------------------------------------------------
+
+
+def _count_tickets(transition: Transition) -> None:
+    transition.add(Purpose.TICKET_COUNT, Key.tickets(transition.state.round_number), 0)
+
+
+def _look_for_nodes(transition: Transition) -> None:
+    pending = transition.state.pending
+    if Purpose.TICKET_COUNT not in pending and Purpose.RECORDS not in pending:
+        _count_tickets(transition)
+
+
+def _unknown_tickets(state: State) -> list[int]:
+    """Return the first tickets that were taken and whose nodes are not known yet."""
+    gathering = state.gathering
+    unknown = (ticket for ticket in range(1, gathering.tickets + 1) if ticket not in gathering.nodes)
+    return list(islice(unknown, _MOST_READ_AT_ONCE))
+
+
+def on_ticket_count(transition: Transition, value: int) -> None:
+    gathering = transition.state.gathering
+    count = check_tickets(Key.tickets(transition.state.round_number), value)
+    transition.set(gathering=evolve(gathering, tickets=max(gathering.tickets, count)))
+    unknown = _unknown_tickets(transition.state)
     if unknown:
-        turn.call("records", "get", *(Key.node(state.round_number, ticket) for ticket in unknown))
+        number = transition.state.round_number
+        transition.get(Purpose.RECORDS, [Key.node(number, ticket) for ticket in unknown])
     else:
-        consider_sealing(turn)
+        consider_sealing(transition)
 
 
-def on_records(turn: Turn, values: list[bytes | None]) -> None:
-    state = turn.state
-    unknown = [ticket for ticket in range(1, state.tickets + 1) if ticket not in state.nodes]
-    nodes = dict(state.nodes)
-    for ticket, value in zip(unknown, values, strict=False):
+def on_records(transition: Transition, values: list[bytes | None]) -> None:
+    state = transition.state
+    nodes = dict(state.gathering.nodes)
+    for ticket, value in zip(_unknown_tickets(state), values, strict=False):
         if value is not None:
             nodes[ticket] = node = decode_node(Key.node(state.round_number, ticket), value)
-            if node.unfit:
-                name = node.host or node.node_id
-                turn.tell(StaysOut(f"node {name} does not join round {state.round_number}: {node.unfit}"))
-    if len(nodes) > len(state.nodes):
-        turn.set(nodes=nodes, last_arrival=turn.now)
-    consider_sealing(turn)
+            if node.declined:
+                text = f"node {node.name} does not join round {state.round_number}: {node.declined}"
+                transition.emit(NodeDeclined(text))
+    if len(nodes) > len(state.gathering.nodes):
+        transition.set(gathering=evolve(state.gathering, nodes=nodes, last_arrival=transition.now))
+    consider_sealing(transition)
 
 
-def consider_sealing(turn: Turn) -> None:
-    state = turn.state
-    readiness = evaluate(state, turn.now)
-    turn.set(reason=readiness.reason, seal_at=readiness.ask_again_at)
-    if readiness.ready:
-        _start_sealing(turn)
+def on_arrival(transition: Transition, event: Appeared) -> None:
+    transition.set(waiting_for=None)
+    _look_for_nodes(transition)
+
+
+def on_gathered_heartbeats(transition: Transition) -> None:
+    number = transition.state.round_number
+    if transition.state.watch.liveness.exists(Key.sealed(number)):
+        transition.set(gathering=evolve(transition.state.gathering, seal_at=None))
+        _await_seal(transition, f"round {number} was sealed by another node")
+    else:
+        _look_for_nodes(transition)
+
+
+def consider_sealing(transition: Transition) -> None:
+    """Seal if the round may be sealed now; else wait for the next node."""
+    state = transition.state
+    readiness = evaluate(state, transition.now)
+    transition.set(reason=readiness.reason, gathering=evolve(state.gathering, seal_at=readiness.ask_again_at))
+    if readiness.rule.allows_sealing:
+        _start_sealing(transition)
         return
-    missing = [ticket for ticket in range(1, state.tickets + 1) if ticket not in state.nodes]
-    # Far from min_nodes nothing can be decided, so a crowd that trickles in need not wake the sealer each time.
-    following = state.tickets + 1 + max(0, state.settings.min_nodes - state.tickets) // 16
-    expected = Key.node(state.round_number, missing[0] if missing else following)
+    unknown = _unknown_tickets(state)
+    tickets = state.gathering.tickets
+    # Far below min_nodes no arrival decides anything, so only every few arrivals wake the sealer.
+    next_ticket = unknown[0] if unknown else tickets + 1 + max(0, state.settings.min_nodes - tickets) // 16
+    expected = Key.node(state.round_number, next_ticket)
     if state.waiting_for != expected:
-        turn.wait(expected)
+        transition.wait(expected)
 
 
-def arrived(turn: Turn, event: Appeared) -> None:
-    turn.set(waiting_for=None)
-    if "scan" not in turn.state.pending and "records" not in turn.state.pending:
-        turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)
+# --- sealing --------------------------------------------------------------------------------------------------------
 
 
-def _start_sealing(turn: Turn) -> None:
-    state = turn.state
+def _start_sealing(transition: Transition) -> None:
+    state = transition.state
     nodes = list(live_nodes(state).values())
     number = state.previous.summary.round_number if state.previous is not None else None
     members, _ = select_nodes(nodes, number, state.settings.max_nodes)
-    turn.go(Phase.SEALING, state.reason, seal_at=None)
-    turn.wait(None)
-    turn.tell(OrderNodes(tuple(members), tuple(previous_order(nodes, number))))
+    transition.enter(Phase.SEALING, state.reason, gathering=evolve(state.gathering, seal_at=None))
+    transition.wait(None)
+    transition.emit(OrderNodes(tuple(members), tuple(previous_order(nodes, number))))
 
 
-def on_ordered(turn: Turn, event: Ordered) -> None:
-    state = turn.state
-    by_id = {node.node_id: (ticket, node) for ticket, node in state.nodes.items()}
+def on_ordered(transition: Transition, event: Ordered) -> None:
+    state = transition.state
+    by_id = {node.node_id: (ticket, node) for ticket, node in state.gathering.nodes.items()}
     try:
         if event.problem:
             raise UsageError(event.problem)
@@ -113,32 +151,31 @@ def on_ordered(turn: Turn, event: Ordered) -> None:
             missing=_missing(state),
         )
     except UsageError as error:
-        _seal(turn, {"refusal": str(error)})
+        _seal(transition, {"refusal": str(error)})
         return
-    seats = [
-        (Key.seat(state.round_number, state.ticket, by_id[node_id][0]), encode(assignment))
-        for node_id, assignment in assignments.items()
-    ]
     first = assignments[event.order[0]]
-    turn.set(
-        summary=RoundSummary(
-            state.round_number,
-            first.group_world_size,
-            first.world_size,
-            state.settings.min_nodes,
-            state.settings.max_nodes,
-            first.restart_count,
-        )
+    settings = state.settings
+    summary = RoundSummary(
+        state.round_number,
+        first.group_world_size,
+        first.world_size,
+        settings.min_nodes,
+        settings.max_nodes,
+        first.restart_count,
     )
-    keys, values = zip(*seats, strict=True)
-    turn.call("seats", "put_many", *keys, values=values)
+    transition.set(summary=summary)
+    values = {
+        Key.assignment(state.round_number, state.ticket, by_id[node_id][0]): encode(assignment)
+        for node_id, assignment in assignments.items()
+    }
+    transition.put_many(Purpose.ASSIGNMENTS, values)
 
 
-def on_seats(turn: Turn, value: Any) -> None:
-    summary = turn.state.summary
+def on_assignments_written(transition: Transition, value: None) -> None:
+    summary = transition.state.summary
     assert summary is not None
     _seal(
-        turn,
+        transition,
         {
             "nodes": summary.group_world_size,
             "world_size": summary.world_size,
@@ -149,22 +186,21 @@ def on_seats(turn: Turn, value: Any) -> None:
     )
 
 
-def _seal(turn: Turn, fields: Mapping[str, Any]) -> None:
-    value = encode_object("sealed", {"sealer": turn.state.ticket, **fields})
-    turn.call("seal", "create", Key.sealed(turn.state.round_number), values=(value,))
+def _seal(transition: Transition, fields: Mapping[str, Any]) -> None:
+    value = encode_object("sealed", {"sealer": transition.state.ticket, **fields})
+    transition.create(Purpose.SEAL, Key.sealed(transition.state.round_number), value)
 
 
-def on_seal(turn: Turn, value: Any) -> None:
-    """Whoever won, the key exists now: read it as everyone else does."""
-    turn.go(Phase.AWAITING, f"round {turn.state.round_number} is sealed")
-    turn.wait(Key.sealed(turn.state.round_number))
+def on_seal_created(transition: Transition, is_writer: bool) -> None:
+    """The seal exists now; read it like every other node, since another node may have written it."""
+    _await_seal(transition, f"round {transition.state.round_number} is sealed")
 
 
 def _restart_count(state: State) -> int:
     """Return the job's restarts so far.
 
-    When a node dies, the workers of the others often fail over it before its lease is over, and the round is ended
-    as if they were the cause.  Losing a node costs no restart: a member that does not come back takes it off again.
+    When a node dies, the workers of other nodes often fail before its lease is over, and the round then ends as if they
+    were the cause.  Losing a node costs no restart: a member that does not come back takes the restart off again.
     """
     previous = state.previous
     if previous is None or previous.ended is None:
@@ -175,17 +211,18 @@ def _restart_count(state: State) -> int:
     return ended.restart_count
 
 
-def _absent(state: State, previous: Previous) -> list[int]:
+def _absent(state: State, previous: PreviousRound) -> list[int]:
     """Return the group ranks of the round before whose nodes are not here."""
     number = previous.summary.round_number
-    back = {node.previous_rank for node in state.nodes.values() if node.previous_round == number and not node.unfit}
+    nodes = state.gathering.nodes.values()
+    back = {node.previous_rank for node in nodes if node.previous_round == number and not node.declined}
     return [rank for rank in range(previous.summary.group_world_size) if rank not in back]
 
 
 def _missing(state: State) -> tuple[str, ...]:
-    """Say which nodes of the round before are not here although its recorded end does not tell: at most 16 of them.
+    """Return a sentence for each absent node of the round before that its recorded end does not name.
 
-    One of them may be why the round ended, whatever its first writer took for the cause.
+    One of them may be the real cause of the end, which its writer did not know.
     """
     previous = state.previous
     if previous is None or previous.ended is None:
@@ -194,55 +231,86 @@ def _missing(state: State) -> tuple[str, ...]:
     for rank in _absent(state, previous):
         if rank in previous.ended.lost_ranks:
             continue
-        beat = state.liveness.beat(Key.rank_beat(previous.summary.round_number, rank))
-        host = f" ({beat.host})" if beat is not None and beat.host else ""
-        sentences.append(f"group rank {rank}{host} {'left' if beat is not None and beat.state.is_gone else 'was lost'}")
-    return tuple(sentences[:16])
+        heartbeat = state.watch.liveness.heartbeat(Key.rank_heartbeat(previous.summary.round_number, rank))
+        host = f" ({heartbeat.host})" if heartbeat is not None and heartbeat.host else ""
+        how = "left" if heartbeat is not None and heartbeat.state.has_left else "was lost"
+        sentences.append(f"group rank {rank}{host} {how}")
+    return tuple(sentences[:_MOST_MISSING])
 
 
-def sealed(turn: Turn, event: Appeared) -> None:
-    state = turn.state
-    if event.key != Key.sealed(state.round_number):
+# --- awaiting -------------------------------------------------------------------------------------------------------
+
+
+def on_sealed(transition: Transition, event: Appeared) -> None:
+    state = transition.state
+    number = state.round_number
+    if event.key != Key.sealed(number):
         return
-    data = decode_object(event.key, event.value, "sealed")
-    if data.get("refusal"):
-        turn.give_up("state", str(data["refusal"]))
+    seal = decode_seal(number, event.value)
+    if seal.get("refusal"):
+        transition.give_up(FailureKind.STATE, str(seal["refusal"]))
         return
-    turn.set(summary=summary_of(state.round_number, data))
-    sealer = data.get("sealer")
-    if not isinstance(sealer, int):
+    transition.set(summary=read_summary(number, seal))
+    sealer = seal.get("sealer")
+    if type(sealer) is not int or not 1 <= sealer <= MOST_TICKETS:
         raise StoreCorruptError(event.key, "it names no sealer")
-    turn.call("seat", "get", Key.seat(state.round_number, sealer, state.ticket))
+    transition.get(Purpose.ASSIGNMENT, [Key.assignment(number, sealer, state.ticket)])
 
 
-def on_seat(turn: Turn, values: list[bytes | None]) -> None:
-    state = turn.state
+def on_assignment(transition: Transition, values: list[bytes | None]) -> None:
+    state = transition.state
     assert state.summary is not None
-    if values[0] is None:
-        turn.set(previous=Previous(state.summary), summary=None)
-        take_ticket(turn, state.round_number + 1)  # left out: first in line for the next round
-        return
-    seat = decode_assignment(Key.seat(state.round_number, 0, state.ticket), values[0])
-    enter_round(turn, seat)
+    if values[0] is None:  # the seal left this node out: it is first in line for the next round
+        transition.set(previous=PreviousRound(state.summary), summary=None)
+        take_ticket(transition, state.round_number + 1)
+    else:
+        key = state.pending[Purpose.ASSIGNMENT].keys[0]
+        assignment = decode_assignment(key, values[0])
+        problem = _problem_with(state, state.summary, assignment)
+        if problem:
+            raise StoreCorruptError(key, problem)
+        enter_round(transition, assignment)
 
 
-def judge_sealer(turn: Turn) -> None:
-    """Watch the ticket that should seal; if its heart stops, watch the next one, in the end myself."""
-    state = turn.state
-    key = Key.ticket_beat(state.round_number, state.leader)
+def _problem_with(state: State, summary: RoundSummary, assignment: Assignment) -> str:
+    """Return why an assignment is not this node's own in the sealed round, ``""`` if it is."""
+    node = state.node
+    assert node is not None
+    own = (
+        ("node_id", assignment.node_id, node.node_id),
+        ("role", assignment.role, node.role),
+        ("local_world_size", assignment.local_world_size, node.local_world_size),
+        ("round_number", assignment.round_number, state.round_number),
+        ("group_world_size", assignment.group_world_size, summary.group_world_size),
+        ("world_size", assignment.world_size, summary.world_size),
+        ("restart_count", assignment.restart_count, summary.restart_count),
+    )
+    for name, assigned, expected in own:
+        if assigned != expected:
+            return f"it is not this node's assignment: its {name} is {assigned!r:.80}, not {expected!r:.80}"
+    if assignment.group_world_size > state.settings.max_nodes:
+        return f"its round has {assignment.group_world_size} nodes, and this node allows {state.settings.max_nodes}"
+    workers, role_size = assignment.local_world_size, assignment.role_world_size
+    if (
+        assignment.group_rank >= assignment.group_world_size
+        or assignment.first_rank + workers > assignment.world_size
+        or assignment.first_role_rank + workers > role_size
+        or role_size > assignment.world_size
+    ):
+        return "its ranks do not lie within its sizes"
+    if not assignment.master_addr.isprintable() or " " in assignment.master_addr:
+        return "its master_addr is not an address"
+    return ""
+
+
+def on_sealer_heartbeat(transition: Transition) -> None:
+    """Watch the ticket that should seal; if its heartbeat stops, watch the next one, and at last become the sealer."""
+    state = transition.state
     if state.leader >= state.ticket:
         return
-    if state.liveness.has_left(key) or state.liveness.still_for(key) > state.settings.patience:
-        turn.set(leader=state.leader + 1)  # what was seen of the dead one is kept: its successor must not take it in
-        if turn.state.leader == state.ticket and state.phase is Phase.AWAITING:
-            _become_sealer(turn)
-
-
-def judge_gathered(turn: Turn) -> None:
-    number = turn.state.round_number
-    if turn.state.liveness.was_seen(Key.sealed(number)):
-        turn.go(Phase.AWAITING, f"round {number} was sealed by another node", seal_at=None)
-        turn.wait(Key.sealed(number))
-        return
-    if "scan" not in turn.state.pending and "records" not in turn.state.pending:
-        turn.call("scan", "add", Key.tickets(turn.state.round_number), amount=0)
+    key = Key.ticket_heartbeat(state.round_number, state.leader)
+    if state.watch.liveness.is_gone(key, state.settings.silence_limit):
+        # What was read of the lost node is kept: its successor must not take it in.
+        transition.set(leader=state.leader + 1)
+        if transition.state.leader == state.ticket and state.phase is Phase.AWAITING:
+            _become_sealer(transition)

@@ -8,12 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-__all__ = ["BatchStore", "HostedStore", "InterruptibleStore", "Store", "put_many"]
+from ..errors import StoreCorruptError
+
+__all__ = ["BatchStore", "HostedStore", "InterruptibleStore", "Store", "parse_counter", "put_many"]
+
+_MOST_DIGITS = 100
 
 
 @runtime_checkable
 class Store(Protocol):
     """A linearizable key-value store.  Keys are ASCII strings, values any bytes from 0 B to 1 MiB.
+
+    A signature (:func:`quorate.rendezvous.sign_store`) adds 33 bytes to a value, so that a store should take 1 MiB and
+    64 B, and 21 characters to a key.
 
     Threads: one thread calls :meth:`wait`, another everything else; both may be under way at once, so an
     implementation keeps one connection to work and one to wait.  Each method returns within the backend's own
@@ -76,7 +83,7 @@ class InterruptibleStore(Store, Protocol):
 
 @runtime_checkable
 class HostedStore(Store, Protocol):
-    """The optional ability ``hosted``: one of the nodes serves the store, and it ends with that node."""
+    """The optional ability ``hosted``: one of the nodes serves the store, which ends with that node."""
 
     @property
     def is_host(self) -> bool:
@@ -91,3 +98,15 @@ def put_many(store: Store, items: Sequence[tuple[str, bytes]]) -> None:
         return
     for key, value in items:
         store.put(key, value)
+
+
+def parse_counter(key: str, value: bytes | None) -> int:
+    """Return the count that a store holds under ``key``; an absent one is 0.
+
+    Raises:
+        StoreCorruptError: the value is not a count.
+    """
+    text = b"0" if value is None else value
+    if len(text) > _MOST_DIGITS or not text.removeprefix(b"-").isdigit():
+        raise StoreCorruptError(key, "it is not a counter")
+    return int(text)

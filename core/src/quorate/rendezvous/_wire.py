@@ -1,18 +1,21 @@
 """How records are written to the store: versioned JSON, never pickle.
 
-Whatever cannot be read - another version, other types, hostile bytes - is a StoreCorruptError that names the key.
-Unknown fields are ignored, so that a newer node may add some without a new version.
+A value that cannot be read (another version, other types, hostile bytes) raises a StoreCorruptError that names the key.
+Unknown fields are ignored, so that a newer node may add fields without a new version.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any, TypeVar, cast
 
-from .._record import evolve, fields_of
+from attrs import evolve, fields
+
+from .._bounded import LARGEST_COUNTER, LONGEST_DELAY_SECONDS, MOST_NODES, parse_json
 from ..errors import StoreCorruptError, UsageError
-from ..lazy_typing import Any, TypeVar, cast
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 
 __all__ = [
@@ -28,11 +31,29 @@ __all__ = [
 
 VERSION = 1
 _LARGEST_BYTES = 1 << 18
-#: Every node of a job reads a round's end, so it should be small; the limits for its texts are tried in turn.
+#: Every node of a job reads a round's end, so it must be small; the limits for its texts are tried in this order.
 _LARGEST_WRITTEN_BYTES = 1 << 16
 _LONGEST_TEXTS = (8192, 2048, 256)
 _MOST_LINES = 20
-#: What is never too long; most of what is written is of these.
+_MOST_MAPPING_ITEMS = 64
+#: Values of records lie this deep at most; a worker's error data is cut to half of it when it is read.
+_DEEPEST = 40
+_LEFT_OUT = "…"
+#: Field -> the smallest and the largest number that it may have, for those that are not any number of 31 bits.
+_RANGES: Mapping[str, tuple[int, int]] = {
+    "round_number": (0, LARGEST_COUNTER),
+    "previous_round": (0, LARGEST_COUNTER),
+    "local_world_size": (1, MOST_NODES),
+    "group_world_size": (1, MOST_NODES),
+    "world_size": (1, (1 << 31) - 1),
+    "role_world_size": (1, (1 << 31) - 1),
+    "master_port": (0, 65535),
+    "port": (0, 65535),
+    "exit_code": (-(1 << 31), (1 << 32) - 1),
+    "timestamp_ns": (0, 253_402_300_799_999_999_999),  # the end of the year 9999, which is the last that can be printed
+}
+_USUAL_RANGE = (0, (1 << 31) - 1)
+#: Types whose values are never too long; most values have these.
 _WHOLE = frozenset({int, bool, float, type(None)})
 _TYPES = {"str": str, "int": int, "bool": bool}
 _T = TypeVar("_T")
@@ -44,27 +65,27 @@ def encode_object(kind: str, fields: Mapping[str, Any]) -> bytes:
 
 
 def encode(record: NodeRecord | Assignment | RoundEnd | FailureRecord) -> bytes:
-    """Return a record as bytes; defaults are left out, over-long texts are cut, and more so where there are many."""
+    """Return a record as bytes.  Defaults are left out; long texts are cut, and cut shorter if there are many."""
     value = b""
     for longest in _LONGEST_TEXTS:
         value = encode_object(_KINDS[type(record)], _fields(record, longest))
         if len(value) <= _LARGEST_WRITTEN_BYTES:
             return value
     failure = getattr(record, "failure", None)
-    if failure is not None:  # what a worker recorded may be anything at all
+    if failure is not None:  # a worker may have recorded anything
         bare = evolve(failure, error_data=None, stderr_tail=failure.stderr_tail[-_MOST_LINES:])
         value = encode_object(_KINDS[type(record)], _fields(evolve(record, failure=bare), _LONGEST_TEXTS[-1]))
     return value
 
 
 def decode_object(key: str, value: bytes, kind: str) -> dict[str, Any]:
-    """Return the JSON object in ``value``.  Raises StoreCorruptError unless it is ours, of this version and kind."""
+    """Return the JSON object in ``value``.  Raises StoreCorruptError if its version or kind is not the expected one."""
     if len(value) > _LARGEST_BYTES:
         raise StoreCorruptError(key, f"{len(value)} bytes are more than quorate ever writes")
     try:
-        data = json.loads(value)
-    except (ValueError, RecursionError):
-        raise StoreCorruptError(key, "it is not JSON") from None
+        data = parse_json(value)
+    except ValueError:
+        raise StoreCorruptError(key, "it is not JSON within the bounds of what quorate writes") from None
     if not isinstance(data, dict):
         raise StoreCorruptError(key, "it is not a JSON object")
     if data.get("v") != VERSION:
@@ -96,8 +117,8 @@ def decode_end(key: str, value: bytes) -> RoundEnd:
             "verdict": Verdict,
             "lost": _texts,
             "missing": _texts,
-            "lost_ranks": lambda raw: tuple(_exactly(int, item) for item in _list(raw)),
-            "delay_seconds": lambda raw: float(_exactly((int, float), raw)),
+            "lost_ranks": _ranks,
+            "delay_seconds": _delay,
             "failure": lambda raw: None if raw is None else decode_failure(key, _mapping(raw)),
         },
     )
@@ -113,24 +134,29 @@ _KINDS: Mapping[type, str] = {
 
 def _fields(record: Any, longest: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for attribute in fields_of(type(record)):
+    for attribute in fields(type(record)):
         value = getattr(record, attribute.name)
         if value != attribute.default:
             result[attribute.name] = _short(value, longest)
     return result
 
 
-def _short(value: Any, longest: int) -> Any:
+def _short(value: Any, longest: int, depth: int = _DEEPEST) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # nobody could read it
     if type(value) in _WHOLE:
         return value
     if isinstance(value, str) and len(value) > longest:
         return value[: longest // 2] + " … " + value[-longest // 2 :]
     if type(value) in _KINDS:
         return _fields(value, longest)
+    if depth <= 0 and isinstance(value, (Mapping, list, tuple)):
+        return _LEFT_OUT
     if isinstance(value, Mapping):
-        return {str(key): _short(item, longest) for key, item in list(value.items())[:64]}
+        items = list(value.items())[:_MOST_MAPPING_ITEMS]
+        return {str(key): _short(item, longest, depth - 1) for key, item in items}
     if isinstance(value, (list, tuple)):
-        return [_short(item, longest) for item in value]
+        return [_short(item, longest, depth - 1) for item in value]
     return value
 
 
@@ -152,23 +178,43 @@ def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping
                 arguments[name] = raw
             else:
                 arguments[name] = _exactly(_TYPES[text.removesuffix(" | None")], raw)
+            if plain is int and raw is not None:
+                _check_range(name, raw)
         return record(**arguments)
-    except (TypeError, ValueError, UsageError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError, UsageError) as error:
         raise StoreCorruptError(key, f"it is not a valid {record.__name__}: {error}") from None
 
 
 @cache
 def _expected(record: type) -> tuple[tuple[str, type | None, str], ...]:
     """Return name, plain type (where there is one) and annotation of each field."""
-    return tuple(
-        (each.name, _TYPES.get(each.type.removesuffix(" | None")), str(each.type)) for each in fields_of(record)
-    )
+    return tuple((each.name, _TYPES.get(each.type.removesuffix(" | None")), str(each.type)) for each in fields(record))
 
 
 def _exactly(expected: Any, raw: Any) -> Any:
     if not isinstance(raw, expected) or (isinstance(raw, bool) and expected is not bool):
         raise TypeError(f"{str(raw)[:40]!r} has the wrong type")
     return raw
+
+
+def _check_range(name: str, value: int) -> None:
+    low, high = _RANGES.get(name, _USUAL_RANGE)
+    if not low <= value <= high:
+        raise ValueError(f"its {name} is not between {low} and {high}")
+
+
+def _delay(raw: Any) -> float:
+    value = float(_exactly((int, float), raw))
+    if not 0.0 <= value <= LONGEST_DELAY_SECONDS:
+        raise ValueError(f"its delay_seconds is not between 0 and {LONGEST_DELAY_SECONDS:g}")
+    return value
+
+
+def _ranks(raw: Any) -> tuple[int, ...]:
+    items = tuple(_exactly(int, item) for item in _list(raw))
+    if len(items) > MOST_NODES or not all(0 <= item < MOST_NODES for item in items):
+        raise ValueError(f"its ranks are not {MOST_NODES} at most, each of them below that")
+    return items
 
 
 def _list(raw: Any) -> list[Any]:

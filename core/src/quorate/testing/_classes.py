@@ -1,18 +1,21 @@
 """``StoreConformance`` and ``RendezvousConformance``: test classes for pytest with one test per law.
 
-The tests are made from the list of laws, and pytest is imported only when one is skipped.  What does not live here:
-any law.
+The tests are made from the list of laws.  Nothing here imports pytest, which takes ``unittest.SkipTest`` for a skip.
+What does not live here: the laws.
 """
 
 from __future__ import annotations
 
+import unittest
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from ..errors import UsageError
 from ..rendezvous import RendezvousBackend
-from ._law import Ability, Law, LawBrokenError, Verdict, all_laws, try_law
+from ._abilities import Ability, LawBrokenError
+from ._check import all_laws, try_law
+from ._law import Law, Verdict
 from ._subject import Server, Subject, check_absent
 
 __all__ = ["NewLawWarning", "RendezvousConformance", "StoreConformance"]
@@ -23,20 +26,22 @@ class NewLawWarning(UserWarning):
 
 
 class _Conformance:
-    """What both classes share.  A subclass sets the attributes and has a fixture ``server``."""
+    """What both classes share.  A subclass sets the attributes and defines a fixture ``server``."""
 
     #: The name of the installed backend; or a record, for one that is not installed.
     backend: ClassVar[str | RendezvousBackend]
     #: Ability -> why the backend, or this test's server, does not have it.
     absent: ClassVar[Mapping[str, str]] = {}
-    #: Rendezvous settings for every member, such as time-outs that make failures quick.
+    #: Rendezvous settings for every member, such as short timeouts.
     settings: ClassVar[Mapping[str, Any]] = {}
-    #: Well-formed, yet nobody answers there.
+    #: A well-formed endpoint where no server answers.
     dead_endpoint: ClassVar[str] = ""
-    #: Malformed, so that the backend must refuse it.
+    #: A malformed endpoint, which the backend must refuse.
     bad_endpoint: ClassVar[str] = ""
-    #: Seconds within which anything that should happen must have happened.
-    patience: ClassVar[float] = 30.0
+    #: Whether all members have a job token, so that the store's values are signed.
+    signed: ClassVar[bool] = False
+    #: Seconds within which everything that a law expects must have happened.
+    timeout: ClassVar[float] = 30.0
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -56,7 +61,8 @@ class _Conformance:
             server,
             settings=self.settings,
             absent=self.absent,
-            patience=self.patience,
+            timeout=self.timeout,
+            signed=self.signed,
             **{name: value for name, value in endpoints.items() if value},  # type: ignore[arg-type] # all are strings
         )
 
@@ -70,15 +76,13 @@ def _make_test(law: Law) -> Callable[[_Conformance, Any], None]:
         __tracebackhide__ = True
         outcome = try_law(law, self._subject(server))
         if outcome.verdict is Verdict.ABSENT:
-            import pytest
-
-            pytest.skip(outcome.text)
-        elif outcome.verdict is Verdict.WARNED:
-            # Not even where warnings are errors may a new law fail at once.
+            raise unittest.SkipTest(outcome.text)
+        if outcome.verdict is Verdict.WARNED:
+            # A new law must not fail at once, even where warnings are errors.
             with warnings.catch_warnings():
                 warnings.simplefilter("always")
                 warnings.warn(outcome.text, NewLawWarning, stacklevel=1)
-        elif outcome.verdict is Verdict.BROKEN:
+        if outcome.verdict is Verdict.BROKEN:
             raise LawBrokenError(outcome.text)
 
     test.__name__ = test.__qualname__ = _test_name(law)
@@ -87,7 +91,7 @@ def _make_test(law: Law) -> Callable[[_Conformance, Any], None]:
 
 
 class RendezvousConformance(_Conformance):
-    """Tests for a backend that opens a handler of its own: all laws but those that are about a store."""
+    """Tests for a backend that opens a handler of its own: all laws except those about a store."""
 
 
 class StoreConformance(_Conformance):

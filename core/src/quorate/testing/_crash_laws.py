@@ -1,40 +1,41 @@
-"""Laws about nodes that die, stop or live in another time: the others go on, and nobody is split off in silence."""
+"""Laws about nodes that crash, pause or have a wrong clock: the other nodes continue, and no second world runs."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import threading
 from typing import IO, final
 
+from ..clock import sleep
 from ..errors import RendezvousClosedError
 from ..records import Cause
 from ..records import Verdict as RoundVerdict
+from ._abilities import Ability
 from ._gate import Gate
-from ._law import Ability, Tier, law
+from ._law import Tier, law
 from ._membership_laws import require_one_world
 from ._subject import Job, Member, Subject, join_all, require, result_of, settle, start
 
 _LEASE_SECONDS = 1.0
-#: In this time a node gives a sign of life, so that the others know what to miss.
-_BEATS_SECONDS = 0.4
+#: Within this time a node writes a heartbeat, so that the others have seen one.
+_HEARTBEAT_SECONDS = 0.4
 #: Above the number of calls that a node makes from its first one until its round has ended.
 _MOST_CALLS = 24
 
 
 @law(Tier.MEMBERSHIP, Ability.STORE, Ability.SEVERAL_NODES)
 def dead_member_is_superseded(subject: Subject) -> None:
-    """A member that falls silent is taken for lost after its lease, and the others form the next round without it.
+    """A member whose heartbeat stops is lost after its lease, and the others form the next round without it.
 
-    Each node's counter must be seen to stand still: a store that serves old values, or none, hides it.
+    The other nodes must see that its heartbeat does not change. A store that returns old values, or none, hides it.
     """
     job, gate = subject.job(), Gate()
-    last_call = subject.patience  # two are sealed as soon as they are there
+    last_call = subject.timeout  # a round of two is full, and sealed at once
     alive = job.member(1, 2, last_call_timeout=last_call)
     dead = job.member(1, 2, last_call_timeout=last_call, gate=gate)
-    join_all([alive, dead], subject.patience)
-    threading.Event().wait(_BEATS_SECONDS)
+    join_all([alive, dead], subject.timeout)
+    sleep(_HEARTBEAT_SECONDS)
     gate.shut()
     end = alive.await_change()
     require(end is not None and end.cause is Cause.NODE_LOST, f"the round should have ended for a lost node, not {end}")
@@ -43,15 +44,15 @@ def dead_member_is_superseded(subject: Subject) -> None:
 
 @law(Tier.MEMBERSHIP, Ability.STORE, Ability.SEVERAL_NODES)
 def returning_member_learns_its_loss(subject: Subject) -> None:
-    """A member that was taken for lost, and goes on after all, learns that its round has ended, and joins again.
+    """A member that was declared lost and continues learns that its round has ended, and joins again.
 
-    Its wait must end with the key that was written in the meantime. Two worlds that both run are the worst there is.
+    Its wait must return the key that was written in the meantime. Otherwise two worlds run at once.
     """
     job, gate = subject.job(), Gate()
-    last_call = subject.patience  # two are sealed as soon as they are there
+    last_call = subject.timeout  # a round of two is full, and sealed at once
     alive = job.member(1, 2, last_call_timeout=last_call)
     away = job.member(1, 2, last_call_timeout=last_call, gate=gate)
-    join_all([alive, away], subject.patience)
+    join_all([alive, away], subject.timeout)
     gate.shut()
     alive.await_change()
     require_one_world([alive.join()])
@@ -59,15 +60,15 @@ def returning_member_learns_its_loss(subject: Subject) -> None:
     away.await_change()
     joining = away.joining()
     alive.await_change()
-    require_one_world([alive.join(), result_of(joining, subject.patience, "next_rendezvous of the node that was away")])
+    require_one_world([alive.join(), result_of(joining, subject.timeout, "next_rendezvous of the node that was away")])
 
 
 @law(Tier.MEMBERSHIP, Ability.STORE, Ability.SEVERAL_NODES)
 def crash_at_any_call_is_survived(subject: Subject) -> None:
-    """A node may die after any of its calls of the store, whichever: the other one gets its round and its job ends.
+    """A node may crash after any of its store calls: the other node still gets its round, and the job ends.
 
-    What is shown is after how many calls the node died. The protocol is the core's, so look for a store whose writes
-    are half done when a client goes silent, or for locks that die with their owner.
+    The message says after how many calls the node crashed. The protocol is the core's, so look for a store whose writes
+    are half done when a client disappears, or for locks that stay when their owner is gone.
     """
     if subject.is_hosted and not subject.has_fresh_endpoints:  # one endpoint, one job at a time
         for number in range(0, _MOST_CALLS, 4):
@@ -76,7 +77,7 @@ def crash_at_any_call_is_survived(subject: Subject) -> None:
         return
     surviving = {number: start(_survive_crash, subject, number) for number in range(_MOST_CALLS)}
     for number, future in surviving.items():
-        result_of(future, 2 * subject.patience, f"the node that survives a crash after {number} calls")
+        result_of(future, 2 * subject.timeout, f"the node that survives a crash after {number} calls")
 
 
 def _survive_crash(subject: Subject, number: int) -> None:
@@ -84,9 +85,9 @@ def _survive_crash(subject: Subject, number: int) -> None:
     doomed, survivor = job.member(1, 2, gate=gate), job.member(1, 2)
     doing = start(_do_work, doomed)
     if number % 2:
-        settle(doing, 0.1)  # sometimes it comes first, sometimes both come at once
+        settle(doing, 0.1)  # in every other case it comes first, else both come at once
     working = start(_do_work, survivor)
-    settle(working, subject.patience)
+    settle(working, subject.timeout)
     require(
         working.done(), f"after a node has died at call {number + 1} of the store, the other one's job does not end"
     )
@@ -96,11 +97,11 @@ def _survive_crash(subject: Subject, number: int) -> None:
         f"after a node has died at call {number + 1}, the other one's job ended as {verdict.value}",
     )
     gate.open()
-    settle(doing, subject.patience)
+    settle(doing, subject.timeout)
 
 
 def _do_work(member: Member) -> RoundVerdict:
-    """Run rounds, with work that is done at once, until the job has ended; returns how it ended."""
+    """Run rounds whose work is done at once until the job has ended; returns how it ended."""
     while True:
         try:
             member.join()
@@ -116,8 +117,8 @@ def _do_work(member: Member) -> RoundVerdict:
 
 
 @final
-class _Child:
-    """A node of the job in a process of its own (``_member``), for what cannot be done to a thread."""
+class _NodeProcess:
+    """A node of the job in a process of its own (``_member``), for faults that a thread cannot have."""
 
     def __init__(self, job: Job, skew_seconds: float = 0.0) -> None:
         parameters = job.parameters()
@@ -131,14 +132,14 @@ class _Child:
             env=environment,
         )
         job.subject.cleanup(self.close)
-        self._patience = job.subject.patience
+        self._timeout = job.subject.timeout
 
     def joined(self) -> str:
         """Wait until it has joined; returns ``"rank of size"``."""
         assert self._process.stdout is not None
         pipe: IO[bytes] = self._process.stdout
-        line = result_of(start(pipe.readline), 2 * self._patience, "a node in another process").decode().strip()
-        require(line, "a node in another process has ended without joining; see its traceback")
+        line = result_of(start(pipe.readline), 2 * self._timeout, "a node in another process").decode().strip()
+        require(line, "a node in another process ended without joining; see its traceback")
         return line
 
     def kill(self) -> None:
@@ -152,7 +153,7 @@ class _Child:
         assert self._process.stdout is not None
         try:
             self._process.stdin.close()
-            self._process.wait(self._patience)
+            self._process.wait(self._timeout)
         except (OSError, subprocess.TimeoutExpired):
             pass
         self.kill()
@@ -161,46 +162,46 @@ class _Child:
 
 @law(Tier.MEMBERSHIP, Ability.ENTRY_POINT, Ability.SEVERAL_NODES)
 def killed_process_is_superseded(subject: Subject) -> None:
-    """A node whose process is killed with SIGKILL is superseded like any other: the rest forms the next round.
+    """A node whose process is killed with SIGKILL is lost like any other: the other nodes form the next round.
 
-    Whatever the client library keeps in the server for a member must end with it, without a goodbye.
+    What the client library keeps in the server for a member must end with its process, without a message from it.
     """
     job = subject.job()
     alive = job.member(1, 2)
     size = alive.join().world_size
-    child = _Child(job)
-    _meet(alive, child, size)
-    threading.Event().wait(_BEATS_SECONDS)
-    child.kill()
+    process = _NodeProcess(job)
+    _meet(alive, process, size)
+    sleep(_HEARTBEAT_SECONDS)
+    process.kill()
     alive.await_change()
     require_one_world([alive.join()])
 
 
 @law(Tier.MEMBERSHIP, Ability.ENTRY_POINT, Ability.SEVERAL_NODES)
 def clock_skew_changes_nothing(subject: Subject) -> None:
-    """Nodes whose clocks differ by an hour meet, stay together for longer than a lease, and part in order.
+    """Nodes whose clocks differ by an hour form a round, keep it for longer than a lease, and close the job.
 
-    Compare no times of different hosts: no expiry that one node computes and another one judges. Let the server
-    count down, or have each node count on its own monotonic clock.
+    Do not compare times of different hosts, such as an expiry that one node computes and another node checks. Let the
+    server count down, or have each node count on its own monotonic clock.
     """
     job = subject.job()
     alive = job.member(1, 2)
     size = alive.join().world_size
-    child = _Child(job, skew_seconds=3600.0)
-    _meet(alive, child, size)
+    process = _NodeProcess(job, skew_seconds=3600.0)
+    _meet(alive, process, size)
     watching = start(alive.handler.wait_for_change, 1.5 * _LEASE_SECONDS)
-    end = result_of(watching, subject.patience, "wait_for_change")
+    end = result_of(watching, subject.timeout, "wait_for_change")
     require(end is None, f"a round with a node whose clock is an hour ahead ended: {end.reason if end else ''}")
     require(alive.handler.num_nodes_waiting() == 0, "a member whose clock is an hour ahead was taken for lost")
     alive.handler.set_closed()
     alive.await_change()
 
 
-def _meet(alive: Member, child: _Child, world_size: int) -> None:
-    """Go through rounds until both nodes are in one; joining takes as many as it takes."""
+def _meet(alive: Member, process: _NodeProcess, world_size: int) -> None:
+    """Go through rounds until both nodes are in one."""
     if world_size < 2:
         alive.await_change()
         size = alive.join().world_size
         require(size == 2, f"the round after a node has come has {size} nodes, not 2")
-    words = child.joined()
-    require(words.endswith(" of 2"), f"two nodes meet, yet one of them is told {words}")
+    words = process.joined()
+    require(words.endswith(" of 2"), f"two nodes form a round, but one of them reports {words}")

@@ -1,4 +1,4 @@
-"""A gate between one node and its store: counts the node's calls, and cuts the node off as if it had crashed or paused.
+"""A gate between one node and its store: it counts the node's calls, and cuts the node off like a crash or a pause.
 
 What does not live here: faults of the server itself, which the author of a test brings (``_servers``).
 """
@@ -9,7 +9,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..errors import StoreUnavailableError
 from ..rendezvous import (
     BatchStore,
@@ -25,7 +26,7 @@ __all__ = ["Gate", "gated"]
 
 @final
 class Gate:
-    """Lets calls through until it is shut; calls then hang, as those of a stopped process do, until it is opened.
+    """Lets calls through until it is shut; calls then hang until it is opened, like those of a stopped process.
 
     Arguments:
         limit: shut after this many calls have been carried out; ``None``: stay open.
@@ -48,7 +49,7 @@ class Gate:
             self._is_shut = True
 
     def open(self) -> None:
-        """Let everything through again, what hangs included."""
+        """Let all calls through again, also those that hang."""
         with self._changed:
             self._is_shut, self._limit = False, None
             self._changed.notify_all()
@@ -63,7 +64,7 @@ class Gate:
                 self._changed.wait_for(lambda: not self._is_shut)
 
     def hold_answer(self) -> None:
-        """Keep an answer back while the gate is shut: a crashed node hears nothing, either."""
+        """Hold an answer back while the gate is shut: a crashed node gets no answers."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_shut)
 
@@ -92,7 +93,7 @@ class _GatedStore:
         return self._call("get", keys)
 
     def wait(self, key: str, timeout: float) -> Any:
-        # Waiting changes nothing, and is no step of the protocol's: it is cut off, but not counted.
+        # A wait changes nothing in the store: it is cut off, but not counted.
         self._gate.hold_answer()
         value = self._store.wait(key, timeout)
         self._gate.hold_answer()

@@ -1,8 +1,8 @@
-"""Records what concurrent members asked of a store, and decides whether one order of the calls explains all answers.
+"""Records concurrent calls of a store, and decides whether one order of the calls explains all answers.
 
-The search is Wing and Gong's: take any call that nobody else's return precedes, try it on a model of one key, go on
-with the rest, and step back where the answer does not fit; states that have been seen are not tried again.  Keys are
-independent of one another, so that each is judged alone.
+The search is Wing and Gong's ("Testing and Verifying Concurrent Objects", 1993): take any call that began before the
+first return, try it on a model of one key, continue with the rest, and go back where the answer does not fit.  States
+that were tried are not tried again.  Keys are independent, so that each is checked alone.
 
 What does not live here: who makes the calls (``_store_laws``).
 """
@@ -13,21 +13,22 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ..clock import monotonic
 from ..errors import StoreUnavailableError
 
 __all__ = ["Entry", "History", "explain", "is_linearizable"]
 
-_FOREVER = float("inf")
+_NEVER = float("inf")
 
 
 @final
 @frozen
 class Entry:
-    """One call of one member: what was asked of ``key`` from ``began`` to ``ended``, and the answer.
+    """One call of one member on ``key``, from ``began`` to ``ended``, and its answer.
 
-    ``ended`` is infinite for a call without an answer: it may have been carried out at any time since, or never.
+    ``ended`` is infinite for a call without an answer: it may have been carried out at any later time, or never.
     """
 
     member: int
@@ -48,8 +49,8 @@ class History:
         self._lock = threading.Lock()
 
     def record(self, member: int, operation: str, key: str, argument: Any, call: Callable[[], Any]) -> Any:
-        """Make ``call`` and record it; a call whose outcome is not known answers ``None``."""
-        began, ended, answer = monotonic(), _FOREVER, None
+        """Make ``call`` and record it; returns ``None`` for a call without an answer."""
+        began, ended, answer = monotonic(), _NEVER, None
         try:
             answer = call()
             ended = monotonic()
@@ -84,7 +85,7 @@ def _apply(entry: Entry, value: bytes | None) -> tuple[bytes | None, Any]:
 def is_linearizable(entries: Sequence[Entry]) -> bool:
     """Return whether some order of ``entries``, all of one key that is absent at first, explains every answer."""
     everything = (1 << len(entries)) - 1
-    certain = sum(1 << i for i, entry in enumerate(entries) if entry.ended != _FOREVER)
+    certain = sum(1 << i for i, entry in enumerate(entries) if entry.ended != _NEVER)
     seen: set[tuple[int, bytes | None]] = set()
     stack: list[tuple[int, bytes | None]] = [(0, None)]
     while stack:
@@ -100,7 +101,7 @@ def is_linearizable(entries: Sequence[Entry]) -> bool:
             if not left >> i & 1 or entry.began > first_return:
                 continue
             after, answer = _apply(entry, value)
-            if entry.ended == _FOREVER or answer == entry.answer:
+            if entry.ended == _NEVER or answer == entry.answer:
                 stack.append((done | 1 << i, after))
     return False
 
@@ -110,11 +111,11 @@ def explain(entries: Sequence[Entry]) -> str:
     by_return = sorted(entries, key=lambda entry: entry.ended)
     for count in range(1, len(by_return) + 1):
         limit = by_return[count - 1].ended
-        # A call that had not returned by then may have been carried out all the same.
+        # A call that had not returned by then may have been carried out.
         part = [
             entry
             if entry.ended <= limit
-            else Entry(entry.member, entry.operation, entry.key, entry.argument, None, entry.began, _FOREVER)
+            else Entry(entry.member, entry.operation, entry.key, entry.argument, None, entry.began, _NEVER)
             for entry in entries
             if entry.began <= limit
         ]
@@ -123,7 +124,7 @@ def explain(entries: Sequence[Entry]) -> str:
     zero = part[0].began
     lines = []
     for entry in part[-20:]:
-        until = "no answer" if entry.ended == _FOREVER else f"{1000 * (entry.ended - zero):9.3f}"
+        until = "no answer" if entry.ended == _NEVER else f"{1000 * (entry.ended - zero):9.3f}"
         asked = "" if entry.argument is None else repr(entry.argument)
         lines.append(
             f"  {1000 * (entry.began - zero):9.3f} to {until}  member {entry.member}: "

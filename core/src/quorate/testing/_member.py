@@ -1,6 +1,6 @@
-"""The program of a node in a process of its own: ``python -m quorate.testing._member``, started by the crash laws.
+"""One node in a process of its own: ``python -m quorate.testing._member``, started by the crash laws.
 
-It joins, prints its place, goes through rounds for as long as its standard input is open, and leaves.
+It joins, prints its rank, goes through rounds while its standard input is open, and leaves.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 
+from ..backends import get_rendezvous_handler
+from ..errors import RendezvousError
+from ..rendezvous import RendezvousParameters
+
 
 def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> None:
     """Join the job; ``skew`` is the number of seconds by which all clocks of this process are wrong."""
     _shift_clocks(float(skew))
-    from quorate.errors import RendezvousError
-    from quorate.rendezvous import RendezvousParameters, get_rendezvous_handler
-
     config = dict(pair.split("=", 1) for pair in settings.split(",") if pair)
     handler = get_rendezvous_handler(RendezvousParameters(backend, endpoint, run_id, 1, 2, **config))
 
@@ -38,7 +39,8 @@ def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> 
 
 
 def _shift_clocks(seconds: float) -> None:
-    """Make this process's clocks differ from those of others, before anybody has taken a reference to them."""
+    """Make the clocks of this process differ from those of other processes."""
+    # The module itself is changed, since libraries of the backend read it too.
     real_time, real_time_ns, real_monotonic = time.time, time.time_ns, time.monotonic
     time.time = lambda: real_time() + seconds
     time.time_ns = lambda: real_time_ns() + int(seconds * 1e9)

@@ -1,4 +1,4 @@
-"""Laws about the plugin: how it is found, what it imports, how it refuses, and that it leaves nothing behind."""
+"""Laws about the plugin: how it is found, what it imports, what it refuses, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from ..clock import monotonic
+from ..catalogue import PluginKind
+from ..clock import monotonic, sleep
 from ..errors import RendezvousConnectionError, RendezvousStateError, UsageError
 from ..rendezvous import RendezvousBackend, Store
-from ._law import Ability, LawBrokenError, Tier, law
+from ._abilities import Ability, LawBrokenError
+from ._law import Tier, law
 from ._subject import Job, Subject, require, result_of, settle, start
 
-_KIND = "rendezvous backend"
+_KIND = PluginKind.RENDEZVOUS
 _CONNECT_SECONDS = 0.5
-#: What a time-out may be overrun by on a busy machine.
+#: How much later than its timeout a call may end on a busy machine.
 _SLACK_SECONDS = 8.0
 
 
 @law(Tier.PLUGIN, Ability.ENTRY_POINT)
 def found_by_its_entry_point(subject: Subject) -> None:
-    """The backend is offered, under its name and with a summary, by a distribution with an entry point.
+    """A distribution with an entry point offers the backend under its name and with a summary.
 
-    Run `quorate plugins`: the plugin must be listed with version and offers, and not as broken. The entry point
-    belongs into the group `quorate` of pyproject.toml: name = "package:plugin".
+    Run `quorate plugins`: it must list the plugin with its version and offers, and not as broken. The entry point
+    belongs in the group `quorate` of pyproject.toml: name = "package:plugin".
     """
     name = subject.backend.name
     owners = [plugin.found for plugin, kind, offered in subject.host.offers() if (kind, offered) == (_KIND, name)]
@@ -39,9 +41,10 @@ def found_by_its_entry_point(subject: Subject) -> None:
 
 _LIST_IMPORTS = """
 import json, sys
+from importlib import import_module
 import quorate.plugins, quorate.rendezvous, quorate.clock, quorate.config, attrs, pluggy
 before = set(sys.modules)
-backend, = [r for r in __import__({module!r}, fromlist=["x"]).{attribute}.quorate_register_rendezvous()
+backend, = [r for r in import_module({module!r}).{attribute}.quorate_register_rendezvous()
             if r.name == {name!r}]
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
@@ -49,9 +52,9 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 @law(Tier.PLUGIN, Ability.ENTRY_POINT)
 def import_is_light(subject: Subject) -> None:
-    """Importing the plugin imports neither torch nor its client library; those wait until the backend is opened.
+    """Importing the plugin imports neither torch nor its client library; opening the backend may.
 
-    Every launch imports every installed plugin, whether it is used or not. Move the imports that are named here
+    Every launch imports every installed plugin, also those that it does not use. Move the imports that are named here
     into the function that opens the store.
     """
     found = next(
@@ -63,7 +66,7 @@ def import_is_light(subject: Subject) -> None:
     code = _LIST_IMPORTS.format(module=module, attribute=attribute, name=subject.backend.name)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-c", code]
-    limit = 2 * subject.patience
+    limit = 2 * subject.timeout
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=limit)
     require(done.returncode == 0, f"importing {module} fails in a fresh interpreter: {done.stderr.strip()[-500:]}")
     own = {module.partition(".")[0], "quorate", "attr", "attrs", "pluggy"}
@@ -74,37 +77,38 @@ def import_is_light(subject: Subject) -> None:
 
 @law(Tier.PLUGIN, Ability.ENDPOINT)
 def bad_endpoint_is_refused(subject: Subject) -> None:
-    """An endpoint that cannot be one is the caller's mistake: UsageError, from `check` or from opening, at once.
+    """A malformed endpoint raises UsageError, from `check` or from opening, at once.
 
     Parse the endpoint in RendezvousBackend.check, and say what it should look like. If the endpoint of this test is
-    a good one for the backend, set `bad_endpoint`.
+    well-formed for the backend, set `bad_endpoint`.
     """
     error = _opening_fails(subject, subject.bad_endpoint)
     require(
         isinstance(error, UsageError),
-        f"opening {subject.bad_endpoint!r} should raise UsageError, but {_told(error)}",
+        f"opening {subject.bad_endpoint!r} should raise UsageError, but {_raised(error)}",
     )
 
 
 @law(Tier.PLUGIN, Ability.ENDPOINT)
 def dead_endpoint_is_given_up_in_time(subject: Subject) -> None:
-    """An endpoint where nobody answers ends in StoreUnavailableError within `connect_timeout`.
+    """An endpoint where no server answers raises StoreUnavailableError within `connect_timeout`.
 
     Give the setting connect_timeout to the client library, and turn its exceptions into StoreUnavailableError, which
-    the core retries. If this test's endpoint is not dead for the backend, set `dead_endpoint`.
+    the core retries. If a server of the backend could answer at this test's endpoint, set `dead_endpoint`.
     """
-    began = monotonic()
+    _opening_fails(subject, subject.dead_endpoint)  # the first opening imports the client library, which is not timed
+    started_at = monotonic()
     error = _opening_fails(subject, subject.dead_endpoint)
-    took = monotonic() - began
+    took = monotonic() - started_at
     require(
         isinstance(error, RendezvousConnectionError),
-        f"opening {subject.dead_endpoint!r} should raise StoreUnavailableError, but {_told(error)}",
+        f"opening {subject.dead_endpoint!r} should raise StoreUnavailableError, but {_raised(error)}",
     )
     limit = _CONNECT_SECONDS + _SLACK_SECONDS
     require(took < limit, f"with connect_timeout={_CONNECT_SECONDS:g} it took {took:.1f} s to give up")
 
 
-def _told(error: BaseException | None) -> str:
+def _raised(error: BaseException | None) -> str:
     return "nothing was raised" if error is None else f"{type(error).__name__} was: {error}"
 
 
@@ -116,7 +120,7 @@ def _opening_fails(subject: Subject, endpoint: str) -> BaseException | None:
         opening = start(lambda: job.open(**settings).get(["key"]))
     else:
         opening = start(_join, job, {**settings, "join_timeout": _CONNECT_SECONDS})
-    settle(opening, _CONNECT_SECONDS + _SLACK_SECONDS + subject.patience)
+    settle(opening, _CONNECT_SECONDS + _SLACK_SECONDS + subject.timeout)
     if not opening.done():
         raise LawBrokenError(f"opening {endpoint!r} with connect_timeout={_CONNECT_SECONDS:g} does not return")
     return opening.exception()
@@ -140,10 +144,10 @@ def jobs_are_isolated(subject: Subject) -> None:
         try:
             stores[suffix] = job.open()
         except (RendezvousStateError, UsageError):
-            break  # refused: then nothing can be seen
+            break  # the second job is refused, which is allowed
     for suffix, store in stores.items():
         for key in ("b/key", "key"):
-            require(store.create(key, suffix.encode()), f"{key!r} of another job is seen under the id …{suffix!r}")
+            require(store.create(key, suffix.encode()), f"{key!r} of another job is visible under the id …{suffix!r}")
     for suffix, store in stores.items():
         seen = store.get(["b/key", "key"])
         require(seen == [suffix.encode()] * 2, f"the job …{suffix!r} reads {seen} that another one has written")
@@ -156,18 +160,18 @@ def jobs_are_isolated(subject: Subject) -> None:
 
 @law(Tier.PLUGIN, Ability.STORE)
 def close_is_idempotent(subject: Subject) -> None:
-    """A store may be closed twice, in time; whoever else has the store open does not notice.
+    """A store may be closed twice, in time; other open stores of the job keep working.
 
-    Remember that the store is closed. A node that leaves must not take along what the others share.
+    Remember that the store is closed. A node that leaves must not close what the others share.
     """
     job = subject.job()
     other, store = job.open(), job.open()
     store.put("key", b"value")
     for which in ("first", "second"):
         closing = start(store.close)
-        settle(closing, subject.patience)
+        settle(closing, subject.timeout)
         require(closing.done(), f"the {which} close does not return")
-        require(closing.exception() is None, f"the {which} close {_told(closing.exception())}")
+        require(closing.exception() is None, f"the {which} close {_raised(closing.exception())}")
     require(other.get(["key"]) == [b"value"], "what one node has written is gone once it has closed the store")
     other.put("key", b"again")
 
@@ -193,21 +197,21 @@ def _leftovers() -> set[str]:
 
 @law(Tier.PLUGIN, Ability.STORE)
 def nothing_is_left_behind(subject: Subject) -> None:
-    """After close, no thread, socket, pipe or child process is left of an open store; a failed opening leaves none.
+    """After close, no thread, socket, pipe or child process of the store is left; a failed opening leaves none.
 
-    What a client library opens once in a process's life is not counted: the store is opened and closed once before.
+    What a client library opens once per process is not counted, because the store is opened and closed once before.
     Close connections explicitly, join threads, and close what was opened when a later step of opening fails.
     """
     _open_use_close(subject)
     before = _leftovers()
     _open_use_close(subject)
     left: set[str] = set()
-    deadline = monotonic() + min(5.0, subject.patience)
+    deadline = monotonic() + min(5.0, subject.timeout)
     while monotonic() < deadline:
         left = _leftovers() - before
         if not left:
             return
-        threading.Event().wait(0.02)
+        sleep(0.02)
     raise LawBrokenError(f"left behind by a store that was closed: {', '.join(sorted(left))}")
 
 
@@ -216,11 +220,11 @@ def _open_use_close(subject: Subject) -> None:
     assert opener is not None
     if Ability.ENDPOINT not in subject.absent:
         dead = subject.job(endpoint=subject.dead_endpoint)
-        start(_open_dead, subject.backend, dead).exception(subject.patience)
+        start(_open_dead, subject.backend, dead).exception(subject.timeout)
     stores = [opener(job.parameters()) for _ in range(2)]
     waiting = start(stores[1].wait, "key", 0.05)
     stores[0].put("other", b"")
-    result_of(waiting, subject.patience, "wait('key', 0.05)")
+    result_of(waiting, subject.timeout, "wait('key', 0.05)")
     stores[0].delete("")
     for store in reversed(stores):
         store.close()
@@ -231,4 +235,4 @@ def _open_dead(backend: RendezvousBackend, job: Job) -> None:
     try:
         backend.open_store(job.parameters(connect_timeout=_CONNECT_SECONDS)).close()
     except Exception:
-        pass  # which exception it is, another law asks
+        pass  # another law checks the exception

@@ -1,4 +1,4 @@
-"""What the author of a backend's tests serves it with: a server program, a way through that can be cut, free ports.
+"""Servers for the tests of a backend: a server program, a proxy that can be cut, free ports.
 
 What does not live here: the laws that make use of it (``_fault_laws``).
 """
@@ -16,19 +16,22 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar, final
 
-from ..clock import monotonic
+from ..clock import monotonic, sleep
 from ..errors import UsageError
-from ..rendezvous._address import parse_endpoint
+from ..net import parse_endpoint
+from ..proc import descendants_of, state_of
 
 __all__ = ["CuttableProxy", "FreshPorts", "ServerProcess", "free_port"]
 
 _Proxy = TypeVar("_Proxy", bound="CuttableProxy")
 _CHUNK = 1 << 16
 _START_SECONDS = 30.0
+#: States in which a process does nothing: stopped, traced, a zombie, gone.
+_STOPPED = frozenset({"T", "t", "Z", "X", ""})
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nobody listens, and which the next to ask is unlikely to get."""
+    """Return a TCP port of 127.0.0.1 on which no server listens and which the system will hardly give out soon."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -37,10 +40,10 @@ def free_port() -> int:
 
 @final
 class FreshPorts:
-    """The ``server`` of a backend that one of the nodes hosts: each job meets at a port of its own.
+    """The ``server`` of a backend whose store a node hosts: each job gets a port of its own.
 
     Arguments:
-        address: of this host, where the nodes meet.
+        address: an address of this host.
     """
 
     def __init__(self, address: str = "127.0.0.1") -> None:
@@ -48,15 +51,15 @@ class FreshPorts:
 
     @property
     def endpoint(self) -> str:
-        """Another endpoint each time."""
+        """A new endpoint each time."""
         return f"{self._address}:{free_port()}"
 
 
 class CuttableProxy:
-    """Forwards TCP connections to ``target`` until it is cut; then it is as if every packet were lost.
+    """Forwards TCP connections to ``target``; while it is cut, no data passes, as if every packet were lost.
 
-    Connections stay open while it is cut, and go on when it is not any more, as those of a network do.  Also a context
-    manager; made to be subclassed, to add what else the server behind it can do.
+    Connections stay open while it is cut and continue afterwards.  Also a context manager; made to be subclassed, to
+    add what else the server behind it can do.
 
     Arguments:
         target: ``host:port`` of the real server.
@@ -68,7 +71,10 @@ class CuttableProxy:
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._peers: dict[socket.socket, socket.socket] = {}
+        self._servers: set[socket.socket] = set()  # those of the peers that lead to the server
         self._is_cut = self._is_closed = False
+        self._changed = threading.Lock()
+        self._losing: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._run, name="cuttable proxy", daemon=True)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -81,12 +87,26 @@ class CuttableProxy:
 
     @contextmanager
     def partition(self) -> Iterator[None]:
-        """Cut the server off for as long as the context is open."""
+        """Cut the server off while the context is open."""
         self._set_cut(True)
         try:
             yield
         finally:
             self._set_cut(False)
+
+    @contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        """While the context is open, the server gets what clients send, and each connection ends with its answer lost.
+
+        One answer is lost for each connection that was open at the beginning; newer connections work.
+        """
+        with self._changed:
+            self._losing = set(self._peers)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._losing = set()
 
     def __enter__(self: _Proxy) -> _Proxy:
         return self
@@ -111,7 +131,7 @@ class CuttableProxy:
 
     def _run(self) -> None:
         while not self._is_closed:
-            # While it is cut only the wake-up is listened to: what clients send stays where it is.
+            # While it is cut, only the wake-up is read: what clients send stays in their sockets.
             for key, _ in self._selector.select():
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
@@ -134,35 +154,62 @@ class CuttableProxy:
     def _accept(self) -> None:
         client, _ = self._listener.accept()
         try:
-            server = socket.create_connection(self._target, timeout=5.0)
+            server = socket.create_connection((self._target.host, self._target.port), timeout=5.0)
         except OSError:
-            client.close()  # the server is away: the client sees its connection end at once
+            client.close()  # the server is down: the client's connection ends at once
             return
+        self._servers.add(server)
         for one, other in ((client, server), (server, client)):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             one.settimeout(5.0)
-            self._peers[one] = other
+            with self._changed:
+                self._peers[one] = other
             self._selector.register(one, selectors.EVENT_READ)
+
+    def _is_lost(self, sock: socket.socket) -> bool:
+        with self._changed:
+            return sock in self._losing and sock in self._servers
 
     def _forward(self, sock: socket.socket) -> None:
         try:
             data = sock.recv(_CHUNK)
-            if data:
+            if data and not self._is_lost(sock):
                 self._peers[sock].sendall(data)
                 return
         except OSError:
             pass
         for one in (sock, self._peers[sock]):
             del self._peers[one]
+            self._servers.discard(one)
             self._selector.unregister(one)
             one.close()
+
+
+def _stop_tree(root: int) -> list[int]:
+    """Stop a process and all its descendants; returns them, parents first."""
+    stopped: list[int] = []
+    while new := [pid for pid in (root, *descendants_of(root)) if pid not in stopped]:
+        for pid in new:  # a process that is stopped starts no further ones
+            _signal(pid, signal.SIGSTOP)
+            stopped.append(pid)
+    deadline = monotonic() + _START_SECONDS
+    while any(state_of(pid) not in _STOPPED for pid in stopped) and monotonic() < deadline:
+        sleep(0.001)  # before that one may still answer
+    return stopped
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass  # it has ended
 
 
 @final
 class ServerProcess:
     """A server program on this machine, behind a proxy, so that it can be cut off, stopped and restarted.
 
-    Also a context manager.  ``endpoint`` is the proxy's; it stays the same over restarts.
+    Also a context manager.  ``endpoint`` is the proxy's; restarts do not change it.
 
     Arguments:
         command: the program and its arguments; it has to listen on ``port`` of 127.0.0.1, in the foreground.
@@ -184,19 +231,25 @@ class ServerProcess:
 
     @contextmanager
     def partition(self) -> Iterator[None]:
-        """Cut the server off for as long as the context is open."""
+        """Cut the server off while the context is open."""
         with self._proxy.partition():
             yield
 
     @contextmanager
+    def losing_answers(self) -> Iterator[None]:
+        """Lose one answer of each open connection, see :meth:`CuttableProxy.losing_answers`."""
+        with self._proxy.losing_answers():
+            yield
+
+    @contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the server (SIGSTOP) for as long as the context is open."""
-        self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # until then it may still answer
+        """Stop the server (SIGSTOP), with all processes that it has started, while the context is open."""
+        stopped = _stop_tree(self._process.pid)
         try:
             yield
         finally:
-            self._process.send_signal(signal.SIGCONT)
+            for pid in reversed(stopped):
+                _signal(pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """Kill the server (SIGKILL) and start it again."""
@@ -217,7 +270,9 @@ class ServerProcess:
         self.close()
 
     def _end(self) -> None:
-        self._process.kill()
+        tree = _stop_tree(self._process.pid)
+        for pid in reversed(tree):
+            _signal(pid, signal.SIGKILL)
         self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -236,4 +291,4 @@ class ServerProcess:
                 process.kill()
                 process.wait()
                 raise UsageError(f"{' '.join(self._command)} does not listen on port {self._port}")
-            threading.Event().wait(0.02)
+            sleep(0.02)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..clock import monotonic
-from ..rendezvous import _protocol as protocol
-from ._simulation import World
+from ..rendezvous._protocol import Settings
+from ._simulation import Law, World
 
 __all__ = ["play_large"]
 
@@ -18,7 +18,7 @@ def play_large(nodes: int, seed: int = 0, join_seconds: float = 1.0) -> Iterator
         SimulationError: a law was broken, or a step took longer than a minute of virtual time.
     """
     world = World(seed)
-    settings = protocol.Settings(nodes - 1, nodes, join_timeout=600.0)
+    settings = Settings(nodes - 1, nodes)
     for number in range(nodes):
         world.add_node(f"n{number}", settings, joins_at=world.random.uniform(0.0, join_seconds))
     running = list(world.nodes)
@@ -39,7 +39,7 @@ def play_large(nodes: int, seed: int = 0, join_seconds: float = 1.0) -> Iterator
 
 
 def _step(world: World, what: str, stop: Callable[[], bool]) -> str:
-    began, begun_at = world.now, monotonic()
+    began, started_at = world.now, monotonic()
     if not world.run(world.now + 60.0, stop):
-        world.judge.fail("convergence", f"not within a minute: {what}")
-    return f"{what}: {world.now - began:.2f} s of virtual time, {monotonic() - begun_at:.1f} s of real time"
+        world.judge.fail(Law.CONVERGENCE, f"not within a minute: {what}")
+    return f"{what}: {world.now - began:.2f} s of virtual time, {monotonic() - started_at:.1f} s of real time"

@@ -1,69 +1,59 @@
 """What must hold in every simulated world, checked as it happens: the laws of the protocol and of the agents.
 
-``LAWS`` names them all.  What does not live here: that everybody converges once faults have stopped
-(``_simulation_scenario``), and the world itself.
+What does not live here: checking that all nodes converge once faults have stopped (``_simulation_scenario``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import NoReturn, Protocol, final
 
 from ..agent import _protocol as agent
-from ..records import Assignment, RoundEnd, Verdict
+from ..agent._protocol import Finish
+from ..agent._state import State as AgentState
+from ..records import Assignment, Cause, RoundEnd, Verdict
+from ..rendezvous import _machine
+from ..rendezvous._protocol import Input, Key, Settings
+from ..rendezvous._state import State, Step
 from ..rendezvous._wire import decode_end, decode_object
+from ._simulation_law import Law, SimulationError
+from ._simulation_network import Network
+from ._simulation_timeline import Timeline
 
-if TYPE_CHECKING:
-    from ._simulation import World
-    from ._simulation_node import SimulatedNode
-
-__all__ = ["LAWS", "Judge", "SimulationError"]
-
-#: The laws by name; the last two are judged once the faults have stopped.
-LAWS: Mapping[str, str] = {
-    "written-once": "nothing that was sealed or ended is written again",
-    "rounds-in-order": "a round is sealed only after the one before has ended, and none after the job's end",
-    "one-world": "all members of a round have one world: its size, its master, its restart count",
-    "dense-ranks": "group ranks are given once each, global ranks follow them without gap or overlap",
-    "size-in-bounds": "a round has at least min_nodes and at most max_nodes members",
-    "workers-in-sealed-rounds": "workers start only with a seat of a sealed round, under its sealer",
-    "stopped-before-started": "a node's workers are gone before its next ones start, and before its agent finishes",
-    "one-running-world": "workers start in a round only when those of earlier rounds have stopped on every node that "
-    "was awake and connected all along, and has not left",
-    "ends-are-noticed": "a node that is awake and connected stops its workers soon after their round has ended",
-    "no-false-loss": "no node is declared lost that was awake and connected, or paused only when all others did",
-    "nobody-left-out": "a round that is not full takes in everyone who is awake, connected and in line",
-    "one-reason": "every node hears the very end that was recorded",
-    "success-is-success": "a job succeeds only when all workers of all members of one round have succeeded",
-    "budget": "restarts are counted one by one, only for failures, and never beyond max_restarts",
-    "outcome-is-recorded": "an agent that reached the store to the last finishes as was recorded",
-    "no-busy-loop": "a machine comes to rest",
-    "convergence": "once faults have stopped, all who are alive are soon in one round, or in line for the next",
-    "completion": "then, when all workers succeed, or the job has ended, every agent soon finishes",
-}
+__all__ = ["Judge", "Member"]
 
 
-@final
-class SimulationError(AssertionError):
-    """A law was broken.  ``law`` names it; the message holds the seed and the transcript that led to it."""
+class Member(Protocol):
+    """A node, as far as the laws look at it."""
 
-    def __init__(self, law: str, problem: str, seed: int, transcript: list[str]) -> None:
-        self.law, self.problem, self.seed, self.transcript = law, problem, seed, transcript
-        super().__init__(f"{law}: {problem}\nseed {seed}")
+    name: str
+    settings: Settings
+    agent: AgentState
+    is_up: bool
+    is_troubled: bool
+    troubled_until: float
+    troubled_alone_until: float
+    finished: Finish | None
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (self.law, self.problem, self.seed, self.transcript)
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def running(self) -> Assignment | None: ...
+
+    def healthy_since(self) -> float: ...
+
+    def in_line_since(self) -> float: ...
 
 
 @final
 class _Round:
-    """What is known of one round, by the store's own word."""
+    """What the store holds of one round."""
 
-    __slots__ = ("end", "ended_at", "first", "group_size", "number", "sealer", "seats", "world_size")
+    __slots__ = ("assignments", "end", "ended_at", "first", "group_size", "number", "sealer", "world_size")
 
     def __init__(self, number: int, sealer: int, group_size: int, world_size: int) -> None:
         self.number, self.sealer, self.group_size, self.world_size = number, sealer, group_size, world_size
-        self.seats: dict[int, tuple[str, Assignment]] = {}  # group rank -> who has it
+        self.assignments: dict[int, tuple[str, Assignment]] = {}  # group rank -> who has it
         self.first: Assignment | None = None
         self.end: RoundEnd | None = None
         self.ended_at = 0.0
@@ -71,19 +61,27 @@ class _Round:
 
 @final
 class Judge:
-    """Watches one world."""
+    """Watches one world; the world reports to it what happens."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, timeline: Timeline, network: Network) -> None:
+        self._timeline, self._network = timeline, network
+        self._members: dict[str, Member] = {}
+        self._longest_lease = 0.0
+        self.all_paused_at = -1e9
         self.rounds: dict[int, _Round] = {}
         self.is_over = False
-        self._running: dict[int, dict[SimulatedNode, float]] = {}  # round -> node -> since when its workers run
+        self._running: dict[int, dict[Member, float]] = {}  # round -> node -> since when its workers run
         self._successes: set[tuple[str, int]] = set()
 
-    def fail(self, law: str, problem: str) -> NoReturn:
-        """Say that ``law`` was broken."""
-        self.world.remark(f"LAW BROKEN: {law}: {problem}")
-        raise SimulationError(law, problem, self.world.seed, list(self.world.transcript))
+    def add(self, member: Member) -> None:
+        """Watch another node."""
+        self._members[member.name] = member
+        self._longest_lease = max(self._longest_lease, member.settings.timeouts.lease_timeout)
+
+    def fail(self, law: Law, problem: str) -> NoReturn:
+        """Raise SimulationError, since ``law`` was broken."""
+        self._timeline.remark(f"LAW BROKEN: {law.value}: {problem}")
+        raise SimulationError(law, problem, self._timeline.seed, list(self._timeline.transcript))
 
     def rounds_running(self) -> dict[int, int]:
         """Return on how many nodes the workers of each round run."""
@@ -91,59 +89,73 @@ class Judge:
 
     def done_and_gone(self, number: int) -> int:
         """Return how many members of a round have succeeded in it and are not up any more."""
-        names = [name for name, _ in self.rounds[number].seats.values() if (name, number) in self._successes]
-        return sum(not self.world.by_name[name].is_up for name in names)
+        names = [name for name, _ in self.rounds[number].assignments.values() if (name, number) in self._successes]
+        return sum(not self._members[name].is_up for name in names)
+
+    # --- what machines do ---------------------------------------------------------------------------------------------
+
+    def steps(self, node: Member, before: State, event: Input, result: Step) -> None:
+        """The rendezvous machine of ``node`` takes a step."""
+        if not _machine.is_listed(before.phase, event, result.state.phase):
+            change = f"from {before.phase.value} to {result.state.phase.value}"
+            self.fail(Law.TABLE, f"{type(event).__name__} leads {node.name} {change}, which is not listed")
 
     # --- what is written ----------------------------------------------------------------------------------------------
 
-    def writes(self, node: SimulatedNode, key: str, value: bytes) -> None:
+    def writes(self, node: Member, key: str, value: bytes) -> None:
         """``node`` writes ``key``."""
         number, _, name = key.partition("/")
         if name not in ("sealed", "ended"):
             return
-        if key in self.world.network.values:
-            self.fail("written-once", f"{node.name} writes {key} again")
+        if key in self._network.values:
+            self.fail(Law.WRITTEN_ONCE, f"{node.name} writes {key} again")
         if name == "sealed":
             self._sealed(node, int(number), key, value)
         else:
             self._ended(node, int(number), key, value)
 
-    def _sealed(self, node: SimulatedNode, number: int, key: str, value: bytes) -> None:
+    def _sealed(self, node: Member, number: int, key: str, value: bytes) -> None:
         data = decode_object(key, value, "sealed")
         if data.get("refusal"):
-            self.world.remark(f"round {number} is refused: {data['refusal']}")
+            self._timeline.remark(f"round {number} is refused: {data['refusal']}")
             return
-        self.world.remark(f"round {number} is sealed by {node.name}: {data['nodes']} node(s)")
+        self._timeline.remark(f"round {number} is sealed by {node.name}: {data['nodes']} node(s)")
         before = self.rounds.get(number - 1)
         if self.is_over or (number > 0 and (before is None or before.end is None)):
-            self.fail("rounds-in-order", f"round {number} is sealed although round {number - 1} has not ended for it")
+            self.fail(
+                Law.ROUNDS_IN_ORDER,
+                f"round {number} is sealed, but round {number - 1} has not ended for it",
+            )
         low, high = node.settings.min_nodes, node.settings.max_nodes
         if not low <= data["nodes"] <= high:
-            self.fail("size-in-bounds", f"round {number} has {data['nodes']} nodes, not {low} to {high}")
+            self.fail(Law.SIZE_IN_BOUNDS, f"round {number} has {data['nodes']} nodes, not {low} to {high}")
         self.rounds[number] = _Round(number, data["sealer"], data["nodes"], data["world_size"])
-        if data["nodes"] < high and node.healthy_since() < self.world.now - 2 * node.settings.lease_timeout:
+        if data["nodes"] < high and self._is_settled(node):
             self._check_left_out(node, number, data["sealer"])
 
-    def _check_left_out(self, sealer: SimulatedNode, number: int, ticket: int) -> None:
-        settled = self.world.now - 2 * sealer.settings.lease_timeout
-        values = self.world.network.values
-        for node in self.world.nodes:
+    def _is_settled(self, node: Member) -> bool:
+        return node.healthy_since() < self._timeline.now - 2 * node.settings.timeouts.lease_timeout
+
+    def _check_left_out(self, sealer: Member, number: int, ticket: int) -> None:
+        settled = self._timeline.now - 2 * sealer.settings.timeouts.lease_timeout
+        values = self._network.values
+        for node in self._members.values():
             state = node.state
             waits = state.round_number == number and state.ticket > 0 and node.in_line_since() < settled
             if not waits or not node.is_up or node.finished is not None or node.healthy_since() > settled:
                 continue
-            if f"{number}/seat/{ticket}/{state.ticket}" not in values:
-                self.fail("nobody-left-out", f"round {number} leaves out {node.name}, which was in line in time")
+            if Key.assignment(number, ticket, state.ticket) not in values:
+                self.fail(Law.NO_NODE_LEFT_OUT, f"round {number} leaves out {node.name}, which was in line in time")
 
-    def _ended(self, node: SimulatedNode, number: int, key: str, value: bytes) -> None:
+    def _ended(self, node: Member, number: int, key: str, value: bytes) -> None:
         end = decode_end(key, value)
-        self.world.remark(
+        self._timeline.remark(
             f"round {number} is ended by {node.name}: {end.cause.value}, {end.verdict.value}: {end.reason}"
         )
         this = self.rounds.get(number)
         if this is None:
-            self.fail("rounds-in-order", f"{node.name} ends round {number}, which is not sealed")
-        this.end, this.ended_at = end, self.world.now
+            self.fail(Law.ROUNDS_IN_ORDER, f"{node.name} ends round {number}, which is not sealed")
+        this.end, this.ended_at = end, self._timeline.now
         self.is_over = self.is_over or end.verdict.is_terminal
         self._check_success(this, end)
         self._check_losses(this, end)
@@ -153,156 +165,188 @@ class Judge:
     def _check_success(self, this: _Round, end: RoundEnd) -> None:
         if end.verdict is not Verdict.SUCCEEDED:
             return
-        done = sum((name, this.number) in self._successes for name, _ in this.seats.values())
+        done = sum((name, this.number) in self._successes for name, _ in this.assignments.values())
         if done != this.group_size:
-            self.fail("success-is-success", f"only {done} of {this.group_size} members of round {this.number} are done")
+            self.fail(
+                Law.SUCCESS_IS_SUCCESS,
+                f"only {done} of {this.group_size} members of round {this.number} are done",
+            )
 
     def _check_losses(self, this: _Round, end: RoundEnd) -> None:
-        if end.cause.value != "node_lost":
+        if end.cause is not Cause.NODE_LOST:
             return
-        patience = 2 * self.world.lease_seconds
+        limit = 2 * self._longest_lease
         for rank in end.lost_ranks:
-            if rank not in this.seats:
+            if rank not in this.assignments:
                 continue
-            node = self.world.by_name[this.seats[rank][0]]
-            if node.is_up and node.finished is None and node.troubled_alone_until < self.world.all_paused_at - patience:
-                self.fail("no-false-loss", f"{node.name} only paused when all did, and is declared lost: {end.reason}")
+            node = self._members[this.assignments[rank][0]]
+            if node.is_up and node.finished is None and node.troubled_alone_until < self.all_paused_at - limit:
+                self.fail(
+                    Law.NO_FALSE_LOSS,
+                    f"{node.name} paused only when all did, but is declared lost: {end.reason}",
+                )
             if (
                 node.is_up
                 and node.finished is None
-                and node.healthy_since() < self.world.now - patience
+                and node.healthy_since() < self._timeline.now - limit
                 and node.agent.signal_number is None
             ):
-                self.fail("no-false-loss", f"{node.name} is declared lost: {end.reason}")
+                self.fail(Law.NO_FALSE_LOSS, f"{node.name} is declared lost: {end.reason}")
 
     # --- what nodes do ------------------------------------------------------------------------------------------------
 
-    def joins(self, node: SimulatedNode, seat: Assignment) -> None:
-        """``node`` has read its seat."""
-        this = self.rounds.get(seat.round_number)
+    def joins(self, node: Member, assignment: Assignment) -> None:
+        """``node`` has read its assignment."""
+        this = self.rounds.get(assignment.round_number)
         if this is None:
-            self.fail("workers-in-sealed-rounds", f"{node.name} has a seat of round {seat.round_number}, not sealed")
+            self.fail(
+                Law.WORKERS_IN_SEALED_ROUNDS,
+                f"{node.name} has an assignment of round {assignment.round_number}, not sealed",
+            )
         first = this.first
         if first is None:
-            this.first = first = seat
+            this.first = first = assignment
         for name in ("group_world_size", "world_size", "master_addr", "master_port", "restart_count"):
-            if getattr(first, name) != getattr(seat, name):
-                self.fail("one-world", f"round {seat.round_number} has two worlds: {first} and {seat}")
-        if (seat.group_world_size, seat.world_size) != (this.group_size, this.world_size):
-            self.fail("one-world", f"{seat} is not of the world that was sealed")
-        rank = seat.group_rank
-        if rank in this.seats or not 0 <= rank < this.group_size:
-            self.fail("dense-ranks", f"group rank {rank} of round {seat.round_number} is given to {node.name}, too")
-        this.seats[rank] = node.name, seat
-        self._check_neighbours(this, seat)
-        self._check_budget(node, this, seat)
+            if getattr(first, name) != getattr(assignment, name):
+                self.fail(Law.ONE_WORLD, f"round {assignment.round_number} has two worlds: {first} and {assignment}")
+        if (assignment.group_world_size, assignment.world_size) != (this.group_size, this.world_size):
+            self.fail(Law.ONE_WORLD, f"{assignment} is not of the world that was sealed")
+        rank = assignment.group_rank
+        if rank in this.assignments or not 0 <= rank < this.group_size:
+            self.fail(
+                Law.DENSE_RANKS,
+                f"group rank {rank} of round {assignment.round_number} is given twice, also to {node.name}",
+            )
+        this.assignments[rank] = node.name, assignment
+        self._check_neighbours(this, assignment)
+        self._check_budget(node, this, assignment)
 
-    def _check_neighbours(self, this: _Round, seat: Assignment) -> None:
-        """Global ranks go on where the neighbour's end, so all are dense once all are here."""
-        rank, last = seat.group_rank, seat.first_rank + seat.local_world_size
-        before, after = this.seats.get(rank - 1), this.seats.get(rank + 1)
+    def _check_neighbours(self, this: _Round, assignment: Assignment) -> None:
+        """Global ranks continue those of the neighbours, so that all are dense once all members are here."""
+        rank, last = assignment.group_rank, assignment.first_rank + assignment.local_world_size
+        before, after = this.assignments.get(rank - 1), this.assignments.get(rank + 1)
         starts_right = (
-            seat.first_rank == 0
+            assignment.first_rank == 0
             if rank == 0
-            else (before is None or before[1].first_rank + before[1].local_world_size == seat.first_rank)
+            else (before is None or before[1].first_rank + before[1].local_world_size == assignment.first_rank)
         )
         ends_right = (
             last == this.world_size if rank == this.group_size - 1 else (after is None or after[1].first_rank == last)
         )
         if not (starts_right and ends_right):
-            self.fail("dense-ranks", f"the global ranks of group rank {rank} leave a gap or overlap: {seat}")
+            self.fail(Law.DENSE_RANKS, f"the global ranks of group rank {rank} leave a gap or overlap: {assignment}")
 
-    def _check_budget(self, node: SimulatedNode, this: _Round, seat: Assignment) -> None:
+    def _check_budget(self, node: Member, this: _Round, assignment: Assignment) -> None:
         before = self.rounds.get(this.number - 1)
         used = before.first.restart_count if before is not None and before.first is not None else None
-        if seat.restart_count > node.agent.max_restarts:
-            self.fail("budget", f"round {this.number} is restart {seat.restart_count} of {node.agent.max_restarts}")
+        if assignment.restart_count > node.agent.max_restarts:
+            self.fail(
+                Law.BUDGET,
+                f"round {this.number} is restart {assignment.restart_count} of {node.agent.max_restarts}",
+            )
         if used is not None and before is not None and before.end is not None:
             most = used + (before.end.verdict is Verdict.RESTART)
-            if not used <= seat.restart_count <= most:
-                self.fail("budget", f"{before.end.verdict.value} made restart count {used} into {seat.restart_count}")
+            if not used <= assignment.restart_count <= most:
+                self.fail(
+                    Law.BUDGET,
+                    f"{before.end.verdict.value} made restart count {used} into {assignment.restart_count}",
+                )
 
-    def starts(self, node: SimulatedNode, seat: Assignment) -> None:
+    def starts(self, node: Member, assignment: Assignment) -> None:
         """The agent of ``node`` starts workers."""
-        world, number = self.world, seat.round_number
-        world.note(node, "workers", f"start: round {number}, group rank {seat.group_rank} of {seat.group_world_size}")
+        number = assignment.round_number
+        self._timeline.note(
+            node.name,
+            "workers",
+            f"start: round {number}, group rank {assignment.group_rank} of {assignment.group_world_size}",
+        )
         if node.running is not None:
-            self.fail("stopped-before-started", f"{node.name} starts workers beside those of round {node.running}")
-        if f"{number}/sealed" not in world.network.values or seat.node_id != node.name:
-            self.fail("workers-in-sealed-rounds", f"{node.name} starts workers of round {number}, which is not sealed")
+            self.fail(Law.STOPPED_BEFORE_STARTED, f"{node.name} starts workers beside those of round {node.running}")
+        if Key.sealed(number) not in self._network.values or assignment.node_id != node.name:
+            self.fail(
+                Law.WORKERS_IN_SEALED_ROUNDS,
+                f"{node.name} starts workers of round {number}, which is not sealed",
+            )
         for earlier, members in self._running.items():
             if earlier < number:
                 for other, since in members.items():
                     self._check_overlap(node, number, other, earlier, since)
-        self._running.setdefault(number, {})[node] = world.now
+        self._running.setdefault(number, {})[node] = self._timeline.now
         this = self.rounds[number]
         if this.end is not None:
             self._check_notice_later(node, number)
 
-    def _check_overlap(
-        self, node: SimulatedNode, number: int, other: SimulatedNode, earlier: int, since: float
-    ) -> None:
+    def _check_overlap(self, node: Member, number: int, other: Member, earlier: int, since: float) -> None:
         end = self.rounds[earlier].end
         if end is not None and other.name in end.lost and other.agent.phase is agent.Phase.STOPPING:
-            return  # it has said that it leaves, and is stopping its workers; nobody waits for those
-        excuse = since - self.world.lease_seconds - self.world.notice_seconds
+            return  # it has reported that it leaves, and stops its workers; no node waits for those
+        excuse = since - self._longest_lease - self._network.notice_seconds
         if other.is_up and not other.is_troubled and other.troubled_until < excuse:
             self.fail(
-                "one-running-world",
+                Law.ONE_RUNNING_WORLD,
                 f"{node.name} starts workers of round {number} while {other.name}, always awake and connected, "
                 f"still runs those of round {earlier}",
             )
 
-    def stops(self, node: SimulatedNode) -> None:
+    def stops(self, node: Member) -> None:
         """No worker of ``node`` runs any more."""
         for number, members in list(self._running.items()):
             members.pop(node, None)
             if not members:
                 del self._running[number]
 
-    def succeeds(self, node: SimulatedNode, seat: Assignment) -> None:
+    def succeeds(self, node: Member, assignment: Assignment) -> None:
         """All workers of ``node`` in this round have succeeded."""
-        self._successes.add((node.name, seat.round_number))
+        self._successes.add((node.name, assignment.round_number))
 
-    def hears(self, node: SimulatedNode, end: RoundEnd) -> None:
-        """``node`` is told how a round ended."""
+    def learns_end(self, node: Member, end: RoundEnd) -> None:
+        """``node`` learns how a round ended."""
         this = self.rounds.get(end.round_number)
         if this is None or this.end != end:
             self.fail(
-                "one-reason", f"{node.name} hears of an end of round {end.round_number} that nobody recorded: {end}"
+                Law.ONE_REASON,
+                f"{node.name} learns an end of round {end.round_number} that no node recorded: {end}",
             )
 
-    def finishes(self, node: SimulatedNode) -> None:
+    def finishes(self, node: Member) -> None:
         """The agent of ``node`` has finished."""
         finish, state = node.finished, node.agent
         assert finish is not None
-        self.world.note(node, "agent", f"{finish.outcome.value}: {finish.reason}")
+        self._timeline.note(node.name, "agent", f"{finish.outcome.value}: {finish.reason}")
         if node.running is not None:
-            self.fail("stopped-before-started", f"{node.name} finishes while its workers run")
-        if finish.outcome is agent.Outcome.SUCCEEDED and not state.left and state.trouble is None:
+            self.fail(Law.STOPPED_BEFORE_STARTED, f"{node.name} finishes while its workers run")
+        if finish.outcome is agent.Outcome.SUCCEEDED and not isinstance(
+            finish.why, (agent.WorkersSucceeded, agent.RendezvousIsLost)
+        ):
             recorded = any(r.end is not None and r.end.verdict is Verdict.SUCCEEDED for r in self.rounds.values())
             if not recorded:
-                self.fail("outcome-is-recorded", f"{node.name} succeeds in a job that has not")
-        patience = state.close_timeout + self.world.notice_seconds
-        untroubled = state.trouble is None and node.healthy_since() < self.world.now - patience
+                self.fail(Law.OUTCOME_IS_RECORDED, f"{node.name} succeeds in a job that has not")
+        limit = state.settings.close_timeout + self._network.notice_seconds
+        untroubled = state.trouble is None and node.healthy_since() < self._timeline.now - limit
         if finish.outcome is agent.Outcome.FAILED and untroubled and state.end is not None:
             this = self.rounds.get(state.end.round_number)
             if this is None or this.end != state.end:
-                self.fail("outcome-is-recorded", f"{node.name} fails as {state.end.reason!r}, which is not recorded")
+                self.fail(
+                    Law.OUTCOME_IS_RECORDED,
+                    f"{node.name} fails as {state.end.reason!r}, which is not recorded",
+                )
 
     # --- in time ------------------------------------------------------------------------------------------------------
 
-    def _check_notice_later(self, node: SimulatedNode, number: int) -> None:
-        self.world.after(self.world.notice_seconds, lambda: self._check_notice(node, number))
+    def _check_notice_later(self, node: Member, number: int) -> None:
+        self._timeline.after(self._network.notice_seconds, lambda: self._check_notice(node, number))
 
-    def _check_notice(self, node: SimulatedNode, number: int) -> None:
+    def _check_notice(self, node: Member, number: int) -> None:
         if node.running is None or node.running.round_number != number or not node.is_up:
             return
         if node.agent.phase is agent.Phase.STOPPING:
             return
         since = node.healthy_since()
-        wait = since + self.world.notice_seconds - self.world.now
+        wait = since + self._network.notice_seconds - self._timeline.now
         if wait > 0:
-            self.world.after(min(wait, 5.0) + 0.01, lambda: self._check_notice(node, number))
+            self._timeline.after(min(wait, 5.0) + 0.01, lambda: self._check_notice(node, number))
             return
-        self.fail("ends-are-noticed", f"{node.name} still runs round {number}, which has ended, and has not noticed")
+        self.fail(
+            Law.ENDS_ARE_NOTICED,
+            f"{node.name} still runs round {number}, which has ended, and has not noticed",
+        )

@@ -1,22 +1,21 @@
 """The simulated store and the network to it: latency, loss, broken connections, partitions, outages.
 
-The store itself is linearizable and never forgets; everything that a real one may do to its clients is done here, to
-the messages.  What does not live here: who asks (``_simulation_node``), and what must hold (``_simulation_laws``).
+The store is linearizable and never forgets.  What a real store and network may do to a client is done to its messages
+here.  What does not live here: the clients (``_simulation_node``), and what must hold (``_simulation_laws``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, Protocol, final
 
-from .._record import frozen
+from attrs import frozen
+
 from ..rendezvous import _protocol as protocol
+from ..rendezvous._protocol import Operation
+from ._simulation_timeline import Timeline
 
-if TYPE_CHECKING:
-    from ._simulation import World
-    from ._simulation_node import SimulatedNode
-
-__all__ = ["Faults", "Network", "Waiting"]
+__all__ = ["Client", "Faults", "Network", "Waiting"]
 
 _LOST = "the simulated network lost it"
 
@@ -32,52 +31,81 @@ class Faults:
     failure_after: float = 1.0  # how long until the caller knows
     wait_broken: float = 0.0  # instead of waking, the waiting connection breaks
     wake_delay: tuple[float, float] = (0.0, 0.0)  # how much later than an answer a wake-up comes
-    wake_twice: float = 0.0  # the machine hears of one key twice
-    thread_delay: float = 0.0  # the longest time until one thread of a node hears another
+    wake_twice: float = 0.0  # one wake-up is delivered twice
+    thread_delay: float = 0.0  # the longest time that an input takes from one thread of a node to another
 
     @property
     def notice_seconds(self) -> float:
-        """Until a node that is awake and connected has heard of a key: a broken wait, its retry, the way back."""
+        """Within this time a node that is awake and connected learns of a key: a broken wait, its retry, an answer."""
         return self.failure_after + 1.0 + self.wake_delay[1] + 4 * (self.latency[1] + self.thread_delay) + 1.0
+
+
+class Client(Protocol):
+    """A node, as far as the network uses it."""
+
+    name: str
+    is_up: bool
+    is_troubled: bool
+    waiting: Waiting | None
+
+    def note_trouble(self, seconds: float = 0.0) -> None:
+        """Note that something other nodes may notice happens to this node, for ``seconds`` from now."""
+        ...
 
 
 @final
 class Waiting:
-    """One blocking wait of one node; ``finish`` is told the value, or what broke, or neither when interrupted."""
+    """One blocking wait of one node; ``finish`` gets the value, or the failure, or neither when interrupted."""
 
     __slots__ = ("finish", "is_over", "key", "node")
 
-    def __init__(
-        self, node: SimulatedNode, key: str, finish: Callable[[bytes | None, protocol.Failed | None], None]
-    ) -> None:
+    def __init__(self, node: Client, key: str, finish: Callable[[bytes | None, protocol.Failed | None], None]) -> None:
         self.node, self.key, self.finish, self.is_over = node, key, finish, False
 
-    def end(self, value: bytes | None, trouble: protocol.Failed | None = None) -> None:
-        """Tell the node, unless it has been told before."""
+    def end(self, value: bytes | None, failure: protocol.Failed | None = None) -> None:
+        """End the wait, unless it has ended."""
         if not self.is_over:
             self.is_over = True
-            self.finish(value, trouble)
+            self.finish(value, failure)
 
 
 @final
 class Network:
-    """What all nodes of a world share."""
+    """What all nodes of a world share.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    Arguments:
+        timeline: time, randomness and transcript.
+        faults: what goes wrong; may be exchanged at any time.
+    """
+
+    def __init__(self, timeline: Timeline, faults: Faults) -> None:
+        self.timeline = timeline
+        self._faults, self.notice_seconds = faults, faults.notice_seconds
+        self.on_write: Callable[[Any, str, bytes], None] = lambda node, key, value: None
+        self.clients: list[Client] = []
         self.values: dict[str, bytes] = {}
-        self.cut: set[SimulatedNode] = set()
+        self.cut: set[Client] = set()
         self.outages = 0
         self.is_lost = False
         self._waits: dict[str, list[Waiting]] = {}
 
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong now."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._faults = faults
+        self.notice_seconds = max(self.notice_seconds, faults.notice_seconds)
+
     # --- reachability -----------------------------------------------------------------------------------------------
 
-    def reaches(self, node: SimulatedNode) -> bool:
+    def reaches(self, node: Client) -> bool:
         """Return whether messages between ``node`` and the store arrive now."""
         return not self.outages and node not in self.cut
 
-    def cut_off(self, nodes: Iterable[SimulatedNode]) -> None:
+    def cut_off(self, nodes: Iterable[Client]) -> None:
         """Cut ``nodes`` off; some of their waits notice, the others hang until the network heals."""
         for node in nodes:
             self.cut.add(node)
@@ -85,7 +113,7 @@ class Network:
             node.note_trouble()
             self._break_wait(node)
 
-    def heal(self, nodes: Iterable[SimulatedNode]) -> None:
+    def heal(self, nodes: Iterable[Client]) -> None:
         """Connect ``nodes`` again; what their connections held back arrives."""
         for node in nodes:
             self.cut.discard(node)
@@ -93,9 +121,9 @@ class Network:
         self._deliver_what_waits()
 
     def begin_outage(self) -> None:
-        """Nobody reaches the store from now on."""
+        """No node reaches the store from now on."""
         self.outages += 1
-        for node in self.world.nodes:
+        for node in self.clients:
             node.is_troubled = True
             node.note_trouble()
             self._break_wait(node)
@@ -103,37 +131,37 @@ class Network:
     def end_outage(self) -> None:
         """The store answers again."""
         self.outages -= 1
-        for node in self.world.nodes:
+        for node in self.clients:
             self._settle(node)
         self._deliver_what_waits()
 
     def lose(self) -> None:
-        """The store and what it held are gone for good."""
+        """The store and its content are lost."""
         self.is_lost = True
-        for node in self.world.nodes:
+        for node in self.clients:
             if node.waiting is not None:
                 node.waiting.end(None, protocol.Failed(None, "the simulated store is gone", lost=True))
 
-    def drop_connections(self, node: SimulatedNode) -> None:
+    def drop_connections(self, node: Client) -> None:
         """Break the waiting connection of ``node`` at once."""
         if node.waiting is not None:
             node.waiting.end(None, protocol.Failed(None, "connection reset"))
 
-    def _settle(self, node: SimulatedNode) -> None:
+    def _settle(self, node: Client) -> None:
         if self.reaches(node):
             node.is_troubled = False
             node.note_trouble()
 
-    def _break_wait(self, node: SimulatedNode) -> None:
+    def _break_wait(self, node: Client) -> None:
         waiting = node.waiting
-        if waiting is None or self.world.random.random() < 0.5:
+        if waiting is None or self.timeline.random.random() < 0.5:
             return
 
         def notice() -> None:
             if not self.reaches(node):
                 waiting.end(None, protocol.Failed(None, "connection timed out"))
 
-        self.world.after(self.world.faults.failure_after, notice)
+        self.timeline.after(self.faults.failure_after, notice)
 
     def _deliver_what_waits(self) -> None:
         for key in [key for key in self._waits if key in self.values]:
@@ -141,78 +169,76 @@ class Network:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    def send(self, node: SimulatedNode, call: protocol.Call, done: Callable[[protocol.Input], None]) -> None:
-        """Carry out ``call`` after the network's latency, and tell ``done`` the answer, or that there is none."""
-        world, faults = self.world, self.world.faults
-        there, back = world.random.uniform(*faults.latency), world.random.uniform(*faults.latency)
-        chance = world.random.random()
+    def send(self, node: Client, call: protocol.Call, done: Callable[[protocol.Input], None]) -> None:
+        """Carry out ``call`` after the network's latency; ``done`` gets the reply, or the failure."""
+        timeline, faults = self.timeline, self.faults
+        there, back = timeline.random.uniform(*faults.latency), timeline.random.uniform(*faults.latency)
+        chance = timeline.random.random()
 
         def fail() -> None:
             node.note_trouble(faults.failure_after)
-            world.after(faults.failure_after, lambda: done(protocol.Failed(call, _LOST)))
+            timeline.after(faults.failure_after, lambda: done(protocol.Failed(call, _LOST)))
 
         def arrive() -> None:
             if self.is_lost:
-                world.after(back, lambda: done(protocol.Failed(call, "the simulated store is gone", lost=True)))
+                timeline.after(back, lambda: done(protocol.Failed(call, "the simulated store is gone", lost=True)))
                 return
             if not self.reaches(node):
                 fail()
                 return
             value = self._apply(node, call)
             if chance < faults.request_lost + faults.answer_lost:
-                world.count("answer lost")
+                timeline.count("answer lost")
                 fail()
             else:
-                world.after(back, lambda: done(protocol.Reply(call, value)) if self.reaches(node) else fail())
+                timeline.after(back, lambda: done(protocol.Reply(call, value)) if self.reaches(node) else fail())
 
         if chance < faults.request_lost:
-            world.count("request lost")
+            timeline.count("request lost")
             fail()
         else:
-            world.after(there, arrive)
+            timeline.after(there, arrive)
 
-    def _apply(self, node: SimulatedNode, call: protocol.Call) -> Any:
-        if call.operation == "add":
+    def _apply(self, node: Client, call: protocol.Call) -> Any:
+        if call.operation is Operation.ADD:
             total = int(self.values.get(call.keys[0], b"0")) + call.amount
             if call.amount:
                 self._write(node, call.keys[0], b"%d" % total)
             return total
-        if call.operation == "create":
+        if call.operation is Operation.CREATE:
             if call.keys[0] in self.values:
                 return False
             self._write(node, call.keys[0], call.values[0])
             return True
-        if call.operation in ("put", "put_many"):
+        if call.operation in (Operation.PUT, Operation.PUT_MANY):
             for key, value in zip(call.keys, call.values, strict=True):
                 self._write(node, key, value)
             return None
         values = self.values
         return [values.get(key) for key in call.keys]
 
-    def _write(self, node: SimulatedNode, key: str, value: bytes) -> None:
-        self.world.judge.writes(node, key, value)
+    def _write(self, node: Client, key: str, value: bytes) -> None:
+        self.on_write(node, key, value)
         self.values[key] = value
         if key in self._waits:
             self._wake_all(key)
 
     # --- waits ------------------------------------------------------------------------------------------------------
 
-    def wait(
-        self, node: SimulatedNode, key: str, finish: Callable[[bytes | None, protocol.Failed | None], None]
-    ) -> Waiting:
+    def wait(self, node: Client, key: str, finish: Callable[[bytes | None, protocol.Failed | None], None]) -> Waiting:
         """Begin a wait of ``node`` for ``key``."""
         waiting = Waiting(node, key, finish)
         self._register(waiting)
         return waiting
 
     def _register(self, waiting: Waiting) -> None:
-        faults = self.world.faults
+        faults = self.faults
         if self.is_lost:
             lost = protocol.Failed(None, "the simulated store is gone", lost=True)
-            self.world.after(faults.latency[1], lambda: waiting.end(None, lost))
+            self.timeline.after(faults.latency[1], lambda: waiting.end(None, lost))
         elif not self.reaches(waiting.node):
             broken = protocol.Failed(None, "cannot connect")
-            self.world.after(faults.failure_after, lambda: waiting.end(None, broken))
+            self.timeline.after(faults.failure_after, lambda: waiting.end(None, broken))
         elif waiting.key in self.values:
             self._wake(waiting)
         else:
@@ -231,18 +257,18 @@ class Network:
             self._waits[key] = stay
 
     def _wake(self, waiting: Waiting) -> None:
-        world, faults = self.world, self.world.faults
-        delay = world.random.uniform(*faults.latency)
+        timeline, faults = self.timeline, self.faults
+        delay = timeline.random.uniform(*faults.latency)
         if faults.wake_delay[1]:
-            extra = world.random.uniform(*faults.wake_delay)
+            extra = timeline.random.uniform(*faults.wake_delay)
             delay += extra
-            world.count("wake-up delayed")
+            timeline.count("wake-up delayed")
             waiting.node.note_trouble(extra)
-        if faults.wait_broken and world.random.random() < faults.wait_broken:
-            world.count("wait broken")
+        if faults.wait_broken and timeline.random.random() < faults.wait_broken:
+            timeline.count("wait broken")
             waiting.node.note_trouble(faults.failure_after)
             broken = protocol.Failed(None, "connection reset by peer")
-            world.after(world.random.uniform(0.0, faults.failure_after), lambda: waiting.end(None, broken))
+            timeline.after(timeline.random.uniform(0.0, faults.failure_after), lambda: waiting.end(None, broken))
             return
 
         def deliver() -> None:
@@ -253,4 +279,4 @@ class Network:
                 return
             waiting.end(self.values[waiting.key])
 
-        world.after(delay, deliver)
+        timeline.after(delay, deliver)

@@ -1,6 +1,6 @@
 """One simulated node: the production machines of its rendezvous and its agent, and what carries out their commands.
 
-The rendezvous machine sits in the driver's own interpreter (``quorate.rendezvous._interpreter``); queues, threads and
+The rendezvous machine is run by the driver's own interpreter (``quorate.rendezvous._executor``).  Queues, threads and
 sockets are simulated here: one call at a time, one blocking wait, an inbox per thread, a clock of its own.
 """
 
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, final
+from functools import partial
+from typing import Protocol, final
 
-from .._record import evolve
+from attrs import evolve
+
 from ..agent import _protocol as agent
 from ..agent._machine import initial_state as initial_agent_state
 from ..agent._machine import step as agent_step
-from ..agent._membership import agent_input
+from ..agent._store_membership import agent_input
 from ..policy import default_restart
 from ..records import (
     Assignment,
@@ -29,23 +31,39 @@ from ..records import (
     WorkerExited,
 )
 from ..rendezvous import _protocol as protocol
-from ..rendezvous._interpreter import Interpreter, WaitDesk
+from ..rendezvous._executor import Interpreter, PendingWait
 from ..rendezvous._ranks import order_nodes
-from ._simulation_network import Waiting
-from ._simulation_workers import BROKEN, SimulatedWorkers
+from ..rendezvous._state import State, Step
+from ._simulation_law import Law
+from ._simulation_laws import Judge
+from ._simulation_network import Network, Waiting
+from ._simulation_timeline import Timeline
+from ._simulation_workers import BROKEN, Plan, SimulatedWorkers, WorkerOutcome
 
-if TYPE_CHECKING:
-    from ._simulation import World
-
-__all__ = ["SimulatedNode"]
+__all__ = ["SimulatedNode", "Surroundings"]
 
 _OPERATION_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
-_MOST_TURNS = 10_000
-#: Threads do not wake exactly when they are due; it also keeps a rounding error from being a busy loop.
-_OVERSLEPT_SECONDS = 1e-6
-#: The phases of an agent that a transcript tells; the others follow from what it tells of the rendezvous and workers.
-_TOLD = frozenset({agent.Phase.BARRIER, agent.Phase.STOPPING})
+_MOST_STEPS = 10_000
+#: Threads wake a little late; it also keeps a rounding error from becoming a busy loop.
+_LATE_SECONDS = 1e-6
+#: The phases of an agent that the transcript names; the others follow from its lines about rendezvous and workers.
+_NOTED = frozenset({agent.Phase.BARRIER, agent.Phase.STOPPING})
+
+
+class Surroundings(Protocol):
+    """The world, as far as a node uses it."""
+
+    timeline: Timeline
+    network: Network
+    judge: Judge
+    interrupt_seconds: float
+
+    def take_pids(self, number: int) -> int: ...
+
+    def plan_of(self, node: SimulatedNode, assignment: Assignment, local_rank: int) -> Plan: ...
+
+    def break_collectives(self, node: SimulatedNode, round_number: int) -> None: ...
 
 
 @final
@@ -59,7 +77,7 @@ class SimulatedNode:
 
     def __init__(
         self,
-        world: World,
+        world: Surroundings,
         record: NodeRecord,
         settings: protocol.Settings,
         clock: tuple[float, float] = (0.0, 1.0),
@@ -67,16 +85,21 @@ class SimulatedNode:
         exit_barrier_timeout: float = 300.0,
         grace_seconds: float = 30.0,
     ) -> None:
-        self.world, self.record, self.settings = world, record, settings
+        self._world, self._timeline, self._judge = world, world.timeline, world.judge
+        self.record, self.settings, self.name = record, settings, record.node_id
         self._offset, self._rate = clock
-        self.rendezvous = Interpreter(settings, self, self.clock, _OPERATION_SECONDS, self._watch)
+        self.rendezvous = Interpreter(settings, self, self.clock, _OPERATION_SECONDS, self._on_step)
         grace = agent.Grace(*(4 * (grace_seconds,)))
         self.agent = initial_agent_state(
-            max_restarts, exit_barrier_timeout, grace, host=record.host, loss_timeout=settings.lease_timeout + 1.0
+            max_restarts,
+            exit_barrier_timeout,
+            grace,
+            host=record.host,
+            loss_timeout=settings.timeouts.lease_timeout + 1.0,
         )
         self.alive = self.is_up = True
         self.paused_until = 0.0
-        # For the laws: whether it is in a trouble that has no end yet, and when the last one ended or will end.
+        # For the laws: whether it is in trouble without a known end, and when the last trouble ended or will end.
         self.is_troubled, self.troubled_until = False, -1e9
         self.troubled_alone_until = -1e9
         self.workers: SimulatedWorkers | None = None
@@ -92,46 +115,46 @@ class SimulatedNode:
         self._inbox: deque[protocol.Input] = deque()
         self._agent_inbox: deque[agent.Input] = deque()
         self._queue: deque[protocol.Call] = deque()
-        self._is_calling = self._is_open = self._is_turning = self._is_agent_turning = False
+        self._is_calling = self._is_open = self._is_stepping = self._is_agent_stepping = False
         self._alarms: dict[str, float] = {}
-        self._desk = WaitDesk()
-        self._is_out = False
+        self._pending = PendingWait()
+        self._has_departed = False
         self._joins = 0
         self._in_line_since = 0.0
-        self.begun_at = self.ended_at = world.now
+        self.begun_at = self.ended_at = self._timeline.now
 
     # --- what tests and laws look at --------------------------------------------------------------------------------
 
     @property
-    def name(self) -> str:
-        return self.record.node_id
-
-    @property
-    def state(self) -> protocol.State:
-        """What its rendezvous machine knows."""
+    def state(self) -> State:
+        """The state of its rendezvous machine."""
         return self.rendezvous.state
 
     @property
     def running(self) -> Assignment | None:
-        """The seat whose workers run, even those that are being stopped."""
-        return self.workers.seat if self.workers is not None and self.workers.running else None
+        """The assignment whose workers run, even those that are being stopped."""
+        return self.workers.assignment if self.workers is not None and self.workers.running else None
 
     def clock(self) -> float:
         """Return this node's own monotonic time."""
-        return self._offset + self._rate * self.world.now
+        return self._offset + self._rate * self._timeline.now
 
     def note_trouble(self, seconds: float = 0.0, alone: bool = True) -> None:
-        """Something is done to this node, or to all at once, that others may notice, for ``seconds`` from now."""
+        """Note that something other nodes may notice happens to this node, for ``seconds`` from now.
+
+        Arguments:
+            alone: it does not happen to all nodes at once.
+        """
         if alone:
-            self.troubled_alone_until = max(self.troubled_alone_until, self.world.now + seconds)
-        self.troubled_until = max(self.troubled_until, self.world.now + seconds)
+            self.troubled_alone_until = max(self.troubled_alone_until, self._timeline.now + seconds)
+        self.troubled_until = max(self.troubled_until, self._timeline.now + seconds)
 
     def healthy_since(self) -> float:
         """Return when its last trouble ended, in the world's time; infinity while it lasts."""
         return float("inf") if self.is_troubled else self.troubled_until
 
     def in_line_since(self) -> float:
-        """Return when its record lay with the others of the round that it is joining; infinity if none does."""
+        """Return when its record was written for the round that it is joining; infinity if it is not in line."""
         before = {protocol.Phase.LOCATING, protocol.Phase.TICKETING}
         is_in_line = self.state.phase in (protocol.JOINING - before) | {protocol.Phase.STANDBY}
         return self._in_line_since if is_in_line else float("inf")
@@ -141,77 +164,78 @@ class SimulatedNode:
     def post(self, event: protocol.Input) -> None:
         """Hand the rendezvous thread an input."""
         self._inbox.append(event)
-        self._wake(self._turn)
+        self._wake(self._step)
 
-    def tell_agent(self, event: agent.Input) -> None:
+    def post_to_agent(self, event: agent.Input) -> None:
         """Hand the agent's thread an input."""
         self._agent_inbox.append(event)
-        self._wake(self._agent_turn)
+        self._wake(self._step_agent)
 
-    def _wake(self, turn: Callable[[], None]) -> None:
-        delay = self.world.faults.thread_delay
+    def _wake(self, action: Callable[[], None]) -> None:
+        delay = self._world.network.faults.thread_delay
         if delay:
-            self.world.after(self.world.random.uniform(0.0, delay), turn)
+            self._timeline.after(self._timeline.random.uniform(0.0, delay), action)
         else:
-            turn()
+            action()
 
-    def _is_asleep(self, turn: Callable[[], None]) -> bool:
-        """Return whether ``turn`` cannot run now; a pause puts it off."""
-        if self.is_up and self.paused_until > self.world.now:
-            self.world.at(self.paused_until, turn)
+    def _is_asleep(self, action: Callable[[], None]) -> bool:
+        """Return whether ``action`` cannot run now; a pause postpones it."""
+        if self.is_up and self.paused_until > self._timeline.now:
+            self._timeline.at(self.paused_until, action)
             return True
         return not self.is_up
 
-    def _turn(self) -> None:
-        if self._is_turning or self._is_asleep(self._turn):
+    def _step(self) -> None:
+        if self._is_stepping or self._is_asleep(self._step):
             return
-        self._is_turning = True
-        turns = 0
+        self._is_stepping = True
+        steps = 0
         while self.is_up:
-            event = self.rendezvous.timely(self._is_calling and not self._is_open)
+            event = self.rendezvous.due_input(self._is_calling and not self._is_open)
             if event is None:
                 if not self._inbox:
                     break
                 event = self._inbox.popleft()
             self.rendezvous.feed(event)
-            turns += 1
-            if turns > _MOST_TURNS:
-                self.world.judge.fail("no-busy-loop", f"the rendezvous of {self.name} does not come to rest")
-        self._is_turning = False
-        self._set_alarm("rendezvous", self.rendezvous.next_due(), self._turn)
+            steps += 1
+            if steps > _MOST_STEPS:
+                self._judge.fail(Law.NO_BUSY_LOOP, f"the rendezvous of {self.name} does not come to rest")
+        self._is_stepping = False
+        self._set_alarm("rendezvous", self.rendezvous.next_due_at(), self._step)
 
-    def _agent_turn(self) -> None:
-        if self._is_agent_turning or self._is_asleep(self._agent_turn):
+    def _step_agent(self) -> None:
+        if self._is_agent_stepping or self._is_asleep(self._step_agent):
             return
-        self._is_agent_turning = True
+        self._is_agent_stepping = True
         while self._agent_inbox and self.is_up and self.finished is None:
             self._feed_agent(self._agent_inbox.popleft())
         due = self.agent.wake_at
         if due is not None and due <= self.clock() and self.finished is None:
             self._feed_agent(agent.Clock(due=True))
-        self._is_agent_turning = False
+        self._is_agent_stepping = False
         if self.finished is None:
-            self._set_alarm("agent", self.agent.wake_at, self._agent_turn)
+            self._set_alarm("agent", self.agent.wake_at, self._step_agent)
 
-    def _set_alarm(self, thread: str, due: float | None, turn: Callable[[], None]) -> None:
+    def _set_alarm(self, thread: str, due: float | None, action: Callable[[], None]) -> None:
         if due is None or not self.is_up:
             return
-        now = self.world.now
-        when = max((due - self._offset) / self._rate, now) + _OVERSLEPT_SECONDS
+        now = self._timeline.now
+        when = max((due - self._offset) / self._rate, now) + _LATE_SECONDS
         if now < self._alarms.get(thread, -1.0) <= when:
-            return  # it wakes before that anyway, and will set the next one then
+            return  # it wakes before that anyway, and will then set the next alarm
         self._alarms[thread] = when
-        self.world.at(when, turn)
+        self._timeline.at(when, action)
 
-    # --- the rendezvous machine's hands -------------------------------------------------------------------------------
+    # --- the rendezvous machine's commands ----------------------------------------------------------------------------
 
-    def _watch(self, before: protocol.State, event: protocol.Input, result: protocol.Step) -> None:
+    def _on_step(self, before: State, event: protocol.Input, result: Step) -> None:
+        self._judge.steps(self, before, event, result)
         if before.phase is protocol.Phase.TICKETING is not result.state.phase:
-            self._in_line_since = self.world.now
+            self._in_line_since = self._timeline.now
         if result.reason is before.reason and result.state.phase is before.phase:
             return
-        if self.world.is_new(self, result.reason) or result.state.phase is not before.phase:
-            self.world.note(self, result.state.phase.value, result.reason)
+        if self._timeline.is_new(self.name, result.reason) or result.state.phase is not before.phase:
+            self._timeline.note(self.name, result.state.phase.value, result.reason)
 
     def call(self, call: protocol.Call) -> None:
         self.calls += 1
@@ -223,11 +247,11 @@ class SimulatedNode:
         if self._is_calling or not self._queue or self._is_asleep(self._next_call):
             return
         self._is_calling = True
-        self.world.network.send(self, self._queue.popleft(), self._answered)
+        self._world.network.send(self, self._queue.popleft(), self._answered)
 
     def _answered(self, event: protocol.Input) -> None:
-        def hear() -> None:
-            if self._is_asleep(hear):
+        def deliver() -> None:
+            if self._is_asleep(deliver):
                 return
             self._is_calling = False
             if isinstance(event, protocol.Reply) and not self._is_open:
@@ -236,57 +260,58 @@ class SimulatedNode:
             self.post(event)
             self._next_call()
 
-        hear()
+        deliver()
 
-    def aim(self, key: str | None) -> None:
-        if not self._desk.aim(key):
+    def wait_for(self, key: str | None) -> None:
+        if not self._pending.set_key(key):
             self._next_wait()
         elif self.waiting is not None:
             waiting = self.waiting
-            delay = self.world.interrupt_seconds
-            self.world.after(self.world.random.uniform(0.0, delay) if delay else 0.0, lambda: waiting.end(None))
+            delay = self._world.interrupt_seconds
+            self._timeline.after(self._timeline.random.uniform(0.0, delay) if delay else 0.0, lambda: waiting.end(None))
 
     def _next_wait(self) -> None:
-        if not self._is_open or self._desk.is_waiting or self._is_asleep(self._next_wait):
+        if not self._is_open or self._pending.is_waiting or self._is_asleep(self._next_wait):
             return
-        key = self._desk.begin()
+        key = self._pending.begin()
         if key is not None:
-            self.waiting = self.world.network.wait(self, key, lambda value, trouble: self._waited(key, value, trouble))
+            self.waiting = self._world.network.wait(self, key, partial(self._waited, key))
 
-    def _waited(self, key: str, value: bytes | None, trouble: protocol.Failed | None) -> None:
-        def hear() -> None:
-            if self._is_asleep(hear):
+    def _waited(self, key: str, value: bytes | None, failure: protocol.Failed | None) -> None:
+        def deliver() -> None:
+            if self._is_asleep(deliver):
                 return
             self.waiting = None
-            event = self._desk.finish(key, value, trouble)
+            event = self._pending.finish(key, value, failure)
             if event is not None:
                 self.post(event)
-                if self.world.faults.wake_twice and self.world.random.random() < self.world.faults.wake_twice:
-                    self.world.count("wake-up doubled")
+                chance = self._world.network.faults.wake_twice
+                if chance and self._timeline.random.random() < chance:
+                    self._timeline.count("wake-up doubled")
                     self.post(event)
             self._next_wait()
 
-        hear()
+        deliver()
 
-    def tell(self, output: protocol.Output, /) -> None:
+    def emit(self, output: protocol.Output, /) -> None:
         if isinstance(output, protocol.Joined):
             self.history.append(output.assignment)
-            self.world.judge.joins(self, output.assignment)
+            self._judge.joins(self, output.assignment)
         elif isinstance(output, protocol.Ended):
             self.ends.append(output.end)
-            self.world.judge.hears(self, output.end)
+            self._judge.learns_end(self, output.end)
         elif isinstance(output, protocol.Closed):
             self.closed = output.end
-            self.world.judge.hears(self, output.end)
+            self._judge.learns_end(self, output.end)
         elif isinstance(output, protocol.GaveUp):
             self.gave_up = output
-        if isinstance(output, (protocol.Closed, protocol.GaveUp, protocol.Gone)):
-            self._is_out = True
+        if isinstance(output, (protocol.Closed, protocol.GaveUp, protocol.Left)):
+            self._has_departed = True
             if self.finished is not None:
                 self._exit()
         event = agent_input(output)
         if event is not None:
-            self.tell_agent(event)
+            self.post_to_agent(event)
 
     def decide_ranks(self, nodes: Sequence[NodeRecord], previous: Sequence[str], /) -> Sequence[str]:
         return order_nodes(nodes, previous)
@@ -294,7 +319,7 @@ class SimulatedNode:
     def decide_rescale(self, summary: RoundSummary, waiting: int, /) -> bool:
         return waiting > 0 and summary.group_world_size < summary.max_nodes
 
-    # --- the agent machine's hands ------------------------------------------------------------------------------------
+    # --- the agent machine's commands ---------------------------------------------------------------------------------
 
     def _feed_agent(self, event: agent.Input) -> None:
         if isinstance(event, agent.WorkerHung):
@@ -306,8 +331,8 @@ class SimulatedNode:
             before = self.agent
             result = agent_step(before, backlog.popleft(), self.clock())
             self.agent = result.state
-            if result.state.phase is not before.phase and result.state.phase in _TOLD:
-                self.world.note(self, "agent", f"{result.state.phase.value}: {result.reason}")
+            if result.state.phase is not before.phase and result.state.phase in _NOTED:
+                self._timeline.note(self.name, "agent", f"{result.state.phase.value}: {result.reason}")
             for command in result.commands:
                 answer = self._do(command)
                 if answer is not None:
@@ -328,27 +353,28 @@ class SimulatedNode:
         elif isinstance(command, agent.Decide):
             return agent.Diagnosed(command.failure, self._decide(command.failure, command.budget))
         elif isinstance(command, agent.DumpStacks):
-            self.world.after(self.world.random.uniform(0.0, 1.0), lambda: self.tell_agent(agent.StacksDumped()))
+            seconds = self._timeline.random.uniform(0.0, 1.0)
+            self._timeline.after(seconds, lambda: self.post_to_agent(agent.StacksDumped()))
         elif isinstance(command, agent.EndRound):
             self.post(protocol.End(command.end))
         elif isinstance(command, agent.ReportDone):
             self.post(protocol.Done())
-        elif isinstance(command, agent.StayOut):
-            self.post(protocol.Join(evolve(self.record, unfit=command.problem)))
+        elif isinstance(command, agent.Decline):
+            self.post(protocol.Join(evolve(self.record, declined=command.problem)))
         elif isinstance(command, agent.Leave):
             self.post(protocol.Leave())
         else:
             self._finish(command)
         return None
 
-    def _start_workers(self, seat: Assignment) -> agent.Input | None:
-        self.world.judge.starts(self, seat)
-        plans = [self.world.plan(self, seat, local_rank) for local_rank in range(seat.local_world_size)]
+    def _start_workers(self, assignment: Assignment) -> agent.Input | None:
+        self._judge.starts(self, assignment)
+        plans = [self._world.plan_of(self, assignment, rank) for rank in range(assignment.local_world_size)]
         for local_rank, plan in enumerate(plans):
-            if plan.outcome == "unstartable":
-                self.world.judge.stops(self)
+            if plan.outcome is WorkerOutcome.UNSTARTABLE:
+                self._judge.stops(self)
                 return agent.StartFailed(WorkerExited(local_rank, 0, 127, 0, problem="no such program"))
-        self.workers = SimulatedWorkers(self, seat, plans, self.world.take_pids(len(plans)))
+        self.workers = SimulatedWorkers(self._timeline, self, assignment, plans, self._world.take_pids(len(plans)))
         return None
 
     def _stop_workers(self, command: agent.StopWorkers) -> agent.Input | None:
@@ -359,14 +385,22 @@ class SimulatedNode:
         self.workers.stop(command.signal_number, command.grace_seconds)
         return None
 
-    def workers_are_gone(self) -> None:
-        """All have stopped, as they were asked to."""
+    def on_worker_failed(self, round_number: int) -> None:
+        self._world.break_collectives(self, round_number)
+
+    def on_workers_succeeded(self, assignment: Assignment) -> None:
+        self._judge.succeeds(self, assignment)
+
+    def on_workers_ended(self) -> None:
+        self._judge.stops(self)
+
+    def on_workers_stopped(self) -> None:
         self.workers = None
-        self.tell_agent(agent.WorkersGone())
+        self.post_to_agent(agent.WorkersGone())
 
     def _diagnose(self, command: agent.Diagnose) -> agent.Input:
-        seat, exit = self.agent.assignment, command.exit
-        assert seat is not None
+        assignment, exit = self.agent.assignment, command.exit
+        assert assignment is not None
         cause = Cause.EXCEPTION if exit.exit_code > 0 else Cause.SIGNAL
         if command.start_failed:
             cause = Cause.START_FAILED
@@ -375,36 +409,36 @@ class SimulatedNode:
         elif exit.problem == BROKEN:
             cause = Cause.BROKEN_COLLECTIVE
         failure = FailureRecord(
-            seat.first_rank + exit.local_rank,
+            assignment.first_rank + exit.local_rank,
             exit.local_rank,
             exit.pid,
             exit.exit_code,
             cause,
             exit.problem or "it raised",
             0,
-            node_id=seat.node_id,
+            node_id=assignment.node_id,
             host=self.record.host,
-            restart_count=seat.restart_count,
+            restart_count=assignment.restart_count,
         )
         return agent.Diagnosed(failure, None if command.budget is None else self._decide(failure, command.budget))
 
     def _decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:
         verdict, self.next_verdict = self.next_verdict, None
         decision = default_restart(failure, budget) if verdict is None else RestartDecision(verdict, "as asked")
-        if decision.delay_seconds:  # the policy's pause is random; here it comes from the seed
-            decision = evolve(decision, delay_seconds=self.world.random.uniform(0.5, 2.0))
+        if decision.delay_seconds:  # the policy draws a random pause; here it comes from the seed
+            decision = evolve(decision, delay_seconds=self._timeline.random.uniform(0.5, 2.0))
         return decision
 
     def _finish(self, finish: agent.Finish) -> None:
         self.finished = finish
-        self.world.judge.finishes(self)
-        if self._is_out:
+        self._judge.finishes(self)
+        if self._has_departed:
             self._exit()
         else:
             self.post(protocol.Leave())
-            self.world.after(_CLOSE_SECONDS, self._exit)
+            self._timeline.after(_CLOSE_SECONDS, self._exit)
 
     def _exit(self) -> None:
         if self.is_up:
-            self.is_up, self.ended_at = False, self.world.now
-            self.world.note(self, "agent", "exits")
+            self.is_up, self.ended_at = False, self._timeline.now
+            self._timeline.note(self.name, "agent", "exits")

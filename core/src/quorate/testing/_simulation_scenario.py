@@ -1,6 +1,6 @@
 """Random scenarios: made from a seed, played with faults, then without, and shrunk when they fail.
 
-A scenario is plain data, so that it can be shortened piece by piece while it still breaks the same law.
+A scenario is plain data, so that it can be made shorter piece by piece while it still breaks the same law.
 """
 
 from __future__ import annotations
@@ -8,38 +8,69 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from enum import Enum
+from functools import partial
 from typing import final
 
-from .._record import as_dict, evolve, field, frozen
-from ..rendezvous import _protocol as protocol
-from ._simulation import Faults, Plan, SimulatedNode, SimulationError, World
+from attrs import asdict, evolve, field, frozen
 
-__all__ = ["ACTIONS", "Action", "Result", "Scenario", "bound_seconds", "make_scenario", "play", "shrink"]
+from ..agent import _protocol as agent
+from ..rendezvous._protocol import Phase, Settings
+from ..timeouts import Timeouts
+from ._simulation import Faults, Law, Plan, SimulatedNode, SimulationError, WorkerOutcome, World
+
+__all__ = ["Action", "ActionKind", "Result", "Scenario", "bound_seconds", "make_scenario", "play", "shrink"]
 
 _FAULTY_SECONDS = 15.0
 _GRACE_SECONDS = 4.0
 _LONGEST_PAUSE = 2.0  # that the default policy asks for, as the simulation answers it
 _OPERATION_SECONDS = 10.0
+#: What a busy worker does; a failure is twice as likely as the others.
+_OUTCOMES = (
+    WorkerOutcome.FAIL,
+    WorkerOutcome.FAIL,
+    WorkerOutcome.HANG,
+    WorkerOutcome.UNSTARTABLE,
+    WorkerOutcome.SUCCEED,
+)
+
+
+@final
+class ActionKind(str, Enum):
+    """What a scenario may do to a world."""
+
+    CRASH = "crash"
+    PAUSE = "pause"
+    PAUSE_ALL = "pause all"
+    CUT = "cut"
+    OUTAGE = "outage"
+    DROP_CONNECTIONS = "drop connections"
+    FAIL = "fail"
+    HANG = "hang"
+    SUCCEED = "succeed"
+    SIGNAL = "signal"
+    MAKE_UNHEALTHY = "make unhealthy"
+    JOIN = "join"
 
 
 @final
 @frozen
 class Action:
-    """Something that happens at ``at`` seconds to the node with this ``index`` (among those alive then)."""
+    """Something that happens at ``at`` seconds to the node with this ``index`` (among those that are up then)."""
 
     at: float
-    kind: str
+    kind: ActionKind
     index: int = 0
     seconds: float = 1.0
 
     def __str__(self) -> str:
-        return f"{self.at:6.2f} s: {self.kind} node {self.index} ({self.seconds:.2f} s)"
+        return f"{self.at:6.2f} s: {self.kind.value} node {self.index} ({self.seconds:.2f} s)"
 
 
 @final
 @frozen
 class Scenario:
-    """All that makes a run; together with the seed of the world's own randomness it is always the same run."""
+    """All that determines a run, together with the seed of the world's own randomness."""
 
     seed: int
     size: int
@@ -52,7 +83,7 @@ class Scenario:
     interrupt_seconds: float = 0.0
     drift: float = 0.0  # clock rates are between 1 - drift and 1 + drift
     stop_seconds: float = 0.05  # the longest time that workers take to stop
-    busy: float = 0.0  # the chance that a worker, once started, has something happen to it by itself
+    busy: float = 0.0  # the chance that a worker does something other than run
     actions: tuple[Action, ...] = ()
 
     def __str__(self) -> str:
@@ -69,7 +100,7 @@ class Scenario:
 
 
 def _differences(one: Faults, other: Faults) -> Iterator[tuple[str, object]]:
-    ours, theirs = as_dict(one), as_dict(other)
+    ours, theirs = asdict(one, recurse=False), asdict(other, recurse=False)
     yield from ((name, value) for name, value in ours.items() if value != theirs[name])
 
 
@@ -86,7 +117,7 @@ class Result:
 
 
 def make_scenario(seed: int) -> Scenario:
-    """Return the scenario of a seed.  Many are mild: a world in which all goes wrong at once shows little."""
+    """Return the scenario of a seed.  Many have few faults: a world in which everything fails at once shows little."""
     choose = random.Random(f"scenario {seed}")
     size = choose.choice([1, 2, 2, 3, 3, 4, 5])
     max_nodes = choose.choice([size, size, max(1, size - 1), size + 1])
@@ -102,7 +133,7 @@ def make_scenario(seed: int) -> Scenario:
         wake_twice=choose.choice([0.0, 0.0, 0.2]),
         thread_delay=choose.choice([0.0, 0.0, 0.02]),
     )
-    kinds = choose.sample(list(ACTIONS), k=choose.randint(1, 5))
+    kinds = choose.sample(list(ActionKind), k=choose.randint(1, 5))
     actions = [
         Action(
             round(choose.uniform(0.0, _FAULTY_SECONDS - 1.0), 3),
@@ -129,20 +160,24 @@ def make_scenario(seed: int) -> Scenario:
     )
 
 
-def bound_seconds(world: World, settings: protocol.Settings) -> float:
+def bound_seconds(world: World, settings: Settings) -> float:
     """Return within how many virtual seconds a world without faults converges, whatever was before.
 
-    The longest way that one node's trouble can take, in order: a call without an answer and its retry; an outage of the
-    agent's patience (``close_timeout``); each node that has died being found dead in its turn, as a member or in line
-    (a lease each, two of a standby's); the round's pause and last call; workers that use up their grace; and once more
-    around for those whom the first round after it all has left out.
+    The longest sequence for one node is: a call without an answer and its retry; the agent's ``close_timeout``; the
+    lease of each dead node in turn, as a member or in line (two leases where a standby watches); the policy's pause and
+    the last call; workers that use their whole grace.  All of it twice, for nodes that the first round afterwards left
+    out.
     """
-    dead = sum(not node.is_up for node in world.nodes)
-    lease = settings.lease_timeout
-    once = (
-        _OPERATION_SECONDS + 5.0 + 2 * lease * (dead + 2) + settings.last_call_timeout + _LONGEST_PAUSE + _GRACE_SECONDS
+    dead, timeouts = sum(not node.is_up for node in world.nodes), settings.timeouts
+    leases = 2 * timeouts.lease_timeout * (dead + 2)
+    return 2 * (
+        _OPERATION_SECONDS
+        + timeouts.close_timeout
+        + leases
+        + timeouts.last_call_timeout
+        + _LONGEST_PAUSE
+        + _GRACE_SECONDS
     )
-    return 2 * once
 
 
 # --- playing ----------------------------------------------------------------------------------------------------------
@@ -154,56 +189,51 @@ def play(scenario: Scenario) -> Result:
     Raises:
         SimulationError: a law was broken.
     """
-    settings = protocol.Settings(
-        scenario.min_nodes, scenario.max_nodes, join_timeout=1e6, last_call_timeout=1.0, store_outage_timeout=12.0
-    )
+    timeouts = Timeouts(join_timeout=1e6, last_call_timeout=1.0, store_outage_timeout=12.0)
+    settings = Settings(scenario.min_nodes, scenario.max_nodes, timeouts)
     world = World(scenario.seed, scenario.faults)
     try:
         return _play(world, scenario, settings)
     except SimulationError:
         raise
     except Exception as error:
-        world.remark(f"LAW BROKEN: no-crash: {type(error).__name__}: {error}")
-        raise SimulationError("no-crash", repr(error), world.seed, world.transcript) from error
+        world.remark(f"LAW BROKEN: {Law.NO_CRASH.value}: {type(error).__name__}: {error}")
+        raise SimulationError(Law.NO_CRASH, repr(error), world.seed, world.transcript) from error
 
 
-def _play(world: World, scenario: Scenario, settings: protocol.Settings) -> Result:
+def _play(world: World, scenario: Scenario, settings: Settings) -> Result:
     world.interrupt_seconds, world.connects_workers = scenario.interrupt_seconds, scenario.connects_workers
-    world.plan = lambda node, seat, local_rank: _plan(world, scenario)
-    game = _Game(world, scenario, settings)
+    world.plan = lambda node, assignment, local_rank: _plan(world, scenario)
+    run = _Run(world, scenario, settings)
     for _ in range(scenario.size):
-        game.add(world.random.uniform(0.0, 2.0))
+        run.add(world.random.uniform(0.0, 2.0))
     for action in scenario.actions:
-        world.at(action.at, _bound(game.act, action))
+        world.at(action.at, partial(run.act, action))
     world.run(_FAULTY_SECONDS)
     world.remark("no more faults from here on")
-    world.calm()
+    world.end_faults()
     world.run(world.now + 15.0)  # pauses and cuts that have begun last for at most so long
-    game.converge()
-    game.complete()
+    run.converge()
+    run.complete()
     up = sum(node.ended_at - node.begun_at for node in world.nodes)
     return Result(world.now, up, len(world.judge.rounds), world.counts, world.transcript)
 
 
-def _bound(act: Callable[[Action], None], action: Action) -> Callable[[], None]:
-    return lambda: act(action)
-
-
 def _plan(world: World, scenario: Scenario) -> Plan:
     choose = world.random
-    outcome, after = "run", 0.0
+    outcome, after = WorkerOutcome.RUN, 0.0
     if choose.random() < scenario.busy:
-        outcome = choose.choice(["fail", "fail", "hang", "unstartable", "succeed"])
+        outcome = choose.choice(_OUTCOMES)
         after = choose.uniform(0.001, 5.0)
-        world.count(f"worker planned to {outcome}")
+        world.count(f"worker planned: {outcome.value}")
     return Plan(outcome, after, choose.uniform(0.001, scenario.stop_seconds))
 
 
 @final
-class _Game:
+class _Run:
     """One scenario being played."""
 
-    def __init__(self, world: World, scenario: Scenario, settings: protocol.Settings) -> None:
+    def __init__(self, world: World, scenario: Scenario, settings: Settings) -> None:
         self.world, self.scenario, self.settings = world, scenario, settings
 
     def add(self, joins_at: float) -> SimulatedNode:
@@ -222,18 +252,18 @@ class _Game:
     def act(self, action: Action) -> None:
         """Do what the scenario says."""
         nodes = [node for node in self.world.nodes if node.is_up]
-        if action.kind == "join":
+        if action.kind is ActionKind.JOIN:
             self.world.count("node joins")
             self.add(self.world.now)
-        elif nodes or action.kind == "outage":
-            ACTIONS[action.kind](self.world, nodes, action)
+        elif nodes or action.kind is ActionKind.OUTAGE:
+            _ACTIONS[action.kind](self.world, nodes, action)
 
     def staying(self) -> list[SimulatedNode]:
-        """Return the nodes that are in the job and mean to stay there."""
+        """Return the nodes that are in the job and are going to stay."""
         return [n for n in self.world.nodes if n.is_up and n.finished is None and n.gave_up is None]
 
     def converge(self) -> None:
-        """All who are alive come to be in one round or in line for the next, or the job is over."""
+        """All live nodes come to be in one round or in line for the next, or the job is over."""
         world = self.world
         if not world.judge.is_over and not world.network.is_lost:
             for _ in range(self.scenario.min_nodes - len(self.staying())):
@@ -241,42 +271,42 @@ class _Game:
         bound = bound_seconds(world, self.settings)
         if not world.run(world.now + bound, self._has_converged):
             states = ", ".join(f"{n.name} {n.agent.phase.value}/{n.state.phase.value}" for n in self.staying())
-            world.judge.fail("convergence", f"after {bound:g} s without faults: {states}")
+            world.judge.fail(Law.CONVERGENCE, f"after {bound:g} s without faults: {states}")
 
     def _has_converged(self) -> bool:
         here = self.staying()
         if self.world.judge.is_over or self.world.network.is_lost:
             return not here
-        seats, standbys = 0, 0
+        assignments, standbys = 0, 0
         members: dict[int, int] = {}
         for node in here:
             phase = node.state.phase
-            if phase is protocol.Phase.RUNNING and node.agent.phase.value in ("running", "barrier"):
-                seat = node.state.assignment
-                assert seat is not None
-                members[seat.round_number] = seat.group_world_size
-                seats += 1
-            elif phase is protocol.Phase.STANDBY:
+            if phase is Phase.RUNNING and node.agent.phase in (agent.Phase.RUNNING, agent.Phase.BARRIER):
+                assignment = node.state.assignment
+                assert assignment is not None
+                members[assignment.round_number] = assignment.group_world_size
+                assignments += 1
+            elif phase is Phase.STANDBY:
                 standbys += 1
             else:
                 return False
         if len(members) != 1:
             return False
         ((number, size),) = members.items()
-        # A member that has died after its workers had succeeded is not missed: its part is done.
-        whole = seats + self.world.judge.done_and_gone(number) == size
+        # A member that died after its workers had succeeded is not missing: its part is done.
+        whole = assignments + self.world.judge.done_and_gone(number) == size
         return whole and (size == self.scenario.max_nodes or not standbys)
 
     def complete(self) -> None:
-        """All workers succeed from now on: so does the job."""
+        """All workers succeed from now on, and so does the job."""
         world = self.world
-        world.plan = lambda node, seat, local_rank: Plan("succeed", 0.5)
+        world.plan = lambda node, assignment, local_rank: Plan(WorkerOutcome.SUCCEED, 0.5)
         for node in self.staying():
             world.succeed(node)
         bound = bound_seconds(world, self.settings)
         if not world.run(world.now + bound, lambda: not any(node.is_up for node in world.nodes)):
             states = ", ".join(f"{n.name} {n.agent.phase.value}/{n.state.phase.value}" for n in world.nodes if n.is_up)
-            world.judge.fail("completion", f"after {bound:g} s in which all workers succeeded: {states}")
+            world.judge.fail(Law.COMPLETION, f"after {bound:g} s in which all workers succeeded: {states}")
 
 
 def _one(act: Callable[[World, SimulatedNode, Action], None]) -> Callable[[World, list[SimulatedNode], Action], None]:
@@ -288,27 +318,26 @@ def _cut_some(world: World, nodes: list[SimulatedNode], action: Action) -> None:
     world.cut(chosen or nodes[:1], action.seconds)
 
 
-#: What may happen to a world; "join" is done by the game itself.
-ACTIONS: dict[str, Callable[[World, list[SimulatedNode], Action], None]] = {
-    "crash": _one(lambda world, node, action: world.crash(node)),
-    "pause": _one(lambda world, node, action: world.pause(node, action.seconds)),
-    "pause everybody": lambda world, nodes, action: world.pause_all(action.seconds),
-    "cut": _cut_some,
-    "outage": lambda world, nodes, action: world.outage(action.seconds),
-    "drop connections": _one(lambda world, node, action: world.drop_connections(node)),
-    "fail": _one(lambda world, node, action: world.fail_worker(node)),
-    "hang": _one(lambda world, node, action: world.hang_worker(node)),
-    "succeed": _one(lambda world, node, action: world.succeed(node)),
-    "signal": _one(lambda world, node, action: world.signal(node)),
-    "unfit": _one(lambda world, node, action: world.make_unfit(node)),
-    "join": lambda world, nodes, action: None,
+#: How each action is done; ``JOIN`` is done by the run itself.
+_ACTIONS: dict[ActionKind, Callable[[World, list[SimulatedNode], Action], None]] = {
+    ActionKind.CRASH: _one(lambda world, node, action: world.crash(node)),
+    ActionKind.PAUSE: _one(lambda world, node, action: world.pause(node, action.seconds)),
+    ActionKind.PAUSE_ALL: lambda world, nodes, action: world.pause_all(action.seconds),
+    ActionKind.CUT: _cut_some,
+    ActionKind.OUTAGE: lambda world, nodes, action: world.outage(action.seconds),
+    ActionKind.DROP_CONNECTIONS: _one(lambda world, node, action: world.drop_connections(node)),
+    ActionKind.FAIL: _one(lambda world, node, action: world.fail_worker(node)),
+    ActionKind.HANG: _one(lambda world, node, action: world.hang_worker(node)),
+    ActionKind.SUCCEED: _one(lambda world, node, action: world.succeed(node)),
+    ActionKind.SIGNAL: _one(lambda world, node, action: world.signal(node)),
+    ActionKind.MAKE_UNHEALTHY: _one(lambda world, node, action: world.make_unhealthy(node)),
 }
 
 
 # --- shrinking --------------------------------------------------------------------------------------------------------
 
 
-def shrink(scenario: Scenario, law: str, most_tries: int = 400) -> Scenario:
+def shrink(scenario: Scenario, law: Law, most_tries: int = 400) -> Scenario:
     """Return a scenario, as short as could be found in ``most_tries``, that breaks the same law."""
     tries = 0
 
@@ -318,7 +347,7 @@ def shrink(scenario: Scenario, law: str, most_tries: int = 400) -> Scenario:
         try:
             play(candidate)
         except SimulationError as error:
-            return error.law == law
+            return error.law is law
         return False
 
     found = True

@@ -1,4 +1,4 @@
-"""What a law is handed: the backend under test, jobs on it, and members of those jobs; all are gone after the law.
+"""The backend under test, jobs on it, and members of those jobs; all are closed when the law is over.
 
 What does not live here: the laws (``_…_laws``), and servers that authors of tests use (``_servers``).
 """
@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
+from ..catalogue import PluginKind
 from ..errors import UsageError
+from ..job_token import STORE_PURPOSE, TOKEN_VARIABLE, TOKEN_VARIABLES, job_token_of
+from ..notices import warn
+from ..plugins import PluginHost, get_host
 from ..records import NodeRecord, RoundEnd
 from ..rendezvous import (
     BatchStore,
@@ -24,29 +29,28 @@ from ..rendezvous import (
     RendezvousInfo,
     RendezvousParameters,
     Store,
+    StoreRendezvousHandler,
+    sign_store,
 )
+from ._abilities import Ability, LawBrokenError
 from ._gate import Gate, gated
-from ._law import Ability, LawBrokenError
 from ._servers import FreshPorts
-
-if TYPE_CHECKING:
-    from ..plugins import PluginHost
 
 __all__ = ["Job", "Member", "Server", "Subject", "join_all", "race", "require", "result_of", "settle", "start"]
 
 _T = TypeVar("_T")
-#: Where nobody listens and a connection is refused at once.
+#: No server listens here, and a connection is refused at once.
 _DEAD_ENDPOINT = "127.0.0.1:1"
 _BAD_ENDPOINT = "[no endpoint:x"
 _SWEEP_SECONDS = 2.0
 
 
 class Server(Protocol):
-    """What the author's fixture yields.  A backend without a server of its own gives its endpoint all the same.
+    """What the author's fixture yields.  A backend without a server of its own also gives an endpoint.
 
-    Optional, and each switches laws on: ``partition()`` and ``pause()``, context managers that cut the server off or
-    stop it for as long as they are open, and ``restart()``.  ``endpoint`` is read once per job: where a node hosts the
-    store it may be another one each time.
+    Optional methods, each of which switches laws on: ``partition()`` and ``pause()``, context managers that cut the
+    server off or stop it while they are open, and ``restart()``.  ``endpoint`` is read once per job: where a node hosts
+    the store, it may differ each time.
     """
 
     @property
@@ -87,16 +91,16 @@ def result_of(future: Future[_T], seconds: float, what: str) -> _T:
         return future.result(seconds)
     except (TimeoutError, FutureTimeoutError):
         if future.done():
-            raise  # it is the function that raised it
+            raise  # the function itself raised it
         raise LawBrokenError(f"{what} did not return within {seconds:g} s") from None
 
 
 def settle(future: Future[Any], seconds: float) -> None:
-    """Wait until ``future`` is done, for at most ``seconds``, whatever comes of it."""
+    """Wait until ``future`` is done, for at most ``seconds``; its result does not matter."""
     try:
         future.exception(seconds)
     except (TimeoutError, FutureTimeoutError):
-        pass  # a law tells that such a call does not return; here it is merely left behind
+        pass  # a law reports that such a call does not return; here it is left behind
 
 
 def race(functions: Sequence[Callable[[], _T]], seconds: float) -> list[_T]:
@@ -113,17 +117,18 @@ def race(functions: Sequence[Callable[[], _T]], seconds: float) -> list[_T]:
 
 @final
 class Subject:
-    """A backend under test.  As a context manager, it closes whatever a law has opened.
+    """A backend under test.  As a context manager, it closes all that a law has opened.
 
     Arguments:
         backend: the name of an installed backend, or a record of one that is not installed.
         server: its endpoint, or what serves it (:class:`Server`).
-        settings: rendezvous settings for every member, such as time-outs that make failures quick.
+        settings: rendezvous settings for every member, such as timeouts that make failures quick.
         absent: ability -> why the backend does not have it.
-        dead_endpoint: an endpoint that is well-formed, yet nobody answers there.
+        dead_endpoint: a well-formed endpoint where no server answers.
         bad_endpoint: one that the backend must refuse as malformed.
-        patience: seconds within which anything that should happen must have happened.
-        lenient: take an ability that is neither there nor declared absent for absent.
+        timeout: seconds within which everything that a law expects must have happened.
+        lenient: an ability that is missing need not be declared absent.
+        signed: all members have a job token, so that the store's values are signed.
 
     Raises:
         UsageError: an unknown ability is declared absent, or one without a reason.
@@ -139,27 +144,40 @@ class Subject:
         absent: Mapping[str, str] | None = None,
         dead_endpoint: str = _DEAD_ENDPOINT,
         bad_endpoint: str = _BAD_ENDPOINT,
-        patience: float = 30.0,
+        timeout: float = 30.0,
         lenient: bool = False,
+        signed: bool = False,
         host: PluginHost | None = None,
     ) -> None:
-        from ..plugins import PluginHost, get_host
-
         if host is None:
             host = get_host() if isinstance(backend, str) else PluginHost(paths=[])
         self.host = host
         self.is_installed = isinstance(backend, str)
         self.backend: RendezvousBackend = (
-            host.choose("rendezvous backend", backend) if isinstance(backend, str) else backend
+            host.choose(PluginKind.RENDEZVOUS, backend) if isinstance(backend, str) else backend
         )
         self.server: Any = _Endpoint(server) if isinstance(server, str) else server
         self.settings = dict(settings or {})
         self.absent = check_absent(absent or {})
         self.dead_endpoint, self.bad_endpoint = dead_endpoint, bad_endpoint
-        self.patience, self.lenient = patience, lenient
+        self.timeout, self.lenient, self.signed = timeout, lenient, signed
         self._methods: frozenset[str] | None = None
         self._jobs: list[Job] = []
         self._closers: list[Callable[[], object]] = []
+
+    @contextmanager
+    def token_in_environment(self) -> Iterator[None]:
+        """Give this process, and those that it starts, a job token if the values are to be signed."""
+        if not self.signed:
+            yield
+            return
+        before = {name: os.environ.pop(name) for name in TOKEN_VARIABLES if name in os.environ}
+        os.environ[TOKEN_VARIABLE] = os.urandom(16).hex()
+        try:
+            yield
+        finally:
+            os.environ.pop(TOKEN_VARIABLE, None)
+            os.environ.update(before)
 
     # --- abilities ----------------------------------------------------------------------------------------------------
 
@@ -174,8 +192,11 @@ class Subject:
         if ability in (Ability.ENDPOINT, Ability.SEVERAL_NODES):
             return self.absent.get(ability)
         has, reason = self._has(ability), self.absent.get(ability)
+        if ability is Ability.LOSING_ANSWERS and not has:
+            # Newer than the others: a server that cannot be cut off cannot do this either, and need not say so.
+            return reason or self.absent.get(Ability.PARTITION) or f"missing: {ability.remedy}"
         if has and reason is not None:
-            raise LawBrokenError(f"the ability {ability.value} is declared absent ({reason}), yet it is there")
+            raise LawBrokenError(f"the ability {ability.value} is declared absent ({reason}), but the backend has it")
         if has:
             return None
         if reason is None and not self.lenient:
@@ -183,25 +204,25 @@ class Subject:
                 f"the ability {ability.value} is missing and not declared absent: {ability.remedy}, "
                 f'or declare absent = {{"{ability.value}": "why"}}'
             )
-        return reason or f"not there: {ability.remedy}"
+        return reason or f"missing: {ability.remedy}"
 
     def _has(self, ability: Ability) -> bool:
         if ability is Ability.STORE:
             return True
         if ability is Ability.ENTRY_POINT:
             return self.is_installed
-        if ability in (Ability.PARTITION, Ability.PAUSE, Ability.RESTART):
+        if ability in (Ability.PARTITION, Ability.LOSING_ANSWERS, Ability.PAUSE, Ability.RESTART):
             return hasattr(self.server, ability.value)
         return {Ability.BATCH: "put_many", Ability.INTERRUPT: "interrupt"}[ability] in self._optional_methods()
 
     def probe(self) -> None:
-        """Open the store once, if the backend has one, to see that it is there; lets every error through."""
+        """Open the store once, if the backend has one; raises what opening it raises."""
         if self.backend.open_store is not None:
             self._optional_methods()
 
     def _optional_methods(self) -> frozenset[str]:
         if self._methods is None:
-            probe = self._make_job()  # asked for in the middle of a law, too: it must not touch what the law has open
+            probe = self._make_job()  # not the job of a law that may be running
             try:
                 store = probe.open()
                 kinds = {"put_many": BatchStore, "interrupt": InterruptibleStore, "is_host": HostedStore}
@@ -219,13 +240,13 @@ class Subject:
 
     @property
     def has_fresh_endpoints(self) -> bool:
-        """Whether each job meets elsewhere, so that jobs of a hosted store may run at the same time."""
+        """Whether each job has an endpoint of its own, so that jobs of a hosted store may run at the same time."""
         return isinstance(self.server, FreshPorts)
 
     # --- what laws open -----------------------------------------------------------------------------------------------
 
     def job(self, run_id: str = "", endpoint: str = "") -> Job:
-        """Return a job that nobody else has (``run_id``, ``endpoint``: where two jobs are to have them in common)."""
+        """Return a new job; ``run_id`` and ``endpoint`` are given where two jobs must have them in common."""
         made = self._make_job(run_id, endpoint)
         self._jobs.append(made)
         return made
@@ -246,14 +267,14 @@ class Subject:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close whatever the law has opened; what does not close in time is left behind."""
+        """Close all that the law has opened; what does not close in time is left behind."""
         closers, self._closers = self._closers, []
         jobs, self._jobs = self._jobs, []
         for close in reversed(closers):
             close()
         ending = [start(job.close) for job in jobs]
         for future in ending:
-            settle(future, self.patience)
+            settle(future, self.timeout)
 
 
 def check_absent(absent: Mapping[str, str]) -> dict[Ability, str]:
@@ -264,7 +285,7 @@ def check_absent(absent: Mapping[str, str]) -> dict[Ability, str]:
             ability = Ability(name)
         except ValueError:
             known = ", ".join(ability.value for ability in Ability)
-            raise UsageError(f"{name!r} is declared absent, but is no ability; the abilities are {known}") from None
+            raise UsageError(f"{name!r} is declared absent, but is not an ability; the abilities are {known}") from None
         if not reason.strip():
             raise UsageError(f"the ability {name} is declared absent without a reason; write why")
         found[ability] = reason
@@ -282,7 +303,7 @@ class Job:
 
     def parameters(self, min_nodes: int = 1, max_nodes: int = 8, **settings: Any) -> RendezvousParameters:
         """Return the parameters with which a member opens the backend."""
-        merged = {"connect_timeout": self.subject.patience, **self.subject.settings, **settings}
+        merged = {"connect_timeout": self.subject.timeout, **self.subject.settings, **settings}
         name = self.subject.backend.name
         return RendezvousParameters(name, self.endpoint, self.run_id, min_nodes, max_nodes, **merged)
 
@@ -292,7 +313,9 @@ class Job:
         assert opener is not None, "this law needs a store"
         parameters = self.parameters(**settings)
         self._check(parameters)
-        store = opener(parameters)
+        store, token = opener(parameters), job_token_of(parameters.config)
+        if token is not None:  # unlike the rendezvous' own store, this one has counters under any key
+            store = sign_store(store, token.key(self.run_id, STORE_PURPOSE), warn)
         self._stores.append(store)
         return store
 
@@ -313,45 +336,43 @@ class Job:
         """Return a new node of the job; it has not joined yet.
 
         Arguments:
-            gate: where its calls of the store go through; only for backends that open a store.
+            gate: its store calls pass through this gate; only for backends that open a store.
         """
         parameters = self.parameters(min_nodes, max_nodes, **{**_MEMBER_SETTINGS, **self._times(), **settings})
         self._check(parameters)
         if self.subject.is_hosted and not self._stores:
-            self.open()  # the kit itself is the host, so that any member may leave
+            self.open()  # the kit itself is the host, so that every member may leave
         backend = self.subject.backend
         node = NodeRecord(os.urandom(8).hex(), role, local_world_size, host=f"node{len(self._members)}")
         if backend.open_handler is not None:
             handler = backend.open_handler(parameters)
         else:
-            from ..rendezvous import StoreRendezvousHandler
-
             handler = StoreRendezvousHandler(
                 parameters, backend if gate is None else gated(backend, gate), self.subject.host
             )
         handler.prepare(node)
-        made = Member(handler, node, gate, self.subject.patience)
+        made = Member(handler, node, gate, self.subject.timeout)
         self._members.append(made)
         return made
 
     def _times(self) -> dict[str, Any]:
-        return {"join_timeout": 2 * self.subject.patience, "store_outage_timeout": 2 * self.subject.patience}
+        return {"join_timeout": 2 * self.subject.timeout, "store_outage_timeout": 2 * self.subject.timeout}
 
     def members(self, count: int, min_nodes: int, max_nodes: int, **settings: Any) -> list[Member]:
         """Return several new nodes."""
         return [self.member(min_nodes, max_nodes, **settings) for _ in range(count)]
 
     def close(self) -> None:
-        """End the members and close the stores; with the last one goes whatever the job has left in the backend."""
+        """End the members, delete what the job has left in the backend, and close the stores."""
         for member in self._members:
             member.is_over = True
             if member.gate is not None:
                 member.gate.open()
         for ending in [start(member.handler.shutdown) for member in self._members]:
-            settle(ending, self.subject.patience)
+            settle(ending, self.subject.timeout)
         self._sweep()
         for store in reversed(self._stores):
-            settle(start(store.close), self.subject.patience)
+            settle(start(store.close), self.subject.timeout)
 
     def _sweep(self) -> None:
         opener = self.subject.backend.open_store
@@ -367,7 +388,7 @@ class Job:
             settle(start(sweep), 2 * _SWEEP_SECONDS)
 
 
-#: Short, so that laws are quick, and yet long enough for a busy machine.
+#: Short, so that laws are quick, but long enough for a busy machine.
 _MEMBER_SETTINGS: Mapping[str, Any] = {
     "last_call_timeout": 0.3,
     "lease_timeout": 1.0,
@@ -381,9 +402,9 @@ _MEMBER_SETTINGS: Mapping[str, Any] = {
 class Member:
     """One node of a job: a handler whose blocking methods run on threads."""
 
-    def __init__(self, handler: RendezvousHandler, node: NodeRecord, gate: Gate | None, patience: float) -> None:
-        self.handler, self.node, self.gate, self._patience = handler, node, gate, patience
-        self.is_over = False  # the law is; whatever still runs on a thread comes to its end
+    def __init__(self, handler: RendezvousHandler, node: NodeRecord, gate: Gate | None, timeout: float) -> None:
+        self.handler, self.node, self.gate, self._timeout = handler, node, gate, timeout
+        self.is_over = False  # the law is over, and its threads should end
 
     def joining(self) -> Future[RendezvousInfo]:
         """Begin to join the next round."""
@@ -391,10 +412,10 @@ class Member:
 
     def join(self) -> RendezvousInfo:
         """Join the next round."""
-        return result_of(self.joining(), self._patience, "next_rendezvous")
+        return result_of(self.joining(), self._timeout, "next_rendezvous")
 
     def await_change(self) -> RoundEnd | None:
-        """Block until the round this node runs in should end; returns why, where the handler tells."""
+        """Block until this node's round should end; returns why, if the handler reports it."""
 
         def wait() -> tuple[RoundEnd | None]:
             while True:
@@ -402,10 +423,10 @@ class Member:
                 if self.is_over or end is not None or self.handler.is_closed() or self.handler.num_nodes_waiting() > 0:
                     return (end,)
 
-        return result_of(start(wait), self._patience, "waiting for the end of a round")[0]
+        return result_of(start(wait), self._timeout, "waiting for the end of a round")[0]
 
 
-def join_all(members: Sequence[Member], patience: float) -> list[RendezvousInfo]:
+def join_all(members: Sequence[Member], timeout: float) -> list[RendezvousInfo]:
     """Have all ``members`` join the same round at once."""
     joining = [member.joining() for member in members]
-    return [result_of(future, patience, "next_rendezvous") for future in joining]
+    return [result_of(future, timeout, "next_rendezvous") for future in joining]

@@ -5,7 +5,7 @@ from quorate.testing import ServerProcess, StoreConformance, free_port
 
 class TestRedis(StoreConformance):
     backend = "redis"
-    absent = {"interrupt": "the core then waits in slices of a second"}
+    absent = {"interrupt": "the core waits in slices of a second"}
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,25 +1,28 @@
-"""Writing error files, in the format that TorchElastic reads and writes, with fields of our own beside it.
+"""Writes error files, in the format that TorchElastic reads and writes, with fields of our own beside it.
 
-Reading is the core's business (``quorate.failures``).  Nothing here raises: an error that cannot be recorded must not
-hide the error.
+Nothing here raises, because a problem with the file must not hide the error.  Files are read by
+:mod:`quorate.failures`.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from quorate.clock import wall_time_ns
 from quorate.failures import read_error_file
-from quorate.lazy_typing import Any
+from quorate.files import write_atomically
+from quorate.net import host_name
 from quorate.records import Cause, FailureRecord
 
 __all__ = ["initialize", "record_exception", "write_failure"]
 
 _LONGEST_MESSAGE = 8 * 1024
-_LONGEST_CALLSTACK = 64 * 1024
+_LONGEST_CALL_STACK = 64 * 1024
 _MOST_STDERR_LINES = 100
 
 
@@ -28,10 +31,8 @@ def initialize(error_file: str) -> None:
     try:
         os.makedirs(os.path.dirname(error_file) or ".", exist_ok=True)
     except OSError:
-        pass  # recording will say so, should it come to that
+        pass  # an error that cannot be recorded is reported then
     try:
-        import faulthandler
-
         if not faulthandler.is_enabled():
             faulthandler.enable(all_threads=True)
     except (OSError, ValueError, AttributeError, RuntimeError):
@@ -41,20 +42,23 @@ def initialize(error_file: str) -> None:
 def record_exception(exception: BaseException, error_file: str) -> None:
     """Write ``exception`` to ``error_file``, unless it already holds an error.
 
-    The first error of a worker stays: what is raised while it unwinds is a consequence.  A failure of workers of our
-    own (an agent that runs inside a worker) passes the error of its first failed worker on.  KeyboardInterrupt and
-    ``SystemExit(0)`` are ways to stop, not errors, and are not recorded.
+    The first error of a worker stays, because what is raised while it unwinds is a consequence.  For a
+    ChildFailedError (of an agent that runs inside a worker) the error of its first failed worker is written.
+    KeyboardInterrupt and ``SystemExit(0)`` are not errors and are not recorded.
     """
     try:
         data = _describe(exception)
         if data is not None:
             _write(error_file, data, replace=False)
     except Exception as problem:
-        _complain(error_file, problem)
+        _warn(error_file, problem)
 
 
 def write_failure(error_file: str, failure: FailureRecord) -> bool:
-    """See :func:`quorate_errors.write_failure`."""
+    """Add ``failure`` to its error file, or make one; returns whether it could be written.
+
+    What the worker recorded stays as it is; node, cause and the last lines of stderr are put beside it.
+    """
     try:
         recorded = failure.error_data or read_error_file(error_file)
         if recorded is None:
@@ -80,7 +84,7 @@ def write_failure(error_file: str, failure: FailureRecord) -> bool:
         )
         _write(error_file, data, replace=True)
     except Exception as problem:
-        _complain(error_file, problem)
+        _warn(error_file, problem)
         return False
     return True
 
@@ -93,39 +97,39 @@ def _describe(exception: BaseException) -> dict[str, Any] | None:
         if exception.code in (None, 0):
             return None
         error_code = exception.code if isinstance(exception.code, int) else 1
-    propagated = _of_first_worker(exception)
-    if propagated is not None:
-        return propagated
+    inner = _data_of_first_worker(exception)
+    if inner is not None:
+        return inner
     now = wall_time_ns()
     message: dict[str, Any] = {"message": _shorten(_headline(exception), _LONGEST_MESSAGE)}
     if error_code is not None:
         message["errorCode"] = error_code
     message["extraInfo"] = {
-        "py_callstack": _shorten(_callstack(exception), _LONGEST_CALLSTACK),
+        "py_callstack": _shorten(_call_stack(exception), _LONGEST_CALL_STACK),
         "timestamp": str(now // 1_000_000_000),
     }
-    return {"message": message, **_whereabouts(now), "cause": Cause.EXCEPTION.value}
+    return {"message": message, **_identity(now), "cause": Cause.EXCEPTION.value}
 
 
-def _whereabouts(now: int) -> dict[str, Any]:
+def _identity(now: int) -> dict[str, Any]:
     rank = os.environ.get("RANK", "")
     return {
         "time_ns": now,
-        "host": os.uname().nodename if hasattr(os, "uname") else "",
+        "host": host_name(),
         "pid": os.getpid(),
         "rank": int(rank) if rank.isascii() and rank.isdigit() else None,
     }
 
 
-def _of_first_worker(exception: BaseException) -> dict[str, Any] | None:
+def _data_of_first_worker(exception: BaseException) -> dict[str, Any] | None:
     """Return the error data of the first failed worker, where ``exception`` is ours or TorchElastic's ChildFailedError.
 
-    Told by its shape, so that torch need not be there.
+    It is recognized by its name and attributes, so that torch is not needed.
     """
     if type(exception).__name__ != "ChildFailedError":
         return None
     try:
-        _, failure = exception.get_first_failure()  # type: ignore[attr-defined] # told by its shape
+        _, failure = exception.get_first_failure()  # type: ignore[attr-defined] # caught below
         recorded = failure.error_file_data
         if not (isinstance(recorded, Mapping) and isinstance(recorded.get("message"), Mapping)):
             recorded = read_error_file(str(failure.error_file))
@@ -147,8 +151,8 @@ def _headline(exception: BaseException) -> str:
         return f"{type(exception).__name__}: <its message cannot be read: {type(problem).__name__}>"
 
 
-def _callstack(exception: BaseException) -> str:
-    from traceback import format_exception, format_tb
+def _call_stack(exception: BaseException) -> str:
+    from traceback import format_exception, format_tb  # a slow import that only a failing worker needs
 
     try:
         return "".join(format_exception(type(exception), exception, exception.__traceback__))
@@ -157,7 +161,7 @@ def _callstack(exception: BaseException) -> str:
 
 
 def _shorten(text: str, longest: int) -> str:
-    """Keep the beginning and, rather more of, the end: where it started and where it broke."""
+    """Keep a quarter from the beginning and three quarters from the end, which says where it broke."""
     if len(text) <= longest:
         return text
     head = longest // 4
@@ -166,28 +170,17 @@ def _shorten(text: str, longest: int) -> str:
 
 
 def _write(path: str, data: Mapping[str, Any], *, replace: bool) -> None:
-    """Write ``data`` beside ``path`` and rename it, so that a reader meets all of it or nothing."""
+    """Write ``data``; without ``replace`` only where there is no error yet (a torn file is not one)."""
     if not replace and read_error_file(path) is not None:
         return
     # ASCII escapes everything that UTF-8 cannot hold, lone surrogates included.
     content = json.dumps(data, ensure_ascii=True, default=str)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
-    try:
-        with open(temporary, "x", encoding="ascii") as file:
-            file.write(content)
-        # What is there is no error (torn, or not ours), or is ours to complete: either way it gives way.
-        os.replace(temporary, path)
-    except BaseException:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass
-        raise
+    write_atomically(path, content, mode=None)
 
 
-def _complain(path: str, problem: BaseException) -> None:
+def _warn(path: str, problem: BaseException) -> None:
     try:
         sys.stderr.write(f"quorate: warning: the error could not be written to {path!r}: {problem}\n")
     except Exception:
-        pass  # there is nobody left to tell
+        pass  # stderr is closed

@@ -1,17 +1,22 @@
-"""Counting the processes that the kernel killed for want of memory.
+"""Counts the processes that the kernel killed because memory ran out.
 
-A worker is dead, and its ``/proc`` entry gone, when its agent asks why.  But its control group is the agent's own or
-one below, whose counters include it; so a counter that has risen since the last look, together with a SIGKILL that
-nobody of ours sent, is as good an answer as the kernel gives.
+A worker is dead, and its ``/proc`` entry gone, when its agent asks why.  Its control group is the agent's own or one
+below, and the group's counter includes it.  A counter that has risen since the last look, together with a SIGKILL that
+the agent did not send, is as good an answer as the kernel gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
-from quorate.lazy_typing import final
+from quorate.files import read_bytes
+from quorate.proc import memory_groups
 
 __all__ = ["MemoryKills", "counter_files"]
+
+#: The file of a group that has the counter, by the version of control groups (cgroups(7)).
+_COUNTERS = {1: "memory.oom_control", 2: "memory.events"}
 
 
 @final
@@ -22,15 +27,12 @@ class MemoryKills:
     """
 
     def __init__(self, files: Sequence[str]) -> None:
-        self._file = next((path for path in files if _count(path) is not None), None)
-        self._seen = self._count()
-
-    def _count(self) -> int:
-        return (_count(self._file) or 0) if self._file is not None else 0
+        self._file = next((path for path in files if _kills_in(path) is not None), "")
+        self._seen = _kills_in(self._file) or 0
 
     def take(self) -> bool:
         """Return whether one more process was killed than was asked about so far."""
-        if self._count() <= self._seen:
+        if (_kills_in(self._file) or 0) <= self._seen:
             return False
         self._seen += 1
         return True
@@ -39,39 +41,15 @@ class MemoryKills:
 def counter_files() -> list[str]:
     """Return where this process's kills may be counted, the most specific first.
 
-    cgroup v2 ``memory.events`` and v1 ``memory.oom_control`` of its own group (see cgroups(7)); else the whole
-    machine's ``/proc/vmstat``, which also counts strangers.
+    Those of its control groups; else the whole machine's ``/proc/vmstat``, which also counts other people's processes.
     """
-    files = []
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8", errors="replace") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        hierarchy, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        group = group.rstrip("/")
-        if hierarchy == "0":
-            # Inside a container the group may be named as its host sees it, while the mount shows it as the root.
-            files += [f"/sys/fs/cgroup{group}/memory.events", "/sys/fs/cgroup/memory.events"]
-        elif "memory" in controllers.split(","):
-            files += [
-                f"/sys/fs/cgroup/memory{group}/memory.oom_control",
-                "/sys/fs/cgroup/memory/memory.oom_control",
-            ]
-    return [*dict.fromkeys(files), "/proc/vmstat"]
+    groups = [f"{group.folder}/{_COUNTERS[group.version]}" for group in memory_groups()]
+    return [*dict.fromkeys(groups), "/proc/vmstat"]
 
 
-def _count(path: str | None) -> int | None:
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                name, _, number = line.partition(" ")
-                if name == "oom_kill":
-                    return int(number)
-    except (OSError, ValueError):
-        pass
+def _kills_in(path: str) -> int | None:
+    for line in read_bytes(path).splitlines():
+        name, _, number = line.partition(b" ")
+        if name == b"oom_kill":
+            return int(number) if number.isdigit() else None
     return None

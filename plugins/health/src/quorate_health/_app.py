@@ -1,22 +1,19 @@
-"""The WSGI application: which address gives what.  How it is served does not live here (:mod:`._server`)."""
+"""The WSGI application: which address answers what.  How it is served does not live here (:mod:`._server`)."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
 from collections.abc import Callable, Iterable
+from typing import Any, final
 
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
+from quorate.services import AgentView
 
-from ._imports import importing
+from ._import_lock import import_lock
+from ._journal import Journal
 from ._page import PAGE_POLICY, page_of, part_of
 from ._pulse import DEADLINE_SECONDS, Pulse, StoreProbe
 from ._status import Status
-
-if TYPE_CHECKING:
-    from quorate.services import AgentView
-
-    from ._journal import Journal
 
 __all__ = ["Application"]
 
@@ -39,9 +36,9 @@ class Application:
     """Answers for one agent.
 
     Arguments:
-        agent: what it is asked about.
-        journal: what it went through.
-        own_name: the host name that the server was bound to, ``""`` if it is reachable from other machines.
+        agent: whose state is served.
+        journal: the notes of its events.
+        own_name: the host name that the server was bound to, ``""`` if other machines can reach it.
     """
 
     def __init__(self, agent: AgentView, journal: Journal, own_name: str = "") -> None:
@@ -78,10 +75,10 @@ class Application:
         return _send(start_response, (status, kind, body if method == "GET" else b""))
 
     def _is_own_name(self, header: str) -> bool:
-        """Whether a browser's request is meant for this server, where only this machine can reach it.
+        """Return whether a browser's request is meant for this server, where only this machine can reach it.
 
-        A web page anywhere can give its own name the address 127.0.0.1 and have its readers' browsers read from here.
-        An address, or a name that cannot be given away, is none of its own.
+        Any web site can give its own name the address 127.0.0.1 and have its visitors' browsers read from here (DNS
+        rebinding).  Addresses and names that no site can own are accepted.
         """
         if not self._own_name or not header:
             return True
@@ -97,8 +94,8 @@ class Application:
 
     def _load_metrics(self) -> Callable[..., Iterable[bytes]]:
         if self._metrics is None:
-            with importing:
-                from ._metrics import metrics_application
+            with import_lock:
+                from ._metrics import metrics_application  # brings prometheus-client: only a scrape needs it
 
                 self._metrics = metrics_application(self._agent, self._journal, self._store)
         return self._metrics
@@ -145,7 +142,7 @@ class Application:
         return _OK, _HTML, self._rendered(make.__name__, lambda status: make(status).encode(errors="replace"))
 
     def _rendered(self, name: str, make: Callable[[dict[str, Any]], bytes]) -> bytes:
-        """Return the status as ``make`` shows it; made once for each look, however many ask for it."""
+        """Return the status as ``make`` shows it; made once for each look, however many clients ask."""
         status = self._status.look()
         of, shown = self._shown.get(name, (None, b""))
         if of is not status:

@@ -1,4 +1,4 @@
-"""What the values of ``--health-checks``, ``--health-check-conf`` and ``--health-check-cmd`` mean."""
+"""Parses the values of this plugin's flags."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ from quorate.errors import UsageError
 
 from ._checks import DEFAULTS, LONGEST_COMMAND_SECONDS, NAMES
 
-__all__ = ["command_of", "limits_of", "names_of"]
+__all__ = ["command_of", "limits_of", "names_of", "port_of"]
+
+
+def port_of(text: str) -> int:
+    """Return a port from 0 to 65535.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
+        raise UsageError(f"--health-port={text} is not a port; give a number from 0 (any free port) to 65535")
+    return int(text)
 
 
 def names_of(text: str) -> frozenset[str]:
-    """Return the checks that ``all``, ``none``, names, and names after a minus amount to, from left to right.
+    """Return the checks of a list of ``all``, ``none``, ``NAME`` and ``-NAME``, which is read from left to right.
 
     Raises:
-        UsageError: a word is none of them.
+        UsageError: the list is empty, or a word is something else.
     """
     words = [word.strip().replace("-", "_") for word in text.split(",") if word.strip()]
     if not words:
@@ -42,7 +53,7 @@ def limits_of(text: str) -> dict[str, float]:
     """Return the limits of ``name=number,...``.
 
     Raises:
-        UsageError: an unknown name, or something that is no number that makes sense for it.
+        UsageError: a name is unknown, or its value is not a number in the name's range.
     """
     limits: dict[str, float] = {}
     for part in text.split(","):
@@ -73,10 +84,10 @@ def _number(name: str, written: str) -> float:
 
 
 def command_of(text: str) -> tuple[str, ...]:
-    """Return the words of a command, split as a shell does; there is no shell to run it.
+    """Return the words of a command, split as a shell does; it is run without a shell.
 
     Raises:
-        UsageError: there are none, or a quotation mark is missing.
+        UsageError: there are no words, or a quotation mark is missing.
     """
     try:
         words = tuple(shlex.split(text))
@@ -88,5 +99,6 @@ def command_of(text: str) -> tuple[str, ...]:
 
 
 def _remedy(name: str, known: tuple[str, ...]) -> str:
+
     near = get_close_matches(name, known, 1)
     return f"did you mean {near[0]}?" if near else "the names are " + ", ".join(known)

@@ -1,31 +1,34 @@
 """The node's checks: which there are, which are wanted, and what they measure against.
 
-What does not live here: how each one looks (``_node``, ``_memory``, ``_command``, ``_gpu``) and how the flags are read
-(``_check_flags``).  The core runs the checks, each under its time-out.
+What does not live here: how each one looks (``_resources``, ``_disk``, ``_watches``, ``_command``, ``_gpu``) and how
+the flags are parsed (``_check_flags``).  The core runs the checks, each under its timeout.
 """
 
 from __future__ import annotations
 
 import os
-from _weakref import ref  # weakref's own, without what else that module brings (0.4 ms of a launch)
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, final
+from weakref import WeakKeyDictionary
+
+from attrs import frozen
 
 from quorate.catalogue import HealthCheck
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
+from quorate.records import Event
+from quorate.services import AgentService, AgentView
 
-from . import _node
-from ._node import Clock, StoreWatch
+from ._disk import check_disk, check_log_dir
+from ._gpu import Gpus
+from ._resources import check_memory, check_open_files
+from ._watches import ClockWatch, StoreWatch
 
 if TYPE_CHECKING:
-    from quorate.records import Event
-    from quorate.services import AgentService, AgentView
+    from ._command import Command  # brings subprocess
 
-    from ._command import Command
-    from ._gpu import Gpus
+__all__ = ["DEFAULTS", "LONGEST_COMMAND_SECONDS", "NAMES", "CheckState", "CheckStates", "make_checks", "make_cleaner"]
 
-__all__ = ["DEFAULTS", "LONGEST_COMMAND_SECONDS", "NAMES", "Node", "Nodes", "cleaner_of", "make_checks"]
-
-#: Setting -> limit, as ``--health-check-conf`` names them; ``None``: not judged unless somebody gives a number.
+#: Setting -> limit, as ``--health-check-conf`` names them; ``None``: not judged unless a number is given.
 DEFAULTS: Mapping[str, float | None] = {
     "disk_free_mb": 50.0,
     "memory_free_mb": 64.0,
@@ -41,25 +44,27 @@ DEFAULTS: Mapping[str, float | None] = {
 #: The most that ``command_timeout_s`` may be.
 LONGEST_COMMAND_SECONDS = 3600.0
 
-#: What has to exist for a GPU of NVIDIA's to be there at all; asking NVML takes a thousand times as long.
-GPU_DEVICE = "/dev/nvidiactl"
+#: Exists where NVIDIA's driver is loaded; asking NVML takes a thousand times as long.
+_GPU_DEVICE = "/dev/nvidiactl"
 
 
 @final
-class Node:
-    """What the checks of one agent remember from one time to the next.
+class CheckState:
+    """What the checks of one agent keep from one time to the next.
 
     Arguments:
         settings: of the launch: ``health_check_conf`` (limits by name, over the defaults), ``health_checks`` (names of
             those wanted; absent: all), ``health_check_cmd`` (the words of the user's command).
+        gpu_device: the file without which there are no GPUs.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], gpu_device: str = _GPU_DEVICE) -> None:
         self.limits: dict[str, float | None] = {**DEFAULTS, **settings.get("health_check_conf", {})}
         self.wanted = frozenset(settings.get("health_checks", NAMES))
-        self.words = tuple(settings.get("health_check_cmd", ()))
-        self.clock = Clock()
+        self.clock = ClockWatch()
         self.store = StoreWatch()
+        self._words = tuple(settings.get("health_check_cmd", ()))
+        self._gpu_device = gpu_device
         self._command: Command | None = None
         self._gpus: Gpus | None = None
         self._closed = False
@@ -70,27 +75,32 @@ class Node:
         assert value is not None
         return value
 
-    def run_command(self, agent: AgentView) -> str | None:
-        if not self.words or self._closed:
+    @property
+    def must_be_closed(self) -> bool:
+        """Whether a check may start something that outlives it."""
+        return bool(self._words) or os.path.exists(self._gpu_device)
+
+    def run_command(self) -> str | None:
+        """Run the user's command, if there is one."""
+        if not self._words or self._closed:
             return None
         if self._command is None:
-            from ._command import Command
+            from ._command import Command  # brings subprocess, which most launches do not need
 
-            self._command = Command(self.words)
+            self._command = Command(self._words)
         return self._command.check(self.limit("command_timeout_s"))
 
-    def look_at_gpus(self, agent: AgentView) -> str | None:
+    def check_gpus(self) -> str | None:
+        """Judge the GPUs, if there are any or some are expected."""
         wanted = self.limits["gpus"]
-        if not os.path.exists(GPU_DEVICE) or self._closed:
+        if not os.path.exists(self._gpu_device) or self._closed:
             return f"no NVIDIA GPU is here, but gpus={wanted:g} are expected" if wanted else None
         if self._gpus is None:
-            from ._gpu import Gpus
-
             self._gpus = Gpus()
         return self._gpus.check(wanted, self.limit("gpu_ecc_errors"), self.limits["gpu_temperature_c"])
 
     def close(self) -> None:
-        """End the command, if it runs, and let go of the GPUs."""
+        """End the command, if it runs, and release the GPUs."""
         self._closed = True
         if self._command is not None:
             self._command.close()
@@ -98,74 +108,80 @@ class Node:
             self._gpus.close()
 
 
-_Look = Callable[[Node, "AgentView"], "str | None"]
+@final
+@frozen
+class _Check:
+    summary: str
+    timeout_seconds: float
+    look: Callable[[CheckState, AgentView], str | None]
+
 
 #: In the order in which they run: those that answer at once come first.
-_LOOKS: Mapping[str, tuple[str, float, _Look]] = {
-    "open_files": ("limit of open files", 10.0, lambda node, agent: _node.open_files(node.limit("open_files"))),
-    "clock": ("no step of the wall clock", 10.0, lambda node, agent: node.clock.check(node.limit("clock_step_s"))),
-    "memory": ("free memory", 10.0, lambda node, agent: _node.memory(node.limit("memory_free_mb"))),
-    "log_dir": ("folder for logs", 10.0, lambda node, agent: _node.log_dir(agent)),
-    "disk": ("free disk space", 10.0, lambda node, agent: _node.disk(agent, node.limit("disk_free_mb"))),
-    "store": ("rendezvous store", 70.0, lambda node, agent: node.store.check(agent, node.limits["store_latency_ms"])),
-    "gpu": ("NVIDIA GPUs", 60.0, Node.look_at_gpus),
-    "command": ("--health-check-cmd", LONGEST_COMMAND_SECONDS + 10.0, Node.run_command),
+_CHECKS: Mapping[str, _Check] = {
+    "open_files": _Check("limit of open files", 10.0, lambda state, agent: check_open_files(state.limit("open_files"))),
+    "clock": _Check(
+        "no step of the wall clock", 10.0, lambda state, agent: state.clock.check(state.limit("clock_step_s"))
+    ),
+    "memory": _Check("free memory", 10.0, lambda state, agent: check_memory(state.limit("memory_free_mb"))),
+    "log_dir": _Check("folder for logs", 10.0, lambda state, agent: check_log_dir(agent)),
+    "disk": _Check("free disk space", 10.0, lambda state, agent: check_disk(agent, state.limit("disk_free_mb"))),
+    "store": _Check(
+        "rendezvous store", 70.0, lambda state, agent: state.store.check(agent, state.limits["store_latency_ms"])
+    ),
+    "gpu": _Check("NVIDIA GPUs", 60.0, lambda state, agent: state.check_gpus()),
+    "command": _Check("--health-check-cmd", LONGEST_COMMAND_SECONDS + 10.0, lambda state, agent: state.run_command()),
 }
 
 #: The names that ``--health-checks`` knows.
-NAMES: tuple[str, ...] = tuple(_LOOKS)
+NAMES: tuple[str, ...] = tuple(_CHECKS)
 
 
 @final
-class Nodes:
-    """The :class:`Node` of each agent of this process, for as long as the agent lives.  Any thread may ask."""
+class CheckStates:
+    """The :class:`CheckState` of each agent of this process, for as long as the agent lives; for any thread."""
 
     def __init__(self) -> None:
-        self._nodes: dict[ref[AgentView], Node] = {}
+        self._states: WeakKeyDictionary[AgentView, CheckState] = WeakKeyDictionary()
 
-    def of(self, agent: AgentView) -> Node:
-        """Return the node of ``agent``, the same one each time."""
-        node = self._nodes.get(ref(agent))
-        return self._nodes.setdefault(ref(agent, self._forget), Node(agent.settings)) if node is None else node
+    def __len__(self) -> int:
+        return len(self._states)
 
-    def _forget(self, agent: ref[AgentView]) -> None:
-        self._nodes.pop(agent, None)
+    def of(self, agent: AgentView) -> CheckState:
+        """Return the state of ``agent``, the same one each time."""
+        state = self._states.get(agent)
+        return self._states.setdefault(agent, CheckState(agent.settings)) if state is None else state
 
 
-def make_checks(nodes: Nodes) -> list[HealthCheck]:
-    """Return all checks; what one agent's remember is kept in ``nodes``."""
+def make_checks(states: CheckStates) -> list[HealthCheck]:
+    """Return all checks; what they keep for an agent is in ``states``."""
     return [
-        HealthCheck(name, summary, _bind(nodes, name, look), seconds)
-        for name, (summary, seconds, look) in _LOOKS.items()
+        HealthCheck(name, check.summary, partial(_run, states, name), check.timeout_seconds)
+        for name, check in _CHECKS.items()
     ]
+
+
+def _run(states: CheckStates, name: str, agent: AgentView) -> str | None:
+    state = states.of(agent)
+    return _CHECKS[name].look(state, agent) if name in state.wanted else None
 
 
 @final
 class _Cleaner:
-    """A service for its end only."""
+    """A service that does nothing but close the state when the agent ends."""
 
     worker_environment: Mapping[str, str] = {}
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, state: CheckState) -> None:
+        self._state = state
 
     def observe(self, event: Event) -> None:
         pass
 
     def close(self) -> None:
-        self._node.close()
+        self._state.close()
 
 
-def cleaner_of(nodes: Nodes, agent: AgentView) -> AgentService | None:
-    """Return what ends a command that runs, and lets go of GPUs, when the agent ends; ``None`` if neither can be."""
-    if not agent.settings.get("health_check_cmd") and not os.path.exists(GPU_DEVICE):
-        return None
-    return _Cleaner(nodes.of(agent))
-
-
-def _bind(nodes: Nodes, name: str, look: _Look) -> Callable[[AgentView], str | None]:
-    def check(agent: AgentView) -> str | None:
-        node = nodes.of(agent)
-        return look(node, agent) if name in node.wanted else None
-
-    return check
+def make_cleaner(states: CheckStates, agent: AgentView) -> AgentService | None:
+    """Return the service that ends a running command and releases GPUs; ``None`` if there can be neither."""
+    state = states.of(agent)
+    return _Cleaner(state) if state.must_be_closed else None

@@ -1,4 +1,4 @@
-"""The check that is a command of the user's: runs it, with a deadline, and tells how it ended."""
+"""The check that is a command of the user: runs it, with a deadline, and returns how it ended."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from typing import final
 
-from quorate.clock import monotonic
-from quorate.lazy_typing import final
+from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
+from quorate.failures import signal_name
+from quorate.job_token import without_token
+from quorate.proc import find_program, parent_death_command
 
 __all__ = ["Command"]
 
@@ -25,8 +28,8 @@ class Command:
     Arguments:
         words: the program, looked up on PATH, and its arguments.
 
-    It runs in a session and process group of its own; when it has ended, or its time is over, whatever is left of the
-    group is killed.  If this process dies, the command does too, where util-linux' ``setpriv`` is installed.
+    It runs in a session and process group of its own.  When it has ended, or its time is over, the rest of the group is
+    killed.  If this process dies, the kernel kills the command, where util-linux' ``setpriv`` is installed.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -38,7 +41,7 @@ class Command:
     def check(self, timeout: float) -> str | None:
         """Run it for at most ``timeout`` seconds; returns what is wrong, if anything is."""
         name = self._words[0]
-        argv, problem = _with_death_signal(self._words)
+        argv, problem = _resolve(self._words)
         if problem:
             return f"{name} cannot be run: {problem}; correct --health-check-cmd"
         try:
@@ -59,7 +62,7 @@ class Command:
         if not in_time:
             return f"{name} was killed, for it had not ended after {timeout:g} s (command_timeout_s){last}"
         if process.returncode < 0:
-            return f"{name} was killed by {_signal_name(-process.returncode)}{last}"
+            return f"{name} was killed by {signal_name(process.returncode)}{last}"
         return f"{name} ended with exit code {process.returncode}{last}" if process.returncode else None
 
     def close(self) -> None:
@@ -80,12 +83,13 @@ class Command:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 bufsize=0,
+                env=without_token(os.environ),
             )
             self._running.add(process.pid)
             return process
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Kill the group while its first process is not reaped, so that the number can be nobody else's."""
+        """Kill the group before its first process is reaped, so that the number cannot belong to another group."""
         with self._lock:
             _kill_group(process.pid)
             self._running.discard(process.pid)
@@ -105,14 +109,17 @@ class _Tail:
         self._bytes = (self._bytes + piece)[-_KEPT_BYTES:]
 
     def last_line(self) -> str:
-        """Return the last line that says something, cut to a length for people, without control characters."""
+        """Return the last line that is not blank, cut to a length for people, without control characters."""
         lines = [line.strip() for line in self._bytes.decode(errors="replace").splitlines()]
         last = next((line for line in reversed(lines) if line), "")[:_LONGEST_LINE]
         return "".join(letter if letter.isprintable() else "?" for letter in last)
 
 
 def _wait(process: subprocess.Popen[bytes], output: _Tail, deadline: float) -> bool:
-    """Read until the process has ended, for longer than which its children may keep the pipe; False if it did not."""
+    """Read the output until the process has ended or the deadline has come; return whether it has ended.
+
+    The end of the output would be too late: children of the process may keep the pipe open.
+    """
     assert process.stdout is not None
     pipe, ended = process.stdout.fileno(), os.pidfd_open(process.pid)
     os.set_blocking(pipe, False)
@@ -122,7 +129,7 @@ def _wait(process: subprocess.Popen[bytes], output: _Tail, deadline: float) -> b
     try:
         while True:
             left = deadline - monotonic()
-            ready = dict(poller.poll(max(0.0, left) * 1000))
+            ready = dict(poller.poll(1000.0 * min(max(0.0, left), LONGEST_WAIT_SECONDS)))
             if pipe in ready and not _read(pipe, output):
                 poller.unregister(pipe)
             if ended in ready:
@@ -144,48 +151,19 @@ def _read(pipe: int, output: _Tail) -> bool:
     return bool(piece)
 
 
-def _with_death_signal(words: Sequence[str]) -> tuple[Sequence[str], str]:
+def _resolve(words: Sequence[str]) -> tuple[Sequence[str], str]:
     """Return the words to run so that the command dies with the thread that started it, or why it cannot be run."""
-    program = _find(words[0])
-    if not program:
+    path = os.pathsep.join(os.get_exec_path())
+    program = words[0] if "/" in words[0] else find_program(words[0], path)
+    if not os.path.exists(program):
         return (), "there is no such program"
     if not (os.path.isfile(program) and os.access(program, os.X_OK)):
-        return (), "it is no executable file"
-    return (*_death_wrapper(), program, *words[1:]), ""
-
-
-def _death_wrapper() -> tuple[str, ...]:
-    """Return words that have the kernel kill what follows them when its parent dies; () where nobody can.
-
-    Not every ``setpriv`` is that of util-linux, and others refuse the option.
-    """
-    path = _find("setpriv")
-    if not path:
-        return ()
-    try:
-        with open(path, "rb") as file:
-            known = b"pdeathsig" in file.read(1 << 20)
-    except OSError:
-        known = False
-    return (path, "--pdeathsig", "KILL", "--") if known else ()
-
-
-def _find(name: str) -> str:
-    if "/" in name:
-        return name if os.path.exists(name) else ""
-    places = (os.path.join(folder, name) for folder in os.get_exec_path())
-    return next((place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)), "")
+        return (), "it is not an executable file"
+    return (*parent_death_command(path), program, *words[1:]), ""
 
 
 def _kill_group(group: int) -> None:
     try:
         os.killpg(group, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # nothing of it is left, or it has become somebody else
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        pass  # nothing of it is left, or it runs as another user by now

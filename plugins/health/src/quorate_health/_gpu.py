@@ -1,27 +1,26 @@
 """The check of NVIDIA's GPUs, through their management library (NVML).
 
 What does not live here: whether there is a GPU to ask about (``_checks``).  The Python binding is the distribution
-``nvidia-ml-py``, which the extra ``gpu`` brings.  Names and meanings are those of NVIDIA's NVML API reference; which
-Xid errors come from programs is told in its "XID Errors" document.
+``nvidia-ml-py``, which the extra ``gpu`` installs.  Names and meanings are those of NVIDIA's NVML API reference; its
+"XID Errors" document lists which Xid errors come from programs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-
-from quorate.lazy_typing import Any, final
+from typing import Any, final
 
 __all__ = ["Gpus"]
 
-#: Xid errors that a program causes, or that follow from its end: the next program finds the GPU well.
-_PROGRAMS_FAULTS = frozenset({13, 31, 43, 45, 68, 69, 109})
-#: The reason for slower clocks that comes from the hardware's protection, not from the driver's regulation.
+#: Xid errors that a program causes, or that follow from its end: the next program can use the GPU.
+_CAUSED_BY_PROGRAMS = frozenset({13, 31, 43, 45, 68, 69, 109})
+#: The reason for slower clocks that is the hardware's protection, not the driver's regulation.
 _TOO_HOT = 0x40  # nvmlClocksThrottleReasonHwThermalSlowdown
 
 
 @final
 class Gpus:
-    """All GPUs of the node, watched for Xid errors from here on.
+    """All GPUs of the node; Xid errors are collected from here on.
 
     Methods may be called from any thread, one at a time.
     """
@@ -33,7 +32,7 @@ class Gpus:
         self._xids: list[str] = []
         self._missing = self._problem = ""
         try:
-            import pynvml
+            import pynvml  # optional, and loads the driver's library
         except ImportError:
             self._missing = "the GPUs cannot be looked at; pip install quorate-health[gpu]"
             return
@@ -41,9 +40,9 @@ class Gpus:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
             if isinstance(error, pynvml.NVMLError_LibraryNotFound):
-                self._missing = f"the GPUs cannot be looked at: {error}"  # what a container was not given
+                self._missing = f"the GPUs cannot be looked at: {error}"  # a container may lack the library
             else:
-                # A driver that was replaced while its old version is loaded, for one: CUDA fails just the same.
+                # For example, the driver was replaced while its old version is loaded: CUDA fails too.
                 self._problem = f"NVML cannot be used: {error}; look at the driver (nvidia-smi)"
             return
         self._nvml = pynvml
@@ -66,13 +65,13 @@ class Gpus:
             if count < least:
                 what = f"gpus={least} are expected" if wanted else f"there were {least}"
                 return f"{count} GPU(s) are here, but {what}; look at nvidia-smi and the kernel's log"
-            problems = [*self._new_xids(), *self._problems(count, most_errors, hottest)]
+            problems = [*self._xid_problems(), *self._problems(count, most_errors, hottest)]
         except self._nvml.NVMLError as error:
             return f"NVML answered: {error}; look at the driver (nvidia-smi)"
         return "; ".join(problems) or None
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Release the driver."""
         nvml, self._nvml = self._nvml, None
         if nvml is None:
             return
@@ -81,7 +80,7 @@ class Gpus:
                 nvml.nvmlEventSetFree(self._events)
             nvml.nvmlShutdown()
         except nvml.NVMLError:
-            pass  # a GPU that has fallen off the bus: the process's end lets go of it
+            pass  # a GPU that has fallen off the bus is released when the process ends
 
     def _problems(self, count: int, most_errors: float, hottest: float | None) -> Iterator[str]:
         for index in range(count):
@@ -124,7 +123,7 @@ class Gpus:
             yield f"GPU {index} runs at reduced clocks because it is too hot; look at its cooling"
 
     def _watch(self) -> Any:
-        """Return an event set that hears of Xid errors, ``None`` where GPUs or driver cannot tell of them."""
+        """Return an event set that collects Xid errors, ``None`` where GPUs or driver do not report them."""
         nvml = self._nvml
         try:
             events = nvml.nvmlEventSetCreate()
@@ -135,15 +134,15 @@ class Gpus:
             return None
         return events
 
-    def _new_xids(self) -> list[str]:
-        """Return what has been heard of since the start: an Xid does not go away by being told."""
+    def _xid_problems(self) -> list[str]:
+        """Return all that were reported since the start: an Xid does not go away."""
         nvml = self._nvml
         while self._events is not None and len(self._xids) < 16:
             try:
                 event = nvml.nvmlEventSetWait_v2(self._events, 0)
-            except nvml.NVMLError:  # a time-out, mostly: nothing has happened
+            except nvml.NVMLError:  # mostly a timeout: nothing has happened
                 break
-            if event.eventData not in _PROGRAMS_FAULTS:
+            if event.eventData not in _CAUSED_BY_PROGRAMS:
                 index = self._ask(nvml.nvmlDeviceGetIndex, event.device)
                 name = "a GPU" if index is None else f"GPU {index}"
                 self._xids.append(f"{name} reported Xid {event.eventData}; look at the kernel's log, and reset it")

@@ -1,30 +1,32 @@
-"""What this agent went through, noted from its events: rounds and their times, restarts by cause, how long it took.
+"""What this agent went through, noted from its events: rounds and their times, restarts by cause, durations.
 
-Written by the agent's thread, read by the server's; nothing here does I/O.  Loaded on the way to the first worker: a
-named tuple costs less than attrs.
+Written by the agent's thread, read by the server's; nothing here does I/O.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import final
+
+from attrs import evolve, frozen
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import TYPE_CHECKING, NamedTuple, final
-
-if TYPE_CHECKING:
-    from quorate.records import Event
+from quorate.events import EventName
+from quorate.records import AgentPhase, Event
 
 __all__ = ["Journal", "RoundEntry"]
 
 _LONGEST_HISTORY = 100
-#: Durations that nobody has read yet; older ones are forgotten.
+#: Durations that no client has read yet; older ones are dropped.
 _MOST_DURATIONS = 10_000
 
 
-class RoundEntry(NamedTuple):
-    """One round that this node took part in.  Times are seconds of the monotonic clock, ``None`` if not come yet.
+@final
+@frozen
+class RoundEntry:
+    """One round that this node took part in.  Times are seconds of the monotonic clock, ``None`` until they come.
 
     ``asked_at`` is when the node began to join, ``ended_at`` when the round's recorded end became known here.
     """
@@ -44,7 +46,7 @@ class RoundEntry(NamedTuple):
 
 @final
 class Journal:
-    """Listens to one agent's events."""
+    """The notes of one agent's events."""
 
     def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self._now = now
@@ -76,7 +78,7 @@ class Journal:
                 note(self, event, self._now())
 
     def _phase(self, event: Event, now: float) -> None:
-        if event.details["phase"] == "joining":
+        if event.details["phase"] == AgentPhase.JOINING:
             self._asked_at, self._stood_by = now, False
 
     def _standby(self, event: Event, now: float) -> None:
@@ -85,7 +87,7 @@ class Journal:
     def _joined(self, event: Event, now: float) -> None:
         details = event.details
         asked_at = now if self._asked_at is None else self._asked_at
-        if not self._stood_by:  # to stand in line is not what the rendezvous takes
+        if not self._stood_by:  # the time of a standby is not the rendezvous'
             self.rendezvous_seconds.append(now - asked_at)
         self._rounds.append(
             RoundEntry(
@@ -101,7 +103,7 @@ class Journal:
 
     def _started(self, event: Event, now: float) -> None:
         if self._rounds:
-            self._rounds[-1] = self._rounds[-1]._replace(started_at=now)
+            self._rounds[-1] = evolve(self._rounds[-1], started_at=now)
         if self._trouble_at is not None:
             self.recovery_seconds.append(now - self._trouble_at)
             self._trouble_at = None
@@ -116,16 +118,16 @@ class Journal:
         if self._trouble_at is None:
             self._trouble_at = now
         if self._rounds and self._rounds[-1].number == details["round"]:
-            self._rounds[-1] = self._rounds[-1]._replace(
-                ended_at=now, cause=details["cause"], verdict=details["verdict"]
+            self._rounds[-1] = evolve(
+                self._rounds[-1], ended_at=now, cause=details["cause"], verdict=details["verdict"]
             )
 
 
-_NOTES: dict[str, Callable[[Journal, Event, float], None]] = {
-    "agent.phase": Journal._phase,
-    "round.standby": Journal._standby,
-    "round.joined": Journal._joined,
-    "workers.started": Journal._started,
-    "worker.failed": Journal._failed,
-    "round.ended": Journal._ended,
+_NOTES: Mapping[str, Callable[[Journal, Event, float], None]] = {
+    EventName.AGENT_PHASE: Journal._phase,
+    EventName.ROUND_STANDBY: Journal._standby,
+    EventName.ROUND_JOINED: Journal._joined,
+    EventName.WORKERS_STARTED: Journal._started,
+    EventName.WORKER_FAILED: Journal._failed,
+    EventName.ROUND_ENDED: Journal._ended,
 }

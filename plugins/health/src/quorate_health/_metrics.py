@@ -1,9 +1,11 @@
-"""The agent's metrics, in a registry of their own.  Everything is read when it is asked for, nothing before."""
+"""The agent's metrics, in a registry of their own.  Everything is read when a client asks."""
 
 from __future__ import annotations
 
 import platform
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from typing import final
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -11,20 +13,15 @@ from prometheus_client.registry import Collector
 
 from quorate import __version__
 from quorate.clock import monotonic
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
+from quorate.records import AgentPhase, Verdict
+from quorate.services import AgentSnapshot, AgentView
 
-if TYPE_CHECKING:
-    from collections import deque
-
-    from quorate.services import AgentSnapshot, AgentView
-
-    from ._journal import Journal
-    from ._pulse import StoreProbe
+from ._journal import Journal
+from ._pulse import StoreProbe
 
 __all__ = ["metrics_application"]
 
-_PHASES = ("new", "checking", "joining", "running", "barrier", "stopping", "finished")
-#: From a rendezvous on one machine to one that waits for a cluster's scheduler.
+#: Seconds: from a rendezvous on one machine to one that waits for a cluster's scheduler.
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 
@@ -42,7 +39,7 @@ class _AgentCollector(Collector):
     def __init__(self, agent: AgentView, journal: Journal, store: StoreProbe) -> None:
         self._agent, self._journal, self._store = agent, journal, store
         self._rendezvous = _histogram(
-            "quorate_rendezvous_seconds", "From asking to join until the node had its place in a sealed round."
+            "quorate_rendezvous_seconds", "From the start of joining until the node's assignment in a sealed round."
         )
         self._recovery = _histogram(
             "quorate_recovery_seconds", "From a failure or a round's end until the next round's workers were started."
@@ -58,7 +55,7 @@ class _AgentCollector(Collector):
             (self._rendezvous, self._journal.rendezvous_seconds),
             (self._recovery, self._journal.recovery_seconds),
         ):
-            _take(durations, histogram)
+            _observe_all(durations, histogram)
             yield from histogram.collect()
 
     def _of_the_agent(self, snapshot: AgentSnapshot) -> Iterator[Metric]:
@@ -75,8 +72,8 @@ class _AgentCollector(Collector):
         }
         yield InfoMetricFamily("quorate_agent", "Which agent this is.", agent)
         phases = GaugeMetricFamily("quorate_phase", "1 for the phase that the agent is in.", labels=["phase"])
-        for phase in _PHASES:
-            phases.add_metric([phase], float(phase == snapshot.phase))
+        for phase in AgentPhase:
+            phases.add_metric([phase.value], float(phase == snapshot.phase))
         yield phases
 
     def _of_the_round(self, snapshot: AgentSnapshot) -> Iterator[Metric]:
@@ -84,7 +81,7 @@ class _AgentCollector(Collector):
         yield _gauge("quorate_restart_count", "Restarts of the whole job so far.", snapshot.restart_count)
         yield _gauge("quorate_max_restarts", "Restarts that the whole job may use.", snapshot.max_restarts)
         for name, text, value in (
-            ("quorate_round", "The round in which this node has a place.", snapshot.round_number),
+            ("quorate_round", "The round in which this node has an assignment.", snapshot.round_number),
             ("quorate_group_rank", "This node's rank among the round's nodes.", snapshot.group_rank),
             ("quorate_group_world_size", "The round's nodes.", snapshot.group_world_size),
             ("quorate_world_size", "The round's workers, on all nodes.", snapshot.world_size),
@@ -92,12 +89,12 @@ class _AgentCollector(Collector):
             if value is not None:
                 yield _gauge(name, text, value)
         restarts = CounterMetricFamily(
-            "quorate_restarts", "Rounds that ended by a restart, as seen by this agent.", labels=["cause"]
+            "quorate_restarts", "Rounds that ended with a restart, as seen by this agent.", labels=["cause"]
         )
         rescales = CounterMetricFamily(
-            "quorate_rescales", "Rounds that ended for another world, as seen by this agent.", labels=["cause"]
+            "quorate_rescales", "Rounds that ended for a new world, as seen by this agent.", labels=["cause"]
         )
-        families = {"restart": restarts, "rescale": rescales}
+        families: dict[str, CounterMetricFamily] = {Verdict.RESTART: restarts, Verdict.RESCALE: rescales}
         for (verdict, cause), count in sorted(self._journal.ends().items()):
             if verdict in families:
                 families[verdict].add_metric([cause], count)
@@ -105,17 +102,17 @@ class _AgentCollector(Collector):
 
     def _of_the_workers(self, snapshot: AgentSnapshot) -> Iterator[Metric]:
         running = sum(worker.exit_code is None for worker in snapshot.workers)
-        yield _gauge("quorate_workers_up", "This node's workers that run.", running)
-        beats = GaugeMetricFamily(
+        yield _gauge("quorate_workers_up", "Running workers of this node.", running)
+        ages = GaugeMetricFamily(
             "quorate_worker_heartbeat_age_seconds",
-            "Time since a running worker last showed a sign of life.",
+            "Time since a running worker's last heartbeat.",
             labels=["local_rank"],
         )
         now = monotonic()
         for worker in snapshot.workers:
             if worker.heartbeat_at is not None and worker.is_working:
-                beats.add_metric([str(worker.local_rank)], max(0.0, now - worker.heartbeat_at))
-        yield beats
+                ages.add_metric([str(worker.local_rank)], max(0.0, now - worker.heartbeat_at))
+        yield ages
 
     def _of_the_store(self) -> Iterator[Metric]:
         state = self._store.measure()
@@ -134,9 +131,9 @@ def _histogram(name: str, text: str) -> Histogram:
     return Histogram(name, text, buckets=_BUCKETS, registry=None)
 
 
-def _take(durations: deque[float], histogram: Any) -> None:
+def _observe_all(durations: deque[float], histogram: Histogram) -> None:
     while True:
         try:
             histogram.observe(durations.popleft())
         except IndexError:
-            return  # all taken, by this reader or by another one
+            return  # all observed, for this client or for another one

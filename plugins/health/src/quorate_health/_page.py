@@ -1,8 +1,7 @@
-"""The status page: HTML made of what ``/status.json`` tells.
+"""The status page: HTML made of the object of ``/status.json``.
 
-Everything that is put into it is escaped by :func:`_text`, and the policy that goes with it lets a browser run nothing
-but the page's own script.  What is told does not live here (:mod:`._status`); style and script are in ``status.css``
-and ``status.js``.
+Every value is escaped by :func:`_text`, and the content policy allows a browser to run the page's own script only.
+What does not live here: the values (:mod:`._status`), and style and script (``status.css``, ``status.js``).
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from quorate.lazy_typing import Any
+from quorate.records import AgentPhase, Verdict, WorkerStatus
 
 __all__ = ["PAGE_POLICY", "page_of", "part_of"]
 
@@ -32,9 +32,25 @@ PAGE_POLICY = (
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-_PHASE_TONES = {"running": "green", "stopping": "amber", "finished": "grey"}
-_STATE_TONES = {"running": "green", "delivered": "grey", "succeeded": "grey", "failed": "red", "stopped": "amber"}
-_VERDICT_TONES = {"": "blue", "succeeded": "green", "rescale": "amber", "stopped": "grey"}
+_PHASE_TONES: Mapping[str, str] = {
+    AgentPhase.RUNNING: "green",
+    AgentPhase.STOPPING: "amber",
+    AgentPhase.FINISHED: "grey",
+}
+_STATE_TONES: Mapping[str, str] = {
+    WorkerStatus.RUNNING: "green",
+    WorkerStatus.DELIVERED: "grey",
+    WorkerStatus.SUCCEEDED: "grey",
+    WorkerStatus.FAILED: "red",
+    WorkerStatus.STOPPED: "amber",
+}
+#: A round that has not ended has no verdict.
+_VERDICT_TONES: Mapping[str, str] = {
+    "": "blue",
+    Verdict.SUCCEEDED: "green",
+    Verdict.RESCALE: "amber",
+    Verdict.STOPPED: "grey",
+}
 _LEGEND = (
     ("joining", "rendezvous"),
     ("blue", "running"),
@@ -44,7 +60,7 @@ _LEGEND = (
 )
 #: Rounds that the table shows without a click.
 _SHOWN_ROUNDS = 12
-#: Per cent of the time line: what is shorter is drawn that long, and only what is longer has its number in it.
+#: Per cent of the time line: the least width that is drawn, and the least in which a round's number is written.
 _NARROWEST, _NARROWEST_WITH_NUMBER = 0.35, 3.0
 
 
@@ -85,9 +101,9 @@ def _head(status: Mapping[str, Any]) -> str:
     phase, tone = status["phase"], _PHASE_TONES.get(status["phase"], "blue")
     if not status["is_live"]:
         phase, tone = f"stuck while {phase}", "red"
-    seated = status["round"] is not None
-    facts = [("Round", _text(status["round"]) if seated else "none")]
-    if seated:
+    has_assignment = status["round"] is not None
+    facts = [("Round", _text(status["round"]) if has_assignment else "none")]
+    if has_assignment:
         nodes = status["group_world_size"]
         facts.append(("World", f"{_count(status['world_size'], 'worker')} <small>on {_count(nodes, 'node')}</small>"))
         facts.append(("This node", f"{_text(status['group_rank'])} <small>of {_text(nodes)}</small>"))
@@ -167,6 +183,8 @@ def _worker(worker: Mapping[str, Any], status: Mapping[str, Any]) -> str:
     if worker["memory_bytes"] is not None:
         extra = f" <small>{worker['processes']} procs</small>" if worker["processes"] > 1 else ""
         facts.append(("Memory", f"{_bytes(worker['memory_bytes'])}{extra}"))
+    if worker["cpus"]:
+        facts.append(("CPUs", _text(worker["cpus"])))
     if worker["exit_code"] is None:
         facts.append(("Up", _duration(max(0.0, status["time"] - worker["started_at"]))))
     if worker["seconds_since_heartbeat"] is not None:
@@ -197,7 +215,7 @@ def _worker(worker: Mapping[str, Any], status: Mapping[str, Any]) -> str:
 def _rounds(status: Mapping[str, Any]) -> str:
     rounds = status["rounds"]
     if not rounds:
-        return '<h2>Rounds</h2><p class="card dim">This node has not had a place in a round yet.</p>'
+        return '<h2>Rounds</h2><p class="card dim">This node has not had an assignment in a round yet.</p>'
     rows = [_row(entry, status["time"]) for entry in reversed(rounds)]
     table = _table(rows[:_SHOWN_ROUNDS])
     if rest := rows[_SHOWN_ROUNDS:]:

@@ -1,24 +1,22 @@
-"""Asks the agent whether it still turns, and its store how fast it answers: seldom, however often clients ask."""
+"""Asks the agent whether its loop runs, and its store how fast it answers: seldom, however often clients ask."""
 
 from __future__ import annotations
 
 import threading
+from typing import final
 
 from attrs import frozen
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError
-from quorate.lazy_typing import TYPE_CHECKING, final
+from quorate.services import AgentView
 
-if TYPE_CHECKING:
-    from quorate.services import AgentView
+__all__ = ["DEADLINE_SECONDS", "FRESH_SECONDS", "Pulse", "StoreProbe", "StoreState"]
 
-__all__ = ["DEADLINE_SECONDS", "Pulse", "StoreProbe", "StoreState"]
-
-#: An agent that has not taken a turn within this time does not live.
+#: An agent that has not taken a turn within this time is not live.
 DEADLINE_SECONDS = 5.0
-#: For how long an answer is passed on to others; a missing one a little longer, because asking for it takes long.
-_FRESH_SECONDS, _FRESH_SILENCE_SECONDS = 0.25, 1.0
+#: For how long an answer is given to other clients; a missing answer is, for longer, because asking takes long.
+FRESH_SECONDS, _FRESH_SILENCE_SECONDS = 0.25, 1.0
 
 
 @final
@@ -36,7 +34,7 @@ class Pulse:
         with self._lock:
             if self._fresh_until is None or monotonic() >= self._fresh_until:
                 self._seconds = self._agent.turn(self._deadline)
-                fresh = _FRESH_SILENCE_SECONDS if self._seconds is None else _FRESH_SECONDS
+                fresh = _FRESH_SILENCE_SECONDS if self._seconds is None else FRESH_SECONDS
                 self._fresh_until = monotonic() + fresh
             return self._seconds
 

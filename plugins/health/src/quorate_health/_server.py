@@ -1,15 +1,17 @@
-"""The HTTP server: waitress with bounds, so that no client can cost the agent much, or keep others out for long.
+"""The HTTP server: waitress with bounds, so that clients cannot slow down the agent or keep other clients out.
 
-What is served does not live here (:mod:`._app`).
+What does not live here: what is served (:mod:`._app`).  waitress bounds the sizes of headers and bodies.  Bounded here:
 
-What is bounded, beside what waitress bounds itself (header and body sizes):
+| what | bound |
+|---|---|
+| requests of a connection | one |
+| life of a connection | ``_LIFETIME_SECONDS``, however often its client sends a byte |
+| open connections | ``_CONNECTIONS``, and a quarter of the process' descriptors |
+| accepted connections | ``_ACCEPTS_PER_SECOND``; none for ``_PAUSE_SECONDS`` when the process has no descriptor left |
+| looks at the connections | a hundred a second, while there are more than ``_MANY`` |
+| threads | ``_THREADS`` and the server's own; none wakes up without a client |
 
-* a connection is good for one request and lives ``_LIFETIME_SECONDS`` at most, however busily its client dawdles;
-* a quarter of the process' descriptors, and ``_CONNECTIONS`` at most, are open at once; one more takes the place of the
-  one that has kept us waiting the longest, as soon as that one has had ``_PATIENCE_SECONDS`` to say what it wants;
-* connections are accepted at a bounded rate, and not at all for a while when the process has no descriptor left;
-* with many connections open the server looks at them a hundred times a second, not whenever one of them stirs;
-* requests are answered by ``_THREADS`` threads; nothing runs, and nothing wakes, while nobody asks.
+A connection beyond the bound replaces the oldest one without a request, once that one is ``_REQUEST_SECONDS`` old.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import resource
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any, final
 
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
@@ -28,26 +31,25 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import Any, final
 
 __all__ = ["Server"]
 
 _CONNECTIONS, _MANY = 512, 32
-_PATIENCE_SECONDS, _LIFETIME_SECONDS, _BREATH_SECONDS = 1.0, 20.0, 0.01
+_REQUEST_SECONDS, _LIFETIME_SECONDS, _BATCH_SECONDS = 1.0, 20.0, 0.01
 _THREADS = 3
 _ACCEPTS_PER_SECOND, _BURST = 250.0, 256.0
 _LARGEST_HEADER, _LARGEST_BODY = 16 * 1024, 1024
-#: What the kernel keeps for us meanwhile; once it is full, it resets the patient and the hostile alike.
+#: Connections that the kernel keeps until they are accepted; it resets further ones.
 _BACKLOG = 1024
-#: For how long nothing is accepted after an error such as "too many open files".
+#: How long nothing is accepted after an error such as "too many open files".
 _PAUSE_SECONDS = 1.0
 
-#: waitress warns of each queued request; a crowd of clients is no reason to fill the agent's stderr.
-_silence = logging.Logger("quorate-health", logging.CRITICAL + 1)
+#: waitress warns of each queued request, and many clients would fill the agent's stderr.
+_no_log = logging.Logger("quorate-health", logging.CRITICAL + 1)
 
 
 class _OneRequest(HTTPRequestParser):  # type: ignore[misc] # waitress is not typed
-    """Has each connection closed after its answer: idle ones are then only those that never asked."""
+    """Has each connection closed after its answer, so that idle connections are those that have sent no request."""
 
     def parse_header(self, header_plus: bytes) -> None:
         super().parse_header(header_plus)
@@ -56,7 +58,7 @@ class _OneRequest(HTTPRequestParser):  # type: ignore[misc] # waitress is not ty
 
 class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not typed
     parser_class = _OneRequest
-    logger = _silence
+    logger = _no_log
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.begun_at = monotonic()
@@ -64,19 +66,19 @@ class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not typed
 
     def handle_close(self) -> None:
         if self.socket is None:
-            return  # an event can come with the news that the client has gone, and with a reason to close besides
-        # A worker that was forked meanwhile holds a copy of the descriptor: closing ours alone would tell nobody.
+            return  # one event can give two reasons to close
+        # A worker that was forked meanwhile holds a copy of the descriptor: close() alone would not end the connection.
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # the client was faster
+            pass  # the client has closed it
         super().handle_close()
 
 
 class _Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc] # waitress is not typed
     """waitress' threads, kept so that they can be joined."""
 
-    logger = queue_logger = _silence
+    logger = queue_logger = _no_log
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
     """Accepts connections as the bounds allow.  Everything here is called on the server's own thread."""
 
     channel_class = _Channel
-    logger = _silence
+    logger = _no_log
     _credit, _credited_at, _paused_until = _BURST, 0.0, 0.0
     most_connections = _CONNECTIONS
 
@@ -105,7 +107,7 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
         self._credited_at = now
         waits = [0.0, self._paused_until - now, (1.0 - self._credit) / _ACCEPTS_PER_SECOND]
         if len(self.active_channels) >= self.most_connections:
-            waits.append(max(_BREATH_SECONDS, self._oldest().begun_at + _PATIENCE_SECONDS - now))
+            waits.append(max(_BATCH_SECONDS, self._oldest().begun_at + _REQUEST_SECONDS - now))
         return max(waits)
 
     def handle_accept(self) -> None:
@@ -116,29 +118,29 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
                 self._paused_until = monotonic() + _PAUSE_SECONDS
                 return
             if accepted is None:
-                return  # nobody else is there
+                return  # no further client waits
             self._credit -= 1.0
             connection, address = accepted
             self.channel_class(self, connection, address, self.adj, map=self._map)
 
     def _oldest(self) -> _Channel:
-        """Return the connection that has been waited for the longest; those whose answer is being made come last."""
+        """Return the oldest connection without a request; if all have one, the oldest."""
         channels: list[_Channel] = list(self.active_channels.values())
         waiting = [channel for channel in channels if not channel.requests]
         return min(waiting or channels, key=lambda channel: channel.begun_at)
 
-    def make_room(self, now: float) -> float | None:
-        """Close connections that have had their time; returns the seconds until the next one has.
+    def close_expired(self, now: float) -> float | None:
+        """Close connections that are over their time; returns the seconds until the next one is.
 
-        Not done while events are handed out: a descriptor that is used again in their midst would get what was meant
-        for its former connection.
+        Must not be called while events are dispatched: a descriptor that is reused would get the events of its former
+        connection.
         """
         for channel in list(self.active_channels.values()):
             if channel.begun_at + _LIFETIME_SECONDS <= now:
                 channel.handle_close()
         while len(self.active_channels) > self.most_connections * 7 // 8:
             oldest = self._oldest()
-            if oldest.begun_at + _PATIENCE_SECONDS > now:
+            if oldest.begun_at + _REQUEST_SECONDS > now:
                 break
             oldest.handle_close()
         begun = [channel.begun_at for channel in self.active_channels.values()]
@@ -151,7 +153,7 @@ class Server:
 
     Arguments:
         application: a WSGI application.
-        listener: becomes the server's own.
+        listener: owned by the server from now on.
     """
 
     def __init__(self, application: Callable[..., Iterable[bytes]], listener: socket.socket) -> None:
@@ -190,11 +192,11 @@ class Server:
                 try:
                     wasyncore.poll2(self._timeout(), self._map)
                 except Exception:
-                    # Whatever a client has made of one connection, the server goes on without any of them.
+                    # Whatever one connection has caused, the server goes on without the present ones.
                     self._drop_all()
-                    self._closing.wait(_BREATH_SECONDS)
+                    self._closing.wait(_BATCH_SECONDS)
                 if len(self._listener.active_channels) > _MANY:
-                    self._closing.wait(_BREATH_SECONDS)
+                    self._closing.wait(_BATCH_SECONDS)
         finally:
             self._listener.del_channel()
             listener = self._listener.socket
@@ -211,25 +213,25 @@ class Server:
 
     def _timeout(self) -> float | None:
         now = monotonic()
-        waits = [self._listener.make_room(now), self._listener.wait_to_accept(now) or None]
+        waits = [self._listener.close_expired(now), self._listener.wait_to_accept(now) or None]
         due = [wait for wait in waits if wait is not None]
         return max(0.005, min(due)) if due else None
 
     def stop(self) -> None:
-        """Have :meth:`run` return at once; from any thread."""
+        """Make :meth:`run` return at once; from any thread."""
         self._closing.set()
         self._listener.pull_trigger()
 
     def join(self, timeout: float) -> bool:
         """Wait for the threads that answer requests, after :meth:`run` has returned; returns whether all have ended.
 
-        One that is stuck, in a file system that does not answer, is left to the end of the process.
+        One that is stuck, in a file system that does not answer, is left running.
         """
         deadline = monotonic() + timeout
         self._dispatcher.set_thread_count(0)
         for thread in self._dispatcher.started:
             thread.join(max(0.0, deadline - monotonic()))
         if any(thread.is_alive() for thread in self._dispatcher.started):
-            return False  # it would write to the trigger's descriptor, which may be somebody else's by then
+            return False  # it would write to the trigger's descriptor, which may be another file's by then
         self._listener.trigger.close()
         return True

@@ -1,7 +1,7 @@
-"""The running health server: from the wish for one to its end.
+"""The running health server, from the listening socket to its end.
 
-Loaded on the way to the first worker, so the libraries are not: the server's own thread imports them once the first
-client is there.
+Imported on the way to the first worker, so the libraries are not: the server's own thread imports them once the first
+client has connected.  What does not live here: whether a server is wanted (:mod:`._plugin`).
 """
 
 from __future__ import annotations
@@ -11,30 +11,29 @@ import select
 import socket
 import threading
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
 
-from quorate.lazy_typing import TYPE_CHECKING, final
+from quorate.net import format_endpoint, listen, resolve
+from quorate.records import Event
+from quorate.services import AgentView
 
-from ._imports import importing
+from ._import_lock import import_lock
 from ._journal import Journal
 
 if TYPE_CHECKING:
-    from quorate.records import Event
-    from quorate.services import AgentView
-
-    from ._server import Server
+    from ._server import Server  # brings waitress
 
 __all__ = ["HealthService", "start"]
 
+_RESOLVE_TIMEOUT_SECONDS = 5.0
 #: How long the agent's end waits for an answer that is being made.
 _LAST_ANSWER_SECONDS = 2.0
 
 
 def start(agent: AgentView, variable: str) -> HealthService | None:
-    """Serve at the port that was asked for; ``None``, and a sentence for people, where that cannot be done.
+    """Serve at the port of ``--health-port``, else of the environment's ``variable``.
 
-    Arguments:
-        agent: what is asked about.
-        variable: names the environment variable that holds the port where no flag gave one.
+    Where that cannot be done, ``None`` is returned and a sentence is printed for people.
     """
     port = agent.settings.get("health_port")
     if port is None:
@@ -45,7 +44,8 @@ def start(agent: AgentView, variable: str) -> HealthService | None:
             return None
     host = agent.settings.get("health_host") or "127.0.0.1"
     try:
-        listener = _bind(host, port)
+        # One address: what is served may be confidential, so that it is served where the flag says and nowhere else.
+        (listener,) = listen(resolve(host, port, _RESOLVE_TIMEOUT_SECONDS), one_socket=True)
     except OSError as error:
         where = f"{host} port {port}"
         agent.say(f"warning: no health server at {where}: {error.strerror or error}; the job runs without one")
@@ -53,26 +53,18 @@ def start(agent: AgentView, variable: str) -> HealthService | None:
     return HealthService(agent, listener, host)
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host.encode(), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address[0] != "::"))
-        listener.bind(address)
-        listener.listen()  # whoever asks before the server is loaded waits for it
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 @final
 class HealthService:
-    """Serves until it is closed; ``port`` is the one that it listens at."""
+    """Serves until it is closed.
+
+    Arguments:
+        agent: whose state is served.
+        listener: a listening socket, owned by the service from now on.
+        host: the host that was asked for.
+
+    Attributes:
+        port: the port that it listens at.
+    """
 
     def __init__(self, agent: AgentView, listener: socket.socket, host: str) -> None:
         self._agent, self._listener = agent, listener
@@ -84,9 +76,8 @@ class HealthService:
         address = listener.getsockname()
         self.port: int = address[1]
         self._own_name = host.lower() if address[0] == "::1" or address[0].startswith("127.") else ""
-        shown = f"[{host}]" if ":" in host else host
-        agent.say(f"health server at http://{shown}:{self.port}/status")
-        self._thread = threading.Thread(target=self._serve, name="quorate-health", daemon=True)
+        agent.say(f"health server at http://{format_endpoint(host, self.port)}/status")
+        self._thread = threading.Thread(target=self._run, name="quorate-health", daemon=True)
         self._thread.start()
 
     @property
@@ -107,6 +98,12 @@ class HealthService:
             self._server.join(_LAST_ANSWER_SECONDS)
         if not self._thread.is_alive():
             os.close(self._wake)
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # the job needs no health page, but whoever looks at it should know
+            self._agent.say(f"warning: the health server has failed: {type(error).__name__}: {error}")
 
     def _serve(self) -> None:
         self._await_client()
@@ -131,8 +128,7 @@ class HealthService:
         poller.poll()
 
     def _load(self) -> Server:
-        with importing:
-            from ._app import Application
-            from ._server import Server
+        with import_lock:
+            from . import _app, _server  # waitress, and all that makes answers: only a client needs them
 
-        return Server(Application(self._agent, self._journal, self._own_name), self._listener)
+        return _server.Server(_app.Application(self._agent, self._journal, self._own_name), self._listener)

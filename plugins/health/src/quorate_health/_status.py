@@ -1,29 +1,28 @@
-"""What the agent and its workers are at, as one JSON-able object: ``/status.json``, and what the page shows.
+"""The state of the agent and its workers as one object for JSON: ``/status.json``, and what the page shows.
 
-How it looks does not live here (:mod:`._page`).
+What does not live here: how it is shown (:mod:`._page`).
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from typing import Any, final
+
+from attrs import frozen
 
 from quorate import __version__
 from quorate.clock import monotonic, wall_time_ns
-from quorate.failures import signal_name
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
+from quorate.failures import call_stack_of, signal_name
+from quorate.proc import descendants_of, resident_bytes
+from quorate.records import FailureRecord, RoundEnd
+from quorate.services import AgentView, WorkerSnapshot
 
-from ._processes import usage_of
+from ._journal import Journal, RoundEntry
+from ._pulse import Pulse
 from ._tail import clean, tail_of
 
-if TYPE_CHECKING:
-    from quorate.records import FailureRecord, RoundEnd
-    from quorate.services import AgentView, WorkerSnapshot
-
-    from ._journal import Journal, RoundEntry
-    from ._pulse import Pulse
-
-__all__ = ["Status"]
+__all__ = ["Status", "Usage", "usage_of"]
 
 _FRESH_SECONDS = 0.5
 _LOG_LINES = 8
@@ -32,7 +31,7 @@ _LONGEST_MESSAGE_LINES = 60
 
 @final
 class Status:
-    """Looks at everything, at most twice a second however many ask; who asks meanwhile gets the last look."""
+    """Collects the state at most twice a second, however many clients ask; between two looks they get the last one."""
 
     def __init__(self, agent: AgentView, journal: Journal, pulse: Pulse) -> None:
         self._agent, self._journal, self._pulse = agent, journal, pulse
@@ -41,7 +40,10 @@ class Status:
         self._fresh_until = 0.0
 
     def look(self) -> dict[str, Any]:
-        """Return the status; a look that is stuck, at a log on a dead file system, holds up nobody but itself."""
+        """Return the status.
+
+        Where another thread's look is stuck (at a log on a dead file system), this returns the last complete one.
+        """
         last = self._last
         if not self._looking.acquire(blocking=last is None):
             assert last is not None
@@ -88,7 +90,7 @@ class Status:
 def _worker(worker: WorkerSnapshot, now: float) -> dict[str, Any]:
     runs = worker.exit_code is None
     usage = usage_of(worker.pid) if runs else None
-    beat_at = worker.heartbeat_at
+    heartbeat_at = worker.heartbeat_at
     return {
         "rank": worker.rank,
         "local_rank": worker.local_rank,
@@ -96,7 +98,8 @@ def _worker(worker: WorkerSnapshot, now: float) -> dict[str, Any]:
         "state": worker.state,
         "exit_code": worker.exit_code,
         "started_at": worker.started_ns / 1e9,
-        "seconds_since_heartbeat": None if beat_at is None else round(max(0.0, now - beat_at), 3),
+        "seconds_since_heartbeat": None if heartbeat_at is None else round(max(0.0, now - heartbeat_at), 3),
+        "cpus": worker.cpus,
         "memory_bytes": usage.memory_bytes if usage is not None else None,
         "processes": usage.processes if usage is not None else 0,
         "stdout": tail_of(worker.stdout, _LOG_LINES) if worker.stdout else None,
@@ -104,6 +107,21 @@ def _worker(worker: WorkerSnapshot, now: float) -> dict[str, Any]:
         "stdout_path": worker.stdout,
         "stderr_path": worker.stderr,
     }
+
+
+@final
+@frozen
+class Usage:
+    """Resident memory of a process and its descendants (pages that they share count for each), and their number."""
+
+    memory_bytes: int
+    processes: int
+
+
+def usage_of(pid: int) -> Usage | None:
+    """Return what a process and its descendants use; ``None`` if it is gone."""
+    found = [memory for each in descendants_of(pid) if (memory := resident_bytes(each)) is not None]
+    return Usage(sum(found), len(found)) if found else None
 
 
 def _round(entry: RoundEntry, end: RoundEnd | None, now: float) -> dict[str, Any]:
@@ -146,16 +164,8 @@ def _failure(end: RoundEnd, failure: FailureRecord) -> dict[str, Any]:
         "exit_code": code,
         "signal": signal_name(code) if code < 0 else "",
         "message": "\n".join(clean(line, 1000) for line in failure.message.splitlines()[:_LONGEST_MESSAGE_LINES]),
-        "traceback": [clean(line) for line in _call_stack(failure).splitlines()[-_LONGEST_MESSAGE_LINES:]],
+        "traceback": [clean(line) for line in call_stack_of(failure.error_data).splitlines()[-_LONGEST_MESSAGE_LINES:]],
         "stderr": [clean(line) for line in failure.stderr_tail],
         "verdict": end.verdict.value,
         "reason": clean(end.reason, 1000),
     }
-
-
-def _call_stack(failure: FailureRecord) -> str:
-    """Return the traceback of a recorded error.  The file was the worker's own: nothing is certain to be there."""
-    found: object = failure.error_data
-    for key in ("message", "extraInfo", "py_callstack"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, str) else ""

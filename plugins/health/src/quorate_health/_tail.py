@@ -1,4 +1,4 @@
-"""The last lines of a log, made fit to be shown.  A log is a worker's own: nothing in it, or about it, is trusted."""
+"""The last lines of a log, cleaned for display.  A worker owns its log: neither file nor content is trusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 def tail_of(path: str, lines: int) -> list[str] | None:
     """Return at most ``lines`` last lines of a regular file; ``None`` if it cannot be read.
 
-    Neither a pipe nor a link that a worker has put in its log's place is followed.
+    A pipe or a link that a worker has put in its log's place is not opened.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -40,8 +40,8 @@ def tail_of(path: str, lines: int) -> list[str] | None:
 
 
 def clean(line: str, longest: int = _LONGEST_LINE) -> str:
-    """Return one line as a terminal would have left it, without anything that steers a terminal or a browser."""
-    # A progress bar writes over its own line: what it wrote last is what can be seen.
+    """Return one line as a terminal would show it, without anything that controls a terminal or a browser."""
+    # A progress bar writes over its own line: only what it wrote last is visible.
     line = line.rstrip("\r").rpartition("\r")[2]
     line = _CONTROL.sub("", line).expandtabs(4)
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)

@@ -1,7 +1,7 @@
-// Keeps the page up to date: asks for its changing part, and puts it in place where it differs.
+// Keeps the page up to date: fetches its changing part, and replaces it when it differs.
 "use strict";
 (() => {
-  const EVERY = 2000, PATIENCE = 8000;
+  const REFRESH_MS = 2000, TIMEOUT_MS = 8000;
   const main = document.querySelector("main"), link = document.getElementById("link");
   let shown = main.innerHTML, answeredAt = Date.now();
 
@@ -42,7 +42,7 @@
 
   const refresh = async () => {
     try {
-      const answer = await fetch("?part", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+      const answer = await fetch("?part", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
       if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
       const text = await answer.text();
       answeredAt = Date.now();
@@ -58,10 +58,10 @@
 
   const run = async () => {
     if (!document.hidden) await refresh();
-    setTimeout(run, EVERY);
+    setTimeout(run, REFRESH_MS);
   };
   document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
   settle(new Map());
   say("live", "live");
-  setTimeout(run, EVERY);
+  setTimeout(run, REFRESH_MS);
 })();

@@ -1,23 +1,19 @@
 """Starts, watches and stops worker processes on this machine.
 
-The start methods are ``exec``, ``spawn``, ``fork`` and ``forkserver``.  Nothing but :data:`plugin`, the entry point's
-object, is public, and it is imported when it is asked for: a function worker imports this package too, and must not
-pay for what only the agent needs.
+The start methods are ``exec``, ``spawn``, ``fork``, ``forkserver`` and ``warm``.  Only :data:`plugin`, the entry
+point's object, is public.  It is imported upon its first use: function workers import this package too, without what
+only the agent needs.
 """
 
 from __future__ import annotations
 
-from quorate.lazy_typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from quorate.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from ._plugin import plugin as plugin
 
 __all__ = ["plugin"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "plugin":
-        from ._plugin import plugin
-
-        return plugin
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(globals(), {"plugin": "_plugin"})

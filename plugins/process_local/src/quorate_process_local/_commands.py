@@ -1,19 +1,21 @@
-"""Finds the file of a command and says clearly why it cannot be started; nothing is started here."""
+"""Finds the file of a command, and explains why a command cannot be started.
+
+What does not live here: starting it (:mod:`._exec`).
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Mapping
-from functools import lru_cache
 
 from quorate.errors import StartError
 
-__all__ = ["explain", "find_command", "find_death_wrapper", "has_known_format"]
+__all__ = ["explain", "find_command", "has_known_format", "remedy_for"]
 
 
 def find_command(command: str, environment: Mapping[str, str], local_rank: int = 0) -> str:
-    """Return the file that ``command`` means to a worker with ``environment`` (its own ``PATH`` counts).
+    """Return the file that ``command`` names for a worker with ``environment`` (its own ``PATH`` counts).
 
     Raises:
         StartError: not found, a folder, or not executable.
@@ -44,13 +46,13 @@ def find_command(command: str, environment: Mapping[str, str], local_rank: int =
 def has_known_format(path: str) -> bool:
     """Return whether ``path`` is a native program, or a script whose interpreter exists.
 
-    Anything else is better started without a wrapper in between, so that the kernel's refusal reaches us.
+    Anything else is started without a wrapper in between, so that the kernel's refusal is reported.
     """
     try:
         with open(path, "rb", buffering=0) as file:
             head = file.read(256)
     except OSError:
-        return True  # executable but not readable: the kernel will know
+        return True  # executable but not readable: the kernel decides
     if head.startswith(b"\x7fELF"):
         return True
     if not head.startswith(b"#!"):
@@ -68,31 +70,19 @@ def explain(path: str, error: OSError, local_rank: int) -> StartError:
         why = f"{path} needs an interpreter that does not exist; look at its #! line"
     elif number == errno.E2BIG:
         why = "its arguments and environment are larger than the kernel allows; pass less of them"
-    elif number in (errno.EAGAIN, errno.ENOMEM):
-        why = f"{error.strerror}; the limit on processes or memory is reached (ulimit -u, cgroup limits)"
-    elif number == errno.EMFILE:
-        why = f"{error.strerror}; raise the limit on open files (ulimit -n)"
     else:
-        why = f"{path}: {error.strerror or error}"
+        why = remedy_for(error) or f"{path}: {error.strerror or error}"
     return StartError(f"the worker of local rank {local_rank} cannot be started: {why}", local_rank=local_rank)
 
 
-@lru_cache(maxsize=4)
-def find_death_wrapper(path: str) -> tuple[str, ...]:
-    """Return the words that, put before a command, make the kernel kill it when the agent dies; () where none fit.
-
-    The command setpriv of util-linux sets the parent-death signal and becomes the command (0.8 ms).  The setpriv of
-    other tool boxes knows no such option and would refuse to run anything, so the program itself is asked for the
-    word.  ``path`` is the folders to search, separated as in ``PATH``.
-    """
-    for folder in path.split(os.pathsep):
-        candidate = os.path.join(folder, "setpriv")
-        if folder and os.access(candidate, os.X_OK):
-            try:
-                with open(candidate, "rb", buffering=0) as file:
-                    known = b"pdeathsig" in file.read(1 << 20)
-            except OSError:
-                known = False
-            if known:
-                return (candidate, "--pdeathsig", "KILL", "--")
-    return ()
+def remedy_for(error: OSError | RuntimeError) -> str:
+    """Return what a person can do where a limit of the system is reached, ``""`` for any other error."""
+    if isinstance(error, RuntimeError):  # of threading: its text does not say which limit
+        return f"{error}; raise the limit on processes and threads (ulimit -u, cgroup limits)"
+    if error.errno in (errno.EAGAIN, errno.ENOMEM):
+        return f"{error.strerror}; raise the limit on processes or memory (ulimit -u, cgroup limits)"
+    if error.errno == errno.EMFILE:
+        return f"{error.strerror}; raise the limit on open files (ulimit -n)"
+    if error.errno == errno.ENFILE:
+        return f"{error.strerror}; raise the machine's limit on open files (sysctl fs.file-max)"
+    return ""

@@ -1,42 +1,49 @@
-"""The results of one context's workers, as they come to the agent, and letting those workers go that wait.
+"""Takes in the results of one context's workers, and releases the workers that wait.
 
-What does not live here: when they are let go (:mod:`._context`), and the workers' side (:mod:`._results`).
+A result is bounded in size and in the time that it may take to come.  It is unpickled here, in the agent: the code that
+a worker runs is trusted as far as the agent's own.
+
+What does not live here: when workers are released (:mod:`._context`), and the sockets (:mod:`._connections`).
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET, socket
+import signal
 from collections.abc import Callable, Sequence
 from functools import partial
-from struct import Struct
+from typing import Any, final
 
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
+from quorate.clock import monotonic
+from quorate.notices import warn
+from quorate.proc import hold, release
+from quorate.text import printable
 
-from ._fds import forget, hold_with, release
-from ._results import LENGTH
+from ._commands import remedy_for
+from ._connections import Connection, Listener
+from ._results import LARGEST_RESULT_BYTES
+from ._workers import Worker
 
-if TYPE_CHECKING:
-    from ._workers import Worker
+__all__ = ["STALL_TIMEOUT_SECONDS", "Deliveries"]
 
-__all__ = ["Arrival", "Deliveries"]
-
-_CREDENTIALS = Struct("3i")  # struct ucred of unix(7)
-_MOST_BYTES_AT_ONCE = 1 << 20
-#: How much of a result is taken in at a time: one that is very large must not keep the agent from all else.
-_MOST_READS = 64
-_MOST_WAITING = 4096
+#: How long the next bytes of a result that has begun may take.
+STALL_TIMEOUT_SECONDS = 60.0
+#: How much of a result, and how many connections, are taken in at a time, so that other workers are not kept waiting.
+_READS_AT_A_TIME = 64
+_CONNECTIONS_AT_A_TIME = 256
+_LONGEST_PROBLEM = 2048
 
 
 @final
 class Deliveries:
-    """Takes results in.
+    """The results of one context.
 
     Arguments:
         workers: the context's, those that are yet to be started included.
         watch, unwatch: have the context make a call whenever a descriptor is readable.
-        is_stopping: whether the workers have been told to stop.
+        is_stopping: whether the workers have been asked to stop.
+        stall_timeout_seconds: how long the next bytes of a result that has begun may take.
 
     Raises:
         OSError: there is no descriptor left for it.
@@ -48,28 +55,53 @@ class Deliveries:
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
         is_stopping: Callable[[], bool],
+        stall_timeout_seconds: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
         self._workers, self._watch, self._unwatch, self._is_stopping = workers, watch, unwatch, is_stopping
+        self._stall_timeout_seconds = stall_timeout_seconds
+        #: The workers whose result has begun to come -> when the next bytes must have come, in monotonic seconds.
+        self._deadlines: dict[Worker, float] = {}
+        self._reserve: list[int] = []
         self._listener = Listener()
         self.address = self._listener.address
-        #: Whether no descriptor was left for a connection: :meth:`admit` is to be called again before long.
+        #: Whether there was no descriptor left for a connection: :meth:`admit` must be called again soon.
         self.is_short = False
         self._watch(self._listener.descriptor, self.admit)
 
+    def reserve(self) -> None:
+        """Keep a descriptor back for the connection of one more worker.
+
+        Raises:
+            OSError: there is none left.
+        """
+        self._reserve.append(hold(os.open(os.sep, os.O_PATH | os.O_CLOEXEC)))
+
+    def _accept(self) -> Connection | None:
+        try:
+            return self._listener.accept()
+        except OSError:
+            if not self._reserve:
+                raise
+            release(self._reserve.pop())
+            return self._listener.accept()
+
     def admit(self) -> None:
-        """Accept the connections of workers."""
+        """Accept the connections of workers; any other is closed."""
         listener = self._listener
         try:
-            while (arrival := listener.accept()) is not None:
-                worker = next((it for it in self._workers if it.exit_code is None and it.pid == arrival.pid), None)
+            for _ in range(_CONNECTIONS_AT_A_TIME):
+                if (connection := self._accept()) is None:
+                    break
+                worker = next((it for it in self._workers if it.exit_code is None and it.pid == connection.pid), None)
                 if worker is None:
-                    arrival.close()  # a stranger's
+                    connection.close()
                     continue
-                self.let_go(worker)  # its first connection, if it has closed that
-                worker.arrival = arrival
-                self._watch(arrival.descriptor, partial(self._hear, worker, arrival))
-        except OSError:
+                self.release(worker)  # its first connection, if it has closed that
+                worker.connection = connection
+                self._watch(connection.descriptor, partial(self._receive, worker, connection))
+        except OSError as error:
             if not self.is_short:
+                warn(f"results of workers wait: {remedy_for(error) or error.strerror}")
                 self._unwatch(listener.descriptor)  # it stays readable, so nothing else could be waited for
             self.is_short = True
         else:
@@ -77,124 +109,79 @@ class Deliveries:
                 self._watch(listener.descriptor, self.admit)
             self.is_short = False
 
-    def _hear(self, worker: Worker, arrival: Arrival) -> None:
+    def _receive(self, worker: Worker, connection: Connection) -> None:
         """Take in what a worker has sent."""
-        for _ in range(_MOST_READS):
-            if not arrival.read():
+        before = connection.received_bytes
+        for _ in range(_READS_AT_A_TIME):
+            if not connection.read():
                 break
-        data = arrival.take()
+        if connection.announced_bytes > LARGEST_RESULT_BYTES:
+            problem = f"its result has {connection.announced_bytes} bytes, and at most {LARGEST_RESULT_BYTES} are taken"
+            self._refuse(worker, problem)
+            return
+        data = connection.take()
         if data is not None:
             value, problem = _load(data)
             worker.note_result(value, problem, self._is_stopping())
-        if arrival.has_ended or (worker.result is not None and worker.result[1]):
-            self.let_go(worker)  # it has closed it, or will be reported as failed once it has ended
+            self._deadlines.pop(worker, None)
+        elif connection.received_bytes > before:
+            self._deadlines[worker] = monotonic() + self._stall_timeout_seconds
+        if connection.has_ended or (worker.result is not None and worker.result[1]):
+            self.release(worker)  # it has closed the connection, or will be reported as failed once it has ended
 
-    def hear_last(self, worker: Worker) -> None:
+    def _refuse(self, worker: Worker, problem: str) -> None:
+        """End a worker that does not keep to the protocol: it might never end by itself."""
+        worker.note_result(None, problem, self._is_stopping())
+        self.release(worker)
+        worker.send(signal.SIGKILL)
+
+    def receive_last(self, worker: Worker) -> None:
         """Take in what a worker that has just ended may have sent in its last moment."""
         self.admit()
-        if worker.arrival is not None:
-            self._hear(worker, worker.arrival)
-            self.let_go(worker)
+        if worker.connection is not None:
+            self._receive(worker, worker.connection)
+            self.release(worker)
 
-    def let_go(self, worker: Worker) -> None:
+    def wake_at(self) -> float | None:
+        """Return when :meth:`expire` must be called, in monotonic seconds."""
+        return min(self._deadlines.values(), default=None)
+
+    def expire(self, now: float) -> None:
+        """End workers that have stopped in the middle of their results."""
+        for worker in [worker for worker, deadline in self._deadlines.items() if deadline <= now]:
+            seconds = f"{self._stall_timeout_seconds:g} s"
+            self._refuse(worker, f"it stopped in the middle of sending its result, for {seconds}, and was killed")
+
+    def release(self, worker: Worker) -> None:
         """Have a worker that waits come to its end."""
-        if worker.arrival is not None:
-            self._unwatch(worker.arrival.descriptor)
-            worker.arrival.close()
-            worker.arrival = None
+        self._deadlines.pop(worker, None)
+        if worker.connection is not None:
+            self._unwatch(worker.connection.descriptor)
+            worker.connection.close()
+            worker.connection = None
 
     def close(self) -> None:
-        """Let all go; nobody can connect any more."""
+        """Release all workers, and take no more connections."""
+        while self._reserve:
+            release(self._reserve.pop())
         for worker in self._workers:
-            self.let_go(worker)
+            self.release(worker)
         self._unwatch(self._listener.descriptor)
         self._listener.close()
 
 
-@final
-class Listener:
-    """Where the workers of one context connect; its address is in no file system.
-
-    Raises:
-        OSError: there is no descriptor left for it.
-    """
-
-    def __init__(self) -> None:
-        #: In Linux's abstract namespace, so that nothing can be left behind.
-        self.address = b"\0quorate-" + os.urandom(16).hex().encode()
-        self._socket = socket(AF_UNIX, SOCK_STREAM)
-        try:
-            self._socket.bind(self.address)
-            self._socket.listen(_MOST_WAITING)
-            self._socket.setblocking(False)
-        except BaseException:
-            self._socket.close()
-            raise
-        self.descriptor = self._socket.fileno()
-        hold_with(self.descriptor, self._socket.close)
-
-    def accept(self) -> Arrival | None:
-        """Return the next new connection, ``None`` if there is none.
-
-        Raises:
-            OSError: there is one, but no descriptor for it.
-        """
-        try:
-            descriptor, _ = self._socket._accept()  # type: ignore[attr-defined] # socket.socket is built on it
-        except (BlockingIOError, ConnectionError):
-            return None
-        return Arrival(descriptor)
-
-    def close(self) -> None:
-        """Nobody can connect any more."""
-        forget(self.descriptor)
-        self._socket.close()
-
-
-@final
-class Arrival:
-    """The agent's side of a worker's connection.  ``pid`` is the worker's, as the kernel knows it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket(fileno=descriptor)
-        self._socket.setblocking(False)
-        self.descriptor = descriptor
-        hold_with(descriptor, self._socket.close)
-        packed = self._socket.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size)
-        self.pid: int = _CREDENTIALS.unpack(packed)[0]
-        self._data = bytearray()
-        self.has_ended = False
-
-    def read(self) -> bool:
-        """Take in some of what has come; return whether there may be more already."""
-        try:
-            part = self._socket.recv(_MOST_BYTES_AT_ONCE)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            part = b""
-        self._data += part
-        self.has_ended = not part
-        return bool(part)
-
-    def take(self) -> bytearray | None:
-        """Return the packed result once all of it is here, and forget it."""
-        if len(self._data) < LENGTH.size or len(self._data) - LENGTH.size < LENGTH.unpack_from(self._data)[0]:
-            return None
-        data, self._data = self._data, bytearray()
-        return data
-
-    def close(self) -> None:
-        """Let the worker go."""
-        if self.descriptor >= 0:
-            self._socket.detach()
-            release(self.descriptor)
-            self.descriptor = -1
-
-
-def _load(data: bytearray) -> tuple[Any, str]:
-    """Return ``(value, problem)`` from what :meth:`Arrival.take` returned."""
+def _load(data: memoryview) -> tuple[Any, str]:
+    """Return ``(value, problem)``; unpickling runs code of the value's classes, which may raise anything."""
     try:
-        return pickle.loads(memoryview(data)[LENGTH.size :]), ""
-    except Exception as error:
-        return None, f"the function's return value cannot be unpickled in the agent: {type(error).__name__}: {error}"
+        return pickle.loads(data), ""
+    except (Exception, SystemExit) as error:
+        text = f"{type(error).__name__}: {_text_of(error)}"
+        problem = f"the function's return value cannot be unpickled in the agent: {text}"
+        return None, printable(problem, _LONGEST_PROBLEM)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "<its text cannot be made>"

@@ -1,7 +1,7 @@
 """The start method ``exec``: a command per worker, by ``posix_spawn``.
 
 The agent never forks for it: it may have threads and libraries loaded that do not survive a fork, and a copy of its
-page tables costs.  Nor is the standard library's process module imported, which costs more than the start itself.
+page tables takes time.  ``subprocess`` is not imported either: its import takes longer than the start itself.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import final
 
+from quorate.affinity import bound_thread
 from quorate.errors import StartError
-from quorate.lazy_typing import TYPE_CHECKING, final
+from quorate.proc import parent_death_command
 from quorate.records import WorkerLaunch
+from quorate.starter import ProcessContext, StarterRequest
 
-from ._commands import explain, find_command, find_death_wrapper, has_known_format
-from ._context import LocalContext
+from ._commands import explain, find_command, has_known_format
+from ._context import LocalContext, start_group
 from ._streams import Output
 from ._workers import ChildProcess
-
-if TYPE_CHECKING:
-    from quorate.starter import ProcessContext, StarterRequest
 
 __all__ = ["ExecStarter", "checked_words", "leaking_descriptors", "spawn_program"]
 
@@ -36,36 +36,35 @@ class ExecStarter:
     def start(self, launches: Sequence[WorkerLaunch]) -> ProcessContext:
         """See :class:`quorate.starter.Starter`."""
         programs = [_program(launch) for launch in launches]
-        context = LocalContext(self._request)
-        try:
+
+        def launch_all(context: LocalContext) -> None:
             leaking = leaking_descriptors()
-            for launch, (path, argv) in zip(launches, programs, strict=True):
+            for launch, program in zip(launches, programs, strict=True):
+                context.launch(launch, partial(_start, program=program, leaking=leaking))
 
-                def start(
-                    launch: WorkerLaunch,
-                    environment: dict[str, str],
-                    output: Output,
-                    path: str = path,
-                    argv: list[str] = argv,
-                ) -> ChildProcess:
-                    try:
-                        return ChildProcess(spawn_program(path, argv, environment, output, leaking))
-                    except OSError as error:
-                        raise explain(path, error, launch.local_rank) from error
+        return start_group(self._request, launch_all)
 
-                context.launch(launch, start)
-            context.begin()
-        except BaseException:
-            context.close()
-            raise
-        return context
+
+def _start(
+    launch: WorkerLaunch,
+    environment: dict[str, str],
+    output: Output,
+    program: tuple[str, list[str]],
+    leaking: Sequence[int],
+) -> ChildProcess:
+    path, argv = program
+    with bound_thread(launch.cpus, launch.memory_node):
+        try:
+            return ChildProcess(spawn_program(path, argv, environment, output, leaking))
+        except OSError as error:
+            raise explain(path, error, launch.local_rank) from error
 
 
 def _program(launch: WorkerLaunch) -> tuple[str, list[str]]:
     """Return the file and argument vector of one worker, the wrapper for parent death included."""
     words = checked_words(launch.entrypoint, launch.args, "exec", launch.local_rank)
     path = find_command(words[0], launch.environment, launch.local_rank)
-    wrapper = find_death_wrapper(os.environ.get("PATH", os.defpath)) if has_known_format(path) else ()
+    wrapper = parent_death_command(os.environ.get("PATH", os.defpath)) if has_known_format(path) else ()
     if wrapper:
         return wrapper[0], [*wrapper, path, *words[1:]]
     return path, words
@@ -81,7 +80,7 @@ def checked_words(entrypoint: object, args: Sequence[object], method: str, local
     for word in (entrypoint, *args):
         if not isinstance(word, str):
             raise StartError(
-                f"the start method {method} runs commands, but {word!r} is no string; "
+                f"the start method {method} runs commands, but {word!r} is not a string; "
                 "use --start-method=spawn for a function",
                 local_rank=local_rank,
             )

@@ -1,8 +1,8 @@
 """The start methods ``spawn``, ``fork`` and ``forkserver``: a function per worker, by the parts of ``multiprocessing``.
 
-Its processes are started by hand rather than by ``Process.start``: that refuses to work in a daemonic process, gives
-no say in session, environment and descriptors, and would have the agent wait for them in its own way.  What a user
-sees inside the worker (``current_process``, the main module, what can be passed as argument) is the same.
+``Process.start`` is not used: it refuses to work in a daemonic process, has no options for session, environment and
+descriptors, and waits for the process in its own way.  What a user sees inside the worker (``current_process``, the
+main module, what can be passed as argument) is the same.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from functools import partial
 from multiprocessing import context as contexts
 from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
+from typing import Any, final
 
+from quorate.affinity import bound_thread
 from quorate.errors import StartError
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
+from quorate.files import write_all
+from quorate.proc import hold, is_alive, parent_death_command
 from quorate.records import WorkerLaunch
+from quorate.starter import ProcessContext, StarterRequest
 
-from ._commands import find_death_wrapper
-from ._context import LocalContext
+from ._context import LocalContext, start_group
 from ._exec import leaking_descriptors, spawn_program
-from ._fds import hold
-from ._leftovers import state_of
+from ._setup import Setup
 from ._streams import Output
-from ._task import Setup, Task
+from ._task import Task
 from ._workers import ChildProcess, Process
-
-if TYPE_CHECKING:
-    from quorate.starter import ProcessContext, StarterRequest
 
 __all__ = ["FunctionStarter", "prepare_call", "unpicklable"]
 
@@ -58,19 +57,14 @@ class FunctionStarter:
                     f"{launch.entrypoint!r}; use --start-method=exec for a command",
                     local_rank=launch.local_rank,
                 )
-        if self._request.start_method == "fork":
-            import ctypes  # noqa: F401 - once here rather than once in every worker
         start_one = self._starts[self._request.start_method]
-        context = LocalContext(self._request)
-        try:
+
+        def launch_all(context: LocalContext) -> None:
             address = context.expect_results()
             for launch in launches:
                 context.launch(launch, partial(start_one, address=address))
-            context.begin()
-        except BaseException:
-            context.close()
-            raise
-        return context
+
+        return start_group(self._request, launch_all)
 
 
 def prepare_call(method: str, launch: WorkerLaunch, setup: Setup | None, address: bytes) -> tuple[Task, BaseProcess]:
@@ -87,18 +81,19 @@ def _fork(launch: WorkerLaunch, environment: dict[str, str], output: Output, add
     agent = os.getpid()
     _, process = prepare_call("fork", launch, Setup(environment, agent, True, output.stdout, output.stderr), address)
     _flush()
-    # A signal for the worker must not run the agent's handlers in it; Setup lets signals in again.
+    # A signal for the worker must not run the agent's handlers in it; Setup unblocks signals again.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
-        if pid == 0:
-            _be_worker(process, agent)
+        with bound_thread(launch.cpus, launch.memory_node):
+            pid = os.fork()
+            if pid == 0:
+                _run_worker(process, agent)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return ChildProcess(pid)
 
 
-def _be_worker(process: Any, agent: int) -> None:
+def _run_worker(process: Any, agent: int) -> None:
     """In the forked child: run the worker and never return."""
     exit_code = 1
     try:
@@ -146,7 +141,7 @@ class _Spawn(popen_spawn_posix.Popen):
         try:
             tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
             argv = spawn.get_command_line(tracker_fd=tracker, pipe_handle=read_end)
-            argv = [*find_death_wrapper(os.environ.get("PATH", os.defpath)), *argv]
+            argv = [*parent_death_command(os.environ.get("PATH", os.defpath)), *argv]
             keep = [read_end, *self._fds, *([] if tracker is None else [tracker])]
             pid = spawn_program(argv[0], argv, self._environment, self._output, leaking_descriptors(), keep)
         except BaseException:
@@ -154,12 +149,12 @@ class _Spawn(popen_spawn_posix.Popen):
             raise
         finally:
             os.close(read_end)
-        # The write end stays open as long as the agent lives: the worker sees by it whether its parent does.
+        # The write end stays open as long as the agent lives: the worker sees by it whether its parent lives.
         self.child = ChildProcess(pid, hold(write_end))
         try:
-            _write_all(write_end, message.getbuffer())
+            write_all(write_end, message.getbuffer())
         except BrokenPipeError:
-            pass  # it has already ended; its exit will tell
+            pass  # it has already ended, which is noticed as an exit
 
 
 def _spawn(launch: WorkerLaunch, environment: dict[str, str], output: Output, address: bytes) -> Process:
@@ -167,18 +162,14 @@ def _spawn(launch: WorkerLaunch, environment: dict[str, str], output: Output, ad
         environment.setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
     task, process = prepare_call("spawn", launch, None, address)
     try:
-        child = _Spawn(process, environment, output).child
+        with bound_thread(launch.cpus, launch.memory_node):
+            child = _Spawn(process, environment, output).child
         assert child is not None
         return child
     except Exception as error:
         raise unpicklable(launch, "spawn", error) from error
     finally:
         task.close()
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def unpicklable(launch: WorkerLaunch, method: str, error: Exception) -> Exception:
@@ -195,7 +186,8 @@ def unpicklable(launch: WorkerLaunch, method: str, error: Exception) -> Exceptio
 
 def _fork_by_server(launch: WorkerLaunch, environment: dict[str, str], output: Output, address: bytes) -> Process:
     _disown_server()
-    setup = Setup(environment, os.getpid(), False, output.stdout, output.stderr)
+    # The worker is the server's child and binds itself.  This thread stays unbound, because it may start the server.
+    setup = Setup(environment, os.getpid(), False, output.stdout, output.stderr, launch.cpus, launch.memory_node)
     task, process = prepare_call("forkserver", launch, setup, address)
     try:
         return _ServedProcess(popen_forkserver.Popen(process))
@@ -209,7 +201,7 @@ _server_owner = os.getpid()
 
 
 def _disown_server() -> None:
-    """Forget a fork server that this process inherited by being forked: it belongs to the parent, who waits for it."""
+    """Forget a fork server that this process inherited by being forked: it belongs to the parent process."""
     global _server_owner
     if os.getpid() != _server_owner:
         _server_owner = os.getpid()
@@ -222,7 +214,7 @@ def _disown_server() -> None:
 
 @final
 class _ServedProcess:
-    """A child of the fork server, which reaps it at once and tells its exit code through a pipe."""
+    """A child of the fork server, which reaps it at once and reports its exit code through a pipe."""
 
     is_held = False
 
@@ -235,7 +227,7 @@ class _ServedProcess:
     def poll(self) -> int | None:
         """See :class:`._workers.Process`."""
         exit_code: int | None = self._popen.poll()
-        if exit_code == 255 and state_of(self.pid) not in ("", "Z", "X"):
+        if exit_code == 255 and is_alive(self.pid):
             self.problem = "the fork server ended before its worker, which was killed"
             os.kill(self.pid, signal.SIGKILL)
         return exit_code

@@ -1,33 +1,42 @@
-"""The guardian: a tiny shell that outlives a killed agent for just long enough to kill its workers.
+"""The guardian: a small shell that outlives a killed agent just long enough to kill its workers.
 
-It is started before the workers, in a session of its own, and blocks reading a pipe whose write end only the agent
-holds.  When that end closes without a farewell, however the agent died, it kills the sessions it was told of and
-everything that carries the context's marker in its environment, until nothing is left.  A context that closes in an
-orderly way kills its guardian first, which by then has nothing to do.
+It starts before the workers, in a session of its own, and blocks in reading a pipe whose write end only the agent
+holds.  When that end closes, however the agent died, it kills the sessions under guard and every process that carries
+the context's marker in its environment, until none is left.  A context that closes in an orderly way kills its
+guardian first.
 
-What it cannot know is the session of a worker that was started in the instant of the agent's death: of such a worker's
-descendants it finds those that kept the marker.
+A session is taken out of guard before its number can pass to another process.  What the guardian cannot know is the
+session of a worker that was started in the instant of the agent's death: of such a worker's descendants it finds those
+that kept the marker.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+from typing import final
 
-from quorate.lazy_typing import final
-
-from ._fds import hold, release, warn
+from quorate.notices import warn
+from quorate.proc import hold, release
 
 __all__ = ["Guardian"]
 
-# Only the tools grep and sleep are needed besides the shell, and only once the agent has died.  The last loop looks
-# again every 20 ms for at most five seconds: a shell cannot wait for processes that are not its children.  In the midst
-# of an exec a process has no environment to be known by, nor yet the bounds of its code (field 26 of proc_pid_stat(5),
-# the 24th counted from the state on; a process that has memory, field 23, is no thread of the kernel).  So it ends once
-# it has found nothing three times in a row, and nobody in an exec.
+# "+ N" puts session N under guard, "- N" takes it out.  Only the tools grep and sleep are needed besides the shell, and
+# only once the agent has died.  The last loop looks again every 20 ms for at most five seconds: a shell cannot wait for
+# processes that are not its children.  In the midst of an exec a process has no environment to be known by, nor yet the
+# bounds of its code (field 26 of proc_pid_stat(5), the 24th counted from the state on; a process that has memory, field
+# 23, is not a thread of the kernel).  So it ends once it has found nothing three times in a row, and no exec.
 _SCRIPT = r"""
 trap '' HUP INT QUIT TERM PIPE
-groups=
-while read -r number; do groups="$groups $number"; done
+groups=" "
+while read -r sign number; do
+    case $sign in
+        +) groups="$groups$number " ;;
+        -) case $groups in
+               *" $number "*) groups="${groups%% "$number" *} ${groups#* "$number" }" ;;
+           esac ;;
+    esac
+done
 marker=$1
 round=0
 clean=0
@@ -41,7 +50,7 @@ while [ "$round" -lt 250 ]; do
         set -- ${line##*) }
         [ -n "$4" ] || continue
         if [ "${24}" = 0 ] && [ "${21}" != 0 ]; then left=1; fi
-        case " $groups " in
+        case "$groups" in
             *" $4 "*)
                 case $1 in
                     [ZX]) ;;
@@ -67,6 +76,9 @@ class Guardian:
 
     Where no shell can be started, a warning is all that happens: workers then die by the kernel's parent-death
     signal alone, and what they started may live on.
+
+    Raises:
+        OSError: there is no descriptor left for its pipe.
     """
 
     def __init__(self, marker: str) -> None:
@@ -96,18 +108,25 @@ class Guardian:
 
     def watch(self, session: int) -> None:
         """Put the session (and process group) of a worker under guard."""
+        self._write(b"+ %d\n" % session)
+
+    def forget(self, session: int) -> None:
+        """Take a session out of guard: its number may soon be another process's."""
+        self._write(b"- %d\n" % session)
+
+    def _write(self, line: bytes) -> None:
         if self._write_end >= 0:
             try:
-                os.write(self._write_end, b"%d\n" % session)
+                os.write(self._write_end, line)
             except OSError:
-                pass  # somebody killed the guardian; the parent-death signal remains
+                pass  # the guardian has been killed; the parent-death signal remains
 
     def close(self) -> None:
-        """End and reap the guardian without killing anyone."""
+        """End and reap the guardian without killing anything."""
         if self._pid:
-            # SIGKILL, not a farewell: it must not see the end of its pipe first.
+            # SIGKILL, before its pipe closes: at the end of the pipe it would act.
             try:
-                os.kill(self._pid, 9)
+                os.kill(self._pid, signal.SIGKILL)
                 os.waitpid(self._pid, 0)
             except (ProcessLookupError, ChildProcessError):
                 pass

@@ -1,53 +1,52 @@
-"""The entry point's object: which start methods there are.  Each is imported when it is chosen."""
+"""The entry point's object: the start methods that this plugin offers, and its flag.
+
+What does not live here: the start methods themselves; those for functions are imported when they are chosen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, final
 
 from quorate.catalogue import CliOption, StarterBackend
+from quorate.errors import UsageError
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
+from quorate.notices import warn
+from quorate.starter import Starter, StarterRequest
 
-if TYPE_CHECKING:
-    from quorate.starter import Starter, StarterRequest
+from ._exec import ExecStarter
 
 __all__ = ["plugin"]
 
 
 def _command_starter(request: StarterRequest) -> Starter:
-    from ._exec import ExecStarter
-
     _warn_of_preload(request)
     return ExecStarter(request)
 
 
 def _function_starter(request: StarterRequest) -> Starter:
-    from ._functions import FunctionStarter
+    from ._functions import FunctionStarter  # with multiprocessing
 
     _warn_of_preload(request)
     return FunctionStarter(request)
 
 
 def _warm_starter(request: StarterRequest) -> Starter:
-    from ._warm import WarmStarter
+    from ._warm import WarmStarter  # with the template's protocol
 
     return WarmStarter(request)
 
 
 def _warn_of_preload(request: StarterRequest) -> None:
     if request.settings.get("preload"):
-        from ._fds import warn
-
         warn(f"--preload is ignored: the start method is {request.start_method}, and only warm imports anything ahead")
 
 
 def _note_preload(value: str, settings: dict[str, Any]) -> None:
-    from quorate.errors import UsageError
-
     names = [name.strip() for name in value.split(",") if name.strip()]
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise UsageError(f"--preload takes names of modules, separated by commas, and {name!r} is none")
+            raise UsageError(f"--preload takes names of modules, separated by commas, and {name!r} is not a name")
     settings["preload"] = tuple(names)
 
 
@@ -74,5 +73,7 @@ class plugin:  # noqa: N801 - the entry point's name
     def quorate_register_cli_options() -> Iterable[CliOption]:
         """Offer the flag that says what warm workers find imported."""
         return (
-            CliOption("preload", "--start-method=warm: modules to import before workers start", None, _note_preload),
+            CliOption(
+                "preload", "modules to import before workers start; only for --start-method=warm", None, _note_preload
+            ),
         )

@@ -1,19 +1,21 @@
-"""The thread that reads the workers' pipes and passes on what they wrote; what is done to it: :mod:`._streams`.
+"""The thread that reads the workers' pipes and passes on what they wrote.
 
-One thread per context, started only if some stream needs it, asleep in the kernel while nobody writes.  It ends by
-itself when every writer has closed its end.
+There is one thread per context, only if some stream needs it, and it sleeps in the kernel while no worker writes.  It
+ends when every writer has closed its end.  What does not live here: what is done with the bytes (:mod:`._streams`).
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 from collections.abc import Iterable
+from typing import final
 
-from quorate.lazy_typing import final
+from quorate.notices import warn
+from quorate.proc import forget, hold, release
 
-from ._fds import forget, hold, hold_with, release, warn
 from ._streams import Sink, Stream
 
 __all__ = ["Pump"]
@@ -34,7 +36,11 @@ class Pump:
         self.consoles = (Sink(1), Sink(2))
         self.copies: dict[str, Sink] = {}
         self.notice = hold(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self._bell = hold(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        try:
+            self._requests = hold(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        except OSError:
+            release(self.notice)
+            raise
         self._streams: dict[int, Stream] = {}
         self._drains: list[Stream] = []
         self._finish = False
@@ -48,32 +54,43 @@ class Pump:
             self._streams[stream.read_end] = stream
 
     def start(self) -> None:
-        """Start the thread if there is anything to read."""
+        """Start the thread if there is anything to read.
+
+        Raises:
+            OSError: there is no descriptor left for it.
+            RuntimeError: the limit on threads is reached.
+        """
         if not self._streams:
             return
         self._epoll = select.epoll()
-        hold_with(self._epoll.fileno(), self._epoll.close)
-        self._epoll.register(self._bell, select.EPOLLIN)
+        hold(self._epoll.fileno(), self._epoll.close)
+        self._epoll.register(self._requests, select.EPOLLIN)
         for descriptor in self._streams:
             self._epoll.register(descriptor, select.EPOLLIN)
+        thread = threading.Thread(target=self._run, args=(self._epoll,), name="quorate-output", daemon=True)
         self.is_done = False
-        self._thread = threading.Thread(target=self._run, args=(self._epoll,), name="quorate-output", daemon=True)
-        self._thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            self.is_done = True
+            self._close_epoll(self._epoll)
+            raise
+        self._thread = thread
 
     def drain(self, stream: Stream) -> None:
         """Have everything read that ``stream``'s pipe holds now; then ``stream.drained`` is true."""
         self._drains.append(stream)
-        self._ring()
-        if self.is_done:  # looked at last: the thread may have ended without seeing the request
+        self._wake_thread()
+        if self.is_done:  # read last: the thread may have ended without seeing the request
             stream.drained = True
 
     def finish(self) -> None:
-        """Read what the pipes hold now, then stop, whoever else may still have them open."""
+        """Read what the pipes hold now, then stop, even if other processes have them open."""
         self._finish = True
-        self._ring()
+        self._wake_thread()
 
     def close(self, timeout_seconds: float) -> None:
-        """End the thread and close everything; a thread stuck on a console that nobody reads is left behind."""
+        """End the thread and close everything; a thread that a full console blocks is left behind."""
         self.finish()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
@@ -86,36 +103,38 @@ class Pump:
         self._streams.clear()
         for sink in self.copies.values():
             sink.close()
-        for descriptor in (self.notice, self._bell):
+        for descriptor in (self.notice, self._requests):
             release(descriptor)
 
-    def _ring(self) -> None:
-        os.eventfd_write(self._bell, 1)
+    def _wake_thread(self) -> None:
+        os.eventfd_write(self._requests, 1)
 
     # --- on the thread --------------------------------------------------------------------------------------------
 
     def _run(self, epoll: select.epoll) -> None:
-        import signal
-
         # The agent's own thread is the one to be interrupted by signals.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while self._streams:
                 for descriptor, _ in epoll.poll():
-                    if descriptor == self._bell:
+                    if descriptor == self._requests:
                         self._answer(epoll)
                     elif descriptor in self._streams:
                         self._read(epoll, self._streams[descriptor], _CHUNK_BYTES)
         finally:
-            forget(epoll.fileno())
-            epoll.close()
+            self._close_epoll(epoll)
             self.is_done = True
             for stream in self._drains:
                 stream.drained = True
             os.eventfd_write(self.notice, 1)
 
+    @staticmethod
+    def _close_epoll(epoll: select.epoll) -> None:
+        forget(epoll.fileno())
+        epoll.close()
+
     def _answer(self, epoll: select.epoll) -> None:
-        os.eventfd_read(self._bell)
+        os.eventfd_read(self._requests)
         while self._drains:
             stream = self._drains[0]
             self._read(epoll, stream, _DRAIN_BYTES)

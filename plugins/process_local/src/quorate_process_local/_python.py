@@ -1,6 +1,6 @@
-"""Takes a Python command line apart: what the interpreter is told, what it runs, and with which arguments.
+"""Parses a Python command line: the interpreter's options, what it runs, and the arguments of that.
 
-Only reads; what is done with the parts is the warm starter's business.
+What does not live here: what is done with the parts (:mod:`._warm`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple, final
 
-from quorate.lazy_typing import NamedTuple, final
-
-__all__ = ["PythonCommand", "is_python", "take_apart"]
+__all__ = ["PythonCommand", "is_python", "parse_python_command"]
 
 _NAMES = re.compile(r"(python|pypy)[0-9.]*t?(-dbg|d)?")
 _SWITCHES = frozenset("bBdOPqsuv")
@@ -38,7 +37,7 @@ class PythonCommand(NamedTuple):
 
     @property
     def head(self) -> str:
-        """What Python, unless it is told not to, puts in front of ``sys.path`` for this program."""
+        """What Python puts in front of ``sys.path`` for this program, unless an option forbids it."""
         if self.kind == "module":
             return os.getcwd()
         if self.kind == "code":
@@ -47,13 +46,13 @@ class PythonCommand(NamedTuple):
 
 
 def is_python(path: str) -> bool:
-    """Return whether the program at ``path`` is a Python interpreter, by its name or because it runs us."""
+    """Return whether the program at ``path`` is a Python interpreter, by its name or because it runs this process."""
     if _NAMES.fullmatch(os.path.basename(path)):
         return True
     return bool(sys.executable) and os.path.realpath(path) == os.path.realpath(sys.executable)
 
 
-def take_apart(words: Sequence[str]) -> PythonCommand:
+def parse_python_command(words: Sequence[str]) -> PythonCommand:
     """Return the parts of what follows the interpreter in a command.
 
     Raises:

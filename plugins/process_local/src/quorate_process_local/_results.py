@@ -1,34 +1,35 @@
-"""How a function's result comes to the agent, and how its worker then stays until the agent lets it go.
+"""The worker's side of a function's result: it is sent to the agent, and the worker waits until it is released.
 
 Each worker connects to its context's listener before it calls its function, and sends the pickled result through that
-connection afterwards.  Then it waits for the end of the connection: libraries such as torch may still need its threads
-and sockets until the other workers are done, too.  The end comes when the context closes it, or the agent dies.
+connection afterwards.  Then it waits for the end of the connection: libraries such as torch may need its threads and
+sockets until the other workers are done.  The connection ends when the context closes it, or the agent dies.
 
-What does not live here: the agent's side (:mod:`._deliveries`), and the call itself (:mod:`._task`).
+What does not live here: the agent's side (:mod:`._deliveries`), and the call (:mod:`._task`).
 """
 
 from __future__ import annotations
 
 import os
-
-# The type beneath socket.socket, which the worker's program may have replaced (gevent, proxies).
-from _socket import AF_UNIX, SOCK_STREAM, socket
+import socket
 from struct import Struct
+from typing import final
 
-from quorate.lazy_typing import final
+from quorate.files import write_all
 
-__all__ = ["LENGTH", "Delivery"]
+__all__ = ["LARGEST_RESULT_BYTES", "LENGTH", "Delivery"]
 
-#: What goes before the pickled result.
+#: What precedes the pickled result: its length.
 LENGTH = Struct("!Q")
+#: The agent holds all results of its workers in memory, and twice while it unpickles one.
+LARGEST_RESULT_BYTES = 1 << 30
 
 
 @final
 class Delivery:
     """A worker's side of the connection; ``address`` is its agent's :attr:`._deliveries.Listener.address`.
 
-    Connected before the function runs, so that no function can use up the descriptor that it needs; connected again if
-    the function has closed it.
+    It connects before the function runs, so that a function that uses up all descriptors does not matter, and again if
+    the function has closed the descriptor.
 
     Raises:
         OSError: the agent is gone.
@@ -39,7 +40,8 @@ class Delivery:
         self._connect()
 
     def _connect(self) -> None:
-        connection = socket(AF_UNIX, SOCK_STREAM)
+        # Not socket.socket: the program may have replaced that by a class that knows no Unix sockets (proxies).
+        connection = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(None)  # whatever default the program has set
             connection.connect(self._address)
@@ -50,9 +52,9 @@ class Delivery:
         self._identity = _identity(self._descriptor)
 
     def send(self, data: bytes) -> bool:
-        """Hand the result over; return false where there is nobody to hand it to.
+        """Send the result; return whether it was this process's to send.
 
-        That is in a child that the function has forked, and that came back from it as well.
+        It is not in a child that the function has forked, and that returned from the function as well.
         """
         if os.getpid() != self._pid:
             return False
@@ -60,13 +62,11 @@ class Delivery:
             self._connect()
         os.set_blocking(self._descriptor, True)
         for part in (LENGTH.pack(len(data)), data):
-            view = memoryview(part)
-            while view:
-                view = view[os.write(self._descriptor, view) :]
+            write_all(self._descriptor, part)
         return True
 
-    def stay(self) -> None:
-        """Wait until the agent lets go or is dead."""
+    def wait_for_release(self) -> None:
+        """Wait until the agent closes the connection or is dead."""
         while True:
             try:
                 os.read(self._descriptor, 1)
@@ -74,7 +74,7 @@ class Delivery:
             except ConnectionError:
                 return  # the agent died
             except Exception:
-                # From a signal handler: the result is delivered, and nobody is left to tell.
+                # A signal handler has raised it.  The result is delivered, so the wait goes on.
                 if _identity(self._descriptor) != self._identity:
                     return  # a thread has closed it
             except BaseException:

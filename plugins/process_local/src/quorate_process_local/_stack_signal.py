@@ -1,11 +1,12 @@
-"""How a Python process can be asked where it is without ending it: it writes the stacks of all threads to stderr.
+"""The stack signal: a Python process that gets it writes the stacks of all threads to stderr, and goes on.
 
-Here is the process that is asked; who asks is :mod:`._stacks`.  Function workers answer from the start; a program may
-do what :func:`answer` does, with the signal that ``QUORATE_STACK_SIGNAL`` names.
+Function workers answer it from the start.  A program may do what :func:`answer` does, with the signal that
+``QUORATE_STACK_SIGNAL`` names.  What does not live here: sending it (:mod:`._stacks`).
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 
 __all__ = ["STACK_SIGNAL", "STACK_SIGNAL_VARIABLE", "answer"]
@@ -17,8 +18,6 @@ STACK_SIGNAL_VARIABLE = "QUORATE_STACK_SIGNAL"
 
 def answer() -> None:
     """In a function worker, before its function is called: answer the signal, and fatal ones, with stacks."""
-    import faulthandler
-
     try:
         # Not sys.stderr: the log is behind the descriptor.  A forked worker's interpreter has not seen its variable.
         if os.environ.get("PYTHONFAULTHANDLER") and not faulthandler.is_enabled():
@@ -27,4 +26,4 @@ def answer() -> None:
         if number.isdecimal():
             faulthandler.register(int(number), file=2, all_threads=True, chain=False)
     except (OSError, ValueError, RuntimeError):
-        pass  # it can still be asked in other ways
+        pass  # there are other ways to get its stacks

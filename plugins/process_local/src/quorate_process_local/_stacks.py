@@ -1,6 +1,7 @@
-"""Finds out where workers are before they are stopped: has them write their stacks into their logs.
+"""Makes workers write their stacks into their logs before they are stopped.
 
-Imported when a worker hangs, and run on a thread of its own.  Three ways, the gentlest first (docs/decisions/0013):
+Imported when a worker hangs, and run on a thread of its own.  There are three ways, tried in order of their side
+effects (docs/decisions/0013):
 
 1. a process that answers :data:`STACK_SIGNAL` is sent it, and writes the Python stacks of its threads;
 2. where py-spy is installed it writes Python and native stacks of each worker, from outside;
@@ -13,15 +14,22 @@ A process that is stopped, or waits in the kernel, cannot answer; its log then s
 from __future__ import annotations
 
 import os
+import queue
+import resource
 import select
+import shutil
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
+from typing import final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import final
+from quorate.files import open_regular, read_bytes
+from quorate.notices import warn
+from quorate.proc import kernel_wait_of, open_pidfd, stat_of
 
-from ._fds import warn
-from ._leftovers import kernel_wait_of
 from ._stack_signal import STACK_SIGNAL
 
 __all__ = ["dump_stacks", "find_py_spy"]
@@ -44,7 +52,7 @@ class _Process:
     def __init__(self, pid: int, parent: int, worker: int, local_rank: int, log: str) -> None:
         self.pid, self.parent, self.worker, self.local_rank, self.log = pid, parent, worker, local_rank, log
         self.state = ""
-        self.has_told = False
+        self.has_answered = False
         self._blocking: frozenset[str] = frozenset()
         self._caught = self._pending = 0
         self.look()
@@ -70,7 +78,7 @@ class _Process:
         return self.state not in ("", "Z", "X")
 
     @property
-    def why_mute(self) -> str:
+    def no_dump_reason(self) -> str:
         """Why it cannot answer any signal now, ``""`` if it can."""
         if self.state in ("T", "t"):
             by = "a signal (SIGSTOP)" if self.state == "T" else "a debugger"
@@ -90,12 +98,12 @@ class _Process:
         return frozenset(found)
 
     def ask(self) -> bool:
-        """Send it the stack signal; return whether there was somebody to send it to."""
+        """Send it the stack signal; return whether it could be sent."""
         self._blocking = self._threads_blocking(STACK_SIGNAL)
         return self.send(STACK_SIGNAL)
 
     def is_answering(self) -> bool:
-        """Whether a thread is in the signal's handler, which the kernel blocks the signal for (unless told not to)."""
+        """Whether a thread is in the signal's handler, which the kernel blocks it for (without SA_NODEFER)."""
         return not self._threads_blocking(STACK_SIGNAL) <= self._blocking
 
     def send(self, number: int) -> bool:
@@ -105,17 +113,20 @@ class _Process:
             return False
         return True
 
-    def tell(self, text: str) -> None:
-        """Write into its log: to whatever its stderr is, else to the file that it should be."""
+    def write_log(self, text: str) -> None:
+        """Write into its log: to its stderr, whatever that is, else to the file that it should be."""
         data = text.encode("utf-8", "replace")
-        flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_APPEND
         for path in (f"/proc/{self.pid}/fd/2", f"/proc/{self.worker}/fd/2", self.log):
             try:
-                descriptor = os.open(path, flags)
+                if path.startswith("/proc/"):
+                    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                else:
+                    descriptor = open_regular(path, flags)
             except OSError:
                 continue
             try:
-                _write_all(descriptor, data)
+                _write_if_taken(descriptor, data)
                 return
             except OSError:
                 continue
@@ -129,25 +140,29 @@ def dump_stacks(workers: Sequence[tuple[int, int, str]], hung_local_rank: int, t
 
     Arguments:
         workers: local rank, process id and log file (``""`` if none) of each that runs.
-        hung_local_rank: which of them hangs; nothing of it need be spared.
+        hung_local_rank: which of them hangs; it may be ended by SIGABRT.
     """
     began = monotonic()
     families = {pid: _family(local_rank, pid, log) for local_rank, pid, log in workers}
     everyone = [process for family in families.values() for process in family]
     for process in everyone:
-        if process.why_mute:
-            process.tell(f"quorate: process {process.pid} (local rank {process.local_rank}) {process.why_mute}\n")
+        if process.no_dump_reason:
+            process.write_log(
+                f"quorate: process {process.pid} (local rank {process.local_rank}) {process.no_dump_reason}\n"
+            )
     end = began + _SHARE * timeout
-    _ask([[process for process in family if not process.why_mute] for family in families.values()], began, timeout)
+    _ask(
+        [[process for process in family if not process.no_dump_reason] for family in families.values()], began, timeout
+    )
     # Of a shell and what runs in it, of a worker and its data loaders: the first that could have Python stacks.
     heads = [head for family in families.values() for head in _heads(family)]
     heads.sort(key=lambda head: head.local_rank != hung_local_rank)
     _spy(heads, began + _SPY_SHARE * timeout)
-    aborted = [head for head in heads if not head.has_told and _abort(head, head.local_rank == hung_local_rank)]
+    aborted = [head for head in heads if not head.has_answered and _abort(head, head.local_rank == hung_local_rank)]
     _wait_for_ends(aborted, end)
 
 
-# --- whom to ask ----------------------------------------------------------------------------------------------------
+# --- which processes ------------------------------------------------------------------------------------------------
 
 
 def _family(local_rank: int, worker: int, log: str) -> list[_Process]:
@@ -155,9 +170,9 @@ def _family(local_rank: int, worker: int, log: str) -> list[_Process]:
     parents: dict[int, int] = {}
     sessions: dict[int, int] = {}
     for name in os.listdir("/proc"):
-        fields = _read(f"/proc/{name}/stat").rpartition(") ")[2].split() if name.isdecimal() else []
-        if fields:
-            parents[int(name)], sessions[int(name)] = int(fields[1]), int(fields[3])
+        stat = stat_of(int(name)) if name.isdecimal() else None
+        if stat is not None:
+            parents[int(name)], sessions[int(name)] = stat.parent, stat.session
     members = [worker] if worker in parents else []
     known = set(members)
     while True:
@@ -190,9 +205,6 @@ def _heads(family: Sequence[_Process]) -> list[_Process]:
 
 def find_py_spy() -> str:
     """Return the path of py-spy, ``""`` if it is not installed: beside this Python, or on the PATH."""
-    import shutil
-    import sys
-
     return shutil.which("py-spy", path=os.path.dirname(sys.executable)) or shutil.which("py-spy") or ""
 
 
@@ -200,12 +212,9 @@ def _spy(heads: Sequence[_Process], end: float) -> None:
     program = find_py_spy()
     if not program:
         return
-    import queue
-    import threading
-
     waiting: queue.SimpleQueue[_Process] = queue.SimpleQueue()
     for head in heads:
-        if head.is_alive and not head.why_mute:
+        if head.is_alive and not head.no_dump_reason:
             waiting.put(head)
 
     def work() -> None:
@@ -225,8 +234,6 @@ def _spy(heads: Sequence[_Process], end: float) -> None:
 
 def _spy_on(program: str, head: _Process, end: float) -> None:
     """Write Python and native stacks into the log; only Python's, which take no symbols, if the time runs out."""
-    import subprocess
-
     problem = ""
     for option in ("--native", ""):
         command = [program, "dump", *([option] if option else []), "--pid", str(head.pid)]
@@ -245,28 +252,28 @@ def _spy_on(program: str, head: _Process, end: float) -> None:
             break
         if done.returncode == 0:
             text = done.stdout[:_LONGEST_STACK_BYTES].decode("utf-8", "replace")
-            head.tell(f"quorate: stacks of process {head.pid} (local rank {head.local_rank}) by py-spy:\n{text}\n")
-            head.has_told = True
+            head.write_log(f"quorate: stacks of process {head.pid} (local rank {head.local_rank}) by py-spy:\n{text}\n")
+            head.has_answered = True
             return
         problem = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    head.tell(f"quorate: py-spy could not read process {head.pid} (local rank {head.local_rank}): {problem}\n")
+    head.write_log(f"quorate: py-spy could not read process {head.pid} (local rank {head.local_rank}): {problem}\n")
 
 
 # --- from inside ----------------------------------------------------------------------------------------------------
 
 
 def _ask(families: Sequence[list[_Process]], began: float, timeout: float) -> None:
-    """Ask those who can answer, one at a time of each family: they share a log, where their stacks would mix."""
+    """Ask those that can answer, one at a time of each family: in their shared log stacks would mix."""
     end = began + _ASK_SHARE * timeout
     queues = [[process for process in family if process.catches(STACK_SIGNAL)] for family in families]
     while any(queues) and monotonic() < end:
-        batch = [queue.pop(0) for queue in queues if queue]
+        batch = [family.pop(0) for family in queues if family]
         asked = [process for process in batch if process.ask()]
         _wait_for_answers(asked, min(end, monotonic() + _ANSWER_SECONDS))
 
 
 def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
-    """Wait until the answers are written; another signal could cut them short.  Nothing there can be waited for."""
+    """Wait until the answers are written; another signal could cut them short.  No event signals that."""
     pause = select.poll()
     written = dict.fromkeys((process.pid for process in asked), -1)
     quiet = dict.fromkeys(written, 0)
@@ -276,7 +283,7 @@ def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
             process.look()
             if process.is_alive and process.has_pending(STACK_SIGNAL):
                 continue
-            process.has_told = True
+            process.has_answered = True
             now_written = _written_by(process.pid)
             is_quiet = now_written == written[process.pid] and not process.is_answering()
             quiet[process.pid] = quiet[process.pid] + 1 if is_quiet else 0
@@ -292,12 +299,10 @@ def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
 def _abort(head: _Process, is_hung: bool) -> bool:
     """End a process by SIGABRT if that makes it write its stacks and costs nothing; return whether it was sent."""
     head.look()
-    if not head.is_alive or head.why_mute:
+    if not head.is_alive or head.no_dump_reason:
         return False
     if head.catches(signal.SIGABRT) and (is_hung or not head.catches(signal.SIGTERM)):
         try:
-            import resource
-
             # It did not crash: no core file of all its memory, however large it is.
             resource.prlimit(head.pid, resource.RLIMIT_CORE, (0, resource.prlimit(head.pid, resource.RLIMIT_CORE)[1]))
         except (OSError, ValueError):
@@ -305,7 +310,7 @@ def _abort(head: _Process, is_hung: bool) -> bool:
         return head.send(signal.SIGABRT)
     why = "it handles SIGTERM and may have something to save" if head.catches(signal.SIGABRT) else "it writes none"
     remedy = "" if find_py_spy() else "; with py-spy installed they could be read from outside"
-    head.tell(f"quorate: no stacks of process {head.pid} (local rank {head.local_rank}): {why}{remedy}\n")
+    head.write_log(f"quorate: no stacks of process {head.pid} (local rank {head.local_rank}): {why}{remedy}\n")
     return False
 
 
@@ -314,8 +319,10 @@ def _wait_for_ends(processes: Sequence[_Process], end: float) -> None:
     watched = []
     for process in processes:
         try:
-            descriptor = os.pidfd_open(process.pid)
-        except (AttributeError, OSError):
+            descriptor = open_pidfd(process.pid)
+        except ProcessLookupError:
+            continue
+        if descriptor < 0:
             continue
         poller.register(descriptor, select.POLLIN)
         watched.append(descriptor)
@@ -331,14 +338,15 @@ def _wait_for_ends(processes: Sequence[_Process], end: float) -> None:
 
 
 def _written_by(pid: int) -> int:
-    """Return how many bytes a process has written so far, 0 where that is not told."""
+    """Return how many bytes a process has written so far, 0 where the kernel does not say."""
     for line in _read(f"/proc/{pid}/io").splitlines():
         if line.startswith("wchar:"):
             return int(line.split()[1])
     return 0
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_if_taken(descriptor: int, data: bytes) -> None:
+    """Write to a non-blocking descriptor, and drop the rest if it is full for half a second."""
     view = memoryview(data)
     while view:
         try:
@@ -347,12 +355,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
             poller = select.poll()
             poller.register(descriptor, select.POLLOUT)
             if not poller.poll(500):
-                return  # nobody reads it; the rest is lost
+                return
 
 
 def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
+    return read_bytes(path).decode("ascii", "replace")

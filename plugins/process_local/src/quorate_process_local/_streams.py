@@ -1,7 +1,7 @@
 """What happens to the bytes of one worker's stream: console, file, filtered copies, and the tail of stderr.
 
-Who reads the bytes, and when, is :mod:`._pump`'s business; where a stream needs no reading at all, :func:`plan_output`
-says so and the worker writes straight to its destination.
+:func:`plan_output` decides which streams need a reader; where none is needed the worker writes straight to its
+destination.  What does not live here: reading (:mod:`._pump`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import select
+from typing import final
 
 from quorate.errors import StartError
-from quorate.lazy_typing import final
+from quorate.files import read_regular
+from quorate.notices import warn
+from quorate.proc import hold, release
 from quorate.records import WorkerLaunch
-
-from ._fds import hold, make_pipe, release, warn
+from quorate.text import printable
 
 __all__ = ["Output", "Sink", "Stream", "plan_output", "tail_lines", "tail_of_file"]
 
@@ -27,7 +29,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @final
 class Sink:
-    """A descriptor that streams write to; the first error silences it for good, so that workers never suffer."""
+    """A descriptor that streams write to; after the first error it takes nothing more, so that no worker blocks."""
 
     __slots__ = ("_descriptor", "_name")
 
@@ -43,7 +45,7 @@ class Sink:
             try:
                 view = view[os.write(self._descriptor, view) :]
             except BlockingIOError:
-                # Somebody made the console non-blocking; wait until it takes more.
+                # Another process made the console non-blocking; wait until it takes more.
                 poller = select.poll()
                 poller.register(self._descriptor, select.POLLOUT)
                 poller.poll()
@@ -54,7 +56,7 @@ class Sink:
                 return
 
     def close(self) -> None:
-        """Close a file; a console is only let go."""
+        """Close a file; a console stays open."""
         if self._name and self._descriptor >= 0:
             release(self._descriptor)
         self._descriptor = -1
@@ -127,9 +129,9 @@ class Stream:
 class Output:
     """How one worker's output is wired.
 
-    ``stdout`` and ``stderr`` are descriptors for the child (-1: the agent's own), to be closed by :meth:`close` once
+    ``stdout`` and ``stderr`` are descriptors for the worker (-1: the agent's own), to be closed by :meth:`close` once
     it has started.  ``streams`` are what the pump has to read, ``errors`` is stderr's among them, and ``error_path``
-    the file that holds stderr where nobody reads it.
+    the file that holds stderr where it has no reader.
     """
 
     __slots__ = ("error_path", "errors", "stderr", "stdout", "streams")
@@ -141,7 +143,7 @@ class Output:
         self.error_path = ""
 
     def close(self) -> None:
-        """Close the child's ends."""
+        """Close the worker's ends."""
         for descriptor in (self.stdout, self.stderr):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -156,7 +158,7 @@ def plan_output(launch: WorkerLaunch, consoles: tuple[Sink, Sink], copies: dict[
         copies: path -> sink of the filtered copies, shared by the workers of a context; added to.
 
     Raises:
-        StartError: a log file cannot be opened (a full disk is no reason: then a warning, and the console only).
+        StartError: a log file cannot be opened (on a full disk: a warning, and the console only).
     """
     output = Output()
     try:
@@ -166,6 +168,7 @@ def plan_output(launch: WorkerLaunch, consoles: tuple[Sink, Sink], copies: dict[
         output.close()
         for stream in output.streams:
             release(stream.read_end)
+            stream.close()
         raise
     return output
 
@@ -187,7 +190,12 @@ def _plan(launch: WorkerLaunch, name: str, console: Sink, copies: dict[str, Sink
             return descriptor
         return -1 if shown else os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     file = Sink(hold(descriptor), path or "") if descriptor >= 0 else None
-    read_end, write_end = make_pipe()
+    try:
+        read_end, write_end = os.pipe()
+    except OSError:
+        release(descriptor)
+        raise
+    os.set_blocking(hold(read_end), False)
     prefix = (logs.prefix or "").encode()
     stream = Stream(read_end, console if shown else None, file, prefix, filters)
     output.streams.append(stream)
@@ -197,17 +205,24 @@ def _plan(launch: WorkerLaunch, name: str, console: Sink, copies: dict[str, Sink
 
 
 def _open(path: str, local_rank: int) -> int:
+    # Non-blocking while it opens: a worker of an earlier round could have put a FIFO there, which would block for ever.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno in _NO_SPACE:
             warn(f"{path} cannot be made ({error.strerror}); the output goes to the console only")
             return -1
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # the caller knows the remedy
+        why = "it is a pipe that nothing reads" if error.errno == errno.ENXIO else error.strerror
         raise StartError(
-            f"the log file {path} of local rank {local_rank} cannot be opened: {error.strerror}; "
+            f"the log file {path} of local rank {local_rank} cannot be opened: {why}; "
             "set --log-dir to a writable folder",
             local_rank=local_rank,
         ) from error
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _copy_sink(path: str, copies: dict[str, Sink], local_rank: int) -> Sink | None:
@@ -220,18 +235,16 @@ def _copy_sink(path: str, copies: dict[str, Sink], local_rank: int) -> Sink | No
 
 
 def tail_lines(data: bytes) -> tuple[str, ...]:
-    """Return the last lines of ``data``: at most 20, each of at most 1000 characters, progress bars settled."""
+    """Return the last lines of ``data``, at most 20 of at most 1000 printable characters each.
+
+    Of a progress bar, which writes over its own line, only the last state is a line.
+    """
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in data.decode("utf-8", "replace").split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()
-    return tuple(line[:_TAIL_LINE_CHARACTERS] for line in lines[-_TAIL_LINES:])
+    return tuple(printable(line, _TAIL_LINE_CHARACTERS) for line in lines[-_TAIL_LINES:])
 
 
 def tail_of_file(path: str) -> bytes:
-    """Return the end of the file at ``path``, ``b""`` if it cannot be read."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            return file.read(_TAIL_BYTES) or b""
-    except OSError:
-        return b""
+    """Return the end of the log at ``path``, ``b""`` if the worker has put anything but a file of its own there."""
+    return read_regular(path, _TAIL_BYTES, from_end=True)

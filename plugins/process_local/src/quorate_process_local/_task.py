@@ -1,41 +1,26 @@
-"""What runs in a function worker: the call, its result, and what a forked worker must put right before it.
+"""What runs in a function worker: the call, its result, and the report of an exception.
 
-Results are pickled **by value**: what a library would rather hand over as a descriptor (a tensor in shared memory)
-would be lost when the worker exits.  How they come to the agent is :mod:`._results`.
+Results are pickled **by value**: what a library would rather pass as a descriptor (a tensor in shared memory) would be
+lost when the worker ends.  How they get to the agent is :mod:`._results`; what a forked worker does first is
+:mod:`._setup`.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-import signal
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, final
 
-from quorate.lazy_typing import Any, final
-
-from ._fds import memory_file, read_all
-from ._results import Delivery
+from ._handle import Handle
+from ._memory_file import memory_file, read_all
+from ._results import LARGEST_RESULT_BYTES, Delivery
 from ._stack_signal import answer
 
 __all__ = ["Task"]
 
-
-@final
-class Handle:
-    """A descriptor that a child process may be given in a pickle."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def __reduce__(self) -> tuple[Callable[[Any], Handle], tuple[Any]]:
-        from multiprocessing import reduction
-
-        return _received, (reduction.DupFd(self.descriptor),)
-
-
-def _received(duplicate: Any) -> Handle:
-    return Handle(duplicate.detach())
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 @final
@@ -44,42 +29,36 @@ class Task:
 
     Arguments:
         call: the function and its arguments.
-        address: where the result goes to.
-        setup: what a forked worker puts right; ``None`` where exec has done it all.
+        address: where the result is sent.
+        setup: what is called first (:class:`._setup.Setup`); ``None`` where exec has done it all.
         error_file: where an exception is recorded.
     """
 
-    def __init__(
-        self, call: tuple[Callable[..., Any], tuple[Any, ...]], address: bytes, setup: Setup | None, error_file: str
-    ) -> None:
-        self._call: tuple[Callable[..., Any], tuple[Any, ...]] | None = call
+    def __init__(self, call: Call, address: bytes, setup: Callable[[], None] | None, error_file: str) -> None:
+        self._call: Call | None = call
         self._packed: Handle | None = None
         self._address, self._setup, self._error_file = address, setup, error_file
 
-    def __getstate__(self) -> tuple[Handle, bytes, Setup | None, str]:
+    def __getstate__(self) -> tuple[Handle, bytes, Callable[[], None] | None, str]:
         # The call travels in a file of its own: a large argument must not fill a pipe, and a function that cannot be
         # found in the worker is an error of the worker, reported as such.
-        from multiprocessing.reduction import ForkingPickler
-
-        data = ForkingPickler.dumps(self._call)
-        self._packed = Handle(memory_file("quorate-call"))
-        _write_all(self._packed.descriptor, data)
+        self._packed = Handle(memory_file("quorate-call", ForkingPickler.dumps(self._call)))
         return self._packed, self._address, self._setup, self._error_file
 
-    def __setstate__(self, state: tuple[Handle, bytes, Setup | None, str]) -> None:
+    def __setstate__(self, state: tuple[Handle, bytes, Callable[[], None] | None, str]) -> None:
         self._call = None
         self._packed, self._address, self._setup, self._error_file = state
 
     def close(self) -> None:
-        """In the agent, once the worker has started: let go of the packed call."""
+        """In the agent, once the worker has started: close the packed call."""
         if self._packed is not None:
             os.close(self._packed.descriptor)
             self._packed = None
 
     def __call__(self) -> None:
-        """In the worker: make the call, deliver its result, and stay until the agent lets go."""
+        """In the worker: make the call, deliver its result, and wait until the agent releases the worker."""
         if self._setup is not None:
-            self._setup.apply()
+            self._setup()
         if self._error_file:
             os.environ.setdefault("TORCHELASTIC_ERROR_FILE", self._error_file)
         answer()
@@ -98,72 +77,15 @@ class Task:
             raise SystemExit(1) from None
         del value
         if is_delivered:
-            delivery.stay()
+            delivery.wait_for_release()
 
-    def _unpack(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        if self._call is None:
-            assert self._packed is not None
-            function, arguments = pickle.loads(read_all(self._packed.descriptor))
-            self.close()
-            return function, arguments
-        return self._call
-
-
-@final
-class Setup:
-    """What exec does for a command and a forked worker must do for itself.  Descriptors of -1 stay as they are."""
-
-    def __init__(self, environment: Mapping[str, str], agent: int, is_child: bool, stdout: int, stderr: int) -> None:
-        self._environment, self._agent, self._is_child = dict(environment), agent, is_child
-        self._streams = [(Handle(source), target) for source, target in ((stdout, 1), (stderr, 2)) if source >= 0]
-
-    def apply(self) -> None:
-        """Called once, first thing in the worker."""
-        os.setsid()
-        self._die_with_parent()
-        for handle, target in self._streams:
-            os.dup2(handle.descriptor, target)
-            os.close(handle.descriptor)
-            # Not whatever the agent had made of its own (a notebook's, a capture's).
-            stream = os.fdopen(
-                target, "w", buffering=1 if target == 2 else -1, errors="backslashreplace", closefd=False
-            )
-            setattr(sys, "stdout" if target == 1 else "stderr", stream)
-        os.environ.clear()
-        os.environ.update(self._environment)
-        _reset_signals()
-
-    def _die_with_parent(self) -> None:
-        try:
-            import ctypes
-
-            ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
-        except (ImportError, OSError, AttributeError):
-            pass  # the guardian remains
-        # The agent may have died before that; a fork server's worker can only look for the agent itself.
-        if self._is_child:
-            is_orphan = os.getppid() != self._agent
-        else:
-            try:
-                os.kill(self._agent, 0)
-                is_orphan = False
-            except ProcessLookupError:
-                is_orphan = True
-        if is_orphan:
-            os._exit(1)
-
-
-def _reset_signals() -> None:
-    """Give every signal the handling that a fresh interpreter has."""
-    signal.set_wakeup_fd(-1)
-    fresh: dict[int, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGPIPE: signal.SIG_IGN,
-        signal.SIGXFSZ: signal.SIG_IGN,
-    }
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, fresh.get(number, signal.SIG_DFL))
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    def _unpack(self) -> Call:
+        if self._call is not None:
+            return self._call
+        assert self._packed is not None
+        function, arguments = pickle.loads(read_all(self._packed.descriptor))
+        self.close()
+        return function, arguments
 
 
 def _is_success(code: object) -> bool:
@@ -172,32 +94,33 @@ def _is_success(code: object) -> bool:
 
 
 def _pack(function: Callable[..., Any], value: Any) -> bytes:
+    name = getattr(function, "__qualname__", repr(function))
     try:
-        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         why = error
-    name, kind = getattr(function, "__qualname__", repr(function)), type(value).__qualname__
-    raise TypeError(f"{name} returned a {kind}, which cannot be pickled for the agent: {why}")
+    else:
+        if len(data) > LARGEST_RESULT_BYTES:
+            raise ValueError(
+                f"{name} returned {len(data)} bytes, and at most {LARGEST_RESULT_BYTES} can be passed to the agent; "
+                "write the value to a file and return its path"
+            )
+        return data
+    raise TypeError(f"{name} returned a {type(value).__qualname__}, which cannot be pickled for the agent: {why}")
 
 
 def _report(error: Exception, error_file: str) -> None:
-    """Record an exception unless the function's own ``@record`` has done so, and print it."""
+    """Record an exception, unless the function's own ``@record`` has done so, and print it."""
     try:
         is_recorded = os.path.getsize(error_file) > 0
     except OSError:
         is_recorded = False
     if not is_recorded:
-        from quorate.recording import record_exception
+        from quorate.recording import record_exception  # loads plugins: for a failure only
 
         record_exception(error)
-    import traceback
+    import traceback  # 10 ms in each worker's start, and needed for a failure only
 
-    if error.__traceback__ is not None:  # this module's own frame helps nobody
+    if error.__traceback__ is not None:  # without this module's own frame
         error = error.with_traceback(error.__traceback__.tb_next or error.__traceback__)
     traceback.print_exception(type(error), error, error.__traceback__)
-
-
-def _write_all(descriptor: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

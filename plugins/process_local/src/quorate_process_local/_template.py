@@ -1,9 +1,11 @@
-"""A template process as the agent sees it: starting it, hearing from it, having it fork workers.
+"""A template process as the agent sees it: starting it, asking it, having it fork workers.
 
-Workers become children of the agent itself: the template forks an intermediate process, that one forks the workers and
-ends, and the kernel hands its children to the agent, which is a *subreaper* for just that moment.  So everything else
-in this package treats them like any other child, and the template may die without a word about them.  What runs in the
-template is :mod:`._template_site.quorate_template`; when there is one, and for what, is decided in :mod:`._warm`.
+Workers become children of the agent: the template forks an intermediate process, which forks the workers and ends, and
+the kernel makes its children the agent's, which is a *subreaper* for that moment.  So the rest of this package treats
+them like any other worker, and the template may end before they do.
+
+What does not live here: what runs in the template (:mod:`._template_site.quorate_template`), and when there is one, and
+for what (:mod:`._warm`).
 """
 
 from __future__ import annotations
@@ -16,24 +18,27 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any, final
 
 from quorate.errors import StartError
-from quorate.lazy_typing import Any, final
+from quorate.proc import forget, hold, open_pidfd, release
+from quorate.text import printable
 
 from ._exec import leaking_descriptors, spawn_program
-from ._fds import forget, hold_with, open_pidfd, release
 from ._streams import Output
 from ._template_site import quorate_template
-from ._template_site.quorate_template import CHANNEL_VARIABLE, MARKER_VARIABLE, ROOM, receive, send
+from ._template_site.quorate_template import CHANNEL_VARIABLE, MARKER_PLACE, MARKER_VARIABLE, receive, send
 
-__all__ = ["IMPORT_PATIENCE_SECONDS", "Forking", "Template"]
+__all__ = ["IMPORT_TIMEOUT_SECONDS", "Forking", "Template"]
 
 #: How long the imports may take.
-IMPORT_PATIENCE_SECONDS = 600
+IMPORT_TIMEOUT_SECONDS = 600
 #: How long a template that is ready may take for one answer: a fork, even on a machine that is swapping.
-_ANSWER_PATIENCE_SECONDS = 60.0
+_ANSWER_TIMEOUT_SECONDS = 60.0
 #: How long a process may take from the end of its channel to its own.
-_END_PATIENCE_SECONDS = 2.0
+_END_TIMEOUT_SECONDS = 2.0
+
+_LONGEST_PROBLEM = 2048
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
@@ -46,7 +51,7 @@ class Template:
         program, argv: the interpreter, and the command that its workers run.
         environment: of the template; what of it an import reads, its workers cannot have otherwise.
         modules: what to import.
-        head, path: what the program will have in front of ``sys.path`` (unless Python is told not to), and what else
+        head, path: what the program will have in front of ``sys.path`` (unless an option forbids it), and what else
             is to be there for the imports.
 
     Raises:
@@ -66,34 +71,34 @@ class Template:
         #: Why it cannot be used, ``""`` while nothing is known against it.
         self.problem = ""
         self._modules = ", ".join(modules) or "nothing"
-        self.channel, theirs = socket.socketpair()
+        self.channel, template_end = socket.socketpair()
         try:
             folders = [os.path.dirname(quorate_template.__file__), environment.get("PYTHONPATH", "")]
             started_with = {
                 **environment,
                 "PYTHONPATH": os.pathsep.join(filter(None, folders)),
-                CHANNEL_VARIABLE: str(theirs.fileno()),
-                MARKER_VARIABLE: environment.get(MARKER_VARIABLE, "") + ROOM,
+                CHANNEL_VARIABLE: str(template_end.fileno()),
+                MARKER_VARIABLE: environment.get(MARKER_VARIABLE, "") + MARKER_PLACE,
             }
             self.pid = spawn_program(
-                program, list(argv), started_with, Output(), leaking_descriptors(), [theirs.fileno()]
+                program, list(argv), started_with, Output(), leaking_descriptors(), [template_end.fileno()]
             )
         except BaseException:
             self.channel.close()
             raise
         finally:
-            theirs.close()
-        hold_with(self.channel.fileno(), self.channel.close)
+            template_end.close()
+        hold(self.channel.fileno(), self.channel.close)
         try:
             plan = {"environment": dict(environment), "modules": list(modules), "head": head, "path": list(path)}
-            send(self.channel, {**plan, "agent": os.getpid(), "seconds": IMPORT_PATIENCE_SECONDS})
+            send(self.channel, {**plan, "agent": os.getpid(), "seconds": IMPORT_TIMEOUT_SECONDS})
         except ConnectionError:
-            pass  # it has ended already, which the next look will tell
+            pass  # it has ended already, which the next look() notices
 
     def look(self) -> None:
-        """Take in what it has said; to be called when ``channel`` is readable.  Afterwards one of three holds:
+        """Take in its messages; to be called when ``channel`` is readable.
 
-        it is ready, or has a problem, or neither yet.
+        Afterwards it is ready, or has a problem, or neither yet.
         """
         if self.problem:
             return
@@ -104,11 +109,11 @@ class Template:
             return
         except ConnectionError:
             ended = True
-        self.channel.settimeout(_ANSWER_PATIENCE_SECONDS)
+        self.channel.settimeout(_ANSWER_TIMEOUT_SECONDS)
         if ended:
             self.problem = self._how_it_ended()
         else:
-            self.problem = self._ask()["problem"]
+            self.problem = printable(str(self._ask().get("problem", "")), _LONGEST_PROBLEM)
             self.is_ready = not self.problem
 
     def wait(self) -> None:
@@ -124,28 +129,30 @@ class Template:
     def _ask(self, message: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()) -> dict[str, Any]:
         """Send ``message`` if there is one, and return the answer; a problem if there is none."""
         try:
-            self.channel.settimeout(_ANSWER_PATIENCE_SECONDS)
+            self.channel.settimeout(_ANSWER_TIMEOUT_SECONDS)
             if message is not None:
                 send(self.channel, dict(message), descriptors)
             received = receive(self.channel)
         except (ConnectionError, TimeoutError):
             received = None
+        except ValueError as error:
+            return {"problem": f"the template process sent what is not a message ({error})"}
         return {"problem": "the template process no longer answers"} if received is None else received[0]
 
     def _how_it_ended(self) -> str:
-        # Its end of the channel is closed, so it is about to end; unless an import has closed what is not its own.
-        pidfd = open_pidfd(self.pid)
+        # Its end of the channel is closed, so it is about to end; unless an import has closed the channel.
+        pidfd = hold(open_pidfd(self.pid))
         if pidfd >= 0:
             poller = select.poll()
             poller.register(pidfd, select.POLLIN)
-            has_ended = bool(poller.poll(_END_PATIENCE_SECONDS * 1000))
+            has_ended = bool(poller.poll(_END_TIMEOUT_SECONDS * 1000))
             release(pidfd)
             if not has_ended:
                 return f"the template process has closed its channel to the agent while it imported {self._modules}"
         status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         assert status is not None
         if status.si_code != os.CLD_EXITED and status.si_status == signal.SIGALRM and not self.is_ready:
-            return f"importing {self._modules} took longer than {IMPORT_PATIENCE_SECONDS} s"
+            return f"importing {self._modules} took longer than {IMPORT_TIMEOUT_SECONDS} s"
         how = "exit code" if status.si_code == os.CLD_EXITED else "signal"
         when = "while it waited" if self.is_ready else f"before it had imported {self._modules}"
         return f"the template process ended by {how} {status.si_status} {when}"
@@ -163,7 +170,7 @@ class Template:
             try:
                 os.waitpid(self.pid, 0)
             except ChildProcessError:
-                pass  # somebody else in the agent's process has reaped it
+                pass  # other code in the agent's process has reaped it
 
     def fork_workers(self) -> Forking:
         """Return the context manager in which workers are forked; when it ends they are the agent's children."""
@@ -200,7 +207,7 @@ class Forking:
         answer = self._template._ask(order, descriptors)
         if "pid" not in answer:
             self._is_whole = "problem" in answer
-            problem = answer.get("problem", "the intermediate process has ended")
+            problem = printable(str(answer.get("problem", "the intermediate process has ended")), _LONGEST_PROBLEM)
             raise StartError(
                 f"the worker of local rank {local_rank} cannot be forked: {problem}", local_rank=local_rank
             )
@@ -212,18 +219,18 @@ class Forking:
     ) -> None:
         try:
             if not self._intermediate or not self._is_whole or "adopted" not in self._template._ask({}):
-                self._clear_up()
+                self._end_all()
                 if kind is None and self._intermediate:
                     raise StartError("the template process ended while it forked the workers")
         finally:
             _adopt_orphans(False)
 
-    def _clear_up(self) -> None:
-        """End the template and its intermediate, so that all workers there are become the agent's children."""
+    def _end_all(self) -> None:
+        """End the template and its intermediate, so that all workers that exist become the agent's children."""
         self._template.close()
         self._template.problem = self._template.problem or "it ended while it forked workers"
         try:
-            # Its number is only ours to use if it is our child now; else it was reaped before.
+            # Its number may only be used if it is a child now; else it was reaped before.
             os.waitid(os.P_PID, self._intermediate, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             os.kill(self._intermediate, signal.SIGKILL)
             os.waitpid(self._intermediate, 0)

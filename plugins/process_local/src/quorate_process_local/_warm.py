@@ -1,7 +1,7 @@
 """The start method ``warm``: workers are forked from a process that has already imported what they need.
 
-Decided here: what the template is, when there is a new one, and what each worker is told.  The template process itself
-is :mod:`._template`.
+Decided here: what the template is, when there is a new one, and what each worker gets.  What does not live here: the
+template process (:mod:`._template`).
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ import os
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, final
 
 from quorate.errors import StartError, UsageError
-from quorate.lazy_typing import TYPE_CHECKING, Any, NamedTuple, final
+from quorate.memory_policy import can_prefer_node, preferring_call
+from quorate.notices import warn
+from quorate.proc import forget, hold
+from quorate.records import WorkerLaunch
+from quorate.starter import ProcessContext, StarterRequest
 
 from ._commands import find_command
-from ._context import LocalContext
+from ._context import LocalContext, start_group
 from ._exec import checked_words
-from ._fds import forget, hold_with, memory_file, warn
-from ._python import PythonCommand, is_python, take_apart
+from ._python import PythonCommand, is_python, parse_python_command
 from ._streams import Output
 from ._template import Forking, Template
 from ._workers import ChildProcess
 
-if TYPE_CHECKING:
-    from quorate.records import WorkerLaunch
-    from quorate.starter import ProcessContext, StarterRequest
-
 __all__ = ["WarmStarter"]
 
-#: How often a template that dies while nobody needs it is replaced before the next start.
+#: How often a template that dies between two starts is replaced.
 _MOST_REBUILDS = 3
 #: Variables that an interpreter or a library reads when it starts, so that a worker cannot have another value than its
 #: template.  (What is read later, such as CUDA_VISIBLE_DEVICES, is not among them.)
@@ -40,7 +41,7 @@ _READ_AT_IMPORT = (
 
 
 @final
-class _Mould(NamedTuple):
+class _TemplateKey(NamedTuple):
     """What a template is made for; a launch that asks for another one needs another template."""
 
     python: str
@@ -58,10 +59,10 @@ class _Program(NamedTuple):
     command: PythonCommand
     is_call: bool
 
-    def mould(self, environment: Mapping[str, str]) -> _Mould:
+    def template_key(self, environment: Mapping[str, str]) -> _TemplateKey:
         variables = sorted(item for item in environment.items() if item[0].startswith(_READ_AT_IMPORT))
         command = self.command
-        return _Mould(self.words[0], command.options, command.kind, command.target, tuple(variables))
+        return _TemplateKey(self.words[0], command.options, command.kind, command.target, tuple(variables))
 
 
 @final
@@ -75,7 +76,7 @@ class WarmStarter:
         self._request = request
         self._modules: tuple[str, ...] = tuple(request.settings.get("preload", ()))
         self._template: Template | None = None
-        self._mould: _Mould | None = None
+        self._key: _TemplateKey | None = None
         self._rebuild: Callable[[], Template] | None = None
         self._rebuilds = 0
         self._epoll: select.epoll | None = None
@@ -87,7 +88,7 @@ class WarmStarter:
     ) -> None:
         """See :class:`quorate.starter.PreparingStarter`, as for the methods below."""
         self._epoll = select.epoll()
-        hold_with(self._epoll.fileno(), self._epoll.close)
+        hold(self._epoll.fileno(), self._epoll.close)
         try:
             program = _program(entrypoint, args, environment, 0)
         except StartError as error:
@@ -110,10 +111,10 @@ class WarmStarter:
             try:
                 self._replace(self._rebuild)
             except StartError:
-                return True  # start() tries again, and says so
+                return True  # start() tries again, and reports it
             return False
         if template.problem:
-            self._unwatch()  # start() will say so
+            self._unwatch()  # start() reports it
         return template.is_ready or bool(template.problem)
 
     def start(self, launches: Sequence[WorkerLaunch]) -> ProcessContext:
@@ -124,26 +125,14 @@ class WarmStarter:
         if not template.is_ready:
             self._drop()
             raise StartError(f"no worker can be started warm: {template.problem}{_remedy(template.problem)}")
-        context = LocalContext(self._request)
-        try:
+
+        def launch_all(context: LocalContext) -> None:
             address = context.expect_results() if any(program.is_call for program in programs) else b""
             with template.fork_workers() as forking:
                 for launch, program in zip(launches, programs, strict=True):
+                    context.launch(launch, partial(_start, forking=forking, program=program, address=address))
 
-                    def start(
-                        launch: WorkerLaunch,
-                        environment: dict[str, str],
-                        output: Output,
-                        program: _Program = program,
-                        forking: Forking = forking,
-                    ) -> ChildProcess:
-                        return _start(forking, launch, environment, output, program, address)
-
-                    context.launch(launch, start)
-            context.begin()
-        except BaseException:
-            context.close()
-            raise
+        context = start_group(self._request, launch_all)
         self._rebuilds = 0
         return context
 
@@ -157,17 +146,17 @@ class WarmStarter:
     # --- the template ---------------------------------------------------------------------------------------------
 
     def _find_template(self, programs: Sequence[_Program], launches: Sequence[WorkerLaunch]) -> None:
-        """See to it that the template is the right one and has done its imports, well or not."""
-        first = programs[0].mould(launches[0].environment)
+        """Have the right template, and wait until its imports are done or have failed."""
+        first = programs[0].template_key(launches[0].environment)
         for program, launch in zip(programs, launches, strict=True):
-            if program.mould(launch.environment) != first:
+            if program.template_key(launch.environment) != first:
                 raise StartError(
-                    _difference(first, program.mould(launch.environment), launch.local_rank),
+                    _difference(first, program.template_key(launch.environment), launch.local_rank),
                     local_rank=launch.local_rank,
                 )
         if self._template is not None:
             self._template.look()
-        if self._template is None or self._mould != first or (self._template.is_ready and self._template.problem):
+        if self._template is None or self._key != first or (self._template.is_ready and self._template.problem):
             common = set(launches[0].environment.items()).intersection(*(it.environment.items() for it in launches))
             self._build(programs[0], dict(common))
         assert self._template is not None
@@ -177,13 +166,13 @@ class WarmStarter:
         modules, path = self._modules, []
         if program.is_call:
             modules, path = (*modules, "quorate_process_local._warm_call"), list(sys.path)
-        mould, head = program.mould(environment), program.command.head
+        key, head = program.template_key(environment), program.command.head
         fixed = dict(environment)
 
         def build() -> Template:
-            return Template(mould.python, program.words, fixed, modules, head, path)
+            return Template(key.python, program.words, fixed, modules, head, path)
 
-        self._mould, self._rebuild = mould, build
+        self._key, self._rebuild = key, build
         self._replace(build)
 
     def _replace(self, build: Callable[[], Template]) -> None:
@@ -200,7 +189,7 @@ class WarmStarter:
             try:
                 self._epoll.unregister(self._template.channel.fileno())
             except (OSError, ValueError):
-                pass  # it is not watched any more
+                pass  # it is no longer watched
 
     def _drop(self) -> None:
         if self._template is not None:
@@ -215,16 +204,10 @@ def _program(
     """Return what a worker is to run.
 
     Raises:
-        StartError: it is no Python program, or its interpreter cannot be found.
+        StartError: it is not a Python program, or its interpreter cannot be found.
     """
     if not isinstance(entrypoint, str):
-        from multiprocessing import util
-
-        from ._warm_call import COMMAND
-
-        # What the standard library passes on to processes that it spawns.
-        options: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined] # private, but needed
-        return _understood([sys.executable, *options, *COMMAND], local_rank, is_call=True)
+        return _understood(_for_functions().command(), local_rank, is_call=True)
     words = checked_words(entrypoint, args, "warm", local_rank)
     path = find_command(words[0], environment, local_rank)
     if not is_python(path):
@@ -238,7 +221,7 @@ def _program(
 
 def _understood(words: list[str], local_rank: int, is_call: bool) -> _Program:
     try:
-        return _Program(words, take_apart(words[1:]), is_call)
+        return _Program(words, parse_python_command(words[1:]), is_call)
     except ValueError as error:
         raise StartError(
             f"the start method warm cannot run this command: {error}; use --start-method=exec", local_rank=local_rank
@@ -246,10 +229,10 @@ def _understood(words: list[str], local_rank: int, is_call: bool) -> _Program:
 
 
 def _start(
-    forking: Forking,
     launch: WorkerLaunch,
     environment: dict[str, str],
     output: Output,
+    forking: Forking,
     program: _Program,
     address: bytes,
 ) -> ChildProcess:
@@ -260,43 +243,28 @@ def _start(
         "words": program.words,
         "argv": program.command.argv,
         "folder": os.getcwd(),
+        "cpus": None if launch.cpus is None else sorted(launch.cpus),
+        "memory_call": _memory_call(launch.memory_node),
     }
     descriptors = [source for source, _ in streams]
     if program.is_call:
-        return _start_function(forking, launch, order, descriptors, address)
+        started: ChildProcess = _for_functions().start_function(forking, launch, order, descriptors, address)
+        return started
     return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
 
 
-def _start_function(
-    forking: Forking, launch: WorkerLaunch, order: dict[str, Any], descriptors: list[int], address: bytes
-) -> ChildProcess:
-    from multiprocessing import resource_tracker
-
-    from ._functions import prepare_call, unpicklable
-    from ._warm_call import pack
-
-    if launch.error_file:
-        order["environment"].setdefault("TORCHELASTIC_ERROR_FILE", launch.error_file)
-    task, process = prepare_call("spawn", launch, None, address)
-    packed = memory_file("quorate-task")
-    try:
-        data, referred = pack(process)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(packed, view) :]
-        tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
-        passed = [*descriptors, packed, packed if tracker is None else tracker, *referred]
-        return ChildProcess(forking.fork(order, passed, launch.local_rank))
-    except StartError:
-        raise
-    except Exception as error:
-        raise unpicklable(launch, "warm", error) from error
-    finally:
-        os.close(packed)
-        task.close()
+def _memory_call(node: int | None) -> tuple[int, int, list[int]] | None:
+    """Return the system call that has a worker prefer ``node``'s memory, ``None`` if there is nothing to call."""
+    return preferring_call(node) if node is not None and can_prefer_node() else None
 
 
-def _difference(first: _Mould, other: _Mould, local_rank: int) -> str:
+def _for_functions() -> Any:
+    from . import _warm_functions  # with multiprocessing, which commands do not need
+
+    return _warm_functions
+
+
+def _difference(first: _TemplateKey, other: _TemplateKey, local_rank: int) -> str:
     ours, theirs = dict(first.variables), dict(other.variables)
     names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     what = f"another value of {', '.join(names)}" if names else f"another command, {other.kind} {other.target},"

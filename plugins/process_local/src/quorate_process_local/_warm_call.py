@@ -1,6 +1,6 @@
 """What a warm worker does for a function entrypoint, with the parts of ``multiprocessing``; imported by the template.
 
-The agent's half of it is :mod:`._warm`.
+What does not live here: the agent's side (:mod:`._warm`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ import io
 import os
 import pickle
 import sys
-from multiprocessing import process, reduction, resource_tracker, spawn
-
-from quorate.lazy_typing import Any, final
+from multiprocessing import context, process, reduction, resource_tracker, spawn
+from typing import Any, final
 
 from . import _task as _task
-from ._fds import read_all
+from ._memory_file import read_all
 
 __all__ = ["COMMAND", "Passing", "inherited", "main", "pack"]
 
-#: What the interpreter of such a worker is told.
+#: The words after the interpreter in the command of such a worker.
 COMMAND = ("-c", "from quorate_process_local._warm_call import main; main()")
 #: In a worker: the packed task, the resource tracker's descriptor (the task's again where there is no tracker), and
 #: the descriptors that the task refers to.
@@ -54,8 +53,6 @@ class Passing:
 
 def pack(task_process: process.BaseProcess) -> tuple[bytes, list[int]]:
     """In the agent: return the pickled process, as ``spawn`` would pass it, and the descriptors it refers to."""
-    from multiprocessing import context
-
     passing: Any = Passing()
     message = io.BytesIO()
     context.set_spawning_popen(passing)

@@ -1,18 +1,20 @@
-"""One worker as its context sees it, and how the exit of a child of ours is noticed."""
+"""One worker as its context sees it, and the process behind it.
+
+What does not live here: starting it (the starters) and when it is signalled (:mod:`._context`).
+"""
 
 from __future__ import annotations
 
 import os
+from typing import Any, Protocol, final
 
 from quorate.clock import wall_time_ns
-from quorate.lazy_typing import TYPE_CHECKING, Any, Protocol, final
+from quorate.notices import warn
+from quorate.proc import hold, open_pidfd, release
 from quorate.records import WorkerExited
 
-from ._fds import open_pidfd, release
+from ._connections import Connection
 from ._streams import Stream, tail_lines, tail_of_file
-
-if TYPE_CHECKING:
-    from ._deliveries import Arrival
 
 __all__ = ["ChildProcess", "Process", "Worker"]
 
@@ -41,19 +43,19 @@ class Process(Protocol):
 class ChildProcess:
     """A child of this process.
 
-    It stays a zombie until :meth:`release`, which comes after the sweep: so its process id, which is also the id of
-    its session and group, cannot pass to a stranger while we may still send signals there.
+    It stays a zombie until :meth:`release`, which is called after the sweep.  So its process id, which is also the id
+    of its session and group, cannot pass to another process while signals may still be sent there.
     """
 
     def __init__(self, pid: int, lifeline: int = -1) -> None:
-        """``lifeline`` (closed when all is over) becomes this object's."""
+        """``lifeline`` is a held descriptor that :meth:`release` closes."""
         self.pid = pid
         self.is_held = True
         self.problem = ""
         self._lifeline = lifeline
         try:
-            self.descriptor = open_pidfd(pid)
-        except ProcessLookupError:  # somebody else has already reaped it
+            self.descriptor = hold(open_pidfd(pid))
+        except ProcessLookupError:  # other code of the agent's process has already reaped it
             self.descriptor = -1
 
     def poll(self) -> int | None:
@@ -62,7 +64,7 @@ class ChildProcess:
             status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             self.is_held = False
-            self.problem = "its exit status was taken by somebody else in the agent's process (or SIGCHLD is ignored)"
+            self.problem = "its exit status was taken by other code in the agent's process (or SIGCHLD is ignored)"
             return 255
         if status is None:
             return None
@@ -86,7 +88,7 @@ class Worker:
     """A started worker and what is known of its end."""
 
     __slots__ = (
-        "arrival", "deadline", "error_path", "errors", "exit_code", "local_rank", "problem", "process", "result",
+        "connection", "deadline", "error_path", "errors", "exit_code", "local_rank", "problem", "process", "result",
         "stopped", "timestamp_ns",
     )  # fmt: skip
 
@@ -96,8 +98,8 @@ class Worker:
         self.timestamp_ns = 0
         self.stopped = False
         self.problem = ""
-        #: Its connection for the result; it stays as long as this is open.
-        self.arrival: Arrival | None = None
+        #: Its connection for the result; the worker waits as long as this is open.
+        self.connection: Connection | None = None
         #: The value that its function has delivered, and why it cannot be used; ``None`` before.
         self.result: tuple[Any, str] | None = None
         #: Until when its report waits for the rest of its stderr, in monotonic seconds.
@@ -106,6 +108,19 @@ class Worker:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    def send(self, signal_number: int) -> None:
+        """Send a signal to its process group."""
+        try:
+            os.killpg(self.pid, signal_number)
+        except ProcessLookupError:
+            # A forked worker does not lead a group yet in its first moments.
+            try:
+                os.kill(self.pid, signal_number)
+            except ProcessLookupError:
+                pass
+        except PermissionError:
+            warn(f"worker {self.pid} runs as another user and cannot be signalled")
 
     def note_result(self, value: Any, problem: str, stopped: bool) -> None:
         """Remember what its function returned: that decides, however its process ends."""

@@ -1,39 +1,21 @@
 """Rendezvous backend ``c10d``: the core's protocol over torch's TCPStore, with one of the nodes as its host.
 
-What lives here is the plugin object alone; torch is imported only once the backend is opened.
+What lives here is the plugin object alone; torch is imported only once a store is opened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import final
 
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, final
-from quorate.rendezvous import RendezvousBackend, RendezvousParameters
+from quorate.rendezvous import RendezvousBackend
 
-if TYPE_CHECKING:
-    from quorate.rendezvous import Bootstrap, Store
+from ._bootstrap import TCPStoreBootstrap
+from ._settings import check_parameters
+from ._store import open_store
 
 __all__ = ["plugin"]
-
-
-# None of these three is called as a module here is: importing one sets the package's attribute of that name.
-def _open(parameters: RendezvousParameters) -> Store:
-    from ._store import open_store
-
-    return open_store(parameters)
-
-
-def _make_bootstrap() -> Bootstrap:
-    from ._bootstrap import TCPStoreBootstrap
-
-    return TCPStoreBootstrap()
-
-
-def _check_parameters(parameters: RendezvousParameters) -> None:
-    from ._settings import Settings
-
-    Settings.from_parameters(parameters)
 
 
 @final
@@ -47,9 +29,10 @@ class _Plugin:
             RendezvousBackend(
                 name="c10d",
                 summary="torch's TCPStore, hosted by the node whose address the endpoint names",
-                open_store=_open,
-                bootstrap=_make_bootstrap,
-                check=_check_parameters,
+                open_store=open_store,
+                bootstrap=TCPStoreBootstrap,
+                check=check_parameters,
+                hosted_by_job=True,
             )
         ]
 

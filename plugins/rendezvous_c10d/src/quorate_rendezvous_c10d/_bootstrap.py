@@ -1,20 +1,23 @@
 """The bootstrap of ``c10d``: workers meet in a TCPStore that their first node's agent hosts, a fresh one per round.
 
-The port listens from before it is published, so nobody can take it; a fresh server has no keys of an earlier round.
+The port listens from before it is published, so no other program can take it.  A fresh server has no keys of an earlier
+round.
 """
 
 from __future__ import annotations
 
+from typing import final
+
 from quorate.errors import StoreUnavailableError
-from quorate.lazy_typing import Any, final
+from quorate.net import Address, format_endpoint
 
 from ._connection import Connection, host
-from ._endpoint import Listening, listen_on, resolve, widen
-from ._settings import format_endpoint
+from ._endpoint import Listening, addresses_to_listen_on, listen_on
 
 __all__ = ["TCPStoreBootstrap"]
 
 _OPERATION_TIMEOUT_SECONDS = 30.0
+_RESOLVE_TIMEOUT_SECONDS = 10.0
 
 
 @final
@@ -34,12 +37,12 @@ class TCPStoreBootstrap:
             OSError: no port is free.
         """
         self.release()
-        addresses: list[Any] = []
+        addresses: list[Address] = []
         if address:
             try:
-                addresses = widen(address, resolve(address, 0))
+                addresses = addresses_to_listen_on(address, 0, _RESOLVE_TIMEOUT_SECONDS)
             except OSError:
-                addresses = []  # other nodes may know the name; we listen everywhere
+                addresses = []  # other nodes may know the name; this one listens everywhere
         self._listening = listen_on(addresses, 0, any_address=True)
         return self._listening.port
 

@@ -1,8 +1,8 @@
 """One connection to a TCPStore, and what torch does not offer on it: a deadline, a keep-alive, an interruption.
 
-torch opens the connection in C++ and keeps its descriptor to itself.  It is found by looking for the one new socket
-whose peer has the store's port, and duplicated: options set and a shutdown made on the duplicate act on the
-connection itself.  Where it cannot be found the connection works all the same, without those three.
+torch opens the connection in C++ and does not show its descriptor.  It is found as the one new socket whose peer has
+the store's port, and duplicated: options set and a shutdown made on the duplicate act on the connection itself.  Where
+it cannot be found the connection works without those three.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, final
 
 from quorate.clock import monotonic
-from quorate.lazy_typing import Any, final
+from quorate.net import close_in_children, set_keep_alive
 
 __all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store"]
 
 _LEVEL = "TORCH_CPP_LOG_LEVEL"
+_START_TIMEOUT_SECONDS = 30.0
 # One construction at a time, so that the one new socket is the one just made.
 _constructing = threading.Lock()
 
@@ -46,7 +48,7 @@ def load_tcp_store() -> Any:
     if quiet:
         os.putenv(_LEVEL, "FATAL")
     try:
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # torch: only once the backend is opened
     finally:
         if quiet:
             os.unsetenv(_LEVEL)
@@ -55,11 +57,16 @@ def load_tcp_store() -> Any:
 
 @final
 class Connection:
-    """A TCPStore client and, where it was found, a duplicate of its socket."""
+    """A TCPStore client and, where it was found, a duplicate of its socket.
 
-    def __init__(self, store: Any, sock: socket.socket | None) -> None:
+    ``server_port`` is set where the store has its server in this process.
+    """
+
+    def __init__(self, store: Any, sock: socket.socket | None, server_port: int | None = None) -> None:
         self.store = store
         self.sock = sock
+        self.server_port = server_port
+        close_in_children(self)
 
     def shut(self) -> None:
         """Break the connection under a blocked call; never blocks."""
@@ -80,6 +87,22 @@ class Connection:
             self.sock = None
         self.store = None
 
+    def close_after_fork(self) -> Any:
+        """Close a forked child's copies: of the connection, of the server's listener and of what it has accepted.
+
+        Returns the store: its threads exist in the parent only, and ending it would wait for them.
+        """
+        inode = os.fstat(self.sock.fileno()).st_ino if self.sock is not None else None
+        port = self.server_port if self.store is not None else None
+
+        def is_ours(sock: socket.socket) -> bool:
+            return os.fstat(sock.fileno()).st_ino == inode or (port is not None and sock.getsockname()[1] == port)
+
+        store = self.store
+        self.close()
+        _close_all(is_ours)
+        return store
+
 
 def connect(address: str, port: int, deadline: float, operation_timeout: float) -> Connection:
     """Connect to the TCPStore at ``address`` by ``deadline`` (monotonic seconds).
@@ -90,7 +113,7 @@ def connect(address: str, port: int, deadline: float, operation_timeout: float) 
         RuntimeError: what answers is not a TCPStore, or it did not answer in time.
     """
     tcp_store = load_tcp_store()
-    # torch tries again until its own time-out; one try is enough, the caller has a better idea of when to stop.
+    # torch tries again until its own timeout; one try is enough, the caller knows better when to stop.
     timeout = timedelta(seconds=1)
     connection = _construct(
         lambda: tcp_store(address, port, None, False, timeout, wait_for_workers=False),
@@ -115,19 +138,21 @@ def host(listening: socket.socket, address: str, operation_timeout: float) -> Co
     descriptor = listening.detach()
     timeout = timedelta(seconds=max(1.0, operation_timeout))
     try:
-        return _construct(
+        connection = _construct(
             lambda: tcp_store(address, port, None, True, timeout, wait_for_workers=False, master_listen_fd=descriptor),
             port,
-            monotonic() + 30.0,
+            monotonic() + _START_TIMEOUT_SECONDS,
             operation_timeout,
         )
     except RuntimeError:
         _close_if_listening(descriptor, port)
         raise
+    connection.server_port = port
+    return connection
 
 
 def _close_if_listening(descriptor: int, port: int) -> None:
-    """Close ``descriptor`` unless torch has done so already (and somebody else may have got its number)."""
+    """Close ``descriptor`` unless torch has done so already (another file may have its number by now)."""
     for duplicate in _sockets(lambda sock: sock.getsockname()[1] == port, [descriptor]):
         duplicate.close()
         os.close(descriptor)
@@ -153,7 +178,7 @@ def _construct(make: Callable[[], Any], port: int, deadline: float, operation_ti
 
         def cut() -> None:
             # A server that accepts and says nothing would hold torch's constructor for ever.  Once its connection is
-            # cut it opens another, until its own time-out has passed: cut these as well.
+            # cut it opens another, until its own timeout has passed: cut these as well.
             pause = max(0.05, deadline - monotonic())
             while not done.wait(pause):
                 pause = 0.05
@@ -170,7 +195,7 @@ def _construct(make: Callable[[], Any], port: int, deadline: float, operation_ti
             watchdog.join()
         found = find()
     if len(found) != 1:
-        # Somebody else in this process connected to the same port meanwhile; ours cannot be told from theirs.
+        # Another thread of this process connected to the same port meanwhile; the two cannot be distinguished.
         for sock in found:
             sock.close()
         return Connection(store, None)
@@ -189,18 +214,10 @@ def _prepare(sock: socket.socket, operation_timeout: float) -> None:
     """Bound every send and receive, and notice a host that vanished without a word within about half a minute."""
     seconds = int(operation_timeout)
     interval = struct.pack("ll", seconds, int((operation_timeout - seconds) * 1_000_000))
-    settings: list[tuple[int, int, int | bytes]] = [
-        (socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval),
-        (socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    ]
-    for name, number in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
-        option = getattr(socket, name, None)
-        if option is not None:
-            settings.append((socket.IPPROTO_TCP, option, number))
-    for level, option, value in settings:
+    set_keep_alive(sock, idle_seconds=10, interval_seconds=5, probes=4, bound_sends=False)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         try:
-            sock.setsockopt(level, option, value)
+            sock.setsockopt(socket.SOL_SOCKET, option, interval)
         except OSError:
             pass  # an improvement only; the connection works without
 
@@ -235,6 +252,23 @@ def _sockets(wanted: Callable[[socket.socket], bool], descriptors: list[int] | N
         else:
             duplicate.close()
     return list(result.values())
+
+
+def _close_all(wanted: Callable[[socket.socket], bool]) -> None:
+    """Close the descriptors of this process's TCP sockets for which ``wanted`` is true."""
+    if socket.getdefaulttimeout() is not None:
+        return  # see _sockets
+    for descriptor in _open_descriptors():
+        duplicate = _duplicate(descriptor)
+        if duplicate is None:
+            continue
+        with duplicate:
+            try:
+                is_wanted = duplicate.family in (socket.AF_INET, socket.AF_INET6) and wanted(duplicate)
+            except OSError:
+                is_wanted = False
+        if is_wanted:
+            os.close(descriptor)
 
 
 def _open_descriptors() -> list[int]:

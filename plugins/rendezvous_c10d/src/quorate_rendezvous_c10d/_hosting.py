@@ -1,10 +1,10 @@
-"""Hosting the store where a node was told to: is there one already, and whose is it?
+"""Hosting the store with ``is_host=true``: is one there already, and whose is it?
 
-A host leaves a note in its store: which job it is for, and which process keeps it.  Who was told to host and finds the
-place taken reads the note.  The store of its own job it joins, with a warning; anything else it names at once, as
-waiting would not help.
+A host leaves a note in its store: which job it is for, and which process hosts it.  A node with ``is_host=true`` that
+finds the port taken reads the note.  It joins the store of its own job, with a warning.  Anything else it names at
+once, as waiting would not help.
 
-What does not live here: the choice of the host where nobody was told (:mod:`._opening`).
+What does not live here: the choice of the host without ``is_host`` (:mod:`._opening`).
 """
 
 from __future__ import annotations
@@ -13,45 +13,73 @@ import json
 import os
 import socket
 import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol, final
+
+from attrs import frozen
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, UsageError
-from quorate.lazy_typing import Any, NamedTuple, final
+from quorate.job_token import STORE_PURPOSE
 from quorate.notices import warn
 from quorate.rendezvous import job_is_over
 
 from ._connection import Connection, connect
 from ._endpoint import find_answering
-from ._settings import Settings, format_endpoint
-from ._values import prefix_of, read_one
+from ._settings import Settings
+from ._values import first_line, prefix_of, read_identity, read_one
 
-__all__ = ["Found", "leave_note", "look", "look_beside", "say_forwarded", "say_joined", "say_not_local", "say_taken"]
+__all__ = [
+    "ENDED_SECONDS",
+    "SILENT",
+    "Found",
+    "LocalHost",
+    "elsewhere_error",
+    "end_local_host",
+    "has_ended",
+    "leave_note",
+    "look",
+    "look_beside",
+    "register_local_host",
+    "still_there",
+    "taken_error",
+    "warn_forwarded",
+    "warn_joined",
+]
 
+#: How long the store of a job that has ended is given to go by itself; the core's default ``linger_timeout``.
+ENDED_SECONDS = 5.0
 _NOTE_KEY = "quorate#host"
 _NOTE_VERSION = 1
+#: What is said of a listener that accepts connections and sends no byte.
+SILENT = "it accepts connections and does not answer"
 # A host leaves its note as soon as its server runs.
 _NOTE_SECONDS = 2.0
-_KNOCK_SECONDS = 0.5
-# What does not look as if it would stay is given this long to go.
+_HELLO_SECONDS = 0.5
+# How long a program that may be about to end is waited for.
 _TAKEN_SECONDS = 2.0
 # A server that is starting on a busy machine answers late; one that is stopped never does.
 _ANSWER_SECONDS = 5.0
 
 
 @final
-class Found(NamedTuple):
+@frozen
+class Found:
     """What is at an address: a connection to the store of this very job, or else why it cannot be used.
 
-    ``worth_seconds`` is how long it is worth waiting for it to go (0: not at all); ``is_store`` tells that it is a
-    TCPStore.
+    ``hosted_by`` names the process that hosts the store, where known.  ``wait_seconds`` is how long to wait for it to
+    go (0: not at all).  ``is_store`` says that it is a TCPStore.  ``ended`` is the store's identity, if its job has
+    ended.
     """
 
     connection: Connection | None
     address: str
-    keeper: str
+    hosted_by: str
     problem: str
-    worth_seconds: float
+    wait_seconds: float
     is_store: bool
+    ended: bytes = b""
 
 
 def leave_note(store: Any, run_id: str) -> None:
@@ -61,8 +89,8 @@ def leave_note(store: Any, run_id: str) -> None:
 
 
 def look(settings: Settings, host: str, answer_seconds: float = _ANSWER_SECONDS) -> Found | None:
-    """Return what is at ``host`` and the port of ``settings``; ``None`` where nobody accepts connections."""
-    address, _ = find_answering(host, settings.port, monotonic() + _KNOCK_SECONDS)
+    """Return what is at ``host`` and the port of ``settings``; ``None`` where nothing accepts connections."""
+    address, _ = find_answering(host, settings.port, monotonic() + _HELLO_SECONDS)
     if address is None:
         return None
     deadline = monotonic() + min(answer_seconds, max(settings.connect_timeout_seconds, 0.1))
@@ -70,14 +98,14 @@ def look(settings: Settings, host: str, answer_seconds: float = _ANSWER_SECONDS)
         connection = connect(address, settings.port, deadline, settings.operation_timeout_seconds)
     except RuntimeError as error:
         if monotonic() >= deadline:
-            return Found(None, address, "", "it takes connections and says nothing", 0.0, False)
+            return Found(None, address, "", SILENT, 0.0, False)
         return Found(
-            None, address, "", f"what listens there is not a TCPStore ({_first_line(error)})", _TAKEN_SECONDS, False
+            None, address, "", f"what listens there is not a TCPStore ({first_line(error)})", _TAKEN_SECONDS, False
         )
     try:
         found = _examine(settings, connection, address)
     except (RuntimeError, QuorateError) as error:
-        found = Found(None, address, "", f"its store does not answer ({_first_line(error)})", _TAKEN_SECONDS, True)
+        found = Found(None, address, "", f"its store does not answer ({first_line(error)})", _TAKEN_SECONDS, True)
     if found.connection is None:
         connection.close()
     return found
@@ -87,20 +115,61 @@ def look_beside(settings: Settings, listening: str) -> Found | None:
     """Return this job's store where it is on the loopback address of the other family than ``listening``."""
     if listening != "::1" and not listening.startswith("127."):
         return None
-    found = look(settings, "127.0.0.1" if listening == "::1" else "::1", _KNOCK_SECONDS)
+    found = look(settings, "127.0.0.1" if listening == "::1" else "::1", _HELLO_SECONDS)
     return found if found is not None and found.connection is not None else None
 
 
 def _examine(settings: Settings, connection: Connection, address: str) -> Found:
-    run_id, keeper = _read_note(connection)
+    run_id, hosted_by = _read_note(connection)
     if run_id is None:
         return Found(None, address, "", "it is a TCPStore, but not one that quorate hosts", 0.0, True)
-    if job_is_over(_Job(connection.store, run_id)):
-        problem = f"the store of job {run_id!r}, which has ended, is still there"
-        return Found(None, address, keeper, problem, settings.connect_timeout_seconds, True)
+    if has_ended(settings, connection, run_id):
+        ended = read_identity(connection.store)
+        return Found(None, address, hosted_by, still_there(run_id), settings.connect_timeout_seconds, True, ended)
     if run_id != settings.run_id:
-        return Found(None, address, keeper, f"{keeper} hosts the store of another job, {run_id!r}, there", 0.0, True)
-    return Found(connection, address, keeper, "", 0.0, True)
+        return Found(
+            None, address, hosted_by, f"{hosted_by} hosts the store of another job, {run_id!r}, there", 0.0, True
+        )
+    return Found(connection, address, hosted_by, "", 0.0, True)
+
+
+def has_ended(settings: Settings, connection: Connection, run_id: str) -> bool:
+    """Return whether the job's end is recorded.  Raises RuntimeError."""
+    key = None if settings.token is None else settings.token.key(run_id, STORE_PURPOSE)
+    return job_is_over(_Job(connection.store, run_id), key)
+
+
+def still_there(run_id: str) -> str:
+    """Say that a job has ended and its store has not."""
+    return f"the store of job {run_id!r}, which has ended, is still there"
+
+
+class LocalHost(Protocol):
+    """A handle on a store that this process hosts."""
+
+    identity: bytes
+
+    def retire(self, other_ports: Sequence[int | None]) -> bool:
+        """End the store if only its host and the connections from ``other_ports`` use it; returns whether it did."""
+        ...
+
+
+_local_hosts: weakref.WeakSet[LocalHost] = weakref.WeakSet()
+
+
+def register_local_host(host: LocalHost) -> None:
+    """Have :func:`end_local_host` find ``host`` as long as it lives."""
+    _local_hosts.add(host)
+
+
+def end_local_host(identity: bytes, *own_ports: int | None) -> bool:
+    """End the store of that identity, whose job has ended, if this process hosts it and no other node is left.
+
+    Its handler may never be shut down.  The caller's own connections to it come from ``own_ports``.  Returns whether
+    the store has ended.
+    """
+    hosts = [host for host in list(_local_hosts) if host.identity == identity]
+    return bool(hosts) and hosts[0].retire(own_ports)
 
 
 def _read_note(connection: Connection) -> tuple[str | None, str]:
@@ -112,10 +181,10 @@ def _read_note(connection: Connection) -> tuple[str | None, str]:
         threading.Event().wait(0.02)
     try:
         note = json.loads(raw or b"")
-        run_id, keeper = note["run_id"], f"process {int(note['pid'])} on {str(note['host'])[:100]}"
+        run_id, hosted_by = note["run_id"], f"process {int(note['pid'])} on {str(note['host'])[:100]}"
     except (ValueError, TypeError, KeyError):
         return None, ""
-    return (run_id, keeper) if isinstance(run_id, str) and note.get("version") == _NOTE_VERSION else (None, "")
+    return (run_id, hosted_by) if isinstance(run_id, str) and note.get("version") == _NOTE_VERSION else (None, "")
 
 
 @final
@@ -132,45 +201,38 @@ class _Job:
         return [read_one(self._store, self._prefix + key) for key in keys]
 
 
-# --- sentences --------------------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def say_joined(settings: Settings, found: Found) -> None:
-    """Warn that this node joins a store which it was told to host."""
+def warn_joined(settings: Settings, found: Found) -> None:
+    """Warn that this node joins the store, although its ``is_host`` is true."""
     warn(
-        f"this node was told to host the c10d store at {_where(settings)}, but {found.keeper} hosts it for this job "
+        f"is_host is true on this node, but {found.hosted_by} hosts the c10d store at {settings.endpoint} for this job "
         "already; this node joins it. Set is_host=true on one node only"
     )
 
 
-def say_taken(settings: Settings, problem: str) -> UsageError:
-    """Return the error of a node that was told to host where it cannot."""
+def taken_error(settings: Settings, problem: str) -> UsageError:
+    """Return the error of a node with ``is_host=true`` that cannot host."""
     return UsageError(
-        f"this node was told to host the c10d store at {_where(settings)} and cannot: port {settings.port} is in use "
-        f"on this node: {problem}. Stop what listens there, or choose another port in --rdzv-endpoint"
+        f"this node must host the c10d store at {settings.endpoint} (is_host is true) and cannot: port {settings.port} "
+        f"is in use on this node: {problem}. Stop what listens there, or choose another port in --rdzv-endpoint"
     )
 
 
-def say_forwarded(settings: Settings) -> None:
-    """Warn that nobody may find the store of this host."""
+def warn_forwarded(settings: Settings) -> None:
+    """Warn that other nodes may not find the store of this host."""
     warn(
-        f"this node hosts the c10d store, as it was told, but {_where(settings)} is not an address of this machine and "
-        "does not lead to it from here; other nodes find the store only where that address is forwarded to this machine"
+        f"this node hosts the c10d store (is_host is true), but {settings.endpoint} is not an address of this machine "
+        "and does not lead to it from here; other nodes find the store only where that address is forwarded to this "
+        "machine"
     )
 
 
-def say_not_local(settings: Settings, keeper: str) -> UsageError:
-    """Return the error of a node that was told to host at an address which leads to another host of the store."""
+def elsewhere_error(settings: Settings, hosted_by: str) -> UsageError:
+    """Return the error of a node with ``is_host=true`` whose endpoint leads to another host of the store."""
     return UsageError(
-        f"this node was told to host the c10d store at {_where(settings)}, but that is not an address of this machine, "
-        f"and {keeper or 'another store'} is there already. Set is_host=true on one node only, the one that owns the "
-        "address in --rdzv-endpoint, and leave it out here"
+        f"this node must host the c10d store at {settings.endpoint} (is_host is true), but that is not an address of "
+        f"this machine, and {hosted_by or 'another store'} is there already. Set is_host=true on one node only, the "
+        "one that owns the address in --rdzv-endpoint, and leave it out here"
     )
-
-
-def _where(settings: Settings) -> str:
-    return format_endpoint(settings.host, settings.port)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].strip()[:200]

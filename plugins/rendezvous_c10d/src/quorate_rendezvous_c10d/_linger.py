@@ -1,6 +1,6 @@
-"""How the host of the store lets the others go first.
+"""How the host of the store waits for the other members to leave.
 
-The kernel knows who is still connected, also after a member was killed: no counting keys are needed.
+The kernel knows which connections are open, also after a member was killed: no counting keys are needed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from quorate.clock import monotonic
 
 from ._connection import accepted_sockets
+from ._settings import LONGEST_TIMEOUT_SECONDS
 
 __all__ = ["await_departures"]
 
@@ -38,7 +39,7 @@ def await_departures(port: int, own_ports: Iterable[int | None], deadline: float
             left = deadline - monotonic()
             if left <= 0:
                 return False
-            for descriptor, _ in poller.poll(left * 1000):
+            for descriptor, _ in poller.poll(min(left, LONGEST_TIMEOUT_SECONDS) * 1000):
                 poller.unregister(descriptor)
                 members.pop(descriptor).close()
     finally:

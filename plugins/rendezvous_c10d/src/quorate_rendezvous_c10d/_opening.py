@@ -1,36 +1,58 @@
-"""Opening the store: be its host, or find the one who is; and find it again when a connection breaks.
+"""Opening the store: host it or find its host; and find it again when a connection breaks.
 
-Who hosts is not asked of host names: whoever owns the endpoint's address and is the first to listen on its port is
-the host, everybody else is a client.
+Host names do not decide which node hosts.  The first node that owns the endpoint's address and listens on its port is
+the host, every other node is a client.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import threading
+from typing import final
+
+from attrs import frozen
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import NamedTuple, final
+from quorate.net import format_endpoint
 
 from ._connection import Connection, connect, host, load_tcp_store
-from ._endpoint import REFUSED, Listening, NotLocalError, PortTakenError, find_answering, listen_on, resolve, widen
-from ._hosting import Found, leave_note, look, look_beside, say_forwarded, say_joined, say_not_local, say_taken
-from ._settings import Settings, format_endpoint
-from ._values import ABSENT
+from ._endpoint import (
+    REFUSED,
+    Listening,
+    NotLocalError,
+    PortTakenError,
+    addresses_to_listen_on,
+    find_answering,
+    listen_on,
+)
+from ._hosting import (
+    ENDED_SECONDS,
+    SILENT,
+    Found,
+    elsewhere_error,
+    end_local_host,
+    has_ended,
+    leave_note,
+    look,
+    look_beside,
+    still_there,
+    taken_error,
+    warn_forwarded,
+    warn_joined,
+)
+from ._settings import Settings
+from ._values import first_line, identify, read_identity
 
 __all__ = ["Opened", "open_connections", "reconnect"]
 
-# Made once in a store's life: who finds another value there after a reconnect is talking to another store.
-_IDENTITY_KEY = "quorate#identity"
 _ATTEMPT_SECONDS = 15.0
 _SETTLE_SECONDS = 0.05
-_SILENT = "it takes connections and says nothing"
 
 
 @final
-class Opened(NamedTuple):
+@frozen
+class Opened:
     """A working connection to a store, where that store is, and how to recognise it."""
 
     connection: Connection
@@ -44,7 +66,7 @@ def open_connections(settings: Settings) -> Opened:
     """Host the store or connect to it.
 
     Raises:
-        UsageError: this node was told to host, and may not listen on the port or finds something else there.
+        UsageError: ``is_host`` is true, and this node may not listen on the port or finds something else there.
         StoreUnavailableError: neither worked within ``connect_timeout``; the message says what was tried.
     """
     # The import takes seconds; a host does it before others can connect to its port, and wait for its answer.
@@ -63,19 +85,19 @@ def open_connections(settings: Settings) -> Opened:
             if opened is not None:
                 return opened
         if settings.is_host is not True:
-            opened = _try_to_connect(settings, deadline, tried)
+            opened = _try_to_connect(settings, started, deadline, tried)
             if opened is not None:
                 return opened
         left = deadline - monotonic()
         if left <= 0:
             raise StoreUnavailableError(_unreachable(settings, monotonic() - started, tried))
-        # Jittered, so that many nodes that wait for one host do not fall upon it together.
+        # Jittered, so that many nodes that wait for one host do not connect to it together.
         threading.Event().wait(min(left, pause * random.uniform(0.5, 1.0)))
         pause = min(1.0, pause * 1.6)
 
 
 def _unreachable(settings: Settings, seconds: float, tried: list[str]) -> str:
-    endpoint = format_endpoint(settings.host, settings.port)
+    endpoint = settings.endpoint
     what = "; ".join(tried) or "nothing"
     if settings.is_host:
         return (
@@ -89,18 +111,18 @@ def _unreachable(settings: Settings, seconds: float, tried: list[str]) -> str:
 
 
 def _try_to_listen(settings: Settings, tried: list[str]) -> Listening | None:
-    told = settings.is_host is True
+    must_host = settings.is_host is True
     try:
-        addresses = widen(settings.host, resolve(settings.host, settings.port))
+        addresses = addresses_to_listen_on(settings.host, settings.port, settings.connect_timeout_seconds)
     except OSError as error:
-        if not told:
-            return None  # connecting will say so
+        if not must_host:
+            return None  # connecting reports it
         tried.append(f"the name {settings.host!r} does not resolve ({error.strerror or error})")
         addresses = []
     try:
-        return listen_on(addresses, settings.port, any_address=told)
+        return listen_on(addresses, settings.port, any_address=must_host)
     except PortTakenError:
-        if told:
+        if must_host:
             tried.append(_taken(settings))
         return None
     except NotLocalError:
@@ -123,31 +145,33 @@ def _join_or_refuse(settings: Settings, seconds: float) -> Opened | None:
     """Join the store that is in this host's way if it is this job's; ``None`` if it may be gone in a moment.
 
     Raises:
-        UsageError: it is somebody else's, and will stay.
+        UsageError: it is not this job's, and will stay.
     """
     found = look(settings, settings.host)
     if found is None:
-        return None  # whoever it was has just gone
+        return None  # it has just gone
     if found.connection is not None:
         return _joined(settings, found)
-    if seconds >= min(found.worth_seconds, settings.connect_timeout_seconds):
-        raise say_taken(settings, found.problem)
+    if found.ended and seconds >= ENDED_SECONDS and end_local_host(found.ended):
+        return None
+    if seconds >= min(found.wait_seconds, settings.connect_timeout_seconds):
+        raise taken_error(settings, found.problem)
     return None
 
 
 def _joined(settings: Settings, found: Found) -> Opened | None:
     assert found.connection is not None
     try:
-        identity = _identify(found.connection)
+        identity = identify(found.connection.store)
     except RuntimeError:
         found.connection.close()
         return None  # its host has ended meanwhile
-    say_joined(settings, found)
+    warn_joined(settings, found)
     return Opened(found.connection, found.address, settings.port, identity, is_host=False)
 
 
 def _host_unless_hosted(settings: Settings, listening: Listening) -> Opened:
-    """Host the store, as this node was told to, unless this job has one under another name of the same place.
+    """Host the store (``is_host`` is true), unless this job has one under another name of the same place.
 
     Raises:
         UsageError: the endpoint leads to another machine, where a store is.
@@ -169,7 +193,7 @@ def _host_unless_hosted(settings: Settings, listening: Listening) -> Opened:
     if listening.is_elsewhere:
         try:
             if not _refuse_another(settings, look(settings, settings.host), opened.identity):
-                say_forwarded(settings)
+                warn_forwarded(settings)
         except UsageError:
             opened.connection.close()
             raise
@@ -186,14 +210,14 @@ def _refuse_another(settings: Settings, found: Found | None, own: bytes) -> bool
         return False
     if found.connection is not None:
         try:
-            is_own = _identify(found.connection) == own
+            is_own = identify(found.connection.store) == own
         except RuntimeError:
             return False  # it has just ended
         finally:
             found.connection.close()
         if is_own:
             return True
-    raise say_not_local(settings, found.keeper)
+    raise elsewhere_error(settings, found.hosted_by)
 
 
 def _host(settings: Settings, listening: Listening) -> Opened:
@@ -202,14 +226,14 @@ def _host(settings: Settings, listening: Listening) -> Opened:
     except RuntimeError as error:
         raise StoreUnavailableError(
             f"torch could not start its TCPStore at {format_endpoint(listening.address, listening.port)}: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
-    identity = _identify(connection)
+    identity = identify(connection.store)
     leave_note(connection.store, settings.run_id)
     return Opened(connection, listening.address, listening.port, identity, is_host=True)
 
 
-def _try_to_connect(settings: Settings, deadline: float, tried: list[str]) -> Opened | None:
+def _try_to_connect(settings: Settings, started: float, deadline: float, tried: list[str]) -> Opened | None:
     address, problems = find_answering(settings.host, settings.port, deadline)
     tried += problems
     if address is None:
@@ -219,19 +243,23 @@ def _try_to_connect(settings: Settings, deadline: float, tried: list[str]) -> Op
     try:
         connection = connect(address, settings.port, attempt_deadline, settings.operation_timeout_seconds)
     except RuntimeError as error:
-        tried.append(f"{where} accepts connections but does not answer as a TCPStore ({_first_line(error)})")
+        tried.append(f"{where} accepts connections but does not answer as a TCPStore ({first_line(error)})")
         return None
     try:
-        identity = _identify(connection)
+        identity = identify(connection.store)
+        problem = still_there(settings.run_id) if has_ended(settings, connection, settings.run_id) else ""
     except RuntimeError as error:
+        identity, problem = b"", first_line(error)
+    if identity and problem and settings.is_host is False:
+        problem = ""  # the node cannot host, so it joins and learns how the job ended
+    elif identity and problem and monotonic() >= min(deadline, started + ENDED_SECONDS):
+        # The store stays.  The same, unless this process hosts it and can host a new one there.
+        problem = problem if end_local_host(identity, connection.local_port()) else ""
+    if problem:
         connection.close()
-        tried.append(f"{where}: {_first_line(error)}")
+        tried.append(f"{where}: {problem}")
         return None
     return Opened(connection, address, settings.port, identity, is_host=False)
-
-
-def _identify(connection: Connection) -> bytes:
-    return bytes(connection.store.compare_set(_IDENTITY_KEY, b"", os.urandom(16).hex().encode()))
 
 
 def reconnect(
@@ -243,7 +271,7 @@ def reconnect(
     find out.
 
     Raises:
-        StoreLostError: nobody listens there any more, or another store does.
+        StoreLostError: nothing listens there any more, or another store does.
         StoreUnavailableError: no answer in time; the store may be there still.
     """
     where = format_endpoint(address, port)
@@ -253,7 +281,7 @@ def reconnect(
         if answering is None and problem.endswith(REFUSED):
             raise StoreLostError(f"{where} refuses connections")
         if monotonic() >= deadline:
-            raise StoreUnavailableError(f"the host of the c10d store at {where} does not answer ({problem or _SILENT})")
+            raise StoreUnavailableError(f"the host of the c10d store at {where} does not answer ({problem or SILENT})")
         if answering is not None:
             try:
                 connection = connect(address, port, deadline, operation_timeout)
@@ -266,15 +294,11 @@ def reconnect(
 
 def _recognise(connection: Connection, identity: bytes, where: str) -> Connection:
     try:
-        present = bytes(connection.store.compare_set(_IDENTITY_KEY, ABSENT, ABSENT))
+        present = read_identity(connection.store)
     except RuntimeError as error:
         connection.close()
-        raise StoreUnavailableError(f"the c10d store at {where} does not answer ({_first_line(error)})") from error
+        raise StoreUnavailableError(f"the c10d store at {where} does not answer ({first_line(error)})") from error
     if present != identity:
         connection.close()
         raise StoreLostError(f"another store listens at {where} now")
     return connection
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].strip()[:200]

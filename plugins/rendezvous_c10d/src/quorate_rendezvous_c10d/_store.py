@@ -3,8 +3,8 @@
 A TCPStore lives in the memory of the node that hosts it, and dies with it.  It has no "create" and no "get if there":
 both are made of its compare-and-set, which writes to an absent key only where the expected value is empty, and answers
 with the value that is there afterwards.  So every value is written behind a stamp that no other write shares: equal
-values cannot make two winners, and an expected value that nobody ever writes reads without writing.  Counters
-(``add``) are plain digits and are told from stamped values by their first byte.
+values cannot make two winners, and an expected value that is never written reads without writing.  Counters
+(``add``) are plain digits, distinguished from stamped values by their first byte.
 
 What does not live here: finding the endpoint and opening connections (:mod:`._opening`, :mod:`._connection`).
 """
@@ -16,15 +16,19 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Any, NoReturn, TypeVar, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError
-from quorate.lazy_typing import Any, NoReturn, TypeVar, final
+from quorate.net import close_in_children, format_endpoint
+from quorate.rendezvous import RendezvousParameters
 
 from ._connection import Connection
+from ._hosting import register_local_host
+from ._linger import await_departures
 from ._opening import Opened, open_connections, reconnect
-from ._settings import Settings, format_endpoint
-from ._values import STAMP_BYTES, STAMPED, prefix_of, read_one, strip
+from ._settings import LONGEST_TIMEOUT_SECONDS, Settings
+from ._values import STAMP_BYTES, STAMPED, first_line, prefix_of, read_one, strip
 
 __all__ = ["C10dStore", "open_store"]
 
@@ -38,10 +42,11 @@ _FEW_KEYS = 4
 _KEYS_KNOWN = 8
 # Without a duplicate of the socket nothing can end a wait from outside; it then looks up this often.
 _SLICE_SECONDS = 1.0
+_RETIRE_TIMEOUT_SECONDS = 0.2
 
 
-def open_store(parameters: Any) -> C10dStore:
-    """Host or join the TCPStore at the endpoint of ``parameters`` (RendezvousParameters).
+def open_store(parameters: RendezvousParameters) -> C10dStore:
+    """Host or join the TCPStore at the endpoint of ``parameters``.
 
     Raises:
         UsageError: settings that cannot be used.
@@ -62,7 +67,7 @@ class C10dStore:
     def __init__(self, settings: Settings, opened: Opened) -> None:
         self._settings = settings
         self._address, self._port = opened.address, opened.port
-        self._identity = opened.identity
+        self.identity = opened.identity
         self._server = opened.connection.store if opened.is_host else None
         self.is_host = opened.is_host
         self.endpoint = format_endpoint(opened.address if settings.port == 0 else settings.host, opened.port)
@@ -80,6 +85,9 @@ class C10dStore:
         self._interrupted = False
         self._closed = False
         self._lost = ""
+        close_in_children(self)
+        if self.is_host:
+            register_local_host(self)
 
     # --- the contract ---------------------------------------------------------------------------------------------
 
@@ -219,7 +227,7 @@ class C10dStore:
         self._written = {key for key in self._written if not key.startswith(start)}
 
     def close(self) -> None:
-        """Leave.  The host first lets the others go, for at most ``linger_seconds``; its server ends then."""
+        """Leave.  The host first lets the others go, for at most ``linger_timeout`` seconds; its server ends then."""
         with self._state:
             if self._closed:
                 return
@@ -231,16 +239,27 @@ class C10dStore:
                 self._waiter = None
         if idle is not None:
             idle.close()
-        if self._server is not None and self._settings.linger_seconds > 0:
-            from ._linger import await_departures
-
+        if self._server is not None and self._settings.linger_timeout_seconds > 0:
             own = [self._work.local_port() if self._work is not None else None]
-            await_departures(self._port, own, monotonic() + self._settings.linger_seconds)
-        # A call that is under way on the working connection is bounded by the operation time-out.
+            await_departures(self._port, own, monotonic() + self._settings.linger_timeout_seconds)
+        # A call that is under way on the working connection is bounded by the operation timeout.
         with self._working:
             work, self._work, self._server = self._work, None, None
         if work is not None:
             work.close()
+
+    def retire(self, other_ports: Sequence[int | None]) -> bool:
+        """End the store if only this handle and the connections from ``other_ports`` use it; returns whether it did."""
+        own = [connection.local_port() for connection in (self._work, self._waiter) if connection is not None]
+        if not await_departures(self._port, [*own, *other_ports], monotonic() + _RETIRE_TIMEOUT_SECONDS):
+            return False
+        self.close()
+        return True
+
+    def close_after_fork(self) -> None:
+        """Refuse every call in a forked child: the connections belong to its parent."""
+        self._lost = f"this handle on the c10d store at {self.endpoint} belongs to the parent of this process"
+        self._working, self._state = threading.RLock(), threading.Lock()
 
     # --- working --------------------------------------------------------------------------------------------------
 
@@ -267,7 +286,7 @@ class C10dStore:
                 # Whether the host is gone is worth knowing at once; if it is not, the next call finds the way open.
                 self._work = self._restore()
                 raise StoreUnavailableError(
-                    f"the connection to the c10d store at {self.endpoint} failed ({_first_line(error)}) and was "
+                    f"the connection to the c10d store at {self.endpoint} failed ({first_line(error)}) and was "
                     "opened again; the last operation may or may not have been applied"
                 ) from error
 
@@ -289,7 +308,7 @@ class C10dStore:
             return reconnect(
                 self._address,
                 self._port,
-                self._identity,
+                self.identity,
                 monotonic() + limit,
                 self._settings.operation_timeout_seconds,
                 has_failed,
@@ -313,8 +332,8 @@ class C10dStore:
             left = min(left, _SLICE_SECONDS)
         try:
             if left > 0:
-                # A time-out of 0 ms would mean none at all.
-                waiter.store.wait([key], timedelta(milliseconds=max(1, int(left * 1000))))
+                # A timeout of 0 ms would mean none at all.
+                waiter.store.wait([key], timedelta(milliseconds=max(1, int(min(left, LONGEST_TIMEOUT_SECONDS) * 1000))))
             found = read_one(waiter.store, key)
         except RuntimeError as error:
             if self._interrupted:
@@ -349,7 +368,7 @@ class _TimedOutError(Exception):
 
 @final
 class _InterruptedError(Exception):
-    """Somebody called ``interrupt``."""
+    """``interrupt`` was called."""
 
 
 @final
@@ -365,7 +384,3 @@ def _read(store: Any, keys: Sequence[str]) -> list[bytes | None]:
         return [strip(bytes(value)) for value in store.multi_get(list(keys))]
     middle = len(keys) // 2
     return _read(store, keys[:middle]) + _read(store, keys[middle:])
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].strip()[:200]

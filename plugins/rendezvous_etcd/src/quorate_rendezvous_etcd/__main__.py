@@ -1,7 +1,7 @@
 """``python -m quorate_rendezvous_etcd COMMAND …``: a job of one machine with an etcd of its own.
 
-Starts a private etcd, runs the command with the environment that makes ``quorate run`` meet there, and ends as the
-command ends; nothing is left.  What does not live here: the etcd (:mod:`._server`).
+Starts a private etcd, runs the command with the environment variables that make ``quorate run`` use it, and ends as the
+command ends.  What does not live here: the etcd (:mod:`._server`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _environment(backend: str, endpoint: str) -> Mapping[str, str]:
-    """Return what tells ``quorate run`` where to meet; a flag or a run id of the user's own wins."""
+    """Return the environment for ``quorate run``; the user's own flags and run id have precedence."""
     environment = {"PET_RDZV_ID": f"private-{os.urandom(4).hex()}", **os.environ}
     return {**environment, "PET_RDZV_BACKEND": backend, "PET_RDZV_ENDPOINT": endpoint}
 
@@ -62,7 +62,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
-    # A terminal sends this one to the command as well.
+    # A terminal sends SIGINT to the command as well.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     code = process.wait()
     return code if code >= 0 else 128 - code

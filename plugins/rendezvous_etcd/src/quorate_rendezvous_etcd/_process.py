@@ -14,13 +14,15 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Sequence
+from typing import IO, final
 
 from quorate.errors import StoreUnavailableError, UsageError
-from quorate.lazy_typing import IO, final
+from quorate.files import write_all
+from quorate.net import close_in_children
 
 __all__ = ["Member", "Ports", "features_of", "find_binary"]
 
-# etcd 3.4, 3.5 and 3.6 all say so once they serve, "securely" or "insecurely".
+# etcd 3.4, 3.5 and 3.6 log this once they serve clients ("securely" or "insecurely").
 _READY = b"serving client traffic"
 _LINES_KEPT = 30
 _END_SECONDS = 10.0
@@ -56,7 +58,7 @@ def features_of(binary: str) -> frozenset[str]:
 
 
 def _environment() -> dict[str, str]:
-    # Options of etcd may come from the environment, too; what the caller set for another etcd is not for ours.
+    # etcd reads options from the environment, too.  The caller's are meant for another etcd.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
     if platform.machine() == "aarch64":
         environment["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # etcd 3.4 refuses to start there without it
@@ -67,8 +69,8 @@ def _environment() -> dict[str, str]:
 class Ports:
     """Free ports of 127.0.0.1, held for as long as this object is open.
 
-    The sockets are bound and do not listen, with SO_REUSEADDR: nobody else is given the ports, yet etcd, which sets
-    the same option, can listen on them, again and again.
+    The sockets are bound with SO_REUSEADDR and do not listen.  The kernel gives the ports to no other process.  etcd,
+    which sets the same option, can listen on them.
     """
 
     def __init__(self, count: int) -> None:
@@ -82,7 +84,8 @@ class Ports:
         except OSError:
             self.close()
             raise
-        #: The ports, also in a forked child, which holds none of them.
+        close_in_children(self)
+        #: The ports, also in a forked child, which does not hold them.
         self.numbers: list[int] = [sock.getsockname()[1] for sock in self._sockets]
 
     def close(self) -> None:
@@ -90,10 +93,12 @@ class Ports:
         for sock in self._sockets:
             sock.close()
 
+    close_after_fork = close
+
 
 @final
 class Member:
-    """A running etcd process with ``arguments``.  A thread reads its log, which tells when it is ready.
+    """A running etcd process with ``arguments``.  A thread reads its log, which shows when it is ready.
 
     ``log`` is a descriptor that the log is copied to; -1: none.
     """
@@ -124,17 +129,20 @@ class Member:
         return self._process.pid
 
     def _read(self, stream: IO[bytes]) -> None:
-        for line in stream:
-            self._lines.append(line.decode(errors="replace").rstrip())
-            if self._log >= 0:
-                try:
-                    os.write(self._log, line)
-                except OSError:
-                    self._log = -1  # its owner has closed it, or the disk is full; etcd itself must go on
-            if _READY in line:
-                self._is_ready = True
-                self._ready.set()
-        self._ready.set()
+        try:
+            for line in stream:
+                self._lines.append(line.decode(errors="replace").rstrip())
+                if self._log >= 0:
+                    try:
+                        write_all(self._log, line)
+                    except OSError:
+                        self._log = -1  # its owner has closed it, or the disk is full; etcd itself must go on
+                if _READY in line:
+                    self._is_ready = True
+                    self._ready.set()
+        finally:
+            # Also if this thread fails: nobody must wait for it in vain.
+            self._ready.set()
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until it serves clients.

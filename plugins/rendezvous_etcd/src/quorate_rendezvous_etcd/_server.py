@@ -11,13 +11,12 @@ import signal
 import subprocess
 import tempfile
 import threading
-import weakref
 from collections.abc import Sequence
 from types import TracebackType
+from typing import IO, Any, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreUnavailableError, UsageError
-from quorate.lazy_typing import IO, Any, final
 
 from ._guardian import Guardian
 from ._process import Member, Ports, features_of, find_binary
@@ -27,33 +26,29 @@ __all__ = ["EtcdServer"]
 _PORTS_PER_MEMBER = 3  # clients, peers, metrics
 _LOOK_SECONDS = 0.05
 _CLIENT_READ_SECONDS = 10
-# Not "localhost": a name may lead to an address of the other family, where somebody else has the same port.
+# Not "localhost": the name may resolve to an IPv6 address, where another process may have the same port.
 _HOST = "127.0.0.1"
-
-
-# Those that this process has started, until they are forgotten.
-_live: weakref.WeakSet[EtcdServer] = weakref.WeakSet()
 
 
 @final
 class EtcdServer:
     """An etcd cluster of one or three processes on free ports of 127.0.0.1.  Also a context manager.
 
-    Everything is gone after :meth:`stop`, and after the death of this process, however it died.  The server belongs
-    to the process that started it: in a child that was forked off, :meth:`stop` ends nothing.
+    Everything is removed by :meth:`stop`, and when this process dies, even by SIGKILL.  The server belongs to its
+    process: in a forked child :meth:`stop` ends nothing.
 
     Arguments:
         members: 1, or 3 for a cluster that survives the loss of one.
         enable_v2: whether to serve API v2 beside v3.  Default: where the etcd can (3.4 and 3.5 can, 3.6 cannot).
         binary: the etcd program; default ``QUORATE_ETCD_BINARY``, else ``etcd`` on ``PATH``.
-        data_dir: where to keep data; it is then left there.  Default: a private folder, removed by :meth:`stop`.
+        data_dir: where to keep data; :meth:`stop` leaves it there.  Default: a private folder, removed by :meth:`stop`.
         cert, key: the server's certificate and key (PEM files); clients then have to use TLS.
         ca_cert: clients have to show a certificate signed by this one (PEM file).
         arguments: further options for each etcd.
         start_timeout: seconds that :meth:`start` and :meth:`restart` wait until the members serve clients.
 
     Raises:
-        UsageError: another number of members, no etcd program, or one that cannot do what is asked for.
+        UsageError: another number of members, no etcd program, or one without a feature that is asked for.
     """
 
     def __init__(
@@ -107,8 +102,8 @@ class EtcdServer:
 
         Arguments:
             timeout: seconds to wait; default is ``start_timeout``.
-            num_retries: how often to try again, with other ports, after a failure.  Ports are held from before etcd
-                starts, so a failure is rarely a matter of luck.
+            num_retries: how often to try again, with other ports, after a failure.  Ports are reserved before etcd
+                starts, so a retry rarely helps.
             stderr: a file or descriptor to copy etcd's log to.  ``None`` and ``subprocess.DEVNULL``: nowhere.
 
         Raises:
@@ -129,7 +124,6 @@ class EtcdServer:
 
     def _start(self) -> None:
         self._owner = os.getpid()
-        _live.add(self)
         try:
             self._folder = self._data_dir or tempfile.mkdtemp(prefix="quorate-etcd-")
             self._ports = Ports(_PORTS_PER_MEMBER * self._count)
@@ -146,7 +140,7 @@ class EtcdServer:
         """End all members and remove their data.  May be called twice."""
         if self._owner != os.getpid():
             return  # a forked child's copy, or it has not been started
-        # All are told first: a member that sees the others leave in order would wait for them.
+        # SIGKILL: a member that ends in order waits for the others.
         for index in list(self._members):
             self.kill(index)
         if self._guardian is not None:
@@ -187,7 +181,7 @@ class EtcdServer:
         ports = self._client_ports()
         if not self._serves_v2:
             raise self._without_v2()
-        from ._v2_transport import load_etcd
+        from ._v2.transport import load_etcd  # python-etcd is imported only where it is needed
 
         several = self._count > 1
         arguments: dict[str, Any] = {
@@ -237,11 +231,11 @@ class EtcdServer:
             self._await(index)
 
     def pause(self, index: int = 0) -> None:
-        """Freeze a member (SIGSTOP): it keeps its connections and says nothing."""
+        """Freeze a member (SIGSTOP): it keeps its connections and does not answer."""
         self._members[index].freeze()
 
     def resume(self, index: int = 0) -> None:
-        """Let a frozen member go on (SIGCONT)."""
+        """Resume a frozen member (SIGCONT)."""
         self._members[index].send_signal(signal.SIGCONT)
 
     def leader(self, timeout: float = 10.0) -> int:
@@ -255,34 +249,27 @@ class EtcdServer:
             for index in self._members:
                 if "\netcd_server_is_leader 1\n" in self._metrics(index):
                     return index
-            # An election cannot be waited for from outside, only looked at.
+            # etcd offers no way to wait for an election.
             threading.Event().wait(_LOOK_SECONDS)
         raise StoreUnavailableError(f"the etcd cluster at {self.get_endpoint()} has had no leader for {timeout:g} s")
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def _metrics(self, index: int) -> str:
-        from http.client import HTTPConnection, HTTPException
+        from http.client import HTTPConnection, HTTPException  # it takes 10 ms to load; only tests look for a leader
 
         connection = HTTPConnection(_HOST, self._port(index, 2), timeout=1.0)
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read().decode(errors="replace")
         except (OSError, HTTPException):
-            return ""  # a frozen or dead member leads nobody
+            return ""  # a frozen or dead member is not the leader
         finally:
             connection.close()
 
-    def _close_after_fork(self) -> None:
-        """Close a forked child's copies of what tells others whether this process lives, and what it holds."""
-        if self._guardian is not None:
-            self._guardian.close_after_fork()
-        if self._ports is not None:
-            self._ports.close()
-
     def _without_v2(self) -> UsageError:
         if "--enable-v2" in self._features:
-            return UsageError("this EtcdServer was told enable_v2=False; leave that out for etcd's API v2")
+            return UsageError("this EtcdServer has enable_v2=False; leave that out for etcd's API v2")
         return UsageError(
             f"{self._binary} does not serve etcd's API v2, which etcd 3.6 has removed; "
             "use etcd 3.4 or 3.5, or the rendezvous backend 'etcd', which speaks API v3"
@@ -307,7 +294,7 @@ class EtcdServer:
             pid = member.pid
             member.end(number)
             if self._guardian is not None:
-                self._guardian.forget(pid)
+                self._guardian.remove(pid)
 
     def _await(self, index: int) -> None:
         self._members[index].wait_until_ready(self._start_timeout)
@@ -316,7 +303,7 @@ class EtcdServer:
         assert self._guardian is not None
         member = Member(f"m{index}", self._binary, self._arguments(index), self._log)
         self._members[index] = member
-        self._guardian.watch(member.pid)
+        self._guardian.add(member.pid)
 
     def _arguments(self, index: int) -> list[str]:
         cert, key, ca_cert = self._tls
@@ -333,10 +320,10 @@ class EtcdServer:
             "--initial-advertise-peer-urls": own_peer,
             "--initial-cluster": ",".join(peers),
             "--listen-metrics-urls": f"http://{_HOST}:{self._port(index, 2)}",
-            # All on one machine: the network takes microseconds, so a dead leader can be noticed soon.
+            # On one machine messages take microseconds, so a dead leader can be noticed soon.
             "--heartbeat-interval": "10",
             "--election-timeout": "100",
-            # Heartbeats of nodes are many small writes; their history is of use to nobody.
+            # Heartbeats of nodes are many small writes, whose history is not used.
             "--auto-compaction-mode": "periodic",
             "--auto-compaction-retention": "5m",
             "--logger": "zap",
@@ -361,12 +348,3 @@ def _descriptor_of(stderr: int | IO[Any] | None) -> int:
     if descriptor < 0:
         raise UsageError(f"EtcdServer.start(stderr={stderr!r}): give a file, a descriptor, or subprocess.DEVNULL")
     return descriptor
-
-
-def _close_in_child() -> None:
-    for server in list(_live):
-        server._close_after_fork()
-    _live.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)

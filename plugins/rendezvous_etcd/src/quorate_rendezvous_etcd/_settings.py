@@ -1,49 +1,39 @@
 """The settings of both backends, validated without any I/O.
 
-What does not live here: reaching the endpoints (:mod:`._transport`, :mod:`._v2_transport`).
+What does not live here: connections to the endpoints (:mod:`._v3.transport`, :mod:`._v2.transport`).
 """
 
 from __future__ import annotations
 
 import os
+from typing import final
 
 from attrs import field, frozen
 
 from quorate.errors import RendezvousStateError, UsageError
-from quorate.lazy_typing import final
+from quorate.net import Endpoint, parse_endpoint
 from quorate.rendezvous import RendezvousParameters
 
-__all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Endpoint", "Settings", "parse_endpoints", "refuse_other_bounds"]
+__all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Settings", "parse_endpoints", "refuse_other_bounds"]
 
-#: The port of an endpoint that names none.
+#: The port of an endpoint without one.
 DEFAULT_PORT = 2379
-#: Where the password is looked for when the setting is not given: a process's command line is for all to see.
+#: The variable that holds the password where the setting is not given: all users can read command lines.
 PASSWORD_VARIABLE = "QUORATE_ETCD_PASSWORD"
 _EXAMPLE = "--rdzv-endpoint=HOST:PORT,HOST:PORT"
-# etcd grants no lease below its own minimum, which is 2 s with the usual election time-out.
+# etcd's shortest lease, with its default election timeout, and its longest.
 _SHORTEST_TTL_SECONDS = 2
+_LONGEST_TTL_SECONDS = 9_000_000_000
 _V2_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 @final
 @frozen
-class Endpoint:
-    """Where one member of the cluster serves clients.  An IPv6 ``host`` comes without brackets."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@final
-@frozen
 class Settings:
-    """What a backend needs to know to open its store.  All times are in seconds.
+    """The settings of a store.  All times are in seconds.
 
-    ``secure`` tells whether to use TLS; ``ca_cert``, ``cert`` and ``key`` are paths of PEM files, empty if not given.
-    Settings that are not listed here belong to others and are left alone.
+    ``secure`` says whether to use TLS; ``ca_cert``, ``cert`` and ``key`` are paths of PEM files, empty if not given.
+    Settings that are not listed here belong to other modules and are ignored.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -67,12 +57,12 @@ class Settings:
 
     @property
     def leave_seconds(self) -> float:
-        """How long the goodbye at etcd may take: the job's own comes before it, and both within the time-out."""
+        """How long leaving may take at etcd.  The core's part comes before; both fit into ``close_timeout``."""
         return min(self.operation_timeout_seconds, 0.4 * self.close_timeout_seconds)
 
     @property
     def where(self) -> str:
-        """The endpoints, as people write them."""
+        """The endpoints as text, with commas between them."""
         return ",".join(map(str, self.endpoints))
 
     @property
@@ -82,13 +72,13 @@ class Settings:
 
     @classmethod
     def from_parameters(cls, parameters: RendezvousParameters, *, is_v2: bool = False) -> Settings:
-        """Read ``parameters``; ``is_v2`` tells that they are for API v2, where a prefix is a path of plain names.
+        """Read ``parameters``; ``is_v2``: they are for API v2, where a prefix is a path of plain names.
 
         Raises:
             UsageError: an endpoint or setting that cannot be used; the message names it and the remedy.
         """
         is_https, endpoints = parse_endpoints(parameters.endpoint)
-        # The second names, and ``protocol``, are those that TorchElastic's backends of these names take.
+        # The second names, and ``protocol``, are those of TorchElastic's etcd backends.
         ca_cert = _text(parameters, "ca_cert", "cacert")
         cert = _text(parameters, "cert", "ssl_cert")
         key = _text(parameters, "key", "ssl_cert_key")
@@ -127,9 +117,9 @@ class Settings:
         )
 
 
-def refuse_other_bounds(settings: Settings, bounds: tuple[int, int] | None) -> None:
+def refuse_other_bounds(settings: Settings, bounds: tuple[int, int]) -> None:
     """Raise RendezvousStateError if the job that runs under this run id has other ``bounds`` than these settings."""
-    if bounds is not None and bounds != (settings.min_nodes, settings.max_nodes):
+    if bounds != (settings.min_nodes, settings.max_nodes):
         raise RendezvousStateError(
             f"another job runs under the id {settings.run_id!r} in etcd at {settings.where}: it has "
             f"--nnodes={bounds[0]}:{bounds[1]}, this one {settings.min_nodes}:{settings.max_nodes}. Give each job an "
@@ -149,7 +139,7 @@ def _positive(parameters: RendezvousParameters, name: str, default: float) -> fl
 
 
 def _times_to_live(parameters: RendezvousParameters) -> tuple[int, int]:
-    # etcd must remember the job for longer than the job itself is told to bear an outage.
+    # etcd must keep the job's keys for longer than the job tolerates an outage.
     outage = parameters.get_as_float("store_outage_timeout", 300.0)
     key_ttl = parameters.get_as_float("key_ttl", max(600.0, 2 * outage))
     member_ttl = parameters.get_as_float("member_ttl", min(30.0, key_ttl))
@@ -161,24 +151,29 @@ def _times_to_live(parameters: RendezvousParameters) -> tuple[int, int]:
     if key_ttl < max(outage, member_ttl):
         raise UsageError(
             f"the rendezvous setting key_ttl={key_ttl:g} must not be below store_outage_timeout={outage:g} and "
-            f"member_ttl={member_ttl:g}, or etcd would forget a job that is still there"
+            f"member_ttl={member_ttl:g}, or etcd would remove a job that still runs"
+        )
+    if key_ttl > _LONGEST_TTL_SECONDS:
+        raise UsageError(
+            f"the rendezvous setting key_ttl={key_ttl:g} is too long; etcd grants no lease above "
+            f"{_LONGEST_TTL_SECONDS} s"
         )
     return int(key_ttl), int(member_ttl)
 
 
 def _is_secure(parameters: RendezvousParameters, is_https: bool | None, has_certificates: bool) -> bool:
-    told = _text(parameters, "protocol")
-    if told not in ("", "http", "https"):
-        raise UsageError(f"the rendezvous setting protocol={told!r} must be http or https")
-    if told and is_https is not None and (told == "https") is not is_https:
+    protocol = _text(parameters, "protocol")
+    if protocol not in ("", "http", "https"):
+        raise UsageError(f"the rendezvous setting protocol={protocol!r} must be http or https")
+    if protocol and is_https is not None and (protocol == "https") is not is_https:
         raise UsageError(
-            f"the rendezvous setting protocol={told} contradicts the endpoint, which says "
+            f"the rendezvous setting protocol={protocol} contradicts the endpoint, which says "
             f"{'https' if is_https else 'http'}://"
         )
-    says_http = told == "http" or is_https is False
+    says_http = protocol == "http" or is_https is False
     if says_http and has_certificates:
         raise UsageError("certificates are given, yet the protocol is http://; write https:// or leave it out")
-    return has_certificates or told == "https" or bool(is_https)
+    return has_certificates or protocol == "https" or bool(is_https)
 
 
 def _prefix(parameters: RendezvousParameters) -> str:
@@ -191,7 +186,7 @@ def _prefix(parameters: RendezvousParameters) -> str:
 def _v2_prefix(parameters: RendezvousParameters) -> str:
     prefix = str(parameters.get("prefix", "quorate")).strip("/")
     for part in prefix.split("/"):
-        # etcd hides names that begin with an underscore from listings, and "." and ".." are steps, not names.
+        # etcd hides names that begin with an underscore from listings; "." and ".." have a meaning in paths.
         if not part or part[0] in "._" or not _V2_NAME.issuperset(part):
             raise UsageError(
                 f"the rendezvous setting prefix={prefix!r} cannot be used; write names of letters, digits, '-', '_' "
@@ -204,7 +199,7 @@ def parse_endpoints(text: str) -> tuple[bool | None, tuple[Endpoint, ...]]:
     """Split ``host1:2379,host2:2379`` (each with or without ``http://`` or ``https://``).
 
     Returns:
-        Whether it says https (``None`` where no protocol is written), and the endpoints, each once.
+        Whether the protocol is https (``None`` where none is written), and the endpoints, each once.
 
     Raises:
         UsageError: it is empty, malformed, or mixes protocols.
@@ -217,34 +212,15 @@ def parse_endpoints(text: str) -> tuple[bool | None, tuple[Endpoint, ...]]:
             continue
         scheme, separator, rest = entry.rpartition("://")
         if separator and scheme not in ("http", "https"):
-            raise _malformed(entry, f"the protocol {scheme!r} is neither http nor https")
+            raise UsageError(
+                f"the rendezvous endpoint {entry!r} cannot be used: the protocol {scheme!r} is neither http nor https. "
+                f"Write {_EXAMPLE} or [IPV6]:PORT"
+            )
         schemes.add(scheme)
-        endpoints[_parse_one(entry, rest.rstrip("/"))] = None
+        endpoints[parse_endpoint(rest.rstrip("/"), DEFAULT_PORT)] = None
     if not endpoints:
         raise UsageError(f"the etcd rendezvous has no endpoint; set {_EXAMPLE}, the members of the etcd cluster")
     if len(schemes) > 1:
         raise UsageError(f"the rendezvous endpoint {text!r} mixes protocols; write the same for all members, or none")
     scheme = schemes.pop()
     return (scheme == "https") if scheme else None, tuple(endpoints)
-
-
-def _parse_one(entry: str, text: str) -> Endpoint:
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        well_formed = bool(bracket) and ":" in host and (not rest or rest.startswith(":"))
-        port_text = rest[1:] if rest else str(DEFAULT_PORT)
-    elif text.count(":") > 1:
-        raise _malformed(entry, "an IPv6 address needs brackets")
-    else:
-        host, colon, rest = text.partition(":")
-        port_text = rest if colon else str(DEFAULT_PORT)
-        well_formed = bool(host)
-    if not well_formed or any(character.isspace() or character in "/@?#" for character in host):
-        raise _malformed(entry, "it is not HOST:PORT")
-    if not (port_text.isascii() and port_text.isdigit()) or not 0 < int(port_text) <= 65535:
-        raise _malformed(entry, f"the port {port_text!r} is not a number from 1 to 65535")
-    return Endpoint(host, int(port_text))
-
-
-def _malformed(entry: str, problem: str) -> UsageError:
-    return UsageError(f"the rendezvous endpoint {entry!r} cannot be used: {problem}. Write {_EXAMPLE} or [IPV6]:PORT")

@@ -1,4 +1,4 @@
-"""The backends ``static`` and ``tcp``: who hosts the store, who joins it, and what settings they take.
+"""The backends ``static`` and ``tcp``: which node hosts the store, which ones join it, and what settings they take.
 
 What does not live here: the store itself (``_server``, ``_client``) and the backend ``standalone``.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import errno
 import socket
 from threading import Event
+from typing import TYPE_CHECKING, final
+
+from attrs import frozen
 
 from quorate.clock import monotonic
 from quorate.errors import (
@@ -17,25 +20,40 @@ from quorate.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from quorate.lazy_typing import TYPE_CHECKING
+from quorate.job_token import STORE_PURPOSE, job_token_of
+from quorate.net import Endpoint, is_local_name, parse_endpoint
 from quorate.notices import warn
-from quorate.rendezvous import job_is_over
+from quorate.rendezvous import RendezvousParameters, job_is_over
 
 from ._client import TcpStore
-from ._endpoint import is_loopback_name, parse_endpoint, spell
+from ._limits import raise_descriptor_limit
+from ._server import TcpStoreServer, find_server
 
 if TYPE_CHECKING:
-    from quorate.rendezvous import RendezvousParameters
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
-    from ._server import TcpStoreServer
-
-__all__ = ["DEFAULT_PORT", "check_static", "check_tcp", "open_static", "open_tcp"]
+__all__ = ["DEFAULT_PORT", "TLS_SETTINGS", "check_static", "check_tcp", "open_static", "open_tcp"]
 
 DEFAULT_PORT = 29400
+#: The settings of TLS, which is used where one of them is given.
+TLS_SETTINGS = {
+    "ca_cert": "file with the certificates that the store's host is checked against (TLS); default: the system's",
+    "cert": "file with this node's certificate (TLS); needed by a node that hosts the store; default: none",
+    "key": "file with the key of `cert`; default: none",
+    "client_cert_auth": "the host takes only nodes whose certificate `ca_cert` has signed; default: false",
+}
+_CONNECT_TIMEOUT_SECONDS = 60.0
+_OPERATION_TIMEOUT_SECONDS = 5.0
+_LINGER_TIMEOUT_SECONDS = 5.0
+_RESOLVE_TIMEOUT_SECONDS = 10.0
+#: For one look at what listens on the endpoint.
+_HELLO_SECONDS = 0.5
+#: For one attempt to join, between two offers to host.
+_OFFER_SECONDS = 2.0
+#: How long a host waits for another program to free the port; longer where none answers: a busy server may be late.
 _TAKEN_SECONDS = 2.0
-_KNOCK_SECONDS = 0.5
-_SILENT_SECONDS = 5.0  # longer: a busy machine's server may answer late
-_BID_SECONDS = 2.0
+_SILENT_SECONDS = 5.0
+_RETRY_PAUSE_SECONDS = 0.1
 
 
 def check_static(params: RendezvousParameters) -> None:
@@ -62,13 +80,13 @@ def check_static(params: RendezvousParameters) -> None:
             f"set --node-rank to a number from 0 to {params.max_nodes - 1}"
         )
     params.get_as_bool("is_host")
-    parse_endpoint(params.endpoint)
+    _tls_of(params, parse_endpoint(params.endpoint).host)
     _check_times(params)
 
 
 def check_tcp(params: RendezvousParameters) -> None:
     """Refuse settings that the backend ``tcp`` cannot work with.  No I/O.  Raises UsageError."""
-    parse_endpoint(params.endpoint, DEFAULT_PORT)
+    _tls_of(params, parse_endpoint(params.endpoint, DEFAULT_PORT).host)
     params.get_as_bool("is_host")
     _check_times(params)
 
@@ -81,178 +99,243 @@ def open_static(params: RendezvousParameters) -> TcpStore:
         StoreUnavailableError: the host did not answer within ``connect_timeout`` seconds.
     """
     check_static(params)
-    host, port = parse_endpoint(params.endpoint)
+    opening = _Opening(params, parse_endpoint(params.endpoint), "the agent with node rank 0")
     is_host = params.get_as_bool("is_host", (params.get_as_int("rank") or 0) == 0)
-    keeper = "the agent with node rank 0"
-    return _host(params, host, port, keeper) if is_host else _join(params, host, port, keeper)
+    return opening.host() if is_host else opening.join()
 
 
 def open_tcp(params: RendezvousParameters) -> TcpStore:
-    """Host the store if nobody does yet and the endpoint is an address of this machine; connect to it.
+    """Host the store if it has no host yet and the endpoint is an address of this machine; connect to it.
 
     Raises:
         UsageError: see :func:`check_tcp`; or ``is_host`` is true and the endpoint cannot be listened on.
         StoreUnavailableError: no host answered within ``connect_timeout`` seconds.
+        RendezvousStateError: the store of another job, or of one that has ended, was there all the time.
     """
     check_tcp(params)
-    host, port = parse_endpoint(params.endpoint, DEFAULT_PORT)
-    keeper = "the agent that hosts the store"
+    opening = _Opening(params, parse_endpoint(params.endpoint, DEFAULT_PORT), "the agent that hosts the store")
     is_host = params.get_as_bool("is_host")
-    if is_host:
-        return _host(params, host, port, keeper)
-    deadline = monotonic() + params.get_as_float("connect_timeout", 60.0)
-    while is_host is None:
-        try:
-            return _with_server(params, host, port, keeper)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                break  # the endpoint is on another machine, or cannot be listened on: somebody else hosts
-        left = deadline - monotonic()
-        try:
-            return _join(params, host, port, keeper, max(0.1, min(left, _BID_SECONDS)))
-        except StoreUnavailableError:
-            # Whoever had the port may have gone: then it is free to be taken.
-            if left <= _BID_SECONDS:
-                raise
-    return _join(params, host, port, keeper, max(1.0, deadline - monotonic()))
+    if is_host is None:
+        return opening.host_or_join()
+    return opening.host() if is_host else opening.join()
 
 
-def _host(params: RendezvousParameters, host: str, port: int, keeper: str) -> TcpStore:
-    """Host the store; join it where another agent of this machine hosts it for this job already.
+@final
+@frozen
+class _Opening:
+    """One node's way to the store; ``hosted_by`` names the process that hosts it, for messages."""
 
-    Whoever is there may be an agent that was told to host, too, or a server of an earlier job that is about to leave.
-    Only that one is worth waiting for longer than for a moment.
-    """
-    patience = params.get_as_float("connect_timeout", 60.0)
-    started = monotonic()
-    problem: RendezvousError | None = None
-    while True:
+    params: RendezvousParameters
+    endpoint: Endpoint
+    hosted_by: str
+
+    @property
+    def connect_timeout(self) -> float:
+        return self.params.get_as_float("connect_timeout", _CONNECT_TIMEOUT_SECONDS)
+
+    def _key(self, purpose: str) -> bytes | None:
+        token = job_token_of(self.params.config)
+        return None if token is None else token.key(self.params.run_id, purpose)
+
+    def host(self) -> TcpStore:
+        """Host the store; join it where another agent of this machine hosts it for this job already.
+
+        What listens there may also be the server of an earlier job, which ends soon.  That one is waited for until
+        ``connect_timeout``, anything else for a few seconds.
+        """
+        started = monotonic()
+        while True:
+            problem: RendezvousError | None = None
+            try:
+                return self._join_beside() or self._serve()
+            except OSError as error:
+                # A name may become known only after its machine has started; a system error other than these stays.
+                is_name = error.errno is None or error.errno < 0  # as the resolver's errors are
+                if error.errno != errno.EADDRINUSE and not is_name:
+                    raise self._cannot_listen(error, None) from None
+                limit = self.connect_timeout
+                if not is_name:
+                    store, problem = self._try_join(self.endpoint.host)
+                    if store is not None:
+                        return self._warn_joined(store)
+                    if isinstance(problem, _JobOverError):
+                        problem.free_port(monotonic() - started)
+                    else:
+                        is_taken = isinstance(problem, RendezvousStateError)
+                        limit = min(limit, _TAKEN_SECONDS if is_taken else _SILENT_SECONDS)
+                if monotonic() - started >= limit:
+                    raise self._cannot_listen(error, problem) from None
+            Event().wait(_RETRY_PAUSE_SECONDS)
+
+    def host_or_join(self) -> TcpStore:
+        """Host the store if the endpoint is an address of this machine and its port is free; join it otherwise.
+
+        The store of a job that has ended is waited for, so that a new job does not join it.  A store that stays longer
+        than ``linger_timeout`` is joined: this node then learns how the job ended.
+        """
+        started = monotonic()
+        deadline = started + self.connect_timeout
+        linger = min(self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS), self.connect_timeout)
+        while True:
+            try:
+                return self._serve()
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    break  # the endpoint is on another machine, or cannot be listened on: another node hosts
+            left = deadline - monotonic()
+            try:
+                return self._running(self.join(max(0.1, min(left, _OFFER_SECONDS))))
+            except StoreUnavailableError:
+                # The host that had the port may have gone: then it is free to be taken.
+                if left <= _OFFER_SECONDS:
+                    raise
+            except _JobOverError as error:
+                seconds = monotonic() - started
+                if not error.free_port(seconds) and seconds >= linger:
+                    break
+                Event().wait(_RETRY_PAUSE_SECONDS)
+        return self.join(max(1.0, deadline - monotonic()))
+
+    def join(
+        self, timeout: float | None = None, host: str | None = None, server: TcpStoreServer | None = None
+    ) -> TcpStore:
+        """Connect to the store.  Raises what TcpStore raises."""
+        return TcpStore(
+            host or self.endpoint.host,
+            self.endpoint.port,
+            self.params.run_id,
+            connect_timeout=self.connect_timeout if timeout is None else min(timeout, self.connect_timeout),
+            operation_timeout=self.params.get_as_float("operation_timeout", _OPERATION_TIMEOUT_SECONDS),
+            hosted_by=self.hosted_by,
+            server=server,
+            key=self._key("tcp"),
+            tls=_tls_of(self.params, self.endpoint.host),
+        )
+
+    def _serve(self) -> TcpStore:
+        """Start a server and connect to it.  Raises OSError where the endpoint cannot be listened on."""
+        raise_descriptor_limit()
+        server = TcpStoreServer(
+            str(self.params.get("bind_address", "") or self.endpoint.host),
+            self.endpoint.port,
+            self.params.run_id,
+            linger_timeout=self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS),
+            resolve_timeout=min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS),
+            key=self._key("tcp"),
+            tls=_tls_of(self.params, self.endpoint.host),
+        )
         try:
-            there = _beside(params, host, port, keeper)
-            return there or _with_server(params, host, port, keeper)
-        except OSError as error:
-            # A name may become known only after its machine has started; a system error other than these stays.
-            is_name = error.errno is None or error.errno < 0  # as the resolver's errors are
-            if error.errno != errno.EADDRINUSE and not is_name:
-                raise _cannot_listen(host, port, error, None) from None
-            limit = patience
-            if not is_name:
-                store, problem = _knock(params, host, port, keeper)
-                if store is not None and not job_is_over(store):
-                    return _joined(params, store)
+            # The host's own way to its server needs no name, no forwarding and no firewall.
+            return self.join(host=server.reachable_host, server=server)
+        except BaseException:
+            server.close(0.0)
+            raise
+
+    def _running(self, store: TcpStore) -> TcpStore:
+        """Return ``store`` if its job goes on.
+
+        Raises:
+            _JobOverError: it has ended.
+        """
+        try:
+            if not job_is_over(store, self._key(STORE_PURPOSE)):
+                return store
+        except BaseException:
+            store.close()
+            raise
+        server = find_server(store.incarnation)
+        # Two connections are this store's own, two those of the host.
+        is_left = server is not None and server.client_count <= 4
+        store.close()
+        raise _JobOverError(self.params.run_id, server if is_left else None)
+
+    def _try_join(self, host: str) -> tuple[TcpStore | None, RendezvousError | None]:
+        """Return the store that answers at ``host``, or why none can be used."""
+        try:
+            return self._running(self.join(_HELLO_SECONDS, host)), None
+        except (RendezvousConnectionError, RendezvousStateError) as error:
+            return None, error
+
+    def _join_beside(self) -> TcpStore | None:
+        """Return this job's store where it is on the loopback address of the other family: ``::1``, ``127.0.0.1``."""
+        if not is_local_name(self.endpoint.host):
+            return None
+        for address in ("127.0.0.1", "::1"):
+            if _accepts(address, self.endpoint.port):
+                store, _ = self._try_join(address)
                 if store is not None:
-                    store.close()
-                    problem = RendezvousStateError(_OVER.format(params.run_id))
-                elif isinstance(problem, RendezvousStateError):
-                    limit = min(patience, _TAKEN_SECONDS)
-                else:
-                    limit = min(patience, _SILENT_SECONDS)
-            if monotonic() - started >= limit:
-                raise _cannot_listen(host, port, error, problem) from None
-        Event().wait(0.1)
+                    return self._warn_joined(store)
+        return None
+
+    def _warn_joined(self, store: TcpStore) -> TcpStore:
+        # Where the node rank alone decides, the core reports two nodes with one rank.
+        if self.params.get_as_bool("is_host"):
+            warn(
+                f"is_host is true on this node, but another agent of this machine hosts the rendezvous store at "
+                f"{self.params.endpoint} for this job already; this one joins it. Set is_host=true on one node only"
+            )
+        return store
+
+    def _cannot_listen(self, error: OSError, problem: RendezvousError | None) -> UsageError:
+        where = self.endpoint
+        if error.errno == errno.EADDRINUSE:
+            what = f" ({problem})" if problem is not None else ""
+            return UsageError(
+                f"this node must host the rendezvous store at {where}, but another program listens there{what}; "
+                "stop it, or choose another --master-port or --rdzv-endpoint"
+            )
+        if error.errno == errno.EADDRNOTAVAIL:
+            return UsageError(
+                f"this node must host the rendezvous store at {where}, but that is not an address of this machine; set "
+                "--master-addr (or --rdzv-endpoint) to an address of the node with rank 0, and check --node-rank and "
+                "is_host; where the address is forwarded to this machine, add --rdzv-conf bind_address=0.0.0.0"
+            )
+        return UsageError(
+            f"this node must host the rendezvous store at {where}, but cannot listen there: {error.strerror or error}"
+        )
 
 
-_OVER = "the store of an earlier job with the run id {!r}, which has ended, is still there"
+@final
+class _JobOverError(RendezvousStateError):
+    """The store that was found is the one of a job that has ended.
 
+    ``server`` is its server, if this process hosts it and all other nodes have left.  Its handler may never be shut
+    down.
+    """
 
-def _knock(
-    params: RendezvousParameters, host: str, port: int, keeper: str
-) -> tuple[TcpStore | None, RendezvousError | None]:
-    """Return the store that answers at the endpoint, or why none can be used."""
-    try:
-        return _join(params, host, port, keeper, _KNOCK_SECONDS), None
-    except (RendezvousConnectionError, RendezvousStateError) as error:
-        return None, error
+    def __init__(self, run_id: str, server: TcpStoreServer | None) -> None:
+        self._server = server
+        super().__init__(f"the store of an earlier job with the run id {run_id!r}, which has ended, is still there")
+
+    def free_port(self, seconds: float) -> bool:
+        """Have this process's own server leave the port, ``seconds`` after it was found; returns whether it has one."""
+        if self._server is not None and seconds >= self._server.linger_timeout:
+            self._server.leave()
+        return self._server is not None
 
 
 def _accepts(host: str, port: int) -> bool:
     try:
-        with socket.create_connection((host, port), _KNOCK_SECONDS):
+        with socket.create_connection((host, port), _HELLO_SECONDS):
             return True
     except OSError:
         return False
 
 
-def _beside(params: RendezvousParameters, host: str, port: int, keeper: str) -> TcpStore | None:
-    """Return this job's store where it is on the loopback address of the other family: ``::1``, ``127.0.0.1``."""
-    if not is_loopback_name(host):
+def _tls_of(params: RendezvousParameters, host: str) -> Tls | None:
+    """Return how the connections are encrypted; ``None`` if they are not.  Raises UsageError."""
+    if not any(params.get(name) for name in TLS_SETTINGS):
         return None
-    for address in ("127.0.0.1", "::1"):
-        if _accepts(address, port):
-            store, _ = _knock(params, address, port, keeper)
-            if store is not None and not job_is_over(store):
-                return _joined(params, store)
-            if store is not None:
-                store.close()
-    return None
+    from ._tls import Tls  # imports ssl, a few MiB that a job without TLS does not need
 
-
-def _joined(params: RendezvousParameters, store: TcpStore) -> TcpStore:
-    # Where the node rank alone says who hosts, the core tells of two nodes with one rank.
-    if params.get_as_bool("is_host"):
-        warn(
-            f"this node was told to host the rendezvous store at {params.endpoint}, but another agent of this machine "
-            "hosts it for this job already; this one joins it. Set is_host=true on one node only"
-        )
-    return store
-
-
-def _cannot_listen(host: str, port: int, error: OSError, problem: RendezvousError | None) -> UsageError:
-    where = spell(host, port)
-    if error.errno == errno.EADDRINUSE:
-        what = f" ({problem})" if problem is not None else ""
-        return UsageError(
-            f"this node must host the rendezvous store at {where}, but another program listens there{what}; stop it, "
-            "or choose another --master-port or --rdzv-endpoint"
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return UsageError(
-            f"this node must host the rendezvous store at {where}, but that is not an address of this machine; set "
-            "--master-addr (or --rdzv-endpoint) to an address of the node with rank 0, and check --node-rank and "
-            "is_host; where the address is forwarded to this machine, add --rdzv-conf bind_address=0.0.0.0"
-        )
-    return UsageError(
-        f"this node must host the rendezvous store at {where}, but cannot listen there: {error.strerror or error}"
-    )
-
-
-def _with_server(params: RendezvousParameters, host: str, port: int, keeper: str) -> TcpStore:
-    from ._server import TcpStoreServer
-
-    bind = str(params.get("bind_address", "") or host)
-    linger = params.get_as_float("linger_timeout", 5.0)
-    patience = params.get_as_float("connect_timeout", 60.0)
-    server = TcpStoreServer(bind, port, params.run_id, linger_seconds=linger, resolve_timeout=min(patience, 10.0))
-    # The host's own way to its server needs no name, no forwarding and no firewall.
-    own = server.reachable_host
-    try:
-        return _join(params, own, port, keeper, server=server)
-    except BaseException:
-        server.close(0.0)
-        raise
-
-
-def _join(
-    params: RendezvousParameters,
-    host: str,
-    port: int,
-    keeper: str,
-    timeout: float | None = None,
-    server: TcpStoreServer | None = None,
-) -> TcpStore:
-    patience = params.get_as_float("connect_timeout", 60.0)
-    return TcpStore(
-        host,
-        port,
-        params.run_id,
-        connect_timeout=patience if timeout is None else min(timeout, patience),
-        operation_timeout=params.get_as_float("operation_timeout", 5.0),
-        keeper=keeper,
-        server=server,
-    )
+    return Tls.from_parameters(params, host)
 
 
 def _check_times(params: RendezvousParameters) -> None:
-    for name, default in (("connect_timeout", 60.0), ("operation_timeout", 5.0), ("linger_timeout", 5.0)):
+    for name, default in (
+        ("connect_timeout", _CONNECT_TIMEOUT_SECONDS),
+        ("operation_timeout", _OPERATION_TIMEOUT_SECONDS),
+        ("linger_timeout", _LINGER_TIMEOUT_SECONDS),
+    ):
         if params.get_as_float(name, default) == 0.0 and name != "linger_timeout":
             raise UsageError(f"the rendezvous setting {name} must be more than 0 seconds")

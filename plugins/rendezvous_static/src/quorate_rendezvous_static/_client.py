@@ -1,4 +1,4 @@
-"""TcpStore: the store contract over two connections, one to work and one to wait.
+"""TcpStore: the store contract over two connections, one for operations and one for waits.
 
 What does not live here: the connections (``_link``) and the server (``_server``).
 """
@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreUnavailableError, UsageError
-from quorate.lazy_typing import TYPE_CHECKING, final
 
-from ._link import Broken, Interrupted, Link, Target
-from ._wire import LARGEST_FRAME, LARGEST_KEY, LARGEST_VALUE, Code, Message, Problem
+from ._link import BrokenError, InterruptedLinkError, Link, Target
+from ._server import TcpStoreServer
+from ._wire import LARGEST_FRAME, LARGEST_KEY, LARGEST_VALUE, MOST_ITEMS, Code, Message, Problem
 
 if TYPE_CHECKING:
-    from ._server import TcpStoreServer
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
 __all__ = ["TcpStore"]
 
-_ROOM = LARGEST_FRAME - 64
+_FRAME_ROOM_BYTES = LARGEST_FRAME - 64
 _FIRST_ANSWER_SECONDS = 1.0
 _CLOSE_TIMEOUT_SECONDS = 10.0
 
@@ -36,12 +37,15 @@ class TcpStore:
         run_id: the job; the server refuses clients of another.
         connect_timeout: seconds until which a server that is not there yet is tried again.
         operation_timeout: seconds that each operation may take.
-        keeper: who hosts the server, for messages.
+        hosted_by: the process that hosts the server, for messages.
         server: a server that this store closes after itself.
+        key: what both ends must prove to have, 32 bytes that come from the job's token; ``None``: nothing.
+        tls: how the connections are encrypted; ``None``: they are not.
 
     Raises:
         StoreUnavailableError: no server answered in time.
-        RendezvousStateError: the server serves another job, or speaks another version.
+        RendezvousStateError: the server serves another job, speaks another version, or only one of the two has the
+            key.
     """
 
     def __init__(
@@ -52,12 +56,14 @@ class TcpStore:
         *,
         connect_timeout: float = 60.0,
         operation_timeout: float = 5.0,
-        keeper: str = "the agent that hosts the store",
+        hosted_by: str = "the agent that hosts the store",
         server: TcpStoreServer | None = None,
+        key: bytes | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._operation_timeout = operation_timeout
         self._server = server
-        self._target = Target(host, port, run_id, keeper)
+        self._target = Target(host, port, run_id, hosted_by, key, tls)
         self._closed = False
         self._closing = threading.Lock()
         self._work_lock, self._wait_lock = threading.Lock(), threading.Lock()
@@ -78,6 +84,11 @@ class TcpStore:
         return self._target.endpoint
 
     @property
+    def incarnation(self) -> bytes | None:
+        """What tells the server from every other one."""
+        return self._target.incarnation
+
+    @property
     def server(self) -> TcpStoreServer | None:
         """The server, if this process hosts it."""
         return self._server
@@ -92,13 +103,13 @@ class TcpStore:
         self.put_many([(key, value)])
 
     def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """Write all ``items`` in as few round trips as frames allow (2 MiB each)."""
+        """Write all ``items`` in as few round trips as frames allow (2 MiB and 8192 pairs each)."""
         batch: list[bytes] = []
         size = 0
         for key, value in items:
             pair = (_key(key), _value(key, value))
             more = 8 + len(pair[0]) + len(pair[1])
-            if batch and size + more > _ROOM:
+            if batch and (size + more > _FRAME_ROOM_BYTES or len(batch) >= MOST_ITEMS):
                 self._call(key, Code.PUT, 0, batch)
                 batch, size = [], 0
             batch += pair
@@ -117,7 +128,7 @@ class TcpStore:
         while len(found) < len(wanted):
             answer = self._call("", Code.GET, 0, _as_many_as_fit(wanted, len(found)))
             if not 0 < len(answer.items) <= len(wanted) - len(found):
-                raise self._nonsense()
+                raise self._invalid_answer()
             found += answer.items
         return found
 
@@ -133,14 +144,14 @@ class TcpStore:
                     answer: Message | None = self._waiter.call(Code.WAIT, 0, [name], first, repeatable=True)
                     if answer is not None and answer.code == Code.PENDING:
                         answer = self._waiter.listen(answer.request, deadline)
-                except Interrupted:
+                except InterruptedLinkError:
                     return None
-                except Broken:
+                except BrokenError:
                     continue
                 if answer is None:
                     return None
                 if answer.code != Code.OK or len(answer.items) != 1:
-                    raise self._nonsense()
+                    raise self._invalid_answer()
                 return answer.items[0]
 
     def interrupt(self) -> None:
@@ -151,7 +162,7 @@ class TcpStore:
         self._call(prefix, Code.DELETE, 0, [_key(prefix)])
 
     def close(self) -> None:
-        """Leave; a server that came with this store then waits for the other clients to leave (its linger time)."""
+        """Leave; a server that came with this store then waits for the other clients to leave (``linger_timeout``)."""
         with self._closing:
             if self._closed:
                 return
@@ -164,7 +175,7 @@ class TcpStore:
             if self._server is not None:
                 self._server.close()
 
-    # --- the rest -------------------------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------------------
 
     def _call(self, key: str, code: Code, number: int, items: Sequence[bytes], *, repeatable: bool = True) -> Message:
         self._check_open()
@@ -173,12 +184,12 @@ class TcpStore:
             deadline = monotonic() + self._operation_timeout
             try:
                 answer = self._worker.call(code, number, items, deadline, repeatable=repeatable)
-            except Interrupted:
+            except InterruptedLinkError:
                 raise self._is_closed() from None
         if answer.code == Code.OK:
             return answer
         if answer.code != Code.PROBLEM:
-            raise self._nonsense()
+            raise self._invalid_answer()
         text = (answer.items[0] if answer.items else None) or b"no reason given"
         sentence = text[:200].decode(errors="replace")
         if answer.number == Problem.NOT_A_COUNTER:
@@ -186,15 +197,17 @@ class TcpStore:
         raise StoreUnavailableError(f"the rendezvous store at {self.endpoint} refused: {sentence}")
 
     def _check_open(self) -> None:
-        # Before a lock is asked for as well: in a forked child the links are shut, and nobody would release it.
+        # Called before a lock is taken, too: in a forked child the links are shut, and no thread would release it.
         if self._closed or self._worker.is_shut:
             raise self._is_closed()
 
     def _is_closed(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"this connection to the rendezvous store at {self.endpoint} was closed")
 
-    def _nonsense(self) -> StoreUnavailableError:
-        return StoreUnavailableError(f"the rendezvous store at {self.endpoint} gave an answer that makes no sense")
+    def _invalid_answer(self) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"the rendezvous store at {self.endpoint} gave an answer that does not follow the protocol"
+        )
 
 
 def _key(key: str) -> bytes:
@@ -214,6 +227,6 @@ def _as_many_as_fit(keys: list[bytes], start: int) -> list[bytes]:
     size = 0
     for index in range(start, len(keys)):
         size += 4 + len(keys[index])
-        if size > _ROOM:
+        if size > _FRAME_ROOM_BYTES or index - start >= MOST_ITEMS:
             return keys[start:index]
     return keys[start:]

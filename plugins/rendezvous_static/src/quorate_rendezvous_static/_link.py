@@ -1,6 +1,6 @@
-"""One connection from a client to the TCP store's server: made with patience, re-made when it breaks.
+"""One connection from a client to the TCP store's server: opened within a timeout, opened again when it breaks.
 
-A link is used by one thread at a time; only :meth:`Link.interrupt` and :meth:`Link.shut` may come from others.
+A link is used by one thread at a time; only :meth:`Link.interrupt` and :meth:`Link.shut` may be called from others.
 What does not live here: what the requests mean (``_client``).
 """
 
@@ -11,41 +11,57 @@ import os
 import select
 import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import RendezvousStateError, StoreLostError, StoreUnavailableError
-from quorate.lazy_typing import final
+from quorate.job_token import TOKEN_FILE_VARIABLE
+from quorate.net import Address, close_in_children, format_endpoint, resolve, set_keep_alive
 
-from ._endpoint import Address, resolve, spell
-from ._fork import close_in_children
-from ._tuning import tune
-from ._wire import MAGIC, PROTOCOL_VERSION, Code, FrameBuffer, Message, Problem, WireError, decode, encode
+from ._auth import NONCE_BYTES, TAG_BYTES, Challenge, Role, Session, new_nonce
+from ._wire import (
+    LARGEST_FRAME,
+    MAGIC,
+    PROTOCOL_VERSION,
+    Code,
+    FrameBuffer,
+    Message,
+    Problem,
+    WireError,
+    decode,
+    encode,
+)
 
-__all__ = ["Broken", "Interrupted", "Link", "Target"]
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
+
+__all__ = ["BrokenError", "InterruptedLinkError", "Link", "Target"]
 
 _ATTEMPT_SECONDS = 3.0
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 1.0
 _LONGEST_POLL_SECONDS = 3600.0
+#: Trying again cannot help.
+_FINAL_PROBLEMS = (Problem.VERSION, Problem.TOKEN, Problem.TLS)
 
 
 @final
-class Interrupted(Exception):  # noqa: N818 - not an error: somebody wants the thread back
+class InterruptedLinkError(Exception):
     """:meth:`Link.interrupt` or :meth:`Link.shut` was called."""
 
 
 @final
-class Broken(Exception):  # noqa: N818 - internal, never seen by callers of the store
+class BrokenError(Exception):
     """The connection is of no more use; the text says why."""
 
 
 @final
-class _Late(Exception):  # noqa: N818 - internal
+class _LateError(Exception):
     """The deadline has passed."""
 
 
 @final
-class _Refused(Exception):  # noqa: N818 - internal
+class _RefusedError(Exception):
     """The server answered the hello with a problem."""
 
     def __init__(self, problem: int, sentence: str) -> None:
@@ -55,22 +71,34 @@ class _Refused(Exception):  # noqa: N818 - internal
 
 @final
 class Target:
-    """Whom the links of one store talk to.  ``keeper`` names the process that hosts the server, for messages."""
+    """The server that the links of one store connect to.
 
-    __slots__ = ("address", "host", "incarnation", "keeper", "port", "run_id")
+    ``hosted_by`` names its process, for messages.  ``address`` and ``incarnation`` are those of the server that was
+    reached first: a store stays with that one.  ``key`` is what both ends must prove to have, ``None`` if nothing,
+    ``tls`` how the connections are encrypted.
 
-    def __init__(self, host: str, port: int, run_id: str, keeper: str) -> None:
-        self.host, self.port, self.run_id, self.keeper = host, port, run_id, keeper
+    Raises:
+        UsageError: the files that ``tls`` names cannot be used.
+    """
+
+    __slots__ = ("address", "context", "host", "hosted_by", "incarnation", "key", "port", "run_id", "tls")
+
+    def __init__(
+        self, host: str, port: int, run_id: str, hosted_by: str, key: bytes | None = None, tls: Tls | None = None
+    ) -> None:
+        self.host, self.port, self.run_id, self.hosted_by = host, port, run_id, hosted_by
+        self.key, self.tls = key, tls
+        self.context = None if tls is None else tls.client_context()
         self.address: Address | None = None
         self.incarnation: bytes | None = None
 
     @property
     def endpoint(self) -> str:
-        return spell(self.host, self.port)
+        return format_endpoint(self.host, self.port)
 
     def lost(self, how: str) -> StoreLostError:
         return StoreLostError(
-            f"{self.keeper} ({self.endpoint}) is gone, and with it the rendezvous store that it held: {how}"
+            f"{self.hosted_by} ({self.endpoint}) is gone, and with it the rendezvous store that it held: {how}"
         )
 
 
@@ -82,6 +110,7 @@ class Link:
         self._target = target
         self._socket: socket.socket | None = None
         self._frames = FrameBuffer()
+        self._session: Session | None = None
         self._request = 0
         self._shut = False
         self._wake_out, self._wake_in = socket.socketpair()
@@ -92,7 +121,7 @@ class Link:
     # --- from any thread ------------------------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        """Make what is under way, or else the next call, raise Interrupted.  Never blocks."""
+        """Make what is under way, or else the next call, raise InterruptedLinkError.  Never blocks."""
         try:
             self._wake_in.send(b"x")
         except OSError:
@@ -115,7 +144,7 @@ class Link:
         self._wake_in.close()
 
     def close_after_fork(self) -> None:
-        """Close this process's copies; for a child that was forked off."""
+        """Close this process's copies; for a forked child."""
         self._shut = True
         self.release()
 
@@ -125,12 +154,12 @@ class Link:
         """Connect for the first time; tries again, with pauses, until ``timeout`` seconds have passed.
 
         Raises:
-            StoreUnavailableError: nobody who speaks the protocol answered; names everything that was tried.
-            RendezvousStateError: who answered serves another job or speaks another version.
+            StoreUnavailableError: no server that speaks the protocol took the connection; names all that was tried.
+            RendezvousStateError: the server serves another job or speaks another version.
         """
         deadline = monotonic() + timeout
         tried: dict[str, str] = {}
-        refused: _Refused | None = None
+        refused: _RefusedError | None = None
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -139,25 +168,30 @@ class Link:
                 found, tried[self._target.endpoint] = [], _sentence(error)
             for address in found:
                 try:
-                    self._dial(address, min(deadline, monotonic() + _ATTEMPT_SECONDS))
+                    self._connect(address, min(deadline, monotonic() + _ATTEMPT_SECONDS))
                     return
-                except (OSError, Broken, _Late) as error:
+                except (OSError, BrokenError, _LateError) as error:
                     tried[str(address)] = _sentence(error)
-                except _Refused as error:
+                except _RefusedError as error:
                     refused, tried[str(address)] = error, str(error)
-            wrong_version = refused is not None and refused.problem == Problem.VERSION
-            if wrong_version or not self._pause(pause, deadline):
+            is_final = refused is not None and refused.problem in _FINAL_PROBLEMS
+            if is_final or not self._pause(pause, deadline):
                 break
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-        story = "; ".join(f"{where}: {problem}" for where, problem in tried.items())
+        attempts = "; ".join(f"{where}: {problem}" for where, problem in tried.items())
         if refused is not None:
+            if refused.problem in (Problem.TOKEN, Problem.TLS):
+                raise RendezvousStateError(
+                    f"the rendezvous store at {self._target.endpoint} cannot be used: {refused}. Give every node of "
+                    "the job the same job token and settings of TLS (docs/security.md)"
+                )
             raise RendezvousStateError(
                 f"the rendezvous store at {self._target.endpoint} cannot be used: {refused}. Give every node of the "
                 "job the same --rdzv-id and version of quorate-rendezvous-static, and each job an endpoint of its own"
             )
         raise StoreUnavailableError(
-            f"cannot reach the rendezvous store at {self._target.endpoint} within {timeout:.1f} s ({story}). Make "
-            f"sure that {self._target.keeper} runs and that this machine can reach it at that address "
+            f"cannot reach the rendezvous store at {self._target.endpoint} within {timeout:.1f} s ({attempts}). Make "
+            f"sure that {self._target.hosted_by} runs and that this machine can reach it at that address "
             "(--rdzv-endpoint, or --master-addr and --master-port)"
         )
 
@@ -165,7 +199,7 @@ class Link:
         """Send a request and return its first answer, over a new connection to the same server if need be.
 
         Raises:
-            Interrupted: see :meth:`interrupt`.
+            InterruptedLinkError: see :meth:`interrupt`.
             StoreUnavailableError: no answer by ``deadline``, or the connection broke under a request that must not
                 be sent twice.
             StoreLostError: the server is gone.
@@ -173,50 +207,54 @@ class Link:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             if self._socket is None:
-                self._dial_again(deadline)
+                self._reconnect(deadline)
             self._request = (self._request + 1) % (1 << 32)
             try:
                 self._send(encode(code, self._request, number, items), deadline)
                 return self._receive(self._request, deadline)
-            except _Late:
+            except _LateError:
                 raise StoreUnavailableError(
                     f"the rendezvous store at {self._target.endpoint} did not answer in time; "
-                    f"{self._target.keeper} may be overloaded, stopped or cut off"
+                    f"{self._target.hosted_by} may be overloaded, stopped or cut off"
                 ) from None
-            except Broken as error:
+            except BrokenError as error:
                 how = str(error)
             self._disconnect()
-            self._dial_again(deadline)  # whether it is gone should be known at once
+            self._reconnect(deadline)  # tells at once whether the server is gone
             if not repeatable or not self._pause(pause, deadline):
                 raise StoreUnavailableError(f"the connection to the store at {self._target.endpoint} broke: {how}")
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def listen(self, request: int, deadline: float) -> Message | None:
-        """Return the next answer to ``request``; ``None`` at ``deadline``.  Raises Broken and Interrupted."""
+        """Return the next answer to ``request``; ``None`` at ``deadline``.
+
+        Raises:
+            BrokenError, InterruptedLinkError: see there.
+        """
         try:
             return self._receive(request, deadline)
-        except _Late:
+        except _LateError:
             return None
-        except Broken:
+        except BrokenError:
             self._disconnect()
             raise
 
     # --- connecting -----------------------------------------------------------------------------------------------
 
-    def _dial_again(self, deadline: float) -> None:
-        """Connect to the very server that was talked to before; nobody else has what it held."""
+    def _reconnect(self, deadline: float) -> None:
+        """Connect to the server that was reached before; no other has what it holds."""
         address = self._target.address
         assert address is not None
         problem, pause = "", _FIRST_PAUSE_SECONDS
         while True:
             try:
-                self._dial(address, min(deadline, monotonic() + _ATTEMPT_SECONDS))
+                self._connect(address, min(deadline, monotonic() + _ATTEMPT_SECONDS))
                 return
             except ConnectionRefusedError:
                 raise self._target.lost("nothing listens there any more") from None
-            except _Refused as error:
+            except _RefusedError as error:
                 raise self._target.lost(f"another server has taken its place ({error})") from None
-            except (OSError, Broken, _Late) as error:
+            except (OSError, BrokenError, _LateError) as error:
                 problem = _sentence(error)
             if not self._pause(pause, deadline):
                 raise StoreUnavailableError(
@@ -225,11 +263,12 @@ class Link:
                 )
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    def _dial(self, address: Address, deadline: float) -> None:
+    def _connect(self, address: Address, deadline: float) -> None:
         sock = socket.socket(address.family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            tune(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_keep_alive(sock)
             code = sock.connect_ex(address.sockaddr)
             if code == errno.EINPROGRESS:
                 self._await(sock, select.POLLOUT, deadline)
@@ -237,9 +276,10 @@ class Link:
             if code:
                 raise OSError(code, os.strerror(code))
             if sock.getsockname() == sock.getpeername():
-                # A port that nobody listens on may be picked as our own, and TCP then connects it to itself.
+                # The system may pick a port without a listener as our own; TCP then connects the socket to itself.
                 raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-            self._socket, self._frames = sock, FrameBuffer()
+            sock = self._encrypted(sock, deadline)
+            self._socket, self._frames, self._session = sock, FrameBuffer(LARGEST_FRAME + TAG_BYTES), None
             self._greet(deadline)
         except BaseException:
             self._socket = None
@@ -247,18 +287,62 @@ class Link:
             raise
         self._target.address = address
 
+    def _encrypted(self, sock: socket.socket, deadline: float) -> socket.socket:
+        """Return ``sock``, with TLS on it if the store uses TLS."""
+        tls, context = self._target.tls, self._target.context
+        if tls is None or context is None:
+            return sock
+        encrypted = tls.connect(sock, context)
+        try:
+            while event := encrypted.shake_hands():
+                self._await(encrypted, event, deadline)
+        except BaseException:
+            encrypted.close()
+            raise
+        return encrypted
+
     def _greet(self, deadline: float) -> None:
         target = self._target
         self._send(encode(Code.HELLO, 0, PROTOCOL_VERSION, [MAGIC, target.run_id.encode()]), deadline)
         answer = self._receive(0, deadline)
-        if answer.code == Code.PROBLEM:
-            raise _Refused(answer.number, _text(answer))
-        incarnation = answer.items[0] if answer.items else None
-        if answer.code != Code.OK or incarnation is None:
-            raise Broken("what answers is no quorate store")
+        if answer.code == Code.CHALLENGE:
+            incarnation = self._answer_challenge(answer, deadline)
+        else:
+            incarnation = _incarnation(answer)
+            if target.key is not None:
+                self._send(encode(Code.NO_TOKEN, 0), deadline)
+                raise _RefusedError(
+                    Problem.TOKEN,
+                    f"it has no job token, and this node has one; set {TOKEN_FILE_VARIABLE} on the node that hosts it",
+                )
         if target.incarnation is not None and target.incarnation != incarnation:
-            raise _Refused(0, "it is a newer one")
+            raise _RefusedError(0, "it is a newer one")
         target.incarnation = incarnation
+
+    def _answer_challenge(self, question: Message, deadline: float) -> bytes:
+        """Prove that this node has the token, have the server prove it, and return the server's incarnation."""
+        target = self._target
+        server_nonce = question.items[0] if question.items else None
+        if server_nonce is None or len(server_nonce) != NONCE_BYTES:
+            raise BrokenError("the peer is not a quorate store")
+        if target.key is None:
+            self._send(encode(Code.PROVE, 0), deadline)
+            raise _RefusedError(
+                Problem.TOKEN,
+                f"it takes only nodes that have the job's token, and this node has none; set {TOKEN_FILE_VARIABLE}",
+            )
+        challenge = Challenge(target.key, target.run_id.encode(), server_nonce, new_nonce())
+        items = [challenge.client_nonce, challenge.proof(Role.CLIENT)]
+        self._send(encode(Code.PROVE, 0, 0, items), deadline)
+        answer = self._receive(0, deadline)
+        incarnation = _incarnation(answer)
+        proof = answer.items[1] if len(answer.items) == 2 else None
+        if proof is None or not challenge.is_proved(Role.SERVER, proof, incarnation):
+            raise _RefusedError(
+                Problem.TOKEN, "what listens there does not have the job's token, and is not the host of this job"
+            )
+        self._session = challenge.session(Role.CLIENT)
+        return incarnation
 
     def _disconnect(self) -> None:
         if self._socket is not None:
@@ -269,6 +353,9 @@ class Link:
 
     def _send(self, frame: bytes, deadline: float) -> None:
         assert self._socket is not None
+        session = self._session
+        if session is not None:
+            frame = session.sign(frame)
         left = memoryview(frame)
         try:
             while left:
@@ -277,33 +364,38 @@ class Link:
                 except BlockingIOError:
                     self._await(self._socket, select.POLLOUT, deadline)
         except OSError as error:
-            raise Broken(_sentence(error)) from None
-        except (_Late, Interrupted):
-            if len(left) < len(frame):
-                self._disconnect()  # half a frame is out: nothing can follow it
+            raise BrokenError(_sentence(error)) from None
+        except (_LateError, InterruptedLinkError):
+            if len(left) < len(frame) or self._target.tls is not None:
+                self._disconnect()  # half a frame is out, or may be in TLS's hands: nothing can follow it
+            elif session is not None:
+                session.forget_last()
             raise
 
     def _receive(self, request: int, deadline: float) -> Message:
-        """Return the next answer to ``request``; answers to older ones, which nobody waits for, are dropped."""
+        """Return the next answer to ``request``; late answers to earlier requests are dropped."""
         assert self._socket is not None
         try:
             while True:
                 while (body := self._frames.next()) is not None:
-                    message = decode(body)
+                    message = decode(body if self._session is None else self._session.check(body))
                     if message.request == request:
                         return message
                 self._await(self._socket, select.POLLIN, deadline)
-                data = self._socket.recv(1 << 16)
+                try:
+                    data = self._socket.recv(1 << 16)
+                except BlockingIOError:
+                    continue  # not a whole record of TLS yet
                 if not data:
-                    raise Broken("the other side closed it")
+                    raise BrokenError("the other side closed it")
                 self._frames.feed(data)
         except WireError as error:
-            raise Broken(f"what answers is no quorate store ({error})") from None
+            raise BrokenError(f"the peer is not a quorate store ({error})") from None
         except OSError as error:
-            raise Broken(_sentence(error)) from None
+            raise BrokenError(_sentence(error)) from None
 
     def _await(self, sock: socket.socket | None, events: int, deadline: float) -> None:
-        """Block until ``sock`` is ready.  Raises _Late at ``deadline`` and Interrupted when woken."""
+        """Block until ``sock`` is ready.  Raises _LateError at ``deadline`` and InterruptedLinkError when woken."""
         poller = select.poll()
         poller.register(self._wake_out, select.POLLIN)
         if sock is not None:
@@ -314,22 +406,34 @@ class Link:
             if any(descriptor == self._wake_out.fileno() for descriptor, _ in ready):
                 if not self._shut:
                     self._wake_out.recv(4096)
-                raise Interrupted
+                raise InterruptedLinkError
             if ready:
                 return
             if left <= 0:
-                raise _Late("no answer in time")
+                raise _LateError("no answer in time")
 
     def _pause(self, seconds: float, deadline: float) -> bool:
-        """Wait about ``seconds``, so that many clients do not knock in step; ``False`` once ``deadline`` is near."""
+        """Wait about ``seconds``, so that many clients do not connect in step; ``False`` if ``deadline`` is nearer."""
         until = monotonic() + seconds * (0.5 + os.urandom(1)[0] / 255)
         if until >= deadline:
             return False
         try:
             self._await(None, 0, until)
-        except _Late:
+        except _LateError:
             pass
         return True
+
+
+def _incarnation(answer: Message) -> bytes:
+    """Return the incarnation of the server that took this node."""
+    if answer.code == Code.PROBLEM and answer.number == Problem.BUSY:
+        raise BrokenError(_text(answer))  # another attempt may find it less busy
+    if answer.code == Code.PROBLEM:
+        raise _RefusedError(answer.number, _text(answer))
+    incarnation = answer.items[0] if answer.items else None
+    if answer.code != Code.OK or incarnation is None:
+        raise BrokenError("the peer is not a quorate store")
+    return incarnation
 
 
 def _text(answer: Message) -> str:

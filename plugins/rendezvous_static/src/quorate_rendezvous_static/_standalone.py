@@ -1,4 +1,4 @@
-"""The backend ``standalone``: a job of one node, which needs nobody's agreement but its own.
+"""The backend ``standalone``: a job of one node, which agrees with no other.
 
 What does not live here: anything with a server or a network; the only socket is the reserved ``MASTER_PORT``.
 """
@@ -6,10 +6,10 @@ What does not live here: anything with a server or a network; the only socket is
 from __future__ import annotations
 
 import threading
+from typing import final
 
 from quorate.clock import monotonic
 from quorate.errors import RendezvousClosedError, UsageError
-from quorate.lazy_typing import final
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict, evolve
 from quorate.rendezvous import (
     PortReservation,
@@ -20,10 +20,10 @@ from quorate.rendezvous import (
     assign_ranks,
 )
 
-__all__ = ["StandaloneHandler", "check"]
+__all__ = ["StandaloneHandler", "check_standalone"]
 
 
-def check(params: RendezvousParameters) -> None:
+def check_standalone(params: RendezvousParameters) -> None:
     """Refuse anything but one node.  Raises UsageError."""
     if (params.min_nodes, params.max_nodes) != (1, 1):
         bounds = f"{params.min_nodes}:{params.max_nodes}"
@@ -44,7 +44,7 @@ class StandaloneHandler(RendezvousHandler):
     tells_every_change = True
 
     def __init__(self, params: RendezvousParameters) -> None:
-        check(params)
+        check_standalone(params)
         self._run_id = params.run_id
         self._address = params.local_addr or "127.0.0.1"
         self._changed = threading.Condition()
@@ -83,6 +83,7 @@ class StandaloneHandler(RendezvousHandler):
             self._round_number += 1
             self._end = None
             port = self._port.reserve(self._address)
+            self._port.activate()  # this node's worker is the next to use it
             assignment = None
             if self._node is not None:
                 node = evolve(self._node, address=self._address, port=port, shares_store=False)

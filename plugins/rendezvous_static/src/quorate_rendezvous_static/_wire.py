@@ -10,33 +10,41 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-
-from quorate.lazy_typing import NamedTuple, final
+from typing import NamedTuple, final
 
 __all__ = [
+    "HELLO_ITEMS",
     "LARGEST_FRAME",
     "LARGEST_HELLO",
     "LARGEST_KEY",
     "LARGEST_VALUE",
+    "LENGTH_BYTES",
     "MAGIC",
+    "MOST_ITEMS",
     "PROTOCOL_VERSION",
     "Code",
     "FrameBuffer",
     "Message",
     "Problem",
+    "TlsError",
     "WireError",
     "decode",
     "encode",
 ]
 
 MAGIC = b"quorate-tcp-store"
-PROTOCOL_VERSION = 1
+#: Version 2 added the challenge.  Every version answers a hello of two items, so that two versions can say so.
+PROTOCOL_VERSION = 2
+LENGTH_BYTES = 4
 
-#: Limits in bytes.  A stranger may make the server hold no more than a hello.
+#: Limits in bytes.  Before a valid hello a connection may make the server hold no more than a hello.
 LARGEST_KEY = 4096
-LARGEST_VALUE = 1 << 20
+LARGEST_VALUE = (1 << 20) + 64  # the largest that the store's contract names, and a signature
 LARGEST_FRAME = 2 << 20
 LARGEST_HELLO = 4096
+#: Limits on the number of items, whatever their size: each costs memory of its own.
+MOST_ITEMS = 1 << 14
+HELLO_ITEMS = 2
 
 _FRAME = struct.Struct(">IBIqI")
 _BODY = struct.Struct(">BIqI")
@@ -55,9 +63,12 @@ class Code(IntEnum):
     GET = 5  # items: keys
     WAIT = 6  # items: key; answered with PENDING, or OK at once; later with OK
     DELETE = 7  # items: prefix
+    PROVE = 8  # after CHALLENGE; items: the client's nonce, its proof; no items: it has no token
+    NO_TOKEN = 9  # after OK: the client has a token, and leaves a server that has none
     OK = 64  # number and items depend on the request
     PENDING = 65  # the key does not exist yet; the server answers again once it does
     PROBLEM = 66  # number: a Problem; items: a sentence
+    CHALLENGE = 67  # to HELLO, where a token is needed; number: protocol version; items: the server's nonce
 
 
 @final
@@ -68,11 +79,19 @@ class Problem(IntEnum):
     OTHER_JOB = 2
     NOT_A_COUNTER = 3
     FULL = 4
+    BUSY = 5  # as many connections as the server takes
+    TOKEN = 6  # the client did not prove that it has the job's token
+    TLS = 7  # the client does not use TLS; this answer is not encrypted
 
 
 @final
 class WireError(ValueError):
-    """The bytes are not ours; the connection that sent them is of no more use."""
+    """The bytes do not follow the protocol; the connection that sent them is of no more use."""
+
+
+@final
+class TlsError(OSError):
+    """The other side does not speak TLS as this one needs it; the text says why."""
 
 
 @final
@@ -89,8 +108,10 @@ def encode(code: int, request: int, number: int = 0, items: Sequence[bytes | Non
     """Return the whole frame of a message.
 
     Raises:
-        WireError: the frame would be larger than ``LARGEST_FRAME``, or a number does not fit.
+        WireError: the frame would be larger than ``LARGEST_FRAME`` or have too many items, or a number does not fit.
     """
+    if len(items) > MOST_ITEMS:
+        raise WireError(f"a frame of {len(items)} items has more than the limit of {MOST_ITEMS}")
     parts = [b""]
     size = _BODY.size
     for item in items:
@@ -110,8 +131,8 @@ def encode(code: int, request: int, number: int = 0, items: Sequence[bytes | Non
     return b"".join(parts)
 
 
-def decode(body: bytes) -> Message:
-    """Return the message in the body of a frame.
+def decode(body: bytes, most_items: int = MOST_ITEMS) -> Message:
+    """Return the message in the body of a frame, which has at most ``most_items`` items.
 
     Raises:
         WireError: it is cut short, too long, or its lengths do not add up.
@@ -120,8 +141,8 @@ def decode(body: bytes) -> Message:
         raise WireError("the frame is shorter than its header")
     code, request, number, count = _BODY.unpack_from(body)
     position, end = _BODY.size, len(body)
-    if count * 4 > end - position:
-        raise WireError("the frame promises more items than it has bytes for")
+    if count > most_items or count * 4 > end - position:
+        raise WireError(f"the frame has {count} items; it may have {most_items}, and needs 4 bytes for each")
     items: list[bytes | None] = []
     for _ in range(count):
         if position + 4 > end:

@@ -1,11 +1,13 @@
 """Finds workers that hang.  Workers call :class:`expires` and :func:`heartbeat`; the rest runs beside the agent.
 
-The plugin's object is imported when it is asked for, so that a worker does not pay for what only the agent needs.
+Names are imported when they are first used: a worker needs nothing of what the agent loads.
 """
 
 from __future__ import annotations
 
-from quorate.lazy_typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from quorate.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from ._client import expires as expires
@@ -14,14 +16,4 @@ if TYPE_CHECKING:
 
 __all__ = ["expires", "heartbeat", "plugin"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "plugin":
-        from ._plugin import plugin
-
-        return plugin
-    if name in __all__:
-        from . import _client
-
-        return getattr(_client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(globals(), {"expires": "_client", "heartbeat": "_client", "plugin": "_plugin"})

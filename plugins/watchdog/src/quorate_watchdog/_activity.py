@@ -1,23 +1,27 @@
-"""What workers and their descendants have used so far, as /proc tells.  Whether that is enough is judged elsewhere."""
+"""What workers and their descendants have used so far, as /proc shows it.  :mod:`._silence` judges it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import final
 
-from ._processes import PARENT, STATE, fields_of, read
+from attrs import frozen
+
+from quorate.files import read_bytes
+from quorate.proc import ProcessStat, stat_of
 
 __all__ = ["ProcessTimes", "activity_of"]
 
-_USER_TICKS = 11  # of the fields, counted from the state on
-_TICK_SECONDS = 1.0 / os.sysconf("SC_CLK_TCK")
+_LONGEST_DESCENT = 64
 
 
-class ProcessTimes(NamedTuple):
-    """What a worker and its descendants have used so far: CPU seconds and bytes written, by whatever means.
+@final
+@frozen
+class ProcessTimes:
+    """What a worker and its descendants have used so far: CPU seconds, and bytes written to anything.
 
-    ``is_runnable`` tells that one of them would compute now if it had a CPU.
+    ``is_runnable`` is true if one of them runs, or would run if it had a CPU.
     """
 
     cpu_seconds: float
@@ -26,52 +30,41 @@ class ProcessTimes(NamedTuple):
 
 
 def activity_of(workers: Collection[int]) -> dict[int, ProcessTimes]:
-    """Return worker -> what it and all in its session or descending from it have used; one look at all of /proc."""
-    owners: dict[int, int] = {}
-    table: dict[int, list[bytes]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and (fields := fields_of(int(name))):
-            table[int(name)] = fields
+    """Return worker -> what it and all in its session or descending from it have used; reads all of /proc once."""
+    table = {int(name): stat for name in os.listdir("/proc") if name.isdecimal() and (stat := stat_of(int(name)))}
     result: dict[int, ProcessTimes] = {}
-    for pid, fields in table.items():
-        owner = _owner(pid, table, workers, owners)
-        if not owner:
+    for pid, stat in table.items():
+        owner = _owner_of(pid, table, workers)
+        if owner is None:
             continue
-        # Own time and that of children who have ended: user, system, and both once more.
-        ticks = sum(int(field) for field in fields[_USER_TICKS : _USER_TICKS + 4])
-        cpu, written, is_runnable = result.get(owner, ProcessTimes(0.0, 0, False))
+        sum_so_far = result.get(owner, ProcessTimes(0.0, 0, False))
         result[owner] = ProcessTimes(
-            cpu + ticks * _TICK_SECONDS, written + _written(pid), is_runnable or fields[STATE] == b"R"
+            sum_so_far.cpu_seconds + stat.cpu_seconds,
+            sum_so_far.written_bytes + _written_bytes(pid),
+            sum_so_far.is_runnable or stat.state == "R",
         )
     return result
 
 
-def _owner(pid: int, table: dict[int, list[bytes]], workers: Collection[int], owners: dict[int, int]) -> int:
-    """Return the worker that ``pid`` belongs to, 0 for a stranger."""
-    path = []
-    owner = 0
-    while pid not in owners:
-        path.append(pid)
+def _owner_of(pid: int, table: Mapping[int, ProcessStat], workers: Collection[int]) -> int | None:
+    """Return the worker that ``pid`` belongs to.
+
+    Like :func:`quorate.proc.ancestor_among`, but from ``table``: a machine may have thousands of processes.
+    """
+    for _ in range(_LONGEST_DESCENT):
         if pid in workers:
-            owner = pid
-            break
-        fields = table.get(pid)
-        if fields is None or pid <= 1:
-            break
-        session = int(fields[3])
-        if session in workers:
-            owner = session
-            break
-        pid = int(fields[PARENT])
-    else:
-        owner = owners[pid]
-    for member in path:
-        owners[member] = owner
-    return owner
+            return pid
+        stat = table.get(pid)
+        if stat is None:
+            return None
+        if stat.session in workers:
+            return stat.session
+        pid = stat.parent
+    return None
 
 
-def _written(pid: int) -> int:
-    for line in read(f"/proc/{pid}/io").splitlines():
+def _written_bytes(pid: int) -> int:
+    for line in read_bytes(f"/proc/{pid}/io").splitlines():
         if line.startswith(b"wchar:"):
             return int(line.split()[1])
     return 0

@@ -1,84 +1,88 @@
 """What the lines in the pipes mean: those of our own client, and those of torch's ``FileTimerClient``.
 
-Ours begin with ``pid``, ``namespace``, ``agent``, ``rank`` and ``round``, and go on with ``timer``, ``after`` (seconds,
--1: released) and ``scope``, or with ``beat``.  torch's have ``pid``, ``scope_id``, ``expiration_time`` (wall seconds,
-negative: released) and ``signal``.  What does not live here: clocks and processes.
+Each line is a JSON object.
+
+| whose | fields |
+|---|---|
+| ours, always | ``pid``, ``namespace``, ``agent``, ``rank``, ``round`` |
+| ours, a timer | ``timer`` (a number), ``after`` (seconds; negative: released), ``scope`` |
+| ours, a heartbeat | ``heartbeat`` |
+| torch's | ``pid``, ``scope_id``, ``expiration_time`` (wall seconds; negative: released), ``signal`` |
+
+What does not live here: clocks and processes.
 """
 
 from __future__ import annotations
 
+import json
+import signal
 from math import isfinite
+from typing import Any, final
 
-from quorate.lazy_typing import Any, final
+from attrs import frozen
 
 __all__ = ["Lines", "Message", "parse"]
 
 _LONGEST_LINE_BYTES = 1 << 13
 _LONGEST_SCOPE = 300
 _LARGEST_PID = 1 << 30
+#: Far beyond any time that a timer runs for, and any wall time that it ends at.
+_LONGEST_SECONDS = 1e12
 
 
 @final
+@frozen
 class Message:
-    """One line.  ``timer`` names a timer within its process; ``None`` is a heartbeat.
+    """One line.
 
-    ``seconds`` is a duration, or wall time where ``is_wall``; negative: the timer is released.  ``is_fatal`` is false
-    if its owner only wants to be told.  The last four are our own client's; ``namespace`` is 0 in torch's.
+    Arguments:
+        pid: the process that wrote it, as that process sees itself.
+        timer: the timer's name within its process; ``None``: a heartbeat.
+        seconds: a duration, or wall time where ``is_wall``; negative: the timer is released.
+        scope: what is timed.
+        is_wall: see ``seconds``.
+        is_fatal: false if the end of the timer is only a message.
+        namespace: the inode of the writer's process namespace; 0 in torch's lines.
+        agent: the token of the writer's agent; this and the next two are our own client's.
+        rank: the worker's global rank.
+        round_number: the worker's round.
     """
 
-    __slots__ = (
-        "agent",
-        "is_fatal",
-        "is_wall",
-        "namespace",
-        "pid",
-        "rank",
-        "round_number",
-        "scope",
-        "seconds",
-        "timer",
-    )
-
-    def __init__(
-        self,
-        pid: int,
-        timer: int | str | None,
-        seconds: float = 0.0,
-        scope: str = "",
-        is_wall: bool = False,
-        is_fatal: bool = True,
-        namespace: int = 0,
-        agent: str = "",
-        rank: int = -1,
-        round_number: int = -1,
-    ) -> None:
-        self.pid, self.timer, self.seconds, self.scope = pid, timer, seconds, scope
-        self.is_wall, self.is_fatal, self.namespace = is_wall, is_fatal, namespace
-        self.agent, self.rank, self.round_number = agent, rank, round_number
+    pid: int
+    timer: int | str | None
+    seconds: float = 0.0
+    scope: str = ""
+    is_wall: bool = False
+    is_fatal: bool = True
+    namespace: int = 0
+    agent: str = ""
+    rank: int = -1
+    round_number: int = -1
 
 
+@final
 class Lines:
-    """Cuts what comes out of a pipe into lines.  One that does not end is dropped."""
+    """Splits what is read from a pipe into lines.  A line that is too long is dropped."""
 
     def __init__(self) -> None:
         self._rest = b""
-        self._is_lost = False
+        self._is_dropping = False
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that are complete now."""
         *lines, self._rest = (self._rest + data).split(b"\n")
-        if self._is_lost and lines:
-            self._is_lost = False
+        if self._is_dropping and lines:
+            self._is_dropping = False
             lines = lines[1:]
         if len(self._rest) > _LONGEST_LINE_BYTES:
-            self._rest, self._is_lost = b"", True
+            self._rest, self._is_dropping = b"", True
         return lines
 
 
 def parse(line: bytes) -> Message | None:
-    """Return what a line says, ``None`` if it says nothing that we know.
+    """Return what a line means, ``None`` if it is not a message.
 
-    A line may begin with the torn one of a process that died in the midst of writing; the whole one follows it.
+    A line may begin with a part of another one, whose writer died while it wrote.
     """
     message = _parse(line)
     if message is None and (start := line.rfind(b"{")) > 0:
@@ -87,8 +91,6 @@ def parse(line: bytes) -> Message | None:
 
 
 def _parse(line: bytes) -> Message | None:
-    import json  # of no use to a job whose workers say nothing
-
     try:
         record = json.loads(line)
         if not isinstance(record, dict) or not 0 < _whole(record["pid"]) < _LARGEST_PID:
@@ -100,9 +102,13 @@ def _parse(line: bytes) -> Message | None:
 
 def _parse_torch(record: dict[str, Any]) -> Message:
     scope = str(record["scope_id"])
-    signal_number = _whole(record.get("signal", 9))
     return Message(
-        record["pid"], scope, _seconds(record["expiration_time"]), scope[:_LONGEST_SCOPE], True, signal_number > 0
+        record["pid"],
+        scope,
+        _seconds(record["expiration_time"]),
+        scope[:_LONGEST_SCOPE],
+        is_wall=True,
+        is_fatal=_whole(record.get("signal", int(signal.SIGKILL))) > 0,
     )
 
 
@@ -111,7 +117,7 @@ def _parse_own(record: dict[str, Any]) -> Message:
     return Message(
         record["pid"],
         _whole(record["timer"]) if is_timer else None,
-        _seconds(record["after"]) if is_timer else _seconds(record["beat"]),
+        _seconds(record["after" if is_timer else "heartbeat"]),
         str(record.get("scope", ""))[:_LONGEST_SCOPE],
         namespace=_whole(record["namespace"]),
         agent=str(record["agent"]),
@@ -129,4 +135,4 @@ def _whole(value: Any) -> int:
 def _seconds(value: Any) -> float:
     if type(value) not in (int, float) or not isfinite(value):
         raise ValueError
-    return float(value)
+    return max(-_LONGEST_SECONDS, min(float(value), _LONGEST_SECONDS))

@@ -1,15 +1,15 @@
-"""The entry point's object: the flags, and whether the watchdog is wanted.  Each part is imported when it is."""
+"""The entry point's object: the watchdog and its flags."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, final
 
 from quorate.catalogue import CliOption, ServiceBackend
+from quorate.errors import UsageError
 from quorate.hookspecs import hookimpl
-from quorate.lazy_typing import TYPE_CHECKING, Any, final
 
-if TYPE_CHECKING:
-    from quorate.services import AgentService, AgentView
+from ._service import WatchdogService
 
 __all__ = ["plugin"]
 
@@ -21,18 +21,10 @@ def _seconds(flag: str, setting: str) -> Callable[[str, dict[str, Any]], None]:
         except ValueError:
             seconds = -1.0
         if not 0.0 <= seconds < 1e9:
-            from quorate.errors import UsageError
-
             raise UsageError(f"--{flag}={text} is not a number of seconds; 0 turns it off")
         settings[setting] = seconds
 
     return apply
-
-
-def _start(agent: AgentView) -> AgentService | None:
-    from ._service import WatchdogService
-
-    return WatchdogService(agent)
 
 
 @final
@@ -41,26 +33,28 @@ class _Plugin:
 
     @hookimpl
     def quorate_register_cli_options(self) -> Iterable[CliOption]:
-        """Offer what has to be asked for; timers are always there."""
+        """Offer the two flags; timers need none."""
         return [
             CliOption(
                 "heartbeat-timeout",
-                "a worker hangs if its next quorate_watchdog.heartbeat() is late by this many seconds; 0: never",
+                "a worker hangs if this many seconds pass between two calls of quorate_watchdog.heartbeat(); 0: never",
                 "0",
                 _seconds("heartbeat-timeout", "heartbeat_timeout"),
+                metavar="SECONDS",
             ),
             CliOption(
                 "hang-after",
                 "a worker hangs if it has used no CPU and written no output for this many seconds; 0: never",
                 "0",
                 _seconds("hang-after", "hang_after"),
+                metavar="SECONDS",
             ),
         ]
 
     @hookimpl
     def quorate_register_watchdog(self) -> Iterable[ServiceBackend]:
         """Offer the watchdog; without timers and flags it is an idle pipe."""
-        return [ServiceBackend("watchdog", "timers, heartbeats and silence of workers", _start)]
+        return [ServiceBackend("watchdog", "timers, heartbeats and silence of workers", WatchdogService)]
 
 
 plugin = _Plugin()

@@ -1,31 +1,29 @@
-"""The watchdog's thread: asleep in the kernel while no worker writes and no timer ends.
+"""The watchdog's thread: waits for messages of workers and for the end of the next timer.
 
-Most programs never write anything, so what is done with it (:mod:`._timekeeper`) is imported when somebody has.  What
-else does not live here: the pipes (:mod:`._channels`) and silence (:mod:`._silence`).
+What does not live here: what is done then (:mod:`._timekeeper`), the pipes (:mod:`._channels`) and silence
+(:mod:`._silence`).
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 from collections.abc import Sequence
+from typing import final
 
-from quorate.clock import monotonic
-from quorate.lazy_typing import TYPE_CHECKING, final
+from quorate.clock import seconds_until
+from quorate.services import AgentView
 
 from ._channels import Channel
-
-if TYPE_CHECKING:
-    from quorate.services import AgentView
-
-    from ._timekeeper import Timekeeper
+from ._timekeeper import Timekeeper
 
 __all__ = ["CLOSE_SECONDS", "TimerServer"]
 
-#: Messages are taken in gulps, so that workers with short steps do not keep the agent busy.
-_GULP_SECONDS = 0.01
-#: How long the agent's end waits for a thread of the watchdog's.
+#: Messages are read in batches, so that workers with short steps do not keep the agent busy.
+_BATCH_SECONDS = 0.01
+#: How long the agent's end waits for a thread of the watchdog.
 CLOSE_SECONDS = 2.0
 
 
@@ -34,56 +32,55 @@ class TimerServer:
     """Serves ``channels`` until :meth:`close`.
 
     Arguments:
-        agent: told of heartbeats and hung workers.
+        agent: receives heartbeats and reports of hung workers.
         channels: where workers write; they stay the caller's.
         heartbeat_timeout: seconds after a heartbeat within which the next one must come, 0 for any time.
     """
 
     def __init__(self, agent: AgentView, channels: Sequence[Channel], heartbeat_timeout: float = 0.0) -> None:
-        self._agent, self._channels, self._heartbeat_timeout = agent, channels, heartbeat_timeout
-        self._keeper: Timekeeper | None = None
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._channels = channels
+        self._readers = [channel.reader for channel in channels]
+        self._timekeeper = Timekeeper(agent, self._readers, heartbeat_timeout)
+        self._agent = agent
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="quorate-watchdog", daemon=True)
         self._thread.start()
 
     def close(self) -> bool:
-        """End the thread; return whether it has ended, so that the channels are free to go.
+        """End the thread; return whether it has ended, so that the channels can be closed.
 
-        It may be stuck where nobody can help, such as on a console that takes no more output; the agent goes on.
+        It may be stuck, for example on a console that takes no more output; the agent goes on then.
         """
         self._is_closing = True
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self._wake, 1)
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             return False
-        os.close(self._bell)
+        os.close(self._wake)
         return True
 
     def _run(self) -> None:
-        from signal import SIG_BLOCK, pthread_sigmask, valid_signals
+        try:
+            self._serve()
+        except BaseException as error:  # a watchdog that has ended in silence would let workers hang for ever
+            self._agent.report_unhealthy(f"the watchdog has failed: {type(error).__name__}: {error}")
 
-        pthread_sigmask(SIG_BLOCK, valid_signals())  # the agent's own thread is the one to be interrupted
-        readers = [channel.reader for channel in self._channels]
-        everything, bell = select.poll(), select.poll()
-        for descriptor in (self._bell, *readers):
+    def _serve(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the agent's own thread
+        everything, end = select.poll(), select.poll()
+        for descriptor in (self._wake, *self._readers):
             everything.register(descriptor, select.POLLIN)
-        bell.register(self._bell, select.POLLIN)
+        end.register(self._wake, select.POLLIN)
+        are_enlarged = False
         while not self._is_closing:
-            deadline = None if self._keeper is None else self._keeper.next_deadline()
-            found = everything.poll(None if deadline is None else max(0.0, (deadline - monotonic()) * 1000.0))
-            ready = [descriptor for descriptor, _ in found if descriptor != self._bell]
-            if self._keeper is None:
-                if not ready:
-                    continue
-                self._keeper = self._make_keeper(readers)
-            self._keeper.take(ready, deadline)
+            deadline = self._timekeeper.next_deadline()
+            found = everything.poll(None if deadline is None else 1000.0 * seconds_until(deadline))
+            ready = [descriptor for descriptor, _ in found if descriptor != self._wake]
+            if ready and not are_enlarged:
+                are_enlarged = True  # not before: most programs write nothing, and the room counts for the user
+                for channel in self._channels:
+                    channel.enlarge()
+            self._timekeeper.take(ready, deadline)
             if found:
-                bell.poll(_GULP_SECONDS * 1000.0)
-
-    def _make_keeper(self, readers: Sequence[int]) -> Timekeeper:
-        for channel in self._channels:
-            channel.enlarge()  # before all else: somebody is writing
-        from ._timekeeper import Timekeeper
-
-        return Timekeeper(self._agent, readers, self._heartbeat_timeout)
+                end.poll(_BATCH_SECONDS * 1000.0)

@@ -1,28 +1,30 @@
-"""The watchdog beside one agent: opens the pipes at once, and starts what watches when there are workers to watch.
+"""The watchdog beside one agent: opens the pipes at once, and starts to watch when there are workers.
 
-What does not live here: the threads themselves (:mod:`._server`, :mod:`._timekeeper`, :mod:`._silence`).
+This module is on the way to the first worker.  The modules that watch are not: they are imported while the node waits
+for others, or once its workers have started.  What does not live here: the threads (:mod:`._server`, :mod:`._silence`)
+and the timers (:mod:`._timekeeper`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
 
-from quorate.lazy_typing import TYPE_CHECKING, final
+from quorate.events import EventName
+from quorate.records import Event
+from quorate.services import AgentView
 
 from ._channels import Channel, ChannelError, anonymous_channel, named_channel
 
 if TYPE_CHECKING:
-    from quorate.records import Event
-    from quorate.services import AgentView
-
     from ._server import TimerServer
     from ._silence import SilenceWatch
 
 __all__ = ["WatchdogService"]
 
-#: How TorchElastic's users ask for a timer server, and where it is to listen.
+#: TorchElastic's variables: "1" enables a timer server, and where it listens.
 _ENABLE_VARIABLE, _FILE_VARIABLE = "TORCHELASTIC_ENABLE_FILE_TIMER", "TORCHELASTIC_TIMER_FILE"
-#: How TorchElastic's users ask that a worker in a wait that no signal ends is noticed: after so many seconds.
+#: TorchElastic's variable: the seconds after which a worker in an uninterruptible wait counts as hung.
 _KERNEL_WAIT_VARIABLE = "TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"
 
 
@@ -56,32 +58,30 @@ class WatchdogService:
         return self._environment
 
     def get_ready(self) -> None:
-        from . import _server, _timekeeper  # noqa: F401 - with all that it imports
+        from . import _server, _silence  # noqa: F401 - 5 ms with what they import, which no worker waits for
 
     def observe(self, event: Event) -> None:
-        # Not before: what is on the way to the first worker must be quick, and a pipe keeps what is written to it.
-        if event.name == "workers.started" and self._server is None:
+        # Not earlier, because the way to the first worker must be short; a pipe keeps what is written to it.
+        if event.name == EventName.WORKERS_STARTED and self._server is None:
             self._watch()
 
     def _watch(self) -> None:
-        from ._server import TimerServer
+        from . import _server, _silence  # see get_ready
 
         settings = self._agent.settings
-        self._server = TimerServer(self._agent, self._channels, float(settings.get("heartbeat_timeout", 0.0)))
+        self._server = _server.TimerServer(self._agent, self._channels, float(settings.get("heartbeat_timeout", 0.0)))
         hang_after = float(settings.get("hang_after", 0.0))
         kernel_wait = _number(self._agent.environment.get(_KERNEL_WAIT_VARIABLE, ""))
         if hang_after > 0.0 or kernel_wait > 0.0:
-            from ._silence import SilenceWatch
-
-            self._silence = SilenceWatch(self._agent, hang_after, kernel_wait)
+            self._silence = _silence.SilenceWatch(self._agent, hang_after, kernel_wait)
 
     def close(self) -> None:
         if self._silence is not None:
             self._silence.close()
-        is_free = self._server is None or self._server.close()
+        has_ended = self._server is None or self._server.close()
         self._silence = self._server = None
         for channel in self._channels:
-            channel.close(keep_open=not is_free)
+            channel.close(keep_open=not has_ended)
 
 
 def _number(text: str) -> float:

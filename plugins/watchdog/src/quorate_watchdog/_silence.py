@@ -1,27 +1,30 @@
 """Finds workers that hang without a line of their code: no CPU used and no output written for a while.
 
-Also those in a wait of the kernel's that no signal ends.  It looks four times in the time that it is given, on a thread
-of its own, and only where it was asked for: silence makes nothing readable that could be waited for.  What does not
-live here: how /proc is read (:mod:`._processes`).
+Also workers in an uninterruptible wait of the kernel.  A thread looks four times within the time that was asked for,
+because silence gives nothing to wait for; without the flags there is no thread.  What does not live here: how the
+activity of workers is measured (:mod:`._activity`).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
+from typing import final
 
-from quorate.clock import monotonic
-from quorate.lazy_typing import final
+from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
+from quorate.proc import kernel_wait_of, state_of
 from quorate.services import AgentView, HangReport, WorkerSnapshot
 
 from ._activity import ProcessTimes, activity_of
-from ._processes import is_frozen_in_kernel, wait_channel
 from ._server import CLOSE_SECONDS
 
 __all__ = ["Record", "SilenceWatch", "judge"]
 
 _LOOKS = 4
-#: Threads that libraries keep beside a waiting worker wake up now and then: less than this share of a core is silence.
+#: The kernel's state of a process in an uninterruptible wait (proc(5)).
+_UNINTERRUPTIBLE = "D"
+#: Libraries' threads in a waiting worker wake up now and then: less than this share of a core is silence.
 _IDLE_SHARE = 0.01
 #: The kernel counts in ticks, mostly of 10 ms; a few of them are noise.
 _IDLE_SECONDS = 0.03
@@ -41,8 +44,8 @@ class Record:
     def look(self, now: float, times: ProcessTimes, output: int) -> float:
         """Take another look; return for how many seconds it has been silent.
 
-        Within the interval in which it fell silent it is taken to have worked first and waited then: so of two that
-        fell silent in the same one, that which had worked less was the first.
+        In the interval in which it fell silent it is assumed to have worked first and waited then.  So of two that
+        fell silent in the same interval, the one that had worked less was the first.
         """
         used = times.cpu_seconds - self.cpu_seconds
         if output != self.output or times.is_runnable or used < 0.0:
@@ -62,36 +65,39 @@ class SilenceWatch:
     """Watches until :meth:`close`.
 
     Arguments:
-        agent: whose workers are watched; told of those that hang.
+        agent: its workers are watched, and it receives the reports.
         hang_after: seconds of silence, 0 for any.
-        kernel_wait: seconds in a wait that no signal ends, 0 for any.
+        kernel_wait: seconds in an uninterruptible wait, 0 for any.
     """
 
     def __init__(self, agent: AgentView, hang_after: float, kernel_wait: float) -> None:
         self._agent, self._hang_after, self._kernel_wait = agent, hang_after, kernel_wait
-        self._interval = min(seconds for seconds in (hang_after, kernel_wait) if seconds > 0.0) / _LOOKS
+        shortest = min(seconds for seconds in (hang_after, kernel_wait) if seconds > 0.0)
+        self._interval = min(shortest / _LOOKS, LONGEST_WAIT_SECONDS)
         self._records: dict[int, Record] = {}
-        self._frozen_since: dict[int, float] = {}
+        self._waiting_since: dict[int, float] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="quorate-silence", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; one that waits for a log on a dead file server is left behind."""
+        """End the thread; one that waits for a log on a dead file server is left running."""
         self._closed.set()
         self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        from signal import SIG_BLOCK, pthread_sigmask, valid_signals
+        try:
+            self._watch()
+        except BaseException as error:  # a watchdog that has ended in silence would let workers hang for ever
+            self._agent.report_unhealthy(f"the watchdog has failed: {type(error).__name__}: {error}")
 
-        pthread_sigmask(SIG_BLOCK, valid_signals())
+    def _watch(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # signals are for the agent's own thread
         last = monotonic()
         while not self._closed.wait(self._interval):
             now = monotonic()
             if now - last > 2.0 * self._interval + 1.0:
-                # The agent, or the whole machine, stood still: nothing is known of that time.
-                self._records.clear()
-                self._frozen_since.clear()
+                self._forget()  # the agent, or the whole machine, was suspended: nothing is known of that time
             last = now
             try:
                 self._look(now)
@@ -102,22 +108,27 @@ class SilenceWatch:
         snapshot = self._agent.snapshot()
         workers = {worker.pid: worker for worker in snapshot.workers if worker.is_working}
         if not snapshot.is_running or not workers:
-            self._records.clear()
-            self._frozen_since.clear()
+            self._forget()
             return
         if self._kernel_wait > 0.0:
             self._look_for_kernel_waits(now, workers)
         if self._hang_after > 0.0:
             self._look_for_silence(now, workers)
 
+    def _forget(self) -> None:
+        self._records.clear()
+        self._waiting_since.clear()
+
     def _look_for_kernel_waits(self, now: float, workers: dict[int, WorkerSnapshot]) -> None:
-        frozen = {pid: self._frozen_since.get(pid, now) for pid in workers if is_frozen_in_kernel(pid)}
-        self._frozen_since = frozen
-        for pid, since in frozen.items():
+        waiting = [pid for pid in workers if state_of(pid) == _UNINTERRUPTIBLE]
+        self._waiting_since = {pid: self._waiting_since.get(pid, now) for pid in waiting}
+        for pid, since in self._waiting_since.items():
             seconds = now - since
             if seconds >= self._kernel_wait:
-                problem = f"process {pid} has been in an uninterruptible wait of the kernel's ({wait_channel(pid)}) "
-                problem += f"for {seconds:.1f} s"
+                problem = (
+                    f"process {pid} has been in an uninterruptible wait of the kernel ({kernel_wait_of(pid)}) "
+                    f"for {seconds:.1f} s"
+                )
                 report = HangReport(workers[pid].local_rank, pid, problem, "kernel wait", seconds - self._kernel_wait)
                 self._agent.report_hang(report)
 
@@ -138,15 +149,19 @@ class SilenceWatch:
             problem = f"no CPU used and no output written for {silent[first.pid]:.1f} s"
             if others:
                 ranks = ", ".join(str(worker.rank) for worker in others)
-                problem += f" (silent since about then, perhaps waiting for it: rank {ranks})"
+                problem += f" (silent since about the same time, perhaps waiting for it: rank {ranks})"
             overdue = silent[first.pid] - self._hang_after
             self._agent.report_hang(HangReport(first.local_rank, first.pid, problem, "silence", overdue))
 
 
 def judge(silent: dict[int, float], hang_after: float, interval: float) -> list[int]:
-    """Return whom to report, given for how long each worker has been silent: the longest silent first.
+    """Return the workers to report, the longest silent first.
 
-    With it come those that are silent as well and fell so within one ``interval`` of it, since no look lay between.
+    Arguments:
+        silent: worker -> seconds for which it has been silent.
+        hang_after: seconds of silence that make a hang.
+        interval: seconds between two looks; workers that fell silent within one of the first are reported with it,
+            because it is not known which came first.
     """
     if not silent:
         return []
@@ -160,7 +175,7 @@ def judge(silent: dict[int, float], hang_after: float, interval: float) -> list[
 def _output_of(worker: WorkerSnapshot, times: ProcessTimes) -> int:
     """Return a number that changes with the worker's output.
 
-    The sizes of its log files, if both streams have one; else what all its processes have written to anything.
+    It is the size of its log files if both streams have one, else what all its processes have written to anything.
     """
     if not worker.stdout or not worker.stderr:
         return times.written_bytes

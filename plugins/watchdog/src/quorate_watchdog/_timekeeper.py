@@ -1,29 +1,29 @@
-"""Keeps the workers' timers: takes what they write, and reports who is over its time.
+"""Keeps the workers' timers: reads what workers write, and reports those whose timers end.
 
-Imported when a worker has written something.  What does not live here: the thread and its waiting (:mod:`._server`),
-what lines mean (:mod:`._messages`), silence (:mod:`._silence`), and what is done about a hung worker (the agent).
+What does not live here: the thread and its waiting (:mod:`._server`), what lines mean (:mod:`._messages`), silence
+(:mod:`._silence`), and what is done about a hung worker (the agent).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import final
 
 from quorate.clock import monotonic, wall_time_ns
-from quorate.lazy_typing import final
+from quorate.proc import ancestor_among, start_time_of
 from quorate.services import AgentSnapshot, AgentView, HangReport, WorkerSnapshot
 
 from ._messages import Lines, Message, parse
-from ._processes import ancestor_among, started_at
-from ._timers import Key, Timer, Timers
+from ._timers import Timer, TimerKey, Timers
 
 __all__ = ["Timekeeper"]
 
 _CHUNK_BYTES = 1 << 16
 #: How much is read before the timers are looked at: more than any pipe holds.
 _CHUNKS = 64
-#: Waking later than this means that the agent itself stood still.  That is not held against the workers, and those
-#: that found the pipe full get time to say what they could not.
+#: Waking later than this means that the agent was suspended.  Timers are prolonged by that time, and by a grace in
+#: which workers that found the pipe full can write the rest.
 _LATE_SECONDS, _GRACE_SECONDS = 1.0, 5.0
 _MOST_TIMERS = 100_000
 _HEARTBEAT = "heartbeat"
@@ -34,7 +34,7 @@ class Timekeeper:
     """The timers of one agent's workers; used by one thread.
 
     Arguments:
-        agent: told of heartbeats and hung workers.
+        agent: receives heartbeats and reports of hung workers.
         readers: the descriptors that workers' messages are read from, non-blocking.
         heartbeat_timeout: seconds after a heartbeat within which the next one must come, 0 for any time.
     """
@@ -44,8 +44,9 @@ class Timekeeper:
         self._agent, self._heartbeat_timeout = agent, heartbeat_timeout
         self._namespace = _namespace()
         self._lines = {reader: Lines() for reader in readers}
-        self._births: dict[int, str] = {}  # what /proc told in this gulp
-        self._seen: AgentSnapshot | None = None  # what the agent knew at its beginning
+        # Both are kept for one batch of messages: when processes started, and what the agent knew.
+        self._start_times: dict[int, int | None] = {}
+        self._seen: AgentSnapshot | None = None
         self._has_warned: set[str] = set()
 
     def next_deadline(self) -> float | None:
@@ -53,13 +54,13 @@ class Timekeeper:
         return self.timers.next_deadline()
 
     def take(self, ready: Sequence[int], deadline: float | None) -> None:
-        """Read what there is in ``ready`` and judge the timers; ``deadline`` is what was waited for."""
+        """Read what is in ``ready``, then judge the timers; ``deadline`` is when it was due at the latest."""
         now = monotonic()
         if deadline is not None and now > deadline + _LATE_SECONDS:
-            self.timers.put_off(now - deadline + _GRACE_SECONDS)
-        self._births.clear()
+            self.timers.prolong_all(now - deadline + _GRACE_SECONDS)
+        self._start_times.clear()
         self._seen = None
-        # Read before judging: the end of a timer may have been waiting in the pipe for as long as we were away.
+        # Read before judging: the release of a timer may be in the pipe since before its deadline.
         for descriptor in ready:
             self._read(descriptor)
         self._judge()
@@ -75,46 +76,37 @@ class Timekeeper:
                 if message is not None:
                     self._take(message)
                 elif line.strip():
-                    self._warn_once("something that is no message was written to the workers' timer pipe; ignored")
+                    self._warn_once("a line that is not a message was written to the workers' timer pipe; ignored")
 
     def _take(self, message: Message) -> None:
         is_foreign = message.namespace not in (0, self._namespace)
         if message.timer is None:
             self._take_heartbeat(message, is_foreign)
             return
-        birth = "" if is_foreign else self._birth_of(message.pid)
-        key = (message.pid, birth, message.timer)
+        key = TimerKey(message.pid, None if is_foreign else self._start_time_of(message.pid), message.timer)
         if message.seconds < 0.0:
             self.timers.release(key)
             return
-        if not birth and not is_foreign:
+        if key.started_at is None and not is_foreign:
             return  # it has ended
         if len(self.timers) >= _MOST_TIMERS and not self._make_room():
-            self._warn_once(f"workers have more than {_MOST_TIMERS} timers; the rest is not watched")
+            self._warn_once(f"workers have more than {_MOST_TIMERS} timers; further ones are not watched")
             return
         now = monotonic()
-        # The writer's wall clock and ours are the same one, so only what is left of the time is taken from it.
+        # Wall clocks of one machine agree, so the time that is left can be taken from the writer's.
         after = message.seconds - (wall_time_ns() / 1e9 if message.is_wall else 0.0)
-        self.timers.set(
-            key,
-            Timer(
-                now + max(0.0, after),
-                after,
-                message.scope,
-                message.is_fatal,
-                is_foreign,
-                *self._seat_of(message),
-            ),
-        )
+        rank, round_number = self._place_of(message)
+        timer = Timer(now + max(0.0, after), after, message.scope, message.is_fatal, is_foreign, rank, round_number)
+        self.timers.set(key, timer)
 
     def _take_heartbeat(self, message: Message, is_foreign: bool) -> None:
         now = monotonic()
-        worker = self._worker_of(self._snapshot(), message.pid, is_foreign, *self._seat_of(message))
+        worker = self._worker_of(self._snapshot(), message.pid, is_foreign, *self._place_of(message))
         if worker is None:
             return
         self._agent.note_heartbeat(worker.local_rank, worker.pid)
         if self._heartbeat_timeout > 0.0:
-            key = (worker.pid, self._birth_of(worker.pid), None)
+            key = TimerKey(worker.pid, self._start_time_of(worker.pid), None)
             self.timers.set(key, Timer(now + self._heartbeat_timeout, self._heartbeat_timeout, _HEARTBEAT))
 
     def _snapshot(self) -> AgentSnapshot:
@@ -122,35 +114,32 @@ class Timekeeper:
             self._seen = self._agent.snapshot()
         return self._seen
 
-    def _birth_of(self, pid: int) -> str:
-        if pid not in self._births:
-            self._births[pid] = started_at(pid)
-        return self._births[pid]
+    def _start_time_of(self, pid: int) -> int | None:
+        if pid not in self._start_times:
+            self._start_times[pid] = start_time_of(pid)
+        return self._start_times[pid]
 
-    def _seat_of(self, message: Message) -> tuple[int, int]:
-        """Return global rank and round of a message that was written by a worker of this agent, else -1."""
+    def _place_of(self, message: Message) -> tuple[int, int]:
+        """Return global rank and round of the worker of this agent that wrote a message, else ``(-1, -1)``."""
         is_ours = message.agent and message.agent == self._snapshot().node_id
         return (message.rank, message.round_number) if is_ours else (-1, -1)
 
     def _make_room(self) -> bool:
-        """Forget the timers of processes that have ended; return whether there were any."""
-        births: dict[int, str] = {}
-        before = len(self.timers)
-        for key in list(self.timers):
-            pid, birth, _ = key
-            if birth and births.setdefault(pid, started_at(pid)) != birth:
-                self.timers.release(key)
-        return len(self.timers) < before
+        """Release the timers of processes that have ended; return whether there were any."""
+        now = {pid: start_time_of(pid) for pid in {key.pid for key in self.timers if key.started_at is not None}}
+        ended = [key for key in self.timers if key.started_at is not None and now[key.pid] != key.started_at]
+        for key in ended:
+            self.timers.release(key)
+        return bool(ended)
 
     # --- judging --------------------------------------------------------------------------------------------------
 
     def _judge(self) -> None:
         now = monotonic()
         for key, timer in self.timers.pop_expired(now):
-            pid, birth, _ = key
-            if birth and started_at(pid) != birth:
-                continue  # who made it has ended, whoever has its number now
-            worker = self._worker_of(self._agent.snapshot(), pid, timer.is_foreign, timer.rank, timer.round_number)
+            if key.started_at is not None and start_time_of(key.pid) != key.started_at:
+                continue  # its process has ended, whatever has the number now
+            worker = self._worker_of(self._agent.snapshot(), key.pid, timer.is_foreign, timer.rank, timer.round_number)
             if worker is None:
                 continue
             problem = _problem(key, timer, worker, now)
@@ -159,12 +148,14 @@ class Timekeeper:
                     HangReport(worker.local_rank, worker.pid, problem, timer.scope, max(0.0, now - timer.deadline))
                 )
             else:
-                self._agent.say(f"rank {worker.rank} (local rank {worker.local_rank}): {problem}; it asked for no more")
+                self._agent.say(
+                    f"rank {worker.rank} (local rank {worker.local_rank}): {problem}; it asked for a message only"
+                )
 
     def _worker_of(
         self, snapshot: AgentSnapshot, pid: int, is_foreign: bool, rank: int, round_number: int
     ) -> WorkerSnapshot | None:
-        """Return the running worker that a process is, or descends from."""
+        """Return the running worker that a process is, or descends from; a foreign one is known by rank and round."""
         running = {worker.pid: worker for worker in snapshot.workers if worker.is_working}
         if not is_foreign:
             owner = ancestor_among(pid, running)
@@ -179,12 +170,11 @@ class Timekeeper:
             self._agent.say(f"warning: {sentence}")
 
 
-def _problem(key: Key, timer: Timer, worker: WorkerSnapshot, now: float) -> str:
-    pid, _, name = key
+def _problem(key: TimerKey, timer: Timer, worker: WorkerSnapshot, now: float) -> str:
     overdue = max(0.0, now - timer.deadline)
-    if name is None:
+    if key.name is None:
         return f"no heartbeat for {timer.after + overdue:.1f} s, {overdue:.1f} s more than --heartbeat-timeout"
-    where = "" if pid == worker.pid or timer.is_foreign else f" of its process {pid}"
+    where = "" if key.pid == worker.pid or timer.is_foreign else f" of its process {key.pid}"
     return f"scope {timer.scope!r}{where} is {overdue:.1f} s over its {timer.after:.1f} s"
 
 

@@ -3,29 +3,28 @@
 import fcntl
 import os
 from contextlib import contextmanager
-from threading import Event
 from urllib.parse import quote
 
 from quorate import RendezvousBackend, StoreUnavailableError, UsageError, hookimpl
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 
-LOOK_SECONDS = 0.02  # a shared disk wakes nobody up
+POLL_SECONDS = 0.02  # a shared disk has no notifications
 
 
 class FileStore:
-    """One file per key; whoever reads or writes locks the folder, and the kernel takes locks from the dead."""
+    """One file per key; each operation locks the folder, and the kernel unlocks it when a process dies."""
 
     def __init__(self, parameters):
         check(parameters)
         self._folder = parameters.endpoint
-        self._job = quote(parameters.run_id, safe="") + "="  # what is quoted holds neither "=" nor "/"
+        self._job = quote(parameters.run_id, safe="") + "="  # quoted text contains neither "=" nor "/"
         with self._locked():
-            pass  # the folder is there
+            pass  # the folder exists
 
     @contextmanager
     def _locked(self):
         try:
-            lock = os.open(self._folder, os.O_RDONLY)  # opened anew: threads lock each other out, too
+            lock = os.open(self._folder, os.O_RDONLY)  # a new descriptor each time, so that threads exclude each other
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
@@ -47,7 +46,7 @@ class FileStore:
     def _write(self, key, value):
         with open(os.path.join(self._folder, "=new"), "wb") as file:
             file.write(value)
-        os.replace(file.name, self._path(key))  # a node that dies here leaves the old value or the new one
+        os.replace(file.name, self._path(key))  # atomic: a node that dies here leaves the old value or the new one
 
     def create(self, key, value):
         with self._locked():
@@ -73,7 +72,7 @@ class FileStore:
     def wait(self, key, timeout):
         deadline = monotonic() + timeout
         while (value := self.get([key])[0]) is None and (left := deadline - monotonic()) > 0:
-            Event().wait(min(LOOK_SECONDS, left))
+            sleep(min(POLL_SECONDS, left))
         return value
 
     def delete(self, prefix):
@@ -83,12 +82,12 @@ class FileStore:
                     os.unlink(os.path.join(self._folder, name))
 
     def close(self):
-        """Nothing is held open between two calls."""
+        """Nothing stays open between two calls."""
 
 
 def check(parameters):
     if not os.path.isabs(parameters.endpoint):
-        raise UsageError(f"{parameters.endpoint!r} is no absolute path; set --rdzv-endpoint to the shared folder")
+        raise UsageError(f"{parameters.endpoint!r} is not an absolute path; set --rdzv-endpoint to the shared folder")
 
 
 class Plugin:

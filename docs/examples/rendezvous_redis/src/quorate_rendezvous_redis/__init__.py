@@ -1,29 +1,33 @@
 """Rendezvous over a Redis server: quorate run --rdzv-backend=redis --rdzv-endpoint=HOST:6379 ..."""
 
 from contextlib import contextmanager
-from threading import Event
 from urllib.parse import quote
 
-from quorate import RendezvousBackend, StoreUnavailableError, UsageError, hookimpl
-from quorate.clock import monotonic
+from quorate import RendezvousBackend, StoreUnavailableError, hookimpl
+from quorate.clock import monotonic, sleep
+from quorate.net import parse_endpoint
 
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 
 
 class RedisStore:
-    """Every operation is one command, which the server carries out at once and as a whole."""
+    """Every operation is one command, which the server carries out atomically."""
 
     def __init__(self, parameters):
-        import redis  # the client library is imported when the backend is opened, not when quorate looks for plugins
+        import redis  # when the backend is opened: every launch imports this module
 
-        host, port = address(parameters.endpoint)
+        endpoint = parse_endpoint(parameters.endpoint)
         self._error = redis.RedisError
         self._prefix = f"quorate:{quote(parameters.run_id, safe='')}:"
         self._timeout = parameters.get_as_float("operation_timeout", 5.0)
         connect_timeout = min(self._timeout, parameters.get_as_float("connect_timeout", 60.0))
-        retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # the core asks again; a hidden second try counts twice
+        retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # the core retries; a hidden retry would count twice
         self._client = redis.Redis(
-            host, port, socket_timeout=self._timeout, socket_connect_timeout=connect_timeout, retry=retry
+            endpoint.host,
+            endpoint.port,
+            socket_timeout=self._timeout,
+            socket_connect_timeout=connect_timeout,
+            retry=retry,
         )
         with self._answers():
             self._client.ping()
@@ -33,7 +37,7 @@ class RedisStore:
         try:
             yield
         except self._error as error:
-            raise StoreUnavailableError(f"Redis gives no answer: {error}") from error
+            raise StoreUnavailableError(f"the Redis server does not answer: {error}") from error
 
     def create(self, key, value):
         with self._answers():
@@ -59,7 +63,7 @@ class RedisStore:
     def wait(self, key, timeout):
         deadline = monotonic() + timeout
         while (value := self.get([key])[0]) is None and (left := deadline - monotonic()) > 0:
-            Event().wait(min(LOOK_SECONDS, left))
+            sleep(min(POLL_SECONDS, left))
         return value
 
     def delete(self, prefix):
@@ -74,19 +78,13 @@ class RedisStore:
         self._client.close()
 
 
-def address(endpoint):
-    host, colon, port = endpoint.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise UsageError(f"{endpoint!r} is not HOST:PORT; set --rdzv-endpoint to the address of the Redis server")
-    return host, int(port)
+def check(parameters):
+    parse_endpoint(parameters.endpoint)
 
 
 class Plugin:
     @hookimpl
     def quorate_register_rendezvous(self):
-        def check(parameters):
-            address(parameters.endpoint)
-
         return [RendezvousBackend("redis", "a Redis server", open_store=RedisStore, check=check)]
 
 

@@ -1,11 +1,11 @@
-"""What a template process does before its program begins: import modules once, then fork the workers.
+"""What a template process does before its program begins: it imports modules once, then forks the workers.
 
-The template is started by the very command that its workers are to run, and never gets further than to
-:func:`become_template`, which ``sitecustomize`` calls just before the program.  In a worker that returns, and the
-interpreter goes on as it always does: arguments, main module, stack, tracebacks and the end are its own, not imitated.
+The template is started by the command of its workers, and never runs past :func:`become_template`, which
+``sitecustomize`` calls just before the program.  In a worker this function returns, and the interpreter goes on as it
+always does: arguments, main module, stack, tracebacks and the end are its own, not imitated.
 
-The interpreter need not have quorate installed, so this file uses the standard library only.  The agent's half is in
-:mod:`quorate_process_local._template`.
+The interpreter need not have quorate installed, so this file uses the standard library only; what it has in common with
+:mod:`quorate.proc` is written here again.  The agent's side is in :mod:`quorate_process_local._template`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,28 @@ import struct
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
-from quorate.lazy_typing import Any
+__all__ = [
+    "CHANNEL_VARIABLE",
+    "MARKER_PLACE",
+    "MARKER_VARIABLE",
+    "become_template",
+    "receive",
+    "send",
+    "why_not_forkable",
+]
 
-__all__ = ["CHANNEL_VARIABLE", "MARKER_VARIABLE", "ROOM", "become_template", "receive", "send", "unsafe_because"]
-
-#: Tells a template the descriptor of its channel.
+#: Holds the number of a template's channel descriptor.
 CHANNEL_VARIABLE = "QUORATE_TEMPLATE"
 MARKER_VARIABLE = "QUORATE_CONTEXT"  # as in quorate_process_local._leftovers
-#: What the template's own marker ends in: the place where a worker writes the marker of its context.
-ROOM = "-" * 64
+#: The end of the template's own marker: a worker writes the marker of its context over it.
+MARKER_PLACE = "-" * 64
 
 _HEADER = struct.Struct("!I")
 _MOST_DESCRIPTORS = 250  # the kernel passes 253 at a time
+_LONGEST_MESSAGE_BYTES = 64 << 20
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/", "/dev/accel", "/dev/davinci", "/dev/habanalabs")
 
@@ -50,18 +59,33 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
 
 
 def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
-    """Return the next message and its descriptors, ``None`` if the other side is gone."""
+    """Return the next message and its descriptors, ``None`` if the other side is gone.
+
+    Raises:
+        ValueError: what came is not a message.
+    """
     descriptors: list[int] = []
     try:
-        room = socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
-        header, passed, _, _ = channel.recvmsg(_HEADER.size, room, socket.MSG_CMSG_CLOEXEC)
+        space = socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
+        header, passed, _, _ = channel.recvmsg(_HEADER.size, space, socket.MSG_CMSG_CLOEXEC)
         for _, _, packed in passed:
             descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
         header += _rest(channel, _HEADER.size - len(header))
-        data = _rest(channel, *_HEADER.unpack(header)) if len(header) == _HEADER.size else b""
+        size = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
+        if size > _LONGEST_MESSAGE_BYTES:
+            raise ValueError(f"it is longer than {_LONGEST_MESSAGE_BYTES} bytes")
+        data = _rest(channel, size)
     except ConnectionError:
         return None
-    return (json.loads(data), descriptors) if data else None
+    if not data:
+        return None
+    try:
+        message = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(message, dict):
+        raise ValueError("it is not an object")
+    return message, descriptors
 
 
 def _rest(channel: socket.socket, size: int) -> bytes:
@@ -84,18 +108,18 @@ def become_template(descriptor: int) -> Exception | None:
     if greeting is None:
         os._exit(1)
     plan, _ = greeting
-    _die_with(plan["agent"])
-    place = _find_room()
+    _die_with_parent(plan["agent"])
+    place = _find_marker_place()
     os.environ.clear()
     os.environ.update(plan["environment"])
     before = dict(os.environ)
     sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
     name = _read("/proc/self/comm").strip()
     _call_prctl(_PR_SET_NAME, b"quorate-warm")
-    trouble = _import_the_real_one()
-    signal.alarm(plan["seconds"])  # whoever hangs in an import ends here; the agent knows what it means
+    site_error = _import_real_sitecustomize()
+    signal.alarm(plan["seconds"])  # an import that hangs ends the template; the agent knows this signal
     heads = [] if getattr(sys.flags, "safe_path", False) else [plan["head"]]
-    problem = _import(plan["modules"], [*heads, *plan["path"]]) or unsafe_because()
+    problem = _import(plan["modules"], [*heads, *plan["path"]]) or why_not_forkable()
     signal.alarm(0)
     gc.freeze()  # so that a worker's first collection does not copy every page that it shares with the template
     send(channel, {"problem": problem})
@@ -104,20 +128,20 @@ def become_template(descriptor: int) -> Exception | None:
     _call_prctl(_PR_SET_NAME, name)
     atexit.register(gc.unfreeze)  # or destructors that the last collection runs would not be
     _begin_worker(order, descriptors, place)
-    # What an import sets it would set here too, unless this worker was given a value of its own.
+    # An import would set the same variables in this worker, unless the worker was given a value of its own.
     given = order["environment"]
     os.environ.update({name: value for name, value in changed.items() if given.get(name) == before.get(name)})
     os.read(gate, 1)  # until the agent is the parent
     os.close(gate)
-    _die_with(plan["agent"])
-    return trouble
+    _die_with_parent(plan["agent"])
+    return site_error
 
 
 def _call_prctl(option: int, argument: bytes | int) -> None:
     ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
 
 
-def _die_with(agent: int) -> None:
+def _die_with_parent(agent: int) -> None:
     _call_prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != agent:
         os._exit(1)
@@ -128,11 +152,11 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _import_the_real_one() -> Exception | None:
-    """Import the ``sitecustomize`` that ours hides; return the error that the interpreter should see."""
+def _import_real_sitecustomize() -> Exception | None:
+    """Import the installation's own ``sitecustomize``; return the error that the interpreter should see."""
     del sys.modules["sitecustomize"], sys.modules[__name__]
     try:
-        __import__("sitecustomize")
+        import_module("sitecustomize")
     except Exception as error:
         return error
     return None
@@ -147,7 +171,7 @@ def _import(modules: Sequence[str], heads: Sequence[str]) -> str:
     try:
         for name in modules:
             try:
-                __import__(name)
+                import_module(name)
             except BaseException as error:
                 return f"importing {name} failed: {type(error).__name__}: {error}"
     finally:
@@ -157,8 +181,8 @@ def _import(modules: Sequence[str], heads: Sequence[str]) -> str:
     return ""
 
 
-def unsafe_because() -> str:
-    """Return why a copy of this process might not work, ``""`` if nothing speaks against it."""
+def why_not_forkable() -> str:
+    """Return why a copy of this process might not work, ``""`` if no reason is known."""
     torch: Any = sys.modules.get("torch")
     if getattr(getattr(torch, "cuda", None), "is_initialized", bool)():
         return "an import has initialised CUDA, which no copy of a process can use"
@@ -201,17 +225,17 @@ def _other_threads() -> list[str]:
 def _serve(channel: socket.socket) -> tuple[Message, list[int], int]:
     """Fork groups of workers as asked; return in each of them, with its order, its descriptors and the gate.
 
-    For each group an *intermediate* process forks the workers and ends, so that the agent, which has declared itself
-    the one that orphans go to, becomes their parent.  The gate is a pipe that ends when that is so; by the end of the
+    For each group an *intermediate* process forks the workers and ends, so that the agent, which is a subreaper then,
+    becomes their parent.  The gate is a pipe that ends when that is so; by the end of the
     other pipe the template knows that all workers have left its session.
     """
-    # Anything else than the wish for a group was meant for an intermediate that has died too early: then this ends too.
+    # Any message but the request for a group was meant for an intermediate that has died too early: then this ends too.
     while (received := receive(channel)) is not None and "group" in received[0]:
-        gate, gate_keeper = os.pipe()
+        gate, gate_writer = os.pipe()
         left, not_left = os.pipe()
         intermediate = os.fork()
         if intermediate == 0:
-            os.close(gate_keeper)
+            os.close(gate_writer)
             os.close(left)
             order, descriptors = _fork_workers(channel)
             channel.close()
@@ -223,13 +247,13 @@ def _serve(channel: socket.socket) -> tuple[Message, list[int], int]:
         os.waitpid(intermediate, 0)
         os.read(left, 1)
         os.close(left)
-        os.close(gate_keeper)
+        os.close(gate_writer)
         send(channel, {"adopted": True})
     os._exit(0)
 
 
 def _fork_workers(channel: socket.socket) -> tuple[Message, list[int]]:
-    """In the intermediate process: fork workers until told to end; return in each of them."""
+    """In the intermediate process: fork workers until the agent asks it to end; return in each of them."""
     send(channel, {"intermediate": os.getpid()})
     while (received := receive(channel)) is not None and received[0]:
         try:
@@ -248,7 +272,7 @@ def _fork_workers(channel: socket.socket) -> tuple[Message, list[int]]:
 # --- a worker -------------------------------------------------------------------------------------------------------
 
 
-def _find_room() -> tuple[int, int]:
+def _find_marker_place() -> tuple[int, int]:
     """Return address and size of the marker variable's value in the environment that the kernel shows of this process.
 
     What a process writes there is what others find in ``/proc/<pid>/environ``, of its own forks too.
@@ -262,8 +286,8 @@ def _find_room() -> tuple[int, int]:
     return (0, 0) if found < 0 else (begin + found + len(MARKER_VARIABLE) + 1, len(value))
 
 
-def _begin_worker(order: Message, descriptors: list[int], room: tuple[int, int]) -> None:
-    """Put right what exec would have: streams, environment, arguments, folder, random state."""
+def _begin_worker(order: Message, descriptors: list[int], place: tuple[int, int]) -> None:
+    """Set what exec would have set: streams, environment, arguments, folder, random state."""
     for target in order["streams"]:
         source = descriptors.pop(0)
         if source != target:
@@ -274,25 +298,36 @@ def _begin_worker(order: Message, descriptors: list[int], room: tuple[int, int])
         stdout.reconfigure(line_buffering=os.isatty(1))
     os.environ.clear()
     os.environ.update(order["environment"])
-    address, size = room
+    address, size = place
     if address:
         ctypes.memmove(address, order["environment"][MARKER_VARIABLE].encode()[:size].ljust(size, b"-"), size)
     os.chdir(order["folder"])
+    _bind(order["cpus"], order["memory_call"])
     sys.argv[:] = order["argv"]
     sys.orig_argv[:] = order["words"]
-    _forget_chance()
+    _reseed_random()
     if descriptors:  # a function's; the template has imported what it needs
         sys.modules["quorate_process_local._warm_call"].inherited[:] = descriptors
 
 
-def _forget_chance() -> None:
-    """Give this process random numbers of its own; the standard library's ``random`` sees to itself."""
+def _bind(cpus: Sequence[int] | None, memory_call: tuple[int, int, list[int]] | None) -> None:
+    """Bind this process, which has one thread yet; a memory policy that the kernel refuses is left out."""
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+    if memory_call is not None:
+        number, mode, words = memory_call
+        mask = (ctypes.c_uint64 * len(words))(*words)
+        ctypes.CDLL(None).syscall(number, mode, mask, 64 * len(words) + 1)
+
+
+def _reseed_random() -> None:
+    """Give this process random numbers of its own; the standard library's ``random`` does so by itself."""
     numpy_random: Any = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
     torch: Any = sys.modules.get("torch")
     if hasattr(torch, "default_generator"):
-        torch.default_generator.seed()  # those of devices come into being with the device, in the worker
+        torch.default_generator.seed()  # generators of devices are made with the device, in the worker
     process: Any = sys.modules.get("multiprocessing.process")
     if process is not None:
         process.current_process().authkey = os.urandom(32)

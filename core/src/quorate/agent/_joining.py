@@ -1,0 +1,91 @@
+"""The phases NEW, CHECKING and JOINING: the node has no workers and waits for a round.
+
+What does not live here: which handler is called when (:mod:`quorate.agent._machine`).
+"""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from ..failures import signal_name
+from . import _protocol as protocol
+from ._protocol import Phase
+from ._state import Joining, Round
+from ._transition import Transition
+
+__all__ = [
+    "begin",
+    "check",
+    "checked",
+    "closed",
+    "joined",
+    "peer_declined",
+    "rendezvous_failed",
+    "signalled",
+    "standing_by",
+    "unhealthy",
+]
+
+_LONGEST_HISTORY = 100
+
+
+def begin(transition: Transition, event: protocol.Begin) -> None:
+    check(transition, "joining the job")
+
+
+def check(transition: Transition, reason: str) -> None:
+    """Check the node before each join: its health may have changed since the last one."""
+    end, history = transition.state.end, transition.state.history
+    if end is not None:
+        history = (*history, end)[-_LONGEST_HISTORY:]
+    transition.enter(Phase.CHECKING, reason, history=history, joining=Joining(), round=None, stopping=None)
+    transition.emit(protocol.CheckNode())
+
+
+def checked(transition: Transition, event: protocol.NodeChecked) -> None:
+    if event.problems:
+        problem = "; ".join(event.problems)
+        transition.emit(protocol.Decline(problem))
+        transition.finish(protocol.Outcome.UNHEALTHY, problem, protocol.NodeIsUnhealthy(problem))
+    else:
+        transition.enter(Phase.JOINING, transition.state.reason)
+        transition.emit(protocol.JoinRound())
+
+
+def unhealthy(transition: Transition, event: protocol.NodeUnhealthy) -> None:
+    transition.emit(protocol.Leave())
+    transition.finish(protocol.Outcome.UNHEALTHY, event.problem, protocol.NodeIsUnhealthy(event.problem))
+
+
+def joined(transition: Transition, event: protocol.RoundJoined) -> None:
+    assignment, history = event.assignment, transition.state.history
+    if assignment.missing and history and history[-1].round_number == assignment.round_number - 1:
+        transition.set(history=(*history[:-1], evolve(history[-1], missing=assignment.missing)))
+    transition.enter(Phase.RUNNING, "workers run", round=Round(assignment), joining=None)
+    transition.emit(protocol.StartWorkers(assignment))
+
+
+def standing_by(transition: Transition, event: protocol.StandingBy) -> None:
+    transition.set(reason=event.reason, joining=Joining(event.reason, _joining(transition).peer_declined))
+
+
+def peer_declined(transition: Transition, event: protocol.PeerDeclined) -> None:
+    transition.set(joining=Joining(_joining(transition).standby_reason, event.reason))
+
+
+def _joining(transition: Transition) -> Joining:
+    return transition.state.joining or Joining()
+
+
+def closed(transition: Transition, event: protocol.JobClosed) -> None:
+    transition.finish(protocol.Outcome.CLOSED, event.end.reason, protocol.RoundIsOver(), event.end)
+
+
+def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) -> None:
+    transition.finish(protocol.Outcome.ERROR, event.problem, protocol.RendezvousIsLost(event))
+
+
+def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
+    transition.emit(protocol.Leave())
+    reason = f"stopped by {signal_name(-event.number)} while joining"
+    transition.finish(protocol.Outcome.SIGNAL, reason, protocol.AgentSignalled(event.number))

@@ -1,0 +1,211 @@
+"""The phase STOPPING: workers are being stopped, and nothing new begins until all of them are gone.
+
+Why they are stopped is one value (:data:`~quorate.agent._protocol.StopReason`), which says what follows.  What does not
+live here: which handler is called when (:mod:`quorate.agent._machine`).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..records import Cause, RestartBudget, RoundEnd, Verdict
+from . import _protocol as protocol
+from ._joining import check
+from ._protocol import Phase
+from ._round_end import budget_of, end_by_failure
+from ._state import Stopping
+from ._transition import Transition
+
+__all__ = [
+    "diagnosed",
+    "end_recorded",
+    "exited",
+    "gone",
+    "note_exits",
+    "rendezvous_failed",
+    "signalled",
+    "stop",
+    "timed_out",
+    "unhealthy",
+]
+
+
+def stop(
+    transition: Transition,
+    why: protocol.StopReason,
+    reason: str,
+    grace_seconds: float,
+    with_signal: int = signal.SIGTERM,
+    **known: Any,
+) -> None:
+    """Stop the workers; ``known`` are further fields of :class:`~quorate.agent._state.Stopping`."""
+    transition.enter(Phase.STOPPING, reason, stopping=Stopping(why, **known))
+    transition.emit(protocol.StopWorkers(int(with_signal), grace_seconds))
+
+
+def note_exits(transition: Transition, event: protocol.WorkersExited, budget: RestartBudget | None = None) -> None:
+    """Count successes; have failures diagnosed, the first with ``budget``.  Workers that were stopped are neither."""
+    own = [exit for exit in event.exits if not exit.stopped]
+    good = {exit.local_rank for exit in own if exit.exit_code == 0}
+    transition.set_round(succeeded=transition.round.succeeded | good)
+    if transition.round.hang is not None:
+        return  # where a worker cannot dump its stack and live, the dump has ended it
+    for exit in own:
+        if exit.exit_code != 0:
+            transition.emit(protocol.Diagnose(exit, budget))
+            budget = None
+
+
+# --- what is learnt meanwhile ---------------------------------------------------------------------------------------
+
+
+def exited(transition: Transition, event: protocol.WorkersExited) -> None:
+    note_exits(transition, event)
+
+
+def diagnosed(transition: Transition, event: protocol.Diagnosed) -> None:
+    """Note a late failure.  One that is not a victim's takes the place of a proposal that was held back."""
+    failure = event.failure
+    if failure not in transition.round.failures:
+        transition.set_round(failures=(*transition.round.failures, failure))
+    if not transition.stopping.is_held_back or failure.cause is Cause.BROKEN_COLLECTIVE:
+        return
+    if event.decision is None:
+        transition.emit(protocol.Decide(failure, budget_of(transition.state)))
+    else:
+        end = end_by_failure(transition.state, failure, event.decision)
+        if end.lost:
+            _change_reason(transition, protocol.NodeIsUnhealthy(end.reason))
+        _propose(transition, end)
+
+
+def unhealthy(transition: Transition, event: protocol.NodeUnhealthy) -> None:
+    _change_reason(transition, protocol.NodeIsUnhealthy(event.problem))
+
+
+def end_recorded(transition: Transition, event: protocol.RoundEnded | protocol.JobClosed) -> None:
+    transition.set(wake_at=None)
+    transition.set_stopping(end=event.end, is_held_back=False)
+    _go_on(transition)
+
+
+def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) -> None:
+    stopping = transition.stopping
+    if stopping.end is None or not isinstance(stopping.why, protocol.NodeIsUnhealthy):  # else this node leaves anyway
+        _change_reason(transition, protocol.RendezvousIsLost(event))
+    _go_on(transition)
+
+
+def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
+    """A first signal makes this the last stop; a second one ends the workers' grace."""
+    if isinstance(transition.stopping.why, protocol.AgentSignalled):
+        transition.emit(protocol.StopWorkers(int(signal.SIGKILL), 0.0))
+        return
+    _change_reason(transition, protocol.AgentSignalled(event.number))
+    if transition.stopping.workers_gone:
+        _go_on(transition)
+    else:
+        transition.emit(protocol.StopWorkers(event.number, transition.state.settings.grace.preemption))
+
+
+#: A later reason takes the place of an earlier one only if it does not stand before it here.
+_PRECEDENCE = (
+    protocol.RoundIsOver,
+    protocol.NodeIsUnhealthy,
+    protocol.RendezvousIsLost,
+    protocol.WorkersSucceeded,
+    protocol.AgentSignalled,
+)
+
+
+def _change_reason(transition: Transition, why: protocol.StopReason) -> None:
+    if _PRECEDENCE.index(type(why)) >= _PRECEDENCE.index(type(transition.stopping.why)):
+        transition.set_stopping(why=why)
+
+
+# --- what follows ---------------------------------------------------------------------------------------------------
+
+
+def gone(transition: Transition, event: protocol.WorkersGone) -> None:
+    transition.set_stopping(workers_gone=True)
+    if not transition.stopping.is_held_back:
+        transition.set(wake_at=transition.now + transition.state.settings.close_timeout)
+    _go_on(transition)
+
+
+def timed_out(transition: Transition, event: protocol.Clock) -> None:
+    """Send a proposal that was held back; follow one that was not recorded in time."""
+    stopping = transition.stopping
+    if not event.due or stopping.end is not None or stopping.proposed is None:
+        return
+    if stopping.is_held_back:
+        _propose(transition, stopping.proposed)
+    else:
+        transition.set_stopping(end=stopping.proposed)
+        _go_on(transition)
+
+
+def _propose(transition: Transition, end: RoundEnd) -> None:
+    is_gone = transition.stopping.workers_gone
+    wake_at = transition.now + transition.state.settings.close_timeout if is_gone else None
+    transition.set_stopping(proposed=end, is_held_back=False)
+    transition.set(reason=end.reason, wake_at=wake_at)
+    transition.emit(protocol.EndRound(end))
+
+
+def _go_on(transition: Transition) -> None:
+    """Do what follows from the reason, once all workers are gone."""
+    stopping = transition.stopping
+    if stopping.workers_gone:
+        _FOLLOWS[type(stopping.why)](transition, stopping)
+
+
+def _follow_round(transition: Transition, stopping: Stopping) -> None:
+    """What was recorded counts, not what was proposed; until it is known this node waits."""
+    end, why = stopping.end, stopping.why
+    if end is None:
+        return
+    if end.verdict.is_terminal:
+        outcome = protocol.Outcome.SUCCEEDED if end.verdict is Verdict.SUCCEEDED else protocol.Outcome.FAILED
+        transition.finish(outcome, end.reason, why, end)
+    elif isinstance(why, protocol.NodeIsUnhealthy):
+        transition.emit(protocol.Leave())
+        transition.finish(protocol.Outcome.UNHEALTHY, why.problem, why, end)
+    elif isinstance(why, protocol.RendezvousIsLost):
+        transition.finish(protocol.Outcome.ERROR, why.failure.problem, why, end)
+    else:
+        check(transition, end.reason)
+
+
+def _follow_loss(transition: Transition, stopping: Stopping) -> None:
+    why, proposed, reason = stopping.why, stopping.proposed, transition.state.reason
+    assert isinstance(why, protocol.RendezvousIsLost)
+    if stopping.end is not None:
+        _follow_round(transition, stopping)
+    elif transition.round.all_succeeded:
+        reason = f"all workers of this node have succeeded ({why.failure.problem})"
+        transition.finish(protocol.Outcome.SUCCEEDED, reason, why)
+    elif proposed is not None and not stopping.is_held_back and proposed.verdict.is_terminal:
+        transition.finish(protocol.Outcome.FAILED, reason, why, proposed)
+    else:
+        transition.finish(protocol.Outcome.ERROR, reason, why)
+
+
+def _follow_success(transition: Transition, stopping: Stopping) -> None:
+    transition.finish(protocol.Outcome.SUCCEEDED, transition.state.reason, stopping.why, stopping.end)
+
+
+def _follow_signal(transition: Transition, stopping: Stopping) -> None:
+    transition.emit(protocol.Leave())
+    transition.finish(protocol.Outcome.SIGNAL, transition.state.reason, stopping.why, stopping.end)
+
+
+_FOLLOWS: Mapping[type, Callable[[Transition, Stopping], None]] = {
+    protocol.RoundIsOver: _follow_round,
+    protocol.NodeIsUnhealthy: _follow_round,
+    protocol.RendezvousIsLost: _follow_loss,
+    protocol.WorkersSucceeded: _follow_success,
+    protocol.AgentSignalled: _follow_signal,
+}

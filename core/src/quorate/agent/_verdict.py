@@ -1,0 +1,76 @@
+"""Forms the job's verdict from the agent's last state.  Pure, except that it reads the time.
+
+What does not live here: what a verdict looks like (:mod:`quorate.verdict`).
+"""
+
+from __future__ import annotations
+
+from ..clock import wall_time_ns
+from ..errors import FailureKind
+from ..records import Cause, FailureRecord, Verdict
+from ..verdict import JobState, JobVerdict
+from . import _protocol as protocol
+from ._state import State
+
+__all__ = ["judge"]
+
+_STATES = {
+    Verdict.SUCCEEDED: JobState.SUCCEEDED,
+    Verdict.STOPPED: JobState.STOPPED,
+    Verdict.FAILED: JobState.FAILED,
+}
+_TROUBLES = {
+    FailureKind.TIMEOUT: (JobState.NO_ROUND, Cause.TOO_FEW_NODES),
+    FailureKind.UNAVAILABLE: (JobState.STORE_LOST, Cause.STORE_LOST),
+    FailureKind.LOST: (JobState.STORE_LOST, Cause.STORE_LOST),
+}
+
+
+def judge(state: State, run_id: str, node_id: str) -> JobVerdict:
+    """Return the verdict on a run that has finished."""
+    finish = state.finish
+    assert finish is not None
+    end, rounds = finish.end, state.ends
+    kind, cause, reason = _describe(state, finish)
+    first = end.failure if end is not None and finish.outcome is not protocol.Outcome.SUCCEEDED else None
+    used = rounds[-1].restart_count if rounds else 0
+    return JobVerdict(
+        run_id,
+        node_id,
+        state.settings.host,
+        kind,
+        cause,
+        reason,
+        first_cause=first,
+        victims=tuple(failure for failure in state.failures if first is None or not _is_same(failure, first)),
+        rounds=rounds,
+        restarts_used=used if state.assignment is None else max(used, state.assignment.restart_count),
+        restarts_allowed=state.max_restarts,
+        signal_number=state.signal_number if kind is JobState.STOPPED else None,
+        time_ns=wall_time_ns(),
+    )
+
+
+def _describe(state: State, finish: protocol.Finish) -> tuple[JobState, Cause, str]:
+    end, trouble, outcome = finish.end, state.trouble, finish.outcome
+    if outcome is protocol.Outcome.SUCCEEDED:
+        return JobState.SUCCEEDED, Cause.SUCCEEDED, finish.reason
+    if outcome is protocol.Outcome.SIGNAL:
+        return JobState.STOPPED, Cause.STOPPED, finish.reason
+    if outcome is protocol.Outcome.UNHEALTHY:
+        return JobState.UNHEALTHY, Cause.UNHEALTHY, finish.reason
+    if outcome is protocol.Outcome.ERROR or end is None:
+        if trouble is None:
+            return JobState.NO_ROUND, Cause.CONFIGURATION, finish.reason
+        return (*_TROUBLES.get(trouble.kind, (JobState.NO_ROUND, Cause.CONFIGURATION)), trouble.problem)
+    return _STATES.get(end.verdict, JobState.FAILED), end.cause, end.reason
+
+
+def _is_same(failure: FailureRecord, recorded: FailureRecord) -> bool:
+    """Return whether both describe the same worker's end; the recorded one may have been cut on its way."""
+    return (failure.node_id, failure.rank, failure.restart_count, failure.pid) == (
+        recorded.node_id,
+        recorded.rank,
+        recorded.restart_count,
+        recorded.pid,
+    )

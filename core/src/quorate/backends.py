@@ -1,0 +1,64 @@
+"""Opens an installed rendezvous backend by name."""
+
+from __future__ import annotations
+
+from ._isolation import call_plugin
+from .catalogue import PluginKind
+from .errors import UsageError
+from .job_token import AUTH_SETTING, TOKEN_FILE_VARIABLE, Auth, job_token_of, parse_auth
+from .net import is_local_name, parse_endpoint
+from .notices import warn
+from .plugins import PluginHost, get_host
+from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters
+
+__all__ = ["get_rendezvous_handler"]
+
+
+def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | None = None) -> RendezvousHandler:
+    """Return the handler of the installed backend ``parameters.backend``; makes no connection yet.
+
+    Raises:
+        UnknownBackendError: no plugin offers it; the message names the installed backends, and the pip command.
+        UsageError: the backend refuses the parameters.
+        PluginError: the backend raised what it must not.
+    """
+    host = host or get_host()
+    backend: RendezvousBackend = host.choose(PluginKind.RENDEZVOUS, parameters.backend)
+    if backend.check is not None:
+        call_plugin(f"rendezvous backend {backend.name!r}", backend.check, parameters)
+    _check_protection(parameters, backend)
+    if backend.open_handler is not None:
+        return call_plugin(f"rendezvous backend {backend.name!r}", backend.open_handler, parameters)
+    from .rendezvous import StoreRendezvousHandler  # keeps the protocol off the path of jobs without a store
+
+    return StoreRendezvousHandler(parameters, backend, host)
+
+
+def _check_protection(parameters: RendezvousParameters, backend: RendezvousBackend) -> None:
+    """Refuse a job that must be protected and cannot be; warn of one that others can reach and is not."""
+    token = job_token_of(parameters.config)
+    if parameters.max_nodes == 1:
+        return
+    auth = parse_auth(parameters.get(AUTH_SETTING, Auth.AUTO))
+    if auth is Auth.REQUIRED and backend.open_store is None:
+        raise UsageError(
+            f"--rdzv-auth=required, but the rendezvous backend {backend.name!r} opens no store that could be signed; "
+            "choose another --rdzv-backend"
+        )
+    if token is None and auth is Auth.AUTO and _is_reachable(parameters.endpoint):
+        warn(
+            f"this job has no job token: every program that can reach {parameters.endpoint} can join, read or end it. "
+            f"Set {TOKEN_FILE_VARIABLE} (see docs/security.md), or --rdzv-auth=off to accept that"
+        )
+
+
+def _is_reachable(endpoint: str) -> bool:
+    """Return whether other machines can reach one of the hosts in ``endpoint``; not where it names no host."""
+    for entry in endpoint.split(","):
+        try:
+            there = parse_endpoint(entry.rpartition("://")[2].rpartition("@")[2], 1, lowest_port=0, bare_ipv6=True)
+        except UsageError:
+            continue
+        if not is_local_name(there.host):
+            return True
+    return False

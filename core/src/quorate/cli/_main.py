@@ -1,0 +1,167 @@
+"""Chooses the subcommand, and turns every outcome into an exit code and one sentence.
+
+What does not live here: the subcommands (``_run``, ``_plugins``, ``_conformance``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NoReturn
+
+from .. import __version__, notices
+from .._discovery import find_plugins
+from ..errors import (
+    PluginError,
+    QuorateError,
+    RendezvousClosedError,
+    RendezvousError,
+    SignalException,
+    UnhealthyNodeError,
+    UsageError,
+)
+from ..failures import ChildFailedError
+from ..notices import write_error, write_output
+from ._exit import ExitCode
+from ._plugins import show
+from ._run import run
+
+__all__ = ["code_of", "execute", "leave"]
+
+_USAGE = """\
+usage: quorate COMMAND ...
+
+commands:
+  run          run one node of a job; see: quorate run --help
+  plugins      show which plugins are installed, what they offer, and what is wrong with them
+  conformance  test a rendezvous backend with the conformance kit; see: quorate conformance --help
+  exec         run a command whose calls of torchrun go to quorate; needs quorate-torchrun
+
+options:
+  --help, --version
+"""
+
+
+def execute(argv: Sequence[str]) -> int:
+    """Run the command line ``argv`` and return the exit code."""
+    try:
+        return _dispatch(argv)
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error)
+    finally:
+        notices.flush()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process and skip interpreter shutdown, which takes half a second with torch loaded (c10d)."""
+    atexit._run_exitfuncs()
+    notices.flush()
+    os._exit(code)
+
+
+def _test_backend(argv: Sequence[str]) -> int:
+    from ._conformance import test_backend  # the kit, its simulation and argparse: only this subcommand needs them
+
+    return test_backend(argv)
+
+
+_COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "plugins": show,
+    "conformance": _test_backend,
+}
+
+
+def _find_command(name: str) -> Callable[[Sequence[str]], int] | None:
+    """Return the subcommand ``name`` that an installed distribution offers (entry points of ``quorate.commands``).
+
+    Raises:
+        PluginError: it could not be imported.
+    """
+    found = next((found for found in find_plugins(group="quorate.commands") if found.name == name), None)
+    if found is None:
+        return None
+    module, _, attribute = found.target.partition(":")
+    try:
+        command: Callable[[Sequence[str]], int] = getattr(import_module(module), attribute)
+    except Exception as error:
+        raise PluginError(
+            f"the command {name!r} of {found.distribution} could not be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return command
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    command = argv[0] if argv else ""
+    if command in _COMMANDS:
+        return _COMMANDS[command](argv[1:])
+    if command in ("-h", "--help", "help"):
+        write_output(_USAGE.rstrip())
+        return ExitCode.OK
+    if command == "--version":
+        write_output(f"quorate {__version__}")
+        return ExitCode.OK
+    offered = _find_command(command) if command and not command.startswith("-") else None
+    if offered is not None:
+        return offered(argv[1:])
+    raise _unknown(command)
+
+
+def _unknown(command: str) -> UsageError:
+    if not command:
+        return UsageError("a command is missing; write 'quorate run SCRIPT' (see: quorate --help)")
+    if command.startswith("-") or command.endswith(".py"):
+        return UsageError(f"{command} is not a command; did you mean 'quorate run {command} ...'?")
+    if command == "exec":
+        return UsageError("the command 'exec' is not installed; pip install quorate-torchrun")
+    near = get_close_matches(command, _COMMANDS, 1)
+    remedy = f"did you mean 'quorate {near[0]}'?" if near else f"the commands are {', '.join(_COMMANDS)}"
+    return UsageError(f"{command!r} is not a command; {remedy}")
+
+
+def _report(error: BaseException) -> int:
+    """Say on stderr what went wrong: one sentence, or a failed worker's report."""
+    code = code_of(error)
+    if code is None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        write_error("quorate: internal error: the traceback above is a bug in quorate; please report it")
+        return ExitCode.INTERNAL
+    if isinstance(error, ChildFailedError):
+        write_error(f"quorate: error: {error}")
+    elif isinstance(error, KeyboardInterrupt):
+        write_error("quorate: interrupted")
+    else:
+        kind = "error: " if 0 < code < 128 else ""
+        write_error(f"quorate: {kind}{' '.join(str(error).split())}")
+        verdict = getattr(error, "verdict", None)
+        if verdict is not None and kind:
+            write_error("\n".join(verdict.details()))
+    return code
+
+
+# --- exit codes -----------------------------------------------------------------------------------------------------
+
+#: The first class that fits counts, so narrow ones stand first.
+_CODES = (
+    (UsageError, ExitCode.USAGE),
+    (PluginError, ExitCode.PLUGIN),
+    (RendezvousError, ExitCode.RENDEZVOUS),
+    (UnhealthyNodeError, ExitCode.UNHEALTHY),
+    (QuorateError, ExitCode.WORKER_FAILED),
+    (ChildFailedError, ExitCode.WORKER_FAILED),
+)
+
+
+def code_of(error: BaseException) -> int | None:
+    """Return the exit code for ``error``; ``None`` for an unexpected one."""
+    if isinstance(error, SignalException):
+        return 128 + error.sigval
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, RendezvousClosedError):
+        return ExitCode.OK if error.succeeded else ExitCode.WORKER_FAILED
+    return next((code for kind, code in _CODES if isinstance(error, kind)), None)

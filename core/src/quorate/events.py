@@ -1,0 +1,174 @@
+"""The events of an agent: their names, and the details that each carries.
+
+:class:`EventName` is the whole list; ``docs/events.md`` is generated from it.  What does not live here: when events are
+sent (:mod:`quorate.agent`), and the envelope that all of them share (:class:`quorate.records.Event`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, ClassVar, final
+
+from attrs import fields, frozen
+
+from .errors import FailureKind
+from .records import AgentPhase, Cause, Verdict
+
+__all__ = [
+    "AgentPhaseDetails",
+    "AgentSignalledDetails",
+    "EventDetails",
+    "EventName",
+    "NodeDeclinedDetails",
+    "RendezvousFailedDetails",
+    "RoundEndedDetails",
+    "RoundJoinedDetails",
+    "RoundStandbyDetails",
+    "WorkerFailedDetails",
+    "WorkersStartedDetails",
+]
+
+
+@final
+class EventName(str, Enum):
+    """Every event; :attr:`details` is the class of its details."""
+
+    AGENT_PHASE = "agent.phase"
+    AGENT_SIGNALLED = "agent.signalled"
+    NODE_DECLINED = "node.declined"
+    RENDEZVOUS_FAILED = "rendezvous.failed"
+    ROUND_STANDBY = "round.standby"
+    ROUND_JOINED = "round.joined"
+    ROUND_ENDED = "round.ended"
+    WORKERS_STARTED = "workers.started"
+    WORKER_FAILED = "worker.failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def details(self) -> type[EventDetails]:
+        """The class of the event's details; its docstring says when the event happens."""
+        return _DETAILS[self]
+
+
+class EventDetails(Mapping[str, Any]):
+    """Base of the details: typed fields, which can also be read as a mapping of their names."""
+
+    __slots__ = ()
+    name: ClassVar[EventName]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in tuple(self):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        own: Any = type(self)
+        return (attribute.name for attribute in fields(own))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@final
+@frozen
+class AgentPhaseDetails(EventDetails):
+    """The agent enters another phase (see [architecture](architecture.md))."""
+
+    name = EventName.AGENT_PHASE
+    phase: AgentPhase
+    was: AgentPhase
+
+
+@final
+@frozen
+class AgentSignalledDetails(EventDetails):
+    """The agent received a signal."""
+
+    name = EventName.AGENT_SIGNALLED
+    signal: int
+
+
+@final
+@frozen
+class NodeDeclinedDetails(EventDetails):
+    """Another node says why it does not join; the node that gathers the round receives this event."""
+
+    name = EventName.NODE_DECLINED
+
+
+@final
+@frozen
+class RendezvousFailedDetails(EventDetails):
+    """The rendezvous cannot go on."""
+
+    name = EventName.RENDEZVOUS_FAILED
+    kind: FailureKind
+
+
+@final
+@frozen
+class RoundStandbyDetails(EventDetails):
+    """A round is running or full; this node is in line for the next one."""
+
+    name = EventName.ROUND_STANDBY
+
+
+@final
+@frozen
+class RoundJoinedDetails(EventDetails):
+    """This node has its place in a sealed round."""
+
+    name = EventName.ROUND_JOINED
+    round: int
+    group_rank: int
+    group_world_size: int
+    world_size: int
+    restart_count: int
+
+
+@final
+@frozen
+class RoundEndedDetails(EventDetails):
+    """The round's end was recorded, by whichever node came first."""
+
+    name = EventName.ROUND_ENDED
+    round: int
+    cause: Cause
+    verdict: Verdict
+    rank: int | None
+    host: str
+    restart_count: int
+
+
+@final
+@frozen
+class WorkersStartedDetails(EventDetails):
+    """The workers of this node were started; ``cpus`` are those of each, as ``0-3,8``, empty for a worker not bound."""
+
+    name = EventName.WORKERS_STARTED
+    pids: tuple[int, ...]
+    cpus: tuple[str, ...] = ()
+
+
+@final
+@frozen
+class WorkerFailedDetails(EventDetails):
+    """A worker of this node failed or hangs; workers that failed after they were asked to stop do not count."""
+
+    name = EventName.WORKER_FAILED
+    rank: int
+    local_rank: int
+    pid: int
+    cause: Cause
+    exit_code: int
+    restart_count: int
+
+
+_DETAILS: Mapping[EventName, type[EventDetails]] = {
+    value.name: value
+    for value in tuple(globals().values())
+    if isinstance(value, type) and issubclass(value, EventDetails) and value is not EventDetails
+}

@@ -1,0 +1,49 @@
+"""Reading a worker's error file, and handing its content upwards.
+
+Writing a worker's own error file is a plugin's part (``quorate-errors``).  The format is TorchElastic's, with fields
+of quorate beside it: ``{"message": str}`` or ``{"message": {"message": str, "extraInfo": {...}}}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .._bounded import pruned
+from ..files import read_bytes, write_atomically
+
+__all__ = ["copy_error_data", "read_error_file"]
+
+_LARGEST_ERROR_FILE_BYTES = 1 << 20
+
+
+def read_error_file(path: str) -> dict[str, Any] | None:
+    """Return the JSON object in the error file ``path``; ``None`` if it is absent, torn, too large or not an object.
+
+    What a worker has nested too deeply to be handed on is left out.
+    """
+    content = read_bytes(path, _LARGEST_ERROR_FILE_BYTES + 1, regular=True)
+    if not content or len(content) > _LARGEST_ERROR_FILE_BYTES:
+        return None
+    try:
+        data = json.loads(content.decode("utf-8"))
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    if not isinstance(data, dict) or not isinstance(data.get("message"), (str, dict)):
+        return None
+    result: dict[str, Any] = pruned(data)
+    return result
+
+
+def copy_error_data(data: Mapping[str, Any], path: str | None) -> None:
+    """Write ``data`` as the error file ``path``; does nothing without a path.  Never raises.
+
+    An agent that runs inside a worker hands its root cause to the agent above it this way.
+    """
+    if not path:
+        return
+    try:
+        write_atomically(path, json.dumps(data), mode=None)
+    except (OSError, TypeError, ValueError, OverflowError, RecursionError):
+        pass  # the failure itself is reported all the same

@@ -1,0 +1,133 @@
+"""Reading and writing small files: reads are bounded, and no reader finds a part of what was written.
+
+What does not live here: what the files mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+__all__ = ["open_regular", "read_bytes", "read_regular", "write_all", "write_atomically"]
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` to a blocking descriptor; a single ``os.write`` may take less.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int | None = 0o600) -> None:
+    """Replace the file ``path`` by ``data``; every reader finds the old content or the new, never a part.
+
+    The temporary file lies in the same folder, has a random name, and is gone if this raises.
+
+    Arguments:
+        path: the file; its folder exists.
+        data: the whole content.
+        mode: the permissions; ``None``: those of any new file of this process (its umask).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Not by tempfile, which imports random, hashlib and shutil: every agent imports this module.  The name of the file
+    # may be as long as the file system permits, so the temporary name does not contain it.
+    temporary = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600)
+    try:
+        try:
+            write_all(descriptor, data.encode() if isinstance(data, str) else data)
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_bytes(path: str, limit: int = 1 << 20, *, regular: bool = False) -> bytes:
+    """Return at most ``limit`` bytes of a file, nothing where it cannot be read or, if ``regular``, is of another kind.
+
+    Never blocks on a pipe or a device.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    parts = []
+    try:
+        if regular and not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
+        while limit > 0 and (part := os.read(descriptor, min(limit, 1 << 16))):
+            parts.append(part)
+            limit -= len(part)
+    except OSError:
+        return b""  # in /proc: the process has ended, or belongs to another user
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
+
+
+# --- files that a worker could have replaced --------------------------------------------------------------------------
+
+
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """Return a close-on-exec descriptor of the regular file at ``path``; nothing waits.
+
+    A symbolic link, FIFO, socket or device at ``path`` is refused.  So is a file of a foreign owner, such as a hard
+    link to a file that only this process may read.  Its owner must be this user, or the owner of its folder (a network
+    file system may show every file of a user under another id).
+
+    Arguments:
+        path: the file; links in its folders are followed.
+        flags: of :func:`os.open`, for example ``os.O_WRONLY | os.O_APPEND``.
+
+    Raises:
+        OSError: there is no such file, or it is refused.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
+        if status.st_uid != os.geteuid() and status.st_uid != os.stat(os.path.dirname(path) or ".").st_uid:
+            raise PermissionError(errno.EPERM, "belongs to another user", os.fspath(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_regular(path: str | os.PathLike[str], limit: int, *, from_end: bool = False) -> bytes:
+    """Return at most ``limit`` bytes of a file that :func:`open_regular` opens, ``b""`` where it cannot be read.
+
+    Arguments:
+        path: the file.
+        limit: in bytes; pass one more than is allowed to see whether the file is larger.
+        from_end: return the last bytes rather than the first.
+    """
+    try:
+        descriptor = open_regular(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return b""
+    try:
+        offset = max(0, os.fstat(descriptor).st_size - limit) if from_end else 0
+        parts = []
+        while limit > 0 and (part := os.pread(descriptor, min(limit, 1 << 20), offset)):
+            parts.append(part)
+            offset += len(part)
+            limit -= len(part)
+        return b"".join(parts)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)

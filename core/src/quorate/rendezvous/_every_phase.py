@@ -1,0 +1,186 @@
+"""What happens in every phase: deadlines, heartbeats, leaving, and calls that the store answers or fails.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import evolve
+
+from ..errors import FailureKind
+from ..records import Cause, Verdict
+from ._liveness import HeartbeatState
+from ._protocol import JOINING, Call, Failed, Leave, Left, Phase, Purpose, Tick, Wait
+from ._sealing import consider_sealing
+from ._state import State
+from ._transition import Transition, count_waiting_nodes, record_round_end
+
+_RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
+#: An attempt that takes longer to fail proves nothing: this node was paused meanwhile.
+_LONGEST_ATTEMPT_SECONDS = 12.0
+#: Added to the end of a lease, so that the lease is over when the heartbeat is read.
+_AFTER_LEASE_SECONDS = 0.001
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+def on_tick(transition: Transition, event: Tick) -> None:
+    state, now = transition.state, transition.now
+
+    def is_due(time: float | None) -> bool:
+        return time is not None and now >= time
+
+    if state.phase in JOINING and is_due(state.join_deadline):
+        limit = state.settings.timeouts.join_timeout
+        transition.give_up(FailureKind.TIMEOUT, f"no round was formed within {limit:g} s: {_why_no_round(state)}")
+        return
+    if is_due(state.trouble.retry_at):
+        retry(transition)
+    if is_due(state.standby.count_at):
+        transition.set(standby=evolve(state.standby, count_at=None))
+        count_waiting_nodes(transition)
+    if is_due(state.next_heartbeat_at):
+        _send_heartbeat(transition)
+    if is_due(state.watch.read_at):
+        transition.set(watch=evolve(transition.state.watch, read_at=None))
+        transition.read_heartbeats()
+    if transition.state.phase is Phase.GATHERING and is_due(state.gathering.seal_at):
+        consider_sealing(transition)
+
+
+def _why_no_round(state: State) -> str:
+    if state.trouble.since is not None:
+        return f"the store could not be reached ({state.trouble.problem})"
+    if state.phase is Phase.LOCATING:
+        return (
+            "the store did not answer; make sure that it listens at the rendezvous endpoint, and no other program "
+            "(--rdzv-endpoint, or --master-addr and --master-port)"
+        )
+    return state.reason
+
+
+def _send_heartbeat(transition: Transition) -> None:
+    state = transition.state
+    transition.set(next_heartbeat_at=transition.now + state.settings.timeouts.heartbeat_interval)
+    if Purpose.HEARTBEAT not in state.pending and Purpose.DONE_HEARTBEAT not in state.pending:
+        word = HeartbeatState.DONE if state.is_done else HeartbeatState.RUNNING
+        transition.put_heartbeat(Purpose.HEARTBEAT, word)
+    transition.read_heartbeats()
+    is_first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader
+    if is_first_in_line and state.standby.count_at is None and not _is_asking(state):
+        count_waiting_nodes(transition)
+
+
+def _is_asking(state: State) -> bool:
+    return Purpose.WAITING_COUNT in state.pending or Purpose.ROUND_END in state.pending
+
+
+def on_heartbeats(judge: Callable[[Transition], None] | None = None) -> Callable[[Transition, Any], None]:
+    """Return the handler of heartbeats that were read: note them, then have the phase's own ``judge`` look at them."""
+
+    def handler(transition: Transition, values: list[bytes | None]) -> None:
+        state, now = transition.state, transition.now
+        keys = state.pending[Purpose.HEARTBEATS].keys
+        interval = state.settings.timeouts.heartbeat_interval
+        liveness = state.watch.liveness.after_reading(dict(zip(keys, values, strict=True)), now, interval)
+        transition.set(watch=evolve(state.watch, liveness=liveness, is_reading=False))
+        if judge is not None:
+            judge(transition)
+        # Read again when the lease of a silent node is over, rather than with the next heartbeat.
+        watch = transition.state.watch
+        expiry = watch.liveness.next_expiry(keys, now, interval, state.settings.silence_limit)
+        read_at = None if expiry is None else expiry + _AFTER_LEASE_SECONDS
+        transition.set(watch=evolve(watch, read_at=read_at))
+
+    return handler
+
+
+# --- leaving --------------------------------------------------------------------------------------------------------
+
+
+def on_leave(transition: Transition, event: Leave) -> None:
+    """Leave; a node that runs ends the round for the others first, unless its own part in it is done."""
+    state = transition.state
+    if state.node is not None and state.node.declined and state.phase in JOINING:
+        return  # it came only to say why it declines, and leaves once that is written
+    ending = state.pending.get(Purpose.ROUND_END)
+    if state.phase is Phase.RUNNING and ending is not None:
+        transition.emit(ending)  # it may never have arrived, and says more than that this node leaves
+    elif state.phase is Phase.RUNNING and not state.is_done:
+        assert state.node is not None
+        assert state.assignment is not None
+        assert state.summary is not None
+        reason, ranks = f"node {state.node.name} left", (state.assignment.group_rank,)
+        record_round_end(transition, state.summary, Cause.NODE_LEFT, Verdict.RESCALE, reason, ranks)
+    transition.leave_job(HeartbeatState.DONE_AND_LEFT if state.is_done else HeartbeatState.LEFT)
+
+
+def on_left(transition: Transition, event: object) -> None:
+    """The last heartbeat was written, or could not be."""
+    transition.emit(Left())
+
+
+# --- store calls ----------------------------------------------------------------------------------------------------
+
+
+def note_answer(transition: Transition) -> None:
+    """The store has answered: its trouble is over."""
+    trouble = transition.state.trouble
+    if trouble.since is not None or trouble.attempts or trouble.tried_at is not None:
+        transition.set(trouble=evolve(trouble, since=None, attempts=0, tried_at=None))
+
+
+def forget_call(transition: Transition, call: Call) -> None:
+    """Forget a call that was answered, unless a call of the same purpose was made meanwhile."""
+    pending = transition.state.pending
+    if pending.get(call.purpose) is call:
+        transition.set(pending={purpose: other for purpose, other in pending.items() if purpose is not call.purpose})
+
+
+def on_failed(transition: Transition, event: Failed) -> None:
+    state, now = transition.state, transition.now
+    trouble, timeouts = state.trouble, state.settings.timeouts
+    since = now if trouble.since is None else trouble.since
+    limit = timeouts.store_outage_timeout
+    if event.lost:
+        transition.give_up(FailureKind.LOST, event.problem)
+    elif state.phase not in JOINING and now - since >= limit and _has_just_tried(state, now):
+        transition.give_up(FailureKind.UNAVAILABLE, f"the store could not be reached for {limit:g} s: {event.problem}")
+    elif event.call is None or state.pending.get(event.call.purpose) == event.call:
+        purpose = event.call.purpose if event.call is not None else Purpose.WAIT
+        # At most one heartbeat: once the store is back, others judge this node within a few heartbeats.
+        pause = min(_RETRY_SECONDS[min(trouble.attempts, len(_RETRY_SECONDS) - 1)], timeouts.heartbeat_interval)
+        changed = evolve(
+            trouble,
+            since=since,
+            problem=event.problem,
+            failed=trouble.failed if purpose in trouble.failed else (*trouble.failed, purpose),
+            retry_at=now + pause if trouble.retry_at is None else trouble.retry_at,
+        )
+        transition.set(trouble=changed)
+
+
+def _has_just_tried(state: State, now: float) -> bool:
+    """Return whether the last attempt shows that the store is away *now*; a node that was paused tries once more."""
+    tried_at = state.trouble.tried_at
+    return tried_at is not None and now - tried_at <= _LONGEST_ATTEMPT_SECONDS
+
+
+def retry(transition: Transition) -> None:
+    """Repeat what failed, except heartbeats: the next heartbeat is newer."""
+    state, trouble = transition.state, transition.state.trouble
+    attempts = trouble.attempts + 1
+    transition.set(trouble=evolve(trouble, failed=(), retry_at=None, attempts=attempts, tried_at=transition.now))
+    for purpose in trouble.failed:
+        call = state.pending.get(purpose)
+        if purpose is Purpose.WAIT:
+            if state.waiting_for is not None:
+                transition.emit(Wait(state.waiting_for))
+        elif purpose is Purpose.HEARTBEAT or purpose is Purpose.HEARTBEATS:
+            if call is not None:
+                forget_call(transition, call)
+            if purpose is Purpose.HEARTBEATS:
+                transition.set(watch=evolve(transition.state.watch, is_reading=False))
+        elif call is not None:
+            transition.emit(call)

@@ -1,0 +1,182 @@
+"""A store whose values are signed, over any store: who does not have the job token cannot write for the job.
+
+Each value is preceded by a tag: keyed BLAKE2b over the key's name and the value.  A value without the right tag, or
+moved to another name, is not the job's.  The names in the store end in a suffix that depends on the token.  A stranger
+can therefore not create a job's key before the job does, because its name cannot be known before it exists.
+
+Counters (``add``) are not signed: the protocol takes them for hints, bounds them, and believes signed records alone.
+Where the caller says which keys are counters, a counter is never taken for a value.
+What does not live here: where the key comes from (:mod:`quorate.job_token`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from ..errors import StoreCorruptError
+from ..job_token import STORE_PURPOSE, JobToken
+from ._protocol import Key
+from ._store import BatchStore, HostedStore, InterruptibleStore, Store, put_many
+
+__all__ = ["SignedStore", "protect", "sign_store"]
+
+_VERSION = b"\x01"
+_TAG_BYTES = 32
+_SUFFIX_CHARACTERS = 20
+_COUNT = re.compile(rb"-?[0-9]{1,19}")
+_PROBLEM = "it is not signed with this job's token"
+
+
+class SignedStore:
+    """Implements :class:`quorate.rendezvous.Store`; made by :func:`sign_store`.
+
+    A value that is not signed counts as absent for ``get`` (its owner may yet write the right one), and is reported
+    once for each key; ``wait`` raises, because nothing better can come.
+
+    Raises:
+        StoreCorruptError: ``wait`` found a value without the job's signature; names the key.
+    """
+
+    def __init__(
+        self, store: Store, key: bytes, report: Callable[[str], None], is_counter: Callable[[str], bool]
+    ) -> None:
+        self._store, self._report, self._is_counter = store, report, is_counter
+        # Copied for each digest: to copy is cheaper than to take in the key again.
+        self._name_digest = hashlib.blake2b(key=key, digest_size=_SUFFIX_CHARACTERS // 2, person=b"name")
+        self._value_digest = hashlib.blake2b(key=key, digest_size=_TAG_BYTES, person=b"value")
+        self._reported: set[str] = set()
+
+    # --- names and tags ---------------------------------------------------------------------------------------------
+
+    def _name(self, key: str) -> str:
+        digest = self._name_digest.copy()
+        digest.update(key.encode())
+        return f"{key}.{digest.hexdigest()}"
+
+    def _tag(self, name: str, value: bytes) -> bytes:
+        data = name.encode()
+        digest = self._value_digest.copy()
+        digest.update(len(data).to_bytes(4, "big") + data + value)
+        return digest.digest()
+
+    def _seal(self, name: str, value: bytes) -> bytes:
+        return _VERSION + self._tag(name, value) + value
+
+    def _open(self, key: str, name: str, sealed: bytes) -> bytes | None:
+        """Return the value, ``None`` if it is neither signed for this name nor a counter's."""
+        if sealed[:1] != _VERSION:
+            return sealed if _COUNT.fullmatch(sealed) and self._is_counter(key) else None
+        start = len(_VERSION) + _TAG_BYTES
+        tag, value = sealed[len(_VERSION) : start], sealed[start:]
+        return value if hmac.compare_digest(tag, self._tag(name, value)) else None
+
+    # --- the store --------------------------------------------------------------------------------------------------
+
+    def create(self, key: str, value: bytes) -> bool:
+        """See :class:`quorate.rendezvous.Store`, as for all methods below."""
+        name = self._name(key)
+        return self._store.create(name, self._seal(name, value))
+
+    def put(self, key: str, value: bytes) -> None:
+        name = self._name(key)
+        self._store.put(name, self._seal(name, value))
+
+    def add(self, key: str, amount: int) -> int:
+        return self._store.add(self._name(key), amount)
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        names = [self._name(key) for key in keys]
+        values: list[bytes | None] = []
+        for key, name, sealed in zip(keys, names, self._store.get(names), strict=True):
+            value = None if sealed is None else self._open(key, name, sealed)
+            if sealed is not None and value is None and key not in self._reported:
+                self._reported.add(key)
+                self._report(f"the value of {key!r} in the rendezvous store is ignored: {_PROBLEM}")
+            values.append(value)
+        return values
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        name = self._name(key)
+        sealed = self._store.wait(name, timeout)
+        if sealed is None:
+            return None
+        value = self._open(key, name, sealed)
+        if value is None:
+            raise StoreCorruptError(key, _PROBLEM)
+        return value
+
+    def delete(self, prefix: str) -> None:
+        self._store.delete(prefix)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class _Batch(SignedStore):
+    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """See :class:`quorate.rendezvous.BatchStore`."""
+        named = [(self._name(key), value) for key, value in items]
+        put_many(self._store, [(name, self._seal(name, value)) for name, value in named])
+
+
+class _Interruptible(SignedStore):
+    def interrupt(self) -> None:
+        """See :class:`quorate.rendezvous.InterruptibleStore`."""
+        assert isinstance(self._store, InterruptibleStore)
+        self._store.interrupt()
+
+
+class _Hosted(SignedStore):
+    @property
+    def is_host(self) -> bool:
+        """See :class:`quorate.rendezvous.HostedStore`."""
+        assert isinstance(self._store, HostedStore)
+        return self._store.is_host
+
+
+@cache
+def _class_with(abilities: tuple[type[SignedStore], ...]) -> type[SignedStore]:
+    return type("SignedStore", (*abilities, SignedStore), {"__doc__": SignedStore.__doc__})
+
+
+def _may_be_any(key: str) -> bool:
+    return True
+
+
+def sign_store(
+    store: Store,
+    key: bytes,
+    report: Callable[[str], None],
+    is_counter: Callable[[str], bool] = _may_be_any,
+) -> SignedStore:
+    """Return ``store`` with signed values; it has the optional abilities that ``store`` has, and no others.
+
+    Arguments:
+        store: what holds the values.
+        key: 32 secret bytes, the same on all nodes of the job.
+        report: called with one sentence for each key under which a value was ignored.
+        is_counter: returns whether a key is a counter; by default any may be one, so that a decimal number passes
+            unsigned under any key.
+    """
+    abilities: list[type[SignedStore]] = []
+    if isinstance(store, BatchStore):
+        abilities.append(_Batch)
+    if isinstance(store, InterruptibleStore):
+        abilities.append(_Interruptible)
+    if isinstance(store, HostedStore):
+        abilities.append(_Hosted)
+    return _class_with(tuple(abilities))(store, key, report, is_counter)
+
+
+def protect(store: Store, run_id: str, token: JobToken | None, report: Callable[[str], None]) -> Store:
+    """Return the store in which the nodes of the job ``run_id`` meet, signed if the job has a token.
+
+    ``report`` is called as by :func:`sign_store`.
+    """
+    if token is None:
+        return store
+    return sign_store(store, token.key(run_id, STORE_PURPOSE), report, Key.is_counter)

@@ -1,0 +1,158 @@
+"""What one node knows: the state of the rendezvous machine, and the records of its parts.
+
+All records are frozen; a step of the machine makes a new state.  Times are seconds on the node's own monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+from attrs import field, frozen
+
+from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
+from ._liveness import Liveness
+from ._protocol import FINAL, JOINING, Call, Command, Phase, Purpose, Settings
+
+__all__ = ["Gathering", "PreviousRound", "RoundSearch", "Standby", "State", "Step", "StoreTrouble", "Watch", "wake_at"]
+
+
+@final
+@frozen
+class PreviousRound:
+    """The round before the one being joined: how it was sealed, and how it ended (``None``: it still runs)."""
+
+    summary: RoundSummary
+    ended: RoundEnd | None = None
+
+
+@final
+@frozen
+class RoundSearch:
+    """Between which numbers the job's round is, as far as this node has read; ``step`` is how far it looks next."""
+
+    low: int = 0
+    high: int | None = None
+    step: int = 1
+
+    def above(self, number: int) -> RoundSearch:
+        """Round ``number`` has ended."""
+        is_beyond = self.high is not None and number >= self.high  # rounds have ended meanwhile
+        return RoundSearch(number + 1, None if is_beyond else self.high, 1 if is_beyond else 2 * self.step)
+
+    def below(self, number: int) -> RoundSearch:
+        """The round before ``number`` has not ended."""
+        return RoundSearch(min(self.low, number - 1), number - 1, 2 * self.step)
+
+    def next_number(self) -> int:
+        """Return the round to read next: near at first, then ever further away, then halfway between the bounds."""
+        reach = self.step // 2 - 1
+        if self.high is None:
+            return self.low + reach
+        return max(self.low, self.high - reach) if self.low == 0 else (self.low + self.high) // 2
+
+
+@final
+@frozen
+class Gathering:
+    """What the sealer has collected; ``nodes`` are the records by ticket."""
+
+    tickets: int = 0
+    nodes: Mapping[int, NodeRecord] = field(factory=dict)
+    since: float = 0.0
+    last_arrival: float = 0.0
+    seal_at: float | None = None  # when the round may be sealed even if no other node comes
+
+
+@final
+@frozen
+class Standby:
+    """How far a standby is with asking for a new round."""
+
+    settle_until: float = 0.0  # after this it asks even if nodes still arrive
+    count_at: float | None = None  # when it counts the waiting nodes again
+    counted: int = 0
+    watched_rank: int | None = 0  # of the running round; ``None``: all ranks
+
+
+@final
+@frozen
+class Watch:
+    """What this node has read of the other nodes' heartbeats."""
+
+    liveness: Liveness = field(factory=Liveness)
+    is_reading: bool = False
+    read_at: float | None = None  # when a silent node's lease is over
+
+
+@final
+@frozen
+class StoreTrouble:
+    """What has failed since the store last answered."""
+
+    since: float | None = None
+    problem: str = ""
+    failed: tuple[Purpose, ...] = ()
+    retry_at: float | None = None
+    attempts: int = 0
+    tried_at: float | None = None  # when the last attempt began
+
+
+@final
+# Each step copies the state several times, and a dictionary is copied faster than slots (decision 20).
+@frozen(slots=False)
+class State:
+    """Everything that one node knows."""
+
+    settings: Settings
+    phase: Phase = Phase.IDLE
+    reason: str = ""
+    node: NodeRecord | None = None
+    # the round that this node joins or is in
+    round_number: int = 0
+    is_located: bool = False  # the round number is known, not merely the hint
+    search: RoundSearch = field(factory=RoundSearch)
+    join_deadline: float | None = None
+    ticket: int = 0
+    leader: int = 1  # the node to watch: its ticket before the seal, its group rank after it
+    previous: PreviousRound | None = None
+    summary: RoundSummary | None = None
+    assignment: Assignment | None = None
+    is_done: bool = False
+    next_join: NodeRecord | None = None  # the agent asked for the next round before this one's end was recorded
+    # parts
+    gathering: Gathering = field(factory=Gathering)
+    standby: Standby = field(factory=Standby)
+    watch: Watch = field(factory=Watch)
+    trouble: StoreTrouble = field(factory=StoreTrouble)
+    # this node's own heartbeat
+    heartbeat_count: int = 0
+    next_heartbeat_at: float | None = None
+    # the store
+    pending: Mapping[Purpose, Call] = field(factory=dict)
+    waiting_for: str | None = None
+
+
+def wake_at(state: State) -> float | None:
+    """Return when the machine needs its next ``Tick``; ``None`` if only another input can move it."""
+    if state.phase in FINAL:
+        return None
+    times = [
+        state.next_heartbeat_at,
+        state.watch.read_at,
+        state.gathering.seal_at,
+        state.standby.count_at,
+        state.trouble.retry_at,
+        state.join_deadline if state.phase in JOINING else None,
+    ]
+    return min((time for time in times if time is not None), default=None)
+
+
+@final
+@frozen
+class Step:
+    """The result of one step of the machine."""
+
+    state: State
+    commands: tuple[Command, ...]
+    reason: str

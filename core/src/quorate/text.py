@@ -1,0 +1,31 @@
+"""Text that comes from elsewhere (a worker's stderr, a peer's message), made fit to be shown to people.
+
+What does not live here: which text is shown, and where.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["printable"]
+
+#: Terminal control sequences of ECMA-48: CSI with parameters, OSC up to its end, and those of two characters.
+_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+
+
+def printable(text: str, longest: int) -> str:
+    """Return ``text`` in at most ``longest`` characters, without anything that steers a terminal.
+
+    Control sequences are left out, tabs become spaces, and any other control character is replaced.  Line ends are
+    control characters too: pass lines one by one to keep them.
+    """
+    # Cut first: the work is bounded by the result, with room for control sequences that are left out.
+    text = _CONTROL.sub("", text[: 4 * longest]).expandtabs(4)
+    text = "".join(map(_shown, text))
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"

@@ -1,0 +1,156 @@
+"""``WorkerSettings``: how one node's workers are run, from the command line to the agent.
+
+:class:`quorate.LaunchConfig` and :class:`quorate.WorkerSpec` are both made of it, so a setting is declared, checked and
+given its default here and nowhere else.  What does not live here: timeouts of the rendezvous
+(:mod:`quorate.timeouts`), and how flags are read (:mod:`quorate.cli`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import Attribute, field, fields, frozen
+
+from .errors import UsageError
+from .timeouts import parse_seconds
+
+__all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds", "seconds_or_variable"]
+
+_UNCATCHABLE = ("SIGKILL", "SIGSTOP")
+_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+
+Validator = Callable[[Any, "Attribute[Any]", Any], None]
+
+
+def flag_of(name: str) -> str:
+    """Return the flag that sets a field."""
+    return "--" + name.replace("_", "-")
+
+
+def at_least(minimum: int, flag: str = "", *, optional: bool = False) -> Validator:
+    """Return a validator for whole numbers from ``minimum``; ``flag`` (default: the field's own) is the remedy."""
+
+    def check(record: Any, attribute: Attribute[Any], value: Any) -> None:
+        if value is None and optional:
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            remedy = flag or flag_of(attribute.name)
+            raise UsageError(
+                f"{attribute.name} is {value!r}; it must be a whole number of at least {minimum} ({remedy})"
+            )
+
+    return check
+
+
+def not_empty(record: Any, attribute: Attribute[Any], value: Any) -> None:
+    """Refuse an empty name."""
+    if not value:
+        raise UsageError(f"{attribute.name} is empty; set {flag_of(attribute.name)} to a name")
+
+
+def seconds(record: Any, attribute: Attribute[Any], value: Any) -> None:
+    """Refuse what is not a number of seconds."""
+    parse_seconds(f"{attribute.name} ({flag_of(attribute.name)})", value)
+
+
+def _above_zero(record: Any, attribute: Attribute[Any], value: Any) -> None:
+    seconds(record, attribute, value)
+    if float(value) <= 0:
+        raise UsageError(f"{attribute.name} is 0; set {flag_of(attribute.name)} to seconds above 0")
+
+
+def _port(record: Any, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535):
+        raise UsageError(
+            f"{attribute.name} is {value!r}; it must be a port from 1 to 65535 ({flag_of(attribute.name)})"
+        )
+
+
+def _signals(record: Any, attribute: Attribute[Any], names: Sequence[str]) -> None:
+    flag = flag_of(attribute.name)
+    if not names:
+        raise UsageError(f"{attribute.name} is empty; name at least one signal ({flag}=SIGTERM)")
+    for name in names:
+        if name in _UNCATCHABLE:
+            raise UsageError(f"{name} cannot be handled by any process; remove it from {flag}")
+        if name not in signal.Signals.__members__:
+            raise UsageError(f"{name!r} is not a signal of this system; {flag} takes names such as SIGTERM")
+
+
+def _signal_names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    if value is None:
+        value = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE") or _SIGNALS
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(dict.fromkeys(part.strip().upper() for part in parts if part.strip()))
+
+
+def seconds_or_variable(name: str, value: float | None, variable: str, default: float) -> float:
+    """Return the seconds of the field ``name``: ``value``, else those of an environment variable, else ``default``.
+
+    Raises:
+        UsageError: it is not a number of seconds.
+    """
+    if value is not None:
+        return parse_seconds(f"{name} ({flag_of(name)})", value)
+    return parse_seconds(f"the environment variable {variable}", os.environ.get(variable) or default)
+
+
+def _shutdown_timeout(value: float | None) -> float:
+    return seconds_or_variable("shutdown_timeout", value, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0)
+
+
+def _copied(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return dict(value or {})
+
+
+@frozen(kw_only=True, eq=False)
+class WorkerSettings:
+    """How one node's workers are run.  Made to be subclassed; all arguments are keywords.
+
+    Arguments:
+        max_restarts: maximum number of restarts after failures, of the whole job.
+        monitor_interval: seconds, the maximum polling interval where no event is available.
+        master_addr, master_port: what workers get as ``MASTER_ADDR``/``MASTER_PORT``, whatever the rendezvous says.
+        local_addr: the address at which other nodes reach this one.
+        node_rank: the group rank that this node asks for.
+        shutdown_timeout: seconds that workers get to stop; ``None``: ``TORCH_ELASTIC_SHUTDOWN_TIMEOUT``, else 30.
+        signals_to_handle: names of the signals that stop the job, comma-separated or a sequence; ``None``:
+            ``TORCHELASTIC_SIGNALS_TO_HANDLE``, else SIGTERM, SIGINT, SIGHUP and SIGQUIT.
+        virtual_local_rank: each worker sees one device, as local rank 0.
+        environment: more variables for the workers.
+        share_job_token: the workers get the variables of the job token, which are kept from them otherwise.
+        event_log_handler: name of an installed event sink; ``null`` for none.
+        health_interval: seconds between checks of the node while workers run; 0: only before each join.
+        settings: what flags of plugins have set, and whatever else plugins read.
+
+    Raises:
+        UsageError: a value is out of range; the message names it, its flag and the remedy.
+    """
+
+    max_restarts: int = field(default=3, validator=at_least(0))
+    monitor_interval: float = field(default=0.1, validator=_above_zero)
+    master_addr: str | None = None
+    master_port: int | None = field(default=None, validator=_port)
+    local_addr: str | None = None
+    node_rank: int | None = field(default=None, validator=at_least(0, optional=True))
+    shutdown_timeout: float = field(default=None, converter=_shutdown_timeout)
+    signals_to_handle: tuple[str, ...] = field(default=None, converter=_signal_names, validator=_signals)
+    virtual_local_rank: bool = False
+    environment: Mapping[str, str] = field(factory=dict, converter=_copied)
+    share_job_token: bool = False
+    event_log_handler: str = "null"
+    health_interval: float = field(default=0.0, validator=seconds)
+    settings: Mapping[str, Any] = field(factory=dict, converter=_copied)
+
+    def worker_settings(self) -> dict[str, Any]:
+        """Return these settings alone, as keyword arguments for another record that is made of them."""
+        return {each.name: getattr(self, each.name) for each in fields(WorkerSettings)}
+
+
+def by_position(name: str) -> Any:
+    """Return the field ``name`` of :class:`WorkerSettings` for a subclass in which it may also be given by position."""
+    declared: Attribute[Any] = getattr(fields(WorkerSettings), name)
+    return field(default=declared.default, validator=declared.validator, converter=declared.converter)

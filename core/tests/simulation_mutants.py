@@ -1,0 +1,259 @@
+"""Wrong protocols: each breaks one promise of the machines, and random seeds must find it.
+
+They show that the simulation finds defects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+from attrs import evolve, frozen
+
+from quorate.agent import _machine as agent_machine
+from quorate.agent import _protocol as agent
+from quorate.agent import _stopping as agent_stopping
+from quorate.records import Verdict
+from quorate.rendezvous import _every_phase, _executor, _gather, _joining, _machine, _protocol, _running, _sealing
+from quorate.rendezvous._liveness import Liveness
+from quorate.rendezvous._protocol import Phase, Purpose
+from quorate.rendezvous._state import State
+from quorate.rendezvous._transition import Transition
+from quorate.testing._simulation import SimulationError
+from quorate.testing._simulation_law import Law
+from quorate.testing._simulation_scenario import make_scenario, play
+
+__all__ = ["MUTANTS", "Mutant", "first_seed_that_finds"]
+
+
+@final
+@frozen
+class Mutant:
+    """One wrong protocol.
+
+    ``patches`` are (where, name, replacement); ``where`` may be a module, a class or a table.  ``likely`` is a seed
+    that found it once, which is tried first.
+    """
+
+    name: str
+    what: str
+    patches: tuple[tuple[Any, Any, Any], ...]
+    likely: int = 0
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Make all machines of this process wrong."""
+        undo: list[tuple[Any, Any, Any]] = []
+        try:
+            for where, name, replacement in self.patches:
+                if isinstance(where, dict):
+                    undo.append((where, name, where[name]))
+                    where[name] = replacement
+                else:
+                    undo.append((where, name, where.__dict__[name]))
+                    setattr(where, name, replacement)
+            yield
+        finally:
+            for where, name, original in reversed(undo):
+                if isinstance(where, dict):
+                    where[name] = original
+                else:
+                    setattr(where, name, original)
+
+
+def first_seed_that_finds(mutant: Mutant, most_seeds: int) -> tuple[int, Law] | None:
+    """Return the likely seed, or the first one below ``most_seeds``, that finds ``mutant``, and the broken law."""
+    with mutant.applied():
+        for seed in (mutant.likely, *range(most_seeds)):
+            try:
+                play(make_scenario(seed))
+            except SimulationError as error:
+                return seed, error.law
+    return None
+
+
+# --- how each goes wrong ------------------------------------------------------------------------------------------
+
+
+def _put_instead_of_create(key_ends: str) -> Callable[..., None]:
+    real = Transition.create
+
+    def create(transition: Transition, purpose: Purpose, key: str, value: bytes) -> None:
+        (Transition.put if key.endswith(key_ends) else real)(transition, purpose, key, value)
+
+    return create
+
+
+def _assignment_by_ticket_alone(n: int, sealer: int, ticket: int) -> str:
+    return f"{n}/assignment/0/{ticket}"
+
+
+def _never_silent(liveness: Liveness, key: str) -> float:
+    return 0.0
+
+
+def _reading_without_credit(liveness: Liveness, values: Any, now: float, interval: float) -> Liveness:
+    return _REAL_READING(Liveness(liveness.readings, None), values, now, interval)
+
+
+_REAL_READING = Liveness.after_reading
+
+
+def _no_survivors(state: State) -> list[int]:
+    return []
+
+
+def _end_not_reported(transition: Transition, event: _protocol.Appeared) -> None:
+    """Note the end, but do not report it to the agent."""
+    before = len(transition.commands)
+    _joining.on_round_ended(transition, event)
+    transition.commands[before:] = [c for c in transition.commands[before:] if not isinstance(c, _protocol.Ended)]
+
+
+def _success_by_count(transition: Transition, value: Any) -> None:
+    """Believe a counter that a lost answer may have raised twice."""
+    assignment = transition.state.assignment
+    assert assignment is not None
+    if int(value) >= assignment.group_world_size:
+        _running.on_done_check(transition, [b"1 done "] * assignment.group_world_size)
+
+
+def _start_before_the_stop(transition: Any, event: Any) -> None:
+    """Join the next round while workers are still being stopped."""
+    agent_stopping.end_recorded(transition, event)
+    if transition.state.phase is agent.Phase.STOPPING and not event.end.verdict.is_terminal:
+        agent_stopping.gone(transition, agent.WorkersGone())
+
+
+def _follow_the_proposal(transition: Any, event: Any) -> None:
+    """Follow what this agent wanted recorded, not what was."""
+    proposed = transition.stopping.proposed
+    agent_stopping.end_recorded(transition, evolve(event, end=proposed) if proposed is not None else event)
+
+
+def _no_budget(transition: Transition, event: _protocol.End) -> None:
+    end = event.end
+    if end.verdict is Verdict.RESTART:
+        end = evolve(end, restart_count=end.restart_count + 1)
+    _running.on_end(transition, evolve(event, end=end))
+
+
+def _drop_early_join(transition: Transition, event: _protocol.Join) -> None:
+    """Forget a request that comes before the round's end is recorded."""
+
+
+def _no_retry(transition: Transition) -> None:
+    """Forget what failed."""
+    transition.set(trouble=evolve(transition.state.trouble, failed=(), retry_at=None))
+
+
+def _always_answered(pending: _executor.PendingWait, key: str, value: bytes | None, failure: Any = None) -> Any:
+    """Deliver a key that is not waited for any more, and lose a failure."""
+    pending.is_waiting = False
+    if value is None:
+        return None
+    pending.key = None
+    return _protocol.Appeared(key, value)
+
+
+def _sealed_below_minimum(state: State, now: float) -> _gather.Readiness:
+    """Seal with the nodes that are here."""
+    return evolve(_gather.evaluate(state, now), rule=_gather.Rule.FULL)
+
+
+def _rule(phase: Phase, trigger: _machine.Trigger, handler: Any) -> tuple[Any, Any, Any]:
+    """Return the patch that makes the machine use another handler."""
+    key = phase, trigger
+    return _machine.RULES, key, evolve(_machine.RULES[key], handler=handler)
+
+
+def _when_stopping(input: type, handler: Callable[[Any, Any], None]) -> tuple[Any, type, Any]:
+    """Return the patch that gives the agent's machine another handler for ``input`` while workers are being stopped."""
+    table: Any = agent_machine.TABLE[agent.Phase.STOPPING]
+    return table, input, evolve(table[input], handler=handler)
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "seal without create",
+        "a sealer that lost overwrites the seal of the winner",
+        ((Transition, "create", _put_instead_of_create("/sealed")),),
+        likely=3,
+    ),
+    Mutant(
+        "end without create",
+        "the last reason why a round ended counts, not the first",
+        ((Transition, "create", _put_instead_of_create("/ended")),),
+        likely=3,
+    ),
+    Mutant(
+        "assignments of all sealers in one place",
+        "a node reads an assignment of the sealer that lost",
+        ((_protocol.Key, "assignment", staticmethod(_assignment_by_ticket_alone)),),
+        likely=117,
+    ),
+    Mutant("no lease", "no node is ever found lost", ((Liveness, "silent_for", _never_silent),)),
+    Mutant(
+        "no credit for the watcher's own pause",
+        "a node that was paused declares the others lost",
+        ((Liveness, "after_reading", _reading_without_credit),),
+        likely=22,
+    ),
+    Mutant(
+        "survivors are not waited for",
+        "the next round is sealed while workers of the last one are stopping",
+        ((_gather, "missing_survivors", _no_survivors),),
+        likely=1,
+    ),
+    Mutant(
+        "workers are kept after being left out",
+        "a round's end is not reported to the agent",
+        (_rule(Phase.RUNNING, _protocol.Appeared, _end_not_reported),),
+    ),
+    Mutant(
+        "success by count",
+        "the counter of done nodes counts, without reading their heartbeats",
+        (_rule(Phase.RUNNING, Purpose.DONE_COUNT, _success_by_count),),
+        likely=20,
+    ),
+    Mutant(
+        "the next round before the stop",
+        "the agent joins while its workers are being stopped",
+        (_when_stopping(agent.RoundEnded, _start_before_the_stop),),
+        likely=10,
+    ),
+    Mutant(
+        "the agent follows its own proposal",
+        "an agent ignores what was recorded where it proposed another end",
+        (
+            _when_stopping(agent.RoundEnded, _follow_the_proposal),
+            _when_stopping(agent.JobClosed, _follow_the_proposal),
+        ),
+        likely=56,
+    ),
+    Mutant(
+        "restarts count twice",
+        "each failure takes two from the budget",
+        (_rule(Phase.RUNNING, _protocol.End, _no_budget),),
+        likely=1,
+    ),
+    Mutant(
+        "an early request to join is dropped",
+        "the defect of seed 478",
+        (_rule(Phase.RUNNING, _protocol.Join, _drop_early_join),),
+        likely=478,
+    ),
+    Mutant("no retry", "a call without an answer is forgotten", ((_every_phase, "retry", _no_retry),)),
+    Mutant(
+        "broken waits are lost",
+        "the driver forgets a wait whose connection broke",
+        ((_executor.PendingWait, "finish", _always_answered),),
+        likely=40,
+    ),
+    Mutant(
+        "min_nodes is ignored",
+        "a round is sealed with the nodes that are there",
+        ((_sealing, "evaluate", _sealed_below_minimum),),
+    ),
+)

@@ -1,0 +1,123 @@
+"""The sockets through which function workers send their results, on the agent's side.
+
+What does not live here: what is done with what comes (:mod:`._deliveries`), and the worker's side (:mod:`._results`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from struct import Struct
+from typing import final
+
+from quorate.proc import forget, hold
+
+from ._results import LENGTH
+
+__all__ = ["Connection", "Listener"]
+
+_CREDENTIALS = Struct("3i")  # struct ucred of unix(7)
+_BYTES_PER_READ = 1 << 20
+_BACKLOG = 4096
+
+
+@final
+class Listener:
+    """Where the workers of one context connect; its address is not in any file system, so nothing can be left over.
+
+    Raises:
+        OSError: there is no descriptor left for it.
+    """
+
+    def __init__(self) -> None:
+        #: In Linux's abstract namespace.
+        self.address = b"\0quorate-" + os.urandom(16).hex().encode()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.bind(self.address)
+            self._socket.listen(_BACKLOG)
+            self._socket.setblocking(False)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.descriptor = hold(self._socket.fileno(), self._socket.close)
+
+    def accept(self) -> Connection | None:
+        """Return the next new connection, ``None`` if there is none.
+
+        Raises:
+            OSError: there is one, but no descriptor for it.
+        """
+        try:
+            accepted, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionError):
+            return None
+        return Connection(accepted)
+
+    def close(self) -> None:
+        """Take no more connections."""
+        forget(self.descriptor)
+        self._socket.close()
+
+
+@final
+class Connection:
+    """One worker's connection.  ``pid`` is the worker's, as the kernel knows it.
+
+    Arguments:
+        accepted: the socket, which becomes this object's.
+    """
+
+    def __init__(self, accepted: socket.socket) -> None:
+        self._socket = accepted
+        self._socket.setblocking(False)
+        self.descriptor = hold(accepted.fileno(), accepted.close)
+        packed = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        self.pid: int = _CREDENTIALS.unpack(packed)[0]
+        self._data = bytearray()
+        self._is_complete = False
+        #: Whether the other side has closed it.
+        self.has_ended = False
+
+    def read(self) -> bool:
+        """Take in some of what has come; return whether there may be more already.
+
+        What comes after a whole result is thrown away.
+        """
+        try:
+            part = self._socket.recv(_BYTES_PER_READ)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            part = b""
+        if not self._is_complete:
+            self._data += part
+        self.has_ended = not part
+        return bool(part)
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of an incomplete result is here."""
+        return len(self._data)
+
+    @property
+    def announced_bytes(self) -> int:
+        """The size of the packed result, 0 before the worker has sent it."""
+        if len(self._data) < LENGTH.size:
+            return 0
+        size: int = LENGTH.unpack_from(self._data)[0]
+        return size
+
+    def take(self) -> memoryview | None:
+        """Return the packed result once all of it is here, and forget it; only once."""
+        if len(self._data) < LENGTH.size or len(self._data) - LENGTH.size < self.announced_bytes:
+            return None
+        data, self._data, self._is_complete = self._data, bytearray(), True
+        return memoryview(data)[LENGTH.size :]
+
+    def close(self) -> None:
+        """Release the worker."""
+        if self.descriptor >= 0:
+            forget(self.descriptor)
+            self._socket.close()
+            self.descriptor = -1

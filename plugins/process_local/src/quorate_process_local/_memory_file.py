@@ -1,0 +1,56 @@
+"""Files in memory that carry large data to a worker.
+
+Imported in function workers, so it imports little.  What does not live here: the descriptors that the agent keeps to
+itself (:mod:`quorate.proc`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from quorate.files import write_all
+from quorate.notices import warn
+
+__all__ = ["memory_file", "read_all"]
+
+
+def memory_file(name: str, data: bytes | memoryview) -> int:
+    """Return a descriptor of an unnamed file in memory that holds ``data``, or of one on disk without memfd_create(2).
+
+    Raises:
+        OSError: there is no space or no descriptor for it.
+    """
+    descriptor = _make_memory_file(name)
+    try:
+        write_all(descriptor, data)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _make_memory_file(name: str) -> int:
+    if hasattr(os, "memfd_create"):
+        try:
+            return os.memfd_create(name)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
+    import tempfile  # 40 ms, for kernels and sandboxes without memfd_create only
+
+    folder, wanted = tempfile.gettempdir(), os.environ.get("TMPDIR")
+    if wanted and os.path.abspath(wanted) != folder:
+        warn(f"TMPDIR is {wanted}, which is missing, full or not writable; {folder} is used instead")
+    descriptor, path = tempfile.mkstemp(prefix=f"{name}-", dir=folder)
+    os.unlink(path)
+    return descriptor
+
+
+def read_all(descriptor: int) -> bytes:
+    """Return everything in the file ``descriptor`` from its start."""
+    parts, offset = [], 0
+    while part := os.pread(descriptor, 1 << 24, offset):
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)

@@ -1,0 +1,66 @@
+"""TLS: the certificates and keys that the settings name, for both backends.
+
+What does not live here: the connections (:mod:`._v3.transport`, :mod:`._v2.transport`).
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+
+from quorate.errors import UsageError
+
+from ._settings import Settings
+
+__all__ = ["make_tls_context"]
+
+
+def make_tls_context(settings: Settings, protocols: Sequence[str]) -> ssl.SSLContext | None:
+    """Return the TLS context that ``settings`` ask for, ``None`` where they ask for none.
+
+    Arguments:
+        protocols: the names (ALPN) of the protocols that are spoken over the connections.
+
+    Raises:
+        UsageError: a certificate or key that cannot be used.
+    """
+    if not settings.secure:
+        return None
+    for name in ("ca_cert", "cert", "key"):
+        _check_file(name, getattr(settings, name))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(list(protocols))
+    try:
+        if settings.ca_cert:
+            context.load_verify_locations(settings.ca_cert)
+        else:
+            context.load_default_certs()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"the rendezvous setting ca_cert={settings.ca_cert!r} holds no certificate that can be used: {error}"
+        ) from None
+    if not settings.cert:
+        return context
+
+    def refuse_passphrase() -> str:
+        raise UsageError(f"the rendezvous setting key={settings.key!r} is encrypted; give one without a passphrase")
+
+    try:
+        context.load_cert_chain(settings.cert, settings.key, refuse_passphrase)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"the rendezvous settings cert={settings.cert!r} and key={settings.key!r} cannot be used together: {error}"
+        ) from None
+    return context
+
+
+def _check_file(name: str, path: str) -> None:
+    if not path:
+        return
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise UsageError(f"the rendezvous setting {name}={path!r} cannot be read: {error.strerror}") from None
+    if b"-----BEGIN" not in content:
+        raise UsageError(f"the rendezvous setting {name}={path!r} is not a PEM file")

@@ -1,0 +1,146 @@
+"""What etcd holds of a job over API v2, and where: its incarnations, and how they are removed.
+
+Below ``/<prefix>/<run id>``, a directory that expires unless a member refreshes it, are::
+
+    current            the token of the job's incarnation, "closing:" before it while its last member removes it
+    <token>/members/   one entry for each member, which expires soon after its agent died
+    <token>/k/         the keys of the store
+    <token>/alive      only where directories cannot be refreshed: expires unless a member refreshes it
+
+The token distinguishes the jobs that use a run id one after the other.  It ends in the job's bounds, so that jobs of
+different size that use it at once are distinguished, too.
+
+What does not live here: the times to live (:mod:`.lease`), joining and leaving (:mod:`.member`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import final
+
+from .._settings import Settings
+from .answers import COMPARE_FAILED, EXISTS, NOT_EMPTY, NOT_FOUND, RefusedError
+from .client import Client
+from .format import escape, new_stamp
+from .lease import Leases
+
+__all__ = ["CLOSING", "JobDirectory"]
+
+CLOSING = "closing:"
+_TOKEN = re.compile(r"[A-Za-z0-9~_.-]{1,100}\.([0-9]{1,9})\.([0-9]{1,9})")
+
+
+@final
+class JobDirectory:
+    """The directory at ``root``, read and written through ``client``.  Deadlines are in monotonic seconds.
+
+    Every method raises what :meth:`Client.call` raises.  A RefusedError has another program as its cause.
+    """
+
+    def __init__(self, client: Client, settings: Settings, root: str = "") -> None:
+        self._client, self._settings = client, settings
+        self.root = root or f"/{settings.prefix}/{escape(settings.run_id)}"
+        self.leases = Leases(client, settings, self.root)
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+
+    def new_token(self) -> str:
+        """Return a token for a new incarnation."""
+        return f"{escape(new_stamp())}.{self._settings.min_nodes}.{self._settings.max_nodes}"
+
+    @staticmethod
+    def bounds_of(token: str) -> tuple[int, int] | None:
+        """Return the bounds of the job with this token; ``None`` if quorate has not written it."""
+        match = _TOKEN.fullmatch(token)
+        return None if match is None else (int(match[1]), int(match[2]))
+
+    def read_current(self, deadline: float) -> tuple[str | None, int]:
+        """Return the value of ``current``, ``None`` where it does not exist, and its index."""
+        try:
+            node = self._client.get(f"{self.root}/current", deadline).node
+        except RefusedError as refused:
+            if refused.code != NOT_FOUND:
+                raise
+            return None, 0
+        return node.value or "", node.modified
+
+    def create_current(self, token: str, deadline: float) -> bool:
+        """Write ``current`` where it does not exist; return whether this call did."""
+        try:
+            self._client.put(f"{self.root}/current", deadline, value=token, prevExist=False)
+        except RefusedError as refused:
+            if refused.code != EXISTS:
+                raise
+            return self.read_current(deadline)[0] == token  # this call wrote it, with an earlier attempt
+        return True
+
+    def swap_current(self, index: int, value: str, deadline: float) -> int:
+        """Write ``current`` if it has not changed since ``index``; return its new index, 0 where it has changed."""
+        try:
+            return self._client.put(f"{self.root}/current", deadline, value=value, prevIndex=index).node.modified
+        except RefusedError as refused:
+            if refused.code not in (COMPARE_FAILED, NOT_FOUND):
+                raise
+            return 0
+
+    # --- removing -----------------------------------------------------------------------------------------------------
+
+    def is_empty(self, token: str, deadline: float) -> bool:
+        """Return whether the incarnation has no members, at a cost that does not grow with their number."""
+        try:
+            # This cannot remove a directory that is not empty; a later member makes it again.
+            self._client.delete(f"{self.root}/{token}/members", deadline, dir=True)
+        except RefusedError as refused:
+            if refused.code != NOT_EMPTY:
+                raise
+            return False
+        return True
+
+    def remove(self, token: str, deadline: float) -> None:
+        """Remove all of the incarnation ``token``, but not ``current``."""
+        self._client.delete(f"{self.root}/{token}", deadline, recursive=True)
+
+    def dissolve(self, current: str, index: int, deadline: float) -> None:
+        """Remove the job unless a member joins; only one node at a time can do so."""
+        token = current.removeprefix(CLOSING)
+        marked = self.swap_current(index, CLOSING + token, deadline)
+        if not marked:
+            return  # another node removes it, or has joined
+        if not self.is_empty(token, deadline):
+            self.swap_current(marked, token, deadline)
+            return
+        try:
+            self._client.delete(f"{self.root}/current", deadline, prevIndex=marked)
+        except RefusedError as refused:
+            if refused.code != COMPARE_FAILED:
+                raise
+            return  # another node has joined
+        self.remove(token, deadline)
+
+    def remove_empty_directories(self, deadline: float) -> None:
+        """Remove the job's directory, and with the last job the prefix's, if they are empty."""
+        path = self.root
+        while path:
+            self._client.delete(path, deadline, dir=True)
+            path = path.rpartition("/")[0]
+
+    def sweep(self, deadline: float) -> None:
+        """Remove the killed jobs under the same prefix, where etcd does not do that by itself."""
+        if self.leases.can_refresh_directories:
+            return
+        for node in self._client.get(f"/{self._settings.prefix}", deadline).node.children:
+            if node.is_directory and not node.expires and node.key != self.root:
+                JobDirectory(self._client, self._settings, node.key)._sweep_one(deadline)
+
+    def _sweep_one(self, deadline: float) -> None:
+        try:
+            current, index = self.read_current(deadline)
+            token = (current or "").removeprefix(CLOSING)
+            # What a job of quorate has not written is left alone.
+            if current is None or self.bounds_of(token) is None:
+                return
+            if not self.leases.is_alive(token, deadline) and self.is_empty(token, deadline):
+                self.dissolve(current, index, deadline)
+                self._client.delete(self.root, deadline, dir=True)
+        except RefusedError:
+            pass  # it is not a job of quorate, or another node joins it just now

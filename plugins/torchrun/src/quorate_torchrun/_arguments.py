@@ -1,0 +1,130 @@
+"""Torchrun's command line as ``argparse`` reads it, for programs that extend, fill or filter it.
+
+What does not live here: the flags themselves (:mod:`quorate.flags`), and what a namespace leads to (``_launch``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from quorate.flags import Flag, all_flags, count_workers
+
+__all__ = [
+    "determine_local_world_size",
+    "get_args_parser",
+    "get_rdzv_endpoint",
+    "parse_args",
+    "parse_min_max_nnodes",
+    "texts_of",
+]
+
+_NUMBERS: Mapping[str, type[int | float]] = {"N": int, "PORT": int, "SECONDS": float}
+#: What torchrun has in a namespace for "not given".
+_UNSET_ID = "none"
+
+
+@final
+class _Switch(argparse.Action):
+    """A switch; its value is ``True`` or ``False``, whatever the environment has."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, True)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """Return the parser: every flag of ``quorate run``, then ``training_script`` and ``training_script_args``.
+
+    Flags may be written with dashes or underscores.  A ``PET_`` variable is the default of its flag.
+    """
+    parser = argparse.ArgumentParser(description="Runs one node of a distributed job (quorate)")
+    groups: dict[str, Any] = {}
+    for flag in all_flags():
+        group = groups.setdefault(flag.section, None) or parser.add_argument_group(flag.section)
+        groups[flag.section] = group
+        spellings = dict.fromkeys([f"--{flag.name}", f"--{flag.field}"])
+        names = [*([f"-{flag.short}"] if flag.short else []), *spellings]
+        text = os.environ.get(flag.variable) or flag.default
+        help_text = flag.help.replace("%", "%%")
+        if flag.is_switch:
+            group.add_argument(*names, action=_Switch, default=bool(text and flag.parse(text)), help=help_text)
+        else:
+            kind = _NUMBERS.get(flag.metavar, str)
+            default = None if text is None else kind(text)
+            group.add_argument(*names, type=kind, default=default, metavar=flag.metavar, help=help_text)
+    parser.add_argument("training_script", help="the program to run, followed by its own arguments")
+    parser.add_argument("training_script_args", nargs=argparse.REMAINDER)
+    return parser
+
+
+def parse_args(args: Sequence[str] | None) -> argparse.Namespace:
+    """Return the namespace for a command line (``None``: that of this process)."""
+    return get_args_parser().parse_args(args)
+
+
+def parse_min_max_nnodes(nnodes: str) -> tuple[int, int]:
+    """Return the bounds that ``N`` or ``MIN:MAX`` stands for.
+
+    Raises:
+        RuntimeError: it has more than two parts.
+        ValueError: a part is not a whole number.
+    """
+    parts = str(nnodes).split(":")
+    if len(parts) > 2:
+        raise RuntimeError(f'nnodes={nnodes} is not in "MIN:MAX" format')
+    return int(parts[0]), int(parts[-1])
+
+
+def determine_local_world_size(nproc_per_node: str | int) -> int:
+    """Return the number of workers that a number, ``auto``, ``cpu``, ``gpu`` or an accelerator's name stands for.
+
+    Raises:
+        ValueError: there is no such device here, or it is not a known name.
+    """
+    text = str(nproc_per_node)
+    try:
+        return int(text)
+    except ValueError:
+        return count_workers(text)
+
+
+def get_rdzv_endpoint(args: argparse.Namespace) -> str:
+    """Return the endpoint that a namespace asks for; for ``static`` without one, the master's address and port."""
+    if args.rdzv_backend == "static" and not args.rdzv_endpoint:
+        return f"{args.master_addr}:{args.master_port}"
+    return args.rdzv_endpoint or ""
+
+
+def texts_of(args: argparse.Namespace) -> dict[str, str]:
+    """Return the values of a namespace as text, by the flags' names; what is not set, or is a default, is left out.
+
+    The namespace may come from another parser, torch's own for one, and may have any attributes besides.
+    """
+    texts: dict[str, str] = {}
+    for flag in all_flags():
+        text = _text_of(flag, getattr(args, flag.field, None))
+        if text is not None and text != flag.default:
+            texts[flag.name] = text
+    _, max_nodes = parse_min_max_nnodes(texts.get("nnodes", "1"))
+    if max_nodes == 1 and texts.get("rdzv-id") == _UNSET_ID:
+        del texts["rdzv-id"]
+    # Torchrun's default, which with an elastic backend would make every node ask for the first rank.
+    if texts.get("node-rank") == "0" and texts.get("rdzv-backend", "static") != "static":
+        del texts["node-rank"]
+    return texts
+
+
+def _text_of(flag: Flag, value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        value = ",".join(str(each).replace(",", ",,") for each in value)
+    text = str(value)
+    return text if text or flag.default else None
