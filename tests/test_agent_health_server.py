@@ -330,7 +330,7 @@ def test_nothing_of_the_server_is_loaded_unless_it_is_asked_for(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "quorate_health._plugin" in loaded
-    assert not loaded & {"quorate_health._service", "quorate_health._app", "waitress", "prometheus_client"}
+    assert not loaded & {"quorate_health._app", "quorate_health._server", "waitress", "prometheus_client"}
 
 
 def test_a_free_port_is_said_and_a_wrong_one_refused(tmp_path: Path) -> None:

@@ -135,4 +135,4 @@ def test_agents_in_turn_that_nobody_shuts_down(backend: str, tmp_path: Path) -> 
 def test_forked_agents_that_all_say_they_host(backend: str, tmp_path: Path) -> None:
     """All say so, after an agent of the parent, whose handler is held still; results come through a queue."""
     told = _run(_FORKED, backend, tmp_path, 2)
-    assert told.count("was told to host") == BACKENDS[backend].dies_with_host
+    assert told.count("is_host is true on this node") == BACKENDS[backend].dies_with_host

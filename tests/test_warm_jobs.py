@@ -113,7 +113,7 @@ def test_a_template_that_dies_before_it_is_ready_fails_the_job_with_a_reason(quo
     ("words", "code", "sentence"),
     [
         (["--start-method=warm", "--no-python", "true"], 2, "the start method warm runs Python programs"),
-        (["--start-method=warm", "--preload=no-module", "job.py"], 2, "'no-module' is none"),
+        (["--start-method=warm", "--preload=no-module", "job.py"], 2, "'no-module' is not a name"),
         (["--start-method=warm", "--preload=absent", "job.py"], 1, "importing absent failed: ModuleNotFoundError"),
         (["--preload=json", "job.py"], 0, "--preload is ignored: the start method is exec"),
     ],

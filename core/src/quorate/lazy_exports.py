@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-__all__ = ["lazy_exports"]
+__all__ = ["lazy_exports", "lazy_function"]
 
 
 def lazy_exports(namespace: dict[str, Any], homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -30,3 +30,16 @@ def lazy_exports(namespace: dict[str, Any], homes: Mapping[str, str]) -> Callabl
         return value
 
     return get
+
+
+def lazy_function(module: str, name: str) -> Callable[..., Any]:
+    """Return a function that imports ``module`` at its first call and calls what is named ``name`` there.
+
+    For plugins that offer several backends, of which a job uses one.
+    """
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **keywords)
+
+    call.__name__ = call.__qualname__ = name
+    return call

@@ -1,4 +1,4 @@
-"""Text that comes from elsewhere (a worker's stderr, a peer's message), made fit to be shown to people.
+"""Text that comes from elsewhere (a worker's stderr, a peer's message), made fit to be shown to people; near names.
 
 What does not live here: which text is shown, and where.
 """
@@ -6,8 +6,9 @@ What does not live here: which text is shown, and where.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-__all__ = ["printable"]
+__all__ = ["near_names", "printable"]
 
 #: Terminal control sequences of ECMA-48: CSI with parameters, OSC up to its end, and those of two characters.
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
@@ -29,3 +30,10 @@ def _shown(character: str) -> str:
     if character.isprintable():
         return character
     return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+
+
+def near_names(word: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """Return at most ``most`` of the ``known`` names that ``word`` may have been meant to be, the nearest first."""
+    from difflib import get_close_matches  # only a mistake needs it
+
+    return get_close_matches(word, list(known), most)

@@ -9,7 +9,6 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
@@ -26,6 +25,7 @@ from ..errors import (
 )
 from ..failures import ChildFailedError
 from ..notices import write_error, write_output
+from ..text import near_names
 from ._exit import ExitCode
 from ._plugins import show
 from ._run import run
@@ -118,7 +118,7 @@ def _unknown(command: str) -> UsageError:
         return UsageError(f"{command} is not a command; did you mean 'quorate run {command} ...'?")
     if command == "exec":
         return UsageError("the command 'exec' is not installed; pip install quorate-torchrun")
-    near = get_close_matches(command, _COMMANDS, 1)
+    near = near_names(command, _COMMANDS)
     remedy = f"did you mean 'quorate {near[0]}'?" if near else f"the commands are {', '.join(_COMMANDS)}"
     return UsageError(f"{command!r} is not a command; {remedy}")
 

@@ -8,12 +8,12 @@ underscores, or shortened to a beginning that only one flag has (``--redirect``,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn, final
 
 from attrs import frozen
 
 from ..errors import UsageError
+from ..text import near_names
 from ._flags import ACTIONS, Flag
 
 __all__ = ["Parsed", "Setting", "parse", "resolve"]
@@ -159,7 +159,7 @@ def _reject(word: str, table: Mapping[str, Flag]) -> NoReturn:
     remedy = "run 'quorate run --help' to see all flags"
     if written.startswith("--"):
         wanted = written[2:].replace("_", "-")
-        near = get_close_matches(wanted, [*table, *ACTIONS], 1)
+        near = near_names(wanted, [*table, *ACTIONS])
         if near:
             remedy = f"did you mean --{near[0]}?"
     raise UsageError(f"unknown flag {written}; {remedy}")

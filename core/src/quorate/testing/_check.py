@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -16,6 +15,7 @@ import quorate
 
 from ..clock import monotonic
 from ..errors import UsageError
+from ..text import near_names
 from . import _crash_laws, _fault_laws, _membership_laws, _plugin_laws, _rank_laws, _store_laws, _wait_laws
 from ._abilities import LawBrokenError
 from ._law import Law, Outcome, Verdict
@@ -46,7 +46,7 @@ def check(subject: Subject, names: Iterable[str] = ()) -> Iterator[Outcome]:
     chosen, laws = set(names), all_laws()
     unknown = chosen - {law.name for law in laws}
     if unknown:
-        near = [name for word in unknown for name in get_close_matches(word, [law.name for law in laws], 3)]
+        near = [name for word in unknown for name in near_names(word, (law.name for law in laws), 3)]
         remedy = f"did you mean {' or '.join(near)}?" if near else "see: quorate conformance --list"
         raise UsageError(f"there is no law {', '.join(sorted(unknown))}; {remedy}")
     for law in laws:

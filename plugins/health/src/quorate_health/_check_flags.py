@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from difflib import get_close_matches
 from math import isfinite
 
 from quorate.errors import UsageError
+from quorate.text import near_names
 
 from ._checks import DEFAULTS, LONGEST_COMMAND_SECONDS, NAMES
 
@@ -99,6 +99,5 @@ def command_of(text: str) -> tuple[str, ...]:
 
 
 def _remedy(name: str, known: tuple[str, ...]) -> str:
-
-    near = get_close_matches(name, known, 1)
+    near = near_names(name, known)
     return f"did you mean {near[0]}?" if near else "the names are " + ", ".join(known)

@@ -1,6 +1,7 @@
 """Rendezvous backend ``c10d``: the core's protocol over torch's TCPStore, with one of the nodes as its host.
 
-What lives here is the plugin object alone; torch is imported only once a store is opened.
+What lives here is the plugin object alone, which every launch imports.  The backend is imported when it is used, and
+torch once a store is opened.
 """
 
 from __future__ import annotations
@@ -9,11 +10,8 @@ from collections.abc import Iterable
 from typing import final
 
 from quorate.hookspecs import hookimpl
+from quorate.lazy_exports import lazy_function
 from quorate.rendezvous import RendezvousBackend
-
-from ._bootstrap import TCPStoreBootstrap
-from ._settings import check_parameters
-from ._store import open_store
 
 __all__ = ["plugin"]
 
@@ -29,9 +27,9 @@ class _Plugin:
             RendezvousBackend(
                 name="c10d",
                 summary="torch's TCPStore, hosted by the node whose address the endpoint names",
-                open_store=open_store,
-                bootstrap=TCPStoreBootstrap,
-                check=check_parameters,
+                open_store=lazy_function(f"{__name__}._store", "open_store"),
+                bootstrap=lazy_function(f"{__name__}._bootstrap", "TCPStoreBootstrap"),
+                check=lazy_function(f"{__name__}._settings", "check_parameters"),
                 hosted_by_job=True,
             )
         ]

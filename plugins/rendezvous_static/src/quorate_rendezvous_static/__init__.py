@@ -1,20 +1,37 @@
 """Rendezvous without a server of its own: one node, fixed node ranks, or any nodes that know one endpoint.
 
-Offers the backends ``standalone``, ``static`` and ``tcp``, and the store that the last two use.
+Offers the backends ``standalone``, ``static`` and ``tcp``, and the store that the last two use.  A backend is imported
+when it is used: every launch imports this module.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from quorate.hookspecs import hookimpl
+from quorate.lazy_exports import lazy_exports, lazy_function
 from quorate.rendezvous import RendezvousBackend
 
-from ._backends import TLS_SETTINGS, check_static, check_tcp, open_static, open_tcp
-from ._client import TcpStore
-from ._limits import Limits
-from ._server import TcpStoreServer
-from ._standalone import StandaloneHandler, check_standalone
+from ._tls_settings import TLS_SETTINGS
+
+if TYPE_CHECKING:
+    from ._client import TcpStore
+    from ._limits import Limits
+    from ._server import TcpStoreServer
+    from ._standalone import StandaloneHandler
 
 __all__ = ["Limits", "StandaloneHandler", "TcpStore", "TcpStoreServer", "plugin"]
+
+__getattr__ = lazy_exports(
+    globals(),
+    {
+        "Limits": "_limits",
+        "StandaloneHandler": "_standalone",
+        "TcpStore": "_client",
+        "TcpStoreServer": "_server",
+    },
+)
+_STANDALONE, _BACKENDS = f"{__name__}._standalone", f"{__name__}._backends"
 
 
 class plugin:  # noqa: N801 - the name of the entry point
@@ -28,22 +45,22 @@ class plugin:  # noqa: N801 - the name of the entry point
             RendezvousBackend(
                 "standalone",
                 "one node on its own: no server, no network",
-                open_handler=StandaloneHandler,
-                check=check_standalone,
+                open_handler=lazy_function(_STANDALONE, "StandaloneHandler"),
+                check=lazy_function(_STANDALONE, "check_standalone"),
             ),
             RendezvousBackend(
                 "static",
                 "a fixed number of nodes with fixed ranks; the agent with node rank 0 hosts the store",
-                open_store=open_static,
-                check=check_static,
+                open_store=lazy_function(_BACKENDS, "open_static"),
+                check=lazy_function(_BACKENDS, "check_static"),
                 hosted_by_job=True,
                 settings=TLS_SETTINGS,
             ),
             RendezvousBackend(
                 "tcp",
                 "any number of nodes; the first agent on the endpoint's machine hosts the store",
-                open_store=open_tcp,
-                check=check_tcp,
+                open_store=lazy_function(_BACKENDS, "open_tcp"),
+                check=lazy_function(_BACKENDS, "check_tcp"),
                 hosted_by_job=True,
                 settings=TLS_SETTINGS,
             ),

@@ -28,20 +28,14 @@ from quorate.rendezvous import RendezvousParameters, job_is_over
 from ._client import TcpStore
 from ._limits import raise_descriptor_limit
 from ._server import TcpStoreServer, find_server
+from ._tls_settings import TLS_SETTINGS
 
 if TYPE_CHECKING:
     from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
-__all__ = ["DEFAULT_PORT", "TLS_SETTINGS", "check_static", "check_tcp", "open_static", "open_tcp"]
+__all__ = ["DEFAULT_PORT", "check_static", "check_tcp", "open_static", "open_tcp"]
 
 DEFAULT_PORT = 29400
-#: The settings of TLS, which is used where one of them is given.
-TLS_SETTINGS = {
-    "ca_cert": "file with the certificates that the store's host is checked against (TLS); default: the system's",
-    "cert": "file with this node's certificate (TLS); needed by a node that hosts the store; default: none",
-    "key": "file with the key of `cert`; default: none",
-    "client_cert_auth": "the host takes only nodes whose certificate `ca_cert` has signed; default: false",
-}
 _CONNECT_TIMEOUT_SECONDS = 60.0
 _OPERATION_TIMEOUT_SECONDS = 5.0
 _LINGER_TIMEOUT_SECONDS = 5.0
