@@ -23,6 +23,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "rdzv-endpoint": ("[::1]:29400", "[::1]:29400"),
     "rdzv-id": ("job", "job"),
     "rdzv-conf": ("join_timeout=3,is_host=1", {"join_timeout": "3", "is_host": "1"}),
+    "rdzv-auth": ("off", "off"),
     "master-addr": ("host", "host"),
     "master-port": ("29501", 29501),
     "local-addr": ("10.0.0.1", "10.0.0.1"),
