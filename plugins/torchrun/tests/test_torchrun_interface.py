@@ -166,10 +166,18 @@ def test_static_of_torch_names_the_workers_meeting_point() -> None:
         to_quorate(dataclasses.replace(config, rdzv_endpoint="127.0.0.1"))
 
 
-def test_numa_options_are_refused_where_nothing_binds() -> None:
-    config = torchrun.LaunchConfig(1, 1, 1, numa_options=argparse.Namespace(affinity_mode="node"))
+NUMA = torchrun.LaunchConfig(1, 1, 1, numa_options=argparse.Namespace(affinity_mode="node"))
+
+
+def test_numa_options_are_refused_where_nothing_binds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quorate_torchrun._config.get_host", lambda: quorate.PluginHost(disabled=["quorate-numa"]))
     with pytest.raises(quorate.UsageError, match="numa_options"):
-        to_quorate(config)
+        to_quorate(NUMA)
+
+
+@pytest.mark.needs("quorate-numa")
+def test_numa_options_are_the_flag_of_the_plugin_that_binds() -> None:
+    assert to_quorate(NUMA).settings["numa_binding"] == "node"
 
 
 # --- launches -------------------------------------------------------------------------------------------------------
@@ -289,15 +297,16 @@ class Mine(DefaultLogsSpecs):
 
 
 def test_logs_specs_of_torchs_interface_are_taken_from_the_entry_point_group(tmp_path: Path, script: str) -> None:
-    (tmp_path / "own_specs.py").write_text(OWN_SPECS)
-    info = tmp_path / "own_specs-1.0.dist-info"
-    info.mkdir()
+    installed = tmp_path / "installed"  # not the current directory, which brings no plugin in
+    info = installed / "own_specs-1.0.dist-info"
+    info.mkdir(parents=True)
+    (installed / "own_specs.py").write_text(OWN_SPECS)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-specs\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[torchrun.logs_specs]\nmine = own_specs:Mine\n")
     command = [sys.executable, "-m", "quorate_torchrun", "--nproc-per-node=2", "--logs-specs=mine", "--log-dir=logs"]
     done = subprocess.run(
         [*command, script], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(installed)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
