@@ -23,7 +23,6 @@ PASSWORD_VARIABLE = "QUORATE_ETCD_PASSWORD"
 _EXAMPLE = "--rdzv-endpoint=HOST:PORT,HOST:PORT"
 # etcd's shortest lease, with its default election timeout, and its longest.
 _SHORTEST_TTL_SECONDS = 2
-_LONGEST_TTL_SECONDS = 9_000_000_000
 _V2_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
@@ -152,11 +151,6 @@ def _times_to_live(parameters: RendezvousParameters) -> tuple[int, int]:
         raise UsageError(
             f"the rendezvous setting key_ttl={key_ttl:g} must not be below store_outage_timeout={outage:g} and "
             f"member_ttl={member_ttl:g}, or etcd would remove a job that still runs"
-        )
-    if key_ttl > _LONGEST_TTL_SECONDS:
-        raise UsageError(
-            f"the rendezvous setting key_ttl={key_ttl:g} is too long; etcd grants no lease above "
-            f"{_LONGEST_TTL_SECONDS} s"
         )
     return int(key_ttl), int(member_ttl)
 
