@@ -64,7 +64,7 @@ def test_every_value_comes_back_as_it_was(open_store: Open, value: bytes) -> Non
 
 
 def test_a_value_that_is_too_large_is_refused(open_store: Open) -> None:
-    with pytest.raises(UsageError, match="1048577 bytes"):
+    with pytest.raises(UsageError, match="1048641 bytes"):
         open_store().put("key", b"x" * ((1 << 20) + 65))
 
 
