@@ -146,7 +146,8 @@ def test_a_torn_error_file_breaks_nothing(job: Job, text: str) -> None:
     (outcome,) = job.run(job.plan(workers.write_error_file, text, 9))
     failure = outcome.failed.failures[0]
     assert failure.exitcode == 9
-    assert failure.error_file_data == {}
+    assert not failure.has_error_data
+    assert failure.error_file_data == {"message": "<NONE>"}
     assert "9" in failure.message
 
 

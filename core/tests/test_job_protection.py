@@ -7,6 +7,7 @@ import pytest
 from quorate import PluginHost, UsageError
 from quorate.backends import get_rendezvous_handler
 from quorate.catalogue import PluginKind
+from quorate.errors import PluginError
 from quorate.job_token import JobToken
 from quorate.rendezvous import InMemoryStore, RendezvousBackend, RendezvousHandler, RendezvousParameters
 from quorate.rendezvous._protocol import Key, Phase
@@ -81,9 +82,9 @@ def test_a_backend_that_cannot_be_signed_is_refused_where_a_token_is_required(mo
     monkeypatch.setenv("QUORATE_JOB_TOKEN", "0123456789abcdef")
     with pytest.raises(UsageError, match="'own' opens no store that could be signed"):
         get("node1:29400", backend=HANDLER, auth="required")
-    with pytest.raises(AssertionError, match="opened"):
+    with pytest.raises(PluginError, match="opened"):
         get("node1:29400", backend=HANDLER)
-    with pytest.raises(AssertionError, match="opened"):
+    with pytest.raises(PluginError, match="opened"):
         get("", max_nodes=1, backend=HANDLER, auth="required")
 
 

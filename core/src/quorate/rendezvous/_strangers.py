@@ -67,7 +67,8 @@ class StrangerWatch:
             self._look_for_strangers(store, self._mark, round_number)
 
     def _look_for_marks(self, store: Store) -> None:
-        if store.get([_MARK])[0] is not None:
+        # An answer of another form breaks the store's contract, which the driver's own next call reports.
+        if isinstance(found := store.get([_MARK]), list) and found not in ([], [None]):
             self._report_once(
                 _MARK,
                 f"a node of the job {self._run_id!r} uses a job token (the mark {_MARK!r} is in the rendezvous store), "
@@ -81,7 +82,10 @@ class StrangerWatch:
                 self._is_marked = True
                 store.create(_SECOND_MARK, mark)
         plain = [name(n) for n in sorted({0, round_number}) for name in (Key.sealed, Key.ended, _first_record)]
-        first, second, *records = store.get([_MARK, _SECOND_MARK, *plain])
+        values = store.get([_MARK, _SECOND_MARK, *plain])
+        if not isinstance(values, list) or len(values) != 2 + len(plain):
+            return
+        first, second, *records = values
         if first != mark or second not in (None, mark):
             self._report_once(
                 _MARK,
