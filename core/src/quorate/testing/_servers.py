@@ -6,6 +6,7 @@ What does not live here: the laws that make use of it (``_fault_laws``).
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -19,12 +20,14 @@ from typing import TypeVar, final
 from ..clock import monotonic, sleep
 from ..errors import UsageError
 from ..net import parse_endpoint
-from ..proc import descendants_of, state_of
+from ..proc import descendants_of, open_pidfd, state_of
 
 __all__ = ["CuttableProxy", "FreshPorts", "ServerProcess", "free_port"]
 
 _Proxy = TypeVar("_Proxy", bound="CuttableProxy")
 _CHUNK = 1 << 16
+#: How long a killed process may take to end.
+_END_SECONDS = 10.0
 _START_SECONDS = 30.0
 #: States in which a process does nothing: stopped, traced, a zombie, gone.
 _STOPPED = frozenset({"T", "t", "Z", "X", ""})
@@ -185,6 +188,13 @@ class CuttableProxy:
             one.close()
 
 
+def _pidfd_of(pid: int) -> int:
+    try:
+        return open_pidfd(pid)
+    except ProcessLookupError:
+        return -1
+
+
 def _stop_tree(root: int) -> list[int]:
     """Stop a process and all its descendants; returns them, parents first."""
     stopped: list[int] = []
@@ -271,9 +281,15 @@ class ServerProcess:
 
     def _end(self) -> None:
         tree = _stop_tree(self._process.pid)
+        ends = [_pidfd_of(pid) for pid in tree if pid != self._process.pid]
         for pid in reversed(tree):
             _signal(pid, signal.SIGKILL)
         self._process.wait()
+        # A descendant is not this process's child: its ports are free only once it has ended.
+        for end in ends:
+            if end >= 0:
+                select.select([end], [], [], _END_SECONDS)
+                os.close(end)
 
     def _start(self) -> subprocess.Popen[bytes]:
         try:
