@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backends", default="c10d,tcp,etcd", help="ours to measure")
     parser.add_argument("--signed", action="store_true", help="ours with and without a job token, and nothing else")
     options = parser.parse_args(argv)
-    sizes, repeats = ((8, 512), 2) if options.quick else ((8, 32, 128, 512, 2048, 4096), 3)
+    sizes: Sequence[int] = (8, 512) if options.quick else (8, 32, 128, 512, 2048, 4096)
+    repeats = 2 if options.quick else 3
     if options.signed:
         sizes, repeats = (8, 128, 512), 15
     compile_sources()
