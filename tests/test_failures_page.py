@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+
+from quorate.clock import monotonic, sleep
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -261,10 +264,11 @@ def run_row(row: Row, folder: Path) -> Result:
         if row.limit_bytes:
             group = stack.enter_context(memory_group(row.limit_bytes))
             commands = [["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(group), *c] for c in commands]
-        agents = [
-            stack.enter_context(agent_of(command, folder, environment, output))
-            for command, output in zip(commands, outputs, strict=True)
-        ]
+        agents: list[subprocess.Popen[bytes]] = []
+        for command, output in zip(commands, outputs, strict=True):
+            if agents:
+                wait_for_host(agents[0], int(port))  # node 1 takes its ticket first, and so gets rank 0
+            agents.append(stack.enter_context(agent_of(command, folder, environment, output)))
         if row.then:
             for output in outputs:
                 wait_for_text(output, f"{row.wait_for}\n", DEADLINE)
@@ -273,6 +277,17 @@ def run_row(row: Row, folder: Path) -> Result:
             agent.wait(DEADLINE)
     texts = [output.read_text(errors="replace") for output in outputs]
     return Result(agents[0].returncode, said(texts[0], folder), "\n".join(texts))
+
+
+def wait_for_host(agent: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until the agent of node 1 serves the store, or has ended."""
+    deadline = monotonic() + DEADLINE
+    while agent.poll() is None and monotonic() < deadline:
+        try:
+            socket.create_connection(("localhost", port), DEADLINE).close()
+            return
+        except ConnectionRefusedError:
+            sleep(0.02)  # nothing announces a port that is listened on
 
 
 @contextmanager
