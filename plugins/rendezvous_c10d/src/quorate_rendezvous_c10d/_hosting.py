@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol, final
 
 from attrs import frozen
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 from quorate.errors import QuorateError, UsageError
 from quorate.job_token import STORE_PURPOSE
 from quorate.notices import warn
@@ -178,7 +177,7 @@ def _read_note(connection: Connection) -> tuple[str | None, str]:
         raw = read_one(connection.store, _NOTE_KEY)
         if raw is not None or monotonic() >= deadline:
             break
-        threading.Event().wait(0.02)
+        sleep(0.02)
     try:
         note = json.loads(raw or b"")
         run_id, hosted_by = note["run_id"], f"process {int(note['pid'])} on {str(note['host'])[:100]}"

@@ -7,12 +7,11 @@ the host, every other node is a client.
 from __future__ import annotations
 
 import random
-import threading
 from typing import final
 
 from attrs import frozen
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
 from quorate.net import format_endpoint
 
@@ -92,7 +91,7 @@ def open_connections(settings: Settings) -> Opened:
         if left <= 0:
             raise StoreUnavailableError(_unreachable(settings, monotonic() - started, tried))
         # Jittered, so that many nodes that wait for one host do not connect to it together.
-        threading.Event().wait(min(left, pause * random.uniform(0.5, 1.0)))
+        sleep(min(left, pause * random.uniform(0.5, 1.0)))
         pause = min(1.0, pause * 1.6)
 
 
@@ -289,7 +288,7 @@ def reconnect(
                 has_failed = True  # the next look at the port tells whether its host is gone
             else:
                 return _recognise(connection, identity, where)
-        threading.Event().wait(0.02)
+        sleep(0.02)
 
 
 def _recognise(connection: Connection, identity: bytes, where: str) -> Connection:

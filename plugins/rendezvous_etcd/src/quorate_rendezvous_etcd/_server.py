@@ -10,12 +10,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, Any, final
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 from quorate.errors import StoreUnavailableError, UsageError
 
 from ._guardian import Guardian
@@ -250,7 +249,7 @@ class EtcdServer:
                 if "\netcd_server_is_leader 1\n" in self._metrics(index):
                     return index
             # etcd offers no way to wait for an election.
-            threading.Event().wait(_LOOK_SECONDS)
+            sleep(_LOOK_SECONDS)
         raise StoreUnavailableError(f"the etcd cluster at {self.get_endpoint()} has had no leader for {timeout:g} s")
 
     # --- the rest -----------------------------------------------------------------------------------------------------

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from threading import Event
 from typing import TYPE_CHECKING, final
 
 from attrs import frozen
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 from quorate.errors import (
     RendezvousConnectionError,
     RendezvousError,
@@ -159,7 +158,7 @@ class _Opening:
                         limit = min(limit, _TAKEN_SECONDS if is_taken else _SILENT_SECONDS)
                 if monotonic() - started >= limit:
                     raise self._cannot_listen(error, problem) from None
-            Event().wait(_RETRY_PAUSE_SECONDS)
+            sleep(_RETRY_PAUSE_SECONDS)
 
     def host_or_join(self) -> TcpStore:
         """Host the store if the endpoint is an address of this machine and its port is free; join it otherwise.
@@ -187,7 +186,7 @@ class _Opening:
                 seconds = monotonic() - started
                 if not error.free_port(seconds) and seconds >= linger:
                     break
-                Event().wait(_RETRY_PAUSE_SECONDS)
+                sleep(_RETRY_PAUSE_SECONDS)
         return self.join(max(1.0, deadline - monotonic()))
 
     def join(

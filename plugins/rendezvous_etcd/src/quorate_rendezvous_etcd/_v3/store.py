@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError
 
 from .._limits import check_amount, check_value
@@ -221,7 +221,7 @@ class EtcdStore:
             elif monotonic() >= deadline:
                 raise StoreUnavailableError(f"the counter {key!r} changes faster than this node can add to it")
             else:
-                threading.Event().wait(random.uniform(0.0, 0.02))
+                sleep(random.uniform(0.0, 0.02))
 
     def _count_at(self, key: str, amount: int, revision: int, deadline: float) -> int:
         """Return the count right after an attempt that was applied without an answer."""
