@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,9 +21,9 @@ from quorate import (
     Std,
     UnknownBackendError,
     UsageError,
+    _one_node,
     elastic_launch,
     launch,
-    launcher,
 )
 from quorate.launcher import run_script_path
 from quorate.rendezvous import PortReservation
@@ -142,7 +143,7 @@ def test_arguments_of_a_command_become_text_and_the_command_may_be_one_of_them(t
 def test_a_handler_that_cannot_be_shut_down_does_not_hide_how_the_job_ended(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    real = launcher.get_rendezvous_handler
+    real = _one_node.get_rendezvous_handler
 
     def open_handler(*args: Any) -> Any:
         handler = real(*args)
@@ -155,7 +156,7 @@ def test_a_handler_that_cannot_be_shut_down_does_not_hide_how_the_job_ended(
         handler.shutdown = shutdown  # type: ignore[method-assign] # one real handler that fails at its end
         return handler
 
-    monkeypatch.setattr(launcher, "get_rendezvous_handler", open_handler)
+    monkeypatch.setattr(_one_node, "get_rendezvous_handler", open_handler)
     with pytest.raises(ChildFailedError):
         launch(config(max_restarts=0), "false")()
     assert launch(config(), "true")() == {0: None}
@@ -226,3 +227,12 @@ def test_a_script_runs_in_this_interpreter_as_the_main_program(
     monkeypatch.setattr("sys.argv", ["before"])
     run_script_path(str(script), "a")
     assert capsys.readouterr().out == "__main__ ['a']\n"
+
+
+def test_naming_launch_imports_no_agent() -> None:
+    """Each worker of a function imports the names that its module uses; only the call needs the agent."""
+    program = (
+        "import sys; from quorate import LaunchConfig, elastic_launch, launch; from quorate.launcher import "
+        "run_script_path; print([name for name in sys.modules if name.startswith('quorate.agent')])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"

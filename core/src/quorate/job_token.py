@@ -8,7 +8,6 @@ with it, and what is not, is in ``docs/security.md``.  What does not live here: 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -76,6 +75,8 @@ class JobToken:
 
     def key(self, run_id: str, purpose: str) -> bytes:
         """Return the 32-byte key of one job for one purpose (keyed BLAKE2b, RFC 7693)."""
+        import hashlib  # loads OpenSSL, which only a job with a token needs
+
         # A key of BLAKE2b has at most 64 bytes; a longer secret is hashed first.
         secret = hashlib.blake2b(self._secret).digest()
         text = f"{len(run_id)}:{run_id}{purpose}".encode()

@@ -1,6 +1,8 @@
 """``launch``: runs one node of a job from a :class:`~quorate.config.LaunchConfig`, in this process.
 
 The module is not called ``launch``: a submodule of that name would hide the public ``quorate.launch``.
+A function's workers import it with the module that defines the function, so the agent is imported by the call
+(:mod:`quorate._one_node`).
 What does not live here: reading flags (:mod:`quorate.cli`), and what happens while the job runs
 (:mod:`quorate.agent`).
 """
@@ -13,15 +15,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from ._isolation import raise_if_interrupted
-from .agent import LocalElasticAgent, WorkerSpec
-from .backends import get_rendezvous_handler
 from .config import LaunchConfig
-from .errors import RendezvousClosedError, UsageError
-from .failures import ChildFailedError
-from .notices import warn
-from .plugins import PluginHost, get_host
-from .rendezvous import RendezvousHandler
+from .errors import UsageError
+from .lazy_exports import lazy_function
+from .plugins import PluginHost
 
 __all__ = ["elastic_launch", "launch", "run_script_path"]
 
@@ -61,59 +58,17 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
             if not arguments:
                 raise UsageError("there is neither an entrypoint nor a command among the arguments")
             entrypoint, arguments = arguments[0], arguments[1:]
-        return _run(self._config, entrypoint, arguments, self._host)
+        return_values: dict[int, Any] = _run(self._config, entrypoint, arguments, self._host)
+        return return_values
 
 
 launch = elastic_launch
 
+_run = lazy_function("quorate._one_node", "run_node")
+
 
 def _argv(args: Sequence[Any]) -> tuple[str, ...]:
     return tuple(os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value) for value in args)
-
-
-def _run(
-    config: LaunchConfig, entrypoint: Callable[..., Any] | str, args: tuple[Any, ...], host: PluginHost | None
-) -> dict[int, Any]:
-    host = get_host() if host is None else host
-    handler = get_rendezvous_handler(config.rendezvous_parameters(), host)
-    try:
-        spec = WorkerSpec.from_config(config, handler, entrypoint, args)
-        agent = LocalElasticAgent(
-            spec,
-            config.worker_logs_specs(),
-            start_method=config.start_method,
-            exit_barrier_timeout=config.exit_barrier_timeout,
-            log_line_prefix_template=config.log_line_prefix_template,
-            host=host,
-        )
-        result = agent.run(role=config.role)
-    finally:
-        _shut_down(handler)
-    if not result.is_failed():
-        return dict(result.return_values)
-    if not result.failures:
-        # The job failed on another node, whose agent recorded a reason but no failed worker.
-        error = RendezvousClosedError(result.reason or "the job has failed on another node")
-        error.verdict = result.verdict
-        raise error
-    raise ChildFailedError(_name_of(spec, args), result.failures, result.reason, result.verdict)
-
-
-def _shut_down(handler: RendezvousHandler) -> None:
-    """Release the rendezvous.  A handler that fails in it must not replace how the job ended."""
-    try:
-        handler.shutdown()
-    except BaseException as problem:
-        raise_if_interrupted(problem)
-        warn(f"the rendezvous could not be shut down: {type(problem).__name__}: {problem}")
-
-
-def _name_of(spec: WorkerSpec, args: tuple[Any, ...]) -> str:
-    """Return the name of the entrypoint: for a Python command the script or module, not the interpreter."""
-    name = spec.get_entrypoint_name()
-    if isinstance(spec.entrypoint, str) and name.startswith("python"):
-        return next((arg for arg in args if not arg.startswith("-")), name)
-    return args[0] if spec.entrypoint is run_script_path else name
 
 
 def run_script_path(script: str, *args: str) -> None:

@@ -18,7 +18,6 @@ from ._api import (
 )
 from ._port import Bootstrap, PortReservation
 from ._ranks import assign_ranks, order_nodes
-from ._signed import SignedStore, protect, sign_store
 from ._store import BatchStore, HostedStore, InterruptibleStore, Store
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from ._handler import StoreRendezvousHandler
     from ._memory import InMemoryStore
     from ._over import job_is_over
+    from ._signed import SignedStore, protect, sign_store
 
 __all__ = [
     "BatchStore",
@@ -59,7 +59,10 @@ __getattr__ = lazy_exports(
         "Cell": "_cell",
         "CellStore": "_cell",
         "InMemoryStore": "_memory",
+        "SignedStore": "_signed",
         "StoreRendezvousHandler": "_handler",
         "job_is_over": "_over",
+        "protect": "_signed",
+        "sign_store": "_signed",
     },
 )
