@@ -5,6 +5,8 @@ What does not live here: the ways of a single worker to end (``plugins/process_l
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests import workers
-from tests.harness import Ear, Gate, Job, Plan
+from tests.harness import Ear, Gate, Job, Plan, as_store_client, as_store_host
 from tests.test_hung_workers import run_command
 
 METHODS = ["spawn", "fork", "forkserver", "warm"]
@@ -71,6 +73,25 @@ def test_process_groups_may_be_left_on_several_nodes(job: Job) -> None:
     plan = job.plan(workers.leave_a_process_group, nodes=(2, 2), workers=2)
     outcomes = job.run(plan, plan)
     assert [outcome.values for outcome in outcomes] in ([{0: 0, 1: 1}, {2: 2, 3: 3}], [{2: 2, 3: 3}, {0: 0, 1: 1}])
+
+
+@one_backend
+@pytest.mark.parametrize("method", METHODS)
+def test_rank_zero_serves_the_other_nodes_after_its_return(job: Job, ear: Ear, gate: Gate, method: str) -> None:
+    """A store that it serves, or RPC, must outlive the last words of all others: it ends with the exit barrier."""
+    address = "\0quorate-test-" + job.token
+    plan = job.plan(workers.serve_or_ask, ear.path, gate.path, address, nodes=(2, 2), agent={"start_method": method})
+    hosts = [job.start(as_store_host(plan)), job.start(as_store_client(plan))]
+    (message,) = ear.hear(1, event="returns")
+    descriptor = os.pidfd_open(message["pid"])
+    try:
+        ended, _, _ = select.select([descriptor], [], [], 1.0)
+    finally:
+        os.close(descriptor)
+    assert not ended
+    gate.open()
+    outcomes = [host.outcomes()[0] for host in hosts]
+    assert {rank: value for outcome in outcomes for rank, value in outcome.values.items()} == {0: "served", 1: "here"}
 
 
 @one_backend

@@ -6,7 +6,9 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from types import FrameType
 from typing import Any, NoReturn
@@ -348,6 +350,28 @@ def work(ear: str, seconds: float, early: int) -> int:
     while rank() != early and time.monotonic() < end:
         pass
     return rank()
+
+
+def serve_or_ask(ear: str, gate: str, address: str) -> str:
+    """Return at once as rank 0, with a thread that serves what every other rank asks for once the gate is open."""
+    if rank() == 0:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(address)
+        listener.listen()
+        threading.Thread(target=_serve, args=(listener,), daemon=True).start()
+        tell(ear, "returns")
+        return "served"
+    pass_gate(gate)
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(address)
+        return asking.recv(16).decode()
+
+
+def _serve(listener: socket.socket) -> None:
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"here")
 
 
 def return_or_raise_once(ear: str, gate: str) -> int:

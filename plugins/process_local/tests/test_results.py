@@ -125,6 +125,65 @@ def test_a_process_that_ignores_that_is_killed(begin: Begin, functions: ModuleTy
     assert facts(group.run()) == {0: (0, "value", False)}
 
 
+RANK_ZERO_OF_TWO_NODES = {"RANK": "0", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+
+
+def begin_kept(method: str, start: Start, *call: Any, **environment: str) -> Group:
+    return start(method, [launch(0, *call, environment={**RANK_ZERO_OF_TWO_NODES, **environment})])
+
+
+@pytest.mark.parametrize("plain", ["spawn", "fork", "forkserver"])
+def test_rank_zero_serves_other_nodes_until_it_is_stopped(
+    plain: str, start: Start, functions: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Workers of other nodes may still use its store; the agent stops it after the exit barrier."""
+    path = tmp_path / "written"
+    group = begin_kept(plain, start, functions.write_at_the_end, str(path), 0.3)
+    group.run_until(lambda: bool(group.exits))
+    assert facts(group.exits) == {0: (0, None, False)}
+    assert is_running(group.context.pids()[0])
+    assert not group.context.is_gone()
+    assert not delivered(group)
+    assert group.context.wake_at() is None  # nothing is due before the stop
+    group.stop()
+    assert facts(group.run()) == {0: (0, None, False)}  # once only
+    assert path.read_text() == "done"  # it came to its own end: no signal cut it short
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", "1"), ("GROUP_WORLD_SIZE", "1"), ("TORCHELASTIC_USE_AGENT_STORE", "True")]
+)
+def test_who_serves_no_other_node_ends_at_once(start: Start, functions: ModuleType, name: str, value: str) -> None:
+    group = begin_kept("fork", start, functions.nothing, **{name: value})
+    assert facts(group.run()) == {0: (0, None, False)}
+
+
+def test_a_kept_worker_that_does_not_end_is_killed(start: Start, functions: ModuleType) -> None:
+    group = begin_kept("spawn", start, functions.hang_at_the_end, "value", signal.SIGTERM)
+    group.run_until(lambda: bool(group.exits))
+    group.stop(grace_seconds=0.3)
+    assert facts(group.run()) == {0: (0, "value", False)}
+
+
+def test_a_kept_worker_that_dies_has_succeeded(start: Start, functions: ModuleType) -> None:
+    group = begin_kept("fork", start, functions.echo, "value")
+    group.run_until(lambda: bool(group.exits))
+    os.kill(group.context.pids()[0], signal.SIGKILL)
+    assert facts(group.run()) == {0: (0, ("value",), False)}
+
+
+def test_a_kept_worker_waits_for_the_others_of_its_node(start: Start, functions: ModuleType, door: str) -> None:
+    late = launch(1, functions.pass_door, door, "late", environment={**RANK_ZERO_OF_TWO_NODES, "RANK": "1"})
+    group = start("fork", [launch(0, functions.echo, "early", environment=RANK_ZERO_OF_TWO_NODES), late])
+    assert is_running(wait_for_delivery(group, 0))
+    open_door(door)
+    group.run_until(lambda: len(group.exits) == 2)
+    assert is_running(group.context.pids()[0])
+    group.stop()
+    assert facts(group.run()) == {0: (0, ("early",), False), 1: (0, "late", False)}
+
+
 def test_what_is_left_to_do_at_the_end_is_done(begin: Begin, functions: ModuleType, tmp_path: Path) -> None:
     """Nobody is hurried: the grace is for those that hang."""
     path = tmp_path / "written"

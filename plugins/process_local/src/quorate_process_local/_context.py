@@ -9,7 +9,8 @@ The life of a context::
     running ──all ended, or stop()──► stopping ──grace over──► killing ──nothing left, or 5 s──► swept ──drained──► gone
 
 A worker whose function has returned stays (:mod:`._results`) until all that still run have delivered their results, or
-until it is stopped.  Its result decides, however its process ends.
+until it is stopped.  Its result decides, however its process ends.  The worker of rank 0 stays until :meth:`stop` where
+the store that it serves may be used by workers of other nodes; it is reported once all have delivered.
 """
 
 from __future__ import annotations
@@ -151,6 +152,7 @@ class LocalContext:
                 local_rank=launch.local_rank,
             ) from error
         worker = Worker(launch.local_rank, process, output.errors, output.error_path)
+        worker.is_kept = self._deliveries is not None and _may_serve_other_nodes(environment)
         self._workers.append(worker)
         self._guardian.watch(process.pid)
         self._watch(process.descriptor, worker)
@@ -182,7 +184,7 @@ class LocalContext:
         if not self._is_swept:
             if self._kill_at is not None:
                 times.append(self._kill_at + (KILL_TIMEOUT_SECONDS if self._is_killing else 0.0))
-            elif self._end_by is not None and self._running():
+            elif self._end_by is not None and self._unreported():
                 times.append(self._end_by)
             if self._deliveries is not None and (deadline := self._deliveries.wake_at()) is not None:
                 times.append(deadline)
@@ -228,7 +230,7 @@ class LocalContext:
 
     def delivered(self) -> Sequence[int]:
         """See :class:`quorate.starter.DeliversResults`."""
-        return [worker.local_rank for worker in self._running() if worker.result is not None]
+        return [worker.local_rank for worker in self._unreported() if worker.result is not None]
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
         """See :class:`quorate.starter.StackDumper`; the one method that other threads may call."""
@@ -291,6 +293,9 @@ class LocalContext:
     def _running(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.exit_code is None]
 
+    def _unreported(self) -> list[Worker]:
+        return [worker for worker in self._running() if not worker.is_reported]
+
     def _collect(self, now: float) -> None:
         """Note all that has ended; the kernel lists descriptors in the order in which they became ready."""
         if self._epoll.closed:
@@ -315,7 +320,11 @@ class LocalContext:
         self._sweep.collect()
         running = self._running()
         if self._end_by is None and running and all(worker.result is not None for worker in running):
-            self._release_from_wait(running)
+            kept = [] if self._is_stopping() else [worker for worker in running if worker.is_kept and worker.connection]
+            self._release_from_wait(worker for worker in running if worker not in kept)
+            for worker in kept:
+                worker.note_success()
+                self._ended.append(worker)
             self._end_by = now + self._request.term_grace_seconds
 
     def _release_from_wait(self, workers: Iterable[Worker]) -> None:
@@ -339,7 +348,8 @@ class LocalContext:
             warn(f"local rank {worker.local_rank} ended {how} after its function had returned; the result counts")
         if worker.exit_code != 0 and worker.errors is not None:
             self._pump.drain(worker.errors)
-        self._ended.append(worker)
+        if not worker.is_reported:
+            self._ended.append(worker)
         if not worker.process.is_held:
             self._sweep.note_end(worker, self._signal)
         self._sweep.must_look = self._sweep.must_look or not self._running()
@@ -351,7 +361,10 @@ class LocalContext:
         if signal_number != self._signal:
             self._signal = signal_number
             for worker in self._running():
-                worker.send(signal_number)
+                if (
+                    not worker.is_reported or signal_number == signal.SIGKILL
+                ):  # the others come to their end by themselves
+                    worker.send(signal_number)
             self._sweep.send(signal_number)
         self._sweep.must_look = True
 
@@ -360,11 +373,13 @@ class LocalContext:
         if self._is_swept:
             return
         if self._kill_at is None:
-            running = self._running()
+            running = self._unreported()
             if running and (self._end_by is None or now < self._end_by):
                 return
             if running:
                 warn(_why_terminated(running, self._request.term_grace_seconds))
+            elif self._running():
+                return  # kept until stop()
             # All ended by themselves: what they left gets SIGTERM, and the grace of a normal stop.
             self._kill_at = now + self._request.term_grace_seconds
             self._send(signal.SIGTERM)
@@ -407,6 +422,12 @@ class LocalContext:
     def _note_left_behind(self, sentence: str) -> None:
         self._left_behind.append(sentence)
         warn(sentence)
+
+
+def _may_serve_other_nodes(environment: Mapping[str, str]) -> bool:
+    """Return whether a worker is the one that serves the store at MASTER_ADDR:MASTER_PORT to workers of other nodes."""
+    is_served_by_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return environment.get("RANK") == "0" and environment.get("GROUP_WORLD_SIZE", "1") != "1" and not is_served_by_agent
 
 
 def _why_terminated(workers: Sequence[Worker], seconds: float) -> str:

@@ -88,13 +88,17 @@ class Worker:
     """A started worker and what is known of its end."""
 
     __slots__ = (
-        "connection", "deadline", "error_path", "errors", "exit_code", "local_rank", "problem", "process", "result",
-        "stopped", "timestamp_ns",
+        "connection", "deadline", "error_path", "errors", "exit_code", "is_kept", "is_reported", "local_rank",
+        "problem", "process", "result", "stopped", "timestamp_ns",
     )  # fmt: skip
 
     def __init__(self, local_rank: int, process: Process, errors: Stream | None, error_path: str) -> None:
         self.local_rank, self.process, self.errors, self.error_path = local_rank, process, errors, error_path
         self.exit_code: int | None = None
+        #: Whether it waits, once it has delivered, until the context is stopped: other nodes may use what it serves.
+        self.is_kept = False
+        #: Whether it was reported at its delivery, while its process runs.
+        self.is_reported = False
         self.timestamp_ns = 0
         self.stopped = False
         self.problem = ""
@@ -126,6 +130,10 @@ class Worker:
         """Remember what its function returned: that decides, however its process ends."""
         self.result, self.stopped = (value, problem), stopped
 
+    def note_success(self) -> None:
+        """Have a kept worker reported at its delivery."""
+        self.is_reported, self.timestamp_ns = True, wall_time_ns()
+
     def note_exit(self, exit_code: int, stopped: bool, deadline: float) -> None:
         """Remember how its process ended."""
         if self.result is None:
@@ -138,7 +146,13 @@ class Worker:
 
     def is_reportable(self, now: float) -> bool:
         """Return whether all that its report needs is here."""
-        return self.exit_code == 0 or self.errors is None or self.errors.drained or now >= self.deadline
+        return (
+            self.is_reported
+            or self.exit_code == 0
+            or self.errors is None
+            or self.errors.drained
+            or now >= self.deadline
+        )
 
     def report(self) -> WorkerExited:
         """Return the record of its end."""
