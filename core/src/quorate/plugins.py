@@ -54,6 +54,10 @@ class BrokenPlugin:
     error: BaseException
 
 
+class _WrongAnswerError(PluginError):
+    """What a plugin has answered; the message is the rest of a sentence about the hook."""
+
+
 @final
 @frozen
 class _Offer:
@@ -173,7 +177,8 @@ class PluginHost:
                 records = _checked(kind, call())
             except BaseException as error:
                 raise_if_interrupted(error)
-                sentence = f"plugin {owner.found.name}: {kind.hook} raised {described(error)}"
+                what = str(error) if isinstance(error, _WrongAnswerError) else f"raised {described(error)}"
+                sentence = f"plugin {owner.found.name}: {kind.hook} {what}"
                 self._note_broken(owner.found, error, sentence)
                 continue
             for record in records:
@@ -288,18 +293,18 @@ def _checked(kind: PluginKind, answer: Any) -> list[Any]:
     """Return the records that a plugin offers.
 
     Raises:
-        PluginError: the answer is not an iterable of records of this kind.
+        _WrongAnswerError: the answer is not an iterable of records of this kind.
     """
     if answer is None:
         return []
     if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
-        raise PluginError(f"its answer {shown(answer)} is not an iterable of {kind.record.__name__}")
+        raise _WrongAnswerError(f"answered {shown(answer)}, which is not an iterable of {kind.record.__name__}")
     records = list(islice(answer, _MOST_OFFERS + 1))  # a generator need not end
     if len(records) > _MOST_OFFERS:
-        raise PluginError(f"its answer has more than {_MOST_OFFERS} items")
+        raise _WrongAnswerError(f"answered with more than {_MOST_OFFERS} items")
     for record in records:
         if not isinstance(record, kind.record):
-            raise PluginError(f"its answer contains {shown(record)}, which is not a {kind.record.__name__}")
+            raise _WrongAnswerError(f"answered with {shown(record)}, which is not a {kind.record.__name__}")
     return records
 
 
