@@ -12,8 +12,10 @@ from quorate.errors import StoreCorruptError
 from quorate.records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
 from quorate.rendezvous._wire import decode_assignment, decode_end, decode_node, decode_object, encode, encode_object
+from quorate.text import printable
 
 TEXT = st.text(max_size=40)
+FOR_PEOPLE = TEXT.map(lambda text: printable(text, 1000))
 ROUND = st.integers(0, 2**40)
 COUNT = st.integers(0, 2**31 - 1)
 SIZE = st.integers(1, 2**16)
@@ -22,12 +24,12 @@ NODES = st.builds(
     node_id=st.text(min_size=1, max_size=40),
     role=TEXT,
     local_world_size=st.integers(1, 64),
-    host=TEXT,
+    host=FOR_PEOPLE,
     address=TEXT,
     port=st.integers(0, 65535),
     shares_store=st.booleans(),
     rank_hint=st.none() | COUNT,
-    plugin_digest=TEXT,
+    plugin_digest=FOR_PEOPLE,
     previous_round=st.none() | ROUND,
     previous_rank=st.none() | COUNT,
 )
@@ -36,21 +38,21 @@ ASSIGNMENTS = st.builds(
     *[ROUND, TEXT, TEXT, SIZE, COUNT, SIZE, COUNT, SIZE, COUNT, SIZE, TEXT, st.integers(0, 65535)],
     shares_store=st.booleans(),
     restart_count=COUNT,
-    warnings=st.lists(TEXT, max_size=3).map(tuple),
-    missing=st.lists(TEXT, max_size=3).map(tuple),
+    warnings=st.lists(FOR_PEOPLE, max_size=3).map(tuple),
+    missing=st.lists(FOR_PEOPLE, max_size=3).map(tuple),
 )
 FAILURES = st.builds(
     FailureRecord,
-    *([COUNT] * 3 + [st.integers(-64, 255), st.sampled_from(Cause), TEXT, st.integers(0, 2**63)]),
+    *([COUNT] * 3 + [st.integers(-64, 255), st.sampled_from(Cause), FOR_PEOPLE, st.integers(0, 2**63)]),
     error_data=st.none() | st.fixed_dictionaries({"message": TEXT}),
-    stderr_tail=st.lists(TEXT, max_size=4).map(tuple),
+    stderr_tail=st.lists(FOR_PEOPLE, max_size=4).map(tuple),
 )
 ENDS = st.builds(
     RoundEnd,
     ROUND,
     st.sampled_from(Cause),
     st.sampled_from(Verdict),
-    TEXT,
+    FOR_PEOPLE,
     rank=st.none() | COUNT,
     restart_count=COUNT,
     delay_seconds=st.floats(0, 86_400),
@@ -143,7 +145,7 @@ def test_overlong_texts_are_cut_so_that_values_stay_small() -> None:
     assert len(encode(end)) < 10_000
 
 
-@given(COUNT, st.sampled_from(HeartbeatState), st.text(max_size=20))
+@given(COUNT, st.sampled_from(HeartbeatState), FOR_PEOPLE)
 def test_a_heartbeat_survives_the_wire(count: int, state: HeartbeatState, host: str) -> None:
     assert Heartbeat.decode(Heartbeat(count, state, host).encode()) == Heartbeat(count, state, host)
 

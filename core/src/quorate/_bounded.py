@@ -10,11 +10,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from attrs import Attribute
+
 __all__ = [
     "LARGEST_COUNTER",
     "LONGEST_DELAY_SECONDS",
     "MOST_NODES",
     "MOST_TICKETS",
+    "is_word",
     "parse_json",
     "pruned",
 ]
@@ -62,6 +65,12 @@ def parse_json(data: bytes) -> Any:
 def _items(value: Any) -> Iterator[Any]:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return (item for item in inside if isinstance(item, (dict, list)))
+
+
+def is_word(record: object, attribute: Attribute[str], value: object) -> None:
+    """Refuse what is not a name of visible characters; a validator of attrs."""
+    if not (isinstance(value, str) and value and value.isprintable()):
+        raise ValueError(f"the {attribute.name} of a {type(record).__name__} is {value!r:.80}, not a word")
 
 
 def pruned(value: Any, depth: int = _DEEPEST_KEPT) -> Any:

@@ -14,10 +14,10 @@ from typing import Any, final
 from pluggy import HookImpl, PluginManager
 
 from . import _core_plugin
-from ._isolation import raise_if_interrupted
-from .records import Cause, RestartDecision, WorkerLaunch
+from ._isolation import described, raise_if_interrupted, shown
+from .records import Cause, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
 
-__all__ = ["DecisionMaker"]
+__all__ = ["DecisionMaker", "is_environment"]
 
 _Arguments = Sequence[Any]
 
@@ -47,12 +47,12 @@ class DecisionMaker:
                 culprit = poll.culprit(error)
                 if culprit is None:
                     raise
-                problem = f"raised {type(error).__name__}: {error}"
+                problem = f"raised {described(error)}"
             else:
-                problem = "" if answer is None else check(answer, arguments)
+                problem = "" if answer is None else _problem_with(check, answer, arguments)
                 if not problem:
                     return answer
-                culprit = poll.find(lambda other: bool(check(other, arguments)))
+                culprit = poll.find(lambda other: bool(_problem_with(check, other, arguments)))
                 if culprit is None:
                     return None  # asked again, no plugin gives the wrong answer
             poll.left_out.append(culprit)
@@ -148,9 +148,21 @@ def _is_frame_of(frame: FrameType, function: Any) -> bool:
 # --- what answers have to be ----------------------------------------------------------------------------------------
 
 
-def _is_a(kind: type) -> Callable[[Any, _Arguments], str]:
+_Check = Callable[[Any, _Arguments], str]
+
+
+def _problem_with(check: _Check, answer: Any, arguments: _Arguments) -> str:
+    """Return what is wrong with an answer, ``""`` if nothing is; its own methods may raise anything."""
+    try:
+        return check(answer, arguments)
+    except BaseException as error:
+        raise_if_interrupted(error)
+        return f"answered {shown(answer)}, which cannot be read: {described(error)}"
+
+
+def _is_a(kind: type) -> _Check:
     def check(answer: Any, arguments: _Arguments) -> str:
-        return "" if isinstance(answer, kind) else f"answered {answer!r:.200}, which is not a {kind.__name__}"
+        return "" if isinstance(answer, kind) else f"answered {shown(answer)}, which is not a {kind.__name__}"
 
     return check
 
@@ -158,24 +170,79 @@ def _is_a(kind: type) -> Callable[[Any, _Arguments], str]:
 def _check_order(answer: Any, arguments: _Arguments) -> str:
     """Every node id of the round, each once."""
     if isinstance(answer, (str, bytes)) or not isinstance(answer, Sequence):
-        return f"answered {answer!r:.200}, which is not a sequence of node ids"
-    if sorted(map(repr, answer)) != sorted(repr(node.node_id) for node in arguments[0]):
-        return f"answered {answer!r:.200}, which does not name each node once"
+        return f"answered {shown(answer)}, which is not a sequence of node ids"
+    wanted = sorted(node.node_id for node in arguments[0])
+    if len(answer) != len(wanted) or not all(type(each) is str for each in answer) or sorted(answer) != wanted:
+        return f"answered {shown(answer)}, which does not name each node once"
     return ""
 
 
 def _check_launch(answer: Any, arguments: _Arguments) -> str:
     problem = _is_a(WorkerLaunch)(answer, arguments)
-    if not problem and answer.local_rank != arguments[0].local_rank:
-        problem = f"answered for local rank {answer.local_rank!r} instead of {arguments[0].local_rank}"
+    if problem:
+        return problem
+    asked = arguments[0]
+    for name in ("local_rank", "rank", "role"):
+        if getattr(answer, name) != getattr(asked, name):
+            place = name.replace("_", " ")
+            return f"answered for {place} {shown(getattr(answer, name))} instead of {getattr(asked, name)}"
+    for name, is_good in _LAUNCH_FIELDS.items():
+        if not is_good(getattr(answer, name)):
+            return f"answered a WorkerLaunch whose {name} is {shown(getattr(answer, name))}"
+    return ""
+
+
+def is_environment(value: Any) -> bool:
+    """Return whether the system takes ``value`` as the environment of a process, or as a part of it."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(text, str) and name and not {"=", "\0"} & set(name) and "\0" not in text
+        for name, text in value.items()
+    )
+
+
+#: Field -> whether a starter can use a value of it.
+_LAUNCH_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "entrypoint": lambda value: isinstance(value, str) or callable(value),
+    "args": lambda value: isinstance(value, tuple),
+    "environment": is_environment,
+    "error_file": lambda value: isinstance(value, str),
+    "logs": lambda value: isinstance(value, WorkerLogs),
+    "cpus": lambda value: value is None or all(type(cpu) is int and cpu >= 0 for cpu in value),
+    "memory_node": lambda value: value is None or (type(value) is int and value >= 0),
+}
+#: What happens to rounds and jobs, not to a worker that failed.
+_NOT_OF_WORKERS = frozenset(
+    {
+        Cause.SUCCEEDED,
+        Cause.NODE_JOINED,
+        Cause.NODE_LEFT,
+        Cause.NODE_LOST,
+        Cause.TOO_FEW_NODES,
+        Cause.STORE_LOST,
+        Cause.STOPPED,
+    }
+)
+
+
+def _check_cause(answer: Any, arguments: _Arguments) -> str:
+    problem = _is_a(Cause)(answer, arguments)
+    if not problem and answer in _NOT_OF_WORKERS:
+        problem = f"answered {answer.value!r}, by which no worker fails"
+    return problem
+
+
+def _check_restart(answer: Any, arguments: _Arguments) -> str:
+    problem = _is_a(RestartDecision)(answer, arguments)
+    if not problem and answer.verdict is Verdict.SUCCEEDED:
+        problem = "answered that the job has succeeded, although a worker failed"
     return problem
 
 
 #: question -> what is wrong with an answer, "" if it is right
-_CHECKS: Mapping[str, Callable[[Any, _Arguments], str]] = {
+_CHECKS: Mapping[str, _Check] = {
     "ranks": _check_order,
     "rescale": _is_a(bool),
     "launch": _check_launch,
-    "cause": _is_a(Cause),
-    "restart": _is_a(RestartDecision),
+    "cause": _check_cause,
+    "restart": _check_restart,
 }

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .errors import PluginError, QuorateError
+from .text import printable
 
-__all__ = ["call_plugin", "raise_if_interrupted"]
+__all__ = ["call_plugin", "described", "raise_if_interrupted", "shown"]
 
 _T = TypeVar("_T")
+_LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
 
 
 def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -30,7 +32,27 @@ def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
         raise
     except BaseException as error:
         raise_if_interrupted(error)
-        raise PluginError(f"{what} raised {type(error).__name__}: {error}") from error
+        raise PluginError(f"{what} raised {described(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """Return type and text of an exception in one line; never raises, although the exception may be a plugin's own."""
+    try:
+        text = str(error)
+    except BaseException as problem:
+        raise_if_interrupted(problem)
+        text = "its text cannot be read"
+    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__, _LONGEST_DESCRIPTION)
+
+
+def shown(answer: Any) -> str:
+    """Return what a plugin has answered, for a message; never raises."""
+    try:
+        text = repr(answer)
+    except BaseException as problem:
+        raise_if_interrupted(problem)
+        text = f"a {type(answer).__name__}"
+    return printable(text, _LONGEST_ANSWER)
 
 
 def raise_if_interrupted(error: BaseException) -> None:

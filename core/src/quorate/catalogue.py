@@ -11,8 +11,9 @@ from enum import Enum
 from typing import Any, final
 
 from attrs import field, frozen
-from attrs.validators import gt, min_len
+from attrs.validators import gt, instance_of, is_callable, optional
 
+from ._bounded import is_word
 from .records import Event, FailureRecord
 from .rendezvous import RendezvousBackend
 from .services import AgentService, AgentView
@@ -48,10 +49,10 @@ class StarterBackend:
     A command is started by ``exec`` when the start method asked for takes functions only.
     """
 
-    name: str = field(validator=min_len(1))
-    summary: str
+    name: str = field(validator=is_word)
+    summary: str = field(validator=instance_of(str))
     kind: EntrypointKind = field(converter=EntrypointKind)
-    create: Callable[[StarterRequest], Starter]
+    create: Callable[[StarterRequest], Starter] = field(validator=is_callable())
 
 
 @final
@@ -67,13 +68,13 @@ class ErrorRecorder:
     * ``begin()`` is called once, when the agent's first workers have started.
     """
 
-    name: str = field(validator=min_len(1))
-    summary: str
-    initialize: Callable[[str], None]
-    record_exception: Callable[[BaseException, str], None]
-    read: Callable[[str], Mapping[str, Any] | None]
-    complete: Callable[[str, FailureRecord], object] | None = None
-    begin: Callable[[], object] | None = None
+    name: str = field(validator=is_word)
+    summary: str = field(validator=instance_of(str))
+    initialize: Callable[[str], None] = field(validator=is_callable())
+    record_exception: Callable[[BaseException, str], None] = field(validator=is_callable())
+    read: Callable[[str], Mapping[str, Any] | None] = field(validator=is_callable())
+    complete: Callable[[str, FailureRecord], object] | None = field(default=None, validator=optional(is_callable()))
+    begin: Callable[[], object] | None = field(default=None, validator=optional(is_callable()))
 
 
 @final
@@ -86,10 +87,10 @@ class HealthCheck:
     no other check waits for it.
     """
 
-    name: str = field(validator=min_len(1))
-    summary: str
-    check: Callable[[AgentView], str | None]
-    timeout_seconds: float = field(default=10.0, validator=gt(0.0))
+    name: str = field(validator=is_word)
+    summary: str = field(validator=instance_of(str))
+    check: Callable[[AgentView], str | None] = field(validator=is_callable())
+    timeout_seconds: float = field(default=10.0, validator=[instance_of((int, float)), gt(0.0)])
 
 
 @final
@@ -101,9 +102,9 @@ class ServiceBackend:
     first join waits for it.
     """
 
-    name: str = field(validator=min_len(1))
-    summary: str
-    start: Callable[[AgentView], AgentService | None]
+    name: str = field(validator=is_word)
+    summary: str = field(validator=instance_of(str))
+    start: Callable[[AgentView], AgentService | None] = field(validator=is_callable())
 
 
 @final
@@ -111,9 +112,9 @@ class ServiceBackend:
 class EventSink:
     """A destination for events; ``emit`` must not block."""
 
-    name: str = field(validator=min_len(1))
-    summary: str
-    emit: Callable[[Event], None]
+    name: str = field(validator=is_word)
+    summary: str = field(validator=instance_of(str))
+    emit: Callable[[Event], None] = field(validator=is_callable())
 
 
 @final
@@ -126,11 +127,11 @@ class CliOption:
     ``metavar`` stands for the value in ``--help``; a flag with ``SECONDS`` is listed in ``docs/timeouts.md``.
     """
 
-    name: str = field(validator=min_len(1))
-    help: str
-    default: str | None = None
-    apply: Callable[[str, dict[str, Any]], None] = field(default=lambda value, settings: None)
-    metavar: str = field(default="VALUE", validator=min_len(1))
+    name: str = field(validator=is_word)
+    help: str = field(validator=instance_of(str))
+    default: str | None = field(default=None, validator=optional(instance_of(str)))
+    apply: Callable[[str, dict[str, Any]], None] = field(default=lambda value, settings: None, validator=is_callable())
+    metavar: str = field(default="VALUE", validator=is_word)
 
 
 @final

@@ -26,6 +26,8 @@ def monotonic() -> float:
 
 #: One wait of a loop lasts this long at most, since ``poll`` and ``epoll`` take no more than 24 days.
 LONGEST_WAIT_SECONDS = 86_400.0
+#: Thirty years; the system call takes no more than ten times that.
+_LONGEST_SLEEP_SECONDS = 1e9
 
 
 def seconds_until(time: float) -> float:
@@ -37,8 +39,8 @@ def seconds_until(time: float) -> float:
 
 
 def sleep(seconds: float) -> None:
-    """Block this thread for ``seconds``; for pauses that no event can end."""
-    time.sleep(seconds)
+    """Block this thread for ``seconds``, none if they are negative; for pauses that no event can end."""
+    time.sleep(min(max(0.0, seconds), _LONGEST_SLEEP_SECONDS))
 
 
 def boot_seconds() -> float:

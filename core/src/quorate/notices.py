@@ -1,7 +1,8 @@
 """The one place where the core and its plugins write to the console.
 
-Nothing here raises: a stream that is closed, full or broken changes neither what runs nor the exit code.  What does not
-live here: what workers write, and what goes into results, events and the job's record.
+Nothing here raises: a stream that is closed, full or broken changes neither what runs nor the exit code.  Nothing that
+steers a terminal is written, wherever the text came from (workers, peers, plugins).  What does not live here: what
+workers write, and what goes into results, events and the job's record.
 """
 
 from __future__ import annotations
@@ -10,27 +11,33 @@ import os
 import sys
 from typing import TextIO
 
-__all__ = ["flush", "note", "open_missing_streams", "warn", "write_error", "write_output"]
+from .text import printable_lines
+
+__all__ = ["LONGEST_LINE", "flush", "note", "open_missing_streams", "warn", "write_error", "write_output"]
+
+
+#: In characters; whoever has more to say has a file for it.
+LONGEST_LINE = 4096
 
 
 def warn(sentence: str) -> None:
-    """Write ``quorate: warning: …`` to standard error."""
-    write_error(f"quorate: warning: {sentence}")
+    """Write ``quorate: warning: …`` to standard error; long lines are cut."""
+    write_error(printable_lines(f"quorate: warning: {sentence}", LONGEST_LINE))
 
 
 def note(sentence: str) -> None:
-    """Write ``quorate: note: …`` to standard error."""
-    write_error(f"quorate: note: {sentence}")
+    """Write ``quorate: note: …`` to standard error; long lines are cut."""
+    write_error(printable_lines(f"quorate: note: {sentence}", LONGEST_LINE))
 
 
 def write_error(text: str) -> None:
     """Write ``text`` and the end of its line to standard error."""
-    _write(sys.stderr, text)
+    _write(sys.stderr, printable_lines(text))
 
 
 def write_output(text: str) -> None:
     """Write ``text`` and the end of its line to standard output."""
-    _write(sys.stdout, text)
+    _write(sys.stdout, printable_lines(text))
 
 
 def flush() -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from typing import Any, TypeVar, final
 
 import pluggy
@@ -19,7 +20,7 @@ from attrs import evolve, field, frozen
 from . import _core_plugin, hookspecs, notices
 from ._decisions import DecisionMaker
 from ._discovery import FoundPlugin, find_plugins
-from ._isolation import raise_if_interrupted
+from ._isolation import described, raise_if_interrupted, shown
 from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
 from .files import read_bytes
@@ -30,6 +31,7 @@ __all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "get_host
 _T = TypeVar("_T")
 _CORE = "quorate-core"
 _PREFIX = "quorate_"
+_MOST_OFFERS = 1000
 _KNOWN_PLUGINS = os.path.join(os.path.dirname(__file__), "known_plugins.txt")
 
 
@@ -50,6 +52,10 @@ class BrokenPlugin:
 
     found: FoundPlugin
     error: BaseException
+
+
+class _WrongAnswerError(PluginError):
+    """What a plugin has answered; the message is the rest of a sentence about the hook."""
 
 
 @final
@@ -107,7 +113,7 @@ class PluginHost:
             plugin = _import_target(found.target) if value is None else value
         except BaseException as error:
             raise_if_interrupted(error)
-            self._note_broken(found, error, f"plugin {name} could not be loaded: {type(error).__name__}: {error}")
+            self._note_broken(found, error, f"plugin {name} could not be loaded: {described(error)}")
             return
         try:
             self._manager.register(plugin, name)
@@ -118,7 +124,11 @@ class PluginHost:
             raise_if_interrupted(error)
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
-            sentence = str(error) if isinstance(error, PluginError) else f"plugin {name} could not be loaded: {error}"
+            sentence = (
+                str(error)
+                if isinstance(error, PluginError)
+                else f"plugin {name} could not be loaded: {described(error)}"
+            )
             self._note_broken(found, error, sentence)
             return
         self.loaded.append(LoadedPlugin(found, plugin))
@@ -167,7 +177,8 @@ class PluginHost:
                 records = _checked(kind, call())
             except BaseException as error:
                 raise_if_interrupted(error)
-                sentence = f"plugin {owner.found.name}: {kind.hook} raised {type(error).__name__}: {error}"
+                what = str(error) if isinstance(error, _WrongAnswerError) else f"raised {described(error)}"
+                sentence = f"plugin {owner.found.name}: {kind.hook} {what}"
                 self._note_broken(owner.found, error, sentence)
                 continue
             for record in records:
@@ -192,7 +203,7 @@ class PluginHost:
             if broken.found.distribution == package or name == broken.found.name:
                 raise PluginError(
                     f"{kind} {name!r} belongs to {_describe(broken.found)}, which could not be loaded: "
-                    f"{type(broken.error).__name__}: {broken.error}"
+                    f"{described(broken.error)}"
                 ) from broken.error
         remedy = f"Install it with: pip install {package}" if package else "Run 'quorate plugins' to see all plugins"
         raise UnknownBackendError(kind.value, name, sorted(offers), remedy)
@@ -218,7 +229,7 @@ class PluginHost:
             answer = self.decide(question, *arguments)
         except BaseException as error:
             raise_if_interrupted(error)
-            self._warn(f"quorate_decide_{question} raised {type(error).__name__}: {error}")
+            self._warn(f"quorate_decide_{question} raised {described(error)}")
             return default
         return default if answer is None else answer
 
@@ -235,8 +246,7 @@ class PluginHost:
                 raise_if_interrupted(error)
                 self._failed_observers.add(id(plugin))
                 self._warn(
-                    f"observer {self._manager.get_name(plugin)} raised {type(error).__name__}: {error}; "
-                    "it will not be called again"
+                    f"observer {self._manager.get_name(plugin)} raised {described(error)}; it will not be called again"
                 )
 
     def has_observers(self) -> bool:
@@ -283,16 +293,18 @@ def _checked(kind: PluginKind, answer: Any) -> list[Any]:
     """Return the records that a plugin offers.
 
     Raises:
-        PluginError: the answer is not an iterable of records of this kind.
+        _WrongAnswerError: the answer is not an iterable of records of this kind.
     """
     if answer is None:
         return []
     if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
-        raise PluginError(f"its answer {answer!r:.200} is not an iterable of {kind.record.__name__}")
-    records = list(answer)
+        raise _WrongAnswerError(f"answered {shown(answer)}, which is not an iterable of {kind.record.__name__}")
+    records = list(islice(answer, _MOST_OFFERS + 1))  # a generator need not end
+    if len(records) > _MOST_OFFERS:
+        raise _WrongAnswerError(f"answered with more than {_MOST_OFFERS} items")
     for record in records:
         if not isinstance(record, kind.record):
-            raise PluginError(f"its answer contains {record!r:.200}, which is not a {kind.record.__name__}")
+            raise _WrongAnswerError(f"answered with {shown(record)}, which is not a {kind.record.__name__}")
     return records
 
 

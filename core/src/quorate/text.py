@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["near_names", "printable"]
+__all__ = ["near_names", "printable", "printable_lines"]
 
 #: Terminal control sequences of ECMA-48: CSI with parameters, OSC up to its end, and those of two characters.
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
@@ -20,10 +20,25 @@ def printable(text: str, longest: int) -> str:
     Control sequences are left out, tabs become spaces, and any other control character is replaced.  Line ends are
     control characters too: pass lines one by one to keep them.
     """
+    if len(text) <= longest and text.isprintable():
+        return text
     # Cut first: the work is bounded by the result, with room for control sequences that are left out.
     text = _CONTROL.sub("", text[: 4 * longest]).expandtabs(4)
     text = "".join(map(_shown, text))
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def printable_lines(text: str, longest: int | None = None) -> str:
+    """Return ``text`` with its line ends, each line as :func:`printable` shows it.
+
+    Arguments:
+        text: of one or more lines.
+        longest: characters of a line; ``None``: as many as it has.
+    """
+    lines = (line.rstrip("\r") for line in text.split("\n"))
+    if longest is None:
+        longest = 4 * len(text)  # a tab becomes four characters at most
+    return "\n".join(printable(line, longest) for line in lines)
 
 
 def _shown(character: str) -> str:

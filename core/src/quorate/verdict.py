@@ -19,6 +19,7 @@ from attrs import frozen
 from .diagnosis import call_stack_of, describe_signal, headline, is_described_by_exit, signal_name
 from .files import write_atomically
 from .records import Cause, FailureRecord, RoundEnd, Verdict
+from .text import printable
 
 __all__ = ["FILE_NAME", "FORMAT", "JobState", "JobVerdict"]
 
@@ -31,6 +32,7 @@ _MOST_VICTIMS = 16
 _MOST_MESSAGE_LINES = 20
 _MOST_TRACEBACK_LINES = 30
 _MOST_STDERR_LINES = 20
+_LONGEST_LINE = 8192
 
 
 @final
@@ -77,10 +79,17 @@ class JobVerdict:
 
     def report(self, name: str) -> str:
         """Return the report for people on the failure of the entrypoint ``name``."""
-        return "\n".join([f"{name} failed", *([self.reason] if self.reason else ()), *self.details()])
+        reason = [printable(line, _LONGEST_LINE) for line in self.reason.splitlines()]
+        return "\n".join([printable(f"{name} failed", _LONGEST_LINE), *reason, *self.details()])
 
     def details(self) -> Iterator[str]:
-        """Yield the report's lines after the reason: root cause, rounds, restarts, and what only this node knows."""
+        """Yield the report's lines after the reason: root cause, rounds, restarts, and what only this node knows.
+
+        Workers and other nodes wrote much of it: nothing in it steers a terminal, and long lines are cut.
+        """
+        return (printable(line, _LONGEST_LINE) for line in self._lines())
+
+    def _lines(self) -> Iterator[str]:
         if self.first_cause is not None:
             yield "root cause:"
             yield from _failure(self.first_cause)

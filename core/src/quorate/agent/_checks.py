@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import final
 
+from .._isolation import described, shown
 from ..catalogue import HealthCheck
 from ..clock import monotonic
 from ..services import AgentView
@@ -142,7 +143,7 @@ def _answer(check: HealthCheck, view: AgentView) -> str:
     try:
         problem = check.check(view)
         if problem is not None and not isinstance(problem, str):
-            problem = f"the check answered {problem!r:.100}, which is neither a sentence nor None"
+            problem = f"the check answered {shown(problem)}, which is neither a sentence nor None"
     except BaseException as error:  # on a thread of its own, so it is no Ctrl-C
-        problem = f"the check raised {type(error).__name__}: {error}"
+        problem = f"the check raised {described(error)}"
     return f"{check.name}: {problem}" if problem else ""

@@ -11,9 +11,10 @@ from typing import Any, final
 
 from attrs import evolve
 
-from .._isolation import raise_if_interrupted
+from .._isolation import described, raise_if_interrupted
 from ..catalogue import PluginKind
 from ..diagnosis import cause_of_exit, describe_exit, message_of
+from ..errors import PluginError
 from ..failures import message_from_abort, message_from_stderr, read_error_file
 from ..net import host_name
 from ..plugins import PluginHost
@@ -42,12 +43,17 @@ class Diagnosis:
             return
         self._has_begun = True
         try:
-            for recorder in self._host.catalogue(PluginKind.ERROR_RECORDER).values():
+            recorders = self._host.catalogue(PluginKind.ERROR_RECORDER)
+        except PluginError as error:
+            self._warn(f"there is no error recorder: {error}")
+            return
+        for name, recorder in recorders.items():
+            try:
                 if recorder.begin is not None:
                     recorder.begin()
-        except BaseException as error:
-            raise_if_interrupted(error)
-            self._warn(f"an error recorder could not begin: {error or type(error).__name__}")
+            except BaseException as error:
+                raise_if_interrupted(error)
+                self._warn(f"error recorder {name!r} could not begin: {described(error)}")
 
     def diagnose(self, command: protocol.Diagnose, assignment: Assignment) -> protocol.Diagnosed:
         """Return what is known of the failure and, where the command has a budget, what to do about it."""
@@ -69,14 +75,15 @@ class Diagnosis:
         failures, self._to_complete = self._to_complete, []
         if not failures:
             return
+        name = os.environ.get("QUORATE_ERROR_RECORDER", "file")
         try:
-            recorder = self._host.choose(PluginKind.ERROR_RECORDER, os.environ.get("QUORATE_ERROR_RECORDER", "file"))
+            recorder = self._host.choose(PluginKind.ERROR_RECORDER, name)
             for failure in failures:
                 if failure.error_file and recorder.complete is not None:
                     recorder.complete(failure.error_file, failure)
         except BaseException as error:
             raise_if_interrupted(error)
-            self._warn(f"the error files could not be completed: {error or type(error).__name__}")
+            self._warn(f"error recorder {name!r} could not complete the error files: {described(error)}")
 
     def _failure_record(self, command: protocol.Diagnose, assignment: Assignment) -> FailureRecord:
         exit = command.exit

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import final
 
+from .._isolation import call_plugin
 from ..records import Assignment
 from ..starter import PreparingStarter, Starter
 from ._environment import base_environment, common_environment
@@ -23,7 +24,8 @@ class Preparation:
     ``descriptor`` is readable when :meth:`take_ready` should be called, -1 where there is nothing to wait for.
     """
 
-    def __init__(self, starter: Starter) -> None:
+    def __init__(self, start_method: str, starter: Starter) -> None:
+        self._name = f"start method {start_method!r}"
         self._starter = starter if isinstance(starter, PreparingStarter) else None
         self._held_back: Assignment | None = None
         self.descriptor = -1
@@ -33,22 +35,23 @@ class Preparation:
 
         Raises:
             UsageError: it can never start this entrypoint.
+            PluginError: it raised what it must not, as from the methods below.
         """
         if self._starter is not None:
             environment = common_environment(spec, spec.local_world_size, base_environment(spec, defaults))
-            self._starter.prepare(spec.entrypoint, spec.args, environment)
-            self.descriptor = self._starter.fileno()
+            call_plugin(self._name, self._starter.prepare, spec.entrypoint, spec.args, environment)
+            self.descriptor = call_plugin(self._name, self._starter.fileno)
 
     def holds_back(self, assignment: Assignment) -> bool:
         """Return whether the workers of ``assignment`` have to wait; if so, :meth:`take_ready` returns it in time."""
-        if self._starter is None or self._starter.is_ready():
+        if self._starter is None or call_plugin(self._name, self._starter.is_ready):
             return False
         self._held_back = assignment
         return True
 
     def take_ready(self) -> Assignment | None:
         """Carry the preparation forward; return the assignment whose workers can now be started."""
-        if self._starter is None or not self._starter.is_ready():
+        if self._starter is None or not call_plugin(self._name, self._starter.is_ready):
             return None
         assignment, self._held_back = self._held_back, None
         return assignment
@@ -61,4 +64,4 @@ class Preparation:
         """End what was prepared."""
         starter, self._starter = self._starter, None
         if starter is not None:
-            starter.close()
+            call_plugin(self._name, starter.close)

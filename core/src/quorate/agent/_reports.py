@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
-from .._isolation import raise_if_interrupted
+from .._isolation import described, raise_if_interrupted
 from ..affinity import format_cpus
 from ..catalogue import EventSink
 from ..clock import wall_time_ns
@@ -26,9 +26,10 @@ from ..events import (
     WorkersStartedDetails,
 )
 from ..failures import signal_name
-from ..notices import write_error
+from ..notices import LONGEST_LINE, write_error
 from ..plugins import PluginHost
 from ..records import Assignment, Event, FailureRecord, RoundEnd, WorkerLaunch
+from ..text import printable_lines
 from ._protocol import Phase
 from ._state import Joining, State
 
@@ -120,7 +121,7 @@ class Reporter:
     def say(self, level: int, sentence: str) -> None:
         """Print one sentence for people."""
         if level <= self._level:
-            write_error(f"quorate: {sentence}")
+            write_error(printable_lines(f"quorate: {sentence}", LONGEST_LINE))
 
     def emit(self, details: EventDetails, reason: str, *, level: int) -> None:
         """Pass an event to observers and the sink, and its sentence to people if ``level`` is shown."""
@@ -143,5 +144,4 @@ class Reporter:
         except BaseException as error:
             raise_if_interrupted(error)
             self._sink = None
-            problem = f"{type(error).__name__}: {error}"
-            self.say(1, f"warning: event sink {sink.name!r} raised {problem}; it will not be called again")
+            self.say(1, f"warning: event sink {sink.name!r} raised {described(error)}; it will not be called again")

@@ -9,25 +9,26 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, final
 
 from attrs import evolve
 
-from .._isolation import call_plugin, raise_if_interrupted
+from .._isolation import call_plugin, described, raise_if_interrupted
 from ..catalogue import PluginKind, StarterRequest
 from ..clock import monotonic, seconds_until, wall_time_ns
-from ..errors import FailureKind, QuorateError, StartError
+from ..errors import FailureKind, PluginError, QuorateError, StartError
 from ..net import host_name
 from ..plugins import PluginHost
 from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
 from ..services import AgentSnapshot
-from ..starter import DeliversResults, LeavesBehind, ProcessContext, StackDumper, Starter
+from ..starter import Starter
 from . import _protocol as protocol
 from ._checks import Checks
 from ._diagnosis import Diagnosis
 from ._environment import build_launches
+from ._guarded_context import GuardedContext
 from ._idle import IdleWork
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
@@ -74,8 +75,8 @@ class Runner:
         self._run_id = spec.rdzv_handler.get_run_id()
         self._node_id = reporter.node_id
         self._workers = WorkerTable()
-        self._starter = self._make_starter()
-        self._preparation = Preparation(self._starter)
+        self._start_method, self._starter = self._make_starter()
+        self._preparation = Preparation(self._start_method, self._starter)
         self._signals = SignalCatcher(spec.signals_to_handle)
         self._inbox: SimpleQueue[protocol.Input | Callable[[], None]] = SimpleQueue()
         self._view = View(
@@ -87,16 +88,16 @@ class Runner:
         self._wake = -1
         self._epoll: select.epoll | None = None
         self._membership: Membership | None = None
-        self._context: ProcessContext | None = None
+        self._context: GuardedContext | None = None
         self._stop_deadline: float | None = None
         self._finish: protocol.Finish | None = None
         self._diagnosis = Diagnosis(host, reporter, self._warn)
 
-    def _make_starter(self) -> Starter:
+    def _make_starter(self) -> tuple[str, Starter]:
         spec = self._spec
         backend = choose_starter(self._host, spec.entrypoint, self._settings.start_method)
         request = StarterRequest(backend.name, self._node_id, spec.shutdown_timeout, spec.settings)
-        return call_plugin(f"starter {backend.name!r}", backend.create, request)
+        return backend.name, call_plugin(f"start method {backend.name!r}", backend.create, request)
 
     def run(self) -> protocol.Finish:
         """Run until the machine finishes.  Whatever happens, no worker is left when this returns or raises."""
@@ -118,7 +119,7 @@ class Runner:
             if self._membership is not None:
                 self._membership.close()
             self._close_context()
-            self._preparation.close()
+            self._close_preparation()
             self._close_services()
             self._signals.restore()
             self._epoll.close()
@@ -137,6 +138,12 @@ class Runner:
         self._preparation.begin(self._spec, self._services.environment)
         if self._preparation.descriptor >= 0:
             self._epoll.register(self._preparation.descriptor, select.EPOLLIN)
+
+    def _close_preparation(self) -> None:
+        try:
+            self._preparation.close()
+        except PluginError as error:
+            self._warn(str(error))
 
     def _close_services(self) -> None:
         self._reporter.listeners.clear()
@@ -214,7 +221,7 @@ class Runner:
                     self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
             self._workers.ended(exits)
             self._feed(protocol.WorkersExited(tuple(exits)))
-        if isinstance(context, DeliversResults) and self._context is context:
+        if self._context is context:
             self._workers.delivered(context.delivered())
         if self._stop_deadline is None or self._context is not context:
             return
@@ -297,21 +304,22 @@ class Runner:
         )
 
     def _start(self, assignment: Assignment) -> protocol.Input | None:
+        assert self._epoll is not None
         self._stop_deadline = None
         self._idle.cancel()
         try:
             launches = build_launches(
                 self._settings, assignment, self._run_id, self._change_launch, self._services.environment
             )
-            self._context = self._starter.start(launches)
+            self._context = GuardedContext(self._start_method, self._starter.start(launches))
+            self._epoll.register(self._context.fileno(), select.EPOLLIN)
+            pids = self._context.pids()
         except BaseException as error:
             raise_if_interrupted(error)
             local_rank = error.local_rank if isinstance(error, StartError) else 0
-            text = str(error) if isinstance(error, QuorateError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, QuorateError) else described(error)
+            self._close_context()
             return protocol.StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
-        assert self._epoll is not None
-        self._epoll.register(self._context.fileno(), select.EPOLLIN)
-        pids = self._context.pids()
         self._workers.started(launches, pids)
         self._reporter.started(pids, launches)
         self._diagnosis.begin()
@@ -319,7 +327,7 @@ class Runner:
 
     def _dump_stacks(self, hung_local_rank: int) -> protocol.Input | None:
         context = self._context
-        if not isinstance(context, StackDumper):
+        if context is None or not context.can_dump_stacks:
             return protocol.StacksDumped()
 
         def dump() -> None:
@@ -327,7 +335,7 @@ class Runner:
             try:
                 lines = tuple(context.dump_stacks(hung_local_rank, self.state.settings.dump_timeout))
             except BaseException as error:  # this thread must post its answer, whatever happens
-                self._warn(f"the workers' stacks could not be dumped: {type(error).__name__}: {error}")
+                self._warn(f"the workers' stacks could not be dumped: {described(error)}")
             self.post(protocol.StacksDumped(lines))
 
         threading.Thread(target=dump, name="quorate-stacks", daemon=True).start()
@@ -363,11 +371,16 @@ class Runner:
         assert self._epoll is not None
         try:
             self._epoll.unregister(context.fileno())
-        except (OSError, ValueError):
+        except (OSError, ValueError, PluginError):
             pass  # its descriptor is already closed
-        context.close()
+        left_behind: Sequence[str] = ()
+        try:
+            context.close()
+            left_behind = context.left_behind()
+        except PluginError as error:
+            self._warn(f"{error}; workers may be left over")
         self._diagnosis.complete_error_files()
-        return "; ".join(context.left_behind()) if isinstance(context, LeavesBehind) else ""
+        return "; ".join(left_behind)
 
 
 def _look_again() -> None:

@@ -13,7 +13,8 @@ from typing import Any, final
 
 from attrs import evolve
 
-from .._isolation import raise_if_interrupted
+from .._decisions import is_environment
+from .._isolation import described, raise_if_interrupted, shown
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
 from ..plugins import PluginHost
@@ -101,7 +102,7 @@ class View:
             else:
                 answered.set()
         try:
-            return monotonic() - asked_at if answered.wait(timeout) else None
+            return monotonic() - asked_at if answered.wait(min(timeout, threading.TIMEOUT_MAX)) else None
         finally:
             with self._lock:
                 self._questions.discard(answered)
@@ -144,7 +145,7 @@ class Services:
                     environment = {} if service is None else _checked(service.worker_environment)
                 except BaseException as error:
                     raise_if_interrupted(error)
-                    self._warn(f"{kind} {name!r} could not be started: {_described(error)}")
+                    self._warn(f"{kind} {name!r} could not be started: {described(error)}")
                     continue
                 if service is not None:
                     self._running[name] = service
@@ -156,20 +157,19 @@ class Services:
     def observe(self, event: Event) -> None:
         """Pass an event to every service; one that raises is closed."""
         for name, service in list(self._running.items()):
-            self._call(name, service, service.observe, event)
+            self._call(name, service, _observe, service, event)
 
     def get_ready(self) -> None:
         """Have the services that can do so load what they will need for workers."""
         for name, service in list(self._running.items()):
-            if isinstance(service, PreparingService):
-                self._call(name, service, service.get_ready)
+            self._call(name, service, _get_ready, service)
 
     def _call(self, name: str, service: AgentService, method: Callable[..., None], *arguments: Any) -> None:
         try:
             method(*arguments)
         except BaseException as error:
             raise_if_interrupted(error)
-            self._warn(f"service {name!r} raised {type(error).__name__}: {error}; it is stopped")
+            self._warn(f"service {name!r} raised {described(error)}; it is stopped")
             del self._running[name]
             self._close(name, service)
 
@@ -184,17 +184,20 @@ class Services:
             service.close()
         except BaseException as error:
             raise_if_interrupted(error)
-            self._warn(f"service {name!r} could not be closed: {_described(error)}")
+            self._warn(f"service {name!r} could not be closed: {described(error)}")
 
 
 def _checked(environment: Any) -> Mapping[str, str]:
-    if not isinstance(environment, Mapping) or not all(
-        isinstance(text, str) for pair in environment.items() for text in pair
-    ):
-        raise TypeError(f"its worker_environment is {environment!r:.100}, not a mapping of strings")
-    return environment
+    if not is_environment(environment):
+        raise TypeError(f"its worker_environment is {shown(environment)}, not a mapping of strings")
+    checked: Mapping[str, str] = environment
+    return checked
 
 
-def _described(error: BaseException) -> str:
-    text = str(error)
-    return text if text and isinstance(error, Exception) else f"it raised {type(error).__name__} {text}".rstrip()
+def _observe(service: AgentService, event: Event) -> None:
+    service.observe(event)
+
+
+def _get_ready(service: AgentService) -> None:
+    if isinstance(service, PreparingService):
+        service.get_ready()

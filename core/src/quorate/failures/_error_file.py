@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._bounded import pruned
-from ..files import read_bytes, write_atomically
+from ..files import read_regular, write_atomically
 
 __all__ = ["copy_error_data", "read_error_file"]
 
@@ -21,9 +21,10 @@ _LARGEST_ERROR_FILE_BYTES = 1 << 20
 def read_error_file(path: str) -> dict[str, Any] | None:
     """Return the JSON object in the error file ``path``; ``None`` if it is absent, torn, too large or not an object.
 
-    What a worker has nested too deeply to be handed on is left out.
+    A link, a FIFO or a device that a worker has put in its place is not opened.  What a worker has nested too deeply to
+    be handed on is left out.
     """
-    content = read_bytes(path, _LARGEST_ERROR_FILE_BYTES + 1, regular=True)
+    content = read_regular(path, _LARGEST_ERROR_FILE_BYTES + 1)
     if not content or len(content) > _LARGEST_ERROR_FILE_BYTES:
         return None
     try:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, final, runtime_checkable
 
 from attrs import field, frozen
-from attrs.validators import min_len
+from attrs.validators import instance_of, is_callable, optional
 
+from .._bounded import is_word
 from ..clock import sleep
 from ..errors import UsageError
 from ..job_token import HIDDEN, is_secret
@@ -31,6 +32,7 @@ __all__ = [
 
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
+_MAY_CALL = optional(is_callable())
 
 
 @final
@@ -265,13 +267,13 @@ class RendezvousBackend:
     the settings (``--rdzv-conf``) that only this backend reads, by name, in a sentence each that names the default.
     """
 
-    name: str = field(validator=min_len(1))
-    summary: str
-    open_store: Callable[[RendezvousParameters], Store] | None = None
-    open_handler: Callable[[RendezvousParameters], RendezvousHandler] | None = None
-    bootstrap: Callable[[], Bootstrap] | None = None
-    check: Callable[[RendezvousParameters], None] | None = None
-    hosted_by_job: bool = False
+    name: str = field(validator=is_word)
+    summary: str = field(validator=instance_of(str))
+    open_store: Callable[[RendezvousParameters], Store] | None = field(default=None, validator=_MAY_CALL)
+    open_handler: Callable[[RendezvousParameters], RendezvousHandler] | None = field(default=None, validator=_MAY_CALL)
+    bootstrap: Callable[[], Bootstrap] | None = field(default=None, validator=_MAY_CALL)
+    check: Callable[[RendezvousParameters], None] | None = field(default=None, validator=_MAY_CALL)
+    hosted_by_job: bool = field(default=False, validator=instance_of(bool))
     settings: Mapping[str, str] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:

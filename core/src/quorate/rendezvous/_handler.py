@@ -12,7 +12,7 @@ from typing import Any, Protocol, final
 
 from attrs import evolve
 
-from ..clock import monotonic
+from ..clock import monotonic, seconds_until
 from ..errors import FailureKind, RendezvousClosedError, UsageError
 from ..job_token import job_token_of
 from ..net import advertised_address, host_name
@@ -266,10 +266,9 @@ class StoreRendezvousHandler(RendezvousHandler):
                     return self._final
                 if self._shut_down:
                     raise RendezvousClosedError("this node was shut down")
-                left = None if deadline is None else deadline - monotonic()
-                if left is not None and left <= 0:
+                if deadline is not None and deadline <= monotonic():
                     return None
-                self._changed.wait(left)
+                self._changed.wait(None if deadline is None else seconds_until(deadline))
 
     def is_closed(self) -> bool:
         """Return whether the job has ended, as far as this node knows."""

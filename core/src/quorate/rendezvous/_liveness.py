@@ -12,6 +12,8 @@ from typing import final
 
 from attrs import evolve, field, frozen
 
+from ..text import printable
+
 __all__ = ["Heartbeat", "HeartbeatState", "Liveness"]
 
 
@@ -58,7 +60,7 @@ class Heartbeat:
         word, _, host = rest.partition(" ")
         state = _STATES.get(word, HeartbeatState.RUNNING)
         is_count = len(count) <= _MOST_DIGITS and count.isascii() and count.isdecimal()
-        return cls(int(count) if is_count else 0, state, host[:_LONGEST_HOST])
+        return cls(int(count) if is_count else 0, state, printable(host, _LONGEST_HOST))
 
 
 @final

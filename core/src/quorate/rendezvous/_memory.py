@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import final
 
-from ..clock import monotonic
+from ..clock import monotonic, seconds_until
 from ._store import parse_counter
 
 __all__ = ["InMemoryStore"]
@@ -62,10 +62,9 @@ class InMemoryStore:
         deadline = monotonic() + timeout
         with self._changed:
             while key not in self._values and not self._interrupted:
-                left = deadline - monotonic()
-                if left <= 0:
+                if deadline <= monotonic():
                     return None
-                self._changed.wait(left)
+                self._changed.wait(seconds_until(deadline))
             self._interrupted = False
             return self._values.get(key)
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+from ..errors import StoreCorruptError
 from ._protocol import Key
 from ._signed import sign_store
+from ._state import RoundSearch
 from ._store import Store
+from ._transition import check_round
 from ._wire import decode_end
 
 __all__ = ["job_is_over"]
+
+#: More than it takes to find any round among 2**63.
+_MOST_READS = 200
 
 
 class _Readable(Protocol):
@@ -32,11 +38,23 @@ def job_is_over(store: _Readable, key: bytes | None = None) -> bool:
 
     Raises:
         StoreUnavailableError: the store did not answer.
-        StoreCorruptError: what stands there is not a record of an end.
+        StoreCorruptError: what stands there is not a record of an end, or the counter of rounds is not a number that
+            rounds have.
     """
     if key is not None:
         store = sign_store(cast("Store", store), key, lambda sentence: None)
-    number = store.add(Key.ROUND, 0)  # counts the rounds that have ended; may lag behind by one
-    keys = [Key.ended(n) for n in (number - 1, number) if n >= 0]
-    ends = [decode_end(key, value) for key, value in zip(keys, store.get(keys), strict=True) if value is not None]
-    return any(end.verdict.is_terminal for end in ends)
+    number, search = check_round(store.add(Key.ROUND, 0)), RoundSearch()  # the counter is a hint, as everywhere
+    for _ in range(_MOST_READS):
+        numbers = (number - 1, number) if number > 0 else (number,)
+        values = store.get([Key.ended(each) for each in numbers])
+        if number > 0 and values[0] is None:
+            search = search.below(number)
+        else:
+            found = [(Key.ended(n), value) for n, value in zip(numbers, values, strict=True) if value is not None]
+            if any(decode_end(name, value).verdict.is_terminal for name, value in found):
+                return True
+            if values[-1] is None:
+                return False
+            search = search.above(number)
+        number = search.next_number()
+    raise StoreCorruptError(Key.ROUND, "the ends of its rounds contradict each other")

@@ -11,6 +11,7 @@ from attrs import evolve
 from .._bounded import MOST_TICKETS
 from ..errors import FailureKind, StoreCorruptError, UsageError
 from ..records import Assignment, RoundSummary, Verdict
+from ..text import printable
 from ._gather import evaluate, live_nodes, plugin_warnings
 from ._protocol import Appeared, Key, NodeDeclined, Ordered, OrderNodes, Phase, Purpose
 from ._ranks import assign_ranks, previous_order, select_nodes
@@ -21,6 +22,7 @@ from ._wire import decode_assignment, decode_node, encode, encode_object
 
 _MOST_MISSING = 16
 _MOST_READ_AT_ONCE = 1 << 13
+_LONGEST_REFUSAL = 4096
 
 
 def begin_round(transition: Transition) -> None:
@@ -248,7 +250,7 @@ def on_sealed(transition: Transition, event: Appeared) -> None:
         return
     seal = decode_seal(number, event.value)
     if seal.get("refusal"):
-        transition.give_up(FailureKind.STATE, str(seal["refusal"]))
+        transition.give_up(FailureKind.STATE, printable(str(seal["refusal"]), _LONGEST_REFUSAL))
         return
     transition.set(summary=read_summary(number, seal))
     sealer = seal.get("sealer")

@@ -1,7 +1,8 @@
 """How records are written to the store: versioned JSON, never pickle.
 
 A value that cannot be read (another version, other types, hostile bytes) raises a StoreCorruptError that names the key.
-Unknown fields are ignored, so that a newer node may add fields without a new version.
+Unknown fields are ignored, so that a newer node may add fields without a new version.  Texts that only people read come
+out without anything that steers a terminal.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from attrs import evolve, fields
 from .._bounded import LARGEST_COUNTER, LONGEST_DELAY_SECONDS, MOST_NODES, parse_json
 from ..errors import StoreCorruptError, UsageError
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
+from ..text import printable, printable_lines
 
 __all__ = [
     "VERSION",
@@ -39,6 +41,8 @@ _MOST_MAPPING_ITEMS = 64
 #: Values of records lie this deep at most; a worker's error data is cut to half of it when it is read.
 _DEEPEST = 40
 _LEFT_OUT = "…"
+#: Longer than any text that :func:`encode` writes.
+_LONGEST_SHOWN = 2 * _LONGEST_TEXTS[0]
 #: Field -> the smallest and the largest number that it may have, for those that are not any number of 31 bits.
 _RANGES: Mapping[str, tuple[int, int]] = {
     "round_number": (0, LARGEST_COUNTER),
@@ -52,6 +56,8 @@ _RANGES: Mapping[str, tuple[int, int]] = {
     "exit_code": (-(1 << 31), (1 << 32) - 1),
     "timestamp_ns": (0, 253_402_300_799_999_999_999),  # the end of the year 9999, which is the last that can be printed
 }
+#: Sentences and names for people.  Not those that are compared: node ids, roles, addresses.
+_FOR_PEOPLE = frozenset({"reason", "host", "declined", "plugin_digest"})
 _USUAL_RANGE = (0, (1 << 31) - 1)
 #: Types whose values are never too long; most values have these.
 _WHOLE = frozenset({int, bool, float, type(None)})
@@ -104,7 +110,12 @@ def decode_assignment(key: str, value: bytes) -> Assignment:
 
 
 def decode_failure(key: str, data: Mapping[str, Any]) -> FailureRecord:
-    return _build(key, FailureRecord, data, {"cause": Cause, "stderr_tail": _texts, "error_data": _mapping_or_none})
+    return _build(
+        key,
+        FailureRecord,
+        data,
+        {"cause": Cause, "message": _lines, "stderr_tail": _texts, "error_data": _mapping_or_none},
+    )
 
 
 def decode_end(key: str, value: bytes) -> RoundEnd:
@@ -115,7 +126,7 @@ def decode_end(key: str, value: bytes) -> RoundEnd:
         {
             "cause": Cause,
             "verdict": Verdict,
-            "lost": _texts,
+            "lost": _names,
             "missing": _texts,
             "lost_ranks": _ranks,
             "delay_seconds": _delay,
@@ -180,6 +191,8 @@ def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping
                 arguments[name] = _exactly(_TYPES[text.removesuffix(" | None")], raw)
             if plain is int and raw is not None:
                 _check_range(name, raw)
+            elif name in _FOR_PEOPLE:
+                arguments[name] = printable(raw, _LONGEST_SHOWN)
         return record(**arguments)
     except (TypeError, ValueError, OverflowError, RecursionError, UsageError) as error:
         raise StoreCorruptError(key, f"it is not a valid {record.__name__}: {error}") from None
@@ -230,4 +243,12 @@ def _mapping_or_none(raw: Any) -> Mapping[str, Any] | None:
 
 
 def _texts(raw: Any) -> tuple[str, ...]:
+    return tuple(printable(_exactly(str, item), _LONGEST_SHOWN) for item in _list(raw))
+
+
+def _names(raw: Any) -> tuple[str, ...]:
     return tuple(_exactly(str, item) for item in _list(raw))
+
+
+def _lines(raw: Any) -> str:
+    return printable_lines(_exactly(str, raw), _LONGEST_SHOWN)

@@ -14,6 +14,7 @@ from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
 from quorate.failures import signal_name
 from quorate.job_token import without_token
 from quorate.proc import find_program, parent_death_command
+from quorate.text import printable
 
 __all__ = ["Command"]
 
@@ -111,8 +112,7 @@ class _Tail:
     def last_line(self) -> str:
         """Return the last line that is not blank, cut to a length for people, without control characters."""
         lines = [line.strip() for line in self._bytes.decode(errors="replace").splitlines()]
-        last = next((line for line in reversed(lines) if line), "")[:_LONGEST_LINE]
-        return "".join(letter if letter.isprintable() else "?" for letter in last)
+        return printable(next((line for line in reversed(lines) if line), ""), _LONGEST_LINE)
 
 
 def _wait(process: subprocess.Popen[bytes], output: _Tail, deadline: float) -> bool:

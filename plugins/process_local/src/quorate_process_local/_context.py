@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, final
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, seconds_until
 from quorate.errors import StartError
 from quorate.failures import signal_name
 from quorate.notices import warn
@@ -255,7 +255,7 @@ class LocalContext:
         self._has_news = False
         while not self._is_swept:
             wake_at = self.wake_at()
-            self._epoll.poll(None if wake_at is None else max(0.0, wake_at - now))
+            self._epoll.poll(None if wake_at is None else seconds_until(wake_at))
             now = monotonic()
             self._collect(now)
             self._go_on(now)

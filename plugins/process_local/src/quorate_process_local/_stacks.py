@@ -25,7 +25,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import final
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, seconds_until
 from quorate.files import open_regular, read_bytes
 from quorate.notices import warn
 from quorate.proc import kernel_wait_of, open_pidfd, stat_of
@@ -238,7 +238,7 @@ def _spy_on(program: str, head: _Process, end: float) -> None:
     for option in ("--native", ""):
         command = [program, "dump", *([option] if option else []), "--pid", str(head.pid)]
         # Python's alone take a tenth of a second, so they get what is left over from the native ones.
-        seconds = (end - monotonic()) * (0.75 if option else 1.0)
+        seconds = seconds_until(end) * (0.75 if option else 1.0)
         if seconds <= 0.0:
             break
         try:
@@ -328,8 +328,8 @@ def _wait_for_ends(processes: Sequence[_Process], end: float) -> None:
         watched.append(descriptor)
     try:
         left = len(watched)
-        while left and (seconds := end - monotonic()) > 0.0:
-            for descriptor, _ in poller.poll(seconds * 1000.0):
+        while left and monotonic() < end:
+            for descriptor, _ in poller.poll(1000.0 * seconds_until(end)):
                 poller.unregister(descriptor)
                 left -= 1
     finally:

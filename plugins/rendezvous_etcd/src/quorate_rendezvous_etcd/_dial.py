@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, seconds_until
 from quorate.net import Endpoint, resolve
 
 __all__ = ["describe", "dial"]
@@ -40,7 +40,7 @@ def dial(
     problem: OSError = TimeoutError("there was no time left")
     for index, address in enumerate(addresses):
         # An address that does not answer must leave time for the others.
-        share = (deadline - monotonic()) / (len(addresses) - index)
+        share = seconds_until(deadline) / (len(addresses) - index)
         if share <= 0:
             break
         sock = socket.socket(address.family, socket.SOCK_STREAM)

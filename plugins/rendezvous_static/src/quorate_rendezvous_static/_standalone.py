@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import final
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, seconds_until
 from quorate.errors import RendezvousClosedError, UsageError
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict, evolve
 from quorate.rendezvous import (
@@ -76,10 +76,9 @@ class StandaloneHandler(RendezvousHandler):
         with self._changed:
             while True:
                 self._check_open()
-                left = self._not_before - monotonic()
-                if left <= 0:
+                if self._not_before <= monotonic():
                     break
-                self._changed.wait(left)
+                self._changed.wait(seconds_until(self._not_before))
             self._round_number += 1
             self._end = None
             port = self._port.reserve(self._address)
@@ -120,10 +119,9 @@ class StandaloneHandler(RendezvousHandler):
         deadline = monotonic() + timeout
         with self._changed:
             while self._end is None and not self._left:
-                left = deadline - monotonic()
-                if left <= 0:
+                if deadline <= monotonic():
                     return None
-                self._changed.wait(left)
+                self._changed.wait(seconds_until(deadline))
             return self._end
 
     def end_round(self, end: RoundEnd) -> None:

@@ -16,7 +16,7 @@ from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolM
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProtocolError
 
-from quorate.clock import monotonic
+from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
 from quorate.errors import UsageError
 from quorate.net import Endpoint, close_in_children, set_keep_alive, shut_down
 
@@ -109,8 +109,8 @@ class Sockets:
 
 
 def make_timeout(connect: float, read: float) -> Any:
-    """Return urllib3's timeout (seconds)."""
-    return Timeout(connect=connect, read=read)
+    """Return urllib3's timeout (seconds); no socket waits longer than a day."""
+    return Timeout(connect=min(connect, LONGEST_WAIT_SECONDS), read=min(read, LONGEST_WAIT_SECONDS))
 
 
 def make_etcd_client(etcd: Any, settings: Settings, endpoint: Endpoint, sockets: Sockets) -> Any:
@@ -131,7 +131,7 @@ def make_etcd_client(etcd: Any, settings: Settings, endpoint: Endpoint, sockets:
         host=f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host,
         port=endpoint.port,
         protocol=settings.protocol,
-        read_timeout=settings.operation_timeout_seconds,
+        read_timeout=min(settings.operation_timeout_seconds, LONGEST_WAIT_SECONDS),
         allow_redirect=False,
         allow_reconnect=False,
         username=settings.user or None,

@@ -32,7 +32,7 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes
 from h2.settings import Settings as Http2Settings
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, seconds_until
 
 from .._dial import describe
 
@@ -225,7 +225,7 @@ class Http2Connection:
         if not data:
             return
         try:
-            self.sock.settimeout(max(0.001, deadline - monotonic()))
+            self.sock.settimeout(max(0.001, seconds_until(deadline)))
             self.sock.sendall(data)
         except TimeoutError:
             self._is_broken = True  # part of it may have been sent

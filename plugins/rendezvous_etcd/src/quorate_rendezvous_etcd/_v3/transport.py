@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from typing import final
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, seconds_until
 from quorate.net import Endpoint, shut_down
 
 from .._dial import describe, dial
@@ -166,7 +166,7 @@ class Channel:
             self._sockets.add(secure)
             self._drop(plain)
         try:
-            secure.settimeout(max(0.001, deadline - monotonic()))
+            secure.settimeout(max(0.001, seconds_until(deadline)))
             secure.do_handshake()
             if secure.selected_alpn_protocol() != "h2":
                 raise OSError("the server offers TLS without HTTP/2")
