@@ -113,6 +113,9 @@ class NodeRecord:
     worker's ``MASTER_ADDR``/``MASTER_PORT`` would be, should it become the round's first node; the port is held by
     the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` is why the node
     does not join, empty for one that does.
+
+    The last fields tell two jobs of one name apart; a field that is empty or ``None`` is not known.  ``command`` is the
+    name of the script, module, program or function, ``arguments`` a fingerprint of its arguments.
     """
 
     node_id: str = field(validator=min_len(1))
@@ -127,6 +130,13 @@ class NodeRecord:
     previous_round: int | None = None
     previous_rank: int | None = None
     declined: str = ""
+    min_nodes: int | None = None
+    max_nodes: int | None = None
+    max_restarts: int | None = None
+    version: str = ""
+    user: str = ""
+    command: str = ""
+    arguments: str = ""
 
     @property
     def name(self) -> str:

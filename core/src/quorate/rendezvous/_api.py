@@ -21,6 +21,7 @@ from ._port import Bootstrap
 from ._store import Store
 
 __all__ = [
+    "DERIVED_SETTING",
     "EventDrivenHandler",
     "RendezvousBackend",
     "RendezvousHandler",
@@ -29,6 +30,8 @@ __all__ = [
     "RendezvousStoreInfo",
 ]
 
+#: A setting that says that the run id was not given by a person, but comes from the endpoint.
+DERIVED_SETTING = "run_id_is_derived"
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
 

@@ -49,6 +49,13 @@ def on_tick(transition: Transition, event: Tick) -> None:
         consider_sealing(transition)
 
 
+def on_closed_tick(transition: Transition, event: Tick) -> None:
+    """Show that this node has not left yet; whether the store answers does not matter."""
+    state = transition.state
+    transition.set(next_heartbeat_at=transition.now + state.settings.timeouts.heartbeat_interval)
+    transition.put_heartbeat(Purpose.HEARTBEAT, HeartbeatState.DONE if state.is_done else HeartbeatState.RUNNING)
+
+
 def _why_no_round(state: State) -> str:
     if state.trouble.since is not None:
         return f"the store could not be reached ({state.trouble.problem})"

@@ -123,6 +123,8 @@ TABLE: tuple[Rule, ...] = (
     #
     _rule(ENDED, Join, _joining.on_join, TICKETING),
     #
+    _rule(CLOSED, Tick, _every_phase.on_closed_tick),
+    #
     _rule(LEFT, Purpose.LEAVING_HEARTBEAT, _every_phase.on_left),
     _rule(LEFT, Failed, _every_phase.on_left),
     # every phase between IDLE and the end

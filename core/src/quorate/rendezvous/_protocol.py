@@ -23,11 +23,16 @@ from ..timeouts import Timeouts
 @final
 @frozen
 class Settings:
-    """How many nodes a round needs and takes at most, and the timeouts (:class:`quorate.timeouts.Timeouts`)."""
+    """How many nodes a round needs and takes at most, and the timeouts (:class:`quorate.timeouts.Timeouts`).
+
+    ``outlives_job`` says that the store is not one that the job's own nodes serve.  A node then keeps its heartbeat up
+    until it has left, so that the next job under the same run id can wait for it.
+    """
 
     min_nodes: int
     max_nodes: int
     timeouts: Timeouts = field(factory=Timeouts)
+    outlives_job: bool = False
 
     @property
     def silence_limit(self) -> float:
@@ -35,7 +40,8 @@ class Settings:
         return self.timeouts.lease_timeout - self.timeouts.heartbeat_interval
 
 
-_COUNTER = re.compile(r"[0-9]+/(tickets|done|departed)")
+_DATA = r"(?:incarnation/[0-9]+/data/)?"
+_COUNTER = re.compile(rf"{_DATA}(?:round|[0-9]+/(?:tickets|done|departed))|incarnations")
 
 
 class Key:
@@ -46,7 +52,7 @@ class Key:
     @staticmethod
     def is_counter(key: str) -> bool:
         """Return whether ``key`` is only ever written by ``add``."""
-        return key == Key.ROUND or _COUNTER.fullmatch(key) is not None
+        return _COUNTER.fullmatch(key) is not None
 
     @staticmethod
     def tickets(n: int) -> str:

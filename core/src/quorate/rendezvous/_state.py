@@ -136,7 +136,7 @@ class State:
 def wake_at(state: State) -> float | None:
     """Return when the machine needs its next ``Tick``; ``None`` if only another input can move it."""
     if state.phase in FINAL:
-        return None
+        return state.next_heartbeat_at
     times = [
         state.next_heartbeat_at,
         state.watch.read_at,
