@@ -175,6 +175,7 @@ def _check_launch(answer: Any, arguments: _Arguments) -> str:
 _CHECKS: Mapping[str, Callable[[Any, _Arguments], str]] = {
     "ranks": _check_order,
     "rescale": _is_a(bool),
+    "waiting": _is_a(bool),
     "launch": _check_launch,
     "cause": _is_a(Cause),
     "restart": _is_a(RestartDecision),

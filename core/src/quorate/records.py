@@ -22,6 +22,7 @@ __all__ = [
     "Event",
     "FailureRecord",
     "NodeRecord",
+    "RendezvousWaiting",
     "RestartBudget",
     "RestartDecision",
     "RoundEnd",
@@ -232,6 +233,33 @@ class RoundSummary:
     min_nodes: int
     max_nodes: int
     restart_count: int
+
+
+@final
+@frozen
+class RendezvousWaiting:
+    """What a node waits for, once it has waited for some seconds.
+
+    Arguments:
+        round_number: the round that it wants to join, or is in.
+        waited_seconds: how long it has waited.
+        left_seconds: how long it goes on; ``None``: until another input.
+        nodes, missing: how many nodes are here, and how many are missing to ``min_nodes``; 0 where that is not known.
+        hosts: the first hosts of those that are here.
+        endpoint: where the nodes meet.
+        problem: what the last attempt to reach the store came to; empty where it answers.
+        reason: all of this in a sentence.
+    """
+
+    round_number: int
+    waited_seconds: float
+    left_seconds: float | None = None
+    nodes: int = 0
+    missing: int = 0
+    hosts: tuple[str, ...] = ()
+    endpoint: str = ""
+    problem: str = ""
+    reason: str = ""
 
 
 @final

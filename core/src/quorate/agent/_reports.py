@@ -19,6 +19,7 @@ from ..events import (
     EventDetails,
     NodeDeclinedDetails,
     RendezvousFailedDetails,
+    RendezvousWaitingDetails,
     RoundEndedDetails,
     RoundJoinedDetails,
     RoundStandbyDetails,
@@ -28,7 +29,7 @@ from ..events import (
 from ..failures import signal_name
 from ..notices import write_error
 from ..plugins import PluginHost
-from ..records import Assignment, Event, FailureRecord, RoundEnd, WorkerLaunch
+from ..records import Assignment, Event, FailureRecord, RendezvousWaiting, RoundEnd, WorkerLaunch
 from ._protocol import Phase
 from ._state import Joining, State
 
@@ -66,6 +67,8 @@ class Reporter:
             self.emit(RendezvousFailedDetails(new.trouble.kind), new.trouble.problem, level=level)
         if new.joining is not None:
             self._waits(old.joining or Joining(), new.joining)
+        if new.waiting is not None and new.waiting is not old.waiting:
+            self._still_waits(new.waiting)
         if new.signal_number is not None and old.signal_number is None:
             sentence = f"{signal_name(-new.signal_number)} received, leaving the job"
             self.emit(AgentSignalledDetails(new.signal_number), sentence, level=1)
@@ -100,6 +103,19 @@ class Reporter:
             self.emit(RoundStandbyDetails(), new.standby_reason, level=1)
         if new.peer_declined != old.peer_declined:
             self.emit(NodeDeclinedDetails(), new.peer_declined, level=1)
+
+    def _still_waits(self, report: RendezvousWaiting) -> None:
+        details = RendezvousWaitingDetails(
+            report.round_number,
+            report.waited_seconds,
+            report.left_seconds,
+            report.nodes,
+            report.missing,
+            report.hosts,
+            report.endpoint,
+            report.problem,
+        )
+        self.emit(details, report.reason, level=1)
 
     def started(self, pids: Mapping[int, int], launches: Sequence[WorkerLaunch]) -> None:
         """Report that workers were started."""

@@ -45,7 +45,10 @@ from ._protocol import (
     Phase,
     Settings,
     StandingBy,
+    StopWaiting,
+    Waiting,
 )
+from ._reporting import Reporting
 from ._signed import protect
 from ._store import Store
 from ._strangers import StrangerWatch
@@ -130,6 +133,13 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._report_waiting,
         )
         self._door_reason = ""
+        self._reporting = Reporting(
+            parameters.endpoint,
+            parameters.max_nodes > 1,
+            lambda report: bool(decisions.decide_or(True, "waiting", report)),
+            lambda report: self._pass_on(Waiting(report)),
+            lambda sentence: self._driver.post(StopWaiting(sentence)),
+        )
         self._strangers = StrangerWatch(parameters.run_id, self._token, warn)
         self._driver = Driver(
             settings,
@@ -227,6 +237,12 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._driver.post(Leave())
 
     def _on_output(self, output: Output) -> None:
+        if isinstance(output, Waiting):
+            report = output.report
+            if self._door_reason and not self._has_entered:
+                report = evolve(report, reason=f"waiting for {report.waited_seconds:.0f} s: {self._door_reason}")
+            self._reporting.complete(report, self._has_entered or bool(self._door_reason))
+            return
         if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
             try:
                 self._bootstrap.activate()
@@ -237,6 +253,9 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._final = output
         if isinstance(output, (Closed, GaveUp, Left)):
             self._departed.set()
+        self._pass_on(output)
+
+    def _pass_on(self, output: Output) -> None:
         with self._changed:
             self._outputs.append(output)
             self._changed.notify_all()
@@ -364,6 +383,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._changed.notify_all()
         if self._started:
             self._driver.close(self._close_timeout, self._linger_seconds())
+        self._reporting.close(self._close_timeout)
         if not self._has_entered and self._plain_store is not None:
             self._plain_store.close()
         self._release()

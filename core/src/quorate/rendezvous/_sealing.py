@@ -18,6 +18,7 @@ from ._running import enter_round
 from ._same_job import difference_warnings
 from ._state import PreviousRound, State
 from ._transition import Transition, check_tickets, decode_seal, read_summary, take_ticket
+from ._waiting import note_who_is_here
 from ._wire import decode_assignment, decode_node, encode, encode_object
 
 _MOST_MISSING = 16
@@ -114,6 +115,7 @@ def consider_sealing(transition: Transition) -> None:
     if readiness.rule.allows_sealing:
         _start_sealing(transition)
         return
+    note_who_is_here(transition)
     unknown = _unknown_tickets(state)
     tickets = state.gathering.tickets
     # Far below min_nodes no arrival decides anything, so only every few arrivals wake the sealer.

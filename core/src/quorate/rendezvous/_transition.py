@@ -17,7 +17,7 @@ from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Call, Closed, Command, GaveUp, Key, Left, Operation, Phase, Purpose, Wait
-from ._state import Gathering, Standby, State, Watch
+from ._state import Gathering, Report, Standby, State, Watch
 from ._wire import decode_object, encode
 
 
@@ -95,6 +95,7 @@ class Transition(_transition.Transition[State, Command]):
             gathering=evolve(state.gathering, seal_at=None),
             standby=evolve(state.standby, count_at=None),
             watch=evolve(state.watch, read_at=None),
+            report=Report(),
         )
         self.wait(None)
 
