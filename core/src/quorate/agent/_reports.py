@@ -30,7 +30,7 @@ from ..failures import signal_name
 from ..notices import write_error
 from ..plugins import PluginHost
 from ..records import Assignment, Event, FailureRecord, RendezvousWaiting, RoundEnd, WorkerLaunch
-from ._protocol import Phase
+from ._protocol import Finish, Outcome, Phase
 from ._state import Joining, State
 
 __all__ = ["Reporter"]
@@ -72,6 +72,8 @@ class Reporter:
         if new.signal_number is not None and old.signal_number is None:
             sentence = f"{signal_name(-new.signal_number)} received, leaving the job"
             self.emit(AgentSignalledDetails(new.signal_number), sentence, level=1)
+        if new.finish is not None and old.finish is None:
+            self._finished(new, new.finish)
         if new.phase is not old.phase:
             self.emit(AgentPhaseDetails(new.phase, old.phase), new.reason, level=2)
 
@@ -103,6 +105,12 @@ class Reporter:
             self.emit(RoundStandbyDetails(), new.standby_reason, level=1)
         if new.peer_declined != old.peer_declined:
             self.emit(NodeDeclinedDetails(), new.peer_declined, level=1)
+
+    def _finished(self, state: State, finish: Finish) -> None:
+        """Say so if this node never ran anything: success alone would look like workers that have succeeded."""
+        if finish.outcome is Outcome.CLOSED and state.round is None and not state.history and finish.end is not None:
+            verdict, reason = finish.end.verdict, finish.end.reason
+            self.say(1, f"this node ran no workers: the job had ended ({verdict}) before it was in a round: {reason}")
 
     def _still_waits(self, report: RendezvousWaiting) -> None:
         details = RendezvousWaitingDetails(

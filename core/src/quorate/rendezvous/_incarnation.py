@@ -78,6 +78,11 @@ def wrong_answer(store: Store, method: str, answer: Any) -> RendezvousStateError
     )
 
 
+@final
+class _OverError(StoreLostError):
+    """The incarnation is over."""
+
+
 class IncarnationStore:
     """Implements :class:`quorate.rendezvous.Store` for one incarnation, over the store of all of them.
 
@@ -109,7 +114,7 @@ class IncarnationStore:
         if not isinstance(found, Sequence):
             return found  # it breaks the store's contract, which the caller reports
         if found and found[0] is not None:
-            raise StoreLostError(
+            raise _OverError(
                 f"the job {self._run_id!r} went on without this node and is over; its run id may be in use by the next "
                 "job. This happens to a node that stood still for longer than its lease (lease_timeout). Start it again"
             )
@@ -233,7 +238,10 @@ class Doorway:
         """
         if isinstance(store, HostedStore):
             return self._enter_hosted(store, node)
-        entered = self._enter_first(store, node)
+        try:
+            entered = self._enter_first(store, node)
+        except _OverError:
+            entered = None
         if entered is not None:
             return entered
         number = self._newest(store)
@@ -254,8 +262,11 @@ class Doorway:
                     "nor read; update its plugin"
                 )
             self.begun_by = decode_node(_job_key(number), record)
-            if self._may_join(inside, node):
-                return inside
+            try:
+                if self._may_join(inside, node):
+                    return inside
+            except _OverError:
+                pass  # its last node has just left
             number = self._begin(store, number, node)
 
     def _enter_first(self, store: Store, node: NodeRecord) -> Store | None:
@@ -344,10 +355,7 @@ class Doorway:
                 is_told = True
             if self._pause(self._lease / _LOOKS_PER_LEASE):
                 raise StoreUnavailableError("this node is leaving")
-            try:
-                before, now = now, read_signs(inside)
-            except StoreLostError:
-                return False  # its last node has just left
+            before, now = now, read_signs(inside)
             moment = self._clock()
             # While this node stood still itself, it saw nothing of the others.
             if now != before or moment - looked_at > self._lease / 2:
