@@ -131,6 +131,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             bool(parameters.get_as_bool("keep", False)),
             self._leaving.wait,
             self._report_waiting,
+            ends_with_job=backend.hosted_by_job,
         )
         self._door_reason = ""
         self._reporting = Reporting(

@@ -212,6 +212,7 @@ class Doorway:
         pause: waits for some seconds; returns whether this node is leaving meanwhile.
         report: called with a sentence when this node has to wait.
         clock: returns monotonic seconds.
+        ends_with_job: the job's own nodes serve the store, so that it has one incarnation.
     """
 
     def __init__(
@@ -223,9 +224,10 @@ class Doorway:
         pause: Callable[[float], bool],
         report: Callable[[str], None],
         clock: Callable[[], float] = monotonic,
+        ends_with_job: bool = False,
     ) -> None:
         self._run_id, self._is_named, self._lease, self._keeps = run_id, is_named, lease, keeps
-        self._pause, self._report, self._clock = pause, report, clock
+        self._pause, self._report, self._clock, self._ends_with_job = pause, report, clock, ends_with_job
         #: The record of the node that began the job; ``None`` as long as that is this node, or is not known.
         self.begun_by: NodeRecord | None = None
 
@@ -236,7 +238,7 @@ class Doorway:
             RendezvousStateError: ``node`` does not belong to the job that goes on, or claims the rank of a live node.
             StoreUnavailableError: no answer.
         """
-        if isinstance(store, HostedStore):
+        if self._ends_with_job or isinstance(store, HostedStore):
             return self._enter_hosted(store, node)
         try:
             entered = self._enter_first(store, node)
