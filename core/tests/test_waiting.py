@@ -117,6 +117,15 @@ def test_the_schedule_is_what_the_first_test_measures(monkeypatch: pytest.Monkey
     assert [round(at) for at, _ in reports.of("a")] == [9]
 
 
+@pytest.mark.parametrize("join_timeout", [5.0, 2.0, 0.5])
+def test_a_round_of_the_minimum_is_sealed_before_the_join_timeout(join_timeout: float) -> None:
+    """A ``last_call_timeout`` that is as long, or longer, would let every node give up."""
+    world = World(6)
+    patient = Settings(1, 3, Timeouts(join_timeout=join_timeout, last_call_timeout=5.0, connect_timeout=0.5))
+    nodes = [world.add_node(name, patient) for name in "ab"]
+    assert world.run(join_timeout, lambda: all(node.running is not None for node in nodes)), world.explain("no round")
+
+
 # --- the endpoint -----------------------------------------------------------------------------------------------------
 
 

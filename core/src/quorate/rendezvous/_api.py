@@ -266,6 +266,8 @@ class RendezvousBackend:
     :class:`Bootstrap` where the default (a reserved port) is not wanted.  ``hosted_by_job`` tells that one of the job's
     own nodes serves the store: its endpoint then tells jobs apart, and a run id is not needed.  ``settings`` describes
     the settings (``--rdzv-conf``) that only this backend reads, by name, in a sentence each that names the default.
+    ``reads_other_settings`` is false for a backend that reads no others: a name that nothing reads is then refused.
+    Otherwise it is refused only if it looks like one that is read.
     """
 
     name: str = field(validator=min_len(1))
@@ -276,6 +278,7 @@ class RendezvousBackend:
     check: Callable[[RendezvousParameters], None] | None = None
     hosted_by_job: bool = False
     settings: Mapping[str, str] = field(factory=dict)
+    reads_other_settings: bool = True
 
     def __attrs_post_init__(self) -> None:
         if (self.open_store is None) == (self.open_handler is None):
