@@ -28,6 +28,7 @@ from quorate.records import (
     Event,
     FailureRecord,
     NodeRecord,
+    RendezvousWaiting,
     RestartBudget,
     RestartDecision,
     RoundSummary,
@@ -108,6 +109,12 @@ def quorate_register_error_recorder() -> Iterable[ErrorRecorder]:
 @hookimpl
 def quorate_register_event_sink() -> Iterable[EventSink]:
     return [EventSink("stderr", "one line per event", lambda event: print(event.name, file=sys.stderr))]
+
+
+@hookimpl
+def quorate_decide_waiting(waiting: RendezvousWaiting) -> bool | None:
+    # Half of the nodes at least must be here after ten minutes.
+    return waiting.waited_seconds < 600 or waiting.nodes >= waiting.missing
 
 
 @hookimpl

@@ -463,3 +463,51 @@ class RaisesWhatItLikes(Honest):
         super().__init__(server, parameters)
         if parameters.endpoint == "dead":
             raise ConnectionRefusedError("connection refused")
+
+
+class _Renames(Honest):
+    """A store that has fewer names than there are keys."""
+
+    @staticmethod
+    def name(key: str) -> str:
+        raise NotImplementedError
+
+    def create(self, key: str, value: bytes) -> bool:
+        return super().create(self.name(key), value)
+
+    def put(self, key: str, value: bytes) -> None:
+        super().put(self.name(key), value)
+
+    def add(self, key: str, amount: int) -> int:
+        return super().add(self.name(key), amount)
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        return super().get([self.name(key) for key in keys])
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        return super().wait(self.name(key), timeout)
+
+
+class CutsKeysAfterFourParts(_Renames):
+    @staticmethod
+    def name(key: str) -> str:
+        return "/".join(key.split("/")[:4])
+
+
+class TakesTheLastTwoParts(_Renames):
+    @staticmethod
+    def name(key: str) -> str:
+        return "/".join(key.split("/")[-2:])
+
+
+class FreezesHeartbeats(Honest):
+    """Each handle caches the heartbeats that it has read."""
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        cache: dict[str, bytes] = self.__dict__.setdefault("cache", {})
+        values = []
+        for key, value in zip(keys, super().get(keys), strict=True):
+            if value is not None and "/heartbeat/" in key:
+                value = cache.setdefault(key, value)
+            values.append(value)
+        return values

@@ -136,6 +136,19 @@ def spoil_value(key, value):
     return rest if abs(time.time() - int(stamp)) < 60 else b'expired'
 """,
     ),
+    Mutant("run_id_can_be_used_again", "keys of four parts at most", "", stores.CutsKeysAfterFourParts),
+    Mutant(
+        "next_job_waits_for_the_last",
+        "heartbeats seem to stand still",
+        "while nodes of the last job",
+        stores.FreezesHeartbeats,
+    ),
+    Mutant(
+        "old_node_cannot_disturb_the_next_job",
+        "takes the last two parts of a key for its name",
+        "has ended the next one|does not learn",
+        stores.TakesTheLastTwoParts,
+    ),
     Mutant(
         "ranks_are_dense_for_any_nodes",
         "a plugin's order leaves nodes out",

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorate import DefaultLogsSpecs, LaunchConfig, UsageError, WorkerSpec, get_rendezvous_handler
-from quorate.rendezvous import RendezvousParameters
+from quorate import DefaultLogsSpecs, LaunchConfig, PluginHost, UsageError, WorkerSpec, get_rendezvous_handler, hookimpl
+from quorate.rendezvous import InMemoryStore, RendezvousBackend, RendezvousParameters
 from quorate.timeouts import Timeouts
 from quorate.worker_settings import WorkerSettings
 
@@ -61,7 +61,7 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
         ({"rdzv_configs": {"join_timeout": 0}}, ["join_timeout is 0"]),
         ({"rdzv_configs": {"lease_timeout": 0.1}}, ["lease_timeout=0.1", "0.2"]),
         ({"rdzv_configs": {"join_timeout": 5, "connect_timeout": 6}}, ["connect_timeout=6", "join_timeout=5"]),
-        ({"rdzv_configs": {"join_timeout": 5, "last_call_timeout": 6}}, ["last_call_timeout=6", "join_timeout=5"]),
+        ({"rdzv_configs": {"join_timeout": 5, "settle_timeout": 6}}, ["settle_timeout=6", "join_timeout=5"]),
         (
             {"rdzv_configs": {"lease_timeout": 9, "store_outage_timeout": 8}},
             ["lease_timeout=9", "store_outage_timeout=8"],
@@ -95,7 +95,7 @@ def test_signals_are_a_string_or_a_sequence() -> None:
 
 def test_defaults_of_time_outs_give_way_to_what_was_set() -> None:
     short = Timeouts.from_settings({"join_timeout": "2"})
-    assert (short.join_timeout, short.connect_timeout, short.last_call_timeout) == (2.0, 2.0, 2.0)
+    assert (short.join_timeout, short.connect_timeout, short.last_call_timeout) == (2.0, 2.0, 5.0)
     long = Timeouts.from_settings({"connect_timeout": 900})
     assert (long.connect_timeout, long.join_timeout) == (900.0, 900.0)
     assert Timeouts.from_settings({"lease_timeout": 400}).store_outage_timeout == 400.0
@@ -145,7 +145,7 @@ def test_time_outs_are_consistent_or_refused_and_what_was_set_is_kept(settings: 
     except UsageError:
         assert len(settings) >= 2, "a single setting never contradicts a default"
         return
-    assert max(made.connect_timeout, made.last_call_timeout, made.settle_timeout) <= made.join_timeout
+    assert max(made.connect_timeout, made.settle_timeout) <= made.join_timeout
     assert made.lease_timeout <= made.store_outage_timeout
     assert {name: getattr(made, name) for name in settings} == settings
 
@@ -265,3 +265,33 @@ def test_secrets_are_not_shown() -> None:
     assert "hunter2" not in shown
     assert "xxx" not in shown
     assert "'user': 'me'" in shown
+
+
+# --- settings that nothing reads --------------------------------------------------------------------------------------
+
+
+def _backend(**fields: Any) -> RendezvousBackend:
+    return RendezvousBackend("memory", "in this process", open_store=lambda parameters: InMemoryStore(), **fields)
+
+
+def _open(backend: RendezvousBackend, **settings: Any) -> None:
+    plugin = type("Plugin", (), {"quorate_register_rendezvous": staticmethod(hookimpl(lambda: [backend]))})
+    host = PluginHost(paths=[], extra=[("memory", plugin)])
+    get_rendezvous_handler(RendezvousParameters("memory", "", "job", 1, 1, **settings), host)
+
+
+def test_a_setting_that_nothing_reads_is_refused_with_the_nearest_name() -> None:
+    closed = _backend(settings={"colour": "of the store [red]"}, reads_other_settings=False)
+    _open(closed, timeout=5, colour="blue", is_host=True, store_type="file", keep_alive_interval=3)
+    with pytest.raises(UsageError, match=r"no setting 'join_timout' .*did you mean join_timeout\?"):
+        _open(closed, join_timout=5)
+    with pytest.raises(UsageError, match="no setting 'flavour'"):
+        _open(closed, flavour="x")
+    with pytest.raises(UsageError, match="it reads auth, close_timeout, colour"):
+        _open(closed, zzz="x")
+
+
+def test_a_backend_that_does_not_list_its_settings_gets_them() -> None:
+    _open(_backend(), zzz="x", endpoint_of_mine="y")
+    with pytest.raises(UsageError, match=r"did you mean lease_timeout\?"):
+        _open(_backend(), lease_timeuot=5)

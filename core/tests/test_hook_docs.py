@@ -25,6 +25,7 @@ from quorate.records import (
     Event,
     FailureRecord,
     NodeRecord,
+    RendezvousWaiting,
     RestartBudget,
     RestartDecision,
     RoundSummary,
@@ -215,6 +216,7 @@ def test_what_the_examples_offer_is_taken(host: PluginHost, kind: PluginKind) ->
 
 def test_what_the_examples_decide_counts(host: PluginHost) -> None:
     assert host.decide("ranks", NODES, ["", ""]) == ["two", "one"]
+    assert host.decide("waiting", RendezvousWaiting(0, 700.0, nodes=1, missing=3)) is False
     assert host.decide("rescale", RoundSummary(1, 1, 1, 1, 2, 0), 1) is False
     assert host.decide("launch", LAUNCH, ASSIGNMENT).environment == {"GLOO_SOCKET_IFNAME": "eth1"}
     assert host.decide("cause", FAILURE) is Cause.OUT_OF_MEMORY

@@ -9,8 +9,14 @@ from collections.abc import Sequence
 
 from .hookspecs import hookimpl
 from .policy import default_cause, default_restart
-from .records import Cause, FailureRecord, NodeRecord, RestartBudget, RestartDecision, RoundSummary
+from .records import Cause, FailureRecord, NodeRecord, RendezvousWaiting, RestartBudget, RestartDecision, RoundSummary
 from .rendezvous import order_nodes
+
+
+@hookimpl(trylast=True)
+def quorate_decide_waiting(waiting: RendezvousWaiting) -> bool:
+    """Wait until the timeout."""
+    return True
 
 
 @hookimpl(trylast=True)

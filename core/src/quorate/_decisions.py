@@ -242,6 +242,7 @@ def _check_restart(answer: Any, arguments: _Arguments) -> str:
 _CHECKS: Mapping[str, _Check] = {
     "ranks": _check_order,
     "rescale": _is_a(bool),
+    "waiting": _is_a(bool),
     "launch": _check_launch,
     "cause": _check_cause,
     "restart": _check_restart,

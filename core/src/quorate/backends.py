@@ -10,6 +10,9 @@ from .net import is_local_name, parse_endpoint
 from .notices import warn
 from .plugins import PluginHost, get_host
 from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters
+from .rendezvous._api import DERIVED_SETTING
+from .text import near_names
+from .timeouts import setting_names
 
 __all__ = ["get_rendezvous_handler"]
 
@@ -24,6 +27,7 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
     """
     host = host or get_host()
     backend: RendezvousBackend = host.choose(PluginKind.RENDEZVOUS, parameters.backend)
+    _check_settings(parameters, backend)
     if backend.check is not None:
         call_plugin(f"rendezvous backend {backend.name!r}", backend.check, parameters)
     _check_protection(parameters, backend)
@@ -32,6 +36,30 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
     from .rendezvous import StoreRendezvousHandler  # keeps the protocol off the path of jobs without a store
 
     return StoreRendezvousHandler(parameters, backend, host)
+
+
+#: Settings that the core or several backends read, besides the timeouts.
+_COMMON_SETTINGS = frozenset({"rank", "is_host", "keep", AUTH_SETTING, DERIVED_SETTING})
+#: What programs written for TorchElastic pass to any backend.
+_ELASTIC_SETTINGS = frozenset({"store_type", "use_libuv", "nnodes", "use_agent_store"})
+
+#: How like a known name another one is that was meant to be it: one letter more, less or exchanged.
+_A_SLIP = 0.85
+
+
+def _check_settings(parameters: RendezvousParameters, backend: RendezvousBackend) -> None:
+    """Refuse settings that nothing reads, with the name that may have been meant.  Raises UsageError."""
+    known = {*setting_names(), *_COMMON_SETTINGS, *backend.settings}
+    offered = sorted(known - {DERIVED_SETTING})
+    for name in parameters.config:
+        if name in known or name in _ELASTIC_SETTINGS:
+            continue
+        near = near_names(name, offered, likeness=_A_SLIP if backend.reads_other_settings else 0.6)
+        if near or not backend.reads_other_settings:
+            remedy = f"did you mean {near[0]}?" if near else f"it reads {', '.join(offered)}"
+            raise UsageError(
+                f"the rendezvous backend {backend.name!r} has no setting {name!r} (--rdzv-conf, rdzv_configs); {remedy}"
+            )
 
 
 def _check_protection(parameters: RendezvousParameters, backend: RendezvousBackend) -> None:

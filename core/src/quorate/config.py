@@ -19,6 +19,7 @@ from .job_token import AUTH_SETTING, Auth, parse_auth
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
 from .plugins import get_host
 from .rendezvous import RendezvousBackend, RendezvousParameters
+from .rendezvous._api import DERIVED_SETTING
 from .timeouts import Timeouts, parse_seconds
 from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable
 
@@ -158,6 +159,8 @@ class LaunchConfig(WorkerSettings):
             settings[AUTH_SETTING] = self.auth().value
         if self.node_rank is not None:
             settings.setdefault("rank", self.node_rank)
+        if not self.run_id and self.max_nodes > 1:
+            settings.setdefault(DERIVED_SETTING, True)
         return RendezvousParameters(
             self.backend(),
             self.rdzv_endpoint,

@@ -22,6 +22,7 @@ __all__ = [
     "EventName",
     "NodeDeclinedDetails",
     "RendezvousFailedDetails",
+    "RendezvousWaitingDetails",
     "RoundEndedDetails",
     "RoundJoinedDetails",
     "RoundStandbyDetails",
@@ -38,6 +39,7 @@ class EventName(str, Enum):
     AGENT_SIGNALLED = "agent.signalled"
     NODE_DECLINED = "node.declined"
     RENDEZVOUS_FAILED = "rendezvous.failed"
+    RENDEZVOUS_WAITING = "rendezvous.waiting"
     ROUND_STANDBY = "round.standby"
     ROUND_JOINED = "round.joined"
     ROUND_ENDED = "round.ended"
@@ -106,6 +108,27 @@ class RendezvousFailedDetails(EventDetails):
 
     name = EventName.RENDEZVOUS_FAILED
     kind: FailureKind
+
+
+@final
+@frozen
+class RendezvousWaitingDetails(EventDetails):
+    """This node has waited for other nodes, or for the store, for some seconds; sent again at growing intervals.
+
+    ``left_seconds`` is how long it goes on, ``null`` without a limit; ``nodes`` are here and ``missing`` to the minimum
+    (0 where that is not known); ``hosts`` are the first of those that are here.  ``problem`` is what the last attempt
+    to reach the store came to.
+    """
+
+    name = EventName.RENDEZVOUS_WAITING
+    round: int
+    waited_seconds: float
+    left_seconds: float | None
+    nodes: int
+    missing: int
+    hosts: tuple[str, ...]
+    endpoint: str
+    problem: str
 
 
 @final

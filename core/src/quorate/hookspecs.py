@@ -24,6 +24,7 @@ from .records import (
     Event,
     FailureRecord,
     NodeRecord,
+    RendezvousWaiting,
     RestartBudget,
     RestartDecision,
     RoundSummary,
@@ -137,6 +138,19 @@ def quorate_register_event_sink() -> Iterable[EventSink]:  # type: ignore[empty-
 
 
 # --- decided, round after round -------------------------------------------------------------------------------------
+
+
+@hookspec(firstresult=True)
+def quorate_decide_waiting(waiting: RendezvousWaiting) -> bool | None:
+    """Decide whether a node that waits for other nodes, or for the store, goes on waiting.
+
+    The core's default: yes, until the timeout that ``waiting.left_seconds`` counts down to.
+
+    Called: when the node has waited for three seconds, and then at intervals that grow to two minutes.
+    Thread: a thread of its own; the implementation may block for a second, not longer.
+    Answer: False gives up, and the agent ends with an error; True goes on.
+    If it raises: reported once, and the next plugin is asked; so is an answer that is not a bool.
+    """
 
 
 @hookspec(firstresult=True)

@@ -22,6 +22,7 @@ __all__ = [
     "Event",
     "FailureRecord",
     "NodeRecord",
+    "RendezvousWaiting",
     "RestartBudget",
     "RestartDecision",
     "RoundEnd",
@@ -113,6 +114,9 @@ class NodeRecord:
     worker's ``MASTER_ADDR``/``MASTER_PORT`` would be, should it become the round's first node; the port is held by
     the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` is why the node
     does not join, empty for one that does.
+
+    The last fields tell two jobs of one name apart; a field that is empty or ``None`` is not known.  ``command`` is the
+    name of the script, module, program or function, ``arguments`` a fingerprint of its arguments.
     """
 
     node_id: str = field(validator=min_len(1))
@@ -127,6 +131,13 @@ class NodeRecord:
     previous_round: int | None = None
     previous_rank: int | None = None
     declined: str = ""
+    min_nodes: int | None = None
+    max_nodes: int | None = None
+    max_restarts: int | None = None
+    version: str = ""
+    user: str = ""
+    command: str = ""
+    arguments: str = ""
 
     @property
     def name(self) -> str:
@@ -222,6 +233,33 @@ class RoundSummary:
     min_nodes: int
     max_nodes: int
     restart_count: int
+
+
+@final
+@frozen
+class RendezvousWaiting:
+    """What a node waits for, once it has waited for some seconds.
+
+    Arguments:
+        round_number: the round that it wants to join, or is in.
+        waited_seconds: how long it has waited.
+        left_seconds: how long it goes on; ``None``: until another input.
+        nodes, missing: how many nodes are here, and how many are missing to ``min_nodes``; 0 where that is not known.
+        hosts: the first hosts of those that are here.
+        endpoint: where the nodes meet.
+        problem: what the last attempt to reach the store came to; empty where it answers.
+        reason: all of this in a sentence.
+    """
+
+    round_number: int
+    waited_seconds: float
+    left_seconds: float | None = None
+    nodes: int = 0
+    missing: int = 0
+    hosts: tuple[str, ...] = ()
+    endpoint: str = ""
+    problem: str = ""
+    reason: str = ""
 
 
 @final

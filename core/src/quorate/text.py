@@ -47,8 +47,11 @@ def _shown(character: str) -> str:
     return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
 
 
-def near_names(word: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """Return at most ``most`` of the ``known`` names that ``word`` may have been meant to be, the nearest first."""
+def near_names(word: str, known: Iterable[str], most: int = 1, likeness: float = 0.6) -> list[str]:
+    """Return at most ``most`` of the ``known`` names that ``word`` may have been meant to be, the nearest first.
+
+    ``likeness`` is how like the word a name must be, from 0 (any name) to 1 (the same).
+    """
     from difflib import get_close_matches  # only a mistake needs it
 
-    return get_close_matches(word, list(known), most)
+    return get_close_matches(word, list(known), most, likeness)

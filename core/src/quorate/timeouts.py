@@ -14,7 +14,7 @@ from attrs import field, fields, frozen
 
 from .errors import UsageError
 
-__all__ = ["Timeouts", "parse_seconds"]
+__all__ = ["Timeouts", "parse_seconds", "setting_names"]
 
 
 LONGEST_SECONDS = 366 * 86_400.0
@@ -58,7 +58,7 @@ class Timeouts:
     last_call_timeout: float = _timeout(
         5.0,
         "how long a round that has `min_nodes` waits for one more node before it is sealed; "
-        "not used once `max_nodes` are there",
+        "not used once `max_nodes` are there, and over a moment before `join_timeout`",
     )
     settle_timeout: float = _timeout(
         0.1,
@@ -109,10 +109,15 @@ _KEEP_ALIVE: Mapping[str, float] = {"keep_alive_interval": 5.0, "keep_alive_max_
 
 _DEFAULTS: Mapping[str, float] = {each.name: float(each.default or 0) for each in fields(Timeouts)}
 
+
+def setting_names() -> frozenset[str]:
+    """Return the names of all settings that :meth:`Timeouts.from_settings` reads."""
+    return frozenset({*_DEFAULTS, *ALIASES, *_KEEP_ALIVE})
+
+
 #: What must not be above what, and why.
 RELATIONS: Sequence[tuple[str, str, str]] = (
     ("connect_timeout", "join_timeout", "connecting is a part of joining"),
-    ("last_call_timeout", "join_timeout", "the last call is a part of joining"),
     ("settle_timeout", "join_timeout", "arrivals settle while a round is joined"),
     ("lease_timeout", "store_outage_timeout", "a node must outlive an outage of the store for at least its lease"),
 )

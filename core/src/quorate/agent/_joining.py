@@ -24,6 +24,7 @@ __all__ = [
     "signalled",
     "standing_by",
     "unhealthy",
+    "waiting",
 ]
 
 _LONGEST_HISTORY = 100
@@ -61,7 +62,7 @@ def joined(transition: Transition, event: protocol.RoundJoined) -> None:
     assignment, history = event.assignment, transition.state.history
     if assignment.missing and history and history[-1].round_number == assignment.round_number - 1:
         transition.set(history=(*history[:-1], evolve(history[-1], missing=assignment.missing)))
-    transition.enter(Phase.RUNNING, "workers run", round=Round(assignment), joining=None)
+    transition.enter(Phase.RUNNING, "workers run", round=Round(assignment), joining=None, waiting=None)
     transition.emit(protocol.StartWorkers(assignment))
 
 
@@ -71,6 +72,10 @@ def standing_by(transition: Transition, event: protocol.StandingBy) -> None:
 
 def peer_declined(transition: Transition, event: protocol.PeerDeclined) -> None:
     transition.set(joining=Joining(_joining(transition).standby_reason, event.reason))
+
+
+def waiting(transition: Transition, event: protocol.Waiting) -> None:
+    transition.set(waiting=event.report, reason=event.report.reason)
 
 
 def _joining(transition: Transition) -> Joining:

@@ -86,6 +86,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.RoundJoined: _on(_joining.joined, _RUNNING),
         protocol.StandingBy: _on(_joining.standing_by),
         protocol.PeerDeclined: _on(_joining.peer_declined),
+        protocol.Waiting: _on(_joining.waiting),
         protocol.NodeUnhealthy: _on(_joining.unhealthy, _FINISHED),
         protocol.JobClosed: _on(_joining.closed, _FINISHED),
         protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _FINISHED),
@@ -94,6 +95,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
     Phase.RUNNING: {
         protocol.WorkersExited: _on(_running.exited, _BARRIER, _STOPPING),
         protocol.StartFailed: _on(_running.start_failed),
+        protocol.Waiting: _on(_running.waiting),
         protocol.WorkerHung: _on(_running.hung),
         protocol.StacksDumped: _on(_running.stacks_dumped),
         protocol.Clock: _on(_running.dump_timed_out),
@@ -105,6 +107,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.SignalReceived: _on(_running.signalled, _STOPPING),
     },
     Phase.BARRIER: {
+        protocol.Waiting: _on(_running.waiting),
         protocol.Clock: _on(_running.barrier_timed_out, _STOPPING),
         protocol.RoundEnded: _on(_running.round_ended, _STOPPING),
         protocol.JobClosed: _on(_running.round_ended, _STOPPING),

@@ -16,6 +16,7 @@ from ..records import (
     AgentPhase,
     Assignment,
     FailureRecord,
+    RendezvousWaiting,
     RestartBudget,
     RestartDecision,
     RoundEnd,
@@ -95,6 +96,14 @@ class StandingBy:
     """This node is in line for the next round."""
 
     reason: str
+
+
+@final
+@frozen
+class Waiting:
+    """This node has waited for other nodes, or for the store, for some time, and goes on."""
+
+    report: RendezvousWaiting
 
 
 @final
@@ -195,6 +204,7 @@ Input = (
     | RoundJoined
     | StandingBy
     | PeerDeclined
+    | Waiting
     | RoundEnded
     | JobClosed
     | RendezvousFailed

@@ -19,6 +19,7 @@ from ..events import (
     EventDetails,
     NodeDeclinedDetails,
     RendezvousFailedDetails,
+    RendezvousWaitingDetails,
     RoundEndedDetails,
     RoundJoinedDetails,
     RoundStandbyDetails,
@@ -28,9 +29,9 @@ from ..events import (
 from ..failures import signal_name
 from ..notices import LONGEST_LINE, write_error
 from ..plugins import PluginHost
-from ..records import Assignment, Event, FailureRecord, RoundEnd, WorkerLaunch
+from ..records import Assignment, Event, FailureRecord, RendezvousWaiting, RoundEnd, WorkerLaunch
 from ..text import printable_lines
-from ._protocol import Phase
+from ._protocol import Finish, Outcome, Phase
 from ._state import Joining, State
 
 __all__ = ["Reporter"]
@@ -67,9 +68,13 @@ class Reporter:
             self.emit(RendezvousFailedDetails(new.trouble.kind), new.trouble.problem, level=level)
         if new.joining is not None:
             self._waits(old.joining or Joining(), new.joining)
+        if new.waiting is not None and new.waiting is not old.waiting:
+            self._still_waits(new.waiting)
         if new.signal_number is not None and old.signal_number is None:
             sentence = f"{signal_name(-new.signal_number)} received, leaving the job"
             self.emit(AgentSignalledDetails(new.signal_number), sentence, level=1)
+        if new.finish is not None and old.finish is None:
+            self._finished(new, new.finish)
         if new.phase is not old.phase:
             self.emit(AgentPhaseDetails(new.phase, old.phase), new.reason, level=2)
 
@@ -101,6 +106,25 @@ class Reporter:
             self.emit(RoundStandbyDetails(), new.standby_reason, level=1)
         if new.peer_declined != old.peer_declined:
             self.emit(NodeDeclinedDetails(), new.peer_declined, level=1)
+
+    def _finished(self, state: State, finish: Finish) -> None:
+        """Say so if this node never ran anything: success alone would look like workers that have succeeded."""
+        if finish.outcome is Outcome.CLOSED and state.round is None and not state.history and finish.end is not None:
+            verdict, reason = finish.end.verdict, finish.end.reason
+            self.say(1, f"this node ran no workers: the job had ended ({verdict}) before it was in a round: {reason}")
+
+    def _still_waits(self, report: RendezvousWaiting) -> None:
+        details = RendezvousWaitingDetails(
+            report.round_number,
+            report.waited_seconds,
+            report.left_seconds,
+            report.nodes,
+            report.missing,
+            report.hosts,
+            report.endpoint,
+            report.problem,
+        )
+        self.emit(details, report.reason, level=1)
 
     def started(self, pids: Mapping[int, int], launches: Sequence[WorkerLaunch]) -> None:
         """Report that workers were started."""

@@ -21,7 +21,7 @@ from ..clock import monotonic, seconds_until, wall_time_ns
 from ..errors import FailureKind, PluginError, QuorateError, StartError
 from ..net import host_name
 from ..plugins import PluginHost
-from ..records import Assignment, NodeRecord, WorkerExited, WorkerLaunch
+from ..records import Assignment, WorkerExited, WorkerLaunch
 from ..services import AgentSnapshot
 from ..starter import Starter
 from . import _protocol as protocol
@@ -33,6 +33,7 @@ from ._idle import IdleWork
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
 from ._preparation import Preparation
+from ._record import node_record
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
 from ._signals import SignalCatcher
@@ -282,7 +283,7 @@ class Runner:
     def _send(self, membership: Membership, command: protocol.Command) -> None:
         if isinstance(command, protocol.JoinRound):
             self.return_values.clear()
-            membership.join(self._node_record())
+            membership.join(node_record(self._spec, self._node_id))
             self._idle.begin(monotonic())
         elif isinstance(command, protocol.EndRound):
             membership.end_round(command.end)
@@ -291,17 +292,7 @@ class Runner:
         elif isinstance(command, protocol.Leave):
             membership.leave()
         elif isinstance(command, protocol.Decline):
-            membership.decline(evolve(self._node_record(), declined=command.problem))
-
-    def _node_record(self) -> NodeRecord:
-        return NodeRecord(
-            self._node_id,
-            self._spec.role,
-            self._spec.local_world_size,
-            host=host_name(),
-            address=self._spec.local_addr or "127.0.0.1",
-            rank_hint=self._spec.node_rank,
-        )
+            membership.decline(evolve(node_record(self._spec, self._node_id), declined=command.problem))
 
     def _start(self, assignment: Assignment) -> protocol.Input | None:
         assert self._epoll is not None

@@ -47,6 +47,11 @@ def exited(transition: Transition, event: protocol.WorkersExited) -> None:
             _leave_barrier(transition)
 
 
+def waiting(transition: Transition, event: protocol.Waiting) -> None:
+    """The store does not answer; the workers go on."""
+    transition.set(waiting=event.report)
+
+
 def start_failed(transition: Transition, event: protocol.StartFailed) -> None:
     transition.emit(protocol.Diagnose(event.exit, budget_of(transition.state), start_failed=True))
 

@@ -9,7 +9,7 @@ from typing import final
 
 from attrs import field, frozen
 
-from ..records import Assignment, FailureRecord, RoundEnd
+from ..records import Assignment, FailureRecord, RendezvousWaiting, RoundEnd
 from . import _protocol as protocol
 from ._protocol import Phase
 
@@ -84,6 +84,7 @@ class State:
     wake_at: float | None = None
     history: tuple[RoundEnd, ...] = ()
     joining: Joining | None = None
+    waiting: RendezvousWaiting | None = None  # the last report, while this node waits
     round: Round | None = None
     stopping: Stopping | None = None
     finish: protocol.Finish | None = None

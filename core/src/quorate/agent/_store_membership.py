@@ -25,6 +25,8 @@ def agent_input(output: rendezvous.Output) -> protocol.Input | None:
         return protocol.RendezvousFailed(output.kind, output.problem)
     if isinstance(output, rendezvous.StandingBy):
         return protocol.StandingBy(output.reason)
+    if isinstance(output, rendezvous.Waiting):
+        return protocol.Waiting(output.report)
     if isinstance(output, rendezvous.NodeDeclined):
         return protocol.PeerDeclined(output.reason)
     return None

@@ -22,6 +22,7 @@ from ._port import Bootstrap
 from ._store import Store
 
 __all__ = [
+    "DERIVED_SETTING",
     "EventDrivenHandler",
     "RendezvousBackend",
     "RendezvousHandler",
@@ -30,6 +31,8 @@ __all__ = [
     "RendezvousStoreInfo",
 ]
 
+#: A setting that says that the run id was not given by a person, but comes from the endpoint.
+DERIVED_SETTING = "run_id_is_derived"
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
 _MAY_CALL = optional(is_callable())
@@ -265,6 +268,8 @@ class RendezvousBackend:
     :class:`Bootstrap` where the default (a reserved port) is not wanted.  ``hosted_by_job`` tells that one of the job's
     own nodes serves the store: its endpoint then tells jobs apart, and a run id is not needed.  ``settings`` describes
     the settings (``--rdzv-conf``) that only this backend reads, by name, in a sentence each that names the default.
+    ``reads_other_settings`` is false for a backend that reads no others: a name that nothing reads is then refused.
+    Otherwise it is refused only if it looks like one that is read.
     """
 
     name: str = field(validator=is_word)
@@ -275,6 +280,7 @@ class RendezvousBackend:
     check: Callable[[RendezvousParameters], None] | None = field(default=None, validator=_MAY_CALL)
     hosted_by_job: bool = field(default=False, validator=instance_of(bool))
     settings: Mapping[str, str] = field(factory=dict)
+    reads_other_settings: bool = True
 
     def __attrs_post_init__(self) -> None:
         if (self.open_store is None) == (self.open_handler is None):

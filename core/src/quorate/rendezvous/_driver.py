@@ -17,12 +17,15 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, final
 
 from ..clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
-from ..errors import FailureKind, QuorateError, RendezvousStateError, StoreLostError, StoreUnavailableError
+from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
 from ._executor import Interpreter, PendingWait
+from ._incarnation import IncarnationStore, wrong_answer
+from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Reply, Settings
 from ._state import State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
+from ._transition import own_heartbeat_key
 
 __all__ = ["Driver", "perform"]
 
@@ -206,15 +209,20 @@ class Driver:
     def _count_departure(self, store: Store) -> None:
         """Count this node as departed.  The store's host stays until all nodes are, or the linger time is over."""
         state = self.state
+        if isinstance(store, IncarnationStore):
+            _write_last_heartbeat(store, state)
         if state.assignment is not None:
             number, members = state.assignment.round_number, state.assignment.group_world_size
         elif state.previous is not None:
             number, members = state.previous.summary.round_number, state.previous.summary.group_world_size
         else:
             return
+        beats = [Key.rank_heartbeat(number, rank) for rank in range(members)]
         members += store.add(Key.tickets(number + 1), 0)  # standbys want to read the end, too
         if store.add(Key.departed(number), 1) >= members:
             store.create(Key.empty(number), b"")
+            if isinstance(store, IncarnationStore) and _have_all_left(store.get(beats)):
+                store.end()
         elif self._linger_seconds > 0 and isinstance(store, HostedStore) and store.is_host:
             store.wait(Key.empty(number), self._linger_seconds)
 
@@ -261,6 +269,23 @@ class Driver:
                     self.post(event)
 
 
+def _write_last_heartbeat(store: Store, state: State) -> None:
+    """Say that this node has left, so that no other node waits for it, or takes it for one that lives."""
+    if state.node is None or (state.assignment is None and state.ticket == 0):
+        return
+    word = HeartbeatState.DONE_AND_LEFT if state.is_done else HeartbeatState.LEFT
+    value = Heartbeat(state.heartbeat_count + 1, word, state.node.host).encode()
+    items = [(own_heartbeat_key(state), value)]
+    if state.assignment is None and state.node.previous_round is not None and state.node.previous_rank is not None:
+        items.append((Key.rank_heartbeat(state.node.previous_round, state.node.previous_rank), value))
+    put_many(store, items)
+
+
+def _have_all_left(heartbeats: Sequence[bytes | None]) -> bool:
+    """A repeated count of those that departed is too high: the heartbeats of a round's members say who has left."""
+    return all(value is not None and Heartbeat.decode(value).state.has_left for value in heartbeats)
+
+
 def perform(store: Store, call: Call) -> Any:
     """Carry out one call, and return the value of its reply.
 
@@ -277,7 +302,7 @@ def perform(store: Store, call: Call) -> Any:
         return put_many(store, list(zip(call.keys, call.values, strict=True)))
     values = store.get(call.keys)
     if not isinstance(values, Sequence) or len(values) != len(call.keys):
-        raise _wrong_answer(store, "get", values)
+        raise wrong_answer(store, "get", values)
     return [_checked(store, "get", value) for value in values]
 
 
@@ -291,14 +316,8 @@ _ANSWERS: Mapping[str, tuple[type, ...]] = {
 
 def _checked(store: Store, method: str, answer: Any) -> Any:
     if not isinstance(answer, _ANSWERS[method]) or (isinstance(answer, bool) and method != "create"):
-        raise _wrong_answer(store, method, answer)
+        raise wrong_answer(store, method, answer)
     return answer
-
-
-def _wrong_answer(store: Store, method: str, answer: Any) -> RendezvousStateError:
-    return RendezvousStateError(
-        f"the store {type(store).__name__} broke its contract: {method} answered {answer!r:.100}; update its plugin"
-    )
 
 
 def _described(error: BaseException) -> str:

@@ -12,8 +12,9 @@ from ..records import Cause, Verdict
 from ._liveness import HeartbeatState
 from ._protocol import JOINING, Call, Failed, Leave, Left, Phase, Purpose, Tick, Wait
 from ._sealing import consider_sealing
-from ._state import State
+from ._state import Report, State
 from ._transition import Transition, count_waiting_nodes, record_round_end
+from ._waiting import report, watch_store_trouble
 
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 #: An attempt that takes longer to fail proves nothing: this node was paused meanwhile.
@@ -37,6 +38,8 @@ def on_tick(transition: Transition, event: Tick) -> None:
         return
     if is_due(state.trouble.retry_at):
         retry(transition)
+    if is_due(state.report.at):
+        report(transition)
     if is_due(state.standby.count_at):
         transition.set(standby=evolve(state.standby, count_at=None))
         count_waiting_nodes(transition)
@@ -47,6 +50,13 @@ def on_tick(transition: Transition, event: Tick) -> None:
         transition.read_heartbeats()
     if transition.state.phase is Phase.GATHERING and is_due(state.gathering.seal_at):
         consider_sealing(transition)
+
+
+def on_closed_tick(transition: Transition, event: Tick) -> None:
+    """Show that this node has not left yet; whether the store answers does not matter."""
+    state = transition.state
+    transition.set(next_heartbeat_at=transition.now + state.settings.timeouts.heartbeat_interval)
+    transition.put_heartbeat(Purpose.HEARTBEAT, HeartbeatState.DONE if state.is_done else HeartbeatState.RUNNING)
 
 
 def _why_no_round(state: State) -> str:
@@ -127,6 +137,8 @@ def on_left(transition: Transition, event: object) -> None:
 def note_answer(transition: Transition) -> None:
     """The store has answered: its trouble is over."""
     trouble = transition.state.trouble
+    if trouble.since is not None and transition.state.phase in (Phase.RUNNING, Phase.ENDED):
+        transition.set(report=Report())
     if trouble.since is not None or trouble.attempts or trouble.tried_at is not None:
         transition.set(trouble=evolve(trouble, since=None, attempts=0, tried_at=None))
 
@@ -159,6 +171,7 @@ def on_failed(transition: Transition, event: Failed) -> None:
             retry_at=now + pause if trouble.retry_at is None else trouble.retry_at,
         )
         transition.set(trouble=changed)
+        watch_store_trouble(transition)
 
 
 def _has_just_tried(state: State, now: float) -> bool:

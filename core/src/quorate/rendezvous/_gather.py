@@ -17,6 +17,8 @@ __all__ = ["Readiness", "Rule", "evaluate", "live_nodes", "missing_survivors", "
 _MOST_NAMES = 16
 _MOST_DECLINED = 3
 _MOST_DIFFERENCES = 8
+#: How long before the join deadline a round of ``min_nodes`` is sealed, at most.
+_LONGEST_MARGIN_SECONDS = 0.5
 
 
 @final
@@ -79,7 +81,8 @@ def evaluate(state: State, now: float) -> Readiness:
     2. At once when ``max_nodes`` are here, unless a standby would take the place of a survivor (see 4).
     3. Never with fewer than ``min_nodes``.
     4. After another round: once all its survivors are back.
-    5. In the first round: once no node came for ``last_call_timeout`` seconds.
+    5. In the first round: once no node came for ``last_call_timeout`` seconds, or just before this node's join
+       deadline: a round of ``min_nodes`` is worth more than none.
     """
     settings, live = state.settings, live_nodes(state)
     names, count = _names(live.values()), len(live)
@@ -99,12 +102,20 @@ def evaluate(state: State, now: float) -> Readiness:
         return Readiness(Rule.SURVIVORS_MISSING, text)
     if state.previous is not None:
         return Readiness(Rule.SURVIVORS_BACK, f"{count} nodes are here, and all survivors among them: {names}")
-    last_call = state.gathering.last_arrival + settings.timeouts.last_call_timeout
+    last_call = _last_call_end(state)
     if now < last_call:
         return Readiness(
             Rule.LAST_CALL, f"{count} nodes are here, last call for {last_call - now:.1f} s more", last_call
         )
     return Readiness(Rule.LAST_CALL_OVER, f"{count} nodes are here and no other came during the last call: {names}")
+
+
+def _last_call_end(state: State) -> float:
+    timeouts = state.settings.timeouts
+    end = state.gathering.last_arrival + timeouts.last_call_timeout
+    if state.join_deadline is None:
+        return end
+    return min(end, state.join_deadline - min(_LONGEST_MARGIN_SECONDS, timeouts.join_timeout / 10))
 
 
 def _names(nodes: Iterable[NodeRecord]) -> str:

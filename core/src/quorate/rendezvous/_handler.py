@@ -13,13 +13,14 @@ from typing import Any, Protocol, final
 from attrs import evolve
 
 from ..clock import monotonic, seconds_until
-from ..errors import FailureKind, RendezvousClosedError, UsageError
+from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
 from ..job_token import job_token_of
 from ..net import advertised_address, host_name
 from ..notices import warn
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
 from ..timeouts import Timeouts
 from ._api import (
+    DERIVED_SETTING,
     RendezvousBackend,
     RendezvousHandler,
     RendezvousInfo,
@@ -27,6 +28,7 @@ from ._api import (
     RendezvousStoreInfo,
 )
 from ._driver import Driver
+from ._incarnation import Doorway
 from ._port import Bootstrap, PortReservation
 from ._protocol import (
     Closed,
@@ -42,7 +44,11 @@ from ._protocol import (
     Output,
     Phase,
     Settings,
+    StandingBy,
+    StopWaiting,
+    Waiting,
 )
+from ._reporting import Reporting
 from ._signed import protect
 from ._store import Store
 from ._strangers import StrangerWatch
@@ -72,9 +78,10 @@ class Decisions(Protocol):
         ...
 
 
-def settings_of(parameters: RendezvousParameters) -> Settings:
+def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) -> Settings:
     """Return the protocol's settings from the parameters.  Raises UsageError for timeouts that cannot be used."""
-    return Settings(parameters.min_nodes, parameters.max_nodes, Timeouts.from_settings(parameters.config))
+    timeouts = Timeouts.from_settings(parameters.config)
+    return Settings(parameters.min_nodes, parameters.max_nodes, timeouts, outlives_job)
 
 
 def _as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
@@ -103,7 +110,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         if open_store is None:
             raise UsageError(f"rendezvous backend {backend.name!r} opens no store")
         self._parameters, self._backend, self._decisions = parameters, backend, decisions
-        settings = settings_of(parameters)
+        settings = settings_of(parameters, not backend.hosted_by_job)
         self._linger_timeout = parameters.get_as_float("linger_timeout", 5.0)
         self._close_timeout = settings.timeouts.close_timeout
         self._node = NodeRecord(os.urandom(16).hex(), "default", 1, host=host_name(), plugin_digest=decisions.digest())
@@ -111,11 +118,29 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._subscriber: Callable[[Output], None] | None = None
         self._outputs: list[Output] = []
         self._changed = threading.Condition()
-        self._started = self._shut_down = False
+        self._started = self._shut_down = self._has_entered = False
         self._departed = threading.Event()  # this node has left, or there is nothing left to leave
         self._final: Closed | GaveUp | None = None
         self._token = job_token_of(parameters.config)
         self._plain_store: Store | None = None
+        self._leaving = threading.Event()
+        self._door = Doorway(
+            parameters.run_id,
+            not parameters.get_as_bool(DERIVED_SETTING, False),
+            settings.timeouts.lease_timeout,
+            bool(parameters.get_as_bool("keep", False)),
+            self._leaving.wait,
+            self._report_waiting,
+            ends_with_job=backend.hosted_by_job,
+        )
+        self._door_reason = ""
+        self._reporting = Reporting(
+            parameters.endpoint,
+            parameters.max_nodes > 1,
+            lambda report: bool(decisions.decide_or(True, "waiting", report)),
+            lambda report: self._pass_on(Waiting(report)),
+            lambda sentence: self._driver.post(StopWaiting(sentence)),
+        )
         self._strangers = StrangerWatch(parameters.run_id, self._token, warn)
         self._driver = Driver(
             settings,
@@ -127,8 +152,25 @@ class StoreRendezvousHandler(RendezvousHandler):
         )
 
     def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
-        store = self._plain_store = open_store(self._parameters)
-        return protect(store, self._parameters.run_id, self._token, warn)
+        plain = self._plain_store
+        if plain is None:
+            plain = self._plain_store = open_store(self._parameters)
+        try:
+            store = self._door.enter(protect(plain, self._parameters.run_id, self._token, warn), self._node)
+            self._door_reason = ""
+        except BaseException as error:
+            # What did not answer is asked again, and closed by shutdown().
+            if self._leaving.is_set() or not isinstance(error, StoreUnavailableError):
+                self._plain_store = None
+                plain.close()
+            raise
+        self._has_entered = True
+        return store
+
+    def _report_waiting(self, sentence: str) -> None:
+        """Have people know why this node cannot join yet; called on the store's thread."""
+        self._door_reason = sentence
+        self._on_output(StandingBy(sentence))
 
     def _look_for_strangers(self) -> None:
         assert self._plain_store is not None
@@ -155,14 +197,22 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._release()
             return
         self._node = evolve(
-            node,
+            self._complete(node),
             address=address,
             port=port,
             shares_store=bootstrap.shares_store,
-            host=node.host or host_name(),
-            plugin_digest=self._decisions.digest(),
         )
         self._driver.post(Join(self._node))
+
+    def _complete(self, node: NodeRecord) -> NodeRecord:
+        """Return ``node`` with what the rendezvous knows of it."""
+        return evolve(
+            node,
+            host=node.host or host_name(),
+            plugin_digest=self._decisions.digest(),
+            min_nodes=self._parameters.min_nodes,
+            max_nodes=self._parameters.max_nodes,
+        )
 
     def request_decline(self, node: NodeRecord) -> None:
         """Report to the waiting nodes why this node does not join (``node.declined``), if the store answers soon."""
@@ -173,7 +223,8 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._parameters = _as_guest(self._parameters)
             self._driver.start()
         self._release()
-        self._driver.post(Join(evolve(node, host=node.host or host_name(), plugin_digest=self._decisions.digest())))
+        self._node = self._complete(node)
+        self._driver.post(Join(self._node))
 
     def end_round(self, end: RoundEnd) -> None:
         self._driver.post(End(end))
@@ -183,24 +234,49 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     def request_leave(self) -> None:
         """Leave the job; the output ``Left`` follows."""
+        self._leaving.set()
         self._driver.post(Leave())
 
     def _on_output(self, output: Output) -> None:
+        if isinstance(output, Waiting):
+            report = output.report
+            if self._door_reason and not self._has_entered:
+                report = evolve(report, reason=f"waiting for {report.waited_seconds:.0f} s: {self._door_reason}")
+            self._reporting.complete(report, self._has_entered or bool(self._door_reason))
+            return
         if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
             try:
                 self._bootstrap.activate()
             except Exception as error:
                 output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {error}")
+        output = self._explained(output)
         if isinstance(output, (Closed, GaveUp)):
             self._final = output
         if isinstance(output, (Closed, GaveUp, Left)):
             self._departed.set()
+        self._pass_on(output)
+
+    def _pass_on(self, output: Output) -> None:
         with self._changed:
             self._outputs.append(output)
             self._changed.notify_all()
         if self._subscriber is not None:
             self._outputs.clear()
             self._subscriber(output)
+
+    def _explained(self, output: Output) -> Output:
+        """Return ``output`` with what only this object knows: the job's name, and why it is not entered yet."""
+        if isinstance(output, GaveUp) and output.kind is FailureKind.TIMEOUT and self._door_reason:
+            return GaveUp(output.kind, f"{output.problem.partition(': ')[0]}: {self._door_reason}")
+        if isinstance(output, StandingBy) and output.reason != self._door_reason:
+            first = self._door.begun_by
+            began = f", which a node on {first.name} began" if first is not None else ""
+            return StandingBy(
+                f"{output.reason}. It is a round of the job {self._parameters.run_id!r}{began}. If that is an older "
+                "job that should end, stop its agents there (SIGTERM); to run beside it, give this job another "
+                "--rdzv-id"
+            )
+        return output
 
     # --- the blocking interface -------------------------------------------------------------------------------------
 
@@ -298,6 +374,7 @@ class StoreRendezvousHandler(RendezvousHandler):
     def shutdown(self) -> bool:
         if self._shut_down:
             return True
+        self._leaving.set()
         if self._started and not self._departed.is_set():
             self.request_leave()
             self._departed.wait(self._close_timeout)
@@ -306,6 +383,9 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._changed.notify_all()
         if self._started:
             self._driver.close(self._close_timeout, self._linger_seconds())
+        self._reporting.close(self._close_timeout)
+        if not self._has_entered and self._plain_store is not None:
+            self._plain_store.close()
         self._release()
         return True
 

@@ -20,6 +20,7 @@ from ._transition import (
     record_round_end,
     take_ticket,
 )
+from ._waiting import begin_reports
 from ._wire import decode_end, encode
 
 #: How long a node that declined tries to reach the others.
@@ -43,6 +44,8 @@ def on_join(transition: Transition, event: Join) -> None:
         is_done=False,
         next_join=None,
     )
+    if not node.declined:
+        begin_reports(transition)
     if state.is_located:
         take_ticket(transition, state.round_number)
     else:
@@ -199,6 +202,7 @@ def on_previous_round_ended(transition: Transition, event: Appeared) -> None:
         join_deadline=transition.now + state.settings.timeouts.join_timeout,
         standby=evolve(state.standby, count_at=None),
     )
+    begin_reports(transition)
     begin_round(transition)
 
 

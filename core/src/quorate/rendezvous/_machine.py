@@ -26,9 +26,10 @@ from typing import Any, final
 from attrs import frozen
 
 from ..errors import FailureKind, StoreCorruptError
-from . import _every_phase, _joining, _running, _sealing
+from . import _every_phase, _joining, _running, _sealing, _waiting
 from ._protocol import (
     FINAL,
+    JOINING,
     Appeared,
     Done,
     End,
@@ -42,6 +43,7 @@ from ._protocol import (
     Reply,
     Rescaled,
     Settings,
+    StopWaiting,
     Tick,
 )
 from ._state import State, Step
@@ -110,6 +112,7 @@ TABLE: tuple[Rule, ...] = (
     #
     _rule(AWAITING, Appeared, _sealing.on_sealed, FAILED),
     _rule(AWAITING, Purpose.ASSIGNMENT, _sealing.on_assignment, RUNNING, TICKETING),
+    _rule(AWAITING, Purpose.WHO_IS_HERE, _waiting.on_note),
     _rule(AWAITING, Purpose.HEARTBEATS, _on_heartbeats(_sealing.on_sealer_heartbeat), GATHERING),
     #
     _rule(RUNNING, Join, _joining.on_early_join),
@@ -123,6 +126,8 @@ TABLE: tuple[Rule, ...] = (
     #
     _rule(ENDED, Join, _joining.on_join, TICKETING),
     #
+    _rule(CLOSED, Tick, _every_phase.on_closed_tick),
+    #
     _rule(LEFT, Purpose.LEAVING_HEARTBEAT, _every_phase.on_left),
     _rule(LEFT, Failed, _every_phase.on_left),
     # every phase between IDLE and the end
@@ -130,6 +135,7 @@ TABLE: tuple[Rule, ...] = (
     *_rules(_ACTIVE, Failed, _every_phase.on_failed, FAILED),
     *_rules(_ACTIVE, Purpose.ROUND_END, _running.on_end_recorded),
     *_rules([phase for phase in _ACTIVE if phase is not GATHERING], Tick, _every_phase.on_tick, FAILED),
+    *_rules([*JOINING, STANDBY], StopWaiting, _waiting.on_stop_waiting, FAILED),
     *_rules([LOCATING, TICKETING, SEALING, ENDED], Purpose.HEARTBEATS, _on_heartbeats()),
 )
 

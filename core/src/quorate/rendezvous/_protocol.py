@@ -14,7 +14,7 @@ from typing import Any, final
 from attrs import field, frozen
 
 from ..errors import FailureKind
-from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
+from ..records import Assignment, NodeRecord, RendezvousWaiting, RoundEnd, RoundSummary
 from ..timeouts import Timeouts
 
 # --- settings and keys ----------------------------------------------------------------------------------------------
@@ -23,11 +23,16 @@ from ..timeouts import Timeouts
 @final
 @frozen
 class Settings:
-    """How many nodes a round needs and takes at most, and the timeouts (:class:`quorate.timeouts.Timeouts`)."""
+    """How many nodes a round needs and takes at most, and the timeouts (:class:`quorate.timeouts.Timeouts`).
+
+    ``outlives_job`` says that the store is not one that the job's own nodes serve.  A node then keeps its heartbeat up
+    until it has left, so that the next job under the same run id can wait for it.
+    """
 
     min_nodes: int
     max_nodes: int
     timeouts: Timeouts = field(factory=Timeouts)
+    outlives_job: bool = False
 
     @property
     def silence_limit(self) -> float:
@@ -35,7 +40,8 @@ class Settings:
         return self.timeouts.lease_timeout - self.timeouts.heartbeat_interval
 
 
-_COUNTER = re.compile(r"[0-9]+/(tickets|done|departed)")
+_DATA = r"(?:incarnation/[0-9]+/data/)?"
+_COUNTER = re.compile(rf"{_DATA}(?:round|[0-9]+/(?:tickets|done|departed))|incarnations")
 
 
 class Key:
@@ -46,7 +52,7 @@ class Key:
     @staticmethod
     def is_counter(key: str) -> bool:
         """Return whether ``key`` is only ever written by ``add``."""
-        return key == Key.ROUND or _COUNTER.fullmatch(key) is not None
+        return _COUNTER.fullmatch(key) is not None
 
     @staticmethod
     def tickets(n: int) -> str:
@@ -71,6 +77,10 @@ class Key:
     @staticmethod
     def done(n: int) -> str:
         return f"{n}/done"
+
+    @staticmethod
+    def here(n: int) -> str:
+        return f"{n}/here"
 
     @staticmethod
     def departed(n: int) -> str:
@@ -198,7 +208,15 @@ class Tick:
     """Time has passed."""
 
 
-Input = Join | End | Done | Leave | Reply | Failed | Appeared | Ordered | Rescaled | Tick
+@final
+@frozen
+class StopWaiting:
+    """A plugin decided that this node does not wait any longer."""
+
+    reason: str
+
+
+Input = Join | End | Done | Leave | Reply | Failed | Appeared | Ordered | Rescaled | StopWaiting | Tick
 
 # --- commands and outputs -------------------------------------------------------------------------------------------
 
@@ -223,11 +241,13 @@ class Purpose(str, Enum):
     ROUND_STATE = "round state"  # the seal and the end of that round, and of the one before
     TICKET = "ticket"
     RECORD = "record"  # this node's record, under its ticket
+    WHO_IS_HERE = "who is here"  # the sealer's note, for a report
     # standby
     WAITING_COUNT = "waiting count"
     # gathering and sealing
     TICKET_COUNT = "ticket count"
     RECORDS = "records"
+    NOTE_WHO_IS_HERE = "note who is here"
     ASSIGNMENTS = "assignments"  # of all members, written by the sealer
     SEAL = "seal"
     ASSIGNMENT = "assignment"  # this node's own, as it was sealed
@@ -316,6 +336,14 @@ class StandingBy:
 
 @final
 @frozen
+class Waiting:
+    """To the agent: this node has waited for some time, and goes on."""
+
+    report: RendezvousWaiting
+
+
+@final
+@frozen
 class Closed:
     """To the agent: the job is over."""
 
@@ -337,5 +365,5 @@ class Left:
     """To the driver: this node has left."""
 
 
-Output = Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Left
-Command = Call | Wait | OrderNodes | AskRescale | Joined | Ended | StandingBy | NodeDeclined | Closed | GaveUp | Left
+Output = Joined | Ended | StandingBy | NodeDeclined | Waiting | Closed | GaveUp | Left
+Command = Call | Wait | OrderNodes | AskRescale | Output

@@ -7,7 +7,7 @@ from attrs import evolve
 from ..records import Assignment, Cause, Verdict
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Appeared, Done, End, Ended, Joined, Key, Phase, Purpose
-from ._state import Gathering, PreviousRound, Watch
+from ._state import Gathering, PreviousRound, Report, Watch
 from ._transition import Transition, member_heartbeat_keys, record_round_end
 from ._wire import decode_end, encode
 
@@ -26,6 +26,7 @@ def enter_round(transition: Transition, assignment: Assignment) -> None:
         next_heartbeat_at=transition.now + transition.state.settings.timeouts.heartbeat_interval,
         gathering=Gathering(),
         watch=Watch(),
+        report=Report(),
     )
     transition.emit(Joined(assignment))
     transition.wait(Key.ended(assignment.round_number))

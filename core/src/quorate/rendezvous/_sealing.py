@@ -16,8 +16,10 @@ from ._gather import evaluate, live_nodes, plugin_warnings
 from ._protocol import Appeared, Key, NodeDeclined, Ordered, OrderNodes, Phase, Purpose
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
+from ._same_job import difference_warnings
 from ._state import PreviousRound, State
 from ._transition import Transition, check_tickets, decode_seal, read_summary, take_ticket
+from ._waiting import note_who_is_here
 from ._wire import decode_assignment, decode_node, encode, encode_object
 
 _MOST_MISSING = 16
@@ -115,6 +117,7 @@ def consider_sealing(transition: Transition) -> None:
     if readiness.rule.allows_sealing:
         _start_sealing(transition)
         return
+    note_who_is_here(transition)
     unknown = _unknown_tickets(state)
     tickets = state.gathering.tickets
     # Far below min_nodes no arrival decides anything, so only every few arrivals wake the sealer.
@@ -149,7 +152,7 @@ def on_ordered(transition: Transition, event: Ordered) -> None:
             event.order,
             round_number=state.round_number,
             restart_count=_restart_count(state),
-            warnings=plugin_warnings(members),
+            warnings=(*plugin_warnings(members), *difference_warnings(members)),
             missing=_missing(state),
         )
     except UsageError as error:

@@ -14,7 +14,18 @@ from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
 from ._liveness import Liveness
 from ._protocol import FINAL, JOINING, Call, Command, Phase, Purpose, Settings
 
-__all__ = ["Gathering", "PreviousRound", "RoundSearch", "Standby", "State", "Step", "StoreTrouble", "Watch", "wake_at"]
+__all__ = [
+    "Gathering",
+    "PreviousRound",
+    "Report",
+    "RoundSearch",
+    "Standby",
+    "State",
+    "Step",
+    "StoreTrouble",
+    "Watch",
+    "wake_at",
+]
 
 
 @final
@@ -99,6 +110,16 @@ class StoreTrouble:
 
 
 @final
+@frozen
+class Report:
+    """Since when this node waits, when it says so next, and how many nodes its last note named."""
+
+    since: float = 0.0
+    at: float | None = None
+    noted: int = 0
+
+
+@final
 # Each step copies the state several times, and a dictionary is copied faster than slots (decision 20).
 @frozen(slots=False)
 class State:
@@ -125,6 +146,7 @@ class State:
     standby: Standby = field(factory=Standby)
     watch: Watch = field(factory=Watch)
     trouble: StoreTrouble = field(factory=StoreTrouble)
+    report: Report = field(factory=Report)
     # this node's own heartbeat
     heartbeat_count: int = 0
     next_heartbeat_at: float | None = None
@@ -136,13 +158,14 @@ class State:
 def wake_at(state: State) -> float | None:
     """Return when the machine needs its next ``Tick``; ``None`` if only another input can move it."""
     if state.phase in FINAL:
-        return None
+        return state.next_heartbeat_at
     times = [
         state.next_heartbeat_at,
         state.watch.read_at,
         state.gathering.seal_at,
         state.standby.count_at,
         state.trouble.retry_at,
+        state.report.at,
         state.join_deadline if state.phase in JOINING else None,
     ]
     return min((time for time in times if time is not None), default=None)

@@ -17,7 +17,7 @@ from ..records import Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Call, Closed, Command, GaveUp, Key, Left, Operation, Phase, Purpose, Wait
-from ._state import Gathering, Standby, State, Watch
+from ._state import Gathering, Report, Standby, State, Watch
 from ._wire import decode_object, encode
 
 
@@ -66,8 +66,12 @@ class Transition(_transition.Transition[State, Command]):
         self.emit(GaveUp(kind, problem))
 
     def close_job(self, end: RoundEnd) -> None:
-        """The job is over."""
+        """The job is over.  In a store that outlives it, heartbeats go on until this node has left."""
+        state = self.state
+        has_key = state.node is not None and (state.assignment is not None or state.ticket > 0)
         self._stop(Phase.CLOSED, end.reason)
+        if state.settings.outlives_job and has_key:
+            self.set(next_heartbeat_at=self.now + state.settings.timeouts.heartbeat_interval)
         self.emit(Closed(end))
 
     def leave_job(self, last_state: HeartbeatState) -> None:
@@ -91,6 +95,7 @@ class Transition(_transition.Transition[State, Command]):
             gathering=evolve(state.gathering, seal_at=None),
             standby=evolve(state.standby, count_at=None),
             watch=evolve(state.watch, read_at=None),
+            report=Report(),
         )
         self.wait(None)
 
@@ -101,7 +106,7 @@ class Transition(_transition.Transition[State, Command]):
         assert self.state.node is not None
         self.set(heartbeat_count=self.state.heartbeat_count + 1)
         heartbeat = Heartbeat(self.state.heartbeat_count, heartbeat_state, self.state.node.host)
-        self.put(purpose, _own_heartbeat_key(self.state), heartbeat.encode())
+        self.put(purpose, own_heartbeat_key(self.state), heartbeat.encode())
 
     def read_heartbeats(self) -> None:
         """Read the heartbeats of the nodes that this one has to watch now."""
@@ -207,7 +212,7 @@ def decode_seal(number: int, value: bytes) -> Mapping[str, Any]:
 # --- heartbeat keys -------------------------------------------------------------------------------------------------
 
 
-def _own_heartbeat_key(state: State) -> str:
+def own_heartbeat_key(state: State) -> str:
     if state.assignment is not None:
         return Key.rank_heartbeat(state.assignment.round_number, state.assignment.group_rank)
     return Key.ticket_heartbeat(state.round_number, state.ticket)

@@ -16,7 +16,16 @@ import quorate
 from ..clock import monotonic
 from ..errors import UsageError
 from ..text import near_names
-from . import _crash_laws, _fault_laws, _membership_laws, _plugin_laws, _rank_laws, _store_laws, _wait_laws
+from . import (
+    _crash_laws,
+    _fault_laws,
+    _membership_laws,
+    _plugin_laws,
+    _rank_laws,
+    _reuse_laws,
+    _store_laws,
+    _wait_laws,
+)
 from ._abilities import LawBrokenError
 from ._law import Law, Outcome, Verdict
 from ._subject import Subject
@@ -26,7 +35,7 @@ __all__ = ["all_laws", "check", "try_law"]
 #: Seconds after which a law that has not ended counts as broken.
 _LAW_SECONDS = 90.0
 #: In the order in which broken laws are worth reading.
-_MODULES = (_plugin_laws, _store_laws, _wait_laws, _fault_laws, _membership_laws, _crash_laws, _rank_laws)
+_MODULES = (_plugin_laws, _store_laws, _wait_laws, _fault_laws, _membership_laws, _crash_laws, _reuse_laws, _rank_laws)
 
 
 @cache

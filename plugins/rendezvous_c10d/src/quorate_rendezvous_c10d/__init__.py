@@ -31,6 +31,7 @@ class _Plugin:
                 bootstrap=lazy_function(f"{__name__}._bootstrap", "TCPStoreBootstrap"),
                 check=lazy_function(f"{__name__}._settings", "check_parameters"),
                 hosted_by_job=True,
+                reads_other_settings=False,
             )
         ]
 

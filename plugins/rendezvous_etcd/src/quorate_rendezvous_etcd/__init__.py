@@ -64,6 +64,14 @@ _SETTINGS = {
     "dial_timeout": "how long one member of the cluster may take to answer before another is asked [1; etcd-v2: 2]",
     "key_ttl": "how long etcd keeps the keys of a job whose agents are all dead [600, or twice store_outage_timeout]",
     "member_ttl": "how long etcd keeps the entry of an agent that was killed; at least 2 [30]",
+    "prefix": "what the names of all keys begin with [quorate]",
+    "protocol": "http or https [what the endpoint and the certificates say]",
+    "ca_cert": "file with the certificates that etcd's own is checked against [the system's]; or cacert",
+    "cert": "file with this node's certificate [none]; or ssl_cert",
+    "key": "file with the key of cert [none]; or ssl_cert_key",
+    "user": "name of the user of etcd [none]",
+    "password": "its password [the variable QUORATE_ETCD_PASSWORD]",
+    **dict.fromkeys(("cacert", "ssl_cert", "ssl_cert_key"), "TorchElastic's name of a setting of TLS [none]"),
 }
 
 
@@ -81,6 +89,7 @@ class _Plugin:
                 open_store=_open_v3,
                 check=_check_v3,
                 settings=_SETTINGS,
+                reads_other_settings=False,
             ),
             RendezvousBackend(
                 name="etcd-v2",
@@ -88,6 +97,7 @@ class _Plugin:
                 open_store=_open_v2,
                 check=_check_v2,
                 settings=_SETTINGS,
+                reads_other_settings=False,
             ),
         ]
 

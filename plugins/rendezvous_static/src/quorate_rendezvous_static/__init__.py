@@ -31,6 +31,10 @@ __getattr__ = lazy_exports(
         "TcpStoreServer": "_server",
     },
 )
+_SETTINGS = {
+    **TLS_SETTINGS,
+    "bind_address": "the address that the host of the store listens on [the addresses of the endpoint]",
+}
 _STANDALONE, _BACKENDS = f"{__name__}._standalone", f"{__name__}._backends"
 
 
@@ -54,7 +58,8 @@ class plugin:  # noqa: N801 - the name of the entry point
                 open_store=lazy_function(_BACKENDS, "open_static"),
                 check=lazy_function(_BACKENDS, "check_static"),
                 hosted_by_job=True,
-                settings=TLS_SETTINGS,
+                settings=_SETTINGS,
+                reads_other_settings=False,
             ),
             RendezvousBackend(
                 "tcp",
@@ -62,6 +67,7 @@ class plugin:  # noqa: N801 - the name of the entry point
                 open_store=lazy_function(_BACKENDS, "open_tcp"),
                 check=lazy_function(_BACKENDS, "check_tcp"),
                 hosted_by_job=True,
-                settings=TLS_SETTINGS,
+                settings=_SETTINGS,
+                reads_other_settings=False,
             ),
         ]

@@ -1,0 +1,79 @@
+"""Why an endpoint does not answer: looks its names up, tries its addresses, and says in a sentence what came of it.
+
+Used once a node has waited for some seconds, so that nobody has to guess which address was tried.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from .errors import UsageError
+from .net import Address, is_local_name, parse_endpoint, resolve
+
+__all__ = ["describe_reach", "local_endpoint_hint"]
+
+_MOST_ENTRIES, _MOST_ADDRESSES = 3, 4
+_RESOLVE_SECONDS, _CONNECT_SECONDS = 2.0, 1.0
+
+
+def describe_reach(endpoint: str) -> str:
+    """Return what trying ``endpoint`` (several with commas between them) showed; ``""`` where it names no host.
+
+    Takes a few seconds at most.
+    """
+    return "; ".join(filter(None, (_describe(entry) for entry in endpoint.split(",")[:_MOST_ENTRIES])))
+
+
+def local_endpoint_hint(endpoint: str) -> str:
+    """Return that every machine takes ``endpoint`` for itself, where that is so; else ``""``."""
+    hosts = [_parse(entry) for entry in endpoint.split(",")]
+    local = [found[0] for found in hosts if found is not None and (is_local_name(found[0]) or found[0] in _ANY)]
+    if not local:
+        return ""
+    return (
+        f"{local[0]} means the own machine on every machine, so that nodes on other machines do not come here; where "
+        "there are some, give all nodes the name of one machine (--rdzv-endpoint=HOST:PORT or --master-addr)"
+    )
+
+
+_ANY = frozenset({"0.0.0.0", "::"})
+
+
+def _parse(entry: str) -> tuple[str, int] | None:
+    """Return host and port of an endpoint; port 0 where it has none."""
+    text = entry.rpartition("://")[2].rpartition("@")[2].partition("/")[0]
+    try:
+        there = parse_endpoint(text, 0, lowest_port=0, bare_ipv6=True)
+    except UsageError:
+        return None
+    return there.host, there.port
+
+
+def _describe(entry: str) -> str:
+    there = _parse(entry)
+    if there is None:
+        return ""
+    host, port = there
+    try:
+        addresses = resolve(host, port, _RESOLVE_SECONDS)
+    except OSError as error:
+        return f"the name {host!r} cannot be looked up ({error.strerror or error})"
+    if port == 0:
+        return f"{host} is {', '.join(address.host for address in addresses[:_MOST_ADDRESSES])}"
+    results = ", ".join(f"{address} {_try(address)}" for address in addresses[:_MOST_ADDRESSES])
+    named = "" if len(addresses) == 1 and addresses[0].host == host else f"{host}: "
+    return f"{named}{results}"
+
+
+def _try(address: Address) -> str:
+    with socket.socket(address.family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_CONNECT_SECONDS)
+        try:
+            sock.connect(address.sockaddr)
+        except TimeoutError:
+            return f"does not answer within {_CONNECT_SECONDS:g} s (is it the right address? is there a firewall?)"
+        except ConnectionRefusedError:
+            return "refuses connections (nothing listens there)"
+        except OSError as error:
+            return f"cannot be reached ({error.strerror or error})"
+    return "accepts connections, but this job's store has not answered there yet"

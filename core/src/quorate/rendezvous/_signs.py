@@ -1,0 +1,97 @@
+"""What a store shows of the nodes that use it: the newest round, how it ended, and the heartbeats of its nodes.
+
+Read by a node that has not joined yet.  What does not live here: what follows from it (``_incarnation``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol, final
+
+from attrs import field, frozen
+
+from ..records import RoundEnd
+from ._liveness import Heartbeat
+from ._protocol import Key
+from ._store import parse_counter
+from ._transition import check_round, check_tickets, decode_seal, read_summary
+from ._wire import decode_end
+
+__all__ = ["Readable", "Signs", "read_signs"]
+
+#: How many tickets of nodes in line are looked at, from the first on.
+_MOST_TICKETS = 256
+
+
+class Readable(Protocol):
+    """The part of a store that reads."""
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]: ...
+
+
+@final
+@frozen
+class Signs:
+    """The newest round: its number, how many nodes it has (0: it gathers), its end, and heartbeats by key."""
+
+    number: int
+    size: int = 0
+    tickets: int = 0
+    end: RoundEnd | None = None
+    heartbeats: Mapping[str, bytes | None] = field(factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job's end is recorded."""
+        return self.end is not None and self.end.verdict.is_terminal
+
+    def hosts(self) -> list[str]:
+        """Return the hosts that have sent heartbeats, in the order of their ranks, each once."""
+        beats = [Heartbeat.decode(value) for value in self.heartbeats.values() if value is not None]
+        return list(dict.fromkeys(beat.host for beat in beats if beat.host))
+
+    def host_of(self, rank: int) -> str:
+        """Return the host of a group rank of the newest round; ``""`` where it is not known."""
+        value = self.heartbeats.get(Key.rank_heartbeat(self.number, rank))
+        return Heartbeat.decode(value).host if value is not None else ""
+
+
+def _hinted_round(store: Readable) -> int:
+    """Return the highest round up to the hint whose predecessors have all ended."""
+    low, high = 0, check_round(parse_counter(Key.ROUND, store.get([Key.ROUND])[0]))
+    if high == 0 or store.get([Key.ended(high - 1)])[0] is not None:
+        return high
+    while high - low > 1:  # the hint is too high: its increment was repeated, or another program wrote it
+        middle = (low + high) // 2
+        low, high = (middle, high) if store.get([Key.ended(middle - 1)])[0] is not None else (low, middle)
+    return low
+
+
+def read_signs(store: Readable, ranks: Collection[int] | None = None) -> Signs:
+    """Return what ``store`` shows of the job, with the heartbeats of ``ranks`` alone where they are given.
+
+    Raises:
+        StoreUnavailableError: no answer.
+        StoreCorruptError: what stands there was not written by quorate.
+    """
+    number = _hinted_round(store)
+    sealed, ended = store.get([Key.sealed(number), Key.ended(number)])
+    while ended is not None and not decode_end(Key.ended(number), ended).verdict.is_terminal:
+        number += 1
+        sealed, ended = store.get([Key.sealed(number), Key.ended(number)])
+    if sealed is None and ended is None and number > 0:
+        before = store.get([Key.sealed(number - 1), Key.ended(number - 1)])
+        if before[1] is not None and decode_end(Key.ended(number - 1), before[1]).verdict.is_terminal:
+            number, (sealed, ended) = number - 1, before
+    size = 0
+    if sealed is not None and not (seal := decode_seal(number, sealed)).get("refusal"):
+        size = read_summary(number, seal).group_world_size
+    line = number + 1 if size else number
+    tickets = check_tickets(Key.tickets(line), parse_counter(Key.tickets(line), store.get([Key.tickets(line)])[0]))
+    chosen = range(size) if ranks is None else [rank for rank in ranks if rank < size]
+    keys = [Key.rank_heartbeat(number, rank) for rank in chosen]
+    if ranks is None:
+        keys += [Key.ticket_heartbeat(line, ticket) for ticket in range(1, min(tickets, _MOST_TICKETS) + 1)]
+    end = None if ended is None else decode_end(Key.ended(number), ended)
+    values = store.get(keys) if keys else []
+    return Signs(number, size, tickets, end, dict(zip(keys, values, strict=True)))

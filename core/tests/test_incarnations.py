@@ -1,0 +1,403 @@
+"""Which job a node joins: jobs of one run id follow one another, and never merge.
+
+A seeded simulation runs several nodes through the door of one store, one call at a time, in virtual time.  The laws are
+checked after each call.  Mutants prove that they catch something.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from quorate.errors import QuorateError, RendezvousStateError, StoreLostError
+from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
+from quorate.rendezvous import InMemoryStore, Store, sign_store
+from quorate.rendezvous import _incarnation as incarnation
+from quorate.rendezvous._incarnation import Doorway, IncarnationStore, Next, judge
+from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
+from quorate.rendezvous._protocol import Key
+from quorate.rendezvous._same_job import difference_warnings, differences
+from quorate.rendezvous._signs import Signs, read_signs
+from quorate.rendezvous._wire import encode, encode_object
+
+LEASE = 3.0
+ALICE = NodeRecord(
+    "a",
+    "default",
+    1,
+    host="h1",
+    min_nodes=2,
+    max_nodes=2,
+    max_restarts=0,
+    version="1",
+    user="alice",
+    command="alice.py",
+    arguments="none",
+)
+BOB = evolve(ALICE, node_id="b", host="h9", user="bob", command="bob.py")
+SUCCEEDED = RoundEnd(0, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of all nodes have succeeded")
+
+
+def door(store: Store, *, is_named: bool = True, lease: float = 0.3, keeps: bool = False) -> Doorway:
+    pause = threading.Event().wait
+    return Doorway("job", is_named, lease, keeps, pause, lambda sentence: None)
+
+
+def seal(store: Store, size: int, number: int = 0) -> None:
+    counts = {"nodes": size, "world_size": size, "min_nodes": size, "max_nodes": size, "restart_count": 0}
+    store.create(Key.sealed(number), encode_object("sealed", {"sealer": 1, **counts}))
+
+
+def beat(store: Store, rank: int, count: int, host: str, state: HeartbeatState = HeartbeatState.RUNNING) -> None:
+    store.put(Key.rank_heartbeat(0, rank), Heartbeat(count, state, host).encode())
+
+
+# --- one node after the other -----------------------------------------------------------------------------------------
+
+
+def test_twenty_jobs_follow_one_another_in_a_store_that_stays_small() -> None:
+    data = InMemoryStore()
+    for number in range(20):
+        store = door(data).enter(data, evolve(ALICE, command=f"script{number}.py"))
+        assert isinstance(store, IncarnationStore)
+        assert store.number == number
+        assert read_signs(store) == Signs(0)
+        seal(store, 1)
+        store.create(Key.ended(0), encode(SUCCEEDED))
+        store.add(Key.ROUND, 1)
+        store.end()
+    assert len(data._values) <= 6
+
+
+def test_the_keys_are_kept_if_that_is_asked_for() -> None:
+    data = InMemoryStore()
+    store = door(data, keeps=True).enter(data, ALICE)
+    store.put("0/heartbeat/r0", b"1 run")
+    assert isinstance(store, IncarnationStore)
+    store.end()
+    assert data.get(["0/heartbeat/r0"]) == [b"1 run"]
+    again = door(data).enter(data, ALICE)
+    assert again.get(["0/heartbeat/r0"]) == [None]
+
+
+def test_a_hint_that_was_counted_twice_is_only_a_hint() -> None:
+    data = InMemoryStore()
+    for _ in range(3):
+        store = door(data).enter(data, ALICE)
+        assert isinstance(store, IncarnationStore)
+        store.end()
+    data.add("incarnations", 2)
+    store = door(data).enter(data, ALICE)
+    assert isinstance(store, IncarnationStore)
+    assert store.number == 3
+    other = door(data).enter(data, evolve(ALICE, node_id="a2"))
+    assert isinstance(other, IncarnationStore)
+    assert other.number == 3
+
+
+def test_signed_stores_have_incarnations_too() -> None:
+    data, key = InMemoryStore(), bytes(32)
+    for number in range(3):
+        signed = sign_store(data, key, lambda sentence: None, Key.is_counter)
+        store = door(signed).enter(signed, ALICE)
+        assert isinstance(store, IncarnationStore)
+        assert store.number == number
+        assert store.add(Key.tickets(0), 1) == 1
+        assert store.get([Key.tickets(0)]) == [b"1"]
+        store.end()
+
+
+def test_a_node_of_the_last_job_reads_that_its_job_is_gone_and_writes_nothing_into_the_next() -> None:
+    data = InMemoryStore()
+    old = door(data).enter(data, ALICE)
+    seal(old, 1)
+    old.create(Key.ended(0), encode(SUCCEEDED))
+    beat(old, 0, 1, "h1")
+    new = door(data, lease=0.2).enter(data, evolve(ALICE, node_id="a2"))
+    assert isinstance(new, IncarnationStore)
+    assert new.number == 1
+    assert old.create(Key.sealed(0), b"old")
+    assert new.get([Key.sealed(0)]) == [None]
+    with pytest.raises(StoreLostError, match="'job' went on without this node"):
+        old.get([Key.sealed(0)])
+
+
+def test_another_job_is_refused_while_one_goes_on_and_the_gathering_nodes_are_told() -> None:
+    data = InMemoryStore()
+    store = door(data, is_named=False).enter(data, ALICE)
+    store.add(Key.tickets(0), 1)
+    stop = threading.Event()
+
+    def live() -> None:
+        count = 0
+        while not stop.wait(0.02):
+            count += 1
+            store.put(Key.ticket_heartbeat(0, 1), Heartbeat(count, HeartbeatState.RUNNING, "h1").encode())
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(RendezvousStateError, match=r"the command is bob\.py on h9 and alice\.py on h1.*the user"):
+            door(data, is_named=False).enter(data, BOB)
+    finally:
+        stop.set()
+        thread.join()
+    (record,) = store.get([Key.node(0, 2)])
+    assert record is not None
+    assert b"bob.py" in record
+    assert b'"declined"' in record
+
+
+def test_another_job_begins_once_nothing_of_the_one_before_has_changed_for_a_lease() -> None:
+    data = InMemoryStore()
+    store = door(data).enter(data, ALICE)
+    store.add(Key.tickets(0), 1)
+    other = door(data, lease=0.2).enter(data, BOB)
+    assert isinstance(other, IncarnationStore)
+    assert other.number == 1
+
+
+def test_the_rank_of_a_live_node_cannot_be_claimed_again_and_that_of_a_dead_one_can() -> None:
+    data = InMemoryStore()
+    store = door(data).enter(data, ALICE)
+    seal(store, 2)
+    beat(store, 0, 1, "h1")
+    beat(store, 1, 1, "h2")
+    second = evolve(ALICE, node_id="c", host="h3", rank_hint=1)
+    counts = iter(range(2, 10_000))
+
+    def pause(seconds: float) -> bool:
+        beat(store, 0, next(counts), "h1")  # rank 1 stands still
+        return threading.Event().wait(seconds)
+
+    quick = Doorway("job", True, 0.2, False, pause, lambda sentence: None)
+    assert quick.enter(data, second) is not None
+    with pytest.raises(RendezvousStateError, match="node rank 0 of the job 'job' is taken: the node h1 has it"):
+        quick.enter(data, evolve(second, rank_hint=0))
+
+
+@pytest.mark.parametrize(
+    ("end", "host", "changes", "still", "is_other", "expected"),
+    [
+        (None, "h1", True, 0.0, False, Next.JOIN),  # the job goes on
+        (None, "h1", False, 9.0, False, Next.JOIN),  # all its nodes are lost: the protocol goes on from there
+        (None, "h9", False, 0.0, True, Next.WAIT),
+        (None, "h9", True, 0.0, True, Next.REFUSE),
+        (None, "h9", False, 3.0, True, Next.BEGIN),
+        (SUCCEEDED, "h9", False, 0.0, False, Next.WAIT),  # is anybody there?
+        (SUCCEEDED, "h9", True, 0.0, False, Next.JOIN),  # a latecomer hears the verdict
+        (SUCCEEDED, "h1", True, 0.0, False, Next.WAIT),  # this host was in it, and has started anew
+        (SUCCEEDED, "h1", True, 3.0, False, Next.BEGIN),
+        (SUCCEEDED, "h9", True, 0.0, True, Next.WAIT),
+    ],
+)
+def test_what_a_node_does_about_the_job_that_it_finds(
+    end: RoundEnd | None, host: str, changes: bool, still: float, is_other: bool, expected: Next
+) -> None:
+    first = Signs(0, 1, 0, end, {Key.rank_heartbeat(0, 0): b"1 run h1"})
+    now = evolve(first, heartbeats={Key.rank_heartbeat(0, 0): b"2 run h1"}) if changes else first
+    assert judge(evolve(ALICE, host=host), first, now, still, LEASE, is_other) is expected
+
+
+# --- what differs -----------------------------------------------------------------------------------------------------
+
+
+def matters(node: NodeRecord, is_named: bool) -> list[str]:
+    return [each.what for each in differences(node, ALICE, is_named) if each.matters]
+
+
+def test_a_name_that_was_given_allows_other_users_and_arguments() -> None:
+    other = evolve(ALICE, user="bob", arguments="abc", max_restarts=3, version="2")
+    assert matters(other, is_named=True) == []
+    assert matters(other, is_named=False) == ["the command's arguments", "the user"]
+    assert matters(evolve(ALICE, command="bob.py"), is_named=True) == ["the command"]
+    assert matters(evolve(ALICE, command="bob.py", role="ps"), is_named=True) == []
+    assert matters(evolve(ALICE, max_nodes=3), is_named=True) == ["--nnodes"]
+    assert matters(NodeRecord("x", "default", 1), is_named=False) == []
+    warnings = difference_warnings([ALICE, other, other])
+    assert len(warnings) == 4
+    assert "nodes of this job differ: --max-restarts is 0 on h1 and 3 on h1" in warnings
+
+
+# --- many nodes, one call at a time -----------------------------------------------------------------------------------
+
+
+class Turns:
+    """Lets one of several threads run at a time; at each store call and pause the seed chooses the next one."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self._changed = threading.Condition()
+        self._wake_at: dict[int, float] = {}
+        self._turn = -1
+        self.check: Callable[[], None] = lambda: None
+
+    def run(self, bodies: Sequence[Callable[[int], None]]) -> list[BaseException]:
+        problems: list[BaseException] = []
+
+        def body(me: int) -> None:
+            self._await_turn(me)
+            try:
+                bodies[me](me)
+            except BaseException as error:
+                problems.append(error)
+            with self._changed:
+                del self._wake_at[me]
+                self._choose()
+
+        self._wake_at = dict.fromkeys(range(len(bodies)), 0.0)
+        threads = [threading.Thread(target=body, args=(me,)) for me in self._wake_at]
+        for thread in threads:
+            thread.start()
+        with self._changed:
+            self._choose()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        return problems
+
+    def sleep(self, me: int, seconds: float) -> bool:
+        self.check()
+        with self._changed:
+            self._wake_at[me] = self.now + seconds
+            self._choose()
+        self._await_turn(me)
+        return False
+
+    def _choose(self) -> None:
+        if self._wake_at:
+            earliest = min(self._wake_at.values())
+            self.now = max(self.now, earliest)
+            ready = sorted(me for me, at in self._wake_at.items() if at <= self.now)
+            self._turn = self.random.choice(ready)
+        self._changed.notify_all()
+
+    def _await_turn(self, me: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._turn == me, 60)
+
+
+class Slow:
+    """A store whose every call takes a little time, in which other nodes have their turn."""
+
+    def __init__(self, data: InMemoryStore, turns: Turns, me: int) -> None:
+        self._data, self._turns, self._me = data, turns, me
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._data, name)
+
+        def call(*arguments: Any) -> Any:
+            self._turns.sleep(self._me, self._turns.random.choice([0.0, 0.001, 0.2]))
+            result = method(*arguments)
+            self._turns.sleep(self._me, 0.0)
+            return result
+
+        return call
+
+
+class City:
+    """Jobs of two nodes, one after the other, on two hosts; a node may be killed, or stand still for long."""
+
+    def __init__(self, seed: int) -> None:
+        self.turns, self.data = Turns(seed), InMemoryStore()
+        self.living: dict[int, set[str]] = {}  # incarnation -> nodes that are in it and have not left
+        self.still: set[str] = set()  # nodes that stand still, or were killed
+        self.begun: list[int] = []
+
+    def node(self, me: int, host: str, runs: int) -> None:
+        turns, choose = self.turns, self.turns.random
+        for run in range(runs):
+            name = f"{host}-{run}"
+            record = evolve(ALICE, node_id=name, host=host)
+            plain = Slow(self.data, turns, me)
+            guide = Doorway(
+                "job",
+                True,
+                LEASE,
+                False,
+                lambda seconds: turns.sleep(me, seconds),
+                lambda text: None,
+                lambda: turns.now,
+            )
+            store = guide.enter(plain, record)  # type: ignore[arg-type] # it has the methods
+            assert isinstance(store, IncarnationStore)
+            self.enters(store.number, name)
+            try:
+                self.work(me, store, name, host, choose.choice(["leaves", "leaves", "killed", "stands still"]))
+            except StoreLostError:
+                assert name in self.still, f"{name} was thrown out while it was alive"
+            self.living[store.number].discard(name)
+            self.still.discard(name)
+
+    def enters(self, number: int, name: str) -> None:
+        older = {other for at, names in self.living.items() if at < number for other in names} - self.still
+        assert not older, f"{name} is in incarnation {number}, and {sorted(older)} live in an older one"
+        newer = [at for at in self.living if at > number and self.living[at] - self.still]
+        assert not newer, f"{name} is in incarnation {number}, and {newer} has begun"
+        self.living.setdefault(number, set()).add(name)
+        self.begun.append(number)
+
+    def work(self, me: int, store: IncarnationStore, name: str, host: str, end: str) -> None:
+        rank = int(host[-1]) - 1
+        seal(store, 2)
+        for count in range(1, 6):
+            beat(store, rank, count, host)
+            self.turns.sleep(me, LEASE / 4)
+        store.create(Key.ended(0), encode(SUCCEEDED))
+        store.add(Key.ROUND, 1)
+        if end != "leaves":
+            self.still.add(name)
+            if end == "killed":
+                return
+            self.turns.sleep(me, 5 * LEASE)
+        store.get([Key.ended(0)])
+        self.living[store.number].discard(name)
+        self.still.add(name)  # it has left: the job may go on without it, and end
+        beat(store, rank, 9, host, HeartbeatState.DONE_AND_LEFT)
+        values = store.get([Key.rank_heartbeat(0, 0), Key.rank_heartbeat(0, 1)])
+        if all(value is not None and Heartbeat.decode(value).state.has_left for value in values):
+            store.end()
+
+
+def play(seed: int) -> None:
+    city = City(seed)
+    problems = city.turns.run([lambda me: city.node(me, "h1", 3), lambda me: city.node(me, "h2", 3)])
+    assert not problems, f"seed {seed}: {problems[0]}"
+    assert len(city.begun) == 6
+
+
+def play_many(count: int) -> None:
+    for seed in range(count):
+        play(seed)
+
+
+def test_no_two_incarnations_live_at_once() -> None:
+    play_many(60)
+
+
+def _judge_at_once(*arguments: Any) -> Next:
+    answer = judge(*arguments)
+    return Next.BEGIN if answer is Next.WAIT else answer
+
+
+def _judge_for_ever(node: NodeRecord, first: Signs, now: Signs, *rest: Any) -> Next:
+    return Next.JOIN
+
+
+@pytest.mark.parametrize("mutant", [_judge_at_once, _judge_for_ever])
+def test_the_simulation_catches_a_wrong_judgement(mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incarnation, "judge", mutant)
+    with pytest.raises((AssertionError, QuorateError)):
+        play_many(20)
+
+
+def test_the_simulation_catches_incarnations_that_are_over_for_one_node_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incarnation, "_over_key", lambda number: f"incarnation/{number}/over/{random.random()}")
+    with pytest.raises((AssertionError, QuorateError)):
+        play_many(20)
