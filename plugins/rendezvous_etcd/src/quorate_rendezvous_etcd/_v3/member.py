@@ -237,6 +237,11 @@ class Membership:
         except QuorateError:
             pass  # etcd is away, or the job is gone: the leases end by themselves
 
+    def abandon(self) -> None:
+        """Stop keeping the leases alive, and tell nobody."""
+        if self._keeper is not None:
+            self._keeper.stop()
+
     def join_thread(self) -> None:
         """Wait for the keeper's thread; only after the client is closed."""
         if self._keeper is not None:

@@ -169,6 +169,15 @@ class EtcdStore:
         self._client.close()
         self._membership.join_thread()
 
+    def abandon(self) -> None:
+        """Close the connections and leave everything as it is, where etcd ends together with the job."""
+        if self._client.is_closed:
+            return
+        self._watcher.interrupt()
+        self._membership.abandon()
+        self._client.close()
+        self._membership.join_thread()
+
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def _deadline(self) -> float:
