@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import ssl
 from collections.abc import Sequence
 from typing import Any, final
@@ -194,17 +195,29 @@ class Cluster:
         except ssl.SSLError as error:
             raise OSError(str(error)) from None
         with sock:
-            sock.sendall(f"GET /members HTTP/1.0\r\nHost: {peer}\r\n\r\n".encode())
-            answer = b""
-            while len(answer) < _LARGEST_ANSWER:
-                sock.settimeout(max(0.001, deadline - monotonic()))
-                data = sock.recv(1 << 16)
-                if not data:
-                    break
-                answer += data
-        head, _, body = answer.partition(b"\r\n\r\n")
-        fields = {line.partition(b":")[0].lower(): line.partition(b":")[2].strip() for line in head.splitlines()[1:]}
+            sock.settimeout(max(0.001, deadline - monotonic()))
+            sock.sendall(f"GET /members HTTP/1.1\r\nHost: {peer}\r\nConnection: close\r\n\r\n".encode())
+            fields, body = _read_answer(sock, deadline)
         return int(fields.get(b"x-etcd-cluster-id", b"0"), 16), [_read_member(entry) for entry in json.loads(body)]
+
+
+def _read_answer(sock: socket.socket, deadline: float) -> tuple[dict[bytes, bytes], bytes]:
+    """Return the header and the body of an HTTP answer of known length.  Raises OSError, ValueError."""
+    answer = b""
+    fields: dict[bytes, bytes] = {}
+    while True:
+        head, found, body = answer.partition(b"\r\n\r\n")
+        if found:
+            lines = [line.partition(b":") for line in head.splitlines()[1:]]
+            fields = {name.lower(): value.strip() for name, _, value in lines}
+            # Not until the connection is closed: etcd may leave it open.
+            if len(body) >= int(fields.get(b"content-length", b"0")):
+                return fields, body
+        sock.settimeout(max(0.001, deadline - monotonic()))
+        data = sock.recv(1 << 16)
+        if not data or len(answer) > _LARGEST_ANSWER:
+            raise ValueError("it does not answer as etcd does")
+        answer += data
 
 
 def _read_member(entry: Any) -> Listed:
