@@ -20,6 +20,7 @@ from ..clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
 from ..errors import FailureKind, QuorateError, RendezvousStateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
 from ._executor import Interpreter, PendingWait
+from ._last_word import LastWords
 from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Reply, Settings
 from ._state import State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
@@ -61,6 +62,7 @@ class Driver:
         self._inputs: SimpleQueue[Input | None] = SimpleQueue()
         self._calls: SimpleQueue[Call | Callable[[Store], None] | None] = SimpleQueue()
         self._store: Store | None = None
+        self._last_words = LastWords(self._calls.put)
         self._is_opening = False
         self._opened = threading.Event()
         self._pending, self._pending_changed = PendingWait(), threading.Condition()
@@ -130,6 +132,7 @@ class Driver:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
+        self._last_words.close()
 
     # --- the rendezvous thread ----------------------------------------------------------------------------------------
 
@@ -139,6 +142,7 @@ class Driver:
             if event is None:
                 return
             self._interpreter.feed(event)
+            self._last_words.follow(self.state)
 
     def _next_input(self) -> Input | None:
         while True:
@@ -192,6 +196,7 @@ class Driver:
                 pass  # this node has left; the others find out by its lease
             finally:
                 self._store.close()
+                self._last_words.close()
 
     def _follow_up(self) -> None:
         if self._after_call is None:
@@ -225,6 +230,8 @@ class Driver:
                 self._store = self._open_store()
             finally:
                 self._is_opening = False
+            if self._interpreter.state.settings.max_nodes > 1:
+                self._last_words.opened(self._store)
             self._opened.set()
         return self._store
 

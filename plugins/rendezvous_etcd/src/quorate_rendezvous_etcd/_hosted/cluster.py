@@ -13,7 +13,7 @@ import json
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from attrs import evolve, frozen
 
@@ -28,7 +28,7 @@ from .._v3.client import Client
 from .life import Event, EventKind
 from .names import Names
 
-__all__ = ["Cluster", "Listed", "cluster_token", "initial_ids"]
+__all__ = ["Cluster", "Identity", "Listed", "cluster_token", "initial_ids"]
 
 _ASK_SECONDS = 0.5
 #: For the members that one which leaves would remove with itself.
@@ -61,6 +61,15 @@ def initial_ids(peer_urls: Sequence[str], token: str) -> tuple[list[int], int]:
 
 def _id_of(text: bytes) -> int:
     return int.from_bytes(hashlib.sha1(text, usedforsecurity=False).digest()[:8], "big")
+
+
+@final
+class Identity(NamedTuple):
+    """Which member of which cluster."""
+
+    settings: Settings
+    names: Names
+    place: int
 
 
 @final

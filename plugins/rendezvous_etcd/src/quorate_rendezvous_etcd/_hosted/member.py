@@ -22,7 +22,7 @@ from quorate.notices import warn
 from .._guardian import Guardian
 from .._process import Member
 from .._settings import Settings
-from .cluster import Cluster
+from .cluster import Cluster, Identity
 from .life import Action, Event, EventKind, Phase, State, action_of, step
 from .names import Claim, Names
 
@@ -61,7 +61,8 @@ class HostedMember:
 
     def __init__(self, settings: Settings, names: Names, claim: Claim, options: MemberOptions) -> None:
         self._settings, self._names, self._claim, self._options = settings, names, claim, options
-        self._cluster = Cluster(settings, names, claim.index)
+        self.identity = Identity(settings, names, claim.index)
+        self._cluster = Cluster(*self.identity)
         self._folder = _make_folder(options.folder)
         self._guardian = Guardian(self._folder, _OUTLIVE_SECONDS)
         self._lock = threading.Lock()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import final
 
 from attrs import evolve
@@ -14,11 +15,12 @@ from attrs import evolve
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreUnavailableError, UsageError
 from quorate.job_token import STORE_PURPOSE, job_token_of
-from quorate.rendezvous import RendezvousParameters, job_is_over
+from quorate.rendezvous import LastWordWriter, RendezvousParameters, Write, job_is_over
 
 from .._settings import Settings
 from .._v3.store import EtcdStore
 from .binary import find_hosted_binary
+from .cluster import Cluster, Identity
 from .member import HostedMember, MemberOptions
 from .names import Names, check, claim_name, parse_names, settings_of
 
@@ -117,9 +119,19 @@ def _leave_behind(parameters: RendezvousParameters, member: HostedMember) -> Non
     timer.start()
 
 
+def _write_and_leave(write: LastWordWriter, identity: Identity, writes: Sequence[Write]) -> None:
+    """Write for an agent that was killed, and have the cluster go on without its member, which ends soon."""
+    write(writes)
+    cluster = Cluster(*identity)
+    try:
+        cluster.leave()
+    finally:
+        cluster.close()
+
+
 @final
 class HostedEtcdStore:
-    """Implements Store with the abilities ``batch``, ``interrupt`` and ``hosted``."""
+    """Implements Store with the abilities ``batch``, ``interrupt``, ``last word`` and ``hosted``."""
 
     def __init__(self, store: EtcdStore, member: HostedMember | None, parameters: RendezvousParameters) -> None:
         self._store, self.member, self._parameters = store, member, parameters
@@ -151,6 +163,10 @@ class HostedEtcdStore:
 
     def interrupt(self) -> None:
         self._store.interrupt()
+
+    def last_word_writer(self) -> LastWordWriter:
+        write = self._store.last_word_writer()
+        return write if self.member is None else partial(_write_and_leave, write, self.member.identity)
 
     def delete(self, prefix: str) -> None:
         self._store.delete(prefix)
