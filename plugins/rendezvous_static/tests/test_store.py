@@ -273,7 +273,7 @@ def test_two_jobs_on_two_servers_do_not_see_each_other(connect: Any) -> None:
 
 def test_another_version_is_refused_at_once(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quorate_rendezvous_static._link.PROTOCOL_VERSION", 999)
-    with pytest.raises(RendezvousStateError, match="version 2 of the store's protocol, this node 999"):
+    with pytest.raises(RendezvousStateError, match="version 3 of the store's protocol, this node 999"):
         connect(connect_timeout=60.0)
 
 

@@ -18,7 +18,16 @@ from ._api import (
 )
 from ._port import Bootstrap, PortReservation
 from ._ranks import assign_ranks, order_nodes
-from ._store import BatchStore, HostedStore, InterruptibleStore, Store
+from ._store import (
+    AttentiveStore,
+    BatchStore,
+    HostedStore,
+    InterruptibleStore,
+    LastWordStore,
+    LastWordWriter,
+    Store,
+    Write,
+)
 
 if TYPE_CHECKING:
     from ._cell import Cell, CellStore
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
     from ._signed import SignedStore, protect, sign_store
 
 __all__ = [
+    "AttentiveStore",
     "BatchStore",
     "Bootstrap",
     "Cell",
@@ -36,6 +46,8 @@ __all__ = [
     "HostedStore",
     "InMemoryStore",
     "InterruptibleStore",
+    "LastWordStore",
+    "LastWordWriter",
     "PortReservation",
     "RendezvousBackend",
     "RendezvousHandler",
@@ -45,6 +57,7 @@ __all__ = [
     "SignedStore",
     "Store",
     "StoreRendezvousHandler",
+    "Write",
     "assign_ranks",
     "job_is_over",
     "order_nodes",

@@ -21,6 +21,7 @@ from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailable
 from ..records import NodeRecord, RoundSummary
 from ._executor import Interpreter, PendingWait
 from ._incarnation import IncarnationStore, wrong_answer
+from ._last_word import LastWords
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Reply, Settings
 from ._state import State
@@ -64,6 +65,7 @@ class Driver:
         self._inputs: SimpleQueue[Input | None] = SimpleQueue()
         self._calls: SimpleQueue[Call | Callable[[Store], None] | None] = SimpleQueue()
         self._store: Store | None = None
+        self._last_words = LastWords(self._calls.put)
         self._is_opening = False
         self._opened = threading.Event()
         self._pending, self._pending_changed = PendingWait(), threading.Condition()
@@ -133,6 +135,7 @@ class Driver:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
+        self._last_words.close()
 
     # --- the rendezvous thread ----------------------------------------------------------------------------------------
 
@@ -142,6 +145,7 @@ class Driver:
             if event is None:
                 return
             self._interpreter.feed(event)
+            self._last_words.follow(self.state)
 
     def _next_input(self) -> Input | None:
         while True:
@@ -195,6 +199,7 @@ class Driver:
                 pass  # this node has left; the others find out by its lease
             finally:
                 self._store.close()
+                self._last_words.close()
 
     def _follow_up(self) -> None:
         if self._after_call is None:
@@ -233,6 +238,8 @@ class Driver:
                 self._store = self._open_store()
             finally:
                 self._is_opening = False
+            if self._interpreter.state.settings.max_nodes > 1:
+                self._last_words.opened(self._store)
             self._opened.set()
         return self._store
 

@@ -20,7 +20,17 @@ from functools import cache
 from ..errors import StoreCorruptError
 from ..job_token import STORE_PURPOSE, JobToken
 from ._protocol import Key
-from ._store import BatchStore, HostedStore, InterruptibleStore, Store, put_many
+from ._store import (
+    AttentiveStore,
+    BatchStore,
+    HostedStore,
+    InterruptibleStore,
+    LastWordStore,
+    LastWordWriter,
+    Store,
+    Write,
+    put_many,
+)
 
 __all__ = ["SignedStore", "protect", "sign_store"]
 
@@ -73,6 +83,11 @@ class SignedStore:
         start = len(_VERSION) + _TAG_BYTES
         tag, value = sealed[len(_VERSION) : start], sealed[start:]
         return value if hmac.compare_digest(tag, self._tag(name, value)) else None
+
+    def seal_writes(self, writes: Sequence[Write]) -> list[Write]:
+        """Return ``writes`` as they are made in the store below."""
+        named = [(self._name(write.key), write) for write in writes]
+        return [Write(name, self._seal(name, write.value), write.once) for name, write in named]
 
     # --- the store --------------------------------------------------------------------------------------------------
 
@@ -138,6 +153,25 @@ class _Hosted(SignedStore):
         return self._store.is_host
 
 
+class _LastWord(SignedStore):
+    def last_word_writer(self) -> LastWordWriter:
+        """See :class:`quorate.rendezvous.LastWordStore`; the writes are those of :meth:`seal_writes`."""
+        assert isinstance(self._store, LastWordStore)
+        return self._store.last_word_writer()
+
+
+class _Attentive(SignedStore):
+    @property
+    def return_timeout(self) -> float:
+        """See :class:`quorate.rendezvous.AttentiveStore`."""
+        assert isinstance(self._store, AttentiveStore)
+        return self._store.return_timeout
+
+    def set_last_words(self, writes: Sequence[Write]) -> None:
+        assert isinstance(self._store, AttentiveStore)
+        self._store.set_last_words(self.seal_writes(writes))
+
+
 @cache
 def _class_with(abilities: tuple[type[SignedStore], ...]) -> type[SignedStore]:
     return type("SignedStore", (*abilities, SignedStore), {"__doc__": SignedStore.__doc__})
@@ -169,6 +203,10 @@ def sign_store(
         abilities.append(_Interruptible)
     if isinstance(store, HostedStore):
         abilities.append(_Hosted)
+    if isinstance(store, LastWordStore):
+        abilities.append(_LastWord)
+    if isinstance(store, AttentiveStore):
+        abilities.append(_Attentive)
     return _class_with(tuple(abilities))(store, key, report, is_counter)
 
 

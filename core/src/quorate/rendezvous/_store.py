@@ -5,12 +5,23 @@ What does not live here: the protocol (:mod:`quorate.rendezvous._machine`) and a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 from ..errors import StoreCorruptError
 
-__all__ = ["BatchStore", "HostedStore", "InterruptibleStore", "Store", "parse_counter", "put_many"]
+__all__ = [
+    "AttentiveStore",
+    "BatchStore",
+    "HostedStore",
+    "InterruptibleStore",
+    "LastWordStore",
+    "LastWordWriter",
+    "Store",
+    "Write",
+    "parse_counter",
+    "put_many",
+]
 
 _MOST_DIGITS = 100
 
@@ -88,6 +99,45 @@ class HostedStore(Store, Protocol):
     @property
     def is_host(self) -> bool:
         """Whether the store ends when this node closes it."""
+        ...
+
+
+@final
+class Write(NamedTuple):
+    """One write that somebody else makes for a node: ``create`` where ``once`` is set, ``put`` otherwise."""
+
+    key: str
+    value: bytes
+    once: bool = False
+
+
+LastWordWriter = Callable[[Sequence[Write]], None]
+
+
+@runtime_checkable
+class LastWordStore(Store, Protocol):
+    """The optional ability ``last word``: another process can write for a node whose agent was killed."""
+
+    def last_word_writer(self) -> LastWordWriter:
+        """Return what makes these writes, in order, within a few seconds and at most once.
+
+        It is a function of a module, or a ``functools.partial`` of one: it is pickled, and called in a process that has
+        nothing of this one.  It may raise.  What takes long to import (torch) must not be needed.
+        """
+        ...
+
+
+@runtime_checkable
+class AttentiveStore(Store, Protocol):
+    """The optional ability ``attentive``: the store notices a node whose connections close without a goodbye."""
+
+    @property
+    def return_timeout(self) -> float:
+        """How long such a node has to come back, in seconds."""
+        ...
+
+    def set_last_words(self, writes: Sequence[Write]) -> None:
+        """Have the store make these writes if that happens to this node; they replace the ones before."""
         ...
 
 

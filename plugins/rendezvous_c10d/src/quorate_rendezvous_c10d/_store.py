@@ -21,10 +21,11 @@ from typing import Any, NoReturn, TypeVar, final
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError
 from quorate.net import close_in_children, format_endpoint
-from quorate.rendezvous import RendezvousParameters
+from quorate.rendezvous import LastWordWriter, RendezvousParameters
 
 from ._connection import Connection
 from ._hosting import register_local_host
+from ._last_word import write_last_words
 from ._linger import await_departures
 from ._opening import Opened, open_connections, reconnect
 from ._settings import LONGEST_TIMEOUT_SECONDS, Settings
@@ -58,7 +59,7 @@ def open_store(parameters: RendezvousParameters) -> C10dStore:
 
 @final
 class C10dStore:
-    """One node's handle on the store.  Has the abilities ``batch`` and ``interrupt``.
+    """One node's handle on the store.  Has the abilities ``batch``, ``interrupt`` and ``last word``.
 
     ``endpoint`` is where the store is (with the real port where the setting said 0); ``is_host`` tells whether it
     lives in this process.  At most two connections: one to work, and one to wait, opened by the first wait.
@@ -209,6 +210,10 @@ class C10dStore:
             self._interrupted = True
             if self._waiting and self._waiter is not None:
                 self._waiter.shut()
+
+    def last_word_writer(self) -> LastWordWriter:
+        """Return what writes for this node if its agent is killed."""
+        return partial(write_last_words, self._address, self._port, self._prefix, self.identity)
 
     def delete(self, prefix: str) -> None:
         """Remove every key that starts with ``prefix``.

@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "ABSENT",
+    "IDENTITY_KEY",
     "STAMPED",
     "STAMP_BYTES",
     "first_line",
@@ -26,7 +27,7 @@ ABSENT = b"\x00absent"
 STAMPED = b"\x01"
 STAMP_BYTES = 17
 # Made once in a store's life: a client that finds another value there is talking to another store.
-_IDENTITY_KEY = "quorate#identity"
+IDENTITY_KEY = "quorate#identity"
 
 
 def prefix_of(run_id: str) -> str:
@@ -36,12 +37,12 @@ def prefix_of(run_id: str) -> str:
 
 def identify(store: Any) -> bytes:
     """Return what tells ``store`` from every other one; the first caller makes it.  Raises RuntimeError."""
-    return bytes(store.compare_set(_IDENTITY_KEY, b"", os.urandom(16).hex().encode()))
+    return bytes(store.compare_set(IDENTITY_KEY, b"", os.urandom(16).hex().encode()))
 
 
 def read_identity(store: Any) -> bytes:
     """As :func:`identify`, and makes none where there is none.  Raises RuntimeError."""
-    return bytes(store.compare_set(_IDENTITY_KEY, ABSENT, ABSENT))
+    return bytes(store.compare_set(IDENTITY_KEY, ABSENT, ABSENT))
 
 
 def read_one(store: Any, key: str) -> bytes | None:

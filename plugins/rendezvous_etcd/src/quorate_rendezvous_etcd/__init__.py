@@ -60,6 +60,21 @@ def _check_v2(parameters: RendezvousParameters) -> None:
     Settings.from_parameters(parameters, is_v2=True)
 
 
+def _open_hosted(parameters: RendezvousParameters) -> Store:
+    from ._import_lock import import_lock  # it imports logging
+
+    with import_lock:
+        from ._hosted.store import open_store  # h2 and protobuf are imported only where they are needed
+
+    return open_store(parameters)
+
+
+def _check_hosted(parameters: RendezvousParameters) -> None:
+    from ._hosted.names import check  # only for this backend
+
+    check(parameters)
+
+
 _SETTINGS = {
     "dial_timeout": "how long one member of the cluster may take to answer before another is asked [1; etcd-v2: 2]",
     "key_ttl": "how long etcd keeps the keys of a job whose agents are all dead [600, or twice store_outage_timeout]",
@@ -75,13 +90,23 @@ _SETTINGS = {
 }
 
 
+_HOSTED_SETTINGS = {
+    **_SETTINGS,
+    "election_timeout": "after how long without its leader the job's own etcd elects another [0.5]",
+    "member_lost_timeout": "after how long without an answer a member of the job's own etcd is removed [30]",
+    "etcd_binary": "the etcd program [QUORATE_ETCD_BINARY, else the system's, else that of the extra hosted]",
+    "data_dir": "where the job's own etcd keeps its data while the agent runs [memory]",
+    "peer_port": "the port at which the members of the job's own etcd reach each other [the endpoint's port + 1]",
+}
+
+
 @final
 class _Plugin:
     """The object that the entry point names."""
 
     @hookimpl
     def quorate_register_rendezvous(self) -> Iterable[RendezvousBackend]:
-        """Offer ``etcd`` and ``etcd-v2``."""
+        """Offer ``etcd``, ``etcd-v2`` and ``etcd-hosted``."""
         return [
             RendezvousBackend(
                 name="etcd",
@@ -98,6 +123,14 @@ class _Plugin:
                 check=_check_v2,
                 settings=_SETTINGS,
                 reads_other_settings=False,
+            ),
+            RendezvousBackend(
+                name="etcd-hosted",
+                summary="an etcd cluster that agents of the job run themselves, on 1, 3 or 5 of its machines",
+                open_store=_open_hosted,
+                check=_check_hosted,
+                hosted_by_job=True,
+                settings=_HOSTED_SETTINGS,
             ),
         ]
 

@@ -25,6 +25,18 @@ while read -r sign pid; do
         -) members="${members%% "$pid" *} ${members#* "$pid" }" ;;
     esac
 done
+if [ "$2" != 0 ]; then
+    sleep "$2"
+    for pid in $members; do kill -TERM "$pid"; done
+    round=0
+    while [ "$round" -lt 30 ]; do
+        alive=
+        for pid in $members; do kill -0 "$pid" && alive=1; done
+        [ -n "$alive" ] || break
+        sleep 0.1
+        round=$((round + 1))
+    done
+fi
 for pid in $members; do kill -KILL "$pid"; done
 rm -rf -- "$1"
 """
@@ -32,12 +44,15 @@ rm -rf -- "$1"
 
 @final
 class Guardian:
-    """A running guardian of the members that are added, and of the folder ``folder``."""
+    """A running guardian of the members that are added, and of the folder ``folder``.
 
-    def __init__(self, folder: str) -> None:
+    With ``outlive_seconds`` the members go on for so long, and then get SIGTERM and three seconds.
+    """
+
+    def __init__(self, folder: str, outlive_seconds: float = 0.0) -> None:
         path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/bin", "/bin"))
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT, "quorate-etcd-guardian", folder],
+            ["/bin/sh", "-c", _SCRIPT, "quorate-etcd-guardian", folder, f"{outlive_seconds:g}"],
             stdin=subprocess.PIPE,
             bufsize=0,
             stdout=subprocess.DEVNULL,

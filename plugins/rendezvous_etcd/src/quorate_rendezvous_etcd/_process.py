@@ -157,6 +157,25 @@ class Member:
                 f"etcd member {self.name} {problem}; its last lines:\n" + "\n".join(self._lines)
             )
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves clients, or has done so."""
+        return self._is_ready
+
+    @property
+    def last_lines(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(self._lines)
+
+    def wait_for_news(self, seconds: float) -> bool:
+        """Wait until it serves clients or has ended, for at most ``seconds``; return whether one of the two holds."""
+        return self._ready.wait(seconds)
+
+    def wait_for_end(self, seconds: float) -> bool:
+        """Wait until it has ended, for at most ``seconds``; return whether it has."""
+        self._reader.join(seconds)
+        return not self._reader.is_alive()
+
     def send_signal(self, number: int) -> None:
         """Send the process a signal, if it still runs."""
         self._process.send_signal(number)

@@ -53,6 +53,8 @@ class Settings:
     member_ttl_seconds: int = 30
     keep: bool = False
     close_timeout_seconds: float = 5.0
+    #: Whether to begin with the first endpoint; the nodes of a large job spread over the members otherwise.
+    begins_with_first: bool = False
 
     @property
     def leave_seconds(self) -> float:
@@ -189,8 +191,10 @@ def _v2_prefix(parameters: RendezvousParameters) -> str:
     return prefix
 
 
-def parse_endpoints(text: str) -> tuple[bool | None, tuple[Endpoint, ...]]:
+def parse_endpoints(text: str, default_port: int = DEFAULT_PORT) -> tuple[bool | None, tuple[Endpoint, ...]]:
     """Split ``host1:2379,host2:2379`` (each with or without ``http://`` or ``https://``).
+
+    ``default_port`` is the port of those without one.
 
     Returns:
         Whether the protocol is https (``None`` where none is written), and the endpoints, each once.
@@ -211,7 +215,7 @@ def parse_endpoints(text: str) -> tuple[bool | None, tuple[Endpoint, ...]]:
                 f"Write {_EXAMPLE} or [IPV6]:PORT"
             )
         schemes.add(scheme)
-        endpoints[parse_endpoint(rest.rstrip("/"), DEFAULT_PORT)] = None
+        endpoints[parse_endpoint(rest.rstrip("/"), default_port)] = None
     if not endpoints:
         raise UsageError(f"the etcd rendezvous has no endpoint; set {_EXAMPLE}, the members of the etcd cluster")
     if len(schemes) > 1:

@@ -24,7 +24,7 @@ from quorate.net import Endpoint, is_local_name, parse_endpoint
 from quorate.notices import warn
 from quorate.rendezvous import RendezvousParameters, job_is_over
 
-from ._client import TcpStore
+from ._client import RETURN_TIMEOUT_SECONDS, TcpStore
 from ._limits import raise_descriptor_limit
 from ._server import TcpStoreServer, find_server
 from ._tls_settings import TLS_SETTINGS
@@ -203,6 +203,7 @@ class _Opening:
             server=server,
             key=self._key("tcp"),
             tls=_tls_of(self.params, self.endpoint.host),
+            return_timeout=self.params.get_as_float("return_timeout", RETURN_TIMEOUT_SECONDS),
         )
 
     def _serve(self) -> TcpStore:
@@ -329,6 +330,7 @@ def _check_times(params: RendezvousParameters) -> None:
         ("connect_timeout", _CONNECT_TIMEOUT_SECONDS),
         ("operation_timeout", _OPERATION_TIMEOUT_SECONDS),
         ("linger_timeout", _LINGER_TIMEOUT_SECONDS),
+        ("return_timeout", RETURN_TIMEOUT_SECONDS),
     ):
-        if params.get_as_float(name, default) == 0.0 and name != "linger_timeout":
+        if params.get_as_float(name, default) == 0.0 and name in ("connect_timeout", "operation_timeout"):
             raise UsageError(f"the rendezvous setting {name} must be more than 0 seconds")

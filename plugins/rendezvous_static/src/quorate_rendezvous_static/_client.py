@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreUnavailableError, UsageError
+from quorate.rendezvous import LastWordWriter, Write
 
 from ._link import BrokenError, InterruptedLinkError, Link, Target
 from ._server import TcpStoreServer
@@ -19,7 +21,11 @@ from ._wire import LARGEST_FRAME, LARGEST_KEY, LARGEST_VALUE, MOST_ITEMS, Code, 
 if TYPE_CHECKING:
     from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
-__all__ = ["TcpStore"]
+__all__ = ["RETURN_TIMEOUT_SECONDS", "TcpStore", "write_last_words"]
+
+RETURN_TIMEOUT_SECONDS = 1.0
+#: For a guardian: to connect, and for each write.
+_LAST_WORD_SECONDS = 3.0
 
 _FRAME_ROOM_BYTES = LARGEST_FRAME - 64
 _FIRST_ANSWER_SECONDS = 1.0
@@ -28,7 +34,8 @@ _CLOSE_TIMEOUT_SECONDS = 10.0
 
 @final
 class TcpStore:
-    """A client of a :class:`TcpStoreServer`.  Implements Store with the abilities ``batch`` and ``interrupt``.
+    """A client of a :class:`TcpStoreServer`.  Implements Store with the abilities
+    ``batch``, ``interrupt``, ``last word`` and ``attentive``.
 
     Both connections are made at once, so that no operation ever has to wait for one.
 
@@ -41,6 +48,8 @@ class TcpStore:
         server: a server that this store closes after itself.
         key: what both ends must prove to have, 32 bytes that come from the job's token; ``None``: nothing.
         tls: how the connections are encrypted; ``None``: they are not.
+        return_timeout: seconds that this node has to come back, once both connections are closed, before the server
+            writes its last words.
 
     Raises:
         StoreUnavailableError: no server answered in time.
@@ -60,8 +69,9 @@ class TcpStore:
         server: TcpStoreServer | None = None,
         key: bytes | None = None,
         tls: Tls | None = None,
+        return_timeout: float = RETURN_TIMEOUT_SECONDS,
     ) -> None:
-        self._operation_timeout = operation_timeout
+        self._operation_timeout, self._return_timeout = operation_timeout, return_timeout
         self._server = server
         self._target = Target(host, port, run_id, hosted_by, key, tls)
         self._closed = False
@@ -161,6 +171,22 @@ class TcpStore:
     def delete(self, prefix: str) -> None:
         self._call(prefix, Code.DELETE, 0, [_key(prefix)])
 
+    @property
+    def return_timeout(self) -> float:
+        """How long this node has to come back, in seconds, before its last words are written."""
+        return self._return_timeout
+
+    def set_last_words(self, writes: Sequence[Write]) -> None:
+        items: list[bytes] = []
+        for write in writes:
+            kind = Code.CREATE if write.once else Code.PUT
+            items += [b"%d" % kind, _key(write.key), _value(write.key, write.value)]
+        self._call("", Code.LAST_WORDS, round(self._return_timeout * 1000), items)
+
+    def last_word_writer(self) -> LastWordWriter:
+        target = self._target
+        return partial(write_last_words, target.host, target.port, target.run_id, target.key, target.tls)
+
     def close(self) -> None:
         """Leave; a server that came with this store then waits for the other clients to leave (``linger_timeout``)."""
         with self._closing:
@@ -208,6 +234,29 @@ class TcpStore:
         return StoreUnavailableError(
             f"the rendezvous store at {self.endpoint} gave an answer that does not follow the protocol"
         )
+
+
+def write_last_words(
+    host: str, port: int, run_id: str, key: bytes | None, tls: Tls | None, writes: Sequence[Write]
+) -> None:
+    """Write for a node whose agent was killed; called in its guardian.  Raises what TcpStore raises."""
+    store = TcpStore(
+        host,
+        port,
+        run_id,
+        connect_timeout=_LAST_WORD_SECONDS,
+        operation_timeout=_LAST_WORD_SECONDS,
+        key=key,
+        tls=tls,
+    )
+    try:
+        for write in writes:
+            if write.once:
+                store.create(write.key, write.value)
+            else:
+                store.put(write.key, write.value)
+    finally:
+        store.close()
 
 
 def _key(key: str) -> bytes:

@@ -28,6 +28,8 @@ class Limits:
         buffered_bytes: requests that have arrived in part, and answers that are not read yet, of all connections.
         key_overhead_bytes: the price of a key beside its bytes.
         descriptor_share: the server takes at most one of so many descriptors that the process may open.
+        last_words_bytes: keys and values that the server keeps for the event that a client is lost.
+        longest_return_seconds: how long such a client can ask to be waited for.
     """
 
     hello_timeout_seconds: float = 5.0
@@ -36,6 +38,8 @@ class Limits:
     buffered_bytes: int = 64 << 20
     key_overhead_bytes: int = 200
     descriptor_share: int = 4
+    last_words_bytes: int = 64 << 10
+    longest_return_seconds: float = 60.0
 
     def most_descriptors(self) -> int:
         """Return how many descriptors the server may hold, by this process's present ``RLIMIT_NOFILE``."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokenError", "InterruptedLinkError", "Link", "Target"]
 
+_CLIENT_BYTES = 16
 _ATTEMPT_SECONDS = 3.0
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 1.0
@@ -74,20 +75,21 @@ class Target:
     """The server that the links of one store connect to.
 
     ``hosted_by`` names its process, for messages.  ``address`` and ``incarnation`` are those of the server that was
-    reached first: a store stays with that one.  ``key`` is what both ends must prove to have, ``None`` if nothing,
-    ``tls`` how the connections are encrypted.
+    reached first: a store stays with that one.  ``client`` is what the connections of one store have in common.
+    ``key`` is what both ends must prove to have, ``None`` if nothing, ``tls`` how the connections are encrypted.
 
     Raises:
         UsageError: the files that ``tls`` names cannot be used.
     """
 
-    __slots__ = ("address", "context", "host", "hosted_by", "incarnation", "key", "port", "run_id", "tls")
+    __slots__ = ("address", "client", "context", "host", "hosted_by", "incarnation", "key", "port", "run_id", "tls")
 
     def __init__(
         self, host: str, port: int, run_id: str, hosted_by: str, key: bytes | None = None, tls: Tls | None = None
     ) -> None:
         self.host, self.port, self.run_id, self.hosted_by = host, port, run_id, hosted_by
         self.key, self.tls = key, tls
+        self.client = os.urandom(_CLIENT_BYTES)
         self.context = None if tls is None else tls.client_context()
         self.address: Address | None = None
         self.incarnation: bytes | None = None
@@ -318,6 +320,7 @@ class Link:
         if target.incarnation is not None and target.incarnation != incarnation:
             raise _RefusedError(0, "it is a newer one")
         target.incarnation = incarnation
+        self._send(encode(Code.IDENTIFY, 0, 0, [target.client]), deadline)
 
     def _answer_challenge(self, question: Message, deadline: float) -> bytes:
         """Prove that this node has the token, have the server prove it, and return the server's incarnation."""

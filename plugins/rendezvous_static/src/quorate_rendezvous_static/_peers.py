@@ -26,7 +26,18 @@ _RECEIVE_BYTES = 1 << 16
 class Peer:
     """One accepted connection."""
 
-    __slots__ = ("authenticated", "frames", "held_bytes", "nonce", "out", "request", "session", "socket", "waits_for")
+    __slots__ = (
+        "authenticated",
+        "client",
+        "frames",
+        "held_bytes",
+        "nonce",
+        "out",
+        "request",
+        "session",
+        "socket",
+        "waits_for",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -38,6 +49,7 @@ class Peer:
         self.session: Session | None = None  # signs its frames, where there is a token
         self.waits_for: bytes | None = None
         self.request = 0
+        self.client = b""  # whose connection it is, where it has said so
 
 
 @final

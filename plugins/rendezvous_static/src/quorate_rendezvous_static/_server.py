@@ -25,6 +25,7 @@ from quorate.job_token import TOKEN_FILE_VARIABLE
 from quorate.net import Address, bind_addresses, close_in_children, listen, reachable_host
 from quorate.notices import warn
 
+from ._absent import LONGEST_CLIENT, Absent
 from ._greeting import Greeter, address_of
 from ._limits import Limits
 from ._peers import Peer, Peers
@@ -115,6 +116,8 @@ class TcpStoreServer:
             Code.WAIT: self._wait,
             Code.DELETE: self._delete,
             Code.NO_TOKEN: self._leave_without_token,
+            Code.IDENTIFY: self._identify,
+            Code.LAST_WORDS: self._set_last_words,
         }
         self._listeners = listen(bind_addresses(host, port, resolve_timeout))
         self.port: int = self._listeners[0].getsockname()[1]
@@ -122,7 +125,8 @@ class TcpStoreServer:
         self._addresses = [str(Address(sock.family, sock.getsockname())) for sock in self._listeners]
         self._reachable_host = reachable_host(self._listeners[0])
         self._selector = selectors.DefaultSelector()
-        self._peers = Peers(self._selector, self._limits, self._warn_once, self._forget_wait)
+        self._absent = Absent(self._limits)
+        self._peers = Peers(self._selector, self._limits, self._warn_once, self._forget_peer)
         self._greeter = Greeter(run_id, self.incarnation, key, self._peers, self._warn_once)
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
@@ -218,7 +222,7 @@ class TcpStoreServer:
         self._listeners, self._resume_at = [], None
 
     def _seconds_to_deadline(self) -> float:
-        moments = (self._leave_at, self._resume_at, self._peers.next_deadline())
+        moments = (self._leave_at, self._resume_at, self._peers.next_deadline(), self._absent.next_deadline())
         seconds = min(
             (moment - monotonic() for moment in moments if moment is not None), default=_LONGEST_SELECT_SECONDS
         )
@@ -227,6 +231,7 @@ class TcpStoreServer:
     def _meet_deadlines(self) -> None:
         now = monotonic()
         self._peers.drop_late(now)
+        self._wake_waiters(self._absent.write_for_lost(self._table, now))
         if self._resume_at is not None and now >= self._resume_at:
             self._resume_accepting()
 
@@ -400,6 +405,22 @@ class TcpStoreServer:
         (prefix,) = _present_items(message, 1)
         self._table.delete(prefix)
         self._peers.send(peer, encode(Code.OK, message.request))
+
+    def _identify(self, peer: Peer, message: Message) -> None:
+        (name,) = _present_items(message, 1)
+        if peer.client or not 0 < len(name) <= LONGEST_CLIENT:
+            raise WireError("a connection belongs to one client")
+        peer.client = name
+        self._absent.came(name)
+
+    def _set_last_words(self, peer: Peer, message: Message) -> None:
+        self._absent.set_words(peer.client, message.number / 1000, _present_items(message))
+        self._peers.send(peer, encode(Code.OK, message.request))
+
+    def _forget_peer(self, peer: Peer) -> None:
+        self._forget_wait(peer)
+        if peer.client:
+            self._absent.went(peer.client)
 
     def _wake_waiters(self, keys: list[bytes]) -> None:
         for key in keys:

@@ -33,8 +33,9 @@ __all__ = [
 ]
 
 MAGIC = b"quorate-tcp-store"
-#: Version 2 added the challenge.  Every version answers a hello of two items, so that two versions can say so.
-PROTOCOL_VERSION = 2
+#: Version 2 added the challenge, version 3 last words.  Every version answers a hello of two items, so that two
+#: versions can say so.
+PROTOCOL_VERSION = 3
 LENGTH_BYTES = 4
 
 #: Limits in bytes.  Before a valid hello a connection may make the server hold no more than a hello.
@@ -65,6 +66,8 @@ class Code(IntEnum):
     DELETE = 7  # items: prefix
     PROVE = 8  # after CHALLENGE; items: the client's nonce, its proof; no items: it has no token
     NO_TOKEN = 9  # after OK: the client has a token, and leaves a server that has none
+    IDENTIFY = 10  # items: what the connections of one store have in common; not answered
+    LAST_WORDS = 11  # number: milliseconds to come back; items: kind (CREATE or PUT), key, value, kind, …
     OK = 64  # number and items depend on the request
     PENDING = 65  # the key does not exist yet; the server answers again once it does
     PROBLEM = 66  # number: a Problem; items: a sentence

@@ -53,6 +53,11 @@ class Membership:
         interval = settings.member_ttl_seconds / 3
         self._keeper = LeaseKeeper("quorate-etcd-v2-lease", interval, self.verify, self.set_lost)
 
+    @property
+    def entry(self) -> str:
+        """The path of this member's entry."""
+        return self._leases.entry(self._token, self._name)
+
     # --- joining --------------------------------------------------------------------------------------------------
 
     def join(self, deadline: float) -> None:

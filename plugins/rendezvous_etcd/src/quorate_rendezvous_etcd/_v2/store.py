@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar, final
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError
+from quorate.rendezvous import LastWordWriter
 
 from .._limits import check_amount, check_value
 from .._settings import Settings
@@ -22,6 +24,7 @@ from .answers import EXISTS, NOT_DIRECTORY, NOT_FILE, NOT_FOUND, Node, RefusedEr
 from .client import Client, InterruptedCallError, Route
 from .counter import count_at, is_counter, pack_addition, total
 from .format import Value, key_path, new_stamp, pack, split_prefix, unpack
+from .last_word import write_last_words
 from .member import Membership
 from .watch import Watcher
 
@@ -52,7 +55,7 @@ def open_store(settings: Settings) -> EtcdV2Store:
 
 @final
 class EtcdV2Store:
-    """One node's handle on the store.  Implements Store with the ability ``interrupt``.  See :func:`open_store`."""
+    """One node's handle on the store, see :func:`open_store`.  Has the abilities ``interrupt`` and ``last word``."""
 
     def __init__(self, settings: Settings, route: Route, membership: Membership) -> None:
         self._settings, self._membership = settings, membership
@@ -148,6 +151,10 @@ class EtcdV2Store:
     def interrupt(self) -> None:
         """Make a wait that is under way return ``None`` soon; without one, the next wait returns at once."""
         self._watcher.interrupt()
+
+    def last_word_writer(self) -> LastWordWriter:
+        """Return what writes for this node if its agent is killed."""
+        return partial(write_last_words, self._settings, self._membership.keys, self._membership.entry)
 
     def delete(self, prefix: str) -> None:
         """Remove every key that starts with ``prefix``."""

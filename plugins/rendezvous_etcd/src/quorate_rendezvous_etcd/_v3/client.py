@@ -38,6 +38,13 @@ _METHODS = {
     "LeaseKeepAlive": ("Lease", "LeaseKeepAliveResponse"),
     "Authenticate": ("Auth", "AuthenticateResponse"),
     "Watch": ("Watch", "WatchResponse"),
+    # Only for the members that a job runs itself.
+    "MemberList": ("Cluster", "MemberListResponse"),
+    "MemberAdd": ("Cluster", "MemberAddResponse"),
+    "MemberRemove": ("Cluster", "MemberRemoveResponse"),
+    "MemberPromote": ("Cluster", "MemberPromoteResponse"),
+    "Status": ("Maintenance", "StatusResponse"),
+    "MoveLeader": ("Maintenance", "MoveLeaderResponse"),
 }
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 0.5
@@ -70,7 +77,7 @@ class Client:
         self._tls = make_tls_context(settings, ["h2"])
         self._lock = threading.Lock()
         # The nodes of a large job spread over the members.
-        self._index = random.randrange(len(settings.endpoints))
+        self._index = 0 if settings.begins_with_first else random.randrange(len(settings.endpoints))
         self._connection: Connection | None = None
         self._watching: set[Connection] = set()
         self._is_away = False  # the last call ended without an answer

@@ -24,6 +24,7 @@ from .._settings import Settings, refuse_other_bounds
 from .answers import Refused, RefusedError
 from .client import Client
 from .job import Incarnation, root_of
+from .last_word import Departed
 from .lease import Leases, new_lease_id
 from .requests import Requests
 
@@ -73,6 +74,10 @@ class Membership:
     def member(self) -> bytes:
         """This node's own key."""
         return self._incarnation.members(self._root) + self._name.encode()
+
+    def departed(self) -> Departed:
+        """Return what somebody else needs to write for this member once it is gone."""
+        return Departed(self._job, self._revision, self.keys, self.lease, self.member_lease)
 
     # --- joining ------------------------------------------------------------------------------------------------------
 
@@ -236,6 +241,11 @@ class Membership:
             self._remove(monotonic() + self._settings.leave_seconds)
         except QuorateError:
             pass  # etcd is away, or the job is gone: the leases end by themselves
+
+    def abandon(self) -> None:
+        """Stop keeping the leases alive, and tell nobody."""
+        if self._keeper is not None:
+            self._keeper.stop()
 
     def join_thread(self) -> None:
         """Wait for the keeper's thread; only after the client is closed."""

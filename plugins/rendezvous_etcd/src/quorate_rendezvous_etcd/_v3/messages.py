@@ -73,8 +73,30 @@ def _load() -> Messages:
     pool = descriptor_pool.DescriptorPool()
     for name in _FILES:
         definition = _read_descriptor(os.path.join(folder, f"{name}_pb2.py"))
-        pool.Add(descriptor_pb2.FileDescriptorProto.FromString(definition))
+        file = descriptor_pb2.FileDescriptorProto.FromString(definition)
+        if name == "rpc":
+            _add_learners(file)
+        pool.Add(file)
     return Messages(pool)
+
+
+def _add_learners(file: Any) -> None:
+    """Add what etcd 3.4 added to its API (rpc.proto): members without a vote, and their promotion."""
+    kinds = descriptor_pb2.FieldDescriptorProto
+    messages = {message.name: message for message in file.message_type}
+
+    def add(message: Any, name: str, number: int, kind: int, type_name: str | None = None) -> None:
+        if all(field.name != name for field in message.field):
+            repeated = kinds.LABEL_REPEATED if name == "members" else kinds.LABEL_OPTIONAL
+            message.field.add(name=name, number=number, type=kind, label=repeated, type_name=type_name)
+
+    add(messages["Member"], "isLearner", 5, kinds.TYPE_BOOL)
+    add(messages["MemberAddRequest"], "isLearner", 2, kinds.TYPE_BOOL)
+    if "MemberPromoteRequest" not in messages:
+        add(file.message_type.add(name="MemberPromoteRequest"), "ID", 1, kinds.TYPE_UINT64)
+        answer = file.message_type.add(name="MemberPromoteResponse")
+        add(answer, "header", 1, kinds.TYPE_MESSAGE, f".{_PACKAGE}.ResponseHeader")
+        add(answer, "members", 2, kinds.TYPE_MESSAGE, f".{_PACKAGE}.Member")
 
 
 def _find_folder() -> str:

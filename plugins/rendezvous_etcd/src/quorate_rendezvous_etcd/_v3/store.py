@@ -18,16 +18,19 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, final
 
 from quorate.clock import monotonic, sleep
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError
+from quorate.rendezvous import LastWordWriter
 
 from .._limits import check_amount, check_value
 from .._settings import Settings
 from .answers import RefusedError
 from .client import Client
 from .format import count_of, data_of, has_data, offset_of, pack_counter, pack_created, pack_put
+from .last_word import write_last_words
 from .member import Membership
 from .watch import Watcher
 
@@ -51,7 +54,8 @@ def open_store(settings: Settings) -> EtcdStore:
 
 @final
 class EtcdStore:
-    """One node's handle on the store.  Implements Store with the abilities ``batch`` and ``interrupt``."""
+    """One node's handle on the store.  Implements Store with the abilities ``batch``, ``interrupt`` and
+    ``last word``."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -156,6 +160,10 @@ class EtcdStore:
         """Make a wait that is under way return ``None`` soon; without one, the next wait returns at once."""
         self._watcher.interrupt()
 
+    def last_word_writer(self) -> LastWordWriter:
+        """Return what writes for this node if its agent is killed."""
+        return partial(write_last_words, self._settings, self._membership.departed())
+
     def delete(self, prefix: str) -> None:
         """Remove every key of this job that starts with ``prefix``."""
         self._run([], [self._requests.delete_prefix(self._key(prefix))])
@@ -166,6 +174,15 @@ class EtcdStore:
             return
         self._watcher.interrupt()
         self._membership.leave()
+        self._client.close()
+        self._membership.join_thread()
+
+    def abandon(self) -> None:
+        """Close the connections and leave everything as it is, where etcd ends together with the job."""
+        if self._client.is_closed:
+            return
+        self._watcher.interrupt()
+        self._membership.abandon()
         self._client.close()
         self._membership.join_thread()
 

@@ -1,0 +1,306 @@
+"""One hosted member: its process, its folder, and the thread that carries its life out.
+
+The member is a child of the agent.  A guardian ends it if the agent is killed, and removes its folder.  What does not
+live here: what happens next (:mod:`.life`), what the cluster says (:mod:`.cluster`), and the process (``_process``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from typing import final
+
+from attrs import frozen
+
+from quorate.clock import monotonic, sleep
+from quorate.errors import QuorateError, UsageError
+from quorate.net import Endpoint, close_in_children, format_endpoint
+from quorate.notices import warn
+
+from .._guardian import Guardian
+from .._process import Member
+from .._settings import Settings
+from .cluster import Cluster, Identity
+from .life import Action, Event, EventKind, Phase, State, action_of, step
+from .names import Claim, Names
+
+__all__ = ["HostedMember", "MemberOptions"]
+
+_MEMORY_FOLDER = "/dev/shm"
+_WATCH_SECONDS = 2.0
+_JOIN_SECONDS = 10.0
+_LAST_HEARTBEATS = 4
+#: How long a killed agent's member goes on: its guardian tells the store first, and the leader has a successor then.
+_OUTLIVE_SECONDS = 1.0
+#: A start that serves nobody yet is looked at this often, for an agent that closes meanwhile.
+_LOOK_SECONDS = 3600.0
+_WAS_REMOVED = ("permanently removed from the cluster",)
+_IS_KNOWN = ("has already been bootstrapped", "member count is unequal", "cluster ID mismatch")
+
+
+@final
+@frozen
+class MemberOptions:
+    """``folder``: where to keep data, empty: memory; times in seconds."""
+
+    binary: str
+    folder: str = ""
+    election_timeout_seconds: float = 0.5
+    lost_timeout_seconds: float = 30.0
+
+
+@final
+class HostedMember:
+    """Runs the member that ``claim`` stands for, from :meth:`start` to :meth:`close`.
+
+    Raises:
+        UsageError: there is no place for its data.
+    """
+
+    def __init__(self, settings: Settings, names: Names, claim: Claim, options: MemberOptions) -> None:
+        self._settings, self._names, self._claim, self._options = settings, names, claim, options
+        self.identity = Identity(settings, names, claim.index)
+        self._cluster = Cluster(*self.identity)
+        self._folder = _make_folder(options.folder)
+        self._guardian = Guardian(self._folder, _OUTLIVE_SECONDS)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._process: Member | None = None
+        self._start_with: tuple[str, str] = ("new", self._cluster.first_cluster)
+        self._silent_since: dict[int, float] = {}
+        self._thread = threading.Thread(target=self._run, name="quorate-etcd-hosted", daemon=True)
+        self._owner = os.getpid()
+        self.state = State()
+        close_in_children(self)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it serves clients."""
+        return self._names.endpoints[self._claim.index]
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 where there is no process."""
+        process = self._process
+        return 0 if process is None else process.pid
+
+    def start(self) -> None:
+        """Begin its life."""
+        self._thread.start()
+
+    def close_after_fork(self) -> None:
+        """Forget it in a forked child."""
+        self._stopping.set()
+
+    def wait_until_serving(self, deadline: float) -> bool:
+        """Wait until it serves clients, or ``deadline``; return whether it does."""
+        with self._changed:
+            while not self.is_serving and not self._stopping.is_set():
+                left = deadline - monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return self.is_serving
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it has a vote and serves."""
+        return self.state.phase is Phase.SERVING
+
+    def describe(self) -> str:
+        """Return how far it is, for messages."""
+        problem = f": {self.state.problem}" if self.state.problem else ""
+        return f"the member at {self.endpoint}, on this machine, is {self.state.phase.value}{problem}"
+
+    def close(self, leaves: bool) -> None:
+        """End it and remove its data.  ``leaves``: the job goes on, and its cluster is told to go on without it."""
+        if self._owner != os.getpid() or self._stopping.is_set():
+            return
+        self._stopping.set()
+        if leaves:
+            self._leave()
+        else:
+            # The other members learn what was decided last with a heartbeat of the leader, which may be this one.
+            sleep(_LAST_HEARTBEATS * self._options.election_timeout_seconds / 10)
+        self._cluster.close()
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.end()
+        if self._thread.ident is not None:
+            self._thread.join(_JOIN_SECONDS)
+        self._guardian.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._claim.close()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _leave(self) -> None:
+        try:
+            self._cluster.leave()
+        except QuorateError:
+            pass  # without a quorum it cannot be removed; the others do so once it has been away for long enough
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.wait(self.state.pause_seconds):
+                event = self._perform(action_of(self.state))
+                self._advance(event)
+        except Exception as error:
+            if not self._stopping.is_set():
+                warn(
+                    f"the thread that looks after this machine's etcd member has failed ({type(error).__name__}: "
+                    f"{error}); the member runs on without it. This is a bug in quorate-rendezvous-etcd"
+                )
+
+    def _advance(self, event: Event) -> None:
+        before = self.state
+        with self._changed:
+            self.state = step(before, event)
+            self._changed.notify_all()
+        if before.phase is Phase.SERVING and self.state.phase is not Phase.SERVING and not self._stopping.is_set():
+            what = "was removed from its cluster" if event.kind is EventKind.WAS_REMOVED else "has ended"
+            warn(f"the etcd member at {self.endpoint}, on this machine, {what}; it is started again")
+
+    def _perform(self, action: Action) -> Event:
+        if action is Action.LOOK:
+            return self._cluster.look()
+        if action is Action.REMOVE:
+            return self._cluster.remove(self.state.member_id)
+        if action is Action.ADD:
+            event, members = self._cluster.add()
+            self._start_with = ("existing", members)
+            return event
+        if action is Action.PROMOTE:
+            return self._ended() or self._cluster.promote(self.state.member_id)
+        if action is Action.WATCH:
+            return self._watch()
+        if action is Action.START_NEW:
+            self._start_with = ("new", self._cluster.first_cluster)
+        if action is not Action.START_AGAIN:
+            shutil.rmtree(self._data_folder, ignore_errors=True)
+        return self._start()
+
+    def _start(self) -> Event:
+        with self._lock:
+            self._forget_process()
+            if self._stopping.is_set():
+                return Event(EventKind.ENDED)
+            process = self._process = Member(f"m{self._claim.index}", self._options.binary, self._arguments())
+            self._guardian.add(process.pid)
+        while not process.wait_for_news(_LOOK_SECONDS):
+            pass
+        return Event(EventKind.READY) if process.is_ready else self._ended() or Event(EventKind.ENDED)
+
+    def _forget_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
+            self._guardian.remove(process.pid)
+
+    def _ended(self) -> Event | None:
+        """Return the event that the end of the process stands for; ``None`` while it runs."""
+        process = self._process
+        if process is not None and not process.wait_for_end(0):
+            return None
+        lines = "" if process is None else process.last_lines
+        last = lines.splitlines()[-1:] or ["it said nothing"]
+        if any(words in lines for words in _WAS_REMOVED):
+            return Event(EventKind.WAS_REMOVED, problem=last[0][:300])
+        if any(words in lines for words in _IS_KNOWN):
+            return Event(EventKind.IS_KNOWN, problem=last[0][:300])
+        return Event(EventKind.ENDED, problem=last[0][:300])
+
+    def _watch(self) -> Event:
+        """Wait for the end of the process; meanwhile, if it leads, remove the members that are lost for good."""
+        while True:
+            process = self._process
+            if process is None or process.wait_for_end(_WATCH_SECONDS):
+                return self._ended() or Event(EventKind.ENDED)
+            try:
+                self._remove_lost()
+            except QuorateError:
+                pass  # the member is busy, or has no leader now
+
+    def _remove_lost(self) -> None:
+        own, leads = self._cluster.own_id()
+        if not leads:
+            self._silent_since.clear()
+            return
+        now = monotonic()
+        silent = [member for member in self._cluster.unreachable() if member != own]
+        self._silent_since = {member: self._silent_since.get(member, now) for member in silent}
+        for member, since in self._silent_since.items():
+            if now - since >= self._options.lost_timeout_seconds:
+                event = self._cluster.remove(member)
+                if event.kind is EventKind.REMOVED:
+                    warn(
+                        f"the job's etcd goes on without its member {member:x}, which has not answered for "
+                        f"{now - since:.0f} s; it is taken back when it returns"
+                    )
+
+    # --- the process --------------------------------------------------------------------------------------------------
+
+    @property
+    def _data_folder(self) -> str:
+        return os.path.join(self._folder, "data")
+
+    def _arguments(self) -> list[str]:
+        settings, index = self._settings, self._claim.index
+        scheme, client, peer = settings.protocol, self._names.endpoints[index], self._names.peers[index]
+        hosts = [address.host for address in self._claim.addresses]
+
+        def listen(port: int) -> str:
+            return ",".join(f"{scheme}://{format_endpoint(host, port)}" for host in hosts)
+
+        state, members = self._start_with
+        election = max(50, round(self._options.election_timeout_seconds * 1000))
+        options = {
+            "--name": f"m{index}",
+            "--data-dir": self._data_folder,
+            "--listen-client-urls": listen(client.port),
+            "--advertise-client-urls": f"{scheme}://{client}",
+            "--listen-peer-urls": listen(peer.port),
+            "--initial-advertise-peer-urls": self._cluster.peer_urls[index],
+            "--initial-cluster": members,
+            "--initial-cluster-state": state,
+            "--initial-cluster-token": self._cluster.token,
+            "--heartbeat-interval": str(election // 10),
+            "--election-timeout": str(election),
+            "--pre-vote": "true",
+            # It refuses every change in the first five seconds of a connection; Cluster takes care itself.
+            "--strict-reconfig-check": "false",
+            # Heartbeats of nodes are many small writes, whose history is not used.
+            "--auto-compaction-mode": "periodic",
+            "--auto-compaction-retention": "5m",
+            "--quota-backend-bytes": str(512 << 20),
+            "--logger": "zap",
+            "--log-outputs": "stderr",
+        }
+        if settings.secure:
+            for kind in ("", "peer-"):
+                options |= {
+                    f"--{kind}cert-file": settings.cert,
+                    f"--{kind}key-file": settings.key,
+                    f"--{kind}trusted-ca-file": settings.ca_cert,
+                    f"--{kind}client-cert-auth": "true",
+                }
+        return [f"{name}={value}" for name, value in options.items()]
+
+
+def _make_folder(wanted: str) -> str:
+    """Return a new folder that only this user can open: in memory, if nothing else is asked for."""
+    in_memory = os.path.isdir(_MEMORY_FOLDER) and os.access(_MEMORY_FOLDER, os.W_OK)
+    place = wanted or (_MEMORY_FOLDER if in_memory else None)
+    try:
+        return tempfile.mkdtemp(prefix="quorate-etcd-", dir=place)
+    except OSError as error:
+        raise UsageError(
+            f"the folder for the job's etcd cannot be made in {place or tempfile.gettempdir()}: {error.strerror}; "
+            "set --rdzv-conf data_dir=… to one that can be written to"
+        ) from None

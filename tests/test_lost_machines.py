@@ -1,0 +1,335 @@
+"""What becomes of a job whose agents are killed and whose machines are cut off: whole jobs of real processes.
+
+Nodes are agents on loopback addresses, or in network namespaces that nftables cuts off, where this machine has them.
+The lease is longer than any test may take, unless the lease is the subject: what happens, happens without it.  Option
+of the environment ``QUORATE_TEST_TRIALS``: how often the random trials run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import final
+
+import pytest
+
+from quorate.proc import children_of, environment_of, is_alive
+from tests.backends import BACKENDS, Backend
+from tests.harness import DEADLINE, wait_for_end
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+LONG_LEASE = 45
+TRIALS = int(os.environ.get("QUORATE_TEST_TRIALS", "1"))
+
+
+def settles(condition: Callable[[], object], seconds: float = DEADLINE) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(found)
+
+
+@final
+class Nodes:
+    """Agents of one job; each worker writes its ranks and the generation's size into one file, and waits for another.
+
+    ``prefix`` is a command to run an agent with, such as ``ip netns exec``.
+    """
+
+    def __init__(self, folder: Path, backend: str, endpoint: str, nodes: str, **conf: object) -> None:
+        self.folder, self.lines, self.gate = folder, folder / "lines", folder / "gate"
+        self.lines.touch()
+        self.worker = folder / "worker.sh"
+        self.worker.write_text(
+            f'echo "$RANK $WORLD_SIZE $GROUP_RANK" >> {self.lines}\nwhile [ ! -e {self.gate} ]; do sleep 0.05; done\n'
+        )
+        self.backend, self.endpoint, self.nodes = backend, endpoint, nodes
+        # Where data that is left behind is seen.
+        self.conf = {**conf, **({"data_dir": folder} if backend == "etcd-hosted" else {})}
+        self.token = f"quorate-test-{os.urandom(4).hex()}"
+        self.agents: list[subprocess.Popen[bytes]] = []
+
+    def start(self, rank: int, prefix: tuple[str, ...] = (), **conf: object) -> subprocess.Popen[bytes]:
+        settings = ",".join(f"{name}={value}" for name, value in {**self.conf, **conf}.items())
+        command = [*prefix, sys.executable, "-m", "quorate", "run", "--no-python", f"--nnodes={self.nodes}"]
+        command += [f"--node-rank={rank}", f"--rdzv-backend={self.backend}", f"--rdzv-endpoint={self.endpoint}"]
+        command += ["--rdzv-id=lost", "--rdzv-auth=off", f"--rdzv-conf={settings}", "/bin/sh", str(self.worker)]
+        with open(self.folder / f"agent{len(self.agents)}", "wb") as errors:
+            agent = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "QUORATE_TEST_TOKEN": self.token, "TMPDIR": str(self.folder)},
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,
+            )
+        self.agents.append(agent)
+        return agent
+
+    def has_world(self, size: int, times: int = 1) -> bool:
+        """Return whether a world of ``size`` workers has started ``times`` times."""
+        found = [line.split() for line in self.lines.read_text().splitlines()]
+        return sum(line[1:2] == [str(size)] for line in found) >= size * times
+
+    def wait_for_world(self, size: int, times: int = 1) -> None:
+        assert settles(lambda: self.has_world(size, times)), self.story()
+
+    def finish(self, agents: list[subprocess.Popen[bytes]]) -> None:
+        """Let the workers end; the agents must then succeed."""
+        self.gate.touch()
+        codes = [agent.wait(DEADLINE) for agent in agents]
+        assert set(codes) == {0}, f"{codes}\n{self.story()}"
+
+    def said(self, index: int) -> str:
+        return (self.folder / f"agent{index}").read_text()
+
+    def story(self) -> str:
+        return "\n".join(f"agent {index}: {self.said(index)}" for index in range(len(self.agents)))
+
+    def processes(self) -> list[int]:
+        marker = f"QUORATE_TEST_TOKEN={self.token}".encode()
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and marker in environment_of(int(name))]
+
+    def close(self) -> None:
+        for agent in self.agents:
+            if agent.poll() is None:
+                agent.send_signal(signal.SIGCONT)
+                agent.kill()
+            agent.wait()
+        # A killed agent's member of etcd outlives it for a moment.
+        wait_for_end(self.processes(), 15.0)
+
+
+@pytest.fixture
+def make_nodes(tmp_path: Path) -> Iterator[Callable[..., Nodes]]:
+    """``make_nodes(backend, endpoint, nodes, **conf)`` → Nodes; nothing of them is left after the test."""
+    made: list[Nodes] = []
+
+    def make(backend: str, endpoint: str, nodes: str, **conf: object) -> Nodes:
+        made.append(Nodes(tmp_path, backend, endpoint, nodes, **conf))
+        return made[-1]
+
+    yield make
+    for nodes in made:
+        nodes.close()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("quorate-etcd-")]
+
+
+def hosted_endpoint() -> str:
+    """Return three names of this machine, with ports that are free there."""
+    for _ in range(100):
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return f"127.0.0.1,127.0.0.2,127.0.0.3:{port}"
+    raise AssertionError("no two free ports in a row")
+
+
+# --- agents that are killed -----------------------------------------------------------------------------------------
+
+
+def guardians_of(agent: subprocess.Popen[bytes]) -> list[int]:
+    def is_guardian(pid: int) -> bool:
+        try:
+            return b"_last_word_program" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+
+    return [pid for pid in children_of(agent.pid) if is_guardian(pid)]
+
+
+def test_a_killed_agent_is_known_at_once(backend: Backend, make_nodes: Callable[..., Nodes]) -> None:
+    """Over every backend, and the survivors are told that it was killed."""
+    with backend.fresh_endpoint() as endpoint:
+        nodes = make_nodes(backend.name, endpoint, "1:2", lease_timeout=LONG_LEASE, last_call_timeout=DEADLINE)
+        first = nodes.start(0, is_host="true")
+        second = nodes.start(1, is_host="false")
+        nodes.wait_for_world(2)
+        second.kill()
+        nodes.wait_for_world(1)
+        nodes.finish([first])
+        assert "is lost: its agent was killed" in nodes.said(0)
+
+
+def test_a_killed_agent_with_its_guardian_is_missed_by_the_tcp_store(make_nodes: Callable[..., Nodes]) -> None:
+    """As when a container is killed with all that is in it."""
+    with BACKENDS["tcp"].fresh_endpoint() as endpoint:
+        conf = {"lease_timeout": LONG_LEASE, "last_call_timeout": DEADLINE, "return_timeout": 0.2}
+        nodes = make_nodes("tcp", endpoint, "1:2", **conf)
+        first = nodes.start(0, is_host="true")
+        second = nodes.start(1, is_host="false")
+        nodes.wait_for_world(2)
+        (guardian,) = guardians_of(second)
+        os.kill(guardian, signal.SIGKILL)
+        second.kill()
+        nodes.wait_for_world(1)
+        nodes.finish([first])
+        assert "were closed without a goodbye, and it did not come back within 0.2 s" in nodes.said(0)
+
+
+def test_a_guardian_ends_with_its_agent_and_says_nothing_for_one_that_left(make_nodes: Callable[..., Nodes]) -> None:
+    with BACKENDS["tcp"].fresh_endpoint() as endpoint:
+        nodes = make_nodes("tcp", endpoint, "1:2", lease_timeout=LONG_LEASE, last_call_timeout=DEADLINE)
+        first = nodes.start(0, is_host="true")
+        second = nodes.start(1, is_host="false")
+        nodes.wait_for_world(2)
+        (guardian,) = guardians_of(second)
+        second.terminate()
+        second.wait(DEADLINE)
+        assert not is_alive(guardian)
+        nodes.wait_for_world(1)
+        nodes.finish([first])
+        assert "is lost" not in nodes.said(0)
+
+
+# --- a job with its own etcd ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["gather", "run"])
+def test_a_job_with_its_own_etcd_survives_any_agent(phase: str, make_nodes: Callable[..., Nodes]) -> None:
+    """Each of the three is killed once: the first too, whose loss ends a job over tcp and c10d."""
+    nodes = make_nodes(
+        "etcd-hosted", hosted_endpoint(), "2:3", lease_timeout=LONG_LEASE, last_call_timeout=2, data_dir=tmp_path
+    )
+    agents = [nodes.start(rank) for rank in range(3)]
+    if phase == "gather":
+        assert settles(lambda: len(list(nodes.folder.glob("quorate-etcd-*"))) == 3 or nodes.has_world(3))
+    else:
+        nodes.wait_for_world(3)
+    agents[0].kill()
+    nodes.wait_for_world(2)
+    again = nodes.start(0)
+    nodes.wait_for_world(3, 1 if phase == "gather" else 2)
+    nodes.finish([again, *agents[1:]])
+
+
+def test_nothing_is_left_of_a_job_with_its_own_etcd(make_nodes: Callable[..., Nodes]) -> None:
+    nodes = make_nodes("etcd-hosted", hosted_endpoint(), "3")
+    agents = [nodes.start(rank) for rank in range(3)]
+    nodes.wait_for_world(3)
+    nodes.finish(agents)
+    assert nodes.processes() == []
+    assert not list(nodes.folder.glob("quorate-etcd-*"))
+
+
+def test_two_agents_of_three_leave_and_the_last_goes_on(make_nodes: Callable[..., Nodes]) -> None:
+    """Their members leave with them, so that the one that stays needs no quorum of three."""
+    nodes = make_nodes("etcd-hosted", hosted_endpoint(), "1:3", lease_timeout=LONG_LEASE, last_call_timeout=2)
+    agents = [nodes.start(rank) for rank in range(3)]
+    nodes.wait_for_world(3)
+    agents[0].terminate()
+    nodes.wait_for_world(2)
+    agents[0].wait(DEADLINE)
+    agents[1].kill()
+    nodes.wait_for_world(1)
+    nodes.finish([agents[2]])
+
+
+# --- machines that are cut off --------------------------------------------------------------------------------------
+
+
+@final
+class Machines:
+    """Three network namespaces on one bridge; nftables decides which of them is cut off."""
+
+    def __init__(self) -> None:
+        self.tag = os.urandom(2).hex()
+        self.names = [f"q{self.tag}{index}" for index in range(3)]
+        self.addresses = [f"10.231.7.{index + 1}" for index in range(3)]
+        self.bridge = f"qb{self.tag}"
+        _ip("netns", "add", self.bridge)
+        self._in(self.bridge, "link", "add", "b0", "type", "bridge")
+        self._in(self.bridge, "link", "set", "b0", "up")
+        for index, name in enumerate(self.names):
+            _ip("netns", "add", name)
+            self._in(name, "link", "set", "lo", "up")
+            self._in(self.bridge, "link", "add", f"v{index}", "type", "veth", "peer", "name", "e0", "netns", name)
+            self._in(self.bridge, "link", "set", f"v{index}", "master", "b0", "up")
+            self._in(name, "addr", "add", f"{self.addresses[index]}/24", "dev", "e0")
+            self._in(name, "link", "set", "e0", "up")
+
+    def _in(self, name: str, *words: str) -> None:
+        _ip("-n", name, *words)
+
+    def prefix(self, index: int) -> tuple[str, ...]:
+        return ("ip", "netns", "exec", self.names[index])
+
+    def cut(self, index: int) -> None:
+        """Drop all packets from and to a machine, without a word to either side."""
+        rules = (
+            "table inet cut {\n"
+            ' chain in { type filter hook input priority 0; iifname "e0" drop; }\n'
+            ' chain out { type filter hook output priority 0; oifname "e0" drop; }\n'
+            "}\n"
+        )
+        subprocess.run([*self.prefix(index), "nft", "-f", "-"], input=rules.encode(), check=True)
+
+    def mend(self, index: int) -> None:
+        subprocess.run([*self.prefix(index), "nft", "delete", "table", "inet", "cut"], check=True)
+
+    def close(self) -> None:
+        for name in (*self.names, self.bridge):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    for program in ("ip", "nft"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed, which cuts machines off (make machines)")
+    try:
+        made = Machines()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"this user cannot make network namespaces: {error.stderr.decode().strip()}")
+    yield made
+    made.close()
+
+
+@pytest.mark.slow(reason="leases and elections are waited for")
+@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("how", ["killed", "cut off", "frozen"])
+def test_three_machines_survive_any_one_of_them(
+    how: str, trial: int, machines: Machines, make_nodes: Callable[..., Nodes]
+) -> None:
+    """Whichever it is, the etcd's leader included: the others go on, and it joins again where it can."""
+    seed = random.randrange(1 << 32) if TRIALS > 1 else 0
+    source = random.Random(seed)
+    endpoint = ",".join(machines.addresses) + ":2379"
+    nodes = make_nodes("etcd-hosted", endpoint, "2:3", lease_timeout=2, last_call_timeout=2)
+    agents = [nodes.start(rank, machines.prefix(rank)) for rank in range(3)]
+    nodes.wait_for_world(3)
+    victim = source.randrange(3)
+    survivors = [agent for index, agent in enumerate(agents) if index != victim]
+    time.sleep(source.random() if TRIALS > 1 else 0.0)  # at any moment of the round
+    if how == "killed":
+        agents[victim].kill()
+    elif how == "frozen":
+        agents[victim].send_signal(signal.SIGSTOP)
+    else:
+        machines.cut(victim)
+    nodes.wait_for_world(2)
+    if how == "frozen":
+        agents[victim].send_signal(signal.SIGCONT)
+    elif how == "cut off":
+        machines.mend(victim)
+    if how != "killed":
+        nodes.wait_for_world(3, 2)
+        survivors = agents
+    nodes.finish(survivors)
+    print(f"seed {seed}")
