@@ -16,9 +16,11 @@ from attrs import evolve
 
 from quorate.errors import QuorateError, RendezvousStateError, StoreLostError
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
-from quorate.rendezvous import InMemoryStore, Store, sign_store
+from quorate.rendezvous import AttentiveStore, InMemoryStore, LastWordStore, Store, Write, sign_store
 from quorate.rendezvous import _incarnation as incarnation
-from quorate.rendezvous._incarnation import Doorway, IncarnationStore, Next, judge
+from quorate.rendezvous import _incarnation_store as incarnation_store
+from quorate.rendezvous._incarnation import Doorway, Next, judge
+from quorate.rendezvous._incarnation_store import IncarnationStore
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
 from quorate.rendezvous._protocol import Key
 from quorate.rendezvous._same_job import difference_warnings, differences
@@ -398,6 +400,42 @@ def test_the_simulation_catches_a_wrong_judgement(mutant: Any, monkeypatch: pyte
 
 
 def test_the_simulation_catches_incarnations_that_are_over_for_one_node_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incarnation, "_over_key", lambda number: f"incarnation/{number}/over/{random.random()}")
+    for module in (incarnation, incarnation_store):
+        monkeypatch.setattr(module, "over_key", lambda number: f"incarnation/{number}/over/{random.random()}")
     with pytest.raises((AssertionError, QuorateError)):
         play_many(20)
+
+
+# --- what others write for a node -------------------------------------------------------------------------------------
+
+
+class ListeningStore(InMemoryStore):
+    """Has the abilities ``last word`` and ``attentive``."""
+
+    return_timeout = 1.0
+    words: Sequence[Write] = ()
+
+    def last_word_writer(self) -> Callable[[Sequence[Write]], None]:
+        return print
+
+    def set_last_words(self, writes: Sequence[Write]) -> None:
+        self.words = writes
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_last_words_are_written_into_the_incarnation_and_signed(number: int) -> None:
+    below = ListeningStore()
+    signed = sign_store(below, bytes(32), lambda sentence: None)
+    store = incarnation_store.incarnation_store(signed, number, "job", False)
+    assert isinstance(store, AttentiveStore)
+    assert isinstance(store, LastWordStore)
+    store.set_last_words([Write("0/ended", b"end", True)])
+    assert store.writes_below([Write("0/ended", b"end", True)]) == below.words
+    for write in below.words:
+        below.create(write.key, write.value)
+    assert store.get(["0/ended"]) == [b"end"]
+
+
+def test_the_layer_has_no_ability_that_the_store_lacks() -> None:
+    store = incarnation_store.incarnation_store(InMemoryStore(), 0, "job", False)
+    assert not isinstance(store, (AttentiveStore, LastWordStore))

@@ -20,7 +20,7 @@ from ..clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
 from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
 from ._executor import Interpreter, PendingWait
-from ._incarnation import IncarnationStore, wrong_answer
+from ._incarnation_store import IncarnationStore, wrong_answer
 from ._last_word import LastWords
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Reply, Settings

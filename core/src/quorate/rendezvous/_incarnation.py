@@ -11,44 +11,37 @@ when nothing of it has changed for a lease, on the clock of the node that wants 
 
 A store that the job's own nodes serve ends with the job.  It has one incarnation only.
 
-What does not live here: which differences keep a node out (``_same_job``), and what is read of a job (``_signs``).
+What does not live here: the store of one incarnation (``_incarnation_store``), which differences
+keep a node out (``_same_job``), and what is read of a job (``_signs``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, final
+from typing import final
 
 from attrs import evolve
 
 from ..clock import monotonic
-from ..errors import RendezvousStateError, StoreLostError, StoreUnavailableError
+from ..errors import RendezvousStateError, StoreUnavailableError
 from ..records import NodeRecord
+from ._incarnation_store import IncarnationStore, OverError, incarnation_store, over_key, wrong_answer
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Key
 from ._same_job import refusal
 from ._signs import Signs, read_signs
-from ._store import BatchStore, HostedStore, InterruptibleStore, Store, parse_counter, put_many
+from ._store import HostedStore, Store, parse_counter
 from ._wire import decode_node, encode
 
-__all__ = ["Doorway", "IncarnationStore", "Next", "judge", "wrong_answer"]
+__all__ = ["Doorway", "Next", "judge"]
 
 _HINT = "incarnations"
 _LOOKS_PER_LEASE = 6
-#: The first characters of all keys of incarnation 0 but its records: a round's number, or the name of the hint.
-_FIRST_DATA = (*"0123456789", Key.ROUND)
 
 
 def _job_key(number: int) -> str:
     return f"incarnation/{number}/job"
-
-
-def _over_key(number: int) -> str:
-    return f"incarnation/{number}/over"
-
-
-# --- the store of one incarnation -------------------------------------------------------------------------------------
 
 
 def _read(store: Store, keys: Sequence[str]) -> list[bytes | None]:
@@ -68,102 +61,6 @@ def _create(store: Store, key: str, value: bytes) -> bool:
     if not isinstance(is_writer, bool):
         raise wrong_answer(store, "create", is_writer)
     return is_writer
-
-
-def wrong_answer(store: Store, method: str, answer: Any) -> RendezvousStateError:
-    """Return the error of a store that breaks its contract; names the class of the backend's own store."""
-    name = type(store.below if isinstance(store, IncarnationStore) else store).__name__
-    return RendezvousStateError(
-        f"the store {name} broke its contract: {method} answered {answer!r:.100}; update its plugin"
-    )
-
-
-@final
-class _OverError(StoreLostError):
-    """The incarnation is over."""
-
-
-class IncarnationStore:
-    """Implements :class:`quorate.rendezvous.Store` for one incarnation, over the store of all of them.
-
-    Raises (``get``):
-        StoreLostError: the incarnation is over, and its nodes were not seen any more.
-    """
-
-    def __init__(self, store: Store, number: int, run_id: str, keeps: bool) -> None:
-        self._store, self.number, self._run_id, self._keeps = store, number, run_id, keeps
-        self._prefix = f"incarnation/{number}/data/" if number else ""
-
-    @property
-    def below(self) -> Store:
-        """The store of all incarnations."""
-        return self._store
-
-    def create(self, key: str, value: bytes) -> bool:
-        """See :class:`quorate.rendezvous.Store`, as for all methods below."""
-        return self._store.create(self._prefix + key, value)
-
-    def put(self, key: str, value: bytes) -> None:
-        self._store.put(self._prefix + key, value)
-
-    def add(self, key: str, amount: int) -> int:
-        return self._store.add(self._prefix + key, amount)
-
-    def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        found = self._store.get([_over_key(self.number), *(self._prefix + key for key in keys)])
-        if not isinstance(found, Sequence):
-            return found  # it breaks the store's contract, which the caller reports
-        if found and found[0] is not None:
-            raise _OverError(
-                f"the job {self._run_id!r} went on without this node and is over; its run id may be in use by the next "
-                "job. This happens to a node that stood still for longer than its lease (lease_timeout). Start it again"
-            )
-        return list(found[1:])
-
-    def wait(self, key: str, timeout: float) -> bytes | None:
-        return self._store.wait(self._prefix + key, timeout)
-
-    def delete(self, prefix: str) -> None:
-        self._store.delete(self._prefix + prefix)
-
-    def close(self) -> None:
-        self._store.close()
-
-    def end(self) -> None:
-        """All nodes have left: the next node under this run id begins a new incarnation.  Clears this one's keys."""
-        self._store.create(_over_key(self.number), b"left")
-        self.clear()
-
-    def clear(self) -> None:
-        """Remove the keys of the incarnation, unless they are to be kept; those that tell incarnations apart stay."""
-        if not self._keeps:
-            for prefix in (self._prefix,) if self._prefix else _FIRST_DATA:
-                self._store.delete(prefix)
-
-
-class _Batch(IncarnationStore):
-    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """See :class:`quorate.rendezvous.BatchStore`."""
-        put_many(self._store, [(self._prefix + key, value) for key, value in items])
-
-
-class _Interruptible(IncarnationStore):
-    def interrupt(self) -> None:
-        """See :class:`quorate.rendezvous.InterruptibleStore`."""
-        assert isinstance(self._store, InterruptibleStore)
-        self._store.interrupt()
-
-
-class _BatchInterruptible(_Batch, _Interruptible):
-    pass
-
-
-def _incarnation_store(store: Store, number: int, run_id: str, keeps: bool) -> IncarnationStore:
-    if isinstance(store, BatchStore):
-        kind: type[IncarnationStore] = _BatchInterruptible if isinstance(store, InterruptibleStore) else _Batch
-    else:
-        kind = _Interruptible if isinstance(store, InterruptibleStore) else IncarnationStore
-    return kind(store, number, run_id, keeps)
 
 
 # --- which job a node joins -------------------------------------------------------------------------------------------
@@ -242,14 +139,14 @@ class Doorway:
             return self._enter_hosted(store, node)
         try:
             entered = self._enter_first(store, node)
-        except _OverError:
+        except OverError:
             entered = None
         if entered is not None:
             return entered
         number = self._newest(store)
         while True:
-            inside = _incarnation_store(store, number, self._run_id, self._keeps)
-            record, over = _read(store, [_job_key(number), _over_key(number)])
+            inside = incarnation_store(store, number, self._run_id, self._keeps)
+            record, over = _read(store, [_job_key(number), over_key(number)])
             if over is not None:
                 number = self._begin(store, number, node)
                 continue
@@ -267,17 +164,17 @@ class Doorway:
             try:
                 if self._may_join(inside, node):
                     return inside
-            except _OverError:
+            except OverError:
                 pass  # its last node has just left
             number = self._begin(store, number, node)
 
     def _enter_first(self, store: Store, node: NodeRecord) -> Store | None:
         """Join incarnation 0 if that is the newest and goes on, with one read; ``None``: there is more to look at."""
-        keys = [_HINT, _job_key(0), _over_key(0), _job_key(1), Key.ended(0)]
+        keys = [_HINT, _job_key(0), over_key(0), _job_key(1), Key.ended(0)]
         hint, record, *others = _read(store, keys)
         if parse_counter(_HINT, hint) > 0 or any(value is not None for value in others):
             return None
-        inside = _incarnation_store(store, 0, self._run_id, self._keeps)
+        inside = incarnation_store(store, 0, self._run_id, self._keeps)
         if record is None:
             return inside if _create(store, _job_key(0), encode(node)) else None
         self.begun_by = decode_node(_job_key(0), record)
@@ -323,12 +220,12 @@ class Doorway:
 
     def _begin(self, store: Store, number: int, node: NodeRecord) -> int:
         """End incarnation ``number`` and begin the next, unless another node does; return the next one's number."""
-        _create(store, _over_key(number), b"gone")
+        _create(store, over_key(number), b"gone")
         if _create(store, _job_key(number + 1), encode(node)):
             hint = store.add(_HINT, 0)
             if hint <= number:
                 store.add(_HINT, number + 1 - hint)
-            _incarnation_store(store, number, self._run_id, self._keeps).clear()
+            incarnation_store(store, number, self._run_id, self._keeps).clear()
             if number > 0:
                 store.delete(f"incarnation/{number - 1}/")
         return number + 1

@@ -24,9 +24,8 @@ from ..proc import hold, release
 from ..records import Cause, RoundEnd, Verdict
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import FINAL, Key, Phase
-from ._signed import SignedStore
 from ._state import State
-from ._store import AttentiveStore, LastWordStore, LastWordWriter, Store, Write
+from ._store import AttentiveStore, LastWordStore, LastWordWriter, Store, Write, writes_below
 from ._wire import encode
 
 __all__ = ["Guardian", "LastWords", "last_words_of"]
@@ -112,7 +111,7 @@ class LastWords:
             return
         self._told = words
         if self._guardian is not None:
-            self._guardian.tell(store.seal_writes(words) if isinstance(store, SignedStore) else words)
+            self._guardian.tell(writes_below(store, words))
         if isinstance(store, AttentiveStore):
             closed = last_words_of(state, CLOSED.format(store.return_timeout))
             self._later(lambda store: _set(store, closed))

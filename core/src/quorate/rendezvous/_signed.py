@@ -30,6 +30,7 @@ from ._store import (
     Store,
     Write,
     put_many,
+    writes_below,
 )
 
 __all__ = ["SignedStore", "protect", "sign_store"]
@@ -84,10 +85,13 @@ class SignedStore:
         tag, value = sealed[len(_VERSION) : start], sealed[start:]
         return value if hmac.compare_digest(tag, self._tag(name, value)) else None
 
-    def seal_writes(self, writes: Sequence[Write]) -> list[Write]:
-        """Return ``writes`` as they are made in the store below."""
+    def _seal_writes(self, writes: Sequence[Write]) -> list[Write]:
         named = [(self._name(write.key), write) for write in writes]
         return [Write(name, self._seal(name, write.value), write.once) for name, write in named]
+
+    def writes_below(self, writes: Sequence[Write]) -> Sequence[Write]:
+        """See :class:`._store.StoreLayer`."""
+        return writes_below(self._store, self._seal_writes(writes))
 
     # --- the store --------------------------------------------------------------------------------------------------
 
@@ -155,7 +159,7 @@ class _Hosted(SignedStore):
 
 class _LastWord(SignedStore):
     def last_word_writer(self) -> LastWordWriter:
-        """See :class:`quorate.rendezvous.LastWordStore`; the writes are those of :meth:`seal_writes`."""
+        """See :class:`quorate.rendezvous.LastWordStore`."""
         assert isinstance(self._store, LastWordStore)
         return self._store.last_word_writer()
 
@@ -169,7 +173,7 @@ class _Attentive(SignedStore):
 
     def set_last_words(self, writes: Sequence[Write]) -> None:
         assert isinstance(self._store, AttentiveStore)
-        self._store.set_last_words(self.seal_writes(writes))
+        self._store.set_last_words(self._seal_writes(writes))
 
 
 @cache

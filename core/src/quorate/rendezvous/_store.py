@@ -18,9 +18,11 @@ __all__ = [
     "LastWordStore",
     "LastWordWriter",
     "Store",
+    "StoreLayer",
     "Write",
     "parse_counter",
     "put_many",
+    "writes_below",
 ]
 
 _MOST_DIGITS = 100
@@ -139,6 +141,20 @@ class AttentiveStore(Store, Protocol):
     def set_last_words(self, writes: Sequence[Write]) -> None:
         """Have the store make these writes if that happens to this node; they replace the ones before."""
         ...
+
+
+@runtime_checkable
+class StoreLayer(Store, Protocol):
+    """A store of the core's own that keeps what it is given in another store, under other names or with a signature."""
+
+    def writes_below(self, writes: Sequence[Write]) -> Sequence[Write]:
+        """Return ``writes`` as they are made in the backend's store."""
+        ...
+
+
+def writes_below(store: Store, writes: Sequence[Write]) -> Sequence[Write]:
+    """Return ``writes`` as they are made in the backend's store: unchanged if ``store`` is that."""
+    return store.writes_below(writes) if isinstance(store, StoreLayer) else writes
 
 
 def put_many(store: Store, items: Sequence[tuple[str, bytes]]) -> None:
