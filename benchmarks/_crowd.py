@@ -177,8 +177,9 @@ def main() -> None:
     gc.freeze()
     print("ready", flush=True)
     sys.stdin.readline()
+    began = time.process_time()
     at = crowd.run()
-    print(at, crowd.operations, crowd.bytes, flush=True)
+    print(at, crowd.operations, crowd.bytes, time.process_time() - began, flush=True)
     sys.stdin.readline()
 
 

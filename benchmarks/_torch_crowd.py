@@ -48,7 +48,7 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    print(time.monotonic(), 0, 0, flush=True)
+    print(time.monotonic(), 0, 0, 0, flush=True)
     sys.stdin.readline()
 
 

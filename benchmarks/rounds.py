@@ -82,8 +82,8 @@ def etcd_server(enable_v2: bool = False) -> Iterator[str]:
 PEERS: dict[str, Callable[[], Any]] = {"c10d": c10d_server, "etcd-v2": partial(etcd_server, enable_v2=True)}
 
 
-def one_round(script: str, arguments: Sequence[str], nodes: int) -> tuple[float, float, float]:
-    """Return the seconds of one round, and the store operations and bytes of each node."""
+def one_round(script: str, arguments: Sequence[str], nodes: int) -> tuple[float, float, float, float]:
+    """Return the seconds of one round, the store operations and bytes of each node, and all nodes' processor time."""
     processes = min(PROCESSES, nodes)
     shares = [nodes // processes + (number < nodes % processes) for number in range(processes)]
     firsts = [sum(shares[:number]) for number in range(processes)]
@@ -107,7 +107,8 @@ def one_round(script: str, arguments: Sequence[str], nodes: int) -> tuple[float,
         for process in crowd:
             _send_line(process)
     seconds = max(result[0] for result in results) - began
-    return seconds, sum(result[1] for result in results) / nodes, sum(result[2] for result in results) / nodes
+    operations, size = (sum(result[column] for result in results) / nodes for column in (1, 2))
+    return seconds, operations, size, sum(result[3] for result in results)
 
 
 def _send_line(process: subprocess.Popen[str]) -> None:
@@ -158,7 +159,7 @@ def _measure(
     peers = PEERS.items() if nodes <= 128 and find_spec("torch") is not None else ()
     for crowd, backend, serve in in_turns([*ours, *(("_torch_crowd", *peer) for peer in peers)], repeats):
         with serve() as endpoint:
-            seconds, operations, size = one_round(crowd, [backend, endpoint, RUN_ID], nodes)
+            seconds, operations, size, _ = one_round(crowd, [backend, endpoint, RUN_ID], nodes)
         name = f"torch, {backend}"
         if crowd == "_crowd":
             name = "quorate" if backend == "c10d" else f"quorate, {backend}"
@@ -180,22 +181,33 @@ def _measure_signed(
     report: Report, servers: dict[str, Callable[[], Any]], backends: Sequence[str], nodes: int, repeats: int
 ) -> None:
     samples: Samples = {}
+    busy_seconds: Samples = {}
     kinds = [(backend, is_signed) for backend in backends for is_signed in (False, True)]
     for backend, is_signed in in_turns(kinds, repeats):
         if is_signed:
             os.environ[TOKEN_VARIABLE] = "the token of a benchmark"
         try:
             with servers[backend]() as endpoint:
-                seconds, _, _ = one_round("_crowd", [backend, endpoint, RUN_ID], nodes)
+                began = time.process_time()  # of the server, where this process serves the store
+                seconds, _, _, busy = one_round("_crowd", [backend, endpoint, RUN_ID], nodes)
+                busy += time.process_time() - began
         finally:
             os.environ.pop(TOKEN_VARIABLE, None)
-        samples.setdefault(f"quorate, {backend}" + (", signed" if is_signed else ""), []).append(seconds)
-    medians = {name: statistics.median(values) for name, values in samples.items()}
+        name = f"quorate, {backend}" + (", signed" if is_signed else "")
+        samples.setdefault(name, []).append(seconds)
+        busy_seconds.setdefault(name, []).append(busy)
     targets = [
-        f"{name}: a signed round takes {medians[f'{name}, signed'] / medians[name]:.3f} times one that is not"
+        f"{name}: a signed round takes {_ratio(samples, name):.3f} times one that is not, and "
+        f"{_ratio(busy_seconds, name):.3f} times the processor time"
         for name in (f"quorate, {backend}" for backend in backends)
     ]
     report.add(f"a round of {nodes} nodes with and without a job token, s", samples, targets)
+
+
+def _ratio(samples: Samples, name: str) -> float:
+    """Return the median of the ratios of neighbours: load that comes and goes meets both alike."""
+    pairs = zip(samples[f"{name}, signed"], samples[name], strict=True)
+    return statistics.median(signed / plain for signed, plain in pairs)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, final
 
-from ..clock import monotonic
+from ..clock import monotonic, seconds_until
 from ..errors import StoreCorruptError, StoreUnavailableError
 from ._store import parse_counter
 
@@ -113,10 +113,9 @@ class CellStore:
         deadline = monotonic() + timeout
         while True:
             values, version = self._load()
-            left = deadline - monotonic()
-            if key in values or left <= 0:
+            if key in values or deadline <= monotonic():
                 return values.get(key)
-            self._cell.wait_for_change(version, left)
+            self._cell.wait_for_change(version, seconds_until(deadline))
 
     def delete(self, prefix: str) -> None:
         def change(values: dict[str, bytes]) -> tuple[bool, None]:
