@@ -26,6 +26,7 @@ __all__ = ["Lines", "Message", "parse"]
 _LONGEST_LINE_BYTES = 1 << 13
 _LONGEST_SCOPE = 300
 _LARGEST_PID = 1 << 30
+_LARGEST_NUMBER = 1 << 63
 #: Far beyond any time that a timer runs for, and any wall time that it ends at.
 _LONGEST_SECONDS = 1e12
 
@@ -101,12 +102,12 @@ def _parse(line: bytes) -> Message | None:
 
 
 def _parse_torch(record: dict[str, Any]) -> Message:
-    scope = str(record["scope_id"])
+    scope = str(record["scope_id"])[:_LONGEST_SCOPE]  # also the timer's name, of which many are kept
     return Message(
         record["pid"],
         scope,
         _seconds(record["expiration_time"]),
-        scope[:_LONGEST_SCOPE],
+        scope,
         is_wall=True,
         is_fatal=_whole(record.get("signal", int(signal.SIGKILL))) > 0,
     )
@@ -127,7 +128,7 @@ def _parse_own(record: dict[str, Any]) -> Message:
 
 
 def _whole(value: Any) -> int:
-    if type(value) is not int:
+    if type(value) is not int or abs(value) > _LARGEST_NUMBER:
         raise TypeError
     return value
 
