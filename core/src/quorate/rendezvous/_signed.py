@@ -38,6 +38,7 @@ __all__ = ["SignedStore", "protect", "sign_store"]
 _VERSION = b"\x01"
 _TAG_BYTES = 32
 _SUFFIX_CHARACTERS = 20
+_MOST_NAMES = 1 << 14
 _COUNT = re.compile(rb"-?[0-9]{1,19}")
 _PROBLEM = "it is not signed with this job's token"
 
@@ -59,14 +60,20 @@ class SignedStore:
         # Copied for each digest: to copy is cheaper than to take in the key again.
         self._name_digest = hashlib.blake2b(key=key, digest_size=_SUFFIX_CHARACTERS // 2, person=b"name")
         self._value_digest = hashlib.blake2b(key=key, digest_size=_TAG_BYTES, person=b"value")
+        self._names: dict[str, str] = {}  # heartbeats are read and written again and again
         self._reported: set[str] = set()
 
     # --- names and tags ---------------------------------------------------------------------------------------------
 
     def _name(self, key: str) -> str:
-        digest = self._name_digest.copy()
-        digest.update(key.encode())
-        return f"{key}.{digest.hexdigest()}"
+        name = self._names.get(key)
+        if name is None:
+            digest = self._name_digest.copy()
+            digest.update(key.encode())
+            if len(self._names) >= _MOST_NAMES:
+                self._names.clear()
+            name = self._names[key] = f"{key}.{digest.hexdigest()}"
+        return name
 
     def _tag(self, name: str, value: bytes) -> bytes:
         data = name.encode()
