@@ -224,5 +224,6 @@ def test_every_store_of_the_repository_is_here() -> None:
     backends = PluginHost().catalogue(PluginKind.RENDEZVOUS)
     offered = {name for name, backend in backends.items() if backend.open_store is not None}
     examples = {path.name.removeprefix("rendezvous_") for path in (ROOT / "docs/examples").glob("rendezvous_*")}
-    assert offered | examples <= {*STORES, "static"}, "static is tcp with fixed ranks"
+    others = {"static": "tcp with fixed ranks", "etcd-hosted": "etcd, which nodes of the job serve"}
+    assert offered | examples <= {*STORES, *others}
     assert f"test_{LAW}" in dir(StoreConformance)
