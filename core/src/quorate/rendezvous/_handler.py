@@ -295,8 +295,7 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     @property
     def loss_timeout(self) -> float:
-        settings = self._driver.state.settings
-        return settings.timeouts.lease_timeout + settings.timeouts.heartbeat_interval
+        return self._driver.state.settings.timeouts.loss_timeout
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self._final is None and not self._shut_down:
