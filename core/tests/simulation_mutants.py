@@ -215,7 +215,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "success by count",
         "the counter of done nodes counts, without reading their heartbeats",
         (_rule(Phase.RUNNING, Purpose.DONE_COUNT, _success_by_count),),
-        likely=20,
+        likely=188,
     ),
     Mutant(
         "the next round before the stop",

@@ -99,7 +99,7 @@ def test_defaults_of_time_outs_give_way_to_what_was_set() -> None:
     long = Timeouts.from_settings({"connect_timeout": 900})
     assert (long.connect_timeout, long.join_timeout) == (900.0, 900.0)
     assert Timeouts.from_settings({"lease_timeout": 400}).store_outage_timeout == 400.0
-    assert Timeouts.from_settings({"lease_timeout": 2}).heartbeat_interval == 0.5
+    assert Timeouts.from_settings({"lease_timeout": 2}).reading_interval == 0.5
 
 
 def test_the_spellings_of_torchelastic_are_understood() -> None:

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from attrs import Attribute, asdict, field, frozen
 
+from .addresses import local_address
 from .catalogue import PluginKind
 from .errors import UsageError
 from .job_token import AUTH_SETTING, Auth, parse_auth
@@ -167,7 +168,7 @@ class LaunchConfig(WorkerSettings):
             self.run_id or self._new_run_id(),
             self.min_nodes,
             self.max_nodes,
-            self.local_addr,
+            local_address(self.local_addr) if self.local_addr else None,
             **settings,
         )
 

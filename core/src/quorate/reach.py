@@ -10,10 +10,10 @@ import socket
 from .errors import UsageError
 from .net import Address, is_local_name, parse_endpoint, resolve
 
-__all__ = ["describe_reach", "local_endpoint_hint"]
+__all__ = ["describe_reach", "local_endpoint_hint", "names_local_host", "why_unreachable"]
 
 _MOST_ENTRIES, _MOST_ADDRESSES = 3, 4
-_RESOLVE_SECONDS, _CONNECT_SECONDS = 2.0, 1.0
+_RESOLVE_SECONDS, _CONNECT_SECONDS, _PROBE_SECONDS = 2.0, 1.0, 3.0
 
 
 def describe_reach(endpoint: str) -> str:
@@ -34,6 +34,26 @@ def local_endpoint_hint(endpoint: str) -> str:
         f"{local[0]} means the own machine on every machine, so that nodes on other machines do not come here; where "
         "there are some, give all nodes the name of one machine (--rdzv-endpoint=HOST:PORT or --master-addr)"
     )
+
+
+def names_local_host(endpoint: str) -> bool:
+    """Return whether every machine takes ``endpoint`` for itself by its name or address, as ``localhost``."""
+    hosts = [_parse(entry) for entry in endpoint.split(",")]
+    return any(found is not None and is_local_name(found[0]) for found in hosts)
+
+
+def why_unreachable(host: str, port: int) -> str:
+    """Return why no packet gets to ``host`` and back, ``""`` where one does: also one that says that nothing listens.
+
+    Takes a few seconds at most.
+    """
+    try:
+        addresses = resolve(host, port, _RESOLVE_SECONDS)
+    except OSError as error:
+        return f"the name {host!r} cannot be looked up ({error.strerror or error})"
+    problems = [_connect(address, _PROBE_SECONDS) for address in addresses[:_MOST_ADDRESSES]]
+    reached = any(problem is None or isinstance(problem, ConnectionRefusedError) for problem in problems)
+    return "" if reached else "; ".join(str(each) for each in problems) or "the name has no address"
 
 
 _ANY = frozenset({"0.0.0.0", "::"})
@@ -65,15 +85,24 @@ def _describe(entry: str) -> str:
     return f"{named}{results}"
 
 
-def _try(address: Address) -> str:
+def _connect(address: Address, timeout_seconds: float) -> OSError | None:
     with socket.socket(address.family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_CONNECT_SECONDS)
+        sock.settimeout(timeout_seconds)
         try:
             sock.connect(address.sockaddr)
         except TimeoutError:
-            return f"does not answer within {_CONNECT_SECONDS:g} s (is it the right address? is there a firewall?)"
-        except ConnectionRefusedError:
-            return "refuses connections (nothing listens there)"
+            return TimeoutError(f"{address} does not answer within {timeout_seconds:g} s")
         except OSError as error:
-            return f"cannot be reached ({error.strerror or error})"
-    return "accepts connections, but this job's store has not answered there yet"
+            return error
+    return None
+
+
+def _try(address: Address) -> str:
+    problem = _connect(address, _CONNECT_SECONDS)
+    if problem is None:
+        return "accepts connections, but this job's store has not answered there yet"
+    if isinstance(problem, TimeoutError):
+        return f"does not answer within {_CONNECT_SECONDS:g} s (is it the right address? is there a firewall?)"
+    if isinstance(problem, ConnectionRefusedError):
+        return "refuses connections (nothing listens there)"
+    return f"cannot be reached ({problem.strerror or problem})"

@@ -115,6 +115,8 @@ class NodeRecord:
     the agent from before it is published.  ``rank_hint`` is an explicit ``--node-rank``.  ``declined`` is why the node
     does not join, empty for one that does.
 
+    ``outside_address`` is used in the place of a loopback ``address`` if the round spans hosts.
+
     The last fields tell two jobs of one name apart; a field that is empty or ``None`` is not known.  ``command`` is the
     name of the script, module, program or function, ``arguments`` a fingerprint of its arguments.
     """
@@ -131,6 +133,7 @@ class NodeRecord:
     previous_round: int | None = None
     previous_rank: int | None = None
     declined: str = ""
+    outside_address: str = ""
     min_nodes: int | None = None
     max_nodes: int | None = None
     max_restarts: int | None = None

@@ -18,6 +18,10 @@ __all__ = ["Timeouts", "parse_seconds", "setting_names"]
 
 
 LONGEST_SECONDS = 366 * 86_400.0
+_HEARTBEATS_PER_LEASE = 12
+HEARTBEATS_PER_READING = 3
+#: Nearly one interval, so that a lost machine is known 0.3 s after a lease of 3 s.
+_TOLERANCE = 0.066
 
 
 def parse_seconds(name: str, value: Any) -> float:
@@ -66,9 +70,9 @@ class Timeouts:
     )
     lease_timeout: float = _timeout(
         3.0,
-        "how long a node's heartbeat may stand still before the others go on without the node. A node sends four "
-        "heartbeats in this time. A node whose collectives broke waits 1.25 times as long before it records that "
-        "as the cause",
+        "how long a node may stand still before the others go on without it. A node sends twelve heartbeats in this "
+        "time; it is lost once no new one was seen for 1.07 times as long. A node whose collectives broke waits 1.25 "
+        "times as long before it records that as the cause",
     )
     operation_timeout: float = _timeout(5.0, "one operation on the store; a failed operation is repeated")
     store_outage_timeout: float = _timeout(
@@ -81,8 +85,27 @@ class Timeouts:
 
     @property
     def heartbeat_interval(self) -> float:
-        """Seconds between two heartbeats of one node: a quarter of its lease."""
-        return self.lease_timeout / 4
+        """Seconds between two heartbeats of one node: a twelfth of its lease."""
+        return self.lease_timeout / _HEARTBEATS_PER_LEASE
+
+    @property
+    def reading_interval(self) -> float:
+        """Seconds between two readings of other nodes' heartbeats: a quarter of the lease."""
+        return self.lease_timeout * HEARTBEATS_PER_READING / _HEARTBEATS_PER_LEASE
+
+    @property
+    def silence_limit(self) -> float:
+        """Seconds after a node's last heartbeat at which it is lost.
+
+        A node that stands still does so up to one interval after its last heartbeat, so that the limit is above the
+        lease.  Who stands still for less than 0.96 leases is never lost, who does so for 1.1 leases always is.
+        """
+        return self.lease_timeout * (1 + _TOLERANCE)
+
+    @property
+    def loss_timeout(self) -> float:
+        """Seconds within which the other nodes have recorded that a node is lost."""
+        return 1.25 * self.lease_timeout
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Timeouts:

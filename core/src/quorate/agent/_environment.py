@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from string import Template
 from typing import Any
 
+from ..addresses import interface_towards
 from ..errors import UsageError
 from ..job_token import without_token
 from ..net import host_name
@@ -21,6 +22,7 @@ __all__ = ["base_environment", "build_launches", "check_visible_devices", "commo
 
 #: ``${local_rank}`` and ``$local_rank``; a second dollar before it makes it text.
 _LOCAL_RANK_MACRO = re.compile(r"(\$?)\$(local_rank\b|\{local_rank\})")
+_INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _PREFIX_WHEN_TEED = "[${role_name}${local_rank}]: "
 
 
@@ -130,6 +132,7 @@ def build_launches(
         local_rank: worker_environment(spec, assignment, local_rank, run_id, base)
         for local_rank in range(assignment.local_world_size)
     }
+    _name_interface(environments, assignment)
     dest = logs_specs.reify(environments)
     launches: list[WorkerLaunch] = []
     for local_rank, environment in environments.items():
@@ -168,6 +171,18 @@ def build_launches(
         )
         launches.append(change(launch, assignment))
     return launches
+
+
+def _name_interface(environments: Mapping[int, dict[str, str]], assignment: Assignment) -> None:
+    """Have collectives use the interface over which this node reaches the first one; what is set stays."""
+    if assignment.group_world_size == 1:
+        return
+    for environment in environments.values():
+        interface = interface_towards(environment["MASTER_ADDR"])
+        if not interface:
+            return
+        for name in _INTERFACE_VARIABLES:
+            environment.setdefault(name, interface)
 
 
 def _expand(argument: Any, local_rank: int) -> Any:

@@ -19,8 +19,9 @@ from .._isolation import call_plugin, described, raise_if_interrupted
 from ..catalogue import PluginKind, StarterRequest
 from ..clock import monotonic, seconds_until, wall_time_ns
 from ..errors import FailureKind, PluginError, QuorateError, StartError
-from ..net import host_name
+from ..net import host_name, is_local_name
 from ..plugins import PluginHost
+from ..reach import why_unreachable
 from ..records import Assignment, WorkerExited, WorkerLaunch
 from ..services import AgentSnapshot
 from ..starter import Starter
@@ -314,7 +315,26 @@ class Runner:
         self._workers.started(launches, pids)
         self._reporter.started(pids, launches)
         self._diagnosis.begin()
+        self._probe_master(assignment)
         return None
+
+    def _probe_master(self, assignment: Assignment) -> None:
+        """Try the first node's address while the workers start: they would only say that somebody is missing."""
+        address, port = self._spec.master_addr or assignment.master_addr, assignment.master_port
+
+        def probe() -> None:
+            try:
+                problem = why_unreachable(address, self._spec.master_port or port)
+            except Exception as error:  # a name that no resolver takes
+                problem = f"{type(error).__name__}: {error}"
+            if problem:
+                self._warn(
+                    f"this node ({host_name()}) cannot reach the first node at MASTER_ADDR={address}: {problem}. Its "
+                    "workers will not meet the others. Check the firewall, or set --local-addr on the first node"
+                )
+
+        if assignment.group_rank > 0 and not is_local_name(address):
+            threading.Thread(target=probe, name="quorate-probe", daemon=True).start()
 
     def _dump_stacks(self, hung_local_rank: int) -> protocol.Input | None:
         context = self._context

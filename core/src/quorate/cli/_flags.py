@@ -111,7 +111,13 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "static only: MASTER_PORT of the workers; rendezvous uses the next port; "
             "default and 0: 29500, or a free port for one node",
         ),
-        Flag("local-addr", "HOST", None, kind.text, "address at which other nodes reach this one"),
+        Flag(
+            "local-addr",
+            "HOST",
+            None,
+            kind.text,
+            "address at which other nodes reach this one; or an interface (eth0) or a network (10.1.0.0/16) with one",
+        ),
     ),
     "The program": (
         Flag("module", "", "0", kind.switch, "SCRIPT is a module, run as by python -m", "m"),

@@ -9,11 +9,12 @@ from attrs import evolve
 
 from ..errors import FailureKind
 from ..records import Cause, Verdict
+from ..timeouts import HEARTBEATS_PER_READING
 from ._liveness import HeartbeatState
 from ._protocol import JOINING, Call, Failed, Leave, Left, Phase, Purpose, Tick, Wait
 from ._sealing import consider_sealing
 from ._state import Report, State
-from ._transition import Transition, count_waiting_nodes, record_round_end
+from ._transition import Transition, count_waiting_nodes, record_round_end, silence_limit_of
 from ._waiting import report, watch_store_trouble
 
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -55,7 +56,7 @@ def on_tick(transition: Transition, event: Tick) -> None:
 def on_closed_tick(transition: Transition, event: Tick) -> None:
     """Show that this node has not left yet; whether the store answers does not matter."""
     state = transition.state
-    transition.set(next_heartbeat_at=transition.now + state.settings.timeouts.heartbeat_interval)
+    transition.set(next_heartbeat_at=transition.now + state.settings.timeouts.reading_interval)
     transition.put_heartbeat(Purpose.HEARTBEAT, HeartbeatState.DONE if state.is_done else HeartbeatState.RUNNING)
 
 
@@ -76,6 +77,8 @@ def _send_heartbeat(transition: Transition) -> None:
     if Purpose.HEARTBEAT not in state.pending and Purpose.DONE_HEARTBEAT not in state.pending:
         word = HeartbeatState.DONE if state.is_done else HeartbeatState.RUNNING
         transition.put_heartbeat(Purpose.HEARTBEAT, word)
+    if transition.state.heartbeat_count % HEARTBEATS_PER_READING and transition.now >= state.watch.eager_until:
+        return
     transition.read_heartbeats()
     is_first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader
     if is_first_in_line and state.standby.count_at is None and not _is_asking(state):
@@ -92,14 +95,14 @@ def on_heartbeats(judge: Callable[[Transition], None] | None = None) -> Callable
     def handler(transition: Transition, values: list[bytes | None]) -> None:
         state, now = transition.state, transition.now
         keys = state.pending[Purpose.HEARTBEATS].keys
-        interval = state.settings.timeouts.heartbeat_interval
+        interval = state.settings.timeouts.reading_interval
         liveness = state.watch.liveness.after_reading(dict(zip(keys, values, strict=True)), now, interval)
         transition.set(watch=evolve(state.watch, liveness=liveness, is_reading=False))
         if judge is not None:
             judge(transition)
         # Read again when the lease of a silent node is over, rather than with the next heartbeat.
         watch = transition.state.watch
-        expiry = watch.liveness.next_expiry(keys, now, interval, state.settings.silence_limit)
+        expiry = watch.liveness.next_expiry(keys, now, interval, silence_limit_of(transition.state))
         read_at = None if expiry is None else expiry + _AFTER_LEASE_SECONDS
         transition.set(watch=evolve(watch, read_at=read_at))
 
@@ -157,12 +160,12 @@ def on_failed(transition: Transition, event: Failed) -> None:
     limit = timeouts.store_outage_timeout
     if event.lost:
         transition.give_up(FailureKind.LOST, event.problem)
-    elif state.phase not in JOINING and now - since >= limit and _has_just_tried(state, now):
+    elif state.phase not in JOINING and now - since >= limit and _has_just_tried(state, event, now):
         transition.give_up(FailureKind.UNAVAILABLE, f"the store could not be reached for {limit:g} s: {event.problem}")
     elif event.call is None or state.pending.get(event.call.purpose) == event.call:
         purpose = event.call.purpose if event.call is not None else Purpose.WAIT
-        # At most one heartbeat: once the store is back, others judge this node within a few heartbeats.
-        pause = min(_RETRY_SECONDS[min(trouble.attempts, len(_RETRY_SECONDS) - 1)], timeouts.heartbeat_interval)
+        # At most one reading: once the store is back, others judge this node within a few heartbeats.
+        pause = min(_RETRY_SECONDS[min(trouble.attempts, len(_RETRY_SECONDS) - 1)], timeouts.reading_interval)
         changed = evolve(
             trouble,
             since=since,
@@ -174,9 +177,11 @@ def on_failed(transition: Transition, event: Failed) -> None:
         watch_store_trouble(transition)
 
 
-def _has_just_tried(state: State, now: float) -> bool:
+def _has_just_tried(state: State, event: Failed, now: float) -> bool:
     """Return whether the last attempt shows that the store is away *now*; a node that was paused tries once more."""
     tried_at = state.trouble.tried_at
+    if tried_at is not None and event.sent_at is not None and event.sent_at < tried_at:
+        return False  # a call from before the pause
     return tried_at is not None and now - tried_at <= _LONGEST_ATTEMPT_SECONDS
 
 

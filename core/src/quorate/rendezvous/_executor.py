@@ -119,13 +119,15 @@ class Interpreter:
         return min((time for time in times if time is not None), default=None)
 
     def _overdue_call(self, now: float, is_opening: bool) -> Input:
-        _, call = self._deadlines.popleft()
+        deadline, call = self._deadlines.popleft()
         if is_opening:
             self._deadlines.append((now + self._operation_timeout, call))
             return Tick()
         if self._is_answered(call):
             return Tick()
-        return Failed(call, f"no answer within {self._operation_timeout:g} s")
+        return Failed(
+            call, f"no answer within {self._operation_timeout:g} s", sent_at=deadline - self._operation_timeout
+        )
 
     def _is_answered(self, call: Call) -> bool:
         return self.state.pending.get(call.purpose) is not call

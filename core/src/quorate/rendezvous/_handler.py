@@ -12,11 +12,13 @@ from typing import Any, Protocol, final
 
 from attrs import evolve
 
+from ..addresses import outside_address
 from ..clock import monotonic, seconds_until
 from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
 from ..job_token import job_token_of
-from ..net import advertised_address, host_name
+from ..net import advertised_address, host_name, is_local_name
 from ..notices import warn
+from ..reach import names_local_host
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
 from ..timeouts import Timeouts
 from ._api import (
@@ -191,7 +193,8 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._release()
         bootstrap = self._backend.bootstrap() if self._backend.bootstrap is not None else PortReservation()
         address = advertised_address(self._parameters.local_addr, self._parameters.endpoint)
-        port = bootstrap.reserve(address)
+        outside = self._outside_address(address)
+        port = bootstrap.reserve("" if outside else address)
         self._bootstrap = bootstrap
         if self._shut_down:  # by another thread, while the endpoint's name was looked up
             self._release()
@@ -199,10 +202,22 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._node = evolve(
             self._complete(node),
             address=address,
+            outside_address=outside,
             port=port,
             shares_store=bootstrap.shares_store,
         )
         self._driver.post(Join(self._node))
+
+    def _outside_address(self, address: str) -> str:
+        """Return this machine's address for nodes elsewhere, if ``address`` is loopback and there may be some.
+
+        The endpoint may be this machine's own name, which many systems resolve to a loopback address; any address; or
+        nothing that has an address.  If it says ``localhost``, nobody elsewhere comes here.
+        """
+        parameters = self._parameters
+        if parameters.max_nodes == 1 or parameters.local_addr or not is_local_name(address):
+            return ""
+        return "" if names_local_host(parameters.endpoint) else outside_address()
 
     def _complete(self, node: NodeRecord) -> NodeRecord:
         """Return ``node`` with what the rendezvous knows of it."""
@@ -295,8 +310,7 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     @property
     def loss_timeout(self) -> float:
-        settings = self._driver.state.settings
-        return settings.timeouts.lease_timeout + settings.timeouts.heartbeat_interval
+        return self._driver.state.settings.timeouts.loss_timeout
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self._final is None and not self._shut_down:

@@ -18,6 +18,7 @@ from ._transition import (
     decode_seal,
     read_summary,
     record_round_end,
+    silence_limit_of,
     take_ticket,
 )
 from ._waiting import begin_reports
@@ -213,15 +214,15 @@ def on_standby_heartbeats(transition: Transition) -> None:
         on_sealer_heartbeat(transition)
         return
     assert state.previous is not None
-    summary, watched = state.previous.summary, state.standby.watched_rank
-    limit = 2 * state.settings.timeouts.lease_timeout
-    for rank in range(summary.group_world_size) if watched is None else (watched,):
-        if not state.watch.liveness.is_gone(Key.rank_heartbeat(summary.round_number, rank), limit):
+    summary, liveness = state.previous.summary, state.watch.liveness
+    limit = silence_limit_of(state)
+    ranks = []
+    for rank in range(summary.group_world_size):
+        key = Key.rank_heartbeat(summary.round_number, rank)
+        if liveness.silent_for(key) <= limit and not liveness.has_left(key):
             return
-    if watched is not None:
-        # The first member is gone and no node has recorded it: watch all of them from now on.
-        transition.set(standby=evolve(state.standby, watched_rank=None))
-        return
+        heartbeat = liveness.heartbeat(key)
+        if heartbeat is None or not heartbeat.state.is_done:
+            ranks.append(rank)
     reason = f"all {summary.group_world_size} node(s) of round {summary.round_number} were lost"
-    ranks = range(summary.group_world_size)
     record_round_end(transition, summary, Cause.NODE_LOST, Verdict.RESCALE, reason, ranks)

@@ -36,6 +36,8 @@ class HeartbeatState(str, Enum):
 
 
 _MOST_DIGITS = 18
+#: How much faster one clock may be than another, several times over.
+_DRIFT = 0.05
 _LONGEST_HOST = 255
 _LARGEST_BYTES = 4096
 _STATES: Mapping[str, HeartbeatState] = {state.value: state for state in HeartbeatState}
@@ -44,33 +46,46 @@ _STATES: Mapping[str, HeartbeatState] = {state.value: state for state in Heartbe
 @final
 @frozen
 class Heartbeat:
-    """The value of one heartbeat: a counter, the node's state, and its host name for messages."""
+    """The value of one heartbeat: a counter, the node's state, and its host name for messages.
+
+    ``sent_ms`` is when it was sent, in milliseconds on the *sender's* monotonic clock.  Only differences between
+    heartbeats of one sender mean something.
+    """
 
     count: int
     state: HeartbeatState
     host: str = ""
+    sent_ms: int | None = None
 
     def encode(self) -> bytes:
-        return f"{self.count} {self.state.value} {self.host}".encode()
+        stamp = "" if self.sent_ms is None else f"@{self.sent_ms}"
+        return f"{self.count}{stamp} {self.state.value} {self.host}".encode()
 
     @classmethod
     def decode(cls, value: bytes) -> Heartbeat:
         """Read a heartbeat.  Bytes that are not one are read as a running node's that has sent none yet."""
-        count, _, rest = value[:_LARGEST_BYTES].decode("utf-8", "replace").partition(" ")
+        numbers, _, rest = value[:_LARGEST_BYTES].decode("utf-8", "replace").partition(" ")
         word, _, host = rest.partition(" ")
         state = _STATES.get(word, HeartbeatState.RUNNING)
-        is_count = len(count) <= _MOST_DIGITS and count.isascii() and count.isdecimal()
-        return cls(int(count) if is_count else 0, state, printable(host, _LONGEST_HOST))
+        count, _, stamp = numbers.partition("@")
+        return cls(_number(count) or 0, state, printable(host, _LONGEST_HOST), _number(stamp))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if 0 < len(text) <= _MOST_DIGITS and text.isascii() and text.isdecimal() else None
 
 
 @final
 @frozen
 class _Reading:
     value: bytes | None
-    changed_at: float
+    changed_at: float  # when it was sent, as far as that can be known
     # Decoded once per change, because the sealer asks for it often.
     count: int = 0
     has_left: bool = False
+    # What the reader's clock shows more than the sender's, at most; a delay of the reading is a part of it.
+    offset: float | None = None
+    read_at: float = 0.0
 
     def is_newer_than(self, old: _Reading) -> bool:
         return self.value is not None and (old.value is None or self.count > old.count)
@@ -80,7 +95,20 @@ def _new_reading(value: bytes | None, now: float) -> _Reading:
     if value is None:
         return _Reading(None, now)
     heartbeat = Heartbeat.decode(value)
-    return _Reading(value, now, heartbeat.count, heartbeat.state.has_left)
+    offset = None if heartbeat.sent_ms is None else now - heartbeat.sent_ms / 1000
+    return _Reading(value, now, heartbeat.count, heartbeat.state.has_left, offset, now)
+
+
+def _dated(reading: _Reading, old: _Reading | None) -> _Reading:
+    """Date ``reading`` by when it was sent: the smallest offset seen lately has the smallest delay in it.
+
+    Clocks may drift apart by up to ``_DRIFT``, so that an older offset counts for less and less.
+    """
+    if old is None or old.offset is None or reading.offset is None:
+        return reading
+    best = min(reading.offset, old.offset + _DRIFT * (reading.read_at - old.read_at))
+    sent_at = reading.read_at - (reading.offset - best)
+    return evolve(reading, offset=best, changed_at=min(reading.read_at, max(sent_at, old.changed_at)))
 
 
 @final
@@ -106,8 +134,8 @@ class Liveness:
             old = readings.get(key)
             reading = None if old is not None and old.value == value else _new_reading(value, now)
             if reading is not None and (old is None or reading.is_newer_than(old)):
-                readings[key] = reading
-            elif old is not None and credit:
+                old = readings[key] = _dated(reading, old)
+            if old is not None and credit:
                 readings[key] = evolve(old, changed_at=min(now, old.changed_at + credit))
         return Liveness(readings, now)
 
@@ -119,7 +147,7 @@ class Liveness:
     def next_expiry(self, keys: Iterable[str], now: float, interval: float, limit: float) -> float | None:
         """Return when the first of ``keys`` that has missed a heartbeat will have been silent for ``limit`` seconds."""
         times = [
-            old.changed_at + limit
+            old.changed_at + (limit if old.value is not None else 2 * limit)
             for key in keys
             if (old := self.readings.get(key)) and now - old.changed_at > interval
         ]
@@ -142,4 +170,11 @@ class Liveness:
 
     def is_gone(self, key: str, limit: float) -> bool:
         """Return whether the node behind ``key`` has left, or was silent for more than ``limit`` seconds."""
-        return self.has_left(key) or self.silent_for(key) > limit
+        return self.has_left(key) or self.is_silent(key, limit)
+
+    def is_silent(self, key: str, limit: float) -> bool:
+        """Return whether the node behind ``key`` was silent for more than ``limit`` seconds.
+
+        One that has not sent any heartbeat yet, which may be on a slow network, has twice as long.
+        """
+        return self.silent_for(key) > (limit if self.exists(key) else 2 * limit)

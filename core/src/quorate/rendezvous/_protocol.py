@@ -36,8 +36,8 @@ class Settings:
 
     @property
     def silence_limit(self) -> float:
-        """Seconds for which a heartbeat may stay unchanged: the lease, less the time until it is read again."""
-        return self.timeouts.lease_timeout - self.timeouts.heartbeat_interval
+        """Seconds after its last heartbeat at which a node is lost."""
+        return self.timeouts.silence_limit
 
 
 _DATA = r"(?:incarnation/[0-9]+/data/)?"
@@ -169,11 +169,15 @@ class Reply:
 @final
 @frozen
 class Failed:
-    """``call`` (``None``: the blocking wait) has failed; ``lost`` if the store is gone for good."""
+    """``call`` (``None``: the blocking wait) has failed; ``lost`` if the store is gone for good.
+
+    ``sent_at`` is when a call was sent that got no answer in time, on this node's clock.
+    """
 
     call: Call | None
     problem: str
     lost: bool = False
+    sent_at: float | None = None
 
 
 @final

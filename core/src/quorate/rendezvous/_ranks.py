@@ -90,6 +90,8 @@ def assign_ranks(
     for node in members:
         role_sizes[node.role] = role_sizes.get(node.role, 0) + node.local_world_size
     first = members[0]
+    spans_hosts = len({node.host for node in members}) > 1
+    master_addr = first.outside_address if spans_hosts and first.outside_address else first.address
     result: dict[str, Assignment] = {}
     next_rank = 0
     next_role_rank: dict[str, int] = {}
@@ -106,7 +108,7 @@ def assign_ranks(
             world_size=world_size,
             first_role_rank=role_rank,
             role_world_size=role_sizes[node.role],
-            master_addr=first.address,
+            master_addr=master_addr,
             master_port=first.port,
             shares_store=first.shares_store,
             restart_count=restart_count,

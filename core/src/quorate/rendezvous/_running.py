@@ -25,7 +25,7 @@ def enter_round(transition: Transition, assignment: Assignment) -> None:
         join_deadline=None,
         next_heartbeat_at=transition.now + transition.state.settings.timeouts.heartbeat_interval,
         gathering=Gathering(),
-        watch=Watch(),
+        watch=Watch(eager_until=transition.now + transition.state.settings.timeouts.reading_interval),
         report=Report(),
     )
     transition.emit(Joined(assignment))
@@ -120,7 +120,7 @@ def on_member_heartbeats(transition: Transition) -> None:
         elif heartbeat is not None and heartbeat.state.has_left:
             ranks.append(rank)
             lost.append(f"{name} left")
-        elif liveness.silent_for(key) > limit:
+        elif liveness.is_silent(key, limit):
             lease = state.settings.timeouts.lease_timeout
             ranks.append(rank)
             lost.append(f"{name} is lost: no heartbeat within the lease of {lease:g} s")

@@ -319,3 +319,5 @@ def on_sealer_heartbeat(transition: Transition) -> None:
         transition.set(leader=state.leader + 1)
         if transition.state.leader == state.ticket and state.phase is Phase.AWAITING:
             _become_sealer(transition)
+        else:
+            transition.read_heartbeats()

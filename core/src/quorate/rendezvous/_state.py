@@ -83,7 +83,6 @@ class Standby:
     settle_until: float = 0.0  # after this it asks even if nodes still arrive
     count_at: float | None = None  # when it counts the waiting nodes again
     counted: int = 0
-    watched_rank: int | None = 0  # of the running round; ``None``: all ranks
 
 
 @final
@@ -94,6 +93,7 @@ class Watch:
     liveness: Liveness = field(factory=Liveness)
     is_reading: bool = False
     read_at: float | None = None  # when a silent node's lease is over
+    eager_until: float = 0.0  # until then it reads with each heartbeat: a node that dies now must not seem newer
 
 
 @final

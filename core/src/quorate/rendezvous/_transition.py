@@ -71,7 +71,7 @@ class Transition(_transition.Transition[State, Command]):
         has_key = state.node is not None and (state.assignment is not None or state.ticket > 0)
         self._stop(Phase.CLOSED, end.reason)
         if state.settings.outlives_job and has_key:
-            self.set(next_heartbeat_at=self.now + state.settings.timeouts.heartbeat_interval)
+            self.set(next_heartbeat_at=self.now + state.settings.timeouts.reading_interval)
         self.emit(Closed(end))
 
     def leave_job(self, last_state: HeartbeatState) -> None:
@@ -105,7 +105,8 @@ class Transition(_transition.Transition[State, Command]):
         """Write this node's next heartbeat."""
         assert self.state.node is not None
         self.set(heartbeat_count=self.state.heartbeat_count + 1)
-        heartbeat = Heartbeat(self.state.heartbeat_count, heartbeat_state, self.state.node.host)
+        sent_ms = max(0, int(self.now * 1000))
+        heartbeat = Heartbeat(self.state.heartbeat_count, heartbeat_state, self.state.node.host, sent_ms)
         self.put(purpose, own_heartbeat_key(self.state), heartbeat.encode())
 
     def read_heartbeats(self) -> None:
@@ -129,7 +130,7 @@ def take_ticket(transition: Transition, number: int) -> None:
         next_heartbeat_at=None,
         gathering=Gathering(),
         standby=Standby(),
-        watch=Watch(),
+        watch=Watch(eager_until=transition.now + transition.state.settings.timeouts.reading_interval),
     )
     transition.add(Purpose.TICKET, Key.tickets(number), 1)
 
@@ -218,6 +219,16 @@ def own_heartbeat_key(state: State) -> str:
     return Key.ticket_heartbeat(state.round_number, state.ticket)
 
 
+def silence_limit_of(state: State) -> float:
+    """Return the seconds after which a node that this one watches is lost.
+
+    A standby that watches the members has an interval more: they are the first to record a loss, if any is left.
+    """
+    settings = state.settings
+    is_first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader
+    return settings.silence_limit + (settings.timeouts.heartbeat_interval if is_first_in_line else 0.0)
+
+
 def member_heartbeat_keys(state: State) -> tuple[str, ...]:
     """Return the heartbeat keys of all members of this node's round, by group rank."""
     assignment = state.assignment
@@ -240,9 +251,8 @@ def _watched_keys(state: State) -> tuple[str, ...]:
         return (Key.ticket_heartbeat(number, state.leader),)
     if state.phase is Phase.STANDBY:
         assert state.previous is not None
-        summary, rank = state.previous.summary, state.standby.watched_rank
-        ranks = range(summary.group_world_size) if rank is None else (rank,)
-        return tuple(Key.rank_heartbeat(summary.round_number, rank) for rank in ranks)
+        summary = state.previous.summary
+        return tuple(Key.rank_heartbeat(summary.round_number, rank) for rank in range(summary.group_world_size))
     if state.phase is Phase.RUNNING:
         assert state.assignment is not None
         rank = state.assignment.group_rank

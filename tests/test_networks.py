@@ -1,0 +1,139 @@
+"""Nodes on machines of their own (network namespaces): the addresses that they tell each other are reachable ones.
+
+Each machine has a name, a file of hosts and a network of its own.  Skipped, with the reason, where namespaces cannot be
+made.  What does not live here: losses of machines, and what one machine alone shows (``core/tests/test_addresses.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DEADLINE = 60.0
+_BOOT = """\
+set -e
+hostname {name}
+umount /etc/hosts 2>/dev/null || true  # tests/with-private-hosts has mounted a file over it that has no name
+mount --bind {hosts} /etc/hosts
+ip link set lo up
+echo up
+read network
+ip link set {interface} up
+ip address add {address}/24 dev {interface}
+echo ready
+read end
+"""
+
+
+class Machine:
+    """A machine with one interface; it goes when its standard input is closed."""
+
+    def __init__(self, name: str, address: str, hosts: str, folder: Path) -> None:
+        self.name, self.address, self.interface = name, address, f"net-{name}"
+        path = folder / f"hosts-{name}"
+        path.write_text(f"127.0.0.1 localhost\n{hosts}\n")
+        boot = _BOOT.format(name=name, hosts=path, interface=self.interface, address=address)
+        self.process = subprocess.Popen(
+            ["unshare", "--net", "--uts", "--mount", "sh", "-c", boot],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def says(self, word: str) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if line != word:
+            assert self.process.stderr is not None
+            pytest.skip(f"namespaces cannot be made here: {self.process.stderr.read().strip()}")
+
+    def tell(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def run(self, *arguments: str) -> subprocess.Popen[str]:
+        command = ["nsenter", f"--target={self.process.pid}", "--net", "--uts", "--mount", f"--wd={os.getcwd()}"]
+        return subprocess.Popen(
+            [*command, sys.executable, "-m", "quorate", "run", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def close(self) -> None:
+        self.process.communicate(timeout=DEADLINE)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[list[Machine]]:
+    """Two machines on one network; each knows itself by a loopback address, as Debian writes it."""
+    if os.getuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
+        pytest.skip("namespaces cannot be made here: that needs root, ip, unshare and nsenter")
+    made = [
+        Machine("one", "10.77.0.1", "127.0.1.1 one\n10.77.0.2 two", tmp_path),
+        Machine("two", "10.77.0.2", "10.77.0.1 one\n127.0.1.1 two", tmp_path),
+    ]
+    try:
+        for machine in made:
+            machine.says("up")
+        first, second = made
+        link = ["ip", "link", "add", first.interface, "netns", str(first.process.pid), "type", "veth"]
+        peer = ["peer", "name", second.interface, "netns", str(second.process.pid)]
+        linked = subprocess.run([*link, *peer], capture_output=True, text=True)
+        if linked.returncode:
+            pytest.skip(f"a pair of network interfaces cannot be made here: {linked.stderr.strip()}")
+        for machine in made:
+            machine.tell()
+            machine.says("ready")
+        yield made
+    finally:
+        for machine in made:
+            machine.close()
+
+
+def run_job(machines: list[Machine], *flags: str, first_only: tuple[str, ...] = ()) -> list[str]:
+    shown = 'echo "at $MASTER_ADDR over $GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"; sleep 0.5'
+    agents = [
+        machine.run("--no-python", "--nnodes=2", f"--node-rank={rank}", *flags, *extra, "sh", "-c", shown)
+        for rank, (machine, extra) in enumerate(zip(machines, (first_only, ()), strict=True))
+    ]
+    try:
+        outputs = [agent.communicate(timeout=DEADLINE)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    return outputs
+
+
+@pytest.mark.parametrize("backend", ["static", "tcp"])
+def test_a_machine_whose_own_name_is_a_loopback_address_tells_the_others_its_real_one(
+    machines: list[Machine], backend: str
+) -> None:
+    outputs = run_job(machines, f"--rdzv-backend={backend}", "--rdzv-endpoint=one:29400", "--rdzv-auth=off")
+    for machine, output in zip(machines, outputs, strict=True):
+        assert f"at 10.77.0.1 over {machine.interface} {machine.interface}" in output
+
+
+def test_who_cannot_reach_the_first_node_says_so_with_the_address(machines: list[Machine]) -> None:
+    flags = ("--rdzv-backend=tcp", "--rdzv-endpoint=one:29400", "--rdzv-auth=off")
+    _, second = run_job(machines, *flags, first_only=("--local-addr=10.99.0.9",))
+    assert re.search(
+        r"this node \(two\) cannot reach the first node at MASTER_ADDR=10\.99\.0\.9: .*unreachable", second
+    )
+
+
+def test_a_local_address_is_found_by_its_interface_or_its_network(machines: list[Machine]) -> None:
+    flags = ("--rdzv-backend=tcp", "--rdzv-endpoint=one:29400", "--rdzv-auth=off")
+    for local in (machines[0].interface, "10.77.0.0/16"):
+        outputs = run_job(machines, *flags, first_only=(f"--local-addr={local}",))
+        assert all("at 10.77.0.1 over" in output for output in outputs)
