@@ -149,25 +149,24 @@ class Cluster:
 
     # --- the others ---------------------------------------------------------------------------------------------------
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         """Hand over if this member leads, and have it removed, so that those who stay need no vote of it.
 
-        Whoever does not answer goes first, or those who stay might be too few.  Raises QuorateError: no answer.
+        Whoever does not answer goes first, or those who stay might be too few.  Returns whether there is nothing left
+        to do.  Raises QuorateError: no answer.
         """
         own, leads = self.own_id(_LEAVE_ASK_SECONDS)
         silent = set(self.unreachable(_LEAVE_ASK_SECONDS)) - {own}
         voters = [member.ID for member in self._list().members if not member.isLearner]
         others = [member for member in voters if member not in silent and member != own]
         if not others:
-            return
+            return True
         if leads:
             request = self._own.messages.MoveLeaderRequest(targetID=others[0])
             # Where it fails, those who stay elect a leader once this one is removed.
             with suppress(QuorateError):
                 self._own.call("MoveLeader", request, monotonic() + _HAND_OVER_SECONDS)
-        for member in [*(silent & set(voters)), own]:
-            if self.remove(member).kind is EventKind.REFUSED:
-                return
+        return all(self.remove(member).kind is EventKind.REMOVED for member in (*sorted(silent & set(voters)), own))
 
     def own_id(self, seconds: float = _ASK_SECONDS) -> tuple[int, bool]:
         """Return the id of this member, and whether it leads.  Raises QuorateError: it does not answer."""

@@ -26,7 +26,7 @@ from .cluster import Cluster, Identity
 from .life import Action, Event, EventKind, Phase, State, action_of, step
 from .names import Claim, Names
 
-__all__ = ["HostedMember", "MemberOptions"]
+__all__ = ["LEAVE_SECONDS", "HostedMember", "MemberOptions"]
 
 _MEMORY_FOLDER = "/dev/shm"
 _WATCH_SECONDS = 2.0
@@ -34,7 +34,9 @@ _JOIN_SECONDS = 10.0
 _LAST_HEARTBEATS = 4
 #: How long a killed agent's member goes on at most: the agent's guardian uses it, and then has the cluster remove it,
 #: which ends it.
-_OUTLIVE_SECONDS = 4.0
+_OUTLIVE_SECONDS = 6.0
+#: How long that guardian tries to.
+LEAVE_SECONDS = 5.0
 #: A start that serves nobody yet is looked at this often, for an agent that closes meanwhile.
 _LOOK_SECONDS = 3600.0
 _WAS_REMOVED = ("permanently removed from the cluster",)
