@@ -25,17 +25,20 @@ while read -r sign pid; do
         -) members="${members%% "$pid" *} ${members#* "$pid" }" ;;
     esac
 done
-if [ "$2" != 0 ]; then
-    sleep "$2"
-    for pid in $members; do kill -TERM "$pid"; done
+wait_for_members() {
     round=0
-    while [ "$round" -lt 30 ]; do
+    while [ "$round" -lt "$1" ]; do
         alive=
         for pid in $members; do kill -0 "$pid" && alive=1; done
-        [ -n "$alive" ] || break
+        [ -n "$alive" ] || return
         sleep 0.1
         round=$((round + 1))
     done
+}
+if [ "$2" != 0 ]; then
+    wait_for_members "$2"
+    for pid in $members; do kill -TERM "$pid"; done
+    wait_for_members 20
 fi
 for pid in $members; do kill -KILL "$pid"; done
 rm -rf -- "$1"
@@ -46,13 +49,13 @@ rm -rf -- "$1"
 class Guardian:
     """A running guardian of the members that are added, and of the folder ``folder``.
 
-    With ``outlive_seconds`` the members go on for so long, and then get SIGTERM and three seconds.
+    With ``outlive_seconds`` the members have so long to end by themselves, and then get SIGTERM and two seconds.
     """
 
     def __init__(self, folder: str, outlive_seconds: float = 0.0) -> None:
         path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/bin", "/bin"))
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT, "quorate-etcd-guardian", folder, f"{outlive_seconds:g}"],
+            ["/bin/sh", "-c", _SCRIPT, "quorate-etcd-guardian", folder, str(round(outlive_seconds * 10))],
             stdin=subprocess.PIPE,
             bufsize=0,
             stdout=subprocess.DEVNULL,

@@ -65,6 +65,23 @@ def _environment() -> dict[str, str]:
     return environment
 
 
+def _open_log() -> tuple[IO[bytes], int]:
+    """Return the stream of a pipe, and a descriptor of its other end for etcd, which can be read from, too.
+
+    With a reader of its own, etcd survives its first line after the death of this process (a Go program that writes to
+    a standard error without a reader is killed by SIGPIPE).
+    """
+    read_end, write_end = os.pipe()
+    try:
+        both = os.open(f"/proc/self/fd/{write_end}", os.O_RDWR)
+    except OSError:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
+    return os.fdopen(read_end, "rb"), both
+
+
 @final
 class Ports:
     """Free ports of 127.0.0.1, held for as long as this object is open.
@@ -109,17 +126,23 @@ class Member:
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._ready = threading.Event()
         self._is_ready = False
-        self._process = subprocess.Popen(
-            [binary, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=_environment(),
-            start_new_session=True,
-        )
-        assert self._process.stderr is not None
+        self._log_stream, log_end = _open_log()
+        try:
+            self._process = subprocess.Popen(
+                [binary, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log_end,
+                env=_environment(),
+                start_new_session=True,
+            )
+        except BaseException:
+            self._log_stream.close()
+            raise
+        finally:
+            os.close(log_end)
         self._reader = threading.Thread(
-            target=self._read, args=(self._process.stderr,), name=f"quorate-etcd-{name}", daemon=True
+            target=self._read, args=(self._log_stream,), name=f"quorate-etcd-{name}", daemon=True
         )
         self._reader.start()
 
@@ -195,5 +218,4 @@ class Member:
             self._process.kill()
             self._process.wait()
         self._reader.join()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
+        self._log_stream.close()

@@ -13,6 +13,7 @@ import json
 import socket
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, final
 
 from attrs import evolve, frozen
@@ -34,6 +35,7 @@ _ASK_SECONDS = 0.5
 #: For the members that one which leaves would remove with itself.
 _LEAVE_ASK_SECONDS = 3.0
 _CHANGE_SECONDS = 3.0
+_HAND_OVER_SECONDS = 0.5
 _LARGEST_ANSWER = 1 << 20
 
 
@@ -147,27 +149,28 @@ class Cluster:
 
     # --- the others ---------------------------------------------------------------------------------------------------
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         """Hand over if this member leads, and have it removed, so that those who stay need no vote of it.
 
-        Whoever does not answer goes first, or those who stay might be too few.  Raises QuorateError: no answer.
+        Whoever does not answer goes first, or those who stay might be too few.  Returns whether there is nothing left
+        to do.  Raises QuorateError: no answer.
         """
-        own, leads = self.own_id()
+        own, leads = self.own_id(_LEAVE_ASK_SECONDS)
         silent = set(self.unreachable(_LEAVE_ASK_SECONDS)) - {own}
         voters = [member.ID for member in self._list().members if not member.isLearner]
         others = [member for member in voters if member not in silent and member != own]
         if not others:
-            return
+            return True
         if leads:
             request = self._own.messages.MoveLeaderRequest(targetID=others[0])
-            self._own.call("MoveLeader", request, monotonic() + _CHANGE_SECONDS)
-        for member in [*(silent & set(voters)), own]:
-            if self.remove(member).kind is EventKind.REFUSED:
-                return
+            # Where it fails, those who stay elect a leader once this one is removed.
+            with suppress(QuorateError):
+                self._own.call("MoveLeader", request, monotonic() + _HAND_OVER_SECONDS)
+        return all(self.remove(member).kind is EventKind.REMOVED for member in (*sorted(silent & set(voters)), own))
 
-    def own_id(self) -> tuple[int, bool]:
+    def own_id(self, seconds: float = _ASK_SECONDS) -> tuple[int, bool]:
         """Return the id of this member, and whether it leads.  Raises QuorateError: it does not answer."""
-        status = self._own.call("Status", self._own.messages.StatusRequest(), monotonic() + _ASK_SECONDS)
+        status = self._own.call("Status", self._own.messages.StatusRequest(), monotonic() + seconds)
         return int(status.header.member_id), status.leader == status.header.member_id
 
     def unreachable(self, seconds: float = _ASK_SECONDS) -> list[int]:
@@ -181,7 +184,7 @@ class Cluster:
         ]
 
     def _list(self) -> Any:
-        return self._own.call("MemberList", self._own.messages.MemberListRequest(), monotonic() + _ASK_SECONDS)
+        return self._own.call("MemberList", self._own.messages.MemberListRequest(), monotonic() + _LEAVE_ASK_SECONDS)
 
     def _answers(self, peer: Endpoint | None, seconds: float) -> bool:
         if peer is None:

@@ -26,14 +26,17 @@ from .cluster import Cluster, Identity
 from .life import Action, Event, EventKind, Phase, State, action_of, step
 from .names import Claim, Names
 
-__all__ = ["HostedMember", "MemberOptions"]
+__all__ = ["LEAVE_SECONDS", "HostedMember", "MemberOptions"]
 
 _MEMORY_FOLDER = "/dev/shm"
 _WATCH_SECONDS = 2.0
 _JOIN_SECONDS = 10.0
 _LAST_HEARTBEATS = 4
-#: How long a killed agent's member goes on: its guardian tells the store first, and the leader has a successor then.
-_OUTLIVE_SECONDS = 1.0
+#: How long a killed agent's member goes on at most: the agent's guardian uses it, and then has the cluster remove it,
+#: which ends it.
+_OUTLIVE_SECONDS = 6.0
+#: How long that guardian tries to.
+LEAVE_SECONDS = 5.0
 #: A start that serves nobody yet is looked at this often, for an agent that closes meanwhile.
 _LOOK_SECONDS = 3600.0
 _WAS_REMOVED = ("permanently removed from the cluster",)

@@ -12,7 +12,7 @@ from typing import final
 
 from attrs import evolve
 
-from quorate.clock import monotonic
+from quorate.clock import monotonic, sleep
 from quorate.errors import QuorateError, StoreUnavailableError, UsageError
 from quorate.job_token import STORE_PURPOSE, job_token_of
 from quorate.rendezvous import LastWordWriter, RendezvousParameters, Write, job_is_over
@@ -21,13 +21,14 @@ from .._settings import Settings
 from .._v3.store import EtcdStore
 from .binary import find_hosted_binary
 from .cluster import Cluster, Identity
-from .member import HostedMember, MemberOptions
+from .member import LEAVE_SECONDS, HostedMember, MemberOptions
 from .names import Names, check, claim_name, parse_names, settings_of
 
 __all__ = ["HostedEtcdStore", "open_store"]
 
 #: How long a member that no store uses runs on: the core opens the store again after an attempt that took too long.
 _ORPHAN_SECONDS = 10.0
+_LEAVE_PAUSE_SECONDS = 0.1
 _orphans: dict[tuple[str, str], tuple[HostedMember, threading.Timer]] = {}
 _orphaning = threading.Lock()
 
@@ -121,11 +122,18 @@ def _leave_behind(parameters: RendezvousParameters, member: HostedMember) -> Non
 
 def _write_and_leave(write: LastWordWriter, identity: Identity, writes: Sequence[Write]) -> None:
     """Write for an agent that was killed, and have the cluster go on without its member, which ends soon."""
-    write(writes)
+    deadline = monotonic() + LEAVE_SECONDS
     cluster = Cluster(*identity)
     try:
-        cluster.leave()
+        write(writes)
     finally:
+        is_done = False
+        # An election may be under way, for example after the member before this one has left.
+        while not is_done and monotonic() < deadline:
+            try:
+                is_done = cluster.leave()
+            except QuorateError:
+                sleep(_LEAVE_PAUSE_SECONDS)
         cluster.close()
 
 
