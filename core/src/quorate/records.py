@@ -171,6 +171,11 @@ class Assignment:
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
+    @property
+    def generation(self) -> int:
+        """The fencing number of this round's workers, from 1: it rises with each sealed round of the job."""
+        return self.round_number + 1
+
 
 @final
 @frozen
