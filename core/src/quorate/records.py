@@ -99,6 +99,7 @@ class WorkerStatus(_Text):
     """How one worker is."""
 
     RUNNING = "running"
+    RELEASED = "released"  # it has left its world and waits for the next one
     DELIVERED = "delivered"  # its function has returned; its process waits for the others of its node
     SUCCEEDED = "succeeded"
     FAILED = "failed"

@@ -14,10 +14,12 @@ from attrs import field, fields, frozen
 
 from .errors import UsageError
 
-__all__ = ["Timeouts", "parse_seconds", "setting_names"]
+__all__ = ["RELEASE_TIMEOUT_SECONDS", "Timeouts", "parse_seconds", "setting_names"]
 
 
 LONGEST_SECONDS = 366 * 86_400.0
+#: How long a live worker may take to leave its world, unless the setting ``release_timeout`` says otherwise.
+RELEASE_TIMEOUT_SECONDS = 5.0
 
 
 def parse_seconds(name: str, value: Any) -> float:
