@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic, seconds_until
 from quorate.errors import StartError
-from quorate.failures import signal_name
 from quorate.notices import warn
 from quorate.proc import forget, hold
 from quorate.records import WorkerExited, WorkerLaunch
@@ -93,7 +92,7 @@ class LocalContext:
             )
             undo.pop_all()
         self._sweep = Sweep(self._id, self._workers, self._guardian, self._watch, self._unwatch)
-        self._watch(self._pump.notice, self._take_notice)
+        self._watch(self._pump.notice, self._pump.take_notice)
 
     # --- filling it -----------------------------------------------------------------------------------------------
 
@@ -293,9 +292,6 @@ class LocalContext:
         if self._watched.pop(descriptor, self) is not self:
             self._epoll.unregister(descriptor)
 
-    def _take_notice(self) -> None:
-        os.eventfd_read(self._pump.notice)
-
     def _is_stopping(self) -> bool:
         return self._kill_at is not None
 
@@ -356,9 +352,6 @@ class LocalContext:
             self._deliveries.receive_last(worker)
         worker.note_exit(exit_code, was_stopped, now + _TAIL_TIMEOUT_SECONDS)
         self._live.drop(worker)
-        if worker.exit_code == 0 and exit_code != 0 and not was_stopped:
-            how = f"by {signal_name(exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"
-            warn(f"local rank {worker.local_rank} ended {how} after its function had returned; the result counts")
         if worker.exit_code != 0 and worker.errors is not None:
             self._pump.drain(worker.errors)
         if not worker.is_reported:
@@ -413,7 +406,7 @@ class LocalContext:
         """Stop the workers that did not leave their world in time, with a grace of their own."""
         for worker in self._live.take_late(now):
             self._kill_at, self._is_killing = now + self._grace_seconds, False
-            worker.send(self._signal or signal.SIGTERM)
+            worker.send(signal.SIGTERM)
 
     def _settle(self) -> None:
         """All is gone, but for workers that have left their world: go on with these, if there are any."""
@@ -445,15 +438,13 @@ class LocalContext:
         worker.process.release()
 
     def _give_up(self, now: float) -> None:
-        for sentence in self._sweep.give_up():
-            self._note_left_behind(sentence)
+        sentences = self._sweep.give_up()
         for worker in self._to_stop():
             worker.problem = why_stuck(worker.pid)
-            self._note_left_behind(f"{worker.problem}; it was local rank {worker.local_rank}")
+            sentences.append(f"{worker.problem}; it was local rank {worker.local_rank}")
             self._end(worker, -signal.SIGKILL, now)
+        for sentence in sentences:
+            warn(sentence)
+        self._left_behind += sentences
         self._sweep.must_look = False
         self._go_on(now)
-
-    def _note_left_behind(self, sentence: str) -> None:
-        self._left_behind.append(sentence)
-        warn(sentence)

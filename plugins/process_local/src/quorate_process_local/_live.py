@@ -197,8 +197,10 @@ class Live:
             channel.send({"answer": message["ask"], "is_current": self._is_current(worker)})
 
     def _forget(self, worker: Worker) -> None:
-        """Without its channel a worker is not live any more.  One that waits or is about to cannot go on."""
+        """Without its channel a worker is not live any more: one that waits cannot go on, one that leaves is stopped."""
         leave_by, has_left = worker.leave_by, worker.has_left
         self.drop(worker)
-        if has_left or leave_by is not None:
-            worker.leave_by = 0.0  # long past: it is stopped
+        if has_left:
+            worker.send(signal.SIGKILL)
+        elif leave_by is not None:
+            worker.leave_by = 0.0  # long past

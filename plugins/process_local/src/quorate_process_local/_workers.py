@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, final
 
 from quorate.clock import wall_time_ns
+from quorate.failures import signal_name
 from quorate.notices import warn
 from quorate.proc import hold, open_pidfd, release
 from quorate.records import WorkerExited
@@ -170,6 +171,9 @@ class Worker:
             self.exit_code, self.stopped = exit_code, stopped
         else:
             self.exit_code = 1 if self.result[1] else 0
+            if self.exit_code == 0 and exit_code != 0 and not stopped:
+                how = f"by {signal_name(exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"
+                warn(f"local rank {self.local_rank} ended {how} after its function had returned; the result counts")
         self.deadline = deadline
         self.timestamp_ns = wall_time_ns()
         self.problem = self.problem or self.process.problem
