@@ -73,6 +73,7 @@ def agent_inputs() -> list[agent_protocol.Input]:
         agent_protocol.StacksDumped(),
         *(agent_protocol.Diagnosed(FAILURE, RestartDecision(verdict)) for verdict in (Verdict.RESTART, Verdict.FAILED)),
         agent_protocol.WorkersGone(),
+        agent_protocol.WorkersGone(frozenset({0})),
         agent_protocol.SignalReceived(15),
         agent_protocol.Clock(due=True),
     ]
@@ -93,7 +94,10 @@ def test_diagram_of_the_agent_is_its_table() -> None:
 
 def test_the_agent_leaves_each_phase_for_those_that_its_table_lists() -> None:
     inputs, found = agent_inputs(), set[Edge]()
-    fresh = [agent.initial_state(max_restarts=1, exit_barrier_timeout=timeout) for timeout in (0.0, 300.0)]
+    fresh = [
+        agent.initial_state(max_restarts=1, exit_barrier_timeout=timeout, release_timeout=5.0)
+        for timeout in (0.0, 300.0)
+    ]
     seen = set(fresh)
     while fresh:
         state = fresh.pop()

@@ -11,8 +11,10 @@ from typing import Any, final
 
 from attrs import evolve, frozen
 
+from quorate.agent import _joining as agent_joining
 from quorate.agent import _machine as agent_machine
 from quorate.agent import _protocol as agent
+from quorate.agent import _running as agent_running
 from quorate.agent import _stopping as agent_stopping
 from quorate.records import Verdict
 from quorate.rendezvous import _every_phase, _executor, _gather, _joining, _machine, _protocol, _running, _sealing
@@ -168,6 +170,32 @@ def _rule(phase: Phase, trigger: _machine.Trigger, handler: Any) -> tuple[Any, A
     return _machine.RULES, key, evolve(_machine.RULES[key], handler=handler)
 
 
+def _without_waiting(handler: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Do what ``handler`` does, and take workers that were asked to leave their world for those that have left it."""
+
+    def handle(transition: Any, event: Any) -> None:
+        handler(transition, event)
+        if any(isinstance(command, agent.ReleaseWorkers) for command in transition.commands):
+            agent_stopping.gone(transition, agent.WorkersGone(frozenset(range(transition.assignment.local_world_size))))
+
+    return handle
+
+
+def _end_at_once(transition: Any, *arguments: Any) -> None:
+    """End the run, whoever still waits."""
+    transition.finish(*arguments)
+
+
+def _stay_as_it_was(transition: Any, event: Any) -> None:
+    """Do nothing."""
+
+
+def _when(phase: agent.Phase, input: type, handler: Callable[[Any, Any], None]) -> tuple[Any, type, Any]:
+    """Return the patch that gives the agent's machine another handler for ``input`` in ``phase``."""
+    table: Any = agent_machine.TABLE[phase]
+    return table, input, evolve(table[input], handler=handler, targets=frozenset(agent.Phase))
+
+
 def _when_stopping(input: type, handler: Callable[[Any, Any], None]) -> tuple[Any, type, Any]:
     """Return the patch that gives the agent's machine another handler for ``input`` while workers are being stopped."""
     table: Any = agent_machine.TABLE[agent.Phase.STOPPING]
@@ -255,5 +283,29 @@ MUTANTS: tuple[Mutant, ...] = (
         "min_nodes is ignored",
         "a round is sealed with the nodes that are there",
         ((_sealing, "evaluate", _sealed_below_minimum),),
+    ),
+    Mutant(
+        "released workers are not waited for",
+        "an agent that learns of a round's end goes on while its live workers are still in their world",
+        (_when(agent.Phase.RUNNING, agent.RoundEnded, _without_waiting(agent_running.round_ended)),),
+        likely=4,
+    ),
+    Mutant(
+        "the others of a failed worker are not waited for",
+        "an agent whose worker failed goes on while its live workers are still in their world",
+        (_when(agent.Phase.RUNNING, agent.Diagnosed, _without_waiting(agent_running.diagnosed)),),
+        likely=4,
+    ),
+    Mutant(
+        "live workers are left behind",
+        "an agent ends while live workers wait with it for a round that does not come",
+        tuple((module, "end_run", _end_at_once) for module in (agent_joining, agent_stopping)),
+        likely=333,
+    ),
+    Mutant(
+        "a live worker that has ended is counted on",
+        "an agent gives the next assignment to a live worker that has ended while it waited",
+        (_when(agent.Phase.JOINING, agent.WorkersExited, _stay_as_it_was),),
+        likely=74,
     ),
 )

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from quorate.agent._environment import base_environment
+from quorate.agent._environment import base_environment, worker_environment
 from quorate.agent._spec import WorkerSpec
+from quorate.records import Assignment
 
 
 def spec(**settings: Any) -> WorkerSpec:
@@ -35,3 +36,10 @@ def test_an_inherited_variable_wins_unless_it_is_another_agents(monkeypatch: pyt
         "QUORATE_CHANNEL": "our own",
         "QUORATE_OTHER": "inherited",
     }
+
+
+def test_a_workers_generation_rises_with_each_round_whether_or_not_it_counts_as_a_restart() -> None:
+    rounds = [Assignment(number, "n", "role", 1, 0, 1, 0, 1, 0, 1, "127.0.0.1", 1) for number in (0, 1, 7)]
+    found = [worker_environment(spec(), assignment, 0, "job", {}) for assignment in rounds]
+    assert [variables["QUORATE_GENERATION"] for variables in found] == ["1", "2", "8"]
+    assert {variables["TORCHELASTIC_RESTART_COUNT"] for variables in found} == {"0"}

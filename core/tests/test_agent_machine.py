@@ -33,9 +33,11 @@ def ended(verdict: Verdict, cause: Cause = Cause.EXCEPTION, restarts: int = 1) -
 class Script:
     """Feeds the machine and keeps what it said."""
 
-    def __init__(self, max_restarts: int = 3, barrier: float = 300.0, loss: float = 0.0) -> None:
+    def __init__(self, max_restarts: int = 3, barrier: float = 300.0, loss: float = 0.0, release: float = 0.0) -> None:
         grace = p.Grace(5.0, 6.0, 7.0, 8.0)
-        self.state = initial_state(max_restarts, barrier, grace, host="alpha", loss_timeout=loss)
+        self.state = initial_state(
+            max_restarts, barrier, grace, host="alpha", loss_timeout=loss, release_timeout=release
+        )
         self.now = 0.0
 
     def feed(self, event: p.Input) -> tuple[p.Command, ...]:
@@ -488,6 +490,99 @@ def test_a_failure_that_repeats_is_given_a_growing_pause() -> None:
     assert len({delay(1) for _ in range(8)}) > 1, "jitter"
 
 
+# --- live workers ----------------------------------------------------------------------------------------------------
+
+RELEASE = p.ReleaseWorkers(15, 5.0, 2.0)
+KEPT = frozenset({0})
+
+
+def released(end: RoundEnd | None = None) -> Script:
+    """Return a script in which local rank 1 has failed and local rank 0 waits, at the recorded ``end`` if there is."""
+    script = Script(release=2.0).running()
+    script.feed(exited(1, 1))
+    assert script.feed(p.Diagnosed(FAILURE, RestartDecision(Verdict.RESTART)))[-1] == RELEASE
+    if end is not None:
+        script.feed(p.RoundEnded(end) if not end.verdict.is_terminal else p.JobClosed(end))
+    return script
+
+
+def test_the_others_of_a_failed_worker_are_released_and_told_the_next_assignment() -> None:
+    script = released()
+    assert script.feed(p.WorkersGone(KEPT)) == ()  # the recorded end is not known yet
+    assert script.feed(p.RoundEnded(ended(Verdict.RESTART))) == (p.CheckNode(),)
+    assert script.feed(p.NodeChecked()) == (p.JoinRound(),)
+    assert script.feed(p.RoundJoined(SEAT)) == (p.StartWorkers(SEAT, KEPT),)
+    assert script.state.kept == frozenset()
+
+
+def test_a_live_worker_that_ends_while_it_waits_is_started_anew() -> None:
+    script = released(ended(Verdict.RESTART))
+    script.feed(p.WorkersGone(KEPT))
+    script.feed(p.NodeChecked())
+    assert script.feed(exited(0, 1)) == ()
+    assert script.feed(p.RoundJoined(SEAT)) == (p.StartWorkers(SEAT),)
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome", "stop"),
+    [
+        (p.JobClosed(ended(Verdict.FAILED)), p.Outcome.CLOSED, p.StopWorkers(15, 8.0)),
+        (p.RendezvousFailed(FailureKind.LOST, "gone"), p.Outcome.ERROR, p.StopWorkers(15, 8.0)),
+        (p.NodeUnhealthy("its disk is full"), p.Outcome.UNHEALTHY, p.StopWorkers(15, 8.0)),
+        (p.SignalReceived(2), p.Outcome.SIGNAL, p.StopWorkers(2, 7.0)),
+    ],
+)
+def test_live_workers_that_wait_in_vain_are_stopped_before_the_run_ends(
+    event: p.Input, outcome: p.Outcome, stop: p.StopWorkers
+) -> None:
+    script = released(ended(Verdict.RESTART))
+    script.feed(p.WorkersGone(KEPT))
+    script.feed(p.NodeChecked())
+    assert script.feed(event)[-1] == stop
+    assert script.state.phase is p.Phase.STOPPING
+    script.feed(exited(0, -15, stopped=True))
+    assert outcome_of(script.feed(p.WorkersGone())[-1])[0] is outcome
+
+
+def test_a_signal_while_live_workers_are_stopped_decides_and_a_second_one_kills_them() -> None:
+    script = released(ended(Verdict.RESTART))
+    script.feed(p.WorkersGone(KEPT))
+    script.feed(p.RendezvousFailed(FailureKind.LOST, "gone"))
+    assert script.feed(p.SignalReceived(15)) == (p.StopWorkers(15, 7.0),)
+    assert script.feed(p.SignalReceived(15)) == (p.StopWorkers(9, 0.0),)
+    assert outcome_of(script.feed(p.WorkersGone())[-1])[0] is p.Outcome.SIGNAL
+
+
+def test_where_the_recorded_end_is_the_jobs_released_workers_are_stopped_first() -> None:
+    script = released(ended(Verdict.FAILED))
+    assert script.feed(p.WorkersGone(KEPT)) == (p.StopWorkers(15, 8.0),)
+    assert outcome_of(script.feed(p.WorkersGone())[-1]) == (p.Outcome.FAILED, "the recorded reason (failed)")
+
+
+def test_a_victims_others_are_released_while_the_cause_is_waited_for() -> None:
+    script = Script(loss=4.0, release=2.0).running()
+    script.feed(exited(1, 1))
+    victim = evolve(FAILURE, cause=Cause.BROKEN_COLLECTIVE)
+    assert script.feed(p.Diagnosed(victim, RestartDecision(Verdict.FAILED))) == (evolve(RELEASE, grace_seconds=8.0),)
+    script.feed(p.WorkersGone(KEPT))
+    assert script.feed(p.RoundEnded(ended(Verdict.RESCALE, Cause.NODE_LOST))) == (p.CheckNode(),)
+    assert script.state.kept == KEPT
+
+
+def test_a_hung_worker_is_not_released_but_the_others_are() -> None:
+    script = Script(release=2.0).running()
+    script.feed(HUNG)
+    script.feed(p.StacksDumped())
+    commands = script.feed(p.Diagnosed(evolve(FAILURE, cause=Cause.HANG), RestartDecision(Verdict.RESTART)))
+    assert commands[-1] == p.ReleaseWorkers(15, 5.0, 2.0, given_up=HUNG.local_rank)
+
+
+@pytest.mark.parametrize("event", [p.JobClosed(ended(Verdict.FAILED)), p.SignalReceived(15), p.NodeUnhealthy("disk")])
+def test_workers_that_no_round_can_follow_are_stopped_at_once(event: p.Input) -> None:
+    script = Script(release=2.0).running()
+    assert isinstance(script.feed(event)[-1], p.StopWorkers)
+
+
 # --- any sequence ---------------------------------------------------------------------------------------------------
 
 EVENTS: st.SearchStrategy[p.Input] = st.one_of(
@@ -498,6 +593,7 @@ EVENTS: st.SearchStrategy[p.Input] = st.one_of(
     st.just(p.RendezvousFailed(FailureKind.LOST, "gone")),
     st.tuples(st.integers(0, 1), st.sampled_from([0, 1, -9])).map(lambda pair: exited(*pair)),
     st.just(p.WorkersGone()),
+    st.just(p.WorkersGone(frozenset({1}))),
     st.sampled_from([2, 15]).map(p.SignalReceived),
     st.just(p.Clock(due=True)),
     st.sampled_from([p.NodeChecked(), p.NodeChecked(("declined",)), p.NodeUnhealthy("declined")]),
@@ -509,19 +605,30 @@ CAUSES = st.sampled_from([Cause.EXCEPTION, Cause.BROKEN_COLLECTIVE])
 
 
 @given(
-    st.lists(EVENTS, max_size=40), st.sampled_from([0.0, 300.0]), st.sampled_from(list(Verdict)), st.booleans(), CAUSES
+    st.lists(EVENTS, max_size=40),
+    st.sampled_from([0.0, 300.0]),
+    st.sampled_from(list(Verdict)),
+    st.booleans(),
+    CAUSES,
+    st.sampled_from([0.0, 5.0]),
 )
 def test_workers_never_outlive_their_round_and_the_agent_finishes_once(
-    events: list[p.Input], barrier: float, verdict: Verdict, exclude: bool, cause: Cause
+    events: list[p.Input], barrier: float, verdict: Verdict, exclude: bool, cause: Cause, release: float
 ) -> None:
-    """No start while workers may be left, no join or finish before they are gone, nothing after the finish."""
-    script = Script(barrier=barrier, loss=4.0)
-    workers_may_be_left = finished = was_unhealthy = False
+    """No start while workers may be left, no join or finish before they are gone, nothing after the finish.
+
+    Live workers may wait meanwhile; they are told the next assignment, or stopped before the finish.
+    """
+    script = Script(barrier=barrier, loss=4.0, release=release)
+    workers_may_be_left = finished = was_unhealthy = may_keep = False
+    waiting = frozenset[int]()
     for event in events:
         if isinstance(event, p.WorkersGone):
-            if script.state.phase is not p.Phase.STOPPING:
-                continue  # the runner only says so after a stop
-            workers_may_be_left = False
+            if script.state.phase is not p.Phase.STOPPING or (event.kept and not may_keep):
+                continue  # the runner only says so after a stop, and keeps workers only after a release
+            workers_may_be_left, waiting = False, event.kept
+        if isinstance(event, p.WorkersExited):
+            waiting -= {exit.local_rank for exit in event.exits}
         if isinstance(event, p.NodeUnhealthy) and script.state.phase not in (p.Phase.NEW, p.Phase.BARRIER):
             was_unhealthy = True
         backlog = [event]
@@ -532,7 +639,13 @@ def test_workers_never_outlive_their_round_and_the_agent_finishes_once(
                     was_unhealthy = True
                 if isinstance(command, p.StartWorkers):
                     assert not workers_may_be_left
-                    workers_may_be_left = True
+                    assert command.kept == waiting
+                    workers_may_be_left, waiting = True, frozenset()
+                elif isinstance(command, p.StopWorkers):
+                    may_keep, workers_may_be_left = False, workers_may_be_left or bool(waiting)
+                    waiting = frozenset()
+                elif isinstance(command, p.ReleaseWorkers):
+                    may_keep = True
                 elif isinstance(command, p.JoinRound):
                     assert not workers_may_be_left
                     assert not was_unhealthy
@@ -543,5 +656,6 @@ def test_workers_never_outlive_their_round_and_the_agent_finishes_once(
                     backlog.append(p.Diagnosed(failure, RestartDecision(verdict, exclude_node=exclude)))
                 elif isinstance(command, p.Finish):
                     assert not workers_may_be_left
+                    assert not waiting
                     finished = True
     assert finished == (script.state.phase is p.Phase.FINISHED)

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 import pytest
 from attrs import fields
 
-from quorate import PluginHost, events, hookspecs
+from quorate import PluginHost, events, hookspecs, starter
 from quorate.catalogue import PluginKind
 from quorate.events import EventName
 from quorate.records import (
@@ -42,7 +42,19 @@ HOOKS = sorted(
     (value for name, value in vars(hookspecs).items() if name.startswith("quorate_")),
     key=lambda hook: int(hook.__code__.co_firstlineno),
 )
+BASES = (starter.Starter, starter.ProcessContext)
 FACTS = ("Called", "Thread", "Answer", "If it raises")
+
+ABILITIES_HEAD = """\
+## Abilities of starters and process contexts
+
+A starter starts the workers of one node and returns a process context, which watches and stops them
+(`quorate.starter.Starter`, `ProcessContext`). Either may have more abilities. The core uses one where it finds its
+methods, and does without it elsewhere.
+
+| ability | what it is for | methods |
+|---|---|---|
+"""
 
 HOOKS_HEAD = """\
 # Hooks
@@ -129,7 +141,27 @@ def render_hooks() -> str:
         parts.append(
             f"## `{hook.__name__}`\n\n{body}\n\n| | |\n|---|---|\n{rows}\n\n```python\n{example_of(hook)}```\n"
         )
+    parts.append(render_abilities())
     return "\n".join(parts)
+
+
+def abilities() -> list[type]:
+    """Return the protocols that the core asks a starter or a process context for besides the two that each has."""
+    named = (getattr(starter, name) for name in starter.__all__)
+    return [each for each in named if getattr(each, "_is_protocol", False) and each not in BASES]
+
+
+def render_abilities() -> str:
+    rows = []
+    for ability in abilities():
+        text = (inspect.getdoc(ability) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+        methods = ", ".join(
+            f"`{name}({', '.join(list(inspect.signature(value).parameters)[1:])})`"
+            for name, value in vars(ability).items()
+            if inspect.isfunction(value) and not name.startswith("_")
+        )
+        rows.append(f"| `{ability.__name__}` | {text} | {methods} |")
+    return ABILITIES_HEAD + "\n".join(rows) + "\n"
 
 
 def render_events() -> str:
@@ -138,7 +170,7 @@ def render_events() -> str:
         record: Any = name.details
         types = get_type_hints(record)
         details = ", ".join(f"`{own.name}` ({_type_name(types[own.name])})" for own in fields(record))
-        when = (record.__doc__ or "").strip().rstrip(".").replace("``", "`")
+        when = " ".join((record.__doc__ or "").split()).rstrip(".").replace("``", "`")
         rows.append(f"| `{name}` | {when[0].lower()}{when[1:]} | {details} |")
     return EVENTS_HEAD + "\n".join(rows) + "\n" + EVENTS_TAIL
 

@@ -169,11 +169,17 @@ class RoundEndedDetails(EventDetails):
 @final
 @frozen
 class WorkersStartedDetails(EventDetails):
-    """The workers of this node were started; ``cpus`` are those of each, as ``0-3,8``, empty for a worker not bound."""
+    """The workers of this node were started.
+
+    ``cpus`` are those of each, as ``0-3,8``, empty for a worker not bound.  ``kept`` are the pids of live workers that
+    were there in the round before, and ``pause_seconds`` is the time since that round ended for this node's workers.
+    """
 
     name = EventName.WORKERS_STARTED
     pids: tuple[int, ...]
     cpus: tuple[str, ...] = ()
+    kept: tuple[int, ...] = ()
+    pause_seconds: float = 0.0
 
 
 @final

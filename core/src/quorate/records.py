@@ -99,6 +99,7 @@ class WorkerStatus(_Text):
     """How one worker is."""
 
     RUNNING = "running"
+    RELEASED = "released"  # it has left its world and waits for the next one
     DELIVERED = "delivered"  # its function has returned; its process waits for the others of its node
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -173,6 +174,11 @@ class Assignment:
     standby: bool = False
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+
+    @property
+    def generation(self) -> int:
+        """The fencing number of this round's workers, from 1: it rises with each sealed round of the job."""
+        return self.round_number + 1
 
 
 @final

@@ -27,7 +27,8 @@ class WorkerSnapshot:
     ``error_file`` are paths, empty where there is none.  ``started_ns`` is wall time, for people.  ``heartbeat_at`` is
     the time of its last heartbeat, in seconds of the agent's monotonic clock; ``None`` where no service receives
     heartbeats.  ``cpus`` are those that it was bound to when it started, as the kernel writes lists (``0-3,8``), empty
-    if it was not bound.
+    if it was not bound.  ``rounds`` is the number of rounds that its process has been in, more than 1 for a worker that
+    has lived on.
     """
 
     local_rank: int
@@ -41,6 +42,7 @@ class WorkerSnapshot:
     error_file: str = ""
     heartbeat_at: float | None = None
     cpus: str = ""
+    rounds: int = 1
 
     @property
     def is_working(self) -> bool:

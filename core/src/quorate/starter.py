@@ -5,7 +5,7 @@ What does not live here: the record by which plugins offer starters (:mod:`quora
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, final, runtime_checkable
 
 from attrs import field, frozen
@@ -17,6 +17,7 @@ __all__ = [
     "LeavesBehind",
     "PreparingStarter",
     "ProcessContext",
+    "ReleasesWorkers",
     "StackDumper",
     "Starter",
     "StarterRequest",
@@ -29,13 +30,15 @@ class StarterRequest:
     """The arguments of a starter's factory: the name it was chosen by, the agent's unique token, and the free settings.
 
     ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``.  Processes that a worker started are
-    found and ended by it, in whichever session or process group they are.
+    found and ended by it, in whichever session or process group they are.  ``loss_timeout`` is within how many seconds
+    this node learns that another one is lost, 0 if there is none or it does not.
     """
 
     start_method: str
     token: str
     term_grace_seconds: float = 30.0
     settings: Mapping[str, Any] = field(factory=dict)
+    loss_timeout: float = 0.0
 
 
 @runtime_checkable
@@ -101,6 +104,36 @@ class LeavesBehind(Protocol):
 
         Such a process holds its devices and ports, so the agent takes its node out of the job.
         """
+        ...
+
+
+@runtime_checkable
+class ReleasesWorkers(Protocol):
+    """A further ability of a process context: to let live workers go on into the next round.
+
+    A worker is *live* once it has said so to its starter, by whatever way the two have.  Where a context lacks this
+    ability, all its workers are stopped at the end of a round.
+    """
+
+    def release(
+        self, signal_number: int, grace_seconds: float, release_seconds: float, given_up: Collection[int], now: float
+    ) -> None:
+        """Ask live workers to leave their world, and stop the others as by :meth:`ProcessContext.stop`.
+
+        A live worker that has not acknowledged ``release_seconds`` later is stopped, too, and so is one whose local
+        rank is in ``given_up``.  Nothing that a stopped worker has started may be left.
+        """
+        ...
+
+    def released(self) -> Sequence[int] | None:
+        """Return the local ranks of the workers that have left their world; ``None`` while :meth:`release` goes on.
+
+        ``None`` also where none was asked to leave.  A worker that ends while it waits is no longer among them.
+        """
+        ...
+
+    def assign(self, launch: WorkerLaunch) -> None:
+        """Let a released worker go on, with the environment of ``launch``; its streams stay as they are."""
         ...
 
 

@@ -14,7 +14,7 @@ from attrs import field, fields, frozen
 
 from .errors import UsageError
 
-__all__ = ["Timeouts", "parse_seconds", "setting_names"]
+__all__ = ["RELEASE_TIMEOUT_SECONDS", "Timeouts", "parse_seconds", "setting_names"]
 
 
 LONGEST_SECONDS = 366 * 86_400.0
@@ -22,6 +22,8 @@ _HEARTBEATS_PER_LEASE = 12
 HEARTBEATS_PER_READING = 3
 #: Nearly one interval, so that a lost machine is known 0.3 s after a lease of 3 s.
 _TOLERANCE = 0.066
+#: How long a live worker may take to leave its world, unless the setting ``release_timeout`` says otherwise.
+RELEASE_TIMEOUT_SECONDS = 5.0
 
 
 def parse_seconds(name: str, value: Any) -> float:

@@ -51,6 +51,7 @@ def worker_environment(
                 assignment.shares_store and not spec.master_addr and not spec.master_port
             ),
             "QUORATE_ROUND": str(assignment.round_number),
+            "QUORATE_GENERATION": str(assignment.generation),
         }
     )
     if spec.virtual_local_rank:

@@ -5,13 +5,13 @@ What does not live here: the interface (:mod:`quorate.starter`), and what the ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 from .._isolation import call_plugin, shown
 from ..errors import PluginError
-from ..records import WorkerExited
-from ..starter import DeliversResults, LeavesBehind, ProcessContext, StackDumper
+from ..records import WorkerExited, WorkerLaunch
+from ..starter import DeliversResults, LeavesBehind, ProcessContext, ReleasesWorkers, StackDumper
 
 __all__ = ["GuardedContext"]
 
@@ -33,6 +33,7 @@ class GuardedContext:
             raise PluginError(f"{self._name} answered {shown(context)}, which is not a process context")
         self._context: Any = context
         self._delivers, self._leaves_behind = isinstance(context, DeliversResults), isinstance(context, LeavesBehind)
+        self.can_release = isinstance(context, ReleasesWorkers)
         self.can_dump_stacks = isinstance(context, StackDumper)
 
     def fileno(self) -> int:
@@ -68,6 +69,22 @@ class GuardedContext:
     def left_behind(self) -> Sequence[str]:
         answer: Sequence[str] = self._ask("left_behind", _list_of(str)) if self._leaves_behind else ()
         return answer
+
+    def release(
+        self, signal_number: int, grace_seconds: float, release_seconds: float, given_up: Collection[int], now: float
+    ) -> None:
+        if self.can_release:
+            self._ask("release", _is_anything, signal_number, grace_seconds, release_seconds, given_up, now)
+        else:
+            self.stop(signal_number, grace_seconds, now)
+
+    def released(self) -> Sequence[int] | None:
+        answer: Sequence[int] | None = self._ask("released", _are_ranks_or_none) if self.can_release else None
+        return answer
+
+    def assign(self, launch: WorkerLaunch) -> None:
+        if self.can_release:
+            self._ask("assign", _is_anything, launch)
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
         answer: Sequence[str] = self._ask("dump_stacks", _list_of(str), hung_local_rank, timeout)
@@ -105,3 +122,7 @@ def _list_of(kind: type) -> Callable[[Any], bool]:
         return is_list and all(isinstance(item, kind) for item in answer)
 
     return is_good
+
+
+def _are_ranks_or_none(answer: Any) -> bool:
+    return answer is None or _list_of(int)(answer)

@@ -1,4 +1,6 @@
-"""The phases NEW, CHECKING and JOINING: the node has no workers and waits for a round.
+"""The phases NEW, CHECKING and JOINING: no worker of the node is in a world, and the node waits for a round.
+
+Live workers of the round before may wait with it.
 
 What does not live here: which handler is called when (:mod:`quorate.agent._machine`).
 """
@@ -9,6 +11,7 @@ from attrs import evolve
 
 from ..failures import signal_name
 from . import _protocol as protocol
+from ._ending import end_run
 from ._protocol import Phase
 from ._state import Joining, Round
 from ._transition import Transition
@@ -18,6 +21,7 @@ __all__ = [
     "check",
     "checked",
     "closed",
+    "exited",
     "joined",
     "peer_declined",
     "rendezvous_failed",
@@ -47,7 +51,7 @@ def checked(transition: Transition, event: protocol.NodeChecked) -> None:
     if event.problems:
         problem = "; ".join(event.problems)
         transition.emit(protocol.Decline(problem))
-        transition.finish(protocol.Outcome.UNHEALTHY, problem, protocol.NodeIsUnhealthy(problem))
+        end_run(transition, protocol.Outcome.UNHEALTHY, problem, protocol.NodeIsUnhealthy(problem))
     else:
         transition.enter(Phase.JOINING, transition.state.reason)
         transition.emit(protocol.JoinRound())
@@ -55,15 +59,23 @@ def checked(transition: Transition, event: protocol.NodeChecked) -> None:
 
 def unhealthy(transition: Transition, event: protocol.NodeUnhealthy) -> None:
     transition.emit(protocol.Leave())
-    transition.finish(protocol.Outcome.UNHEALTHY, event.problem, protocol.NodeIsUnhealthy(event.problem))
+    end_run(transition, protocol.Outcome.UNHEALTHY, event.problem, protocol.NodeIsUnhealthy(event.problem))
 
 
 def joined(transition: Transition, event: protocol.RoundJoined) -> None:
     assignment, history = event.assignment, transition.state.history
     if assignment.missing and history and history[-1].round_number == assignment.round_number - 1:
         transition.set(history=(*history[:-1], evolve(history[-1], missing=assignment.missing)))
-    transition.enter(Phase.RUNNING, "workers run", round=Round(assignment), joining=None, waiting=None)
-    transition.emit(protocol.StartWorkers(assignment))
+    kept = transition.state.kept
+    transition.enter(
+        Phase.RUNNING, "workers run", round=Round(assignment), joining=None, waiting=None, kept=frozenset()
+    )
+    transition.emit(protocol.StartWorkers(assignment, kept))
+
+
+def exited(transition: Transition, event: protocol.WorkersExited) -> None:
+    """Live workers have ended while they waited: others are started in their places."""
+    transition.set(kept=transition.state.kept - {exit.local_rank for exit in event.exits})
 
 
 def standing_by(transition: Transition, event: protocol.StandingBy) -> None:
@@ -83,14 +95,14 @@ def _joining(transition: Transition) -> Joining:
 
 
 def closed(transition: Transition, event: protocol.JobClosed) -> None:
-    transition.finish(protocol.Outcome.CLOSED, event.end.reason, protocol.RoundIsOver(), event.end)
+    end_run(transition, protocol.Outcome.CLOSED, event.end.reason, protocol.RoundIsOver(), event.end)
 
 
 def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) -> None:
-    transition.finish(protocol.Outcome.ERROR, event.problem, protocol.RendezvousIsLost(event))
+    end_run(transition, protocol.Outcome.ERROR, event.problem, protocol.RendezvousIsLost(event))
 
 
 def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     transition.emit(protocol.Leave())
     reason = f"stopped by {signal_name(-event.number)} while joining"
-    transition.finish(protocol.Outcome.SIGNAL, reason, protocol.AgentSignalled(event.number))
+    end_run(transition, protocol.Outcome.SIGNAL, reason, protocol.AgentSignalled(event.number))

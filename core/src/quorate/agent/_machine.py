@@ -6,6 +6,10 @@ each case the workers and all that they started are gone before anything else ha
 the next round or finish.  A worker's failure is decided upon here (through the ``decide_restart`` hook) but *recorded*
 in the round's end, where the first writer wins: the agent follows what was recorded, not what it proposed.
 
+Where another round follows, *live* workers are released instead of being stopped: they leave their world, acknowledge
+that, and wait.  From then on they count as gone.  With the next assignment they are told their new ranks, and only the
+others are started.  Where no round follows after all, they are stopped before the run ends.
+
 A worker whose connection to another worker broke is treated as a victim.  Its agent stops its workers at once, but lets
 the other nodes record the round's end first: an agent whose own worker failed does so within a round trip, and a node
 that died is noticed within its lease.  The agent records what it has seen itself only after that time.
@@ -37,10 +41,16 @@ def initial_state(
     *,
     host: str = "",
     loss_timeout: float = 0.0,
+    release_timeout: float = 0.0,
 ) -> State:
     """Return the state of an agent that has not begun; the arguments are those of ``Settings``."""
     settings = Settings(
-        max_restarts, exit_barrier_timeout, grace or protocol.Grace(), loss_timeout=loss_timeout, host=host
+        max_restarts,
+        exit_barrier_timeout,
+        grace or protocol.Grace(),
+        loss_timeout=loss_timeout,
+        release_timeout=release_timeout,
+        host=host,
     )
     return State(settings)
 
@@ -76,21 +86,23 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.Begin: _on(_joining.begin, _CHECKING),
     },
     Phase.CHECKING: {
-        protocol.NodeChecked: _on(_joining.checked, _JOINING, _FINISHED),
-        protocol.NodeUnhealthy: _on(_joining.unhealthy, _FINISHED),
-        protocol.JobClosed: _on(_joining.closed, _FINISHED),
-        protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _FINISHED),
-        protocol.SignalReceived: _on(_joining.signalled, _FINISHED),
+        protocol.NodeChecked: _on(_joining.checked, _JOINING, _STOPPING, _FINISHED),
+        protocol.NodeUnhealthy: _on(_joining.unhealthy, _STOPPING, _FINISHED),
+        protocol.JobClosed: _on(_joining.closed, _STOPPING, _FINISHED),
+        protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _STOPPING, _FINISHED),
+        protocol.SignalReceived: _on(_joining.signalled, _STOPPING, _FINISHED),
+        protocol.WorkersExited: _on(_joining.exited),
     },
     Phase.JOINING: {
         protocol.RoundJoined: _on(_joining.joined, _RUNNING),
         protocol.StandingBy: _on(_joining.standing_by),
         protocol.PeerDeclined: _on(_joining.peer_declined),
         protocol.Waiting: _on(_joining.waiting),
-        protocol.NodeUnhealthy: _on(_joining.unhealthy, _FINISHED),
-        protocol.JobClosed: _on(_joining.closed, _FINISHED),
-        protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _FINISHED),
-        protocol.SignalReceived: _on(_joining.signalled, _FINISHED),
+        protocol.NodeUnhealthy: _on(_joining.unhealthy, _STOPPING, _FINISHED),
+        protocol.JobClosed: _on(_joining.closed, _STOPPING, _FINISHED),
+        protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _STOPPING, _FINISHED),
+        protocol.SignalReceived: _on(_joining.signalled, _STOPPING, _FINISHED),
+        protocol.WorkersExited: _on(_joining.exited),
     },
     Phase.RUNNING: {
         protocol.WorkersExited: _on(_running.exited, _BARRIER, _STOPPING),

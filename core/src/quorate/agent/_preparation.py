@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import final
 
 from .._isolation import call_plugin
-from ..records import Assignment
 from ..starter import PreparingStarter, Starter
+from . import _protocol as protocol
 from ._environment import base_environment, common_environment
 from ._spec import WorkerSpec
 
@@ -27,7 +27,7 @@ class Preparation:
     def __init__(self, start_method: str, starter: Starter) -> None:
         self._name = f"start method {start_method!r}"
         self._starter = starter if isinstance(starter, PreparingStarter) else None
-        self._held_back: Assignment | None = None
+        self._held_back: protocol.StartWorkers | None = None
         self.descriptor = -1
 
     def begin(self, spec: WorkerSpec, defaults: Mapping[str, str]) -> None:
@@ -42,19 +42,19 @@ class Preparation:
             call_plugin(self._name, self._starter.prepare, spec.entrypoint, spec.args, environment)
             self.descriptor = call_plugin(self._name, self._starter.fileno)
 
-    def holds_back(self, assignment: Assignment) -> bool:
-        """Return whether the workers of ``assignment`` have to wait; if so, :meth:`take_ready` returns it in time."""
+    def holds_back(self, command: protocol.StartWorkers) -> bool:
+        """Return whether the workers of ``command`` have to wait; if so, :meth:`take_ready` returns it in time."""
         if self._starter is None or call_plugin(self._name, self._starter.is_ready):
             return False
-        self._held_back = assignment
+        self._held_back = command
         return True
 
-    def take_ready(self) -> Assignment | None:
-        """Carry the preparation forward; return the assignment whose workers can now be started."""
+    def take_ready(self) -> protocol.StartWorkers | None:
+        """Carry the preparation forward; return the command whose workers can now be started."""
         if self._starter is None or not call_plugin(self._name, self._starter.is_ready):
             return None
-        assignment, self._held_back = self._held_back, None
-        return assignment
+        command, self._held_back = self._held_back, None
+        return command
 
     def cancel(self) -> None:
         """Forget the workers that wait: their round is over."""

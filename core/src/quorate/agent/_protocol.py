@@ -178,7 +178,12 @@ class Diagnosed:
 @final
 @frozen
 class WorkersGone:
-    """All workers and everything they started have ended."""
+    """All workers and everything they started have ended, but for ``kept``: live workers that have left their world.
+
+    ``kept`` are local ranks.
+    """
+
+    kept: frozenset[int] = frozenset()
 
 
 @final
@@ -257,7 +262,15 @@ class AgentSignalled:
     number: int
 
 
-StopReason = RoundIsOver | NodeIsUnhealthy | RendezvousIsLost | WorkersSucceeded | AgentSignalled
+@final
+@frozen
+class NoNextRound:
+    """Live workers waited for a round that this node does not get into: ``finish`` says how the run ends."""
+
+    finish: Finish
+
+
+StopReason = RoundIsOver | NodeIsUnhealthy | RendezvousIsLost | WorkersSucceeded | AgentSignalled | NoNextRound
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -277,9 +290,10 @@ class JoinRound:
 @final
 @frozen
 class StartWorkers:
-    """Start the workers of this assignment."""
+    """Start the workers of this assignment; the live workers with the local ranks ``kept`` are told it instead."""
 
     assignment: Assignment
+    kept: frozenset[int] = frozenset()
 
 
 @final
@@ -317,6 +331,21 @@ class StopWorkers:
 
     signal_number: int
     grace_seconds: float
+
+
+@final
+@frozen
+class ReleaseWorkers:
+    """Have live workers leave their world, and stop the others as by :class:`StopWorkers`.
+
+    A live worker that has not left after ``release_seconds``, or whose local rank is ``given_up``, is stopped, too.
+    Answered by :class:`WorkersGone`.
+    """
+
+    signal_number: int
+    grace_seconds: float
+    release_seconds: float
+    given_up: int | None = None
 
 
 @final
@@ -366,6 +395,7 @@ Command = (
     | Decide
     | DumpStacks
     | StopWorkers
+    | ReleaseWorkers
     | EndRound
     | ReportDone
     | Leave

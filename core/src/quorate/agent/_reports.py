@@ -6,13 +6,13 @@ What does not live here: the events' names and fields (:mod:`quorate.events`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
 from .._isolation import described, raise_if_interrupted
 from ..affinity import format_cpus
 from ..catalogue import EventSink
-from ..clock import wall_time_ns
+from ..clock import monotonic, wall_time_ns
 from ..events import (
     AgentPhaseDetails,
     AgentSignalledDetails,
@@ -51,6 +51,7 @@ class Reporter:
         self._level = _LEVELS.get(os.environ.get("QUORATE_LOG", "info").lower(), 1)
         self.pids: dict[int, int] = {}
         self.error_files: dict[int, str] = {}
+        self._pause_since: float | None = None
         self.listeners: list[Callable[[Event], None]] = []  # the agent's services
 
     def changed(self, old: State, new: State) -> None:
@@ -126,13 +127,30 @@ class Reporter:
         )
         self.emit(details, report.reason, level=1)
 
-    def started(self, pids: Mapping[int, int], launches: Sequence[WorkerLaunch]) -> None:
-        """Report that workers were started."""
+    def stopping(self) -> None:
+        """Note that the round has ended for this node's workers."""
+        if self._pause_since is None:
+            self._pause_since = monotonic()
+
+    def started(
+        self, pids: Mapping[int, int], launches: Sequence[WorkerLaunch], kept: Collection[int] = frozenset()
+    ) -> None:
+        """Report that workers were started; those of the local ranks ``kept`` have lived on."""
         self.pids = dict(pids)
         self.error_files = {launch.local_rank: launch.error_file for launch in launches}
         cpus = tuple(format_cpus(launch.cpus or ()) for launch in launches)
-        details = WorkersStartedDetails(tuple(self.pids.values()), cpus)
-        self.emit(details, f"{len(self.pids)} worker(s) started", level=2)
+        pause = 0.0 if self._pause_since is None else monotonic() - self._pause_since
+        self._pause_since = None
+        lived = tuple(self.pids[local_rank] for local_rank in sorted(kept) if local_rank in self.pids)
+        details = WorkersStartedDetails(tuple(self.pids.values()), cpus, lived, round(pause, 6))
+        if not lived:
+            self.emit(details, f"{len(self.pids)} worker(s) started", level=2)
+            return
+        new = len(self.pids) - len(lived)
+        sentence = (
+            f"{len(lived)} worker(s) live on (pid {', '.join(map(str, lived))}), {new} started, after {pause:.3f} s"
+        )
+        self.emit(details, sentence, level=1)
 
     def failed(self, failure: FailureRecord) -> None:
         """Report a worker that failed or hangs, whether it is the cause or a victim."""

@@ -9,7 +9,7 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, final
 
@@ -25,6 +25,7 @@ from ..reach import why_unreachable
 from ..records import Assignment, WorkerExited, WorkerLaunch
 from ..services import AgentSnapshot
 from ..starter import Starter
+from ..timeouts import RELEASE_TIMEOUT_SECONDS, parse_seconds
 from . import _protocol as protocol
 from ._checks import Checks
 from ._diagnosis import Diagnosis
@@ -34,6 +35,7 @@ from ._idle import IdleWork
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
 from ._preparation import Preparation
+from ._processes import Processes
 from ._record import node_record
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
@@ -44,9 +46,6 @@ from ._state import State
 from ._workers import WorkerTable
 
 __all__ = ["Runner"]
-
-#: Beyond the grace: what the starter needs to kill, sweep and drain, even from an uninterruptible wait.
-_LAST_RESORT_SECONDS = 10.0
 
 
 @final
@@ -72,6 +71,9 @@ class Runner:
             spec.grace_periods(),
             host=host_name(),
             loss_timeout=spec.rdzv_handler.loss_timeout,
+            release_timeout=parse_seconds(
+                "release_timeout", spec.settings.get("release_timeout", RELEASE_TIMEOUT_SECONDS)
+            ),
         )
         self.return_values: dict[int, Any] = {}
         self._run_id = spec.rdzv_handler.get_run_id()
@@ -90,15 +92,16 @@ class Runner:
         self._wake = -1
         self._epoll: select.epoll | None = None
         self._membership: Membership | None = None
-        self._context: GuardedContext | None = None
-        self._stop_deadline: float | None = None
+        self._processes = Processes(self._watch, self._unwatch, self._warn)
         self._finish: protocol.Finish | None = None
         self._diagnosis = Diagnosis(host, reporter, self._warn)
 
     def _make_starter(self) -> tuple[str, Starter]:
         spec = self._spec
         backend = choose_starter(self._host, spec.entrypoint, self._settings.start_method)
-        request = StarterRequest(backend.name, self._node_id, spec.shutdown_timeout, spec.settings)
+        request = StarterRequest(
+            backend.name, self._node_id, spec.shutdown_timeout, spec.settings, spec.rdzv_handler.loss_timeout
+        )
         return backend.name, call_plugin(f"start method {backend.name!r}", backend.create, request)
 
     def run(self) -> protocol.Finish:
@@ -120,7 +123,8 @@ class Runner:
         finally:
             if self._membership is not None:
                 self._membership.close()
-            self._close_context()
+            self._processes.close()
+            self._diagnosis.complete_error_files()
             self._close_preparation()
             self._close_services()
             self._signals.restore()
@@ -191,47 +195,50 @@ class Runner:
                 event()
             else:
                 self._feed(event)
-        self._advance_context()
+        self._advance_processes()
         self._advance_checks()
         self._idle.advance(monotonic())
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
             self._feed(protocol.Clock(due=True))
 
     def _start_held_back(self) -> None:
-        assignment = self._preparation.take_ready()
-        answer = None if assignment is None else self._start(assignment)
+        command = self._preparation.take_ready()
+        answer = None if command is None else self._start(command)
         if answer is not None:
             self._feed(answer)
 
     def _timeout(self) -> float | None:
-        times = [self.state.wake_at, self._idle.wake_at()]
-        if self._context is not None:
-            times += [self._context.wake_at(), self._stop_deadline]
+        times = [self.state.wake_at, self._idle.wake_at(), self._processes.wake_at()]
         if self._checks is not None:
             times.append(self._checks.wake_at())
         due = [time for time in times if time is not None]
         return seconds_until(min(due)) if due else None
 
-    def _advance_context(self) -> None:
-        context = self._context
-        if context is None or self._finish is not None:
+    def _advance_processes(self) -> None:
+        if self._finish is not None:
             return
-        exits = context.advance(monotonic())
+        exits = self._processes.advance()
         if exits:
             for exit in exits:
                 if exit.exit_code == 0 and self.state.assignment is not None:
                     self.return_values[self.state.assignment.first_rank + exit.local_rank] = exit.return_value
             self._workers.ended(exits)
             self._feed(protocol.WorkersExited(tuple(exits)))
-        if self._context is context:
-            self._workers.delivered(context.delivered())
-        if self._stop_deadline is None or self._context is not context:
-            return
-        if context.is_gone() or monotonic() >= self._stop_deadline:
-            problem = self._close_context()  # kills what a stalled console or a wait in the kernel has left
+        self._workers.delivered(self._processes.delivered())
+        gone = self._take_gone(self._feed)
+        if gone is not None:
+            self._feed(gone)
+
+    def _take_gone(self, report: Callable[[protocol.Input], None]) -> protocol.WorkersGone | None:
+        """Return, once, that the workers are gone or released, as the last stop or release asked for."""
+        gone = self._processes.take_gone()
+        if gone is not None:
+            self._diagnosis.complete_error_files()
+            self._workers.released(gone.kept)
+            problem = self._processes.take_problem()
             if problem:
-                self._feed(protocol.NodeUnhealthy(problem))
-            self._feed(protocol.WorkersGone())
+                report(protocol.NodeUnhealthy(problem))
+        return gone
 
     def _advance_checks(self) -> None:
         if self._checks is not None and self._finish is None:
@@ -260,13 +267,13 @@ class Runner:
         if isinstance(command, protocol.Finish):
             self._finish = command
         elif isinstance(command, protocol.StartWorkers):
-            return None if self._preparation.holds_back(command.assignment) else self._start(command.assignment)
+            return None if self._preparation.holds_back(command) else self._start(command)
         elif isinstance(command, protocol.CheckNode):
             assert self._checks is not None
             return self._checks.begin()
         elif isinstance(command, protocol.DumpStacks):
             return self._dump_stacks(command.local_rank)
-        elif isinstance(command, protocol.StopWorkers):
+        elif isinstance(command, (protocol.StopWorkers, protocol.ReleaseWorkers)):
             return self._stop(command)
         elif isinstance(command, protocol.Diagnose):
             assert self.state.assignment is not None
@@ -295,27 +302,29 @@ class Runner:
         elif isinstance(command, protocol.Decline):
             membership.decline(evolve(node_record(self._spec, self._node_id), declined=command.problem))
 
-    def _start(self, assignment: Assignment) -> protocol.Input | None:
-        assert self._epoll is not None
-        self._stop_deadline = None
+    def _start(self, command: protocol.StartWorkers) -> protocol.Input | None:
         self._idle.cancel()
+        self._processes.begin()
         try:
             launches = build_launches(
-                self._settings, assignment, self._run_id, self._change_launch, self._services.environment
+                self._settings, command.assignment, self._run_id, self._change_launch, self._services.environment
             )
-            self._context = GuardedContext(self._start_method, self._starter.start(launches))
-            self._epoll.register(self._context.fileno(), select.EPOLLIN)
-            pids = self._context.pids()
+            launches = self._workers.continued(launches, command.kept)
+            fresh = [launch for launch in launches if launch.local_rank not in command.kept]
+            if fresh:
+                self._processes.add(GuardedContext(self._start_method, self._starter.start(fresh)))
+            pids = self._processes.pids()
         except BaseException as error:
             raise_if_interrupted(error)
             local_rank = error.local_rank if isinstance(error, StartError) else 0
             text = str(error) if isinstance(error, QuorateError) else described(error)
-            self._close_context()
+            self._processes.begin()
             return protocol.StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
-        self._workers.started(launches, pids)
-        self._reporter.started(pids, launches)
+        self._processes.assign([launch for launch in launches if launch.local_rank in command.kept])
+        self._workers.started(launches, pids, command.kept)
+        self._reporter.started(pids, launches, command.kept)
         self._diagnosis.begin()
-        self._probe_master(assignment)
+        self._probe_master(command.assignment)
         return None
 
     def _probe_master(self, assignment: Assignment) -> None:
@@ -336,15 +345,25 @@ class Runner:
         if assignment.group_rank > 0 and not is_local_name(address):
             threading.Thread(target=probe, name="quorate-probe", daemon=True).start()
 
+    def _watch(self, descriptor: int) -> None:
+        assert self._epoll is not None
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def _unwatch(self, descriptor: int) -> None:
+        assert self._epoll is not None
+        try:
+            self._epoll.unregister(descriptor)
+        except (OSError, ValueError):
+            pass  # it is already closed
+
     def _dump_stacks(self, hung_local_rank: int) -> protocol.Input | None:
-        context = self._context
-        if context is None or not context.can_dump_stacks:
+        if not self._processes.can_dump_stacks:
             return protocol.StacksDumped()
 
         def dump() -> None:
             lines: tuple[str, ...] = ()
             try:
-                lines = tuple(context.dump_stacks(hung_local_rank, self.state.settings.dump_timeout))
+                lines = tuple(self._processes.dump_stacks(hung_local_rank, self.state.settings.dump_timeout))
             except BaseException as error:  # this thread must post its answer, whatever happens
                 self._warn(f"the workers' stacks could not be dumped: {described(error)}")
             self.post(protocol.StacksDumped(lines))
@@ -356,42 +375,14 @@ class Runner:
         changed = self._host.decide("launch", launch, assignment)
         return launch if changed is None else changed
 
-    def _stop(self, command: protocol.StopWorkers) -> protocol.Input | None:
+    def _stop(self, command: protocol.StopWorkers | protocol.ReleaseWorkers) -> protocol.Input | None:
         self._preparation.cancel()
-        now = monotonic()
-        deadline = now + command.grace_seconds + _LAST_RESORT_SECONDS
-        if self._stop_deadline is None or command.grace_seconds == 0.0:
-            self._stop_deadline = deadline
+        self._reporter.stopping()
+        if isinstance(command, protocol.ReleaseWorkers):
+            self._processes.release(command)
         else:
-            self._stop_deadline = max(self._stop_deadline, deadline)
-        if self._context is None:
-            return protocol.WorkersGone()
-        self._context.stop(command.signal_number, command.grace_seconds, now)
-        if self._context.is_gone():
-            problem = self._close_context()
-            if problem:
-                self.post(protocol.NodeUnhealthy(problem))
-            return protocol.WorkersGone()
-        return None
-
-    def _close_context(self) -> str:
-        """Close it; return why this node should not join another round, ``""`` if there is no reason."""
-        context, self._context = self._context, None
-        if context is None:
-            return ""
-        assert self._epoll is not None
-        try:
-            self._epoll.unregister(context.fileno())
-        except (OSError, ValueError, PluginError):
-            pass  # its descriptor is already closed
-        left_behind: Sequence[str] = ()
-        try:
-            context.close()
-            left_behind = context.left_behind()
-        except PluginError as error:
-            self._warn(f"{error}; workers may be left over")
-        self._diagnosis.complete_error_files()
-        return "; ".join(left_behind)
+            self._processes.stop(command)
+        return self._take_gone(self.post)
 
 
 def _look_again() -> None:

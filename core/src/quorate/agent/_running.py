@@ -11,9 +11,10 @@ import signal
 from ..failures import signal_name
 from ..records import Cause, FailureRecord, RestartDecision, Verdict, WorkerExited
 from . import _protocol as protocol
+from ._ending import release, stop
 from ._protocol import Phase
 from ._round_end import budget_of, end_by_departure, end_by_failure
-from ._stopping import note_exits, stop
+from ._stopping import note_exits
 from ._transition import Transition
 
 __all__ = [
@@ -95,20 +96,24 @@ def diagnosed(transition: Transition, event: protocol.Diagnosed) -> None:
 
 
 def _stop_for(transition: Transition, failure: FailureRecord, decision: RestartDecision) -> None:
-    """Stop the workers and record why: at once, or later where another node may know the cause better."""
+    """End the round and record why: at once, or later where another node may know the cause better."""
     state, assignment = transition.state, transition.assignment
     settings, end = state.settings, end_by_failure(state, failure, decision)
     is_excluded = bool(end.lost)
     grace = settings.grace.exit if decision.verdict.is_terminal else settings.grace.restart
     if failure.cause is Cause.BROKEN_COLLECTIVE and assignment.world_size > 1 and not is_excluded:
-        stop(transition, protocol.RoundIsOver(), end.reason, grace, proposed=end, is_held_back=True)
+        release(transition, end.reason, grace, proposed=end, is_held_back=True)
         # With one node, only a simultaneous failure adds information.
         timeout = settings.loss_timeout if assignment.group_world_size > 1 else 0.0
         transition.set(wake_at=transition.now + timeout)
+        return
+    transition.emit(protocol.EndRound(end))
+    if is_excluded:
+        stop(transition, protocol.NodeIsUnhealthy(end.reason), end.reason, grace, proposed=end)
+    elif end.verdict.is_terminal:
+        stop(transition, protocol.RoundIsOver(), end.reason, grace, proposed=end)
     else:
-        transition.emit(protocol.EndRound(end))
-        why: protocol.StopReason = protocol.NodeIsUnhealthy(end.reason) if is_excluded else protocol.RoundIsOver()
-        stop(transition, why, end.reason, grace, proposed=end)
+        release(transition, end.reason, grace, proposed=end)
 
 
 # --- the round and the rendezvous -----------------------------------------------------------------------------------
@@ -116,8 +121,10 @@ def _stop_for(transition: Transition, failure: FailureRecord, decision: RestartD
 
 def round_ended(transition: Transition, event: protocol.RoundEnded | protocol.JobClosed) -> None:
     end, grace = event.end, transition.state.settings.grace
-    seconds = {Verdict.RESCALE: grace.rescale, Verdict.RESTART: grace.restart}.get(end.verdict, grace.exit)
-    stop(transition, protocol.RoundIsOver(), end.reason, seconds, end=end)
+    if end.verdict.is_terminal:
+        stop(transition, protocol.RoundIsOver(), end.reason, grace.exit, end=end)
+    else:
+        release(transition, end.reason, grace.rescale if end.verdict is Verdict.RESCALE else grace.restart, end=end)
 
 
 def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) -> None:

@@ -27,6 +27,7 @@ class Settings:
     close_timeout: float = 5.0  # how long the recorded end of a round is waited for
     dump_timeout: float = 5.0  # how long workers may take to write their stacks
     loss_timeout: float = 0.0  # within which other nodes notice that a node is lost; 0: they do not
+    release_timeout: float = 0.0  # how long a live worker may take to leave its world; 0: all workers are stopped
     host: str = ""
 
 
@@ -76,6 +77,7 @@ class State:
     """Everything that the agent knows.  Times are seconds on its own monotonic clock.
 
     A phase keeps what only it needs in a record of its own; ``history`` has the rounds that ended, oldest first.
+    ``kept`` are the local ranks of live workers that have left their world and wait for the next one.
     """
 
     settings: Settings
@@ -83,6 +85,7 @@ class State:
     reason: str = ""
     wake_at: float | None = None
     history: tuple[RoundEnd, ...] = ()
+    kept: frozenset[int] = frozenset()
     joining: Joining | None = None
     waiting: RendezvousWaiting | None = None  # the last report, while this node waits
     round: Round | None = None
@@ -117,14 +120,21 @@ class State:
     @property
     def trouble(self) -> protocol.RendezvousFailed | None:
         """Why the rendezvous cannot go on, if it cannot."""
-        last = self.finish or self.stopping
-        return last.why.failure if last is not None and isinstance(last.why, protocol.RendezvousIsLost) else None
+        why = self._why
+        return why.failure if isinstance(why, protocol.RendezvousIsLost) else None
 
     @property
     def signal_number(self) -> int | None:
         """The signal that makes this agent leave."""
+        why = self._why
+        return why.number if isinstance(why, protocol.AgentSignalled) else None
+
+    @property
+    def _why(self) -> protocol.StopReason | None:
+        """Why workers are stopped, or the run has ended."""
         last = self.finish or self.stopping
-        return last.why.number if last is not None and isinstance(last.why, protocol.AgentSignalled) else None
+        why = None if last is None else last.why
+        return why.finish.why if isinstance(why, protocol.NoNextRound) else why
 
 
 @final

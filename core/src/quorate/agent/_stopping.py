@@ -1,4 +1,4 @@
-"""The phase STOPPING: workers are being stopped, and nothing new begins until all of them are gone.
+"""The phase STOPPING: workers are being stopped or released, and nothing new begins until that is done.
 
 Why they are stopped is one value (:data:`~quorate.agent._protocol.StopReason`), which says what follows.  What does not
 live here: which handler is called when (:mod:`quorate.agent._machine`).
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ..records import Cause, RestartBudget, RoundEnd, Verdict
 from . import _protocol as protocol
+from ._ending import end_run
 from ._joining import check
-from ._protocol import Phase
 from ._round_end import budget_of, end_by_failure
 from ._state import Stopping
 from ._transition import Transition
@@ -26,27 +25,15 @@ __all__ = [
     "note_exits",
     "rendezvous_failed",
     "signalled",
-    "stop",
     "timed_out",
     "unhealthy",
 ]
 
 
-def stop(
-    transition: Transition,
-    why: protocol.StopReason,
-    reason: str,
-    grace_seconds: float,
-    with_signal: int = signal.SIGTERM,
-    **known: Any,
-) -> None:
-    """Stop the workers; ``known`` are further fields of :class:`~quorate.agent._state.Stopping`."""
-    transition.enter(Phase.STOPPING, reason, stopping=Stopping(why, **known))
-    transition.emit(protocol.StopWorkers(int(with_signal), grace_seconds))
-
-
 def note_exits(transition: Transition, event: protocol.WorkersExited, budget: RestartBudget | None = None) -> None:
     """Count successes; have failures diagnosed, the first with ``budget``.  Workers that were stopped are neither."""
+    if transition.state.round is None:
+        return  # live workers that waited for a round that did not come
     own = [exit for exit in event.exits if not exit.stopped]
     good = {exit.local_rank for exit in own if exit.exit_code == 0}
     transition.set_round(succeeded=transition.round.succeeded | good)
@@ -62,12 +49,17 @@ def note_exits(transition: Transition, event: protocol.WorkersExited, budget: Re
 
 
 def exited(transition: Transition, event: protocol.WorkersExited) -> None:
-    note_exits(transition, event)
+    if transition.stopping.workers_gone:  # they were live, and waited for the next round
+        transition.set(kept=transition.state.kept - {exit.local_rank for exit in event.exits})
+    else:
+        note_exits(transition, event)
 
 
 def diagnosed(transition: Transition, event: protocol.Diagnosed) -> None:
     """Note a late failure.  One that is not a victim's takes the place of a proposal that was held back."""
     failure = event.failure
+    if transition.state.round is None:
+        return
     if failure not in transition.round.failures:
         transition.set_round(failures=(*transition.round.failures, failure))
     if not transition.stopping.is_held_back or failure.cause is Cause.BROKEN_COLLECTIVE:
@@ -86,6 +78,8 @@ def unhealthy(transition: Transition, event: protocol.NodeUnhealthy) -> None:
 
 
 def end_recorded(transition: Transition, event: protocol.RoundEnded | protocol.JobClosed) -> None:
+    if isinstance(transition.stopping.why, protocol.NoNextRound):
+        return
     transition.set(wake_at=None)
     transition.set_stopping(end=event.end, is_held_back=False)
     _go_on(transition)
@@ -100,7 +94,7 @@ def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) 
 
 def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     """A first signal makes this the last stop; a second one ends the workers' grace."""
-    if isinstance(transition.stopping.why, protocol.AgentSignalled):
+    if transition.state.signal_number is not None:
         transition.emit(protocol.StopWorkers(int(signal.SIGKILL), 0.0))
         return
     _change_reason(transition, protocol.AgentSignalled(event.number))
@@ -116,6 +110,7 @@ _PRECEDENCE = (
     protocol.NodeIsUnhealthy,
     protocol.RendezvousIsLost,
     protocol.WorkersSucceeded,
+    protocol.NoNextRound,
     protocol.AgentSignalled,
 )
 
@@ -129,6 +124,7 @@ def _change_reason(transition: Transition, why: protocol.StopReason) -> None:
 
 
 def gone(transition: Transition, event: protocol.WorkersGone) -> None:
+    transition.set(kept=event.kept)
     transition.set_stopping(workers_gone=True)
     if not transition.stopping.is_held_back:
         transition.set(wake_at=transition.now + transition.state.settings.close_timeout)
@@ -169,12 +165,12 @@ def _follow_round(transition: Transition, stopping: Stopping) -> None:
         return
     if end.verdict.is_terminal:
         outcome = protocol.Outcome.SUCCEEDED if end.verdict is Verdict.SUCCEEDED else protocol.Outcome.FAILED
-        transition.finish(outcome, end.reason, why, end)
+        end_run(transition, outcome, end.reason, why, end)
     elif isinstance(why, protocol.NodeIsUnhealthy):
         transition.emit(protocol.Leave())
-        transition.finish(protocol.Outcome.UNHEALTHY, why.problem, why, end)
+        end_run(transition, protocol.Outcome.UNHEALTHY, why.problem, why, end)
     elif isinstance(why, protocol.RendezvousIsLost):
-        transition.finish(protocol.Outcome.ERROR, why.failure.problem, why, end)
+        end_run(transition, protocol.Outcome.ERROR, why.failure.problem, why, end)
     else:
         check(transition, end.reason)
 
@@ -186,20 +182,26 @@ def _follow_loss(transition: Transition, stopping: Stopping) -> None:
         _follow_round(transition, stopping)
     elif transition.round.all_succeeded:
         reason = f"all workers of this node have succeeded ({why.failure.problem})"
-        transition.finish(protocol.Outcome.SUCCEEDED, reason, why)
+        end_run(transition, protocol.Outcome.SUCCEEDED, reason, why)
     elif proposed is not None and not stopping.is_held_back and proposed.verdict.is_terminal:
-        transition.finish(protocol.Outcome.FAILED, reason, why, proposed)
+        end_run(transition, protocol.Outcome.FAILED, reason, why, proposed)
     else:
-        transition.finish(protocol.Outcome.ERROR, reason, why)
+        end_run(transition, protocol.Outcome.ERROR, reason, why)
 
 
 def _follow_success(transition: Transition, stopping: Stopping) -> None:
-    transition.finish(protocol.Outcome.SUCCEEDED, transition.state.reason, stopping.why, stopping.end)
+    end_run(transition, protocol.Outcome.SUCCEEDED, transition.state.reason, stopping.why, stopping.end)
 
 
 def _follow_signal(transition: Transition, stopping: Stopping) -> None:
     transition.emit(protocol.Leave())
-    transition.finish(protocol.Outcome.SIGNAL, transition.state.reason, stopping.why, stopping.end)
+    end_run(transition, protocol.Outcome.SIGNAL, transition.state.reason, stopping.why, stopping.end)
+
+
+def _follow_decision(transition: Transition, stopping: Stopping) -> None:
+    assert isinstance(stopping.why, protocol.NoNextRound)
+    finish = stopping.why.finish
+    transition.finish(finish.outcome, finish.reason, finish.why, finish.end)
 
 
 _FOLLOWS: Mapping[type, Callable[[Transition, Stopping], None]] = {
@@ -207,5 +209,6 @@ _FOLLOWS: Mapping[type, Callable[[Transition, Stopping], None]] = {
     protocol.NodeIsUnhealthy: _follow_round,
     protocol.RendezvousIsLost: _follow_loss,
     protocol.WorkersSucceeded: _follow_success,
+    protocol.NoNextRound: _follow_decision,
     protocol.AgentSignalled: _follow_signal,
 }

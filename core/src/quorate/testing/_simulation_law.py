@@ -49,6 +49,10 @@ class Law(str, Enum):
         "workers start in a round only when those of earlier rounds have stopped on every node that was awake and "
         "connected all along, and has not left",
     )
+    NO_LATE_STEP = (
+        "no-late-step",
+        "a live worker takes no step of an old world once it counts as gone, and gets its next assignment only then",
+    )
     ENDS_ARE_NOTICED = (
         "ends-are-noticed",
         "a node that is awake and connected stops its workers soon after their round has ended",

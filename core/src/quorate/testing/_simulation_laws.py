@@ -5,6 +5,7 @@ What does not live here: checking that all nodes converge once faults have stopp
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NoReturn, Protocol, final
 
 from ..agent import _protocol as agent
@@ -39,6 +40,9 @@ class Member(Protocol):
 
     @property
     def running(self) -> Assignment | None: ...
+
+    @property
+    def has_waiting(self) -> bool: ...
 
     def healthy_since(self) -> float: ...
 
@@ -288,8 +292,26 @@ class Judge:
                 f"still runs those of round {earlier}",
             )
 
+    def keeps(self, node: Member, kept: Collection[int], waiting: Collection[int]) -> None:
+        """The agent of ``node`` tells live workers, of which ``waiting`` have left their world, the next assignment."""
+        if set(kept) != set(waiting):
+            self.fail(
+                Law.NO_LATE_STEP,
+                f"{node.name} tells its workers {sorted(kept)} the next assignment, but {sorted(waiting)} wait for it",
+            )
+
+    def takes_step(self, node: Member, assignment: Assignment, local_rank: int) -> None:
+        """A live worker of ``node`` takes a step in the world of ``assignment``."""
+        current = node.agent.assignment
+        if current is None or current.round_number != assignment.round_number:
+            self.fail(
+                Law.NO_LATE_STEP,
+                f"local rank {local_rank} of {node.name} takes a step in round {assignment.round_number}, but its "
+                f"agent is {node.agent.phase.value} in another one",
+            )
+
     def stops(self, node: Member) -> None:
-        """No worker of ``node`` runs any more."""
+        """No worker of ``node`` is in a world any more."""
         for number, members in list(self._running.items()):
             members.pop(node, None)
             if not members:
@@ -313,7 +335,7 @@ class Judge:
         finish, state = node.finished, node.agent
         assert finish is not None
         self._timeline.note(node.name, "agent", f"{finish.outcome.value}: {finish.reason}")
-        if node.running is not None:
+        if node.running is not None or node.has_waiting:
             self.fail(Law.STOPPED_BEFORE_STARTED, f"{node.name} finishes while its workers run")
         if finish.outcome is agent.Outcome.SUCCEEDED and not isinstance(
             finish.why, (agent.WorkersSucceeded, agent.RendezvousIsLost)

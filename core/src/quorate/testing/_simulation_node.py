@@ -20,7 +20,6 @@ from ..agent._store_membership import agent_input
 from ..policy import default_restart
 from ..records import (
     Assignment,
-    Cause,
     FailureRecord,
     NodeRecord,
     RestartBudget,
@@ -38,10 +37,12 @@ from ._simulation_law import Law
 from ._simulation_laws import Judge
 from ._simulation_network import Network, Waiting
 from ._simulation_timeline import Timeline
-from ._simulation_workers import BROKEN, Plan, SimulatedWorkers, WorkerOutcome
+from ._simulation_workers import Plan, SimulatedWorkers, WorkerOutcome, describe_failure
 
-__all__ = ["SimulatedNode", "Surroundings"]
+__all__ = ["RELEASE_SECONDS", "SimulatedNode", "Surroundings"]
 
+#: How long a simulated live worker may take to leave its world.
+RELEASE_SECONDS = 2.0
 _OPERATION_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
 _MOST_STEPS = 10_000
@@ -96,6 +97,7 @@ class SimulatedNode:
             grace,
             host=record.host,
             loss_timeout=settings.timeouts.lease_timeout + 1.0,
+            release_timeout=RELEASE_SECONDS,
         )
         self.alive = self.is_up = True
         self.paused_until = 0.0
@@ -134,6 +136,11 @@ class SimulatedNode:
     def running(self) -> Assignment | None:
         """The assignment whose workers run, even those that are being stopped."""
         return self.workers.assignment if self.workers is not None and self.workers.running else None
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether live workers of it wait for the next round."""
+        return self.workers is not None and bool(self.workers.waiting)
 
     def clock(self) -> float:
         """Return this node's own monotonic time."""
@@ -345,8 +352,8 @@ class SimulatedNode:
             self._joins += 1
             self.post(protocol.Join(evolve(self.record, port=1000 + self._joins)))
         elif isinstance(command, agent.StartWorkers):
-            return self._start_workers(command.assignment)
-        elif isinstance(command, agent.StopWorkers):
+            return self._start_workers(command)
+        elif isinstance(command, (agent.StopWorkers, agent.ReleaseWorkers)):
             return self._stop_workers(command)
         elif isinstance(command, agent.Diagnose):
             return self._diagnose(command)
@@ -367,22 +374,35 @@ class SimulatedNode:
             self._finish(command)
         return None
 
-    def _start_workers(self, assignment: Assignment) -> agent.Input | None:
+    def _start_workers(self, command: agent.StartWorkers) -> agent.Input | None:
+        assignment, before = command.assignment, self.workers
         self._judge.starts(self, assignment)
+        self._judge.keeps(self, command.kept, before.waiting if before is not None else set())
         plans = [self._world.plan_of(self, assignment, rank) for rank in range(assignment.local_world_size)]
         for local_rank, plan in enumerate(plans):
-            if plan.outcome is WorkerOutcome.UNSTARTABLE:
+            if plan.outcome is WorkerOutcome.UNSTARTABLE and local_rank not in command.kept:
                 self._judge.stops(self)
                 return agent.StartFailed(WorkerExited(local_rank, 0, 127, 0, problem="no such program"))
-        self.workers = SimulatedWorkers(self._timeline, self, assignment, plans, self._world.take_pids(len(plans)))
+        first = self._world.take_pids(len(plans))
+        pids = [first + local_rank for local_rank in range(len(plans))]
+        for local_rank in sorted(command.kept):
+            assert before is not None
+            pids[local_rank] = before.take(local_rank)
+            self._timeline.count("worker lives on")
+        self.workers = SimulatedWorkers(self._timeline, self, assignment, plans, pids)
         return None
 
-    def _stop_workers(self, command: agent.StopWorkers) -> agent.Input | None:
-        if self.running is None:
+    def _stop_workers(self, command: agent.StopWorkers | agent.ReleaseWorkers) -> agent.Input | None:
+        workers = self.workers
+        if workers is None or not (workers.running or workers.waiting):
             self.workers = None
             return agent.WorkersGone()
-        assert self.workers is not None
-        self.workers.stop(command.signal_number, command.grace_seconds)
+        if isinstance(command, agent.StopWorkers):
+            workers.stop(command.signal_number, command.grace_seconds)
+        elif workers.running:
+            workers.release(command)
+        else:
+            return agent.WorkersGone(frozenset(workers.waiting))
         return None
 
     def on_worker_failed(self, round_number: int) -> None:
@@ -394,32 +414,17 @@ class SimulatedNode:
     def on_workers_ended(self) -> None:
         self._judge.stops(self)
 
-    def on_workers_stopped(self) -> None:
-        self.workers = None
-        self.post_to_agent(agent.WorkersGone())
+    def on_workers_stopped(self, kept: frozenset[int]) -> None:
+        if not kept:
+            self.workers = None
+        self.post_to_agent(agent.WorkersGone(kept))
+
+    def on_step(self, assignment: Assignment, local_rank: int) -> None:
+        self._judge.takes_step(self, assignment, local_rank)
 
     def _diagnose(self, command: agent.Diagnose) -> agent.Input:
-        assignment, exit = self.agent.assignment, command.exit
-        assert assignment is not None
-        cause = Cause.EXCEPTION if exit.exit_code > 0 else Cause.SIGNAL
-        if command.start_failed:
-            cause = Cause.START_FAILED
-        elif command.hung:
-            cause = Cause.HANG
-        elif exit.problem == BROKEN:
-            cause = Cause.BROKEN_COLLECTIVE
-        failure = FailureRecord(
-            assignment.first_rank + exit.local_rank,
-            exit.local_rank,
-            exit.pid,
-            exit.exit_code,
-            cause,
-            exit.problem or "it raised",
-            0,
-            node_id=assignment.node_id,
-            host=self.record.host,
-            restart_count=assignment.restart_count,
-        )
+        assert self.agent.assignment is not None
+        failure = describe_failure(command, self.agent.assignment, self.record.host)
         return agent.Diagnosed(failure, None if command.budget is None else self._decide(failure, command.budget))
 
     def _decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from quorate.errors import StartError
 
-__all__ = ["explain", "find_command", "has_known_format", "remedy_for"]
+__all__ = ["cannot_start", "explain", "find_command", "has_known_format", "remedy_for"]
 
 
 def find_command(command: str, environment: Mapping[str, str], local_rank: int = 0) -> str:
@@ -86,3 +86,9 @@ def remedy_for(error: OSError | RuntimeError) -> str:
     if error.errno == errno.ENFILE:
         return f"{error.strerror}; raise the machine's limit on open files (sysctl fs.file-max)"
     return ""
+
+
+def cannot_start(error: OSError | RuntimeError) -> StartError:
+    """Turn a limit of the system that was met while workers were started into an error with a remedy."""
+    why = remedy_for(error) or (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return StartError(f"the workers cannot be started: {why}")

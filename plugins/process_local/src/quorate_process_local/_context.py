@@ -8,6 +8,9 @@ The life of a context::
 
     running ──all ended, or stop()──► stopping ──grace over──► killing ──nothing left, or 5 s──► swept ──drained──► gone
 
+After release() it does the same for the workers that are not live, and then goes on with those that have left their
+world: it is *settled*, and runs again after assign().
+
 A worker whose function has returned stays (:mod:`._results`) until all that still run have delivered their results, or
 until it is stopped.  Its result decides, however its process ends.  The worker of rank 0 stays until :meth:`stop` where
 the store that it serves may be used by workers of other nodes; it is reported once all have delivered.
@@ -18,31 +21,32 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic, seconds_until
 from quorate.errors import StartError
-from quorate.failures import signal_name
 from quorate.notices import warn
-from quorate.proc import forget, hold, release
+from quorate.proc import forget, hold
 from quorate.records import WorkerExited, WorkerLaunch
 from quorate.starter import StarterRequest
 
-from ._commands import remedy_for
+from ._commands import cannot_start, remedy_for
 from ._guardian import Guardian
 from ._leftovers import MARKER_VARIABLE, Leftover, marker_of
+from ._live import ADDRESS_VARIABLE, Live
 from ._pump import Pump
+from ._reserve import Reserve
 from ._stack_signal import STACK_SIGNAL, STACK_SIGNAL_VARIABLE
 from ._streams import Output, plan_output
 from ._sweep import KILL_TIMEOUT_SECONDS, Sweep, why_stuck
-from ._workers import Process, Worker
+from ._workers import Process, Worker, may_serve_other_nodes, why_terminated
 
 if TYPE_CHECKING:
     from ._deliveries import Deliveries  # imported for functions only
 
-__all__ = ["LocalContext", "start_group"]
+__all__ = ["LocalContext"]
 
 #: How long a worker's report waits for the rest of its stderr.
 _TAIL_TIMEOUT_SECONDS = 1.0
@@ -51,32 +55,6 @@ _POLL_INTERVAL_SECONDS = 0.05
 _CLOSE_TIMEOUT_SECONDS = 2.0
 #: Descriptors that are kept back, so that a context can be swept and closed when there are no others left.
 _RESERVED_DESCRIPTORS = 4
-
-
-def start_group(request: StarterRequest, launch_all: Callable[[LocalContext], None]) -> LocalContext:
-    """Return a context whose workers ``launch_all`` has started; if that fails none is left.
-
-    Raises:
-        StartError: they cannot be started; where a limit of the system is the reason, the message has the remedy.
-    """
-    try:
-        context = LocalContext(request)
-    except OSError as error:
-        raise _cannot_start(error) from error
-    try:
-        launch_all(context)
-        context.begin()
-    except BaseException as error:
-        context.close()
-        if isinstance(error, OSError):
-            raise _cannot_start(error) from error
-        raise
-    return context
-
-
-def _cannot_start(error: OSError | RuntimeError) -> StartError:
-    why = remedy_for(error) or (error.strerror if isinstance(error, OSError) else "") or str(error)
-    return StartError(f"the workers cannot be started: {why}")
 
 
 @final
@@ -95,23 +73,26 @@ class LocalContext:
         self._deliveries: Deliveries | None = None
         #: By when workers that were released must have ended by themselves.
         self._end_by: float | None = None
-        self._is_killing = self._is_swept = self._is_closed = False
+        self._is_killing = self._is_swept = self._is_closed = self._is_settled = False
+        self._grace_seconds = 0.0
         self._has_news = False
         self._left_behind: list[str] = []
         with ExitStack() as undo:
             self._epoll = select.epoll()
             hold(self._epoll.fileno(), self._epoll.close)
             undo.callback(self._close_epoll)
-            self._reserve: list[int] = []
-            undo.callback(self._release_reserve)
-            for _ in range(_RESERVED_DESCRIPTORS):
-                self._reserve.append(hold(os.open(os.sep, os.O_PATH | os.O_CLOEXEC)))
+            self._reserve = Reserve(_RESERVED_DESCRIPTORS)
+            undo.callback(self._reserve.release)
             self._guardian = Guardian(f"{self._id}.")
             undo.callback(self._guardian.close)
             self._pump = Pump()
+            undo.callback(self._pump.close, 0.0)
+            self._live = Live(
+                self._workers, self._watch, self._unwatch, request.loss_timeout, lambda worker: self._kill_at is None
+            )
             undo.pop_all()
         self._sweep = Sweep(self._id, self._workers, self._guardian, self._watch, self._unwatch)
-        self._watch(self._pump.notice, self._take_notice)
+        self._watch(self._pump.notice, self._pump.take_notice)
 
     # --- filling it -----------------------------------------------------------------------------------------------
 
@@ -136,6 +117,7 @@ class LocalContext:
         environment["QUORATE_AGENT_TOKEN"] = self._request.token
         environment[STACK_SIGNAL_VARIABLE] = str(STACK_SIGNAL)
         environment[MARKER_VARIABLE] = marker_of(self._id, launch.local_rank, environment)
+        environment[ADDRESS_VARIABLE] = self._live.address
         try:
             output = plan_output(launch, self._pump.consoles, self._pump.copies)
             try:
@@ -151,8 +133,8 @@ class LocalContext:
                 f"{remedy_for(error) or error.strerror or error}",
                 local_rank=launch.local_rank,
             ) from error
-        worker = Worker(launch.local_rank, process, output.errors, output.error_path)
-        worker.is_kept = self._deliveries is not None and _may_serve_other_nodes(environment)
+        worker = Worker(launch.local_rank, process, output.errors, output.error_path, launch.environment)
+        worker.is_kept = self._deliveries is not None and may_serve_other_nodes(environment)
         self._workers.append(worker)
         self._guardian.watch(process.pid)
         self._watch(process.descriptor, worker)
@@ -166,7 +148,7 @@ class LocalContext:
         try:
             self._pump.start()
         except RuntimeError as error:
-            raise _cannot_start(error) from error
+            raise cannot_start(error) from error
 
     # --- the interface of the core --------------------------------------------------------------------------------
 
@@ -182,7 +164,8 @@ class LocalContext:
             return 0.0  # long past: at once
         times = [worker.deadline for worker in self._ended[:1]]
         if not self._is_swept:
-            if self._kill_at is not None:
+            times += [worker.leave_by for worker in self._running() if worker.leave_by is not None]
+            if self._kill_at is not None and (self._to_stop() or not self._sweep.is_empty):
                 times.append(self._kill_at + (KILL_TIMEOUT_SECONDS if self._is_killing else 0.0))
             elif self._end_by is not None and self._unreported():
                 times.append(self._end_by)
@@ -208,7 +191,7 @@ class LocalContext:
         while self._ended and self._ended[0].is_reportable(now):
             worker = self._ended.pop(0)
             reports.append(worker.report())
-            if self._is_swept:
+            if self._is_swept or worker.is_dropped:
                 self._release(worker)
         return reports
 
@@ -220,13 +203,45 @@ class LocalContext:
         # wait for it.
         self._has_news = True
         self._collect(now)
-        if self._is_swept or self._is_killing:
+        if self._is_swept or (self._is_killing and not any(worker.is_spared for worker in self._workers)):
             return
+        self._is_settled = self._is_killing = False
+        for worker in self._workers:
+            worker.leave_by, worker.has_left = None, False
         kill_at = now + max(0.0, grace_seconds)
         self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
         self._send(signal_number)
         self._release_from_wait(worker for worker in self._running() if worker.result is not None)
         self._go_on(now)
+
+    def release(
+        self, signal_number: int, grace_seconds: float, release_seconds: float, given_up: Collection[int], now: float
+    ) -> None:
+        """See :class:`quorate.starter.ReleasesWorkers`."""
+        self._has_news = True
+        self._collect(now)
+        if self._is_swept or self._kill_at is not None:
+            return
+        self._is_settled, self._grace_seconds = False, grace_seconds
+        self._live.ask_to_leave(now + release_seconds, given_up)
+        self._kill_at = now + max(0.0, grace_seconds)
+        self._send(signal_number)
+        self._release_from_wait(worker for worker in self._running() if worker.result is not None)
+        self._go_on(now)
+
+    def released(self) -> Sequence[int] | None:
+        """See :class:`quorate.starter.ReleasesWorkers`."""
+        if not self._is_settled:
+            return None
+        return [worker.local_rank for worker in self._running() if worker.has_left]
+
+    def assign(self, launch: WorkerLaunch) -> None:
+        """See :class:`quorate.starter.ReleasesWorkers`."""
+        self._is_settled = False
+        for worker in self._running():
+            if worker.local_rank == launch.local_rank:
+                worker.is_kept = self._deliveries is not None and may_serve_other_nodes(launch.environment)
+                self._live.assign(worker, launch.environment)
 
     def delivered(self) -> Sequence[int]:
         """See :class:`quorate.starter.DeliversResults`."""
@@ -234,13 +249,9 @@ class LocalContext:
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
         """See :class:`quorate.starter.StackDumper`; the one method that other threads may call."""
-        from ._stacks import dump_stacks  # with subprocess, and only when a worker hangs
+        from ._stacks import dump_stacks_of  # with subprocess, and only when a worker hangs
 
-        running = [
-            (worker.local_rank, worker.pid, worker.error_path) for worker in self._running() if worker.result is None
-        ]
-        dump_stacks(running, hung_local_rank, timeout)
-        return next((worker.last_lines() for worker in self._workers if worker.local_rank == hung_local_rank), ())
+        return dump_stacks_of(self._workers, hung_local_rank, timeout)
 
     def left_behind(self) -> Sequence[str]:
         return tuple(self._left_behind)
@@ -249,7 +260,7 @@ class LocalContext:
         if self._is_closed or self._owner != os.getpid():
             return
         self._is_closed = True
-        self._release_reserve()
+        self._reserve.release()
         now = monotonic()
         self.stop(signal.SIGKILL, 0.0, now)
         self._has_news = False
@@ -259,6 +270,7 @@ class LocalContext:
             now = monotonic()
             self._collect(now)
             self._go_on(now)
+        self._live.close()
         self._pump.close(_CLOSE_TIMEOUT_SECONDS)
         self._guardian.close()
         self._close_epoll()
@@ -268,10 +280,6 @@ class LocalContext:
     def _close_epoll(self) -> None:
         forget(self._epoll.fileno())
         self._epoll.close()
-
-    def _release_reserve(self) -> None:
-        while self._reserve:
-            release(self._reserve.pop())
 
     # --- noticing -------------------------------------------------------------------------------------------------
 
@@ -284,9 +292,6 @@ class LocalContext:
         if self._watched.pop(descriptor, self) is not self:
             self._epoll.unregister(descriptor)
 
-    def _take_notice(self) -> None:
-        os.eventfd_read(self._pump.notice)
-
     def _is_stopping(self) -> bool:
         return self._kill_at is not None
 
@@ -295,6 +300,9 @@ class LocalContext:
 
     def _unreported(self) -> list[Worker]:
         return [worker for worker in self._running() if not worker.is_reported]
+
+    def _to_stop(self) -> list[Worker]:
+        return [worker for worker in self._running() if not worker.is_spared]
 
     def _collect(self, now: float) -> None:
         """Note all that has ended; the kernel lists descriptors in the order in which they became ready."""
@@ -320,7 +328,7 @@ class LocalContext:
         self._sweep.collect()
         running = self._running()
         if self._end_by is None and running and all(worker.result is not None for worker in running):
-            kept = [] if self._is_stopping() else [worker for worker in running if worker.is_kept and worker.connection]
+            kept = [worker for worker in running if worker.is_kept and worker.connection and not self._is_stopping()]
             self._release_from_wait(worker for worker in running if worker not in kept)
             for worker in kept:
                 worker.note_success()
@@ -343,28 +351,24 @@ class LocalContext:
         if self._deliveries is not None:
             self._deliveries.receive_last(worker)
         worker.note_exit(exit_code, was_stopped, now + _TAIL_TIMEOUT_SECONDS)
-        if worker.exit_code == 0 and exit_code != 0 and not was_stopped:
-            how = f"by {signal_name(exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"
-            warn(f"local rank {worker.local_rank} ended {how} after its function had returned; the result counts")
+        self._live.drop(worker)
         if worker.exit_code != 0 and worker.errors is not None:
             self._pump.drain(worker.errors)
         if not worker.is_reported:
             self._ended.append(worker)
         if not worker.process.is_held:
             self._sweep.note_end(worker, self._signal)
-        self._sweep.must_look = self._sweep.must_look or not self._running()
+        self._sweep.must_look = self._sweep.must_look or self._is_settled or not self._running()
 
     # --- stopping -------------------------------------------------------------------------------------------------
 
     def _send(self, signal_number: int) -> None:
-        """Signal the groups of running workers and what ended ones left; a repeated signal is not sent again."""
+        """Signal the groups of the workers to stop and what ended ones left; a repeated signal is not sent again."""
+        for worker in self._to_stop():
+            if not worker.is_reported or signal_number == signal.SIGKILL:  # the others come to their end by themselves
+                worker.send(signal_number)
         if signal_number != self._signal:
             self._signal = signal_number
-            for worker in self._running():
-                if (
-                    not worker.is_reported or signal_number == signal.SIGKILL
-                ):  # the others come to their end by themselves
-                    worker.send(signal_number)
             self._sweep.send(signal_number)
         self._sweep.must_look = True
 
@@ -372,12 +376,15 @@ class LocalContext:
         """Carry the sweep forward as far as it can go now."""
         if self._is_swept:
             return
+        self._stop_late(now)
         if self._kill_at is None:
             running = self._unreported()
             if running and (self._end_by is None or now < self._end_by):
+                if self._is_settled and self._sweep.must_look:
+                    self._sweep.look(signal.SIGKILL, is_killing=False)  # left by one that ended while it waited
                 return
             if running:
-                warn(_why_terminated(running, self._request.term_grace_seconds))
+                warn(why_terminated(running, self._request.term_grace_seconds))
             elif self._running():
                 return  # kept until stop()
             # All ended by themselves: what they left gets SIGTERM, and the grace of a normal stop.
@@ -389,10 +396,30 @@ class LocalContext:
             self._send(signal.SIGKILL)
         if self._sweep.must_look:
             self._sweep.look(self._signal, self._is_killing)
-        if not self._running() and self._sweep.is_empty and not self._sweep.must_look:
-            self._finish_sweep()
-        elif self._is_killing and now >= self._kill_at + KILL_TIMEOUT_SECONDS:
+        is_clean = not self._to_stop() and self._sweep.is_empty and not self._sweep.must_look
+        if is_clean and all(worker.has_left for worker in self._running()):
+            self._settle()
+        elif not is_clean and self._is_killing and now >= self._kill_at + KILL_TIMEOUT_SECONDS:
             self._give_up(now)
+
+    def _stop_late(self, now: float) -> None:
+        """Stop the workers that did not leave their world in time, with a grace of their own."""
+        for worker in self._live.take_late(now):
+            self._kill_at, self._is_killing = now + self._grace_seconds, False
+            worker.send(signal.SIGTERM)
+
+    def _settle(self) -> None:
+        """All is gone, but for workers that have left their world: go on with these, if there are any."""
+        if not self._running():
+            self._finish_sweep()
+            return
+        self._is_settled, self._is_killing = True, False
+        self._kill_at, self._signal = None, 0
+        for worker in [worker for worker in self._workers if worker.exit_code is not None]:
+            self._workers.remove(worker)
+            worker.is_dropped = True
+            if worker not in self._ended:
+                self._release(worker)
 
     def _finish_sweep(self) -> None:
         self._is_swept = True
@@ -411,28 +438,13 @@ class LocalContext:
         worker.process.release()
 
     def _give_up(self, now: float) -> None:
-        for sentence in self._sweep.give_up():
-            self._note_left_behind(sentence)
-        for worker in self._running():
+        sentences = self._sweep.give_up()
+        for worker in self._to_stop():
             worker.problem = why_stuck(worker.pid)
-            self._note_left_behind(f"{worker.problem}; it was local rank {worker.local_rank}")
+            sentences.append(f"{worker.problem}; it was local rank {worker.local_rank}")
             self._end(worker, -signal.SIGKILL, now)
-        self._finish_sweep()
-
-    def _note_left_behind(self, sentence: str) -> None:
-        self._left_behind.append(sentence)
-        warn(sentence)
-
-
-def _may_serve_other_nodes(environment: Mapping[str, str]) -> bool:
-    """Return whether a worker is the one that serves the store at MASTER_ADDR:MASTER_PORT to workers of other nodes."""
-    is_served_by_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return environment.get("RANK") == "0" and environment.get("GROUP_WORLD_SIZE", "1") != "1" and not is_served_by_agent
-
-
-def _why_terminated(workers: Sequence[Worker], seconds: float) -> str:
-    ranks = ", ".join(str(worker.local_rank) for worker in workers)
-    return (
-        f"local rank {ranks} did not end within {seconds:g} s of the function's return and is terminated; the result "
-        "counts (threads that are not daemons keep a process running; so may a DDP object or process group)"
-    )
+        for sentence in sentences:
+            warn(sentence)
+        self._left_behind += sentences
+        self._sweep.must_look = False
+        self._go_on(now)

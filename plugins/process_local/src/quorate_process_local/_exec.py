@@ -19,7 +19,8 @@ from quorate.records import WorkerLaunch
 from quorate.starter import ProcessContext, StarterRequest
 
 from ._commands import explain, find_command, has_known_format
-from ._context import LocalContext, start_group
+from ._context import LocalContext
+from ._group import start_group
 from ._streams import Output
 from ._workers import ChildProcess
 

@@ -26,8 +26,9 @@ from quorate.proc import hold, is_alive, parent_death_command
 from quorate.records import WorkerLaunch
 from quorate.starter import ProcessContext, StarterRequest
 
-from ._context import LocalContext, start_group
+from ._context import LocalContext
 from ._exec import leaking_descriptors, spawn_program
+from ._group import start_group
 from ._setup import Setup
 from ._streams import Output
 from ._task import Task

@@ -84,6 +84,10 @@ class Pump:
         if self.is_done:  # read last: the thread may have ended without seeing the request
             stream.drained = True
 
+    def take_notice(self) -> None:
+        """Read ``notice``, so that it is readable again only with the next one."""
+        os.eventfd_read(self.notice)
+
     def finish(self) -> None:
         """Read what the pipes hold now, then stop, even if other processes have them open."""
         self._finish = True

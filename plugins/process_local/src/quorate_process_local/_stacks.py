@@ -31,8 +31,9 @@ from quorate.notices import warn
 from quorate.proc import kernel_wait_of, open_pidfd, stat_of
 
 from ._stack_signal import STACK_SIGNAL
+from ._workers import Worker
 
-__all__ = ["dump_stacks", "find_py_spy"]
+__all__ = ["dump_stacks", "dump_stacks_of", "find_py_spy"]
 
 #: When, in the time that is given, asking must be over, then py-spy, then all, so that the rest is for the agent.
 _ASK_SHARE, _SPY_SHARE, _SHARE = 0.4, 0.7, 0.9
@@ -163,6 +164,14 @@ def dump_stacks(workers: Sequence[tuple[int, int, str]], hung_local_rank: int, t
 
 
 # --- which processes ------------------------------------------------------------------------------------------------
+
+
+def dump_stacks_of(workers: Sequence[Worker], hung_local_rank: int, timeout: float) -> Sequence[str]:
+    """Have those of ``workers`` write their stacks whose program still runs; return the hung one's last lines."""
+    running = [worker for worker in workers if worker.exit_code is None and worker.result is None]
+    if running:
+        dump_stacks([(each.local_rank, each.pid, each.error_path) for each in running], hung_local_rank, timeout)
+    return next((worker.last_lines() for worker in workers if worker.local_rank == hung_local_rank), ())
 
 
 def _family(local_rank: int, worker: int, log: str) -> list[_Process]:

@@ -98,8 +98,12 @@ class Sweep:
         self.must_look = True
 
     def look(self, signal_number: int, is_killing: bool) -> None:
-        """Find leftovers of ended workers (of all, once it is time to kill) and signal those that are new."""
+        """Find leftovers of ended workers (of all, once it is time to kill) and signal those that are new.
+
+        What workers have started that are spared is never touched.
+        """
         self.must_look = False
+        spared = {worker.local_rank for worker in self._workers if worker.exit_code is None and worker.is_spared}
         running = {worker.local_rank for worker in self._workers if worker.exit_code is None}
         sessions = {
             worker.pid: worker.local_rank
@@ -109,7 +113,7 @@ class Sweep:
         known = {worker.pid for worker in self._workers} | self._leftovers.keys() | self._foreign
         try:
             for leftover in find_leftovers(self._context_id, sessions, known):
-                if leftover.local_rank in running and not is_killing:
+                if leftover.local_rank in spared or (leftover.local_rank in running and not is_killing):
                     release(leftover.pidfd)  # a running worker may need it to come to its end
                 elif leftover.send(signal_number):
                     self._add(leftover)

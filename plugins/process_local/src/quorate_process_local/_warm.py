@@ -21,8 +21,9 @@ from quorate.records import WorkerLaunch
 from quorate.starter import ProcessContext, StarterRequest
 
 from ._commands import find_command
-from ._context import LocalContext, start_group
+from ._context import LocalContext
 from ._exec import checked_words
+from ._group import start_group
 from ._python import PythonCommand, is_python, parse_python_command
 from ._streams import Output
 from ._template import Forking, Template

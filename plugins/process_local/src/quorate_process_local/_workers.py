@@ -6,17 +6,20 @@ What does not live here: starting it (the starters) and when it is signalled (:m
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, final
 
 from quorate.clock import wall_time_ns
+from quorate.failures import signal_name
 from quorate.notices import warn
 from quorate.proc import hold, open_pidfd, release
 from quorate.records import WorkerExited
 
+from ._channel import Channel
 from ._connections import Connection
 from ._streams import Stream, tail_lines, tail_of_file
 
-__all__ = ["ChildProcess", "Process", "Worker"]
+__all__ = ["ChildProcess", "Process", "Worker", "may_serve_other_nodes", "why_terminated"]
 
 
 class Process(Protocol):
@@ -88,12 +91,32 @@ class Worker:
     """A started worker and what is known of its end."""
 
     __slots__ = (
-        "connection", "deadline", "error_path", "errors", "exit_code", "is_kept", "is_reported", "local_rank",
-        "problem", "process", "result", "stopped", "timestamp_ns",
+        "channel", "connection", "deadline", "environment", "error_path", "errors", "exit_code", "has_left",
+        "is_dropped", "is_kept", "is_reported", "leave_by", "local_rank", "problem", "process", "result", "signal",
+        "stopped", "timestamp_ns",
     )  # fmt: skip
 
-    def __init__(self, local_rank: int, process: Process, errors: Stream | None, error_path: str) -> None:
+    def __init__(
+        self,
+        local_rank: int,
+        process: Process,
+        errors: Stream | None,
+        error_path: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.local_rank, self.process, self.errors, self.error_path = local_rank, process, errors, error_path
+        #: The environment of its newest assignment.
+        self.environment: Mapping[str, str] = environment or {}
+        #: Its channel, if it is live.
+        self.channel: Channel | None = None
+        #: Until when it must have left its world, in monotonic seconds; ``None`` if it need not.
+        self.leave_by: float | None = None
+        #: Whether it has left its world and waits for the next one.
+        self.has_left = False
+        #: Whether its context goes on without it.
+        self.is_dropped = False
+        #: The signal that it was sent last, 0 if none.
+        self.signal = 0
         self.exit_code: int | None = None
         #: Whether it waits, once it has delivered, until the context is stopped: other nodes may use what it serves.
         self.is_kept = False
@@ -113,8 +136,16 @@ class Worker:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def is_spared(self) -> bool:
+        """Whether it is about to leave its world, or has left it, instead of being stopped."""
+        return self.has_left or self.leave_by is not None
+
     def send(self, signal_number: int) -> None:
-        """Send a signal to its process group."""
+        """Send a signal to its process group; one that was the last is not sent again."""
+        if signal_number == self.signal:
+            return
+        self.signal = signal_number
         try:
             os.killpg(self.pid, signal_number)
         except ProcessLookupError:
@@ -140,6 +171,9 @@ class Worker:
             self.exit_code, self.stopped = exit_code, stopped
         else:
             self.exit_code = 1 if self.result[1] else 0
+            if self.exit_code == 0 and exit_code != 0 and not stopped:
+                how = f"by {signal_name(exit_code)}" if exit_code < 0 else f"with exit code {exit_code}"
+                warn(f"local rank {self.local_rank} ended {how} after its function had returned; the result counts")
         self.deadline = deadline
         self.timestamp_ns = wall_time_ns()
         self.problem = self.problem or self.process.problem
@@ -175,3 +209,18 @@ class Worker:
         if self.errors is not None:
             return tail_lines(self.errors.tail)
         return tail_lines(tail_of_file(self.error_path)) if self.error_path else ()
+
+
+def why_terminated(workers: Sequence[Worker], seconds: float) -> str:
+    """Return the sentence about workers that go on after their functions have returned."""
+    ranks = ", ".join(str(worker.local_rank) for worker in workers)
+    return (
+        f"local rank {ranks} did not end within {seconds:g} s of the function's return and is terminated; the result "
+        "counts (threads that are not daemons keep a process running; so may a DDP object or process group)"
+    )
+
+
+def may_serve_other_nodes(environment: Mapping[str, str]) -> bool:
+    """Return whether a worker is the one that serves the store at MASTER_ADDR:MASTER_PORT to workers of other nodes."""
+    is_served_by_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return environment.get("RANK") == "0" and environment.get("GROUP_WORLD_SIZE", "1") != "1" and not is_served_by_agent

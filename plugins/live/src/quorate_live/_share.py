@@ -1,0 +1,182 @@
+"""Brings all workers of a world to the same state: those that have lived on keep theirs, newcomers get it from them.
+
+The *ledger* of this process says what its state is worth: which step it has reached, by counting the optimizer's
+updates, and whether an update was cut in two.  What does not live here: when interruptions are held back
+(:mod:`._world`), and states in shards (:mod:`._shards`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, final
+
+import torch
+import torch.distributed as dist
+
+from ._errors import StateLostError
+
+__all__ = ["Ledger", "share"]
+
+
+class Interruptible(Protocol):
+    """A world, as far as it is told when it may be interrupted."""
+
+    def begin_update(self) -> None: ...
+
+    def end_update(self) -> None: ...
+
+    def begin_step(self) -> None: ...
+
+
+@final
+class Ledger:
+    """What this process knows of its state.  One for the whole process."""
+
+    def __init__(self) -> None:
+        self.is_shared = False
+        self.is_torn = False
+        self._base = self._updates = 0
+        self._handles: list[Any] = []
+
+    def true_step(self, step: int) -> int:
+        """Return the step that the state has reached; ``step`` may lack an update that was not counted any more."""
+        reached = self._base + self._updates
+        return reached if self.is_shared and step == reached - 1 else step
+
+    def begin(self, world: Interruptible, model: Any, optimizer: Any, step: int) -> None:
+        """Count from now on."""
+        for handle in self._handles:
+            handle.remove()
+        self.is_shared, self.is_torn, self._base, self._updates = True, False, step, 0
+        self._handles = [model.register_forward_pre_hook(lambda *_: world.begin_step())]
+        if optimizer is not None:
+            self._handles += [
+                optimizer.register_step_pre_hook(lambda *_: self._begin_update(world)),
+                optimizer.register_step_post_hook(lambda *_: self._end_update(world)),
+            ]
+
+    def _begin_update(self, world: Interruptible) -> None:
+        self.is_torn = True
+        world.begin_update()
+
+    def _end_update(self, world: Interruptible) -> None:
+        self._updates += 1
+        self.is_torn = False
+        world.end_update()
+
+
+_ledger = Ledger()
+
+
+def share(
+    world: Interruptible,
+    model: Any,
+    optimizer: Any,
+    step: int,
+    others: Sequence[Any],
+    restore: Callable[[], int] | None,
+) -> int:
+    """See :meth:`._world.World.share`."""
+    step = _ledger.true_step(step)
+    source, furthest, receivers = _compare(step)
+    if source is None:
+        if restore is None:
+            raise StateLostError(
+                "no worker has a whole state to go on from; reload a checkpoint (world.share(..., restore=function)), "
+                "or let this exception end the worker, which then starts again"
+            )
+        furthest = restore()
+    elif receivers:
+        objects = [model, *([] if optimizer is None else [optimizer]), *others]
+        rank = dist.get_rank()
+        if rank == source:
+            _send([each.state_dict() for each in objects], receivers)
+        elif rank in receivers:
+            _ledger.is_torn = True
+            for each, state in zip(objects, _receive(source), strict=True):
+                each.load_state_dict(state)
+    model.zero_grad(set_to_none=True)
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+    _ledger.begin(world, model, optimizer, furthest)
+    return furthest
+
+
+def _compare(step: int) -> tuple[int | None, int, list[int]]:
+    """Return the rank whose state counts (``None`` if no state is whole), its step, and the ranks that need it."""
+    mine = torch.tensor([_ledger.is_shared, _ledger.is_torn, step], dtype=torch.int64, device=_device())
+    table = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(table, mine)
+    rows = [tuple(int(number) for number in row) for row in table]
+    survivors = [rank for rank, (is_shared, _, _) in enumerate(rows) if is_shared]
+    whole = [rank for rank in survivors or range(len(rows)) if not rows[rank][1]]
+    if not whole:
+        return None, 0, []
+    furthest = max(rows[rank][2] for rank in whole)
+    keepers = [rank for rank in whole if rows[rank][2] == furthest]
+    return keepers[0], furthest, [rank for rank in range(len(rows)) if rank not in keepers]
+
+
+def _device() -> torch.device:
+    """Return the device whose tensors the default group takes."""
+    if "gloo" in dist.get_backend() or "mpi" in dist.get_backend():
+        return torch.device("cpu")
+    return torch.device(torch.accelerator.current_accelerator() or "cpu")
+
+
+# --- from one worker to another -------------------------------------------------------------------------------------
+
+
+def _send(state: Any, receivers: Sequence[int]) -> None:
+    tensors: list[torch.Tensor] = []
+    frame = io.BytesIO()
+    torch.save(_take_out(state, tensors), frame)
+    head = torch.frombuffer(bytearray(frame.getvalue()), dtype=torch.uint8).to(_device())
+    size = torch.tensor([head.numel()], dtype=torch.int64, device=_device())
+    for receiver in receivers:
+        for tensor in (size, head, *tensors):
+            if tensor.numel():
+                dist.send(tensor.detach().to(_device()).contiguous(), receiver)
+
+
+def _receive(source: int) -> Any:
+    size = torch.zeros(1, dtype=torch.int64, device=_device())
+    dist.recv(size, source)
+    head = torch.zeros(int(size), dtype=torch.uint8, device=_device())
+    dist.recv(head, source)
+    frame = torch.load(io.BytesIO(head.cpu().numpy().tobytes()), weights_only=True)
+
+    def receive(shape: Sequence[int], kind: torch.dtype) -> torch.Tensor:
+        tensor = torch.empty(shape, dtype=kind, device=_device())
+        if tensor.numel():
+            dist.recv(tensor, source)
+        return tensor
+
+    return _put_in(frame, receive)
+
+
+_MARK = "quorate_live.tensor"
+
+
+def _take_out(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Return ``value`` with its tensors replaced by what describes them; they are appended to ``tensors``."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return (_MARK, list(value.shape), value.dtype)
+    if isinstance(value, dict):
+        return {name: _take_out(each, tensors) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_take_out(each, tensors) for each in value)
+    return value
+
+
+def _put_in(value: Any, receive: Callable[[Sequence[int], torch.dtype], torch.Tensor]) -> Any:
+    """Return ``value`` with tensors in their places again, in the same order."""
+    if isinstance(value, tuple) and len(value) == 3 and value[0] == _MARK:
+        return receive(value[1], value[2])
+    if isinstance(value, dict):
+        return {name: _put_in(each, receive) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_put_in(each, receive) for each in value)
+    return value

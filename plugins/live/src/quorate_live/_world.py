@@ -1,0 +1,233 @@
+"""``worlds()`` and :class:`World`: the places of this worker in the rounds of its job, one after the other.
+
+What does not live here: the channel to the agent (:mod:`._session`), torch's process groups (:mod:`._groups`) and the
+state that is shared with newcomers (:mod:`._share`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, final
+
+from quorate.clock import monotonic, sleep
+
+from . import _groups
+from ._errors import WorldEnded, is_interruption, is_peer_loss
+from ._groups import Groups
+from ._meeting import wait_for_store
+from ._session import Session, connect
+
+__all__ = ["World", "worlds"]
+
+#: The least time for which a broken collective waits for the agent's word, where the agent knows no time of its own.
+_SHORTEST_LOSS_TIMEOUT_SECONDS = 2.0
+#: For how long an interruption waits between an update of the parameters and the next forward pass.
+_LONGEST_HOLD_SECONDS = 1.0
+#: How often in a row no other thread may be seen in torch's collectives before a world is left, and how far apart.
+_CLEAR_LOOKS, _LOOK_PAUSE_SECONDS = 4, 0.003
+_OWN_THREADS = 2  # the main thread, and the session's
+_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+_session: Session | None = None
+
+
+def worlds() -> Iterator[World]:
+    """Yield a :class:`World` for each round that this worker takes part in; the last is the one that ends by itself.
+
+    The first call makes this worker a live one.  Without an agent that can do so (a plain start, another launcher)
+    there is one world.
+
+    Raises:
+        RuntimeError: this is not the main thread, which alone can be interrupted.
+    """
+    global _session
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("worlds() must be called in the main thread: no other thread can be taken out of a world")
+    if _session is None:
+        _session = connect()
+    number = 0
+    while True:
+        if _session is not None:
+            _session.wait_for_assignment()
+        world = World(_session, number)
+        yield world
+        if not world.has_ended:
+            return
+        number += 1
+
+
+@final
+class World:
+    """This worker's place in one round; a context manager, whose exit takes torch's process groups down.
+
+    Attributes:
+        number: how many worlds this process was in before.
+        has_ended: whether the round is over, so that another world follows.
+    """
+
+    def __init__(self, session: Session | None, number: int) -> None:
+        self._session, self.number = session, number
+        self._groups: Groups | None = None
+        self._is_open = False
+        self._is_held = False
+        self._is_updating = False
+        self._pending_since: float | None = None
+        self.has_ended = False
+
+    # --- what a program asks ----------------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """This worker's rank; may be another one than in the world before."""
+        return int(os.environ.get("RANK", "0"))
+
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def generation(self) -> int:
+        """The fencing number of the round: it rises with each sealed round of the job."""
+        return int(os.environ.get("QUORATE_GENERATION", "0"))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this worker has an agent that can take it into the next round."""
+        return self._session is not None
+
+    def commit(self) -> bool:
+        """Return whether this world is still the job's, as far as the agent knows: to be asked before a checkpoint."""
+        return self._session is None or self._session.is_current()
+
+    def share(
+        self,
+        model: Any,
+        optimizer: Any = None,
+        step: int = 0,
+        *others: Any,
+        restore: Callable[[], int] | None = None,
+    ) -> int:
+        """Bring all workers of this world to the same state, and return the step that it is the state of.
+
+        Workers whose state is furthest keep theirs; all others, newcomers among them, get it over the default process
+        group, which must be there.  Gradients are cleared.
+
+        Arguments:
+            model: a torch module, wrapped for parallel training or not, alike on all workers.
+            optimizer: a torch optimizer, or ``None``.
+            step: the number of updates (calls of ``optimizer.step()``) that this worker's state has seen.
+            others: whatever else has ``state_dict()`` and ``load_state_dict()``: a scheduler, a scaler.
+            restore: called on all workers where no whole state is left: reloads a checkpoint and returns its step.
+
+        Raises:
+            StateLostError: no whole state is left, and there is no ``restore``.
+        """
+        from ._share import share  # with torch
+
+        return share(self, model, optimizer, step, others, restore)
+
+    # --- entering and leaving ---------------------------------------------------------------------------------------
+
+    def __enter__(self) -> World:
+        session = self._session
+        if session is not None:
+            session.enter(self)
+            self._groups = Groups()
+            wait_for_store(lambda: session.is_asked_to_leave)
+        self._is_open = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._is_open = False
+        session, groups = self._session, self._groups
+        if session is None or groups is None:
+            if error is None:
+                _groups.destroy()
+            return False
+        is_own = error is not None and not is_interruption(error) and not is_peer_loss(error)
+        if is_own or not self._has_to_leave(session, error):
+            groups.close()
+            if is_own or session.end():
+                if error is None:
+                    _groups.destroy()
+                return False
+        groups.take_down()
+        _wait_for_threads(groups)
+        self.has_ended = True
+        session.acknowledge()
+        return True
+
+    @staticmethod
+    def _has_to_leave(session: Session, error: BaseException | None) -> bool:
+        if session.is_asked_to_leave or error is None or not is_peer_loss(error):
+            return session.is_asked_to_leave
+        return session.wait_for_request(max(session.loss_timeout, _SHORTEST_LOSS_TIMEOUT_SECONDS))
+
+    # --- called by the session --------------------------------------------------------------------------------------
+
+    def break_collectives(self) -> None:
+        """On the session's thread: end what waits for other workers."""
+        if self._groups is not None:
+            self._groups.break_collectives()
+
+    def interrupt(self, frame: FrameType | None) -> None:
+        """In the signal handler, on the main thread: leave the world, now or as soon as an update is complete."""
+        if not self._is_open or _is_own(frame):
+            return
+        if self._is_updating:
+            return
+        if self._is_held:
+            now = monotonic()
+            self._pending_since = self._pending_since or now
+            if now < self._pending_since + _LONGEST_HOLD_SECONDS:
+                return
+        raise WorldEnded("this worker's round is over")
+
+    # --- called by the hooks of shared objects ----------------------------------------------------------------------
+
+    def begin_update(self) -> None:
+        """The parameters are about to change: no interruption until they have."""
+        self._is_updating = True
+
+    def end_update(self) -> None:
+        """The parameters have changed: interruptions wait for the next forward pass, so that the step is counted."""
+        self._is_held, self._is_updating = True, False
+
+    def begin_step(self) -> None:
+        """A forward pass begins, between two steps."""
+        self._is_held = False
+        if self._pending_since is not None and self._is_open:
+            self._pending_since = None
+            raise WorldEnded("this worker's round is over")
+
+
+def _is_own(frame: FrameType | None) -> bool:
+    """Return whether a function of this package runs: it looks itself whether the world has ended."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_FOLDER):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _wait_for_threads(groups: Groups) -> None:
+    """Wait until no other thread uses the groups; the agent stops this worker if that takes too long."""
+    clear = 0
+    while clear < _CLEAR_LOOKS and threading.active_count() > _OWN_THREADS:
+        clear = 0 if groups.holders() else clear + 1
+        sleep(_LOOK_PAUSE_SECONDS)
+
+
+def _forget_parent() -> None:
+    """In a forked child: the channel and the worlds are the parent's."""
+    global _session
+    _session = None
+
+
+os.register_at_fork(after_in_child=_forget_parent)

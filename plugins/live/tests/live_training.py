@@ -1,0 +1,213 @@
+"""Training programs for the tests, run by agents.  Each worker writes what it does into a named pipe, a line at a time.
+
+Their data follow from the step alone, whatever the number of workers, so an undisturbed training in one process
+(:func:`train_alone`) ends with the same parameters, unless a step is lost or trained twice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from quorate_live import World, worlds
+
+GLOBAL_BATCH = 12  # by 1, 2, 3, 4 and 6 workers
+WIDTH = 16
+_digests: list[list[float]] = []
+
+
+def say(kind: str, **more: Any) -> None:
+    """Report; a line is short enough to be written in one piece."""
+    line = {"kind": kind, "pid": os.getpid(), "at": time.monotonic(), **more}
+    for name in ("RANK", "WORLD_SIZE", "QUORATE_GENERATION", "TORCHELASTIC_RESTART_COUNT"):
+        line[name] = int(os.environ.get(name, "-1"))
+    with open(os.environ["EAR"], "w") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1)).double()
+    return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def batch_of(step: int) -> torch.Tensor:
+    return torch.randn(GLOBAL_BATCH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    loss: torch.Tensor = (model(batch) - batch.sum(1, keepdim=True).sin()).square().mean()
+    return loss
+
+
+def digest(model: nn.Module) -> list[float]:
+    return [float(parameter.detach().norm()) for parameter in model.parameters()]
+
+
+def train_alone(steps: int) -> list[float]:
+    """Return the digest after an undisturbed training."""
+    torch.manual_seed(0)
+    model, optimizer = build()
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, batch_of(step)).backward()
+        optimizer.step()
+    return digest(model)
+
+
+def train_one(parallel: nn.Module, optimizer: torch.optim.Optimizer, step: int, is_enough: torch.Tensor) -> None:
+    """Train one step; ``is_enough`` becomes 1 if any worker sees the file that ends the training."""
+    share = batch_of(step).chunk(dist.get_world_size())[dist.get_rank()]
+    loss = loss_of(parallel, share)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    enough = os.path.join(os.path.dirname(os.environ["EAR"]), "enough")
+    dist.all_reduce(is_enough.fill_(os.path.exists(enough)))
+
+
+def train(
+    around: Callable[[Callable[[], None]], None] = lambda step: step(),
+    before: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train as many steps as ``STEPS`` says; ``around`` calls each one, ``before`` is called ahead of each.
+
+    A file called ``enough`` beside the pipe ends the training earlier, as soon as all workers agree that it is there.
+    """
+    torch.set_num_threads(1)
+    last = int(os.environ["STEPS"])
+    # Only the workers of the first round start alike: what others start with must not count.
+    torch.manual_seed(0 if os.environ["QUORATE_GENERATION"] == "1" else os.getpid())
+    model, optimizer = build()
+    step = 0
+    for world in worlds():
+        with world:
+            dist.init_process_group("gloo")
+            step = world.share(model, optimizer, step)
+            parallel = DistributedDataParallel(model)
+            say("begin", step=step)
+
+            is_enough = torch.zeros(1)
+            while step < last and not is_enough:
+                before(step)
+                around(partial(train_one, parallel, optimizer, step, is_enough))
+                step += 1
+                say("step", step=step)
+                time.sleep(float(os.environ.get("PAUSE", "0.01")))
+            _digests.append(digest(model))
+            say("end", step=step, digest=_digests[-1])
+            dist.barrier()
+    say("out")
+
+
+# --- programs that are not easily taken out of their world ----------------------------------------------------------
+
+
+def catch_broadly() -> None:
+    """As user code does that survives everything: an exception of a step is printed, and the step is tried again."""
+
+    def around(step: Callable[[], None]) -> None:
+        while True:
+            try:
+                step()
+                return
+            except Exception as error:
+                sys.stderr.write(f"caught {type(error).__name__}\n")
+
+    train(around)
+
+
+def swallow_everything() -> None:
+    """Local rank 1 cannot be interrupted: it catches what is not an Exception, too."""
+
+    def before(step: int) -> None:
+        if step == 5 and os.environ["LOCAL_RANK"] == "1" and os.environ["QUORATE_GENERATION"] == "1":
+            say("deaf")
+            while True:
+                try:
+                    while True:
+                        time.sleep(60)
+                except BaseException:
+                    pass
+
+    train(before=before)
+
+
+def block() -> None:
+    """Local rank 1 waits in native code for a lock that nobody releases."""
+
+    def before(step: int) -> None:
+        if step == 5 and os.environ["LOCAL_RANK"] == "1" and os.environ["QUORATE_GENERATION"] == "1":
+            lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+            library.pthread_mutex_lock(lock)
+            say("deaf")
+            library.pthread_mutex_lock(lock)
+
+    train(before=before)
+
+
+def hold_by_a_thread() -> None:
+    """Local rank 1 has a thread that goes on with collectives of its own, whatever they raise."""
+
+    def go_on() -> None:
+        say("deaf")
+        while True:
+            try:
+                dist.all_reduce(torch.ones(1))
+            except Exception:
+                pass
+
+    def before(step: int) -> None:
+        if step == 5 and os.environ["LOCAL_RANK"] == "1" and os.environ["QUORATE_GENERATION"] == "1":
+            threading.Thread(target=go_on, daemon=True).start()
+            time.sleep(60)
+
+    train(before=before)
+
+
+def fail_by_itself() -> None:
+    """Local rank 1 fails once by an exception of its own."""
+
+    def before(step: int) -> None:
+        if step == 5 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            raise ValueError("my own fault")
+
+    train(before=before)
+
+
+def function(steps: int) -> tuple[int, list[float]]:
+    """Train as a function that ``launch`` calls; returns the process id and the digest."""
+    os.environ["STEPS"] = str(steps)
+    train()
+    return os.getpid(), _digests[-1]
+
+
+def ask_before_writing() -> None:
+    """Ask whether the world is still the job's, before its end and after it."""
+
+    def ask(world: World) -> None:
+        say("step", answer=world.commit())
+
+    for world in worlds():
+        with world:
+            ask(world)
+            try:
+                while os.environ["QUORATE_GENERATION"] == "1":
+                    time.sleep(60)
+            finally:
+                ask(world)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

@@ -1,0 +1,191 @@
+"""Whole jobs of live workers with torch and gloo: who lives on, what is trained, and who is stopped as ever."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from quorate import LaunchConfig, launch
+
+from .live_jobs import PRELOAD, Job, steps_of
+
+torch = pytest.importorskip("torch")
+
+from . import live_training  # noqa: E402 - torch is there
+from .live_training import train_alone  # noqa: E402
+
+pytestmark = [
+    pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static"),
+    pytest.mark.slow,  # each job loads torch
+]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    with Job(tmp_path, STEPS="60") as job:
+        yield job
+
+
+def check_training(job: Job, steps: int, size: int) -> None:
+    """Every step was trained once by all, and the parameters are those of an undisturbed training on every rank."""
+    ends = job.of("end", job.generation)
+    assert len({line["RANK"] for line in ends}) == size
+    expected = train_alone(steps)
+    for line in ends:
+        assert line["digest"] == pytest.approx(expected, rel=1e-9)
+    for trained in steps_of(job).values():
+        assert trained == sorted(set(trained)), "a worker counts no step twice and goes back nowhere"
+        # A step whose update another worker completed for this one is not reported by it.
+    assert {step for trained in steps_of(job).values() for step in trained} == set(range(1, steps + 1))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_survivors_keep_their_process_and_every_step_is_trained_once(job: Job, size: int) -> None:
+    job.start("train", size)
+    lived = []
+    for _ in range(3):
+        number = job.wait_for_world(size, above=lived[-1] if lived else 0, steps=3)
+        pids = job.pids(number)
+        victim = max(pids) if not lived else min(pids)
+        os.kill(pids[victim], signal.SIGKILL)
+        again = job.wait_for_world(size, above=number)
+        after = job.pids(again)
+        survivors = set(pids.values()) - {pids[victim]}
+        assert survivors == set(pids.values()) & set(after.values()), job.output()
+        lived.append(number)
+    assert job.finish() == [0], job.output()
+    check_training(job, 60, size)
+    assert f"{size - 1} worker(s) live on" in job.output()
+
+
+def test_an_exception_of_the_programs_own_is_a_failure_and_the_others_live_on(job: Job) -> None:
+    job.start("fail_by_itself", 2)
+    job.wait_for_world(2, above=1)
+    first, second = job.pids(1), job.pids(2)
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+    assert job.finish() == [0]
+    assert "my own fault" in job.output()
+    check_training(job, 60, 2)
+
+
+def test_a_program_that_catches_exceptions_broadly_lives_on(job: Job) -> None:
+    job.start("catch_broadly", 3)
+    number = job.wait_for_world(3, steps=3)
+    pids = job.pids(number)
+    os.kill(pids[1], signal.SIGKILL)
+    after = job.pids(job.wait_for_world(3, above=number))
+    assert len(set(pids.values()) & set(after.values())) == 2, job.output()
+    assert job.finish() == [0]
+    check_training(job, 60, 3)
+
+
+@pytest.mark.parametrize("program", ["block", "swallow_everything", "hold_by_a_thread"])
+def test_a_worker_that_does_not_leave_its_world_is_stopped_and_the_others_live_on(job: Job, program: str) -> None:
+    job.start(program, 3, "--release-timeout=1", "--shutdown-timeout=2")
+    job.wait(lambda: job.of("deaf"), "no worker is deaf")
+    pids = job.pids(1)
+    os.kill(pids[0], signal.SIGKILL)
+    after = job.pids(job.wait_for_world(3, above=1))
+    assert set(pids.values()) & set(after.values()) == {pids[2]}, job.output()
+    assert f"local rank 1 (pid {pids[1]}) did not leave its world in time" in job.output()
+    assert job.finish() == [0]
+    check_training(job, 60, 3)
+
+
+def test_a_release_timeout_of_zero_stops_all_workers_as_ever(job: Job) -> None:
+    job.start("train", 2, "--release-timeout=0", STEPS="5")
+    number = job.wait_for_world(2, steps=2)
+    pids = job.pids(number)
+    os.kill(pids[1], signal.SIGKILL)
+    after = job.pids(job.wait_for_world(2, above=number))
+    assert not set(pids.values()) & set(after.values())
+    assert job.finish() == [0]
+
+
+@pytest.mark.parametrize("count", [int(os.environ.get("LIVE_KILLS", "30"))])
+def test_random_kills(tmp_path: Path, count: int) -> None:
+    """``make soak`` has a thousand of them, of agents too."""
+    seed, of_agents = int(os.environ.get("LIVE_SEED", "1")), float(os.environ.get("LIVE_AGENTS", "0"))
+    choose = random.Random(seed)
+    with Job(tmp_path, STEPS="1000000", PAUSE="0.003") as job:
+        flags = two_agents() if of_agents else ()
+        for size in (2, 1) if of_agents else (3,):
+            job.start("train", size, *flags)
+        number = 0
+        for _ in range(count):
+            number = job.wait_for_world(3, above=number)
+            pids = job.pids(number)
+            if choose.random() < of_agents:
+                job.agents.pop(1).kill()  # the first one hosts the store
+                job.start("train", 1, *flags)
+                continue
+            for victim in choose.sample(sorted(pids), choose.choice([1, 1, 1, 2])):
+                os.kill(pids[victim], signal.SIGKILL)
+        number = job.wait_for_world(3, above=number)
+        (tmp_path / "enough").touch()
+        assert set(job.finish()) == {0}, f"LIVE_SEED={seed}\n{job.output()}"
+        ends = job.of("end", job.generation)
+        assert {line["RANK"] for line in ends} == {0, 1, 2}
+        assert len({tuple(line["digest"]) for line in ends}) == 1, f"LIVE_SEED={seed}"
+        assert ends[0]["digest"] == pytest.approx(train_alone(ends[0]["step"]), rel=1e-6)
+
+
+def two_agents() -> tuple[str, ...]:
+    """Return the flags of the agents of a job of one or two."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return (
+        *("--nnodes=1:2", "--rdzv-backend=tcp", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=live"),
+        "--rdzv-conf=last_call_timeout=0.2,lease_timeout=1",
+    )
+
+
+def test_the_world_grows_with_an_agent_and_shrinks_without_it(job: Job) -> None:
+    flags = two_agents()
+    job.start("train", 2, *flags, STEPS="1000000")
+    small = job.wait_for_world(2, steps=3)
+    before = job.pids(small)
+    other = job.start("train", 1, *flags, STEPS="1000000")
+    large = job.wait_for_world(3, above=small, steps=3)
+    assert set(before.values()) < set(job.pids(large).values())
+    other.kill()
+    last = job.wait_for_world(2, above=large)
+    assert set(job.pids(last).values()) == set(before.values()), job.output()
+    (job.folder / "enough").touch()
+    assert job.finish() == [0, -signal.SIGKILL], job.output()
+    check_training(job, job.of("end")[-1]["step"], 2)
+
+
+@pytest.mark.parametrize("method", ["spawn", "warm"])
+def test_functions_are_live_too(job: Job, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EAR", str(job.pipe))
+    config = LaunchConfig(1, 1, 2, max_restarts=3, start_method=method, settings={"preload": tuple(PRELOAD.split(","))})
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: launch(config, live_training.function)(40))
+        job.wait_for_world(2, steps=3, meanwhile=running)
+        pids = job.pids(1)
+        os.kill(pids[1], signal.SIGKILL)
+        job.wait_for_world(2, above=1, meanwhile=running)
+        results = running.result(60)
+    assert {results[0][0]} == set(pids.values()) & {pid for pid, _ in results.values()}
+    assert all(digest == pytest.approx(train_alone(40), rel=1e-9) for _, digest in results.values())
+
+
+def test_commit_says_no_once_the_world_is_not_the_jobs(job: Job) -> None:
+    job.start("ask_before_writing", 2)
+    job.wait(lambda: len(job.of("step", 1)) == 2, "nobody asks")
+    first, second = job.of("step", 1)
+    assert first["answer"]
+    assert second["answer"]
+    os.kill(second["pid"], signal.SIGKILL)
+    assert job.finish() == [0], job.output()
+    assert [line["answer"] for line in job.of("step") if line["pid"] == first["pid"]] == [True, False, True, True]
