@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
 from .lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
@@ -86,7 +87,6 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - derived, so that no list is kept twice
-__version__ = "0.1.0"
 
 
 __getattr__ = lazy_exports(globals(), _HOME)

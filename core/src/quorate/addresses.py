@@ -5,6 +5,8 @@ What does not live here: endpoints and sockets (:mod:`quorate.net`).
 
 from __future__ import annotations
 
+import array
+import fcntl
 import ipaddress
 import socket
 import struct
@@ -48,9 +50,6 @@ def interface_addresses() -> list[InterfaceAddress]:
 
 
 def _ipv4() -> list[InterfaceAddress]:
-    import array  # only for this call
-    import fcntl
-
     buffer = array.array("B", bytes(_IFREQ_BYTES * _MOST_ADDRESSES))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:

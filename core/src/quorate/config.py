@@ -13,7 +13,6 @@ from typing import Any, final
 
 from attrs import Attribute, asdict, field, frozen
 
-from .addresses import local_address
 from .catalogue import PluginKind
 from .errors import UsageError
 from .job_token import AUTH_SETTING, Auth, parse_auth
@@ -168,9 +167,16 @@ class LaunchConfig(WorkerSettings):
             self.run_id or self._new_run_id(),
             self.min_nodes,
             self.max_nodes,
-            local_address(self.local_addr) if self.local_addr else None,
+            self._own_address(),
             **settings,
         )
+
+    def _own_address(self) -> str | None:
+        if not self.local_addr:
+            return None
+        from .addresses import local_address  # with ipaddress, which most jobs do not need
+
+        return local_address(self.local_addr)
 
     def _new_run_id(self) -> str:
         if self.max_nodes == 1:

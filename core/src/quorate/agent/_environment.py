@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from string import Template
 from typing import Any
 
-from ..addresses import interface_towards
 from ..errors import UsageError
 from ..job_token import without_token
-from ..net import host_name
+from ..net import host_name, is_local_name
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import RunSettings, WorkerSpec
 
@@ -176,8 +175,10 @@ def build_launches(
 
 def _name_interface(environments: Mapping[int, dict[str, str]], assignment: Assignment) -> None:
     """Have collectives use the interface over which this node reaches the first one; what is set stays."""
-    if assignment.group_world_size == 1:
+    if assignment.group_world_size == 1 or is_local_name(assignment.master_addr):
         return
+    from ..addresses import interface_towards  # with ipaddress, which most jobs do not need
+
     for environment in environments.values():
         interface = interface_towards(environment["MASTER_ADDR"])
         if not interface:

@@ -34,9 +34,9 @@ from ._guarded_context import GuardedContext
 from ._idle import IdleWork
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
+from ._node_record import node_record
 from ._preparation import Preparation
 from ._processes import Processes
-from ._record import node_record
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
 from ._signals import SignalCatcher

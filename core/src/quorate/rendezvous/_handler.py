@@ -12,7 +12,6 @@ from typing import Any, Protocol, final
 
 from attrs import evolve
 
-from ..addresses import outside_address
 from ..clock import monotonic, seconds_until
 from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
 from ..job_token import job_token_of
@@ -217,7 +216,11 @@ class StoreRendezvousHandler(RendezvousHandler):
         parameters = self._parameters
         if parameters.max_nodes == 1 or parameters.local_addr or not is_local_name(address):
             return ""
-        return "" if names_local_host(parameters.endpoint) else outside_address()
+        if names_local_host(parameters.endpoint):
+            return ""
+        from ..addresses import outside_address  # with ipaddress, which most jobs do not need
+
+        return outside_address()
 
     def _complete(self, node: NodeRecord) -> NodeRecord:
         """Return ``node`` with what the rendezvous knows of it."""

@@ -11,7 +11,7 @@ import pwd
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..net import host_name
 from ..records import NodeRecord
 from ._spec import WorkerSpec
