@@ -26,7 +26,7 @@ from quorate.records import (
     WorkerExited,
 )
 from quorate.rendezvous import _machine as rendezvous
-from quorate.rendezvous._protocol import Failed, Input, Leave, Phase, Purpose, Reply, Tick
+from quorate.rendezvous._protocol import Failed, Input, Leave, Phase, Purpose, Reply, StopWaiting, Tick
 from quorate.rendezvous._state import State, Step
 from quorate.testing._simulation_law import SimulationError
 from quorate.testing._simulation_laws import Judge, Member
@@ -118,7 +118,7 @@ def test_the_agent_leaves_each_phase_for_those_that_its_table_lists() -> None:
 
 
 #: Ways out that every phase has; the page tells them in its text.
-EVERYWHERE = {(Phase.LEFT, Leave), (Phase.FAILED, Tick), (Phase.FAILED, Failed)}
+EVERYWHERE = {(Phase.LEFT, Leave), (Phase.FAILED, Tick), (Phase.FAILED, Failed), (Phase.FAILED, StopWaiting)}
 
 
 def listed() -> set[Edge]:
