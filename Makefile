@@ -20,7 +20,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd redis chromium mpirun
+.PHONY: help demo test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials redis chromium mpirun
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -44,7 +44,7 @@ format: $(STAMP) ## ruff format, as a check
 types: $(STAMP) ## mypy --strict over all sources
 	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
 
-tests: $(STAMP) etcd redis chromium ## pytest alone
+tests: $(STAMP) etcd redis chromium machines ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone
 
@@ -69,6 +69,9 @@ fuzz: $(STAMP) ## random bytes for everything that reads what others wrote (SECO
 
 docs: $(STAMP) ## write the generated parts of docs/ anew
 	$(BIN)/python -m quorate.cli._reference docs
+
+trials: $(STAMP) etcd machines ## a hundred random losses of a machine, of each kind (about half an hour; TRIALS=10 for fewer)
+	QUORATE_TEST_TRIALS=$(or $(TRIALS),100) $(PRIVATE_HOSTS) $(BIN)/python -m pytest tests/test_lost_machines.py -k three_machines -x
 
 bench: $(STAMP) etcd mpirun ## every benchmark, side by side with the peers that are installed (about 25 minutes; NAME=launch for one)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench
@@ -110,6 +113,11 @@ system-packages:
 etcd: APT_PACKAGES := etcd-server openssl
 etcd:
 	@{ [ -n "$$QUORATE_ETCD_BINARY" ] || command -v etcd >/dev/null; } && command -v openssl >/dev/null || { $(APT_INSTALL); }
+
+# Tests cut machines (network namespaces) off from each other.
+machines: APT_PACKAGES := iproute2 nftables
+machines:
+	@{ command -v ip && command -v nft; } >/dev/null || ( $(APT_INSTALL) ) || true
 
 # The status page is looked at in a real browser; this one is the smallest that Debian has (95 MB to fetch).
 chromium: APT_PACKAGES := chromium-headless-shell

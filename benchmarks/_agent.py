@@ -1,4 +1,4 @@
-"""An agent that has imported all it needs and joins on demand: ``LAUNCHER BACKEND NODES PORT IS_HOST COMMAND…``.
+"""An agent that has imported all it needs and joins on demand: ``LAUNCHER BACKEND NODES ENDPOINT IS_HOST COMMAND…``.
 
 It starts through the Python interface of the launcher (``quorate`` or ``torchrun``), so that the job is measured and
 not the interpreter.  It prints ``ready`` on standard output, waits for a line, and joins.
@@ -15,12 +15,14 @@ from typing import Any
 ALWAYS = ("quorate.agent._runner", "quorate.rendezvous._handler", "quorate_process_local._exec")
 OF_BACKEND = {
     "c10d": ("torch.distributed", "quorate_rendezvous_c10d._bootstrap", "quorate_rendezvous_c10d._store"),
+    "etcd": ("quorate_rendezvous_etcd._v3.store",),
+    "etcd-hosted": ("quorate_rendezvous_etcd._hosted.store",),
     "tcp": ("quorate_rendezvous_static._client", "quorate_rendezvous_static._server"),
 }
 
 
 def main() -> None:
-    launcher, backend, nodes, port, is_host, *command = sys.argv[1:]
+    launcher, backend, nodes, endpoint, is_host, *command = sys.argv[1:]
     low, _, high = nodes.partition(":")
     settings: dict[str, Any] = {
         "min_nodes": int(low),
@@ -28,8 +30,8 @@ def main() -> None:
         "nproc_per_node": 1,
         "run_id": "bench",
         "rdzv_backend": backend,
-        "rdzv_endpoint": f"127.0.0.1:{port}",
-        "rdzv_configs": {"is_host": is_host},
+        "rdzv_endpoint": endpoint,
+        "rdzv_configs": {"is_host": is_host} if is_host else {},
         "max_restarts": 3,
     }
     job: Any

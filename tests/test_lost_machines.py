@@ -21,6 +21,7 @@ from typing import final
 
 import pytest
 
+from quorate.files import read_bytes
 from quorate.proc import children_of, environment_of, is_alive
 from tests.backends import BACKENDS, Backend
 from tests.harness import DEADLINE, wait_for_end
@@ -142,14 +143,9 @@ def hosted_endpoint() -> str:
 # --- agents that are killed -----------------------------------------------------------------------------------------
 
 
-def guardians_of(agent: subprocess.Popen[bytes]) -> list[int]:
-    def is_guardian(pid: int) -> bool:
-        try:
-            return b"_last_word_program" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
-
-    return [pid for pid in children_of(agent.pid) if is_guardian(pid)]
+def children_with(agent: subprocess.Popen[bytes], word: bytes) -> list[int]:
+    """Return the children of ``agent`` that have ``word`` in their command line."""
+    return [pid for pid in children_of(agent.pid) if word in read_bytes(f"/proc/{pid}/cmdline")]
 
 
 def test_a_killed_agent_is_known_at_once(backend: Backend, make_nodes: Callable[..., Nodes]) -> None:
@@ -173,7 +169,7 @@ def test_a_killed_agent_with_its_guardian_is_missed_by_the_tcp_store(make_nodes:
         first = nodes.start(0, is_host="true")
         second = nodes.start(1, is_host="false")
         nodes.wait_for_world(2)
-        (guardian,) = guardians_of(second)
+        (guardian,) = children_with(second, b"_last_word_program")
         os.kill(guardian, signal.SIGKILL)
         second.kill()
         nodes.wait_for_world(1)
@@ -187,13 +183,49 @@ def test_a_guardian_ends_with_its_agent_and_says_nothing_for_one_that_left(make_
         first = nodes.start(0, is_host="true")
         second = nodes.start(1, is_host="false")
         nodes.wait_for_world(2)
-        (guardian,) = guardians_of(second)
+        (guardian,) = children_with(second, b"_last_word_program")
         second.terminate()
         second.wait(DEADLINE)
         assert not is_alive(guardian)
         nodes.wait_for_world(1)
         nodes.finish([first])
         assert "is lost" not in nodes.said(0)
+
+
+# --- the store's host -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tcp", "c10d"])
+def test_a_drained_host_of_the_store_ends_the_job(name: str, make_nodes: Callable[..., Nodes]) -> None:
+    """Not "a new round, at no cost", which would die with the store."""
+    with BACKENDS[name].fresh_endpoint() as endpoint:
+        nodes = make_nodes(name, endpoint, "1:2", lease_timeout=LONG_LEASE, last_call_timeout=DEADLINE)
+        first = nodes.start(0, is_host="true")
+        second = nodes.start(1, is_host="false")
+        nodes.wait_for_world(2)
+        first.terminate()
+        assert second.wait(DEADLINE) == 1, nodes.story()
+        assert first.wait(DEADLINE) == 128 + signal.SIGTERM
+        assert "it hosts the rendezvous store, which ends with it" in nodes.said(1)
+        assert "at no cost" not in nodes.said(1)
+
+
+def test_who_cannot_learn_what_became_of_the_others_says_so(make_nodes: Callable[..., Nodes]) -> None:
+    """Its workers have succeeded; the host of the store is killed before its own are done."""
+    with BACKENDS["tcp"].fresh_endpoint() as endpoint:
+        nodes = make_nodes("tcp", endpoint, "2", lease_timeout=LONG_LEASE)
+        done = nodes.folder / "done"
+        nodes.worker.write_text(
+            f'echo "$RANK $WORLD_SIZE $GROUP_RANK" >> {nodes.lines}\n[ $RANK = 1 ] || sleep 100\ntouch {done}\n'
+        )
+        first = nodes.start(0, is_host="true")
+        second = nodes.start(1, is_host="false")
+        nodes.wait_for_world(2)
+        assert settles(done.exists)
+        assert settles(lambda: not children_with(second, b"worker.sh"))
+        first.kill()
+        assert second.wait(DEADLINE) == 6, nodes.story()
+        assert "what became of the other nodes is unknown" in nodes.said(1)
 
 
 # --- a job with its own etcd ----------------------------------------------------------------------------------------

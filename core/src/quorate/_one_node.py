@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._isolation import raise_if_interrupted
-from .agent import LocalElasticAgent, WorkerSpec
+from .agent import LocalElasticAgent, RunResult, WorkerSpec
 from .backends import get_rendezvous_handler
 from .config import LaunchConfig
 from .errors import RendezvousClosedError
@@ -21,7 +21,7 @@ __all__ = ["run_node"]
 
 def run_node(
     config: LaunchConfig, entrypoint: Callable[..., Any] | str, args: tuple[Any, ...], host: PluginHost | None
-) -> dict[int, Any]:
+) -> RunResult:
     """Run this node's agent until the job is over; see :class:`quorate.launcher.elastic_launch`."""
     host = get_host() if host is None else host
     handler = get_rendezvous_handler(config.rendezvous_parameters(), host)
@@ -39,7 +39,7 @@ def run_node(
     finally:
         _shut_down(handler)
     if not result.is_failed():
-        return dict(result.return_values)
+        return result
     if not result.failures:
         # The job failed on another node, whose agent recorded a reason but no failed worker.
         error = RendezvousClosedError(result.reason or "the job has failed on another node")

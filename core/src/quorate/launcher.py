@@ -51,6 +51,8 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
         if entrypoint is not None and not callable(entrypoint) and not (isinstance(entrypoint, str) and entrypoint):
             raise UsageError(f"the entrypoint must be a callable or a command, not {entrypoint!r}")
         self._config, self._entrypoint, self._host = config, entrypoint, host
+        #: After the call: this node's workers have succeeded, and what became of the other nodes is not known.
+        self.others_unknown = False
 
     def __call__(self, *args: Any) -> dict[int, Any]:
         entrypoint, arguments = self._entrypoint, args if callable(self._entrypoint) else _argv(args)
@@ -58,8 +60,9 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
             if not arguments:
                 raise UsageError("there is neither an entrypoint nor a command among the arguments")
             entrypoint, arguments = arguments[0], arguments[1:]
-        return_values: dict[int, Any] = _run(self._config, entrypoint, arguments, self._host)
-        return return_values
+        result = _run(self._config, entrypoint, arguments, self._host)
+        self.others_unknown = bool(result.others_unknown)
+        return dict(result.return_values)
 
 
 launch = elastic_launch

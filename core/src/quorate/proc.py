@@ -31,6 +31,7 @@ __all__ = [
     "hold",
     "is_alive",
     "kernel_wait_of",
+    "kill_and_reap",
     "memory_groups",
     "open_pidfd",
     "parent_death_command",
@@ -247,6 +248,15 @@ def send_signal(pid: int, pidfd: int, signal_number: int) -> bool:
     except PermissionError:
         return False
     return True
+
+
+def kill_and_reap(pid: int) -> None:
+    """Kill a child of this process, and take its status; does nothing for a number that is no child's any more."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
 
 
 # --- descriptors that belong to this process alone ------------------------------------------------------------------

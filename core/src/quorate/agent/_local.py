@@ -23,7 +23,7 @@ from ..errors import (
 )
 from ..failures import ProcessFailure, copy_error_data
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
-from ..notices import write_error
+from ..notices import warn, write_error
 from ..plugins import PluginHost, get_host
 from ..records import Event, Verdict
 from ..verdict import JobVerdict
@@ -204,7 +204,11 @@ class LocalElasticAgent:
             raise UnhealthyNodeError(f"this node does not take part: {finish.reason}")
         if outcome is protocol.Outcome.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED
-            return RunResult(WorkerState.SUCCEEDED, values, reason=finish.reason, verdict=self._verdict)
+            result = RunResult(WorkerState.SUCCEEDED, values, reason=finish.reason, verdict=self._verdict)
+            result.others_unknown = isinstance(finish.why, protocol.RendezvousIsLost)
+            if result.others_unknown:
+                warn(finish.reason)
+            return result
         assert end is not None
         if outcome is protocol.Outcome.CLOSED and end.verdict is Verdict.SUCCEEDED:
             self._group.state = WorkerState.SUCCEEDED

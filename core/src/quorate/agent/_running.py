@@ -146,9 +146,13 @@ def _leave_barrier(transition: Transition) -> None:
 
 
 def rendezvous_failed_in_barrier(transition: Transition, event: protocol.RendezvousFailed) -> None:
-    """The workers have succeeded; a failure of the rendezvous does not change that."""
-    reason = f"all workers of this node have succeeded (the others are unknown: {event.problem})"
-    stop(transition, protocol.WorkersSucceeded(), reason, transition.state.settings.grace.exit)
+    """The workers have succeeded; a failure of the rendezvous does not change that, but hides the others' fate."""
+    reason = "all workers of this node have succeeded"
+    why: protocol.StopReason = protocol.WorkersSucceeded()
+    if transition.assignment.group_world_size > 1:
+        reason += f"; what became of the other nodes is unknown: {event.problem}"
+        why = protocol.RendezvousIsLost(event)
+    stop(transition, why, reason, transition.state.settings.grace.exit)
 
 
 # --- departures -----------------------------------------------------------------------------------------------------

@@ -163,7 +163,10 @@ class RunResult:
         failures: global rank -> failure; holds the job's root cause even where it was on another node.
         reason: the sentence that was recorded as the job's end, the same on every node.
         verdict: all that is known of the job's end.
+        others_unknown: this node's workers have succeeded, and the store was lost before the others' fate was known.
     """
+
+    others_unknown = False
 
     def __init__(
         self,

@@ -181,7 +181,9 @@ def _follow_loss(transition: Transition, stopping: Stopping) -> None:
     if stopping.end is not None:
         _follow_round(transition, stopping)
     elif transition.round.all_succeeded:
-        reason = f"all workers of this node have succeeded ({why.failure.problem})"
+        reason = (
+            f"all workers of this node have succeeded; what became of the other nodes is unknown: {why.failure.problem}"
+        )
         end_run(transition, protocol.Outcome.SUCCEEDED, reason, why)
     elif proposed is not None and not stopping.is_held_back and proposed.verdict.is_terminal:
         end_run(transition, protocol.Outcome.FAILED, reason, why, proposed)

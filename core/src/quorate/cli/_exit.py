@@ -18,4 +18,5 @@ class ExitCode(IntEnum):
     RENDEZVOUS = 3  # the nodes could not agree: too few in time, no connection, settings that do not fit
     PLUGIN = 4  # a plugin is broken, or two offer the same name
     UNHEALTHY = 5  # a check failed on this node, or it was excluded; the others may go on without it
+    OTHERS_UNKNOWN = 6  # this node's workers have succeeded; the store was lost before the others' fate was known
     INTERNAL = 70  # a bug in quorate itself; the only exit with a traceback

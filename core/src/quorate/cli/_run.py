@@ -58,8 +58,9 @@ def run(argv: Sequence[str]) -> int:
 def _launch(parsed: Parsed, host: PluginHost) -> int:
     config, (command, arguments) = check_launch(parsed, host)
     _print_notes(parsed, config)
-    launcher.launch(config, command, host=host)(*arguments)
-    return ExitCode.OK
+    job = launcher.launch(config, command, host=host)
+    job(*arguments)
+    return ExitCode.OTHERS_UNKNOWN if job.others_unknown else ExitCode.OK
 
 
 def _run_stdin(parsed: Parsed, host: PluginHost) -> int:

@@ -51,7 +51,7 @@ from ._protocol import (
 )
 from ._reporting import Reporting
 from ._signed import protect
-from ._store import Store
+from ._store import Store, ends_with_host
 from ._strangers import StrangerWatch
 
 __all__ = ["Decisions", "StoreRendezvousHandler", "settings_of"]
@@ -245,7 +245,17 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._driver.post(Join(self._node))
 
     def end_round(self, end: RoundEnd) -> None:
-        self._driver.post(End(end))
+        self._driver.post(End(self._with_store(end)))
+
+    def _with_store(self, end: RoundEnd) -> RoundEnd:
+        """Return how a round ends, which the others would follow up with a store that ends now."""
+        store, assignment = self._plain_store, self._driver.state.assignment
+        leaves = end.verdict is Verdict.RESCALE and end.cause in (Cause.NODE_LEFT, Cause.UNHEALTHY)
+        is_alone = assignment is None or assignment.group_world_size == 1
+        if not leaves or is_alone or store is None or not ends_with_host(store):
+            return end
+        reason = f"{end.reason}; it hosts the rendezvous store, which ends with it"
+        return evolve(end, verdict=Verdict.STOPPED, reason=reason)
 
     def report_done(self) -> None:
         self._driver.post(Done())

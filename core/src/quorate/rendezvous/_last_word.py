@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import final
 
 from ..notices import warn
-from ..proc import hold, release
+from ..proc import hold, kill_and_reap, release
 from ..records import Cause, RoundEnd, Verdict
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import FINAL, Key, Phase
@@ -188,13 +187,8 @@ class Guardian:
 
     def close(self) -> None:
         """End and reap it; it writes nothing."""
-        if self._pid:
-            # Before its pipe closes: at the end of the pipe it would act.
-            try:
-                os.kill(self._pid, signal.SIGKILL)
-                os.waitpid(self._pid, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass
-            self._pid = 0
+        pid, self._pid = self._pid, 0
+        if pid:
+            kill_and_reap(pid)  # before its pipe closes: at the end of the pipe it would act
         release(self._write_end)
         self._write_end = -1

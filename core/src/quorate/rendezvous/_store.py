@@ -20,6 +20,7 @@ __all__ = [
     "Store",
     "StoreLayer",
     "Write",
+    "ends_with_host",
     "parse_counter",
     "put_many",
     "writes_below",
@@ -96,7 +97,10 @@ class InterruptibleStore(Store, Protocol):
 
 @runtime_checkable
 class HostedStore(Store, Protocol):
-    """The optional ability ``hosted``: one of the nodes serves the store, which ends with that node."""
+    """The optional ability ``hosted``: one of the nodes serves the store, which ends with that node.
+
+    A store whose attribute ``ends_with_this_node`` says otherwise has other hosts, too.
+    """
 
     @property
     def is_host(self) -> bool:
@@ -155,6 +159,12 @@ class StoreLayer(Store, Protocol):
 def writes_below(store: Store, writes: Sequence[Write]) -> Sequence[Write]:
     """Return ``writes`` as they are made in the backend's store: unchanged if ``store`` is that."""
     return store.writes_below(writes) if isinstance(store, StoreLayer) else writes
+
+
+def ends_with_host(store: Store) -> bool:
+    """Return whether this node hosts the store, and no other does."""
+    is_host = isinstance(store, HostedStore) and store.is_host
+    return bool(getattr(store, "ends_with_this_node", is_host))
 
 
 def put_many(store: Store, items: Sequence[tuple[str, bytes]]) -> None:

@@ -13,11 +13,10 @@ that kept the marker.
 from __future__ import annotations
 
 import os
-import signal
 from typing import final
 
 from quorate.notices import warn
-from quorate.proc import hold, release
+from quorate.proc import hold, kill_and_reap, release
 
 __all__ = ["Guardian"]
 
@@ -124,12 +123,7 @@ class Guardian:
     def close(self) -> None:
         """End and reap the guardian without killing anything."""
         if self._pid:
-            # SIGKILL, before its pipe closes: at the end of the pipe it would act.
-            try:
-                os.kill(self._pid, signal.SIGKILL)
-                os.waitpid(self._pid, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass
+            kill_and_reap(self._pid)  # before its pipe closes: at the end of the pipe it would act
             self._pid = 0
         release(self._write_end)
         self._write_end = -1

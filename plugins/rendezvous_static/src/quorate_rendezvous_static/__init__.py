@@ -35,6 +35,10 @@ _SETTINGS = {
     **TLS_SETTINGS,
     "bind_address": "the address that the host of the store listens on [the addresses of the endpoint]",
 }
+_SETTINGS = {
+    "return_timeout": "how long a node whose connections closed without a goodbye has to come back [1]",
+    **TLS_SETTINGS,
+}
 _STANDALONE, _BACKENDS = f"{__name__}._standalone", f"{__name__}._backends"
 
 

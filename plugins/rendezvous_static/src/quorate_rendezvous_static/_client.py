@@ -103,6 +103,11 @@ class TcpStore:
         """The server, if this process hosts it."""
         return self._server
 
+    @property
+    def ends_with_this_node(self) -> bool:
+        """Whether this process hosts the server.  (The server itself waits for its clients to leave.)"""
+        return self._server is not None
+
     # --- the contract ---------------------------------------------------------------------------------------------
 
     def create(self, key: str, value: bytes) -> bool:

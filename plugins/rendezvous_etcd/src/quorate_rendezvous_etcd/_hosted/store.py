@@ -150,6 +150,11 @@ class HostedEtcdStore:
         """Whether a member runs here: it stays until the other nodes have left."""
         return self.member is not None
 
+    @property
+    def ends_with_this_node(self) -> bool:
+        """Whether the member of this node is the only one."""
+        return self.is_host and "," not in self._parameters.endpoint
+
     def create(self, key: str, value: bytes) -> bool:
         """See :class:`quorate.rendezvous.Store`, as for all methods below."""
         return self._store.create(key, value)
