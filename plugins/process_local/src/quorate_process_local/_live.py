@@ -197,11 +197,7 @@ class Live:
             channel.send({"answer": message["ask"], "is_current": self._is_current(worker)})
 
     def _forget(self, worker: Worker) -> None:
-<<<<<<< HEAD
         """Without its channel a worker is not live: one that waits cannot go on, one that leaves is stopped."""
-=======
-        """Without its channel a worker is not live any more; one that waits is killed, one that leaves is stopped."""
->>>>>>> live
         leave_by, has_left = worker.leave_by, worker.has_left
         self.drop(worker)
         if has_left:
