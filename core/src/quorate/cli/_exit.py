@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import final
 
+from .. import policy
+
 __all__ = ["ExitCode"]
 
 
@@ -18,4 +20,5 @@ class ExitCode(IntEnum):
     RENDEZVOUS = 3  # the nodes could not agree: too few in time, no connection, settings that do not fit
     PLUGIN = 4  # a plugin is broken, or two offer the same name
     UNHEALTHY = 5  # a check failed on this node, or it was excluded; the others may go on without it
+    DO_NOT_RESTART = policy.DO_NOT_RESTART  # the worker or the policy said that starting the job again cannot help
     INTERNAL = 70  # a bug in quorate itself; the only exit with a traceback
