@@ -67,7 +67,8 @@ def find_contenders() -> tuple[list[Peer], list[str]]:
     ]
     if torchrun is not None:
         peers.append(elastic("torchrun", [torchrun], WORKER))
-        peers.append(elastic("quorate exec torchrun", [quorate, "exec", "--", torchrun], WORKER))
+        # By name: a path would lead past the torchrun that "quorate exec" puts first.
+        peers.append(elastic("quorate exec torchrun", [quorate, "exec", "--", "torchrun"], WORKER))
     if accelerate is not None:
         command = [accelerate, "launch", "--mixed_precision=no", "--dynamo_backend=no", "--num_machines=1"]
         peers.append(_accelerate("accelerate launch", command))

@@ -40,7 +40,7 @@ from ._live import Live
 from ._marks import marked_environment
 from ._pump import Pump
 from ._reserve import Reserve
-from ._streams import Output, plan_output
+from ._streams import Output, captures_stderr, plan_output
 from ._sweep import KILL_TIMEOUT_SECONDS, Sweep, why_stuck
 from ._workers import Process, Worker, may_serve_other_nodes, why_terminated
 
@@ -64,7 +64,6 @@ class LocalContext(Family):
 
     def __init__(self, request: StarterRequest) -> None:
         self._request = request
-        self._captures = bool(request.settings.get("capture_stderr", True))
         self._owner = os.getpid()
         self._id = os.urandom(12).hex()
         self._workers: list[Worker] = []
@@ -117,7 +116,7 @@ class LocalContext(Family):
         """
         environment = marked_environment(launch, self._request.token, self._id, self._live.address)
         try:
-            output = plan_output(launch, self._pump.consoles, self._pump.copies, self._captures)
+            output = plan_output(launch, self._pump.consoles, self._pump.copies, captures_stderr(self._request))
             try:
                 self._pump.add(output.streams)
                 if self._deliveries is not None:
@@ -356,8 +355,7 @@ class LocalContext(Family):
             self._ended.append(worker)
         if not worker.process.is_held:
             self._sweep.note_end(worker, self._signal)
-        # While workers are stopped, the family of each is told when it has ended.
-        self._sweep.must_look = self._sweep.must_look or was_stopped or self._is_settled or not self._running()
+        self._sweep.must_look |= was_stopped or self._is_settled or not self._running()  # its family is told next
 
     # --- stopping -------------------------------------------------------------------------------------------------
 

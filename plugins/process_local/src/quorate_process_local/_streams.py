@@ -16,11 +16,12 @@ from quorate.files import read_regular
 from quorate.notices import warn
 from quorate.proc import hold, release
 from quorate.records import WorkerLaunch, WorkerLogs
+from quorate.starter import StarterRequest
 from quorate.text import printable
 
 from ._terminals import are_one_terminal, follow_size, open_terminal
 
-__all__ = ["Output", "Sink", "Stream", "plan_output", "tail_lines", "tail_of_file"]
+__all__ = ["Output", "Sink", "Stream", "captures_stderr", "plan_output", "tail_lines", "tail_of_file"]
 
 #: Enough for a traceback that a library has written much behind.
 _TAIL_BYTES = 64 * 1024
@@ -158,6 +159,11 @@ class Output:
             if descriptor >= 0:
                 os.close(descriptor)
         self.stdout = self.stderr = -1
+
+
+def captures_stderr(request: StarterRequest) -> bool:
+    """Return whether the end of stderr is to be kept where nothing else needs a reader (``--capture-stderr``)."""
+    return bool(request.settings.get("capture_stderr", True))
 
 
 def plan_output(
