@@ -560,12 +560,14 @@ def test_live_workers_that_wait_in_vain_are_stopped_before_the_run_ends(
     assert outcome_of(script.feed(p.WorkersGone())[-1])[0] is outcome
 
 
-def test_a_signal_while_live_workers_are_stopped_decides_and_a_second_one_kills_them() -> None:
+def test_a_signal_while_live_workers_are_stopped_decides_and_a_persons_second_interrupt_kills_them() -> None:
     script = released(ended(Verdict.RESTART))
     script.feed(p.WorkersGone(KEPT))
     script.feed(p.RendezvousFailed(FailureKind.LOST, "gone"))
     assert script.feed(p.SignalReceived(15)) == (p.StopWorkers(15, 7.0),)
-    assert script.feed(p.SignalReceived(15)) == (p.StopWorkers(9, 0.0),)
+    assert script.feed(p.SignalReceived(15)) == script.feed(p.SignalReceived(2, is_person=True)) == ()
+    script.now += 1.0
+    assert script.feed(p.SignalReceived(2, is_person=True)) == (p.StopWorkers(9, 0.0),)
     assert outcome_of(script.feed(p.WorkersGone())[-1])[0] is p.Outcome.SIGNAL
 
 

@@ -26,7 +26,9 @@ store = dist.TCPStore(*where, is_master=False, wait_for_workers=False)
 before = store.add("runs", 1)
 dist.init_process_group("gloo")
 dist.barrier()
-print("runs", before <= 2, store.add("runs", 0), os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)
+words = "runs", before <= 2, store.add("runs", 0), os.environ["TORCHELASTIC_RESTART_COUNT"]
+sys.stdout.write(" ".join(map(str, words)) + "\\n")
+sys.stdout.flush()
 dist.barrier()
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     os._exit(1)
