@@ -125,7 +125,7 @@ def test_after_a_signal(job: Job, counted: CountedPlan, ear: Ear) -> None:
 
 def test_after_a_second_signal(job: Job, counted: CountedPlan, ear: Ear) -> None:
     """The agent was told to stop twice."""
-    host = job.start(counted(workers.trap, ear.path, False, spec={"shutdown_timeout": 600.0}))
+    host = job.start(counted(workers.trap, ear.path, False, spec={"shutdown_timeout": 0.5}))
     ear.hear(1, event="started")
     host.send_signal(signal.SIGTERM)
     ear.hear(1, event="signalled")

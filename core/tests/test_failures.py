@@ -210,6 +210,22 @@ def test_the_beginning_of_a_traceback_may_be_missing() -> None:
     assert message_from_stderr(lines[1:]) is None  # no frame: anything may have printed that
 
 
+DRAWN = {
+    "colours": '\x1b[35mTraceback (most recent call last):\x1b[0m\n  File \x1b[35m"x"\x1b[0m, line 1, in f\n'
+    "\x1b[1;35mValueError\x1b[0m: \x1b[35mbad\x1b[0m",
+    "rich": "╭─── \x1b[1mTraceback (most recent call last)\x1b[0m ───╮\n│ x.py:1 in f │\n│ ❱ 1 raise ValueError │\n"
+    "╰─────╯\nValueError: bad",
+    "rich in ASCII": "+--- Traceback (most recent call last) ---+\n| x.py:1 in f |\n+-------+\nValueError: bad",
+    "IPython": "-------\nValueError          Traceback (most recent call last)\nCell In[1], line 1\n----> 1 f()\n\n"
+    "File x.py:1, in f()\n----> 1 raise ValueError('bad')\n\nValueError: bad",
+}
+
+
+@pytest.mark.parametrize("how", DRAWN)
+def test_tracebacks_as_libraries_draw_them(how: str) -> None:
+    assert message_from_stderr([*DRAWN[how].split("\n"), "", "then", "more"]) == "ValueError: bad"
+
+
 def test_the_last_traceback_counts() -> None:
     first = ["Traceback (most recent call last):", '  File "a", line 1, in f', "KeyError: 1"]
     last = ["Traceback (most recent call last):", '  File "b", line 1, in g', "ValueError: 2"]

@@ -35,6 +35,9 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "health-interval": ("30", 30.0),
     "exit-barrier-timeout": ("0", 0.0),
     "signals-to-handle": ("SIGUSR1", "SIGUSR1"),
+    "forward-signals": ("USR1", "USR1"),
+    "exit-code": ("worker", "worker"),
+    "console-ranks": ("0,3", frozenset({0, 3})),
     "log-dir": ("logs", "logs"),
     "redirects": ("0:1,12:2", {0: Std.OUT, 12: Std.ERR}),
     "tee": ("3", Std.ALL),
@@ -88,7 +91,7 @@ def test_a_switch_is_read_in_every_spelling(flag: Flag) -> None:
         parsed = read(*line, "train.py")
         assert parsed.settings[flag.name].value is True
         assert parsed.script == "train.py"
-    assert read().settings[flag.name].value is False
+    assert not read().settings[flag.name].value
     assert read(**{flag.variable: "1"}).settings[flag.name].value is True
     assert read(f"--{flag.name}=0", **{flag.variable: "1"}).settings[flag.name].value is False
 
@@ -159,6 +162,21 @@ def test_the_last_one_of_a_repeated_flag_counts() -> None:
 def test_two_dashes_end_the_flags() -> None:
     parsed = read("--standalone", "--", "-odd.py", "--", "a")
     assert (parsed.script, parsed.arguments) == ("-odd.py", ("--", "a"))
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments"),
+    [
+        (["s.py", "--", "--foo", "1"], ("--foo", "1")),
+        (["s.py", "a", "--", "b"], ("a", "--", "b")),
+        (["--standalone", "s.py", "--", "x", "--"], ("x", "--")),
+        (["-m", "s.py", "--"], ()),
+        (["s.py", "--", "--"], ("--",)),
+    ],
+)
+def test_the_first_double_dash_is_torchruns_own(line: list[str], arguments: tuple[str, ...]) -> None:
+    """As torchrun's argparse has it: directly behind the script, unless one stands before the script."""
+    assert read(*line).arguments == arguments
 
 
 def test_an_empty_variable_is_as_good_as_none() -> None:

@@ -46,7 +46,9 @@ _SIGNALS: Mapping[str, str] = {
 }
 
 # What :func:`describe_exit` writes, with or without the last line of stderr.
-_EXIT = re.compile(r"(exit code -?\d+(, last line of stderr: .*)?|Signal \d+ \([^)]*\) received by PID \d+)")
+_EXIT = re.compile(
+    r"(exit code -?\d+(, last line of (stderr|its output): .*)?|Signal \d+ \([^)]*\) received by PID \d+)"
+)
 
 
 def signal_name(exit_code: int) -> str:
@@ -64,11 +66,11 @@ def describe_signal(exit_code: int) -> str:
     return _SIGNALS.get(signal_name(exit_code), "")
 
 
-def describe_exit(exit_code: int, pid: int, last_line: str = "") -> str:
-    """Return the message for a worker that left no error of its own; ``last_line`` is the last of its stderr."""
+def describe_exit(exit_code: int, pid: int, last_line: str = "", stream: str = "stderr") -> str:
+    """Return the message for a worker that left no error of its own; ``last_line`` is the last of ``stream``."""
     if exit_code < 0:
         return f"Signal {-exit_code} ({signal_name(exit_code)}) received by PID {pid}"
-    return f"exit code {exit_code}" + (f", last line of stderr: {last_line}" if last_line else "")
+    return f"exit code {exit_code}" + (f", last line of {stream}: {last_line}" if last_line else "")
 
 
 def is_described_by_exit(message: str) -> bool:

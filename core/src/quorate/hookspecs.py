@@ -215,12 +215,13 @@ def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> Res
     """Decide what follows a worker's failure: restart, rescale without this node, or fail the job.
 
     The core's default: a worker that could not start fails the job; any other failure is a restart while the budget
-    lasts. If the same rank failed by the same cause before, the restart has a delay that grows and is partly random.
+    lasts, unless the worker ended with exit code 79 (do not start it again). If the same rank failed by the same cause
+    before, the restart has a delay that grows and is partly random.
 
     Called: on the node whose worker failed first, before the round is ended.
     Thread: the agent's thread; the implementation must not block.
     Answer: a RestartDecision; its ``delay_seconds`` holds back the next round on every node, and ``exclude_node``
-        takes this node out of the job.
+        takes this node out of the job. ``is_final`` gives ``quorate run`` the exit code 79: do not start it again.
     If it raises: reported once, and the next plugin is asked; so is an answer that is not a RestartDecision.
     """
 

@@ -26,7 +26,7 @@ from .errors import DuplicatePluginError, PluginError, UnknownBackendError
 from .files import read_bytes
 from .records import Event
 
-__all__ = ["BrokenPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "get_host"]
+__all__ = ["BrokenPlugin", "FoundPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "find_plugins", "get_host"]
 
 _T = TypeVar("_T")
 _CORE = "quorate-core"

@@ -7,7 +7,10 @@ import os
 from .diagnosis import cause_of_exit
 from .records import Cause, FailureRecord, RestartBudget, RestartDecision, Verdict
 
-__all__ = ["default_cause", "default_restart"]
+__all__ = ["DO_NOT_RESTART", "default_cause", "default_restart"]
+
+#: The exit code by which a worker says that starting it again cannot help, and that of ``quorate run`` then.
+DO_NOT_RESTART = 79
 
 _FIRST_DELAY_SECONDS = 1.0
 _LONGEST_DELAY_SECONDS = 60.0
@@ -28,6 +31,9 @@ def default_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDec
     """
     if failure.cause is Cause.START_FAILED:
         return RestartDecision(Verdict.FAILED, "a worker could not be started; starting it again cannot help")
+    if failure.exit_code == DO_NOT_RESTART:
+        reason = f"the worker asked not to be started again (exit code {DO_NOT_RESTART})"
+        return RestartDecision(Verdict.FAILED, reason, is_final=True)
     if budget.remaining > 0:
         delay = _back_off(budget.repeats_of(failure))
         return RestartDecision(Verdict.RESTART, f"restart {budget.used + 1} of {budget.allowed}", delay)

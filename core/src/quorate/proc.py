@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 import threading
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
@@ -21,8 +22,10 @@ from .files import read_bytes
 __all__ = [
     "ControlGroup",
     "ProcessStat",
+    "SignalSets",
     "ancestor_among",
     "children_of",
+    "command_of",
     "descendants_of",
     "die_with_parent",
     "environment_of",
@@ -30,14 +33,18 @@ __all__ = [
     "forget",
     "hold",
     "is_alive",
+    "is_in_foreground",
     "kernel_wait_of",
     "kill_and_reap",
     "memory_groups",
     "open_pidfd",
+    "open_signalfd",
     "parent_death_command",
+    "read_signalfd",
     "release",
     "resident_bytes",
     "send_signal",
+    "signals_of",
     "start_time_of",
     "stat_of",
     "state_of",
@@ -49,6 +56,8 @@ _PR_SET_PDEATHSIG = 1
 _LONGEST_DESCENT = 64
 _MOST_DESCENDANTS = 256
 _MOST_FRAMES = 6
+_SIGNAL_SET_BYTES = 128
+_SIGNAL_INFO_BYTES = 128
 _STACK_TIMEOUT_SECONDS = 0.5
 _ENDED = ("", "Z", "X")
 
@@ -110,6 +119,11 @@ def start_time_of(pid: int) -> int | None:
 def environment_of(pid: int) -> bytes:
     """Return the environment that a process was started with (``NAME=value`` joined by NUL), as far as it is told."""
     return read_bytes(f"/proc/{pid}/environ", 16 << 20)
+
+
+def command_of(pid: int) -> str:
+    """Return the words of a process's command, joined by spaces; ``""`` if it is gone."""
+    return read_bytes(f"/proc/{pid}/cmdline", 4096).replace(b"\0", b" ").decode("utf-8", "replace").strip()
 
 
 # --- families -------------------------------------------------------------------------------------------------------
@@ -257,6 +271,66 @@ def kill_and_reap(pid: int) -> None:
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):
         pass
+
+
+@final
+@frozen
+class SignalSets:
+    """The signals that a process waits to take, ignores, and has handlers for."""
+
+    pending: frozenset[int] = frozenset()
+    ignored: frozenset[int] = frozenset()
+    caught: frozenset[int] = frozenset()
+
+
+def signals_of(pid: int) -> SignalSets:
+    """Return how a process deals with signals; all is empty if there is no such process."""
+    masks: dict[bytes, int] = {}
+    for line in read_bytes(f"/proc/{pid}/status").splitlines():
+        name, _, value = line.partition(b":")
+        if name in (b"SigPnd", b"ShdPnd", b"SigIgn", b"SigCgt"):
+            masks[name] = int(value, 16)
+    pending = masks.get(b"SigPnd", 0) | masks.get(b"ShdPnd", 0)
+    return SignalSets(*(_members(mask) for mask in (pending, masks.get(b"SigIgn", 0), masks.get(b"SigCgt", 0))))
+
+
+def _members(mask: int) -> frozenset[int]:
+    return frozenset(number for number in range(1, 65) if mask >> (number - 1) & 1)
+
+
+def open_signalfd(numbers: Collection[int]) -> int:
+    """Return a descriptor from which blocked signals are read with their senders (signalfd(2)); -1 if there is none."""
+    library = ctypes.CDLL(None, use_errno=True)
+    mask = ctypes.create_string_buffer(_SIGNAL_SET_BYTES)
+    library.sigemptyset(mask)
+    for number in numbers:
+        library.sigaddset(mask, number)
+    descriptor: int = library.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK)
+    return descriptor
+
+
+def read_signalfd(descriptor: int) -> list[tuple[int, int]]:
+    """Return the number and the code (``si_code``) of each signal that waits at ``descriptor``."""
+    try:
+        data = os.read(descriptor, 64 * _SIGNAL_INFO_BYTES)
+    except OSError:
+        return []
+    starts = range(0, len(data), _SIGNAL_INFO_BYTES)
+    return [(number, code) for number, _, code in (struct.unpack_from("=Iii", data, start) for start in starts)]
+
+
+def is_in_foreground() -> bool:
+    """Return whether this process has a terminal whose keys send signals to it."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 # --- descriptors that belong to this process alone ------------------------------------------------------------------

@@ -187,7 +187,7 @@ class FailureRecord:
     """What one failed worker left behind.
 
     ``exit_code`` is negative for a signal.  ``message`` is at most a few KiB.  ``timestamp_ns`` is wall time on the
-    worker's host, for people.
+    worker's host, for people.  With ``has_both_streams``, ``stderr_tail`` has lines of stdout too.
     """
 
     rank: int
@@ -204,6 +204,7 @@ class FailureRecord:
     role: str = ""
     restart_count: int = 0
     stderr_tail: tuple[str, ...] = ()
+    has_both_streams: bool = False
 
 
 @final
@@ -214,6 +215,7 @@ class RoundEnd:
     ``restart_count`` is the job-wide count that the *next* round exports (or, for a terminal verdict, the last).
     ``lost`` names the node ids that the next round must not wait for.  ``missing`` is not recorded but added when the
     next round is sealed: the nodes that turned out to be lost with this round, or left (see :class:`Assignment`).
+    ``is_final`` is that of the policy's decision.
     """
 
     round_number: int
@@ -229,6 +231,7 @@ class RoundEnd:
     lost_ranks: tuple[int, ...] = ()
     failure: FailureRecord | None = None
     missing: tuple[str, ...] = ()
+    is_final: bool = False
 
 
 @final
@@ -301,13 +304,15 @@ class RestartBudget:
 class RestartDecision:
     """A policy's answer to a failure: what happens next, why, and how many seconds to wait first (a day at most).
 
-    ``exclude_node`` takes the node whose worker failed out of the job, unless the job ends anyway.
+    ``exclude_node`` takes the node whose worker failed out of the job, unless the job ends anyway.  ``is_final`` says
+    of a job that ends that starting it again cannot help: ``quorate run`` then has an exit code of its own.
     """
 
     verdict: Verdict = field(validator=instance_of(Verdict))
     reason: str = field(default="", validator=instance_of(str))
     delay_seconds: float = field(default=0.0, validator=[instance_of((int, float)), ge(0.0), le(LONGEST_DELAY_SECONDS)])
     exclude_node: bool = False
+    is_final: bool = False
 
 
 @final
@@ -360,7 +365,9 @@ class WorkerLaunch:
 class WorkerExited:
     """One worker has ended.  ``exit_code`` is negative for a signal; ``return_value`` is a function's result.
 
-    ``stopped`` says that the agent had asked it to stop before: a victim, not a cause.
+    ``stopped`` says that the agent had asked it to stop before: a victim, not a cause.  ``stderr_tail`` are the last
+    lines of its stderr, with ``has_both_streams`` those of stdout among them.  ``exception`` is that of the last
+    traceback there, which may stand before ``stderr_tail``.
     """
 
     local_rank: int
@@ -371,6 +378,8 @@ class WorkerExited:
     stopped: bool = False
     stderr_tail: tuple[str, ...] = ()
     problem: str = ""
+    exception: str = ""
+    has_both_streams: bool = False
 
 
 @final

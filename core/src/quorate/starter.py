@@ -14,6 +14,7 @@ from .records import WorkerExited, WorkerLaunch
 
 __all__ = [
     "DeliversResults",
+    "ForwardsSignals",
     "LeavesBehind",
     "PreparingStarter",
     "ProcessContext",
@@ -21,6 +22,7 @@ __all__ = [
     "StackDumper",
     "Starter",
     "StarterRequest",
+    "SuspendsWorkers",
 ]
 
 
@@ -134,6 +136,28 @@ class ReleasesWorkers(Protocol):
 
     def assign(self, launch: WorkerLaunch) -> None:
         """Let a released worker go on, with the environment of ``launch``; its streams stay as they are."""
+        ...
+
+
+@runtime_checkable
+class ForwardsSignals(Protocol):
+    """A further ability of a process context: to pass a signal on that stops nothing (``--forward-signals``)."""
+
+    def forward(self, signal_number: int) -> Sequence[int]:
+        """Send a signal to the workers that have a handler for it; return their local ranks."""
+        ...
+
+
+@runtime_checkable
+class SuspendsWorkers(Protocol):
+    """A further ability of a process context: to stop workers for a while, as Ctrl-Z stops a program."""
+
+    def suspend(self) -> None:
+        """Stop all workers and what they started, without their doing."""
+        ...
+
+    def resume(self) -> None:
+        """Have them go on."""
         ...
 
 

@@ -8,10 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["near_names", "printable", "printable_lines"]
+__all__ = ["near_names", "plain", "printable", "printable_lines"]
 
-#: Terminal control sequences of ECMA-48: CSI with parameters, OSC up to its end, and those of two characters.
-_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+#: Terminal control sequences of ECMA-48 and ECMA-35, in their 7-bit and 8-bit forms.
+_CONTROL = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI, with parameters: colours, cursor
+    r"|(?:\x1b[PX\]^_]|[\x90\x98\x9d-\x9f])[^\n\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # strings: titles, links
+    r"|\x1b[ -/]+[0-~]"  # character sets
+    r"|\x1b[0-~]"
+)
+#: What is left of control characters, but for tabs and line ends.
+_STRAY = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(text: str, longest: int) -> str:
@@ -39,6 +46,13 @@ def printable_lines(text: str, longest: int | None = None) -> str:
     if longest is None:
         longest = 4 * len(text)  # a tab becomes four characters at most
     return "\n".join(printable(line, longest) for line in lines)
+
+
+def plain(text: str) -> str:
+    """Return ``text`` without anything that steers a terminal; its lines and tabs stay, as does all that is text."""
+    if text.isprintable():
+        return text
+    return _STRAY.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub("", text).replace("\r\n", "\n"))
 
 
 def _shown(character: str) -> str:

@@ -77,6 +77,11 @@ class JobVerdict:
     signal_number: int | None = None
     time_ns: int = 0
 
+    @property
+    def is_final(self) -> bool:
+        """Whether starting the job again cannot help, as the restart policy says."""
+        return bool(self.rounds) and self.rounds[-1].is_final
+
     def report(self, name: str) -> str:
         """Return the report for people on the failure of the entrypoint ``name``."""
         reason = [printable(line, _LONGEST_LINE) for line in self.reason.splitlines()]
@@ -106,6 +111,7 @@ class JobVerdict:
             "state": self.state.value,
             "cause": self.cause.value,
             "reason": self.reason,
+            "is_final": self.is_final,
             "signal": _signal(-self.signal_number) if self.signal_number is not None else None,
             "first_cause": None if self.first_cause is None else _describe(self.first_cause),
             "rounds": [_describe_round(end) for end in self.rounds],
@@ -148,7 +154,7 @@ def _failure(failure: FailureRecord) -> Iterator[str]:
     if call_stack:
         yield from (f"  | {line}" for line in call_stack.splitlines()[-_MOST_TRACEBACK_LINES:])
     elif failure.stderr_tail:
-        yield "  last lines of its stderr:"
+        yield f"  last lines of its {'output' if failure.has_both_streams else 'stderr'}:"
         yield from (f"  | {line}" for line in failure.stderr_tail[-_MOST_STDERR_LINES:])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import Attribute, field, fields, frozen
@@ -21,6 +21,7 @@ __all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", 
 
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+_FORWARDED = "USR1,USR2"
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -70,9 +71,14 @@ def _port(record: Any, attribute: Attribute[Any], value: Any) -> None:
 
 
 def _signals(record: Any, attribute: Attribute[Any], names: Sequence[str]) -> None:
-    flag = flag_of(attribute.name)
     if not names:
+        flag = flag_of(attribute.name)
         raise UsageError(f"{attribute.name} is empty; name at least one signal ({flag}=SIGTERM)")
+    _any_signals(record, attribute, names)
+
+
+def _any_signals(record: Any, attribute: Attribute[Any], names: Sequence[str]) -> None:
+    flag = flag_of(attribute.name)
     for name in names:
         if name in _UNCATCHABLE:
             raise UsageError(f"{name} cannot be handled by any process; remove it from {flag}")
@@ -80,11 +86,24 @@ def _signals(record: Any, attribute: Attribute[Any], names: Sequence[str]) -> No
             raise UsageError(f"{name!r} is not a signal of this system; {flag} takes names such as SIGTERM")
 
 
+def _names(value: str | Sequence[str]) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    words = (part.strip().upper() for part in parts if part.strip())
+    return tuple(dict.fromkeys(word if word.startswith("SIG") else f"SIG{word}" for word in words))
+
+
 def _signal_names(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         value = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE") or _SIGNALS
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(dict.fromkeys(part.strip().upper() for part in parts if part.strip()))
+    return _names(value)
+
+
+def _forwarded_names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    return _names(_FORWARDED if value is None else value)
+
+
+def _ranks(value: Iterable[int] | None) -> frozenset[int] | None:
+    return None if value is None else frozenset(value)
 
 
 def seconds_or_variable(name: str, value: float | None, variable: str, default: float) -> float:
@@ -119,6 +138,9 @@ class WorkerSettings:
         shutdown_timeout: seconds that workers get to stop; ``None``: ``TORCH_ELASTIC_SHUTDOWN_TIMEOUT``, else 30.
         signals_to_handle: names of the signals that stop the job, comma-separated or a sequence; ``None``:
             ``TORCHELASTIC_SIGNALS_TO_HANDLE``, else SIGTERM, SIGINT, SIGHUP and SIGQUIT.
+        forward_signals: names of the signals that are passed on to the workers and stop nothing; ``None``: SIGUSR1 and
+            SIGUSR2.  One that is in ``signals_to_handle`` too stops the job.
+        console_ranks: the global ranks whose output the console shows; ``None``: all.
         virtual_local_rank: each worker sees one device, as local rank 0.
         environment: more variables for the workers.
         share_job_token: the workers get the variables of the job token, which are kept from them otherwise.
@@ -138,6 +160,8 @@ class WorkerSettings:
     node_rank: int | None = field(default=None, validator=at_least(0, optional=True))
     shutdown_timeout: float = field(default=None, converter=_shutdown_timeout)
     signals_to_handle: tuple[str, ...] = field(default=None, converter=_signal_names, validator=_signals)
+    forward_signals: tuple[str, ...] = field(default=None, converter=_forwarded_names, validator=_any_signals)
+    console_ranks: frozenset[int] | None = field(default=None, converter=_ranks)
     virtual_local_rank: bool = False
     environment: Mapping[str, str] = field(factory=dict, converter=_copied)
     share_job_token: bool = False

@@ -20,6 +20,7 @@ from ..net import host_name
 from ..plugins import PluginHost
 from ..policy import default_restart
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, WorkerExited
+from ..text import plain
 from . import _protocol as protocol
 from ._reports import Reporter
 
@@ -111,14 +112,16 @@ class Diagnosis:
             role=assignment.role,
             restart_count=assignment.restart_count,
             stderr_tail=tuple(exit.stderr_tail),
+            has_both_streams=exit.has_both_streams,
         )
 
 
 def _message(exit: WorkerExited, data: Mapping[str, Any] | None) -> str:
     recorded = message_of(data) or exit.problem or message_from_abort(exit.exit_code, exit.stderr_tail)
     if not recorded and exit.exit_code >= 0:
-        recorded = message_from_stderr(exit.stderr_tail)
+        recorded = message_from_stderr(exit.stderr_tail) or exit.exception
     if recorded:
-        return recorded
+        return plain(recorded)
     last = next((line.strip() for line in reversed(exit.stderr_tail) if line.strip()), "")
-    return describe_exit(exit.exit_code, exit.pid, last[:_LONGEST_LAST_WORDS])
+    stream = "its output" if exit.has_both_streams else "stderr"
+    return describe_exit(exit.exit_code, exit.pid, plain(last[:_LONGEST_LAST_WORDS]), stream)

@@ -141,7 +141,9 @@ def build_launches(
             environment["TORCHELASTIC_ERROR_FILE"] = error_file
         teed = bool(dest.tee_stdouts or dest.tee_stderrs)
         template = prefix_template if prefix_template is not None else (_PREFIX_WHEN_TEED if teed else None)
+        rank = assignment.first_rank + local_rank
         shown = logs_specs.local_ranks_filter is None or local_rank in logs_specs.local_ranks_filter
+        shown = shown and (spec.console_ranks is None or rank in spec.console_ranks)
         duplicates = [
             (stream, path, words)
             for stream, path, words in (
@@ -161,7 +163,7 @@ def build_launches(
         )
         launch = WorkerLaunch(
             local_rank=local_rank,
-            rank=assignment.first_rank + local_rank,
+            rank=rank,
             role=assignment.role,
             entrypoint=spec.entrypoint,
             args=tuple(_expand(argument, local_rank) for argument in spec.args),

@@ -11,7 +11,15 @@ from typing import Any, final
 from .._isolation import call_plugin, shown
 from ..errors import PluginError
 from ..records import WorkerExited, WorkerLaunch
-from ..starter import DeliversResults, LeavesBehind, ProcessContext, ReleasesWorkers, StackDumper
+from ..starter import (
+    DeliversResults,
+    ForwardsSignals,
+    LeavesBehind,
+    ProcessContext,
+    ReleasesWorkers,
+    StackDumper,
+    SuspendsWorkers,
+)
 
 __all__ = ["GuardedContext"]
 
@@ -35,6 +43,7 @@ class GuardedContext:
         self._delivers, self._leaves_behind = isinstance(context, DeliversResults), isinstance(context, LeavesBehind)
         self.can_release = isinstance(context, ReleasesWorkers)
         self.can_dump_stacks = isinstance(context, StackDumper)
+        self._forwards, self._suspends = isinstance(context, ForwardsSignals), isinstance(context, SuspendsWorkers)
 
     def fileno(self) -> int:
         answer: int = self._ask("fileno", _is_whole)
@@ -85,6 +94,18 @@ class GuardedContext:
     def assign(self, launch: WorkerLaunch) -> None:
         if self.can_release:
             self._ask("assign", _is_anything, launch)
+
+    def forward(self, signal_number: int) -> Sequence[int]:
+        answer: Sequence[int] = self._ask("forward", _list_of(int), signal_number) if self._forwards else ()
+        return answer
+
+    def suspend(self) -> None:
+        if self._suspends:
+            self._ask("suspend", _is_anything)
+
+    def resume(self) -> None:
+        if self._suspends:
+            self._ask("resume", _is_anything)
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
         answer: Sequence[str] = self._ask("dump_stacks", _list_of(str), hung_local_rank, timeout)

@@ -106,3 +106,5 @@ def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     transition.emit(protocol.Leave())
     reason = f"stopped by {signal_name(-event.number)} while joining"
     end_run(transition, protocol.Outcome.SIGNAL, reason, protocol.AgentSignalled(event.number))
+    if event.is_person and transition.state.stopping is not None:
+        transition.set_stopping(interrupted_at=transition.now)

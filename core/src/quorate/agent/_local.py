@@ -30,7 +30,7 @@ from ..verdict import JobVerdict
 from . import _protocol as protocol
 from ._environment import check_visible_devices
 from ._protocol import Phase
-from ._reports import Reporter
+from ._reports import Reporter, level_of
 from ._runner import Runner
 from ._spec import RunResult, RunSettings, Worker, WorkerGroup, WorkerSpec, WorkerState
 from ._starter_choice import choose_starter
@@ -69,7 +69,8 @@ class LocalElasticAgent:
 
     Raises:
         UnknownBackendError: no plugin offers the start method.
-        UsageError: there are fewer visible devices than workers that are to see one each.
+        UsageError: there are fewer visible devices than workers that are to see one each; or ``QUORATE_LOG`` has a
+            value that means nothing.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class LocalElasticAgent:
         if shutdown_timeout is not None:
             spec = evolve(spec, shutdown_timeout=shutdown_timeout)
         check_visible_devices(spec)
+        level_of(os.environ.get("QUORATE_LOG"))
         self._spec = spec
         self._health_check_server = health_check_server
         self._logs_specs = DefaultLogsSpecs() if logs_specs is None else logs_specs

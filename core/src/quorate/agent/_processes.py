@@ -80,6 +80,20 @@ class Processes:
         """Return the local ranks of workers whose functions have returned and that still run."""
         return [local_rank for context in self._contexts for local_rank in context.delivered()]
 
+    def forward(self, signal_number: int) -> list[int]:
+        """Pass a signal on; return the local ranks of the workers that handle it."""
+        return [local_rank for context in self._contexts for local_rank in context.forward(signal_number)]
+
+    def suspend(self) -> None:
+        """Stop all workers for a while."""
+        for context in self._contexts:
+            context.suspend()
+
+    def resume(self) -> None:
+        """Have them go on."""
+        for context in self._contexts:
+            context.resume()
+
     @property
     def can_dump_stacks(self) -> bool:
         """Whether :meth:`dump_stacks` has anything to call."""

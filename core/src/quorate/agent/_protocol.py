@@ -189,9 +189,10 @@ class WorkersGone:
 @final
 @frozen
 class SignalReceived:
-    """The agent was signalled."""
+    """The agent was signalled.  ``is_person``: by a person at its terminal, who pressed Ctrl-C."""
 
     number: int
+    is_person: bool = False
 
 
 @final

@@ -13,6 +13,7 @@ from .._isolation import described, raise_if_interrupted
 from ..affinity import format_cpus
 from ..catalogue import EventSink
 from ..clock import monotonic, wall_time_ns
+from ..errors import UsageError
 from ..events import (
     AgentPhaseDetails,
     AgentSignalledDetails,
@@ -34,9 +35,21 @@ from ..text import printable_lines
 from ._protocol import Finish, Outcome, Phase
 from ._state import Joining, State
 
-__all__ = ["Reporter"]
+__all__ = ["Reporter", "level_of"]
 
 _LEVELS = {"quiet": 0, "info": 1, "debug": 2}
+
+
+def level_of(word: str | None) -> int:
+    """Return how much is printed at a value of ``QUORATE_LOG``.
+
+    Raises:
+        UsageError: the word means nothing.
+    """
+    level = _LEVELS.get((word or "info").strip().lower())
+    if level is None:
+        raise UsageError(f"QUORATE_LOG is {word!r}; it must be one of {', '.join(_LEVELS)}")
+    return level
 
 
 @final
@@ -48,7 +61,7 @@ class Reporter:
 
     def __init__(self, host: PluginHost, sink: EventSink | None, node_id: str = "") -> None:
         self._host, self._sink, self.node_id = host, sink, node_id
-        self._level = _LEVELS.get(os.environ.get("QUORATE_LOG", "info").lower(), 1)
+        self._level = level_of(os.environ.get("QUORATE_LOG"))
         self.pids: dict[int, int] = {}
         self.error_files: dict[int, str] = {}
         self._pause_since: float | None = None
@@ -76,8 +89,18 @@ class Reporter:
             self.emit(AgentSignalledDetails(new.signal_number), sentence, level=1)
         if new.finish is not None and old.finish is None:
             self._finished(new, new.finish)
+        self._interrupted(old, new)
         if new.phase is not old.phase:
             self.emit(AgentPhaseDetails(new.phase, old.phase), new.reason, level=2)
+
+    def _interrupted(self, old: State, new: State) -> None:
+        """Tell a person at a terminal how long it may take, and how to end it."""
+        before = None if old.stopping is None else old.stopping.interrupted_at
+        if new.stopping is not None and new.stopping.interrupted_at is not None and before is None:
+            seconds = new.settings.grace.preemption
+            self.say(
+                1, f"the workers have {seconds:g} s to save their work and end; press Ctrl-C again to end them at once"
+            )
 
     def _joined(self, assignment: Assignment) -> None:
         for warning in assignment.warnings:

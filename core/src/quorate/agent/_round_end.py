@@ -56,6 +56,7 @@ def end_by_failure(state: State, failure: FailureRecord, decision: RestartDecisi
         lost=(assignment.node_id,) if excluded else (),
         lost_ranks=(assignment.group_rank,) if excluded else (),
         failure=failure,
+        is_final=decision.is_final and not goes_on,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +40,7 @@ from ._preparation import Preparation
 from ._processes import Processes
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
-from ._signals import SignalCatcher
+from ._signals import Caught, SignalCatcher
 from ._spec import RunSettings
 from ._starter_choice import choose_starter
 from ._state import State
@@ -81,7 +82,7 @@ class Runner:
         self._workers = WorkerTable()
         self._start_method, self._starter = self._make_starter()
         self._preparation = Preparation(self._start_method, self._starter)
-        self._signals = SignalCatcher(spec.signals_to_handle)
+        self._signals = SignalCatcher(spec.signals_to_handle, spec.forward_signals)
         self._inbox: SimpleQueue[protocol.Input | Callable[[], None]] = SimpleQueue()
         self._view = View(
             spec.settings, self.snapshot, spec.rdzv_handler, self.post, lambda text: reporter.say(1, text)
@@ -182,8 +183,8 @@ class Runner:
             if descriptor == self._wake:
                 os.eventfd_read(self._wake)
             elif descriptor == self._signals.fileno():
-                for number in self._signals.take():
-                    self._feed(protocol.SignalReceived(number))
+                for caught in self._signals.take():
+                    self._take_signal(caught)
             elif descriptor == self._preparation.descriptor:
                 self._start_held_back()
         while self._finish is None:
@@ -200,6 +201,34 @@ class Runner:
         self._idle.advance(monotonic())
         if self._finish is None and self.state.wake_at is not None and self.state.wake_at <= monotonic():
             self._feed(protocol.Clock(due=True))
+
+    def _take_signal(self, caught: Caught) -> None:
+        number = caught.number
+        if number != signal.SIGTSTP and number not in self._signals.forwarded:
+            self._feed(protocol.SignalReceived(number, caught.is_person))
+            return
+        try:
+            self._suspend() if number == signal.SIGTSTP else self._forward(number)
+        except PluginError as error:
+            self._warn(str(error))  # the workers are none the worse for it
+
+    def _suspend(self) -> None:
+        """Stop with the workers, as Ctrl-Z stops a program, and go on with them."""
+        self._processes.suspend()
+        self._signals.suspend()
+        self._processes.resume()
+
+    def _forward(self, number: int) -> None:
+        name = signal.Signals(number).name
+        told = self._processes.forward(number)
+        running = {worker.local_rank for worker in self._workers.workers if worker.is_working}
+        deaf = ", ".join(map(str, sorted(running.difference(told))))
+        if told:
+            self._reporter.say(2, f"{name} passed on to local rank {', '.join(map(str, told))}")
+        if deaf:
+            self._reporter.say(1, f"{name} is not passed on to local rank {deaf}, which has no handler for it")
+        elif not told:
+            self._reporter.say(1, f"{name} received; no worker runs that it could be passed on to")
 
     def _start_held_back(self) -> None:
         command = self._preparation.take_ready()

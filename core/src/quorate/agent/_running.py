@@ -161,7 +161,9 @@ def rendezvous_failed_in_barrier(transition: Transition, event: protocol.Rendezv
 def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     """This node leaves on purpose: the others form the next round at once."""
     reason = f"node {_name(transition)} was stopped by {signal_name(-event.number)}"
-    _depart(transition, protocol.AgentSignalled(event.number), reason, Cause.NODE_LEFT, event.number)
+    why = protocol.AgentSignalled(event.number)
+    interrupted_at = transition.now if event.is_person else None
+    _depart(transition, why, reason, Cause.NODE_LEFT, event.number, interrupted_at)
 
 
 def unhealthy(transition: Transition, event: protocol.NodeUnhealthy) -> None:
@@ -174,7 +176,15 @@ def _name(transition: Transition) -> str:
     return transition.state.settings.host or transition.assignment.node_id
 
 
-def _depart(transition: Transition, why: protocol.StopReason, reason: str, cause: Cause, with_signal: int) -> None:
+def _depart(
+    transition: Transition,
+    why: protocol.StopReason,
+    reason: str,
+    cause: Cause,
+    with_signal: int,
+    interrupted_at: float | None = None,
+) -> None:
     end = end_by_departure(transition.state, cause, reason)
     transition.emit(protocol.EndRound(end))
-    stop(transition, why, reason, transition.state.settings.grace.preemption, with_signal, proposed=end)
+    grace = transition.state.settings.grace.preemption
+    stop(transition, why, reason, grace, with_signal, proposed=end, interrupted_at=interrupted_at)

@@ -1,39 +1,79 @@
 """Receives signals through a wake-up descriptor, so that no handler interrupts the agent's thread.
 
-What does not live here: what a signal leads to (``_machine``).
+Three kinds are caught: those that stop the job, those that are passed on to the workers, and the one that suspends
+(Ctrl-Z).  What does not live here: what a signal leads to (``_machine``, ``_runner``).
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
-from ..errors import UsageError
+from attrs import frozen
 
-__all__ = ["SignalCatcher"]
+from ..proc import is_in_foreground, open_signalfd, read_signalfd
+
+__all__ = ["Caught", "SignalCatcher", "ending_with_the_run"]
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
+
+#: nohup and a shell's ``&`` start a program with these ignored; they stay so.
+_MAY_STAY_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+#: What the kernel says of a signal that came from a terminal and not from a process (sigaction(2)).
+_SI_KERNEL = 0x80
+_program_ends_with_run = False
+
+
+@contextmanager
+def ending_with_the_run() -> Iterator[None]:
+    """Say that the program ends when the run in this context does: a stop signal that comes again is then ignored.
+
+    Else the second of two signals could kill a program that has stopped its workers and is just writing its verdict.
+    """
+    global _program_ends_with_run
+    before, _program_ends_with_run = _program_ends_with_run, True
+    try:
+        yield
+    finally:
+        _program_ends_with_run = before
+
+
+@final
+@frozen
+class Caught:
+    """A signal.  ``is_person``: a person pressed Ctrl-C, as far as can be known."""
+
+    number: int
+    is_person: bool = False
 
 
 @final
 class SignalCatcher:
     """Catches signals while it is installed; every one of them makes :meth:`fileno` readable.
 
-    Where handlers cannot be installed (not the main thread) it does nothing; ``is_installed`` is then false.
+    Where handlers cannot be installed (not the main thread) it does nothing; ``is_installed`` is then false.  A signal
+    that was ignored when this process began (SIGHUP under nohup, SIGINT behind ``&``) stays ignored.
 
-    Raises:
-        UsageError: an unknown signal name.
+    Arguments:
+        stopping: names of the signals that stop the job.
+        forwarded: names of those that are for the workers; one that stops the job is not forwarded.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._numbers = [_number(name) for name in names]
+    def __init__(self, stopping: Sequence[str], forwarded: Sequence[str] = ()) -> None:
+        self._stopping = [int(signal.Signals[name]) for name in stopping]
+        self.forwarded = [int(signal.Signals[name]) for name in forwarded if name not in stopping]
         self._old: dict[int, _Handler] = {}
         self._old_wakeup = -1
-        self._reader = self._writer = -1
+        self._reader = self._writer = self._interrupts = -1
+        self._epoll: select.epoll | None = None
+        self._old_mask: set[int] = set()
+        self._has_stopped = False
         self.is_installed = False
 
     def install(self) -> None:
@@ -41,48 +81,76 @@ class SignalCatcher:
         if threading.current_thread() is not threading.main_thread():
             return
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll = select.epoll()
+        self._epoll.register(self._reader, select.EPOLLIN)
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in self._numbers:
-            self._old[number] = signal.signal(number, _ignore)
+        for number in (*self._stopping, *self.forwarded):
+            if not (number in _MAY_STAY_IGNORED and signal.getsignal(number) is signal.SIG_IGN):
+                self._old[number] = signal.signal(number, _ignore)
+        if signal.SIGTSTP not in self._old and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            self._old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, _ignore)
+        if signal.SIGINT in self._old:
+            self._watch_senders()
         self.is_installed = True
 
     def fileno(self) -> int:
         """Return the descriptor, -1 if nothing is installed."""
-        return self._reader
+        return -1 if self._epoll is None else self._epoll.fileno()
 
-    def take(self) -> list[int]:
+    def take(self) -> list[Caught]:
         """Return the caught signals since the last call, in order."""
         try:
-            data = os.read(self._reader, 4096)
+            numbers = [number for number in os.read(self._reader, 4096) if number in self._old]
         except BlockingIOError:
-            return []
-        return [number for number in data if number in self._numbers]
+            numbers = []
+        found = [Caught(number, number == signal.SIGINT and is_in_foreground()) for number in numbers]
+        if self._interrupts >= 0:
+            for number, code in read_signalfd(self._interrupts):
+                found.append(Caught(number, code == _SI_KERNEL and is_in_foreground()))
+        self._has_stopped = self._has_stopped or any(caught.number in self._stopping for caught in found)
+        return found
+
+    def suspend(self) -> None:
+        """Stop this process as Ctrl-Z does, until it is continued; where the kernel forbids that, return at once."""
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
 
     def restore(self) -> None:
         """Put back what was there before."""
         if not self.is_installed:
             return
         self.is_installed = False
+        if self._interrupts >= 0:
+            read_signalfd(self._interrupts)
         for number, handler in self._old.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if _program_ends_with_run and self._has_stopped and number in self._stopping:
+                signal.signal(number, signal.SIG_IGN)
+            else:
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if self._interrupts >= 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
+            os.close(self._interrupts)
         signal.set_wakeup_fd(self._old_wakeup)
+        assert self._epoll is not None
+        self._epoll.close()
         os.close(self._reader)
         os.close(self._writer)
-        self._reader = self._writer = -1
+        self._epoll = None
+        self._reader = self._writer = self._interrupts = -1
+
+    def _watch_senders(self) -> None:
+        """Learn of each SIGINT whether it comes from a terminal: that takes a descriptor, and the signal blocked.
+
+        Threads that are started from now on inherit that.  One that an older thread takes comes by the wake-up
+        descriptor, and counts as a person's if this process is in the foreground.
+        """
+        self._interrupts = open_signalfd([signal.SIGINT])
+        if self._interrupts >= 0:
+            assert self._epoll is not None
+            self._epoll.register(self._interrupts, select.EPOLLIN)
+            self._old_mask = {int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])}
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Do nothing: the wake-up descriptor receives the signal."""
-
-
-def _number(name: str) -> int:
-    text = name.strip().upper()
-    try:
-        number = int(signal.Signals[text if text.startswith("SIG") else f"SIG{text}"])
-    except KeyError:
-        raise UsageError(
-            f"{name!r} is not a signal; write names such as SIGTERM,SIGINT in --signals-to-handle"
-        ) from None
-    if number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD):
-        raise UsageError(f"{name} cannot be handled; leave it out of --signals-to-handle")
-    return number

@@ -61,7 +61,8 @@ class Stopping:
     """The phase STOPPING: ``why`` says what follows when the workers are gone.
 
     ``proposed`` is the end that this agent wants recorded, ``end`` what was recorded.  While ``is_held_back`` is true
-    the proposal has not been sent: the other nodes may know the cause better.
+    the proposal has not been sent: the other nodes may know the cause better.  ``interrupted_at`` is when a person
+    pressed Ctrl-C for the first time.
     """
 
     why: protocol.StopReason
@@ -69,6 +70,7 @@ class Stopping:
     is_held_back: bool = False
     end: RoundEnd | None = None
     workers_gone: bool = False
+    interrupted_at: float | None = None
 
 
 @final

@@ -18,6 +18,7 @@ from ._state import Stopping
 from ._transition import Transition
 
 __all__ = [
+    "SECOND_INTERRUPT_SECONDS",
     "diagnosed",
     "end_recorded",
     "exited",
@@ -28,6 +29,9 @@ __all__ = [
     "timed_out",
     "unhealthy",
 ]
+
+#: A second Ctrl-C counts from this long after the first: keys bounce, and a person has to read first.
+SECOND_INTERRUPT_SECONDS = 0.5
 
 
 def note_exits(transition: Transition, event: protocol.WorkersExited, budget: RestartBudget | None = None) -> None:
@@ -93,9 +97,17 @@ def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) 
 
 
 def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
-    """A first signal makes this the last stop; a second one ends the workers' grace."""
-    if transition.state.signal_number is not None:
+    """A first signal makes this the last stop.  Of those that follow only a person's second Ctrl-C changes anything.
+
+    Programs send signals twice: ``timeout``, a batch script's trap, Slurm, an outer launcher.
+    """
+    first = transition.stopping.interrupted_at
+    if event.is_person and first is not None and transition.now - first >= SECOND_INTERRUPT_SECONDS:
         transition.emit(protocol.StopWorkers(int(signal.SIGKILL), 0.0))
+        return
+    if event.is_person and first is None:
+        transition.set_stopping(interrupted_at=transition.now)
+    if transition.state.signal_number is not None:
         return
     _change_reason(transition, protocol.AgentSignalled(event.number))
     if transition.stopping.workers_gone:

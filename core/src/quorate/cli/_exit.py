@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import final
 
+from .. import policy
+
 __all__ = ["ExitCode"]
 
 
@@ -19,4 +21,5 @@ class ExitCode(IntEnum):
     PLUGIN = 4  # a plugin is broken, or two offer the same name
     UNHEALTHY = 5  # a check failed on this node, or it was excluded; the others may go on without it
     OTHERS_UNKNOWN = 6  # this node's workers have succeeded; the store was lost before the others' fate was known
+    DO_NOT_RESTART = policy.DO_NOT_RESTART  # the worker or the policy said that starting the job again cannot help
     INTERNAL = 70  # a bug in quorate itself; the only exit with a traceback

@@ -177,6 +177,20 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "signals after which this node stops its workers and leaves the job; "
             "default: TORCHELASTIC_SIGNALS_TO_HANDLE, else SIGTERM,SIGINT,SIGHUP,SIGQUIT",
         ),
+        Flag(
+            "forward-signals",
+            "NAMES",
+            "USR1,USR2",
+            kind.text,
+            "signals that are passed on to the workers that handle them, and stop nothing",
+        ),
+        Flag(
+            "exit-code",
+            "WHOSE",
+            "quorate",
+            kind.whose_code,
+            "exit code if workers fail: quorate (see docs/exit-codes.md), or worker: that of the first that failed",
+        ),
     ),
     "Output": (
         Flag("log-dir", "FOLDER", None, kind.text, "folder of the log files; each run makes a folder of its own in it"),
@@ -193,6 +207,16 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
         ),
         Flag(
             "local-ranks-filter", "RANKS", None, kind.ranks, "local ranks whose output the console shows, such as 0,1"
+        ),
+        Flag("console-ranks", "RANKS", None, kind.ranks, "global ranks whose output the console shows, such as 0"),
+        Flag(
+            "capture-stderr",
+            "",
+            None,
+            kind.switch,
+            "keep the last lines of stderr for the report of a failure (the default); no: workers write straight to "
+            "the console",
+            is_setting=True,
         ),
         Flag(
             "duplicate-stdout-filters",

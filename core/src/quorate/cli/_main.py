@@ -28,7 +28,7 @@ from ..notices import write_error, write_output
 from ..text import near_names
 from ._exit import ExitCode
 from ._plugins import show
-from ._run import run
+from ._run import WorkerExitCode, run
 
 __all__ = ["code_of", "execute", "leave"]
 
@@ -125,6 +125,9 @@ def _unknown(command: str) -> UsageError:
 
 def _report(error: BaseException) -> int:
     """Say on stderr what went wrong: one sentence, or a failed worker's report."""
+    if isinstance(error, WorkerExitCode):
+        _report(error.error)
+        return error.code
     code = code_of(error)
     if code is None:
         sys.excepthook(type(error), error, error.__traceback__)
@@ -158,6 +161,8 @@ _CODES = (
 
 def code_of(error: BaseException) -> int | None:
     """Return the exit code for ``error``; ``None`` for an unexpected one."""
+    if getattr(getattr(error, "verdict", None), "is_final", False):
+        return ExitCode.DO_NOT_RESTART
     if isinstance(error, SignalException):
         return 128 + error.sigval
     if isinstance(error, KeyboardInterrupt):

@@ -1,8 +1,8 @@
 """Reads a command line against the table of flags: argument before environment before default.
 
-Flags stand before the script; everything after it belongs to the script.  Names may be written with dashes or
-underscores, or shortened to a beginning that only one flag has (``--redirect``, ``--nnode``); values as
-``--flag=value`` or ``--flag value``, short ones also as ``-r3``.
+Flags stand before the script; everything after it belongs to the script, but for ``--`` directly behind it where none
+stands before it.  Names may be written with dashes or underscores, or shortened to a beginning that only one flag has
+(``--redirect``, ``--nnode``); values as ``--flag=value`` or ``--flag value``, short ones also as ``-r3``.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ def parse(argv: Sequence[str], environment: Mapping[str, str], flags: Iterable[F
     table = {flag.name: flag for flag in flags}
     texts, actions, rest = _scan(argv, table)
     script, arguments = (rest[0], rest[1:]) if rest else (None, ())
+    # As in torchrun, whose argparse takes the first one of a line for its own.
+    if "--" in arguments[:1] and "--" not in argv[: len(argv) - len(rest)]:
+        arguments = arguments[1:]
     return resolve(table.values(), texts, {} if "help" in actions else environment, script, arguments, actions)
 
 

@@ -7,19 +7,24 @@ What does not live here: how flags are read (``_parse``), and what makes a confi
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import Any
+from types import FrameType
+from typing import Any, final
 
 from attrs import evolve, fields
 
 from .. import launcher
 from .._discovery import find_plugins
 from .._isolation import call_plugin
+from ..agent._signals import ending_with_the_run
 from ..catalogue import CliOption, PluginKind
 from ..config import LaunchConfig
-from ..errors import PluginError, UnknownBackendError, UsageError
+from ..errors import PluginError, RendezvousClosedError, UnknownBackendError, UsageError
+from ..failures import ChildFailedError
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs, adopt_logs_specs_class
 from ..net import format_endpoint
 from ..notices import note, write_output
@@ -28,10 +33,11 @@ from ._devices import count_workers
 from ._exit import ExitCode
 from ._flags import FLAGS, Flag
 from ._help import config_text, help_text
+from ._init import go_on_below_init
 from ._parse import Parsed, parse
 from ._values import text
 
-__all__ = ["build_command", "build_config", "check_launch", "flags_with", "run"]
+__all__ = ["WorkerExitCode", "build_command", "build_config", "check_launch", "flags_with", "run"]
 
 _DEFAULT_MASTER_ADDR = "127.0.0.1"
 _DEFAULT_MASTER_PORT = 29500
@@ -41,6 +47,8 @@ Command = tuple[Callable[..., Any] | str, tuple[str, ...]]
 
 def run(argv: Sequence[str]) -> int:
     """Carry out ``quorate run ARGV`` and return the exit code."""
+    go_on_below_init()
+    _outlive_user_signals()
     host = get_host()
     parsed = parse(argv, os.environ, flags_with(host.catalogue(PluginKind.CLI_OPTION).values()))
     if "help" in parsed.actions:
@@ -59,8 +67,37 @@ def _launch(parsed: Parsed, host: PluginHost) -> int:
     config, (command, arguments) = check_launch(parsed, host)
     _print_notes(parsed, config)
     job = launcher.launch(config, command, host=host)
-    job(*arguments)
+    try:
+        with ending_with_the_run():
+            job(*arguments)
+    except (ChildFailedError, RendezvousClosedError) as error:
+        verdict = error.verdict
+        if parsed["exit-code"] == "worker" and verdict is not None and verdict.first_cause and not verdict.is_final:
+            code = verdict.first_cause.exit_code
+            raise WorkerExitCode(code if code >= 0 else 128 - code, error) from error
+        raise
     return ExitCode.OTHERS_UNKNOWN if job.others_unknown else ExitCode.OK
+
+
+@final
+class WorkerExitCode(Exception):  # noqa: N818 - it is an exit code; the error is in it
+    """The job ended by ``error``, and the exit code is to be that of the worker that caused it."""
+
+    def __init__(self, code: int, error: ChildFailedError | RendezvousClosedError) -> None:
+        super().__init__(code)
+        self.code, self.error = code, error
+
+
+def _keep(number: int, frame: FrameType | None) -> None:
+    """Do nothing: the signal is for workers."""
+
+
+def _outlive_user_signals() -> None:
+    """Outlive SIGUSR1 and SIGUSR2 while no worker runs, too: they would kill a program that has no handler for them."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _keep)
 
 
 def _run_stdin(parsed: Parsed, host: PluginHost) -> int:

@@ -81,8 +81,14 @@ def ranks(value: str) -> frozenset[int] | None:
         return None
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise ValueError("is not a list of local ranks, such as 0,1,12")
+        raise ValueError("is not a list of ranks, such as 0,1,12")
     return frozenset(int(part) for part in parts)
+
+
+def whose_code(value: str) -> str:
+    if value not in ("quorate", "worker"):
+        raise ValueError("is neither quorate nor worker")
+    return value
 
 
 def words(value: str) -> tuple[str, ...]:

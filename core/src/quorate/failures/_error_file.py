@@ -12,6 +12,7 @@ from typing import Any
 
 from .._bounded import pruned
 from ..files import read_regular, write_atomically
+from ..text import plain
 
 __all__ = ["copy_error_data", "read_error_file"]
 
@@ -22,7 +23,7 @@ def read_error_file(path: str) -> dict[str, Any] | None:
     """Return the JSON object in the error file ``path``; ``None`` if it is absent, torn, too large or not an object.
 
     A link, a FIFO or a device that a worker has put in its place is not opened.  What a worker has nested too deeply to
-    be handed on is left out.
+    be handed on is left out, and so are colours and the like.
     """
     content = read_regular(path, _LARGEST_ERROR_FILE_BYTES + 1)
     if not content or len(content) > _LARGEST_ERROR_FILE_BYTES:
@@ -33,8 +34,17 @@ def read_error_file(path: str) -> dict[str, Any] | None:
         return None
     if not isinstance(data, dict) or not isinstance(data.get("message"), (str, dict)):
         return None
-    result: dict[str, Any] = pruned(data)
+    result: dict[str, Any] = _plain(pruned(data))
     return result
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON-able ``value`` with nothing in its texts that steers a terminal: coloured messages are common."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {plain(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def copy_error_data(data: Mapping[str, Any], path: str | None) -> None:

@@ -6,11 +6,19 @@ import re
 import signal
 from collections.abc import Sequence
 
+from ..text import plain
+
 __all__ = ["message_from_abort", "message_from_stderr"]
 
 _LONGEST_MESSAGE = 2048
 # "[rank0]: ", as torch writes before each line of a traceback; "  | ", as Python draws around exception groups.
 _PREFIX = re.compile(r"^(?:\[[^\]]{1,64}\]: ?)?(?: *[|+] )*")
+# "╭─── Traceback (most recent call last) ───╮" is rich's, "ValueError    Traceback (most recent call last)" IPython's.
+_HEADING = re.compile(
+    r"(?:[\u2500-\u257f+ -]+|(?P<name>[A-Za-z_][\w.]*) {2,})?"
+    r"(?:Traceback \(most recent call last\)|Exception Group Traceback)"
+)
+_BOX = re.compile(r"^[\u2500-\u257f]|^\+-{3,}")
 _FRAME = re.compile(r'^\s+File "[^"]*", line \d+')
 # What Python's faulthandler writes when the process aborts.
 _ABORTED = "Fatal Python error: Aborted"
@@ -26,20 +34,22 @@ def message_from_stderr(lines: Sequence[str]) -> str | None:
     Arguments:
         lines: the last lines of a worker's stderr; the beginning of the traceback may have scrolled out.
 
-    The line is at most 2 KiB.  Tracebacks of ignored exceptions do not count, and prefixes such as ``[rank0]:`` and
-    the frames that are drawn around exception groups are left out.
+    The line is at most 2 KiB.  Tracebacks of ignored exceptions do not count.  Colours, prefixes such as ``[rank0]:``,
+    boxes that libraries draw, and the frames around exception groups are left out.
     """
     found: str | None = None
-    in_frames = ignored = False
+    in_frames = ignored = in_box = False
+    expected = ""
     for raw in lines:
-        line = _PREFIX.sub("", raw.rstrip("\r\n"), count=1)
+        text = plain(raw).rstrip("\r\n")
+        line = _PREFIX.sub("", text, count=1)
         if line.startswith("Exception ignored in"):
             ignored = True
-        elif line.startswith(("Traceback (most recent call last)", "Exception Group Traceback")):
-            in_frames = True
-        elif line.startswith((" ", "\t")):
+        elif heading := _HEADING.match(line):
+            in_frames, expected, in_box = True, heading["name"] or "", text.startswith("+--")
+        elif line.startswith((" ", "\t")) or _BOX.match(line) or (in_box and text.startswith("|")):
             in_frames = in_frames or _FRAME.match(line) is not None
-        elif in_frames and line:
+        elif in_frames and line.startswith(expected) and line:
             if _EXCEPTION_LINE.match(line) and not ignored:
                 found = line[:_LONGEST_MESSAGE]
             in_frames = ignored = False

@@ -8,10 +8,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from types import BuiltinFunctionType
 
 from quorate.errors import StartError
+from quorate.proc import parent_death_command
 
-__all__ = ["cannot_start", "explain", "find_command", "has_known_format", "remedy_for"]
+__all__ = ["cannot_start", "explain", "find_command", "has_known_format", "remedy_for", "wrapper_for"]
 
 
 def find_command(command: str, environment: Mapping[str, str], local_rank: int = 0) -> str:
@@ -59,6 +61,17 @@ def has_known_format(path: str) -> bool:
         return False
     words = head[2:].split(b"\n", 1)[0].split()
     return bool(words) and os.access(words[0], os.X_OK)
+
+
+def wrapper_for(path: str) -> tuple[str, ...]:
+    """Return the words before a command by which the kernel kills it with the agent, () where they would be in the way.
+
+    A debugger (debugpy, pydevd) that follows a program into its children replaces ``os.posix_spawn`` and looks for
+    Python in the command, which the wrapper would hide.  The guardian then guards alone.
+    """
+    if not isinstance(os.posix_spawn, BuiltinFunctionType) or not has_known_format(path):
+        return ()
+    return parent_death_command(os.environ.get("PATH", os.defpath))
 
 
 def explain(path: str, error: OSError, local_rank: int) -> StartError:

@@ -33,13 +33,14 @@ from quorate.records import WorkerExited, WorkerLaunch
 from quorate.starter import StarterRequest
 
 from ._commands import cannot_start, remedy_for
+from ._families import Family
 from ._guardian import Guardian
-from ._leftovers import MARKER_VARIABLE, Leftover, marker_of
-from ._live import ADDRESS_VARIABLE, Live
+from ._leftovers import Leftover
+from ._live import Live
+from ._marks import marked_environment
 from ._pump import Pump
 from ._reserve import Reserve
-from ._stack_signal import STACK_SIGNAL, STACK_SIGNAL_VARIABLE
-from ._streams import Output, plan_output
+from ._streams import Output, captures_stderr, plan_output
 from ._sweep import KILL_TIMEOUT_SECONDS, Sweep, why_stuck
 from ._workers import Process, Worker, may_serve_other_nodes, why_terminated
 
@@ -58,7 +59,7 @@ _RESERVED_DESCRIPTORS = 4
 
 
 @final
-class LocalContext:
+class LocalContext(Family):
     """Implements :class:`quorate.starter.ProcessContext`; starters fill it by :meth:`launch`, then :meth:`begin`."""
 
     def __init__(self, request: StarterRequest) -> None:
@@ -113,13 +114,9 @@ class LocalContext:
         Raises:
             StartError: it cannot be started.
         """
-        environment = dict(launch.environment)
-        environment["QUORATE_AGENT_TOKEN"] = self._request.token
-        environment[STACK_SIGNAL_VARIABLE] = str(STACK_SIGNAL)
-        environment[MARKER_VARIABLE] = marker_of(self._id, launch.local_rank, environment)
-        environment[ADDRESS_VARIABLE] = self._live.address
+        environment = marked_environment(launch, self._request.token, self._id, self._live.address)
         try:
-            output = plan_output(launch, self._pump.consoles, self._pump.copies)
+            output = plan_output(launch, self._pump.consoles, self._pump.copies, captures_stderr(self._request))
             try:
                 self._pump.add(output.streams)
                 if self._deliveries is not None:
@@ -133,7 +130,7 @@ class LocalContext:
                 f"{remedy_for(error) or error.strerror or error}",
                 local_rank=launch.local_rank,
             ) from error
-        worker = Worker(launch.local_rank, process, output.errors, output.error_path, launch.environment)
+        worker = Worker(launch.local_rank, process, output, launch.environment)
         worker.is_kept = self._deliveries is not None and may_serve_other_nodes(environment)
         self._workers.append(worker)
         self._guardian.watch(process.pid)
@@ -358,16 +355,18 @@ class LocalContext:
             self._ended.append(worker)
         if not worker.process.is_held:
             self._sweep.note_end(worker, self._signal)
-        self._sweep.must_look = self._sweep.must_look or self._is_settled or not self._running()
+        self._sweep.must_look |= was_stopped or self._is_settled or not self._running()  # its family is told next
 
     # --- stopping -------------------------------------------------------------------------------------------------
 
     def _send(self, signal_number: int) -> None:
-        """Signal the groups of the workers to stop and what ended ones left; a repeated signal is not sent again."""
+        """Tell the workers to stop, and what ended ones left; who has been told is not told again, but killed."""
         for worker in self._to_stop():
-            if not worker.is_reported or signal_number == signal.SIGKILL:  # the others come to their end by themselves
-                worker.send(signal_number)
-        if signal_number != self._signal:
+            if signal_number == signal.SIGKILL:
+                worker.kill()
+            elif not worker.is_reported:  # the others come to their end by themselves
+                worker.tell(signal_number)
+        if signal_number == signal.SIGKILL or not self._signal:
             self._signal = signal_number
             self._sweep.send(signal_number)
         self._sweep.must_look = True
@@ -388,6 +387,7 @@ class LocalContext:
             elif self._running():
                 return  # kept until stop()
             # All ended by themselves: what they left gets SIGTERM, and the grace of a normal stop.
+            self._sweep.is_naming = all(worker.exit_code == 0 for worker in self._workers)
             self._kill_at = now + self._request.term_grace_seconds
             self._send(signal.SIGTERM)
         if not self._is_killing and now >= self._kill_at:
@@ -406,7 +406,7 @@ class LocalContext:
         """Stop the workers that did not leave their world in time, with a grace of their own."""
         for worker in self._live.take_late(now):
             self._kill_at, self._is_killing = now + self._grace_seconds, False
-            worker.send(signal.SIGTERM)
+            worker.tell(signal.SIGTERM)
 
     def _settle(self) -> None:
         """All is gone, but for workers that have left their world: go on with these, if there are any."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, final
@@ -133,7 +132,7 @@ class Deliveries:
         """End a worker that does not keep to the protocol: it might never end by itself."""
         worker.note_result(None, problem, self._is_stopping())
         self.release(worker)
-        worker.send(signal.SIGKILL)
+        worker.kill()
 
     def receive_last(self, worker: Worker) -> None:
         """Take in what a worker that has just ended may have sent in its last moment."""

@@ -14,11 +14,10 @@ from typing import final
 
 from quorate.affinity import bound_thread
 from quorate.errors import StartError
-from quorate.proc import parent_death_command
 from quorate.records import WorkerLaunch
 from quorate.starter import ProcessContext, StarterRequest
 
-from ._commands import explain, find_command, has_known_format
+from ._commands import explain, find_command, wrapper_for
 from ._context import LocalContext
 from ._group import start_group
 from ._streams import Output
@@ -65,7 +64,7 @@ def _program(launch: WorkerLaunch) -> tuple[str, list[str]]:
     """Return the file and argument vector of one worker, the wrapper for parent death included."""
     words = checked_words(launch.entrypoint, launch.args, "exec", launch.local_rank)
     path = find_command(words[0], launch.environment, launch.local_rank)
-    wrapper = parent_death_command(os.environ.get("PATH", os.defpath)) if has_known_format(path) else ()
+    wrapper = wrapper_for(path)
     if wrapper:
         return wrapper[0], [*wrapper, path, *words[1:]]
     return path, words

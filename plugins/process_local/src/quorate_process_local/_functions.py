@@ -22,10 +22,11 @@ from typing import Any, final
 from quorate.affinity import bound_thread
 from quorate.errors import StartError
 from quorate.files import write_all
-from quorate.proc import hold, is_alive, parent_death_command
+from quorate.proc import hold, is_alive
 from quorate.records import WorkerLaunch
 from quorate.starter import ProcessContext, StarterRequest
 
+from ._commands import wrapper_for
 from ._context import LocalContext
 from ._exec import leaking_descriptors, spawn_program
 from ._group import start_group
@@ -68,9 +69,32 @@ class FunctionStarter:
         return start_group(self._request, launch_all)
 
 
+def _check_main(launch: WorkerLaunch, method: str) -> None:
+    """Refuse a function of a program that no other process can import: one from stdin or from ``python -c``.
+
+    Raises:
+        StartError: it is one.
+    """
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    function: Any = launch.entrypoint
+    while isinstance(function, partial):
+        function = function.func
+    is_importable = getattr(main, "__spec__", None) is not None or (path is not None and os.path.exists(path))
+    if not is_importable and getattr(function, "__module__", None) == "__main__":
+        raise StartError(
+            f"{getattr(function, '__qualname__', repr(function))} is part of a program from stdin, python -c or an "
+            f"interactive session, which a worker of the start method {method} cannot import; "
+            "put it into a module, or use the start method fork",
+            local_rank=launch.local_rank,
+        )
+
+
 def prepare_call(method: str, launch: WorkerLaunch, setup: Setup | None, address: bytes) -> tuple[Task, BaseProcess]:
     """Return the task that calls ``launch``'s function, and a process object that runs it."""
     assert not isinstance(launch.entrypoint, str)
+    if method != "fork":
+        _check_main(launch, method)
     task = Task((launch.entrypoint, launch.args), address, setup, launch.error_file)
     # Process is there in every start method's context, whatever the stubs of the base class say.
     make: Any = multiprocessing.get_context(method)
@@ -134,7 +158,10 @@ class _Spawn(popen_spawn_posix.Popen):
         message = io.BytesIO()
         contexts.set_spawning_popen(self)
         try:
-            reduction.dump(spawn.get_preparation_data(process_obj.name), message)
+            preparation = spawn.get_preparation_data(process_obj.name)
+            if not os.path.exists(preparation.get("init_main_from_path", os.sep)):
+                del preparation["init_main_from_path"]  # "<stdin>": nothing that could be imported
+            reduction.dump(preparation, message)
             reduction.dump(process_obj, message)
         finally:
             contexts.set_spawning_popen(None)
@@ -142,7 +169,7 @@ class _Spawn(popen_spawn_posix.Popen):
         try:
             tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
             argv = spawn.get_command_line(tracker_fd=tracker, pipe_handle=read_end)
-            argv = [*parent_death_command(os.environ.get("PATH", os.defpath)), *argv]
+            argv = [*wrapper_for(argv[0]), *argv]
             keep = [read_end, *self._fds, *([] if tracker is None else [tracker])]
             pid = spawn_program(argv[0], argv, self._environment, self._output, leaking_descriptors(), keep)
         except BaseException:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from struct import Struct
@@ -123,7 +122,7 @@ class Live:
         is_short = len(json.dumps(message)) <= _LONGEST_ASSIGNMENT_BYTES
         if channel is None or not is_short or not channel.send(message):
             warn(f"local rank {worker.local_rank} cannot be told its next world, and is killed")
-            worker.send(signal.SIGKILL)
+            worker.kill()
 
     def drop(self, worker: Worker) -> None:
         """Close the channel of a worker that has ended."""
@@ -201,6 +200,6 @@ class Live:
         leave_by, has_left = worker.leave_by, worker.has_left
         self.drop(worker)
         if has_left:
-            worker.send(signal.SIGKILL)
+            worker.kill()
         elif leave_by is not None:
             worker.leave_by = 0.0  # long past

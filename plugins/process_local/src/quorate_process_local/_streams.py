@@ -15,12 +15,16 @@ from quorate.errors import StartError
 from quorate.files import read_regular
 from quorate.notices import warn
 from quorate.proc import hold, release
-from quorate.records import WorkerLaunch
+from quorate.records import WorkerLaunch, WorkerLogs
+from quorate.starter import StarterRequest
 from quorate.text import printable
 
-__all__ = ["Output", "Sink", "Stream", "plan_output", "tail_lines", "tail_of_file"]
+from ._terminals import are_one_terminal, follow_size, open_terminal
 
-_TAIL_BYTES = 16 * 1024
+__all__ = ["Output", "Sink", "Stream", "captures_stderr", "plan_output", "tail_lines", "tail_of_file"]
+
+#: Enough for a traceback that a library has written much behind.
+_TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 20
 _TAIL_LINE_CHARACTERS = 1000
 _LONGEST_LINE_BYTES = 1 << 20
@@ -67,10 +71,13 @@ class Stream:
     """One stream of one worker, as the pump reads it.
 
     Without prefix and copies the bytes go on as they come, so that prompts and progress bars work.  With either, only
-    whole lines do; a carriage return ends a line too, so that progress bars move.
+    whole lines do; a carriage return ends a line too, so that progress bars move.  A stream that is
+    a terminal has ``size_of``, the descriptor of the terminal that it is as large as.
     """
 
-    __slots__ = ("_buffer", "_by_line", "_console", "_copies", "_file", "_prefix", "drained", "read_end", "tail")
+    __slots__ = (
+        "_buffer", "_by_line", "_console", "_copies", "_file", "_prefix", "_size_of", "drained", "read_end", "tail",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -79,8 +86,9 @@ class Stream:
         file: Sink | None,
         prefix: bytes,
         copies: tuple[tuple[Sink, tuple[bytes, ...]], ...],
+        size_of: int = -1,
     ) -> None:
-        self.read_end = read_end
+        self.read_end, self._size_of = read_end, size_of
         self.tail = b""
         self.drained = False
         self._console, self._file, self._prefix, self._copies = console, file, prefix, copies
@@ -90,6 +98,8 @@ class Stream:
     def feed(self, data: bytes) -> None:
         """Take what the worker wrote."""
         self.tail = (self.tail + data)[-_TAIL_BYTES:]
+        if self._size_of >= 0:
+            follow_size(self.read_end, self._size_of)
         if self._file:
             self._file.write(data)
         if not self._by_line:
@@ -130,17 +140,18 @@ class Output:
     """How one worker's output is wired.
 
     ``stdout`` and ``stderr`` are descriptors for the worker (-1: the agent's own), to be closed by :meth:`close` once
-    it has started.  ``streams`` are what the pump has to read, ``errors`` is stderr's among them, and ``error_path``
-    the file that holds stderr where it has no reader.
+    it has started.  ``streams`` are what the pump has to read, ``errors`` is stderr's among them (``has_both``: and
+    stdout's), and ``error_path`` the file that holds stderr where it has no reader.
     """
 
-    __slots__ = ("error_path", "errors", "stderr", "stdout", "streams")
+    __slots__ = ("error_path", "errors", "has_both", "stderr", "stdout", "streams")
 
     def __init__(self) -> None:
         self.stdout = self.stderr = -1
         self.streams: list[Stream] = []
         self.errors: Stream | None = None
         self.error_path = ""
+        self.has_both = False
 
     def close(self) -> None:
         """Close the worker's ends."""
@@ -150,20 +161,32 @@ class Output:
         self.stdout = self.stderr = -1
 
 
-def plan_output(launch: WorkerLaunch, consoles: tuple[Sink, Sink], copies: dict[str, Sink]) -> Output:
+def captures_stderr(request: StarterRequest) -> bool:
+    """Return whether the end of stderr is to be kept where nothing else needs a reader (``--capture-stderr``)."""
+    return bool(request.settings.get("capture_stderr", True))
+
+
+def plan_output(
+    launch: WorkerLaunch, consoles: tuple[Sink, Sink], copies: dict[str, Sink], captures: bool = True
+) -> Output:
     """Open what ``launch.logs`` asks for.
 
     Arguments:
         consoles: the agent's stdout and stderr.
         copies: path -> sink of the filtered copies, shared by the workers of a context; added to.
+        captures: whether the end of stderr is kept where nothing else needs a reader.
 
     Raises:
         StartError: a log file cannot be opened (on a full disk: a warning, and the console only).
     """
     output = Output()
     try:
-        output.stdout = _plan(launch, "stdout", consoles[0], copies, output)
-        output.stderr = _plan(launch, "stderr", consoles[1], copies, output)
+        if captures and _passes_through(launch.logs, "stderr") and os.isatty(2):
+            _plan_terminal(launch.logs, consoles[1], output)
+        if output.stdout < 0:
+            output.stdout = _plan(launch, "stdout", consoles[0], copies, output, captures)
+        if output.stderr < 0:
+            output.stderr = _plan(launch, "stderr", consoles[1], copies, output, captures)
     except BaseException:
         output.close()
         for stream in output.streams:
@@ -173,7 +196,30 @@ def plan_output(launch: WorkerLaunch, consoles: tuple[Sink, Sink], copies: dict[
     return output
 
 
-def _plan(launch: WorkerLaunch, name: str, console: Sink, copies: dict[str, Sink], output: Output) -> int:
+def _passes_through(logs: WorkerLogs, name: str) -> bool:
+    """Return whether a stream goes to the console alone, as it is."""
+    path = logs.stderr if name == "stderr" else logs.stdout
+    copied = any(stream == name for stream, _, _ in logs.duplicates)
+    return logs.console and path is None and not logs.prefix and not copied
+
+
+def _plan_terminal(logs: WorkerLogs, console: Sink, output: Output) -> None:
+    """Give stderr a terminal, and stdout the same one if the agent's are the same: so the order of both is kept."""
+    try:
+        read_end, worker_end = open_terminal(2)
+    except OSError:
+        return  # a pipe does it, too
+    output.stderr = worker_end
+    output.errors = Stream(read_end, console, None, b"", (), size_of=2)
+    output.streams.append(output.errors)
+    if _passes_through(logs, "stdout") and are_one_terminal(1, 2):
+        output.stdout = os.dup(worker_end)
+        output.has_both = True
+
+
+def _plan(
+    launch: WorkerLaunch, name: str, console: Sink, copies: dict[str, Sink], output: Output, captures: bool
+) -> int:
     logs = launch.logs
     is_error = name == "stderr"
     path, tee = (logs.stderr, logs.tee_stderr) if is_error else (logs.stdout, logs.tee_stdout)
@@ -184,7 +230,8 @@ def _plan(launch: WorkerLaunch, name: str, console: Sink, copies: dict[str, Sink
         if stream == name and (sink := _copy_sink(copy_path, copies, launch.local_rank)) is not None
     )
     shown = logs.console and (path is None or tee or descriptor < 0)
-    if not filters and not (shown and (logs.prefix or descriptor >= 0)) and not (is_error and descriptor < 0):
+    keeps_tail = is_error and descriptor < 0 and captures
+    if not filters and not (shown and (logs.prefix or descriptor >= 0)) and not keeps_tail:
         if descriptor >= 0:
             output.error_path = path or "" if is_error else output.error_path
             return descriptor
@@ -234,15 +281,15 @@ def _copy_sink(path: str, copies: dict[str, Sink], local_rank: int) -> Sink | No
     return copies[path]
 
 
-def tail_lines(data: bytes) -> tuple[str, ...]:
-    """Return the last lines of ``data``, at most 20 of at most 1000 printable characters each.
+def tail_lines(data: bytes, most: int = _TAIL_LINES) -> tuple[str, ...]:
+    """Return the last lines of ``data``, at most ``most`` of at most 1000 printable characters each.
 
     Of a progress bar, which writes over its own line, only the last state is a line.
     """
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in data.decode("utf-8", "replace").split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()
-    return tuple(printable(line, _TAIL_LINE_CHARACTERS) for line in lines[-_TAIL_LINES:])
+    return tuple(printable(line, _TAIL_LINE_CHARACTERS) for line in lines[-most:])
 
 
 def tail_of_file(path: str) -> bytes:

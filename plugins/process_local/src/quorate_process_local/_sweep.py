@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import final
 
-from quorate.notices import warn
-from quorate.proc import kernel_wait_of, release, state_of
+from quorate.notices import note, warn
+from quorate.proc import command_of, kernel_wait_of, release, state_of
+from quorate.text import printable
 
 from ._guardian import Guardian
 from ._leftovers import Leftover, find_leftovers
@@ -19,6 +20,10 @@ __all__ = ["KILL_TIMEOUT_SECONDS", "Sweep", "why_stuck"]
 
 #: How long after SIGKILL a process may stay (one that hangs in the kernel) before it is given up.
 KILL_TIMEOUT_SECONDS = 5.0
+
+_LONGEST_COMMAND = 120
+#: Parts of the commands of the standard library's own servers, which end by themselves with their program.
+_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
 @final
@@ -47,6 +52,8 @@ class Sweep:
         #: Whether :meth:`look` must be called before all can be swept.
         self.must_look = False
         self._has_no_descriptors = False
+        #: Whether to name what is found, because the workers that left it had succeeded.
+        self.is_naming = False
 
     @property
     def is_empty(self) -> bool:
@@ -115,7 +122,10 @@ class Sweep:
             for leftover in find_leftovers(self._context_id, sessions, known):
                 if leftover.local_rank in spared or (leftover.local_rank in running and not is_killing):
                     release(leftover.pidfd)  # a running worker may need it to come to its end
-                elif leftover.send(signal_number):
+                    continue
+                if self.is_naming:
+                    _name(leftover)
+                if leftover.send(signal_number):
                     self._add(leftover)
                 else:
                     self._foreign.add(leftover.pid)
@@ -149,3 +159,11 @@ def why_stuck(pid: int) -> str:
     """Return where a process is that did not end upon SIGKILL."""
     where = f"process {pid} (state {state_of(pid) or 'gone'}, waits in {kernel_wait_of(pid)})"
     return f"{where} did not end within {KILL_TIMEOUT_SECONDS:g} s of SIGKILL and is left to the kernel"
+
+
+def _name(leftover: Leftover) -> None:
+    """Say which process a worker that succeeded has left behind."""
+    command = command_of(leftover.pid)
+    if not any(helper in command for helper in _HELPERS):
+        text = printable(command, _LONGEST_COMMAND) or "of unknown name"
+        note(f"process {leftover.pid} ({text}), which local rank {leftover.local_rank} left behind, is ended")

@@ -6,18 +6,23 @@ What does not live here: starting it (the starters) and when it is signalled (:m
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, final
 
 from quorate.clock import wall_time_ns
-from quorate.failures import signal_name
+from quorate.failures import message_from_stderr, signal_name
 from quorate.notices import warn
 from quorate.proc import hold, open_pidfd, release
 from quorate.records import WorkerExited
 
 from ._channel import Channel
 from ._connections import Connection
-from ._streams import Stream, tail_lines, tail_of_file
+from ._families import tell
+from ._streams import Output, tail_lines, tail_of_file
+
+#: Of the end of stderr, in which an exception is looked for.
+_MOST_LINES = 2000
 
 __all__ = ["ChildProcess", "Process", "Worker", "may_serve_other_nodes", "why_terminated"]
 
@@ -91,20 +96,16 @@ class Worker:
     """A started worker and what is known of its end."""
 
     __slots__ = (
-        "channel", "connection", "deadline", "environment", "error_path", "errors", "exit_code", "has_left",
+        "channel", "connection", "deadline", "environment", "error_path", "errors", "exit_code", "has_both", "has_left",
         "is_dropped", "is_kept", "is_reported", "leave_by", "local_rank", "problem", "process", "result", "signal",
         "stopped", "timestamp_ns",
     )  # fmt: skip
 
     def __init__(
-        self,
-        local_rank: int,
-        process: Process,
-        errors: Stream | None,
-        error_path: str,
-        environment: Mapping[str, str] | None = None,
+        self, local_rank: int, process: Process, output: Output, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.local_rank, self.process, self.errors, self.error_path = local_rank, process, errors, error_path
+        self.local_rank, self.process = local_rank, process
+        self.errors, self.error_path, self.has_both = output.errors, output.error_path, output.has_both
         #: The environment of its newest assignment.
         self.environment: Mapping[str, str] = environment or {}
         #: Its channel, if it is live.
@@ -141,17 +142,25 @@ class Worker:
         """Whether it is about to leave its world, or has left it, instead of being stopped."""
         return self.has_left or self.leave_by is not None
 
-    def send(self, signal_number: int) -> None:
-        """Send a signal to its process group; one that was the last is not sent again."""
-        if signal_number == self.signal:
+    def tell(self, signal_number: int) -> None:
+        """Ask it to stop, once; its family is asked when it has ended."""
+        if self.signal:
             return
         self.signal = signal_number
+        if not tell(self.pid, signal_number):
+            warn(f"worker {self.pid} runs as another user and cannot be signalled")
+
+    def kill(self) -> None:
+        """Kill its process group, once."""
+        if self.signal == signal.SIGKILL:
+            return
+        self.signal = signal.SIGKILL
         try:
-            os.killpg(self.pid, signal_number)
+            os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             # A forked worker does not lead a group yet in its first moments.
             try:
-                os.kill(self.pid, signal_number)
+                os.kill(self.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
         except PermissionError:
@@ -192,7 +201,7 @@ class Worker:
         """Return the record of its end."""
         exit_code = 0 if self.exit_code is None else self.exit_code
         value, problem = self.result or (None, "")
-        lines = () if exit_code == 0 else self.last_lines()
+        tail = b"" if exit_code == 0 else self._tail()
         return WorkerExited(
             self.local_rank,
             self.pid,
@@ -200,27 +209,32 @@ class Worker:
             self.timestamp_ns,
             return_value=value,
             stopped=self.stopped,
-            stderr_tail=lines,
+            stderr_tail=tail_lines(tail),
             problem=problem or self.problem,
+            exception=message_from_stderr(tail_lines(tail, _MOST_LINES)) or "",
+            has_both_streams=self.has_both,
         )
 
     def last_lines(self) -> tuple[str, ...]:
         """Return the last lines of its stderr so far."""
+        return tail_lines(self._tail())
+
+    def _tail(self) -> bytes:
         if self.errors is not None:
-            return tail_lines(self.errors.tail)
-        return tail_lines(tail_of_file(self.error_path)) if self.error_path else ()
-
-
-def why_terminated(workers: Sequence[Worker], seconds: float) -> str:
-    """Return the sentence about workers that go on after their functions have returned."""
-    ranks = ", ".join(str(worker.local_rank) for worker in workers)
-    return (
-        f"local rank {ranks} did not end within {seconds:g} s of the function's return and is terminated; the result "
-        "counts (threads that are not daemons keep a process running; so may a DDP object or process group)"
-    )
+            return self.errors.tail
+        return tail_of_file(self.error_path) if self.error_path else b""
 
 
 def may_serve_other_nodes(environment: Mapping[str, str]) -> bool:
     """Return whether a worker is the one that serves the store at MASTER_ADDR:MASTER_PORT to workers of other nodes."""
     is_served_by_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return environment.get("RANK") == "0" and environment.get("GROUP_WORLD_SIZE", "1") != "1" and not is_served_by_agent
+
+
+def why_terminated(workers: Sequence[Worker], seconds: float) -> str:
+    """Return the warning about function workers whose processes did not end by themselves."""
+    ranks = ", ".join(str(worker.local_rank) for worker in workers)
+    return (
+        f"local rank {ranks} did not end within {seconds:g} s of the function's return and is terminated; the result "
+        "counts (threads that are not daemons keep a process running; so may a DDP object or process group)"
+    )

@@ -6,19 +6,70 @@ torch once a store is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Any, final
 
+from quorate.catalogue import CliOption, ServiceBackend
 from quorate.hookspecs import hookimpl
 from quorate.lazy_exports import lazy_function
+from quorate.records import Assignment, WorkerLaunch
 from quorate.rendezvous import RendezvousBackend
+from quorate.services import AgentService, AgentView
+
+if TYPE_CHECKING:
+    from ._agent_store import AgentStore
 
 __all__ = ["plugin"]
+
+_SETTING = "agent_store"
+_parse_when = lazy_function(f"{__name__}._agent_store", "parse_when")
+
+
+def _note_when(text: str, settings: dict[str, Any]) -> None:
+    settings[_SETTING] = _parse_when(text)
 
 
 @final
 class _Plugin:
-    """What the entry point names."""
+    """What the entry point names.  It finds an agent's store by the node id of the round's assignment."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, AgentStore] = {}
+
+    @hookimpl
+    def quorate_register_cli_options(self) -> Iterable[CliOption]:
+        """Offer the flag for the workers' store."""
+        help_text = (
+            "who serves the store at MASTER_ADDR:MASTER_PORT: always the agent (on all nodes alike), auto (the agent "
+            "for programs of torchft, else the first worker), never the agent; default: auto"
+        )
+        return [CliOption("agent-store", help_text, None, _note_when, "WHEN")]
+
+    @hookimpl
+    def quorate_register_service(self) -> Iterable[ServiceBackend]:
+        """Offer what serves it."""
+        return [ServiceBackend("agent-store", "serves the workers' store at MASTER_ADDR:MASTER_PORT", self._start)]
+
+    # A wrapper: what other plugins change about a launch stays, and so does their order.
+    @hookimpl(wrapper=True)
+    def quorate_decide_launch(
+        self, launch: WorkerLaunch, assignment: Assignment
+    ) -> Generator[None, WorkerLaunch | None, WorkerLaunch | None]:
+        """Tell workers that they are clients of it."""
+        changed = yield
+        store = self._stores.get(assignment.node_id)
+        return changed if store is None else store.change(launch if changed is None else changed, assignment)
+
+    def _start(self, agent: AgentView) -> AgentService | None:
+        from ._agent_store import AgentStore, When  # only once there is an agent
+
+        when = When(agent.settings.get(_SETTING, When.AUTO))
+        if when is When.NEVER:
+            return None
+        node_id = agent.snapshot().node_id
+        store = AgentStore(agent, when, lambda: self._stores.pop(node_id, None))
+        self._stores[node_id] = store
+        return store
 
     @hookimpl
     def quorate_register_rendezvous(self) -> Iterable[RendezvousBackend]:

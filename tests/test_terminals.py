@@ -1,0 +1,478 @@
+"""People at a terminal, and programs around quorate: grace, signals that come twice, suspending, output, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quorate import clock
+from quorate.proc import is_alive, state_of
+from tests.harness import DEADLINE, PROMPT, wait_for_end
+from tests.terminals import CTRL_C, CTRL_Z, QUORATE, Terminal
+
+#: Longer than what makes a second Ctrl-C one of its own.
+A_MOMENT = 0.7
+
+#: Saves its work once the file ``argv[1]`` exists, and says all that happens to it.
+SAVER = """
+import os, signal, sys, time
+def caught(number, frame):
+    print("caught", signal.Signals(number).name, flush=True)
+    asked.append(number)
+asked = []
+for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    signal.signal(getattr(signal, name), caught)
+print("worker", os.getpid(), flush=True)
+while not set(asked) - {signal.SIGUSR1}:
+    time.sleep(0.01)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+print("saved", flush=True)
+"""
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> list[str]:
+    script = tmp_path / "saver.py"
+    script.write_text(SAVER)
+    return [str(script), str(tmp_path / "go")]
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "script.py"
+    path.write_text(text)
+    return str(path)
+
+
+def quorate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*QUORATE, *arguments], capture_output=True, text=True, timeout=DEADLINE, env={**os.environ, **environment}
+    )
+
+
+class Piped:
+    """A command whose output is read line by line."""
+
+    def __init__(self, *command: str, new_session: bool = False) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=new_session
+        )
+        self.text = b""
+
+    def wait_for(self, text: str) -> None:
+        assert self.process.stdout is not None
+        while text.encode() not in self.text:
+            ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
+            data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+            assert data, self.text.decode()
+            self.text += data
+
+    def number_behind(self, text: str) -> int:
+        self.wait_for(text)
+        while not (found := re.search(rf"{text}(\d+)\n", self.text.decode())):
+            self.wait_for(text)
+        return int(found[1])
+
+    def end(self) -> tuple[int, str]:
+        output, _ = self.process.communicate(timeout=DEADLINE)
+        return self.process.returncode, (self.text + output).decode()
+
+
+# --- the grace ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_ctrl_c_ends_the_grace_and_the_first_one_says_so(saver: list[str]) -> None:
+    with Terminal([*QUORATE, "--shutdown-timeout=600", *saver]) as terminal:
+        worker = terminal.number_behind("worker ")
+        terminal.press(CTRL_C)
+        terminal.wait_for("the workers have 600 s to save their work and end; press Ctrl-C again to end them at once")
+        terminal.wait_for("caught SIGINT")
+        clock.sleep(A_MOMENT)
+        assert is_alive(worker)
+        terminal.press(CTRL_C)
+        code, shown = terminal.end()
+    assert (code, "saved" in shown) == (128 + signal.SIGINT, False), shown
+    wait_for_end([worker], PROMPT)
+
+
+def test_what_programs_send_never_ends_the_grace(saver: list[str], tmp_path: Path) -> None:
+    """Not even an interrupt to the foreground of a terminal, as an outer launcher passes it on after a person's."""
+    with Terminal([*QUORATE, "--shutdown-timeout=600", *saver]) as terminal:
+        terminal.wait_for("worker ")
+        terminal.press(CTRL_C)
+        terminal.wait_for("caught SIGINT")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            clock.sleep(A_MOMENT / 2)
+            terminal.process.send_signal(number)
+        (tmp_path / "go").touch()
+        code, shown = terminal.end()
+    assert (code, shown.count("caught"), "saved" in shown) == (128 + signal.SIGINT, 1, True), shown
+
+
+BATCH = """
+trap 'kill -TERM $pid; kill -TERM -$$' TERM
+"$@" &
+pid=$!
+while kill -0 $pid 2>/dev/null; do wait $pid; done
+"""
+
+
+@pytest.mark.parametrize("program", ["timeout", "batch"])
+def test_programs_that_signal_twice_leave_the_grace_whole(saver: list[str], tmp_path: Path, program: str) -> None:
+    """``timeout`` signals its child and then its group, and so does a batch script with a trap."""
+    around = {"timeout": ["timeout", "600"], "batch": ["bash", "-c", BATCH, "batch"]}[program]
+    run = Piped(*around, *QUORATE, *saver, new_session=True)
+    run.wait_for("worker ")
+    run.process.send_signal(signal.SIGTERM)
+    run.wait_for("caught SIGTERM")
+    if program == "batch":
+        os.killpg(run.process.pid, signal.SIGTERM)
+    clock.sleep(A_MOMENT)
+    (tmp_path / "go").touch()
+    _, output = run.end()
+    assert (output.count("caught"), "saved" in output) == (1, True), output
+
+
+@pytest.mark.parametrize(("how", "number"), [("nohup", signal.SIGHUP), ("background", signal.SIGINT)])
+def test_what_was_ignored_at_the_start_stays_ignored(
+    saver: list[str], tmp_path: Path, how: str, number: signal.Signals
+) -> None:
+    command = ["nohup", *QUORATE] if how == "nohup" else ["sh", "-c", '"$@" & wait $!', "sh", *QUORATE]
+    run = Piped(*command, *saver, new_session=True)
+    run.wait_for("worker ")
+    os.killpg(run.process.pid, number) if how == "nohup" else os.kill(_launcher(run.process.pid), number)
+    clock.sleep(A_MOMENT)
+    assert b"caught" not in run.text
+    os.kill(run.process.pid if how == "nohup" else _launcher(run.process.pid), signal.SIGTERM)
+    run.wait_for("caught SIGTERM")
+    (tmp_path / "go").touch()
+    _, output = run.end()
+    assert "SIGTERM received" in output
+    assert f"{number.name} received" not in output
+
+
+def _launcher(shell: int) -> int:
+    return int(Path(f"/proc/{shell}/task/{shell}/children").read_text().split()[0])
+
+
+def test_a_terminal_that_hangs_up_ends_the_job_with_its_grace(saver: list[str], tmp_path: Path) -> None:
+    (tmp_path / "go").touch()
+    with Terminal([*QUORATE, *saver]) as terminal:
+        worker = terminal.number_behind("worker ")
+        terminal.hang_up()
+        assert terminal.process.wait(DEADLINE) == 128 + signal.SIGHUP
+    wait_for_end([worker], PROMPT)
+
+
+# --- signals for the workers ----------------------------------------------------------------------------------------
+
+
+def test_user_signals_go_to_the_workers_that_handle_them_and_stop_nothing(saver: list[str], tmp_path: Path) -> None:
+    run = Piped(*QUORATE, *saver)
+    run.wait_for("worker ")
+    run.process.send_signal(signal.SIGUSR1)
+    run.wait_for("caught SIGUSR1")
+    run.process.send_signal(signal.SIGUSR2)
+    run.wait_for("SIGUSR2 is not passed on to local rank 0, which has no handler for it")
+    (tmp_path / "go").touch()
+    run.process.send_signal(signal.SIGTERM)
+    code, output = run.end()
+    assert (code, "saved" in output) == (128 + signal.SIGTERM, True), output
+
+
+def test_a_user_signal_stops_the_job_where_it_is_listed_as_a_stop(saver: list[str], tmp_path: Path) -> None:
+    (tmp_path / "go").touch()
+    run = Piped(*QUORATE, "--signals-to-handle=usr2,TERM", *saver)
+    run.wait_for("worker ")
+    run.process.send_signal(signal.SIGUSR2)
+    code, output = run.end()
+    assert code == 128 + signal.SIGUSR2, output
+
+
+def test_a_shell_passes_user_signals_on_to_what_it_runs(saver: list[str], tmp_path: Path) -> None:
+    """The shell itself would die of it."""
+    run = Piped(*QUORATE, "--no-python", "sh", "-c", f"{sys.executable} {' '.join(saver)}; true")
+    run.wait_for("worker ")
+    run.process.send_signal(signal.SIGUSR1)
+    run.wait_for("caught SIGUSR1")
+    (tmp_path / "go").touch()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end()[0] == 128 + signal.SIGTERM
+
+
+def test_ctrl_z_stops_the_workers_and_fg_continues_them(saver: list[str], tmp_path: Path) -> None:
+    with Terminal(["bash", "--norc", "-i"]) as terminal:
+        terminal.press(" ".join([*QUORATE, *saver, "\n"]).encode())
+        worker = terminal.number_behind("\nworker ")
+        terminal.press(CTRL_Z)
+        terminal.wait_for("Stopped")
+        deadline = clock.monotonic() + DEADLINE
+        while state_of(worker) != "T":  # nothing tells when a process has stopped but to its parent
+            assert clock.monotonic() < deadline
+            clock.sleep(0.01)
+        here = len(terminal.shown)
+        terminal.press(b"fg\n")
+        terminal.wait_for("quorate", here)
+        (tmp_path / "go").touch()
+        clock.sleep(0.1)  # the shell hands the terminal over before it continues the job
+        terminal.press(CTRL_C)
+        terminal.wait_for("saved")
+        terminal.press(b"exit $?\n")
+        assert terminal.end()[0] == 128 + signal.SIGINT
+
+
+# --- output ---------------------------------------------------------------------------------------------------------
+
+TALKER = """
+import os, sys
+print(os.isatty(1), os.isatty(2), os.get_terminal_size(2).columns if os.isatty(2) else 0, flush=True)
+for number in range(20):
+    print("out", number, flush=True)
+    print("err", number, file=sys.stderr, flush=True)
+"""
+
+
+def test_workers_see_a_terminal_where_the_launcher_does_and_the_order_is_kept(tmp_path: Path) -> None:
+    with Terminal(["sh", "-c", f"stty columns 77; {' '.join(QUORATE)} {script(tmp_path, TALKER)}"]) as terminal:
+        code, shown = terminal.end()
+    expected = ["True True 77", *(f"{stream} {number}" for number in range(20) for stream in ("out", "err"))]
+    assert (code, shown.splitlines()) == (0, expected)
+
+
+def test_stderr_alone_is_a_terminal_where_stdout_goes_elsewhere(tmp_path: Path) -> None:
+    program = script(tmp_path, TALKER + "raise ValueError('\\x1b[31mbad\\x1b[0m')\n")
+    with Terminal(["sh", "-c", f"{' '.join(QUORATE)} {program} >{tmp_path}/out"]) as terminal:
+        code, shown = terminal.end()
+    assert (tmp_path / "out").read_text().startswith("False True ")
+    assert (code, "failed: ValueError: bad;" in shown) == (1, True), shown
+
+
+@pytest.mark.parametrize("captures", ["no", "yes"])
+def test_the_last_lines_are_kept_unless_the_user_says_no(tmp_path: Path, captures: str) -> None:
+    program = script(tmp_path, "import sys; print('why', file=sys.stderr); sys.exit(3)")
+    with Terminal([*QUORATE, f"--capture-stderr={captures}", program]) as terminal:
+        code, shown = terminal.end()
+    assert (code, shown.count("why")) == (1, 1 if captures == "no" else 3), shown
+    assert ("last lines of its output:" in shown) is (captures == "yes")
+
+
+def test_nothing_that_steers_a_terminal_reaches_the_reason_or_the_verdict(tmp_path: Path) -> None:
+    """A message with colours, by the error file and by a traceback; then more noise than the report has lines."""
+    for recorded in ("1", ""):
+        folder = tmp_path / f"logs{recorded}"
+        program = script(
+            tmp_path,
+            "import json, os, sys\n"
+            f"if {recorded!r}:\n"
+            "    message = {'message': '\\x1b[1mcoloured\\x1b[0m\\x1b(B cause'}\n"
+            "    message['extraInfo'] = {'py_callstack': '\\x1b[2mx'}\n"
+            "    json.dump({'message': message}, open(os.environ['TORCHELASTIC_ERROR_FILE'], 'w')); sys.exit(1)\n"
+            "sys.excepthook = lambda *them: None\n"
+            "print('\\x1b[35mTraceback (most recent call last):\\x1b[0m', file=sys.stderr)\n"
+            "print('  File \\x1b[35m\"x.py\"\\x1b[0m, line 1, in f', file=sys.stderr)\n"
+            "print('\\x1b[1;35mValueError\\x1b[0m: \\x1b[35mcoloured cause\\x1b[0m', file=sys.stderr)\n"
+            "for number in range(100): print(f'\\x1b[3{number % 8}mnoise', number, file=sys.stderr)\n"
+            "sys.exit(1)\n",
+        )
+        with Terminal([*QUORATE, f"--log-dir={folder}", program]) as terminal:
+            _, shown = terminal.end()
+        assert "coloured cause;" in shown
+        (path,) = folder.glob("*/verdict.json")
+        text = path.read_text()
+        assert not re.search(r"\\u00[01][0-9a-f]|[\x00-\x09\x0b-\x1f]", text), text
+        assert "coloured cause" in json.loads(text)["first_cause"]["message"]
+
+
+def test_the_console_shows_global_ranks(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = script(tmp_path, "import os; print('rank', os.environ['RANK'])")
+    flags = ["--nnodes=2", "--nproc-per-node=2", f"--master-port={port}", "--console-ranks=1,2"]
+    nodes = [Piped(*QUORATE, *flags, f"--node-rank={rank}", program) for rank in range(2)]
+    assert sorted(re.findall("rank .", "".join(node.end()[1] for node in nodes))) == ["rank 1", "rank 2"]
+
+
+# --- debuggers ------------------------------------------------------------------------------------------------------
+
+
+def test_pdb_works_with_one_worker(tmp_path: Path) -> None:
+    with Terminal([*QUORATE, script(tmp_path, "answer = 6\nbreakpoint()\nprint('the end', answer)\n")]) as terminal:
+        terminal.wait_for("(Pdb) ")
+        terminal.press(b"answer = answer * 7\n")
+        terminal.wait_for("(Pdb) ", terminal.wait_for("* 7"))
+        terminal.press(b"c\n")
+        code, shown = terminal.end()
+    assert (code, "the end 42" in shown) == (0, True), shown
+
+
+FOLLOWER = """
+import operator, os, sys
+from quorate import LaunchConfig, launch
+spawn = os.posix_spawn
+def follow(path, argv, *others, **more):
+    if "guardian" not in str(argv):
+        print("spawns", *(os.path.basename(os.fsdecode(word)) for word in (path, argv[0])), flush=True)
+    return spawn(path, argv, *others, **more)
+if __name__ == "__main__":
+    os.posix_spawn = follow
+    config = LaunchConfig(1, 1, 1, max_restarts=0)
+    launch(config, sys.executable)("-c", "pass")
+    print(launch(config, operator.add)(1, 2))
+"""
+
+
+def test_a_debugger_that_follows_into_children_sees_python_itself(tmp_path: Path) -> None:
+    """pydevd replaces ``os.posix_spawn`` and looks for Python in the command; a command and a function."""
+    run = subprocess.run([sys.executable, script(tmp_path, FOLLOWER)], capture_output=True, text=True, timeout=DEADLINE)
+    python = os.path.basename(sys.executable)
+    assert re.findall("spawns (.*)", run.stdout) == [f"{python} {python}"] * 2, run.stdout + run.stderr
+    assert "{0: 3}" in run.stdout
+
+
+DEBUGPY = os.environ.get("QUORATE_DEBUGPY", "")
+
+
+@pytest.mark.skipif(not DEBUGPY, reason="QUORATE_DEBUGPY names no folder with debugpy (pip install --target)")
+def test_debugpy_attaches_to_workers(tmp_path: Path) -> None:
+    """Debugpy asks its client to attach to the worker, which it does for Python only."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = script(tmp_path, "import sys; print('followed', 'pydevd' in sys.modules)")
+    command = [sys.executable, "-m", "debugpy", "--listen", str(port), "--wait-for-client", "-m", "quorate", "run"]
+    with subprocess.Popen([*command, program], env={**os.environ, "PYTHONPATH": DEBUGPY}) as process:
+        try:
+            client = _connect(port)
+            with client, client.makefile("rwb") as stream:
+                _ask(stream, "initialize", adapterID="test")
+                while (message := _message(stream)).get("event") != "debugpyAttach":
+                    if message.get("command") == "initialize":
+                        _ask(stream, "attach", subProcess=True)
+                    elif message.get("event") == "initialized":
+                        _ask(stream, "configurationDone")
+                    assert message.get("event") != "terminated"
+                worker = message["body"]["subProcessId"]
+                assert os.readlink(f"/proc/{worker}/exe") == os.path.realpath(sys.executable)
+        finally:
+            process.kill()
+
+
+def _connect(port: int) -> socket.socket:
+    deadline = clock.monotonic() + DEADLINE
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), DEADLINE)
+        except ConnectionRefusedError:
+            assert clock.monotonic() < deadline
+            clock.sleep(0.1)
+
+
+def _ask(stream: Any, command: str, **arguments: Any) -> None:
+    body = json.dumps({"seq": 1, "type": "request", "command": command, "arguments": arguments}).encode()
+    stream.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    stream.flush()
+
+
+def _message(stream: Any) -> dict[str, Any]:
+    length = 0
+    while line := stream.readline().strip():
+        length = int(line.rpartition(b":")[2])
+    message: dict[str, Any] = json.loads(stream.read(length))
+    return message
+
+
+# --- process 1, exit codes, sentences -------------------------------------------------------------------------------
+
+IN_A_CONTAINER = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
+
+
+def test_as_process_1_orphans_are_reaped_and_signals_passed_on(tmp_path: Path) -> None:
+    if subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make a namespace of processes")
+    program = script(
+        tmp_path,
+        "import os, signal, subprocess, sys, time\n"
+        "def caught(*_): print('asked', flush=True); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, caught)\n"
+        "subprocess.run('for i in 1 2 3 4 5; do (exec sleep 0.01 &); done', shell=True)\n"
+        "def states(): return [open(f'/proc/{p}/stat').read().rpartition(') ')[2][0] for p in os.listdir('/proc')"
+        " if p.isdigit() and os.path.exists(f'/proc/{p}')]\n"
+        "while len(os.listdir('/proc')) and any('sleep' in open(f'/proc/{p}/stat').read()"
+        " for p in os.listdir('/proc') if p.isdigit() and os.path.exists(f'/proc/{p}/stat')): time.sleep(0.02)\n"
+        "print('reaped', states().count('Z'), flush=True)\n"
+        "signal.pause()\n",
+    )
+    run = Piped(*IN_A_CONTAINER, *QUORATE, program)
+    assert run.number_behind("reaped ") == 0
+    (first,) = map(int, Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split())
+    os.kill(first, signal.SIGTERM)
+    code, output = run.end()
+    assert (code, "asked" in output) == (128 + signal.SIGTERM, True), output
+
+
+@pytest.mark.parametrize(
+    ("ending", "flags", "code"),
+    [
+        ("sys.exit(7)", [], 1),
+        ("sys.exit(7)", ["--exit-code=worker"], 7),
+        ("os.kill(os.getpid(), 9)", ["--exit-code=worker"], 137),
+        ("sys.exit(79)", ["--max-restarts=3"], 79),
+    ],
+)
+def test_exit_codes(tmp_path: Path, ending: str, flags: list[str], code: int) -> None:
+    """The worker's code can be the launcher's; 79 says that starting it again cannot help, and nobody does."""
+    done = quorate(*flags, script(tmp_path, f"import os, sys\nprint('runs')\n{ending}\n"))
+    assert (done.returncode, done.stdout.count("runs")) == (code, 1), done.stderr
+
+
+def test_a_child_that_a_good_worker_leaves_behind_is_named(tmp_path: Path) -> None:
+    child = "import subprocess; subprocess.Popen(['sleep', '1234'])"
+    done = quorate(script(tmp_path, child))
+    assert done.returncode == 0
+    assert re.search(r"note: process \d+ \(sleep 1234\), which local rank 0 left behind, is ended", done.stderr)
+    (tmp_path / "logs").mkdir()
+    assert "left behind" not in quorate(script(tmp_path, child + "; raise SystemExit(1)")).stderr
+
+
+def test_a_level_of_messages_that_means_nothing_is_refused(tmp_path: Path) -> None:
+    done = quorate(script(tmp_path, "print('runs')"), QUORATE_LOG="nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "quorate: error: QUORATE_LOG is 'nonsense'; it must be one of quiet, info, debug\n"
+
+
+PROGRAM = """
+from quorate import LaunchConfig, launch
+def work(): return 1
+try:
+    launch(LaunchConfig(1, 1, 1, start_method="{method}"), work)()
+except Exception as error:
+    print(type(error).__name__, error)
+import operator
+print(launch(LaunchConfig(1, 1, 1, start_method="{method}"), operator.add)(1, 2))
+"""
+
+
+@pytest.mark.parametrize("source", ["-c", "stdin"])
+def test_a_function_of_a_program_that_no_worker_can_import(source: str) -> None:
+    """One sentence; a function of a module runs from there all the same."""
+    text = PROGRAM.format(method="spawn")
+    done = subprocess.run(
+        [sys.executable, "-c", text] if source == "-c" else [sys.executable],
+        input=None if source == "-c" else text,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert "work is part of a program from stdin, python -c or an interactive session" in done.stdout
+    assert (done.stdout.count("{0: 3}"), "Traceback" in done.stdout + done.stderr) == (1, False), done.stderr
