@@ -7,7 +7,11 @@ import os
 from .diagnosis import cause_of_exit
 from .records import Cause, FailureRecord, RestartBudget, RestartDecision, Verdict
 
-__all__ = ["default_cause", "default_restart"]
+__all__ = ["DO_NOT_RESTART_CODE", "PREEMPTED_CODE", "default_cause", "default_restart"]
+
+#: What a worker may say by its exit code: start the job again later (it has saved what it has), or never like this.
+PREEMPTED_CODE = 75
+DO_NOT_RESTART_CODE = 78
 
 _FIRST_DELAY_SECONDS = 1.0
 _LONGEST_DELAY_SECONDS = 60.0
@@ -17,6 +21,8 @@ def default_cause(failure: FailureRecord) -> Cause:
     """Classify a failure from its exit code and recorded error alone."""
     if failure.cause is Cause.START_FAILED:
         return Cause.START_FAILED
+    if failure.exit_code == PREEMPTED_CODE:
+        return Cause.PREEMPTED
     return cause_of_exit(failure.exit_code, failure.error_data)
 
 
@@ -28,6 +34,11 @@ def default_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDec
     """
     if failure.cause is Cause.START_FAILED:
         return RestartDecision(Verdict.FAILED, "a worker could not be started; starting it again cannot help")
+    if failure.cause is Cause.PREEMPTED:
+        return RestartDecision(Verdict.STOPPED, f"it asks for another start later (exit code {PREEMPTED_CODE})")
+    if failure.exit_code == DO_NOT_RESTART_CODE:
+        text = f"it says that another start would fail as well (exit code {DO_NOT_RESTART_CODE})"
+        return RestartDecision(Verdict.FAILED, text)
     if budget.remaining > 0:
         delay = _back_off(budget.repeats_of(failure))
         return RestartDecision(Verdict.RESTART, f"restart {budget.used + 1} of {budget.allowed}", delay)

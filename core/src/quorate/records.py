@@ -63,6 +63,7 @@ class Cause(_Text):
     STORE_LOST = "store_lost"
     CONFIGURATION = "configuration"
     STOPPED = "stopped"
+    PREEMPTED = "preempted"  # the scheduler has announced that it will end the job or take the node
 
 
 @final
@@ -214,6 +215,8 @@ class RoundEnd:
     ``restart_count`` is the job-wide count that the *next* round exports (or, for a terminal verdict, the last).
     ``lost`` names the node ids that the next round must not wait for.  ``missing`` is not recorded but added when the
     next round is sealed: the nodes that turned out to be lost with this round, or left (see :class:`Assignment`).
+    Where the scheduler has announced the end (``Cause.PREEMPTED``), ``signal_number`` is how it did, and
+    ``grace_seconds`` is what it leaves to the workers of every node.
     """
 
     round_number: int
@@ -229,6 +232,8 @@ class RoundEnd:
     lost_ranks: tuple[int, ...] = ()
     failure: FailureRecord | None = None
     missing: tuple[str, ...] = ()
+    signal_number: int = 0
+    grace_seconds: float = 0.0
 
 
 @final

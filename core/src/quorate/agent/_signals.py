@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import final
 
@@ -23,14 +23,16 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 class SignalCatcher:
     """Catches signals while it is installed; every one of them makes :meth:`fileno` readable.
 
+    ``names`` are those of the user, ``more`` the numbers of further ones.
+
     Where handlers cannot be installed (not the main thread) it does nothing; ``is_installed`` is then false.
 
     Raises:
         UsageError: an unknown signal name.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._numbers = [_number(name) for name in names]
+    def __init__(self, names: Sequence[str], more: Iterable[int] = ()) -> None:
+        self._numbers = list(dict.fromkeys([*map(_number, names), *more]))
         self._old: dict[int, _Handler] = {}
         self._old_wakeup = -1
         self._reader = self._writer = -1

@@ -18,4 +18,6 @@ class ExitCode(IntEnum):
     RENDEZVOUS = 3  # the nodes could not agree: too few in time, no connection, settings that do not fit
     PLUGIN = 4  # a plugin is broken, or two offer the same name
     UNHEALTHY = 5  # a check failed on this node, or it was excluded; the others may go on without it
+    PREEMPTED = 75  # the scheduler ends the job: start it again
+    DO_NOT_RESTART = 78  # a worker has said that another start would fail like this one
     INTERNAL = 70  # a bug in quorate itself; the only exit with a traceback

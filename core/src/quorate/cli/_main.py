@@ -16,6 +16,7 @@ from .. import __version__, notices
 from .._discovery import find_plugins
 from ..errors import (
     PluginError,
+    PreemptedError,
     QuorateError,
     RendezvousClosedError,
     RendezvousError,
@@ -25,7 +26,9 @@ from ..errors import (
 )
 from ..failures import ChildFailedError
 from ..notices import write_error, write_output
+from ..policy import DO_NOT_RESTART_CODE
 from ..text import near_names
+from ..verdict import JobVerdict
 from ._exit import ExitCode
 from ._plugins import show
 from ._run import run
@@ -132,6 +135,8 @@ def _report(error: BaseException) -> int:
         return ExitCode.INTERNAL
     if isinstance(error, ChildFailedError):
         write_error(f"quorate: error: {error}")
+    elif isinstance(error, PreemptedError):
+        write_error(f"quorate: preempted: {error}; the job can be started again (exit code {code})")
     elif isinstance(error, KeyboardInterrupt):
         write_error("quorate: interrupted")
     else:
@@ -149,6 +154,7 @@ def _report(error: BaseException) -> int:
 _CODES = (
     (UsageError, ExitCode.USAGE),
     (PluginError, ExitCode.PLUGIN),
+    (PreemptedError, ExitCode.PREEMPTED),
     (RendezvousError, ExitCode.RENDEZVOUS),
     (UnhealthyNodeError, ExitCode.UNHEALTHY),
     (QuorateError, ExitCode.WORKER_FAILED),
@@ -162,6 +168,10 @@ def code_of(error: BaseException) -> int | None:
         return 128 + error.sigval
     if isinstance(error, KeyboardInterrupt):
         return 130
+    verdict: JobVerdict | None = getattr(error, "verdict", None)
+    first = None if verdict is None else verdict.first_cause
+    if first is not None and first.exit_code == DO_NOT_RESTART_CODE:
+        return ExitCode.DO_NOT_RESTART
     if isinstance(error, RendezvousClosedError):
         return ExitCode.OK if error.succeeded else ExitCode.WORKER_FAILED
     return next((code for kind, code in _CODES if isinstance(error, kind)), None)
