@@ -22,13 +22,20 @@ def pods(folder: Path, nodes: str) -> Iterator[list[subprocess.Popen[str]]]:
     port = free_port()
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "SLURM", "OMPI"))}
     flags = [f"--nnodes={nodes}", "--rdzv-backend=tcp", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=train"]
-    command = [sys.executable, "-m", "quorate", "run", *flags, WORKER, str(folder), "deadline"]
+    command = [sys.executable, "-m", "quorate", "run", *flags]
+    rest = [WORKER, str(folder), "deadline"]
     agents = []
     try:
         for index in range(2):
             pod = {"KUBERNETES_SERVICE_HOST": "1", "JOB_COMPLETION_INDEX": str(index), "HOSTNAME": f"train-{index}"}
             agents.append(
-                subprocess.Popen(command, env={**own, **pod}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                subprocess.Popen(
+                    [*command, f"--rdzv-conf=is_host={1 - index}", *rest],
+                    env={**own, **pod},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
             )
         for agent in agents:
             assert agent.stdout is not None
