@@ -122,10 +122,12 @@ def _stop_for(transition: Transition, failure: FailureRecord, decision: RestartD
 
 def round_ended(transition: Transition, event: protocol.RoundEnded | protocol.JobClosed) -> None:
     end, grace = event.end, transition.state.settings.grace
-    stays = not end.verdict.is_terminal and transition.state.settings.release_timeout > 0  # live workers need not save
-    if end.cause is Cause.PREEMPTED and end.signal_number and not stays:
+    if end.cause is Cause.PREEMPTED and end.signal_number:
         announce(transition, end)
-        stop(transition, protocol.RoundIsOver(), end.reason, end.grace_seconds, end.signal_number, end=end)
+        if end.verdict.is_terminal:
+            stop(transition, protocol.RoundIsOver(), end.reason, end.grace_seconds, end.signal_number, end=end)
+        else:
+            release(transition, end.reason, end.grace_seconds, end=end)
     elif end.verdict.is_terminal:
         stop(transition, protocol.RoundIsOver(), end.reason, grace.exit, end=end)
     else:
