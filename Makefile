@@ -20,7 +20,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials redis chromium mpirun
+.PHONY: help demo test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials redis chromium mpirun slurm sshd demo-live soak
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -44,7 +44,7 @@ format: $(STAMP) ## ruff format, as a check
 types: $(STAMP) ## mypy --strict over all sources
 	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
 
-tests: $(STAMP) etcd redis chromium machines ## pytest alone
+tests: $(STAMP) etcd redis chromium mpirun machines slurm sshd ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone
 
@@ -129,10 +129,21 @@ redis: APT_PACKAGES := redis-server
 redis:
 	@command -v redis-server >/dev/null || { $(APT_INSTALL); }
 
-# A peer to be measured beside; where it cannot be had it is left out, and the benchmarks say so.
+# A peer to be measured beside, and a launcher of quorate; where it cannot be had it is left out, and tests and benchmarks
+# say so.
 mpirun: APT_PACKAGES := openmpi-bin
 mpirun:
 	@command -v mpirun >/dev/null || ( $(APT_INSTALL) ) || true
+
+# The tests of quorate-cluster run a Slurm of their own; where it cannot be had they are skipped, and say so.
+slurm: APT_PACKAGES := slurmctld slurmd slurm-client munge
+slurm:
+	@{ command -v slurmctld || [ -x /usr/sbin/slurmctld ]; } >/dev/null || ( $(APT_INSTALL) ) || true
+
+# The tests of quorate-ssh run a server of their own on loopback; where it cannot be had they are skipped, and say so.
+sshd: APT_PACKAGES := openssh-server openssh-client
+sshd:
+	@{ command -v sshd || [ -x /usr/sbin/sshd ]; } >/dev/null || ( $(APT_INSTALL) ) || true
 
 # sudo only where there is one and it is needed.
 define APT_INSTALL

@@ -75,6 +75,7 @@ def agent_inputs() -> list[agent_protocol.Input]:
         agent_protocol.WorkersGone(),
         agent_protocol.WorkersGone(frozenset({0})),
         agent_protocol.SignalReceived(15),
+        agent_protocol.PreemptionWarned(10, 5.0, "told to stop"),
         agent_protocol.Clock(due=True),
     ]
 

@@ -201,7 +201,7 @@ ROWS = (
 )
 
 #: These end a round or a job, but nothing has failed.
-NO_FAILURES = {Cause.SUCCEEDED, Cause.NODE_JOINED}
+NO_FAILURES = {Cause.SUCCEEDED, Cause.NODE_JOINED, Cause.PREEMPTED}
 
 
 # --- running a row --------------------------------------------------------------------------------------------------

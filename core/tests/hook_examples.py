@@ -12,6 +12,8 @@ from attrs import evolve
 
 from quorate import (
     CliOption,
+    ClusterEnvironment,
+    ClusterJob,
     ErrorRecorder,
     EventSink,
     HealthCheck,
@@ -22,6 +24,7 @@ from quorate import (
     Store,
     hookimpl,
 )
+from quorate.clusters import Machine
 from quorate.records import (
     Assignment,
     Cause,
@@ -47,6 +50,13 @@ def make_example_starter(request: StarterRequest) -> Starter:
     raise NotImplementedError
 
 
+def find_example(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
+    if "EXAMPLE_JOB" not in environment:
+        return None
+    nodes, rank = int(environment["EXAMPLE_NODES"]), int(environment["EXAMPLE_RANK"])
+    return ClusterJob(scheduler="Example", job_id=environment["EXAMPLE_JOB"], max_nodes=nodes, node_rank=rank)
+
+
 def watch_nothing(agent: AgentView) -> AgentService | None:
     return None
 
@@ -67,9 +77,14 @@ def read_error(path: str) -> Mapping[str, Any] | None:
 @hookimpl
 def quorate_register_cli_options() -> Iterable[CliOption]:
     def apply(value: str, settings: dict[str, Any]) -> None:
-        settings["cluster"] = value
+        settings["site"] = value
 
-    return [CliOption("cluster", "name of the cluster", apply=apply)]
+    return [CliOption("site", "name of the site", apply=apply)]
+
+
+@hookimpl
+def quorate_register_environment() -> Iterable[ClusterEnvironment]:
+    return [ClusterEnvironment("example", "the scheduler Example", find_example)]
 
 
 @hookimpl

@@ -72,7 +72,8 @@ The hooks below are in the order in which a job calls them.
 
 ```mermaid
 flowchart LR
-    options[register_cli_options] --> registers[register_rendezvous, _starter, _health_check, ...]
+    options[register_cli_options] --> environment[register_environment] --> registers
+    registers[register_rendezvous, _starter, _health_check, ...]
     registers --> ranks[decide_ranks] --> launch[decide_launch] --> run((workers run))
     run -- a worker failed --> cause[decide_cause] --> restart[decide_restart] --> ranks
     run -- nodes wait --> rescale[decide_rescale] --> ranks

@@ -19,6 +19,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "nproc-per-node": ("8", 8),
     "node-rank": ("3", 3),
     "role": ("trainer", "trainer"),
+    "cluster": ("slurm", "slurm"),
     "rdzv-backend": ("c10d", "c10d"),
     "rdzv-endpoint": ("[::1]:29400", "[::1]:29400"),
     "rdzv-id": ("job", "job"),

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from .catalogue import PluginKind as PluginKind
     from .catalogue import ServiceBackend as ServiceBackend
     from .catalogue import StarterBackend as StarterBackend
+    from .clusters import ClusterEnvironment as ClusterEnvironment
+    from .clusters import ClusterJob as ClusterJob
     from .config import LaunchConfig as LaunchConfig
     from .errors import PluginError as PluginError
+    from .errors import PreemptedError as PreemptedError
     from .errors import QuorateError as QuorateError
     from .errors import RendezvousClosedError as RendezvousClosedError
     from .errors import RendezvousConnectionError as RendezvousConnectionError
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from .logs_specs import LogsSpecs as LogsSpecs
     from .logs_specs import Std as Std
     from .plugins import PluginHost as PluginHost
+    from .preemption import Deadline as Deadline
+    from .preemption import deadline as deadline
     from .recording import record as record
     from .rendezvous import Bootstrap as Bootstrap
     from .rendezvous import RendezvousBackend as RendezvousBackend
@@ -70,8 +75,9 @@ _HOMES = {
     "agent": "LocalElasticAgent RunResult Worker WorkerGroup WorkerSpec WorkerState",
     "backends": "get_rendezvous_handler",
     "catalogue": "CliOption ErrorRecorder EventSink HealthCheck PluginKind ServiceBackend StarterBackend",
+    "clusters": "ClusterEnvironment ClusterJob",
     "config": "LaunchConfig",
-    "errors": "PluginError QuorateError RendezvousClosedError RendezvousConnectionError RendezvousError "
+    "errors": "PluginError PreemptedError QuorateError RendezvousClosedError RendezvousConnectionError RendezvousError "
     "RendezvousStateError RendezvousTimeoutError SignalException StartError StoreCorruptError StoreLostError "
     "StoreUnavailableError UnhealthyNodeError UnknownBackendError UsageError",
     "failures": "ChildFailedError ProcessFailure",
@@ -79,6 +85,7 @@ _HOMES = {
     "launcher": "elastic_launch launch",
     "logs_specs": "DefaultLogsSpecs LogsDest LogsSpecs Std",
     "plugins": "PluginHost",
+    "preemption": "Deadline deadline",
     "recording": "record",
     "rendezvous": "Bootstrap RendezvousBackend RendezvousHandler RendezvousInfo RendezvousParameters "
     "RendezvousStoreInfo Store",

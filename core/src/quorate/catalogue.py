@@ -14,6 +14,7 @@ from attrs import field, frozen
 from attrs.validators import gt, instance_of, is_callable, optional
 
 from ._bounded import is_word
+from .clusters import ClusterEnvironment
 from .records import Event, FailureRecord
 from .rendezvous import RendezvousBackend
 from .services import AgentService, AgentView
@@ -26,6 +27,7 @@ __all__ = [
     "EventSink",
     "HealthCheck",
     "PluginKind",
+    "RunRequest",
     "ServiceBackend",
     "StarterBackend",
     "StarterRequest",
@@ -119,12 +121,29 @@ class EventSink:
 
 @final
 @frozen
+class RunRequest:
+    """A command line of ``quorate run`` that an option takes over.
+
+    ``texts`` are the values of the flags that were set, by argument or by variable, under the flags' names.  ``script``
+    is ``None`` where there is none.
+    """
+
+    texts: Mapping[str, str]
+    script: str | None
+    arguments: tuple[str, ...] = ()
+
+
+@final
+@frozen
 class CliOption:
     """One more flag of ``quorate run``: ``--name VALUE``, also read from ``PET_NAME``.
 
     ``apply(value, settings)`` puts it where the plugin looks for it: ``settings`` are the launch's free settings, which
     services and health checks find as ``agent.settings``.  It raises UsageError for a value that cannot be used.
     ``metavar`` stands for the value in ``--help``; a flag with ``SECONDS`` is listed in ``docs/timeouts.md``.
+
+    An option with ``run`` takes the whole launch over where it is set: ``run(request)`` returns the exit code, and no
+    agent runs in this process.
     """
 
     name: str = field(validator=is_word)
@@ -132,6 +151,7 @@ class CliOption:
     default: str | None = field(default=None, validator=optional(instance_of(str)))
     apply: Callable[[str, dict[str, Any]], None] = field(default=lambda value, settings: None, validator=is_callable())
     metavar: str = field(default="VALUE", validator=is_word)
+    run: Callable[[RunRequest], int] | None = field(default=None, validator=optional(is_callable()))
 
 
 @final
@@ -139,6 +159,7 @@ class PluginKind(str, Enum):
     """What a plugin can offer by name; the value is how messages call it."""
 
     CLI_OPTION = "flag"
+    ENVIRONMENT = "cluster"
     RENDEZVOUS = "rendezvous backend"
     STARTER = "start method"
     HEALTH_CHECK = "health check"
@@ -163,6 +184,7 @@ class PluginKind(str, Enum):
 
 _HOOKS: Mapping[PluginKind, tuple[str, type]] = {
     PluginKind.CLI_OPTION: ("cli_options", CliOption),
+    PluginKind.ENVIRONMENT: ("environment", ClusterEnvironment),
     PluginKind.RENDEZVOUS: ("rendezvous", RendezvousBackend),
     PluginKind.STARTER: ("starter", StarterBackend),
     PluginKind.HEALTH_CHECK: ("health_check", HealthCheck),

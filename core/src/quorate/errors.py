@@ -14,6 +14,7 @@ from .verdict import JobVerdict
 __all__ = [
     "DuplicatePluginError",
     "PluginError",
+    "PreemptedError",
     "QuorateError",
     "RendezvousClosedError",
     "RendezvousConnectionError",
@@ -163,6 +164,19 @@ class StartError(QuorateError):
 @final
 class UnhealthyNodeError(QuorateError):
     """This node left the job or did not join: a check failed, or the restart policy excluded it."""
+
+
+@final
+class PreemptedError(QuorateError):
+    """The scheduler ends the job or takes this node: the same job can be started again, from what it has saved.
+
+    ``is_first`` is true on the node with group rank 0, which asks for the next start where that is wanted;
+    ``signal_number`` is the scheduler's warning.
+    """
+
+    def __init__(self, reason: str, *, is_first: bool = False, signal_number: int = 0) -> None:
+        self.reason, self.is_first, self.signal_number = reason, is_first, signal_number
+        super().__init__(reason)
 
 
 class SignalException(QuorateError):  # noqa: N818 - the name that TorchElastic's users already catch

@@ -18,9 +18,11 @@ from .records import AgentPhase, Cause, Verdict
 __all__ = [
     "AgentPhaseDetails",
     "AgentSignalledDetails",
+    "ClusterFoundDetails",
     "EventDetails",
     "EventName",
     "NodeDeclinedDetails",
+    "PreemptionWarnedDetails",
     "RendezvousFailedDetails",
     "RendezvousWaitingDetails",
     "RoundEndedDetails",
@@ -35,9 +37,11 @@ __all__ = [
 class EventName(str, Enum):
     """Every event; :attr:`details` is the class of its details."""
 
+    CLUSTER_FOUND = "cluster.found"
     AGENT_PHASE = "agent.phase"
     AGENT_SIGNALLED = "agent.signalled"
     NODE_DECLINED = "node.declined"
+    PREEMPTION_WARNED = "preemption.warned"
     RENDEZVOUS_FAILED = "rendezvous.failed"
     RENDEZVOUS_WAITING = "rendezvous.waiting"
     ROUND_STANDBY = "round.standby"
@@ -76,6 +80,18 @@ class EventDetails(Mapping[str, Any]):
 
 @final
 @frozen
+class ClusterFoundDetails(EventDetails):
+    """A cluster's scheduler has started the agent; once, before the agent joins (see [clusters](clusters.md))."""
+
+    name = EventName.CLUSTER_FOUND
+    scheduler: str
+    job_id: str
+    job_name: str
+    node_rank: int | None
+
+
+@final
+@frozen
 class AgentPhaseDetails(EventDetails):
     """The agent enters another phase (see [architecture](architecture.md))."""
 
@@ -91,6 +107,16 @@ class AgentSignalledDetails(EventDetails):
 
     name = EventName.AGENT_SIGNALLED
     signal: int
+
+
+@final
+@frozen
+class PreemptionWarnedDetails(EventDetails):
+    """The scheduler will end the job or take a node, and this node's workers are asked to stop."""
+
+    name = EventName.PREEMPTION_WARNED
+    signal: int
+    grace_seconds: float
 
 
 @final

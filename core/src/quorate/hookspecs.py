@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 import pluggy
 
 from .catalogue import CliOption, ErrorRecorder, EventSink, HealthCheck, ServiceBackend, StarterBackend
+from .clusters import ClusterEnvironment
 from .records import (
     Assignment,
     Cause,
@@ -53,6 +54,20 @@ def quorate_register_cli_options() -> Iterable[CliOption]:  # type: ignore[empty
     Thread: the main thread.
     Answer: an iterable of CliOption; two plugins offering one flag is an error.
     If it raises: the plugin is reported as broken and its options are missing.
+    """
+
+
+@hookspec
+def quorate_register_environment() -> Iterable[ClusterEnvironment]:  # type: ignore[empty-body] # specs have no body
+    """Offer schedulers that can have started this process, chosen by ``--cluster NAME`` or found by their variables.
+
+    What the scheduler knows (the number of nodes, this node's rank, where the nodes meet, the job's name) takes the
+    place of the flags' defaults.  Arguments and ``PET_*`` variables stand above it.
+
+    Called: once, after the command line was parsed.
+    Thread: the main thread.
+    Answer: an iterable of ClusterEnvironment.
+    If it raises: the plugin is reported as broken; the job is then formed by the flags alone.
     """
 
 

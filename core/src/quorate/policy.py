@@ -7,10 +7,12 @@ import os
 from .diagnosis import cause_of_exit
 from .records import Cause, FailureRecord, RestartBudget, RestartDecision, Verdict
 
-__all__ = ["DO_NOT_RESTART", "default_cause", "default_restart"]
+__all__ = ["DO_NOT_RESTART", "PREEMPTED_CODE", "default_cause", "default_restart"]
 
 #: The exit code by which a worker says that starting it again cannot help, and that of ``quorate run`` then.
 DO_NOT_RESTART = 79
+#: The exit code by which a worker says that the job should be started again later: it has saved what it has.
+PREEMPTED_CODE = 75
 
 _FIRST_DELAY_SECONDS = 1.0
 _LONGEST_DELAY_SECONDS = 60.0
@@ -20,6 +22,8 @@ def default_cause(failure: FailureRecord) -> Cause:
     """Classify a failure from its exit code and recorded error alone."""
     if failure.cause is Cause.START_FAILED:
         return Cause.START_FAILED
+    if failure.exit_code == PREEMPTED_CODE:
+        return Cause.PREEMPTED
     return cause_of_exit(failure.exit_code, failure.error_data)
 
 
@@ -31,6 +35,8 @@ def default_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDec
     """
     if failure.cause is Cause.START_FAILED:
         return RestartDecision(Verdict.FAILED, "a worker could not be started; starting it again cannot help")
+    if failure.cause is Cause.PREEMPTED:
+        return RestartDecision(Verdict.STOPPED, f"it asks for another start later (exit code {PREEMPTED_CODE})")
     if failure.exit_code == DO_NOT_RESTART:
         reason = f"the worker asked not to be started again (exit code {DO_NOT_RESTART})"
         return RestartDecision(Verdict.FAILED, reason, is_final=True)

@@ -63,6 +63,7 @@ class Cause(_Text):
     STORE_LOST = "store_lost"
     CONFIGURATION = "configuration"
     STOPPED = "stopped"
+    PREEMPTED = "preempted"  # the scheduler has announced that it will end the job or take the node
 
 
 @final
@@ -216,6 +217,8 @@ class RoundEnd:
     ``lost`` names the node ids that the next round must not wait for.  ``missing`` is not recorded but added when the
     next round is sealed: the nodes that turned out to be lost with this round, or left (see :class:`Assignment`).
     ``is_final`` is that of the policy's decision.
+    Where the scheduler has announced the end (``Cause.PREEMPTED``), ``signal_number`` is how it did, and
+    ``grace_seconds`` is what it leaves to the workers of every node.
     """
 
     round_number: int
@@ -232,6 +235,8 @@ class RoundEnd:
     failure: FailureRecord | None = None
     missing: tuple[str, ...] = ()
     is_final: bool = False
+    signal_number: int = 0
+    grace_seconds: float = 0.0
 
 
 @final

@@ -13,6 +13,7 @@ from typing import Any, Protocol, final, runtime_checkable
 from attrs import field, frozen
 from attrs.validators import ge
 
+from .clusters import ClusterJob
 from .records import AgentPhase, Event, RoundEnd, WorkerStatus
 
 __all__ = ["AgentService", "AgentSnapshot", "AgentView", "HangReport", "PreparingService", "WorkerSnapshot"]
@@ -58,6 +59,7 @@ class AgentSnapshot:
     ``reason`` is the sentence that goes with the phase.  ``round_number`` and the ranks are ``None`` while the node has
     no assignment.  ``workers`` are those of the newest round, ended ones included.  ``ends`` are the rounds that ended
     so far, oldest first, at most a hundred of them.  ``log_dir`` is where logs go, empty where it is not set.
+    ``cluster`` is the scheduler's job, if there is one.
     """
 
     run_id: str
@@ -75,6 +77,7 @@ class AgentSnapshot:
     workers: tuple[WorkerSnapshot, ...] = ()
     ends: tuple[RoundEnd, ...] = ()
     log_dir: str = ""
+    cluster: ClusterJob | None = None
 
     @property
     def is_running(self) -> bool:
@@ -148,6 +151,14 @@ class AgentView(Protocol):
 
     def report_unhealthy(self, problem: str) -> None:
         """Report that this node should not go on: the agent ends the round and leaves the job; the others go on."""
+        ...
+
+    def report_preemption(self, seconds_left: float, reason: str) -> None:
+        """Report that this node will be taken in ``seconds_left``, as a cloud's notice says.
+
+        The workers of all nodes are told, and save what they have.  This node leaves; the others go on if they are
+        enough.
+        """
         ...
 
     def say(self, sentence: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, final
 
 from attrs import frozen
 
+from .clusters import ClusterJob
 from .diagnosis import call_stack_of, describe_signal, headline, is_described_by_exit, signal_name
 from .files import write_atomically
 from .records import Cause, FailureRecord, RoundEnd, Verdict
@@ -42,6 +43,7 @@ class JobState(str, Enum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     STOPPED = "stopped"  # this agent was asked to stop
+    PREEMPTED = "preempted"  # the scheduler ends the job, or takes this node
     UNHEALTHY = "unhealthy"  # a check failed on this node, or it was excluded; the others may go on
     STORE_LOST = "store_lost"  # the store was unreachable for too long, or is gone
     NO_ROUND = "no_round"  # no (further) round was formed
@@ -60,6 +62,7 @@ class JobVerdict:
         rounds: the rounds that ended while this node was a member, oldest first.
         restarts_used, restarts_allowed: of the whole job.
         signal_number: what this agent was stopped with.
+        cluster: the job of a cluster's scheduler that this one is, if there is one.
         time_ns: wall time of the verdict.
     """
 
@@ -76,6 +79,7 @@ class JobVerdict:
     restarts_allowed: int = 0
     signal_number: int | None = None
     time_ns: int = 0
+    cluster: ClusterJob | None = None
 
     @property
     def is_final(self) -> bool:
@@ -108,6 +112,7 @@ class JobVerdict:
         return {
             "format": FORMAT,
             "run_id": self.run_id,
+            "cluster": None if self.cluster is None else self.cluster.to_json(),
             "state": self.state.value,
             "cause": self.cause.value,
             "reason": self.reason,

@@ -14,6 +14,7 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen
 
+from .clusters import ClusterJob
 from .errors import UsageError
 from .timeouts import parse_seconds
 
@@ -147,6 +148,7 @@ class WorkerSettings:
         event_log_handler: name of an installed event sink; ``null`` for none.
         health_interval: seconds between checks of the node while workers run; 0: only before each join.
         settings: what flags of plugins have set, and whatever else plugins read.
+        cluster: what the scheduler says of the job; ``None``: there is none.
 
     Raises:
         UsageError: a value is out of range; the message names it, its flag and the remedy.
@@ -168,6 +170,7 @@ class WorkerSettings:
     event_log_handler: str = "null"
     health_interval: float = field(default=0.0, validator=seconds)
     settings: Mapping[str, Any] = field(factory=dict, converter=_copied)
+    cluster: ClusterJob | None = None
 
     def worker_settings(self) -> dict[str, Any]:
         """Return these settings alone, as keyword arguments for another record that is made of them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from attrs import evolve
 
 from ..failures import signal_name
+from ..records import Cause
 from . import _protocol as protocol
 from ._ending import end_run
 from ._protocol import Phase
@@ -29,6 +30,7 @@ __all__ = [
     "standing_by",
     "unhealthy",
     "waiting",
+    "warned",
 ]
 
 _LONGEST_HISTORY = 100
@@ -95,7 +97,9 @@ def _joining(transition: Transition) -> Joining:
 
 
 def closed(transition: Transition, event: protocol.JobClosed) -> None:
-    end_run(transition, protocol.Outcome.CLOSED, event.end.reason, protocol.RoundIsOver(), event.end)
+    is_preempted = event.end.cause is Cause.PREEMPTED
+    outcome = protocol.Outcome.PREEMPTED if is_preempted else protocol.Outcome.CLOSED
+    end_run(transition, outcome, event.end.reason, protocol.RoundIsOver(), event.end)
 
 
 def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) -> None:
@@ -108,3 +112,8 @@ def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     end_run(transition, protocol.Outcome.SIGNAL, reason, protocol.AgentSignalled(event.number))
     if event.is_person and transition.state.stopping is not None:
         transition.set_stopping(interrupted_at=transition.now)
+
+
+def warned(transition: Transition, event: protocol.PreemptionWarned) -> None:
+    transition.emit(protocol.Leave())
+    end_run(transition, protocol.Outcome.PREEMPTED, event.reason, protocol.NodeIsPreempted(event.reason))

@@ -14,6 +14,7 @@ from attrs import evolve
 from ..catalogue import EventSink, PluginKind
 from ..clock import monotonic
 from ..errors import (
+    PreemptedError,
     QuorateError,
     RendezvousClosedError,
     SignalException,
@@ -132,6 +133,7 @@ class LocalElasticAgent:
             SignalException: the agent was signalled; the workers got their grace and are gone.
             RendezvousTimeoutError, RendezvousConnectionError, RendezvousStateError: the rendezvous cannot go on.
             RendezvousClosedError: the job had failed or been stopped before this node got in.
+            PreemptedError: the scheduler ends the job, or takes this node.
             UnhealthyNodeError: a check found this node unhealthy, or the restart policy excluded it.
         """
         self._started_at = monotonic()
@@ -156,7 +158,7 @@ class LocalElasticAgent:
     def _judge(self, state: State, reporter: Reporter) -> JobVerdict:
         """Form the job's verdict and write it to the folder of the run's logs; a disk error is only reported."""
         run_id = self._spec.rdzv_handler.get_run_id()
-        verdict = judge(state, run_id, reporter.node_id)
+        verdict = judge(state, run_id, reporter.node_id, self._spec.cluster)
         try:
             folder = self._logs_specs.keep_run_dir(run_id)
             if folder is not None:
@@ -199,6 +201,11 @@ class LocalElasticAgent:
         if outcome is protocol.Outcome.SIGNAL:
             assert state.signal_number is not None
             raise SignalException(finish.reason, state.signal_number)
+        if outcome is protocol.Outcome.PREEMPTED:
+            is_first = state.assignment is not None and state.assignment.group_rank == 0
+            raise PreemptedError(
+                finish.reason, is_first=is_first, signal_number=0 if end is None else end.signal_number
+            )
         if outcome is protocol.Outcome.ERROR:
             assert state.trouble is not None
             raise state.trouble.kind.error(state.trouble.problem)

@@ -92,6 +92,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _STOPPING, _FINISHED),
         protocol.SignalReceived: _on(_joining.signalled, _STOPPING, _FINISHED),
         protocol.WorkersExited: _on(_joining.exited),
+        protocol.PreemptionWarned: _on(_joining.warned, _STOPPING, _FINISHED),
     },
     Phase.JOINING: {
         protocol.RoundJoined: _on(_joining.joined, _RUNNING),
@@ -103,6 +104,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.RendezvousFailed: _on(_joining.rendezvous_failed, _STOPPING, _FINISHED),
         protocol.SignalReceived: _on(_joining.signalled, _STOPPING, _FINISHED),
         protocol.WorkersExited: _on(_joining.exited),
+        protocol.PreemptionWarned: _on(_joining.warned, _STOPPING, _FINISHED),
     },
     Phase.RUNNING: {
         protocol.WorkersExited: _on(_running.exited, _BARRIER, _STOPPING),
@@ -117,6 +119,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.RendezvousFailed: _on(_running.rendezvous_failed, _STOPPING),
         protocol.NodeUnhealthy: _on(_running.unhealthy, _STOPPING),
         protocol.SignalReceived: _on(_running.signalled, _STOPPING),
+        protocol.PreemptionWarned: _on(_running.warned, _STOPPING),
     },
     Phase.BARRIER: {
         protocol.Waiting: _on(_running.waiting),
@@ -125,6 +128,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.JobClosed: _on(_running.round_ended, _STOPPING),
         protocol.RendezvousFailed: _on(_running.rendezvous_failed_in_barrier, _STOPPING),
         protocol.SignalReceived: _on(_running.signalled, _STOPPING),
+        protocol.PreemptionWarned: _on(_running.warned, _STOPPING),
     },
     Phase.STOPPING: {
         protocol.WorkersExited: _on(_stopping.exited),
@@ -136,6 +140,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.WorkersGone: _on(_stopping.gone, _CHECKING, _FINISHED),
         protocol.Clock: _on(_stopping.timed_out, _CHECKING, _FINISHED),
         protocol.SignalReceived: _on(_stopping.signalled, _FINISHED),
+        protocol.PreemptionWarned: _on(_stopping.warned),
     },
     Phase.FINISHED: {},
 }

@@ -36,6 +36,7 @@ class Outcome(str, Enum):
     SIGNAL = "signal"
     ERROR = "error"  # the rendezvous could not go on
     UNHEALTHY = "unhealthy"  # this node is not fit for the job, or was excluded from it
+    PREEMPTED = "preempted"  # the scheduler ends the job, or takes this node
 
 
 @final
@@ -197,6 +198,22 @@ class SignalReceived:
 
 @final
 @frozen
+class PreemptionWarned:
+    """The scheduler, or a service, has announced that this node or the whole job ends soon.
+
+    ``grace_seconds`` is what is left to the workers, ``None`` where nobody knows.  ``min_nodes`` is how many nodes the
+    job needs, 0 where that is not known.
+    """
+
+    number: int
+    grace_seconds: float | None
+    reason: str
+    whole_job: bool = False
+    min_nodes: int = 0
+
+
+@final
+@frozen
 class Clock:
     """Time has passed; ``due`` if the state's ``wake_at`` was reached."""
 
@@ -221,6 +238,7 @@ Input = (
     | Diagnosed
     | WorkersGone
     | SignalReceived
+    | PreemptionWarned
     | Clock
 )
 
@@ -257,6 +275,14 @@ class WorkersSucceeded:
 
 @final
 @frozen
+class NodeIsPreempted:
+    """The scheduler ends the job, or takes this node: its recorded end says which; this node leaves."""
+
+    reason: str
+
+
+@final
+@frozen
 class AgentSignalled:
     """The agent was signalled."""
 
@@ -271,7 +297,9 @@ class NoNextRound:
     finish: Finish
 
 
-StopReason = RoundIsOver | NodeIsUnhealthy | RendezvousIsLost | WorkersSucceeded | AgentSignalled | NoNextRound
+StopReason = (
+    RoundIsOver | NodeIsUnhealthy | RendezvousIsLost | WorkersSucceeded | NoNextRound | NodeIsPreempted | AgentSignalled
+)
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -351,6 +379,16 @@ class ReleaseWorkers:
 
 @final
 @frozen
+class AnnounceDeadline:
+    """Write into the workers' deadline file how long they have; sent before the workers are asked to stop."""
+
+    signal_number: int
+    seconds: float
+    reason: str
+
+
+@final
+@frozen
 class EndRound:
     """Record the end of the round, unless another node has recorded one."""
 
@@ -397,6 +435,7 @@ Command = (
     | DumpStacks
     | StopWorkers
     | ReleaseWorkers
+    | AnnounceDeadline
     | EndRound
     | ReportDone
     | Leave

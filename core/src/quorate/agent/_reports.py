@@ -13,12 +13,15 @@ from .._isolation import described, raise_if_interrupted
 from ..affinity import format_cpus
 from ..catalogue import EventSink
 from ..clock import monotonic, wall_time_ns
+from ..clusters import ClusterJob
 from ..errors import UsageError
 from ..events import (
     AgentPhaseDetails,
     AgentSignalledDetails,
+    ClusterFoundDetails,
     EventDetails,
     NodeDeclinedDetails,
+    PreemptionWarnedDetails,
     RendezvousFailedDetails,
     RendezvousWaitingDetails,
     RoundEndedDetails,
@@ -32,7 +35,7 @@ from ..notices import LONGEST_LINE, write_error
 from ..plugins import PluginHost
 from ..records import Assignment, Event, FailureRecord, RendezvousWaiting, RoundEnd, WorkerLaunch
 from ..text import printable_lines
-from ._protocol import Finish, Outcome, Phase
+from ._protocol import AnnounceDeadline, Finish, Outcome, Phase
 from ._state import Joining, State
 
 __all__ = ["Reporter", "level_of"]
@@ -66,6 +69,11 @@ class Reporter:
         self.error_files: dict[int, str] = {}
         self._pause_since: float | None = None
         self.listeners: list[Callable[[Event], None]] = []  # the agent's services
+
+    def found(self, job: ClusterJob) -> None:
+        """Report the scheduler's job that this agent belongs to."""
+        details = ClusterFoundDetails(job.scheduler, job.job_id, job.job_name, job.node_rank)
+        self.emit(details, job.sentence or job.title, level=1)
 
     def changed(self, old: State, new: State) -> None:
         """Report what one step of the agent has changed."""
@@ -149,6 +157,11 @@ class Reporter:
             report.problem,
         )
         self.emit(details, report.reason, level=1)
+
+    def preempted(self, command: AnnounceDeadline) -> None:
+        """Report a warning of the scheduler, and how long the workers have."""
+        details = PreemptionWarnedDetails(command.signal_number, command.seconds)
+        self.emit(details, f"{command.reason}; the workers have {command.seconds:.0f} s to stop", level=1)
 
     def stopping(self) -> None:
         """Note that the round has ended for this node's workers."""

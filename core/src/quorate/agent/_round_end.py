@@ -5,10 +5,14 @@ What does not live here: when it does so (:mod:`quorate.agent._machine`).
 
 from __future__ import annotations
 
+from attrs import evolve
+
+from .._bounded import LONGEST_DELAY_SECONDS
 from ..records import Cause, FailureRecord, RestartBudget, RestartDecision, RoundEnd, Verdict
+from . import _protocol as protocol
 from ._state import State
 
-__all__ = ["budget_of", "end_by_departure", "end_by_failure"]
+__all__ = ["budget_of", "end_by_departure", "end_by_failure", "end_by_preemption"]
 
 
 def budget_of(state: State) -> RestartBudget:
@@ -74,4 +78,21 @@ def end_by_departure(state: State, cause: Cause, reason: str) -> RoundEnd:
         restart_count=assignment.restart_count,
         lost=(assignment.node_id,),
         lost_ranks=(assignment.group_rank,),
+    )
+
+
+def end_by_preemption(state: State, warning: protocol.PreemptionWarned) -> RoundEnd:
+    """Return the end of a round of which the scheduler takes this node, or all; the others go on if they are enough."""
+    assignment = state.assignment
+    assert assignment is not None
+    goes_on = not warning.whole_job and assignment.group_world_size - 1 >= max(1, warning.min_nodes)
+    grace = state.settings.grace.preemption if warning.grace_seconds is None else warning.grace_seconds
+    departure = end_by_departure(state, Cause.PREEMPTED, warning.reason)
+    return evolve(
+        departure,
+        verdict=Verdict.RESCALE if goes_on else Verdict.STOPPED,
+        lost=departure.lost if goes_on else (),
+        lost_ranks=departure.lost_ranks if goes_on else (),
+        signal_number=warning.number,
+        grace_seconds=min(grace, LONGEST_DELAY_SECONDS),
     )

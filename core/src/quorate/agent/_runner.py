@@ -22,6 +22,7 @@ from ..clock import monotonic, seconds_until, wall_time_ns
 from ..errors import FailureKind, PluginError, QuorateError, StartError
 from ..net import host_name, is_local_name
 from ..plugins import PluginHost
+from ..preemption import DEADLINE_VARIABLE
 from ..reach import why_unreachable
 from ..records import Assignment, WorkerExited, WorkerLaunch
 from ..services import AgentSnapshot
@@ -36,12 +37,13 @@ from ._idle import IdleWork
 from ._machine import initial_state, step
 from ._membership import Membership, open_membership
 from ._node_record import node_record
+from ._preemption import Preemption
 from ._preparation import Preparation
 from ._processes import Processes
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
 from ._signals import Caught, SignalCatcher
-from ._spec import RunSettings
+from ._spec import RunSettings, WorkerSpec
 from ._starter_choice import choose_starter
 from ._state import State
 from ._workers import WorkerTable
@@ -82,10 +84,16 @@ class Runner:
         self._workers = WorkerTable()
         self._start_method, self._starter = self._make_starter()
         self._preparation = Preparation(self._start_method, self._starter)
-        self._signals = SignalCatcher(spec.signals_to_handle, spec.forward_signals)
+        self._preemption = Preemption(spec.cluster, self.post)
+        self._signals = SignalCatcher(spec.signals_to_handle, spec.forward_signals, self._preemption.signals)
         self._inbox: SimpleQueue[protocol.Input | Callable[[], None]] = SimpleQueue()
         self._view = View(
-            spec.settings, self.snapshot, spec.rdzv_handler, self.post, lambda text: reporter.say(1, text)
+            spec.settings,
+            self.snapshot,
+            spec.rdzv_handler,
+            self.post,
+            lambda text: reporter.say(1, text),
+            _min_nodes_of(spec),
         )
         self._services = Services(self._view, self._warn)
         self._idle = IdleWork(self._services.get_ready)
@@ -116,6 +124,9 @@ class Runner:
                 self._epoll.register(self._signals.fileno(), select.EPOLLIN)
             self._membership = open_membership(self._spec.rdzv_handler, self.post)
             self._open_services()
+            if self._spec.cluster is not None:
+                self._reporter.found(self._spec.cluster)
+                self._preemption.begin()
             self._prepare_starter()
             self._feed(protocol.Begin())
             while self._finish is None:
@@ -128,6 +139,7 @@ class Runner:
             self._diagnosis.complete_error_files()
             self._close_preparation()
             self._close_services()
+            self._preemption.close()
             self._signals.restore()
             self._epoll.close()
             wake, self._wake = self._wake, -1
@@ -142,7 +154,7 @@ class Runner:
 
     def _prepare_starter(self) -> None:
         assert self._epoll is not None
-        self._preparation.begin(self._spec, self._services.environment)
+        self._preparation.begin(self._spec, self._worker_defaults())
         if self._preparation.descriptor >= 0:
             self._epoll.register(self._preparation.descriptor, select.EPOLLIN)
 
@@ -184,7 +196,8 @@ class Runner:
                 os.eventfd_read(self._wake)
             elif descriptor == self._signals.fileno():
                 for caught in self._signals.take():
-                    self._take_signal(caught)
+                    if not self._preemption.takes(caught.number):
+                        self._take_signal(caught)
             elif descriptor == self._preparation.descriptor:
                 self._start_held_back()
         while self._finish is None:
@@ -304,6 +317,9 @@ class Runner:
             return self._dump_stacks(command.local_rank)
         elif isinstance(command, (protocol.StopWorkers, protocol.ReleaseWorkers)):
             return self._stop(command)
+        elif isinstance(command, protocol.AnnounceDeadline):
+            self._reporter.preempted(command)
+            self._preemption.announce(command, self._warn)
         elif isinstance(command, protocol.Diagnose):
             assert self.state.assignment is not None
             return self._diagnosis.diagnose(command, self.state.assignment)
@@ -334,9 +350,10 @@ class Runner:
     def _start(self, command: protocol.StartWorkers) -> protocol.Input | None:
         self._idle.cancel()
         self._processes.begin()
+        self._preemption.take_back()
         try:
             launches = build_launches(
-                self._settings, command.assignment, self._run_id, self._change_launch, self._services.environment
+                self._settings, command.assignment, self._run_id, self._change_launch, self._worker_defaults()
             )
             launches = self._workers.continued(launches, command.kept)
             fresh = [launch for launch in launches if launch.local_rank not in command.kept]
@@ -355,6 +372,9 @@ class Runner:
         self._diagnosis.begin()
         self._probe_master(command.assignment)
         return None
+
+    def _worker_defaults(self) -> dict[str, str]:
+        return {**self._services.environment, DEADLINE_VARIABLE: self._preemption.path}
 
     def _probe_master(self, assignment: Assignment) -> None:
         """Try the first node's address while the workers start: they would only say that somebody is missing."""
@@ -416,3 +436,7 @@ class Runner:
 
 def _look_again() -> None:
     """Wake the agent's thread, which then looks at what the checks have found."""
+
+
+def _min_nodes_of(spec: WorkerSpec) -> int:
+    return 0 if spec.cluster is None else spec.cluster.min_nodes or 0

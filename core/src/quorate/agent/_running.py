@@ -13,8 +13,8 @@ from ..records import Cause, FailureRecord, RestartDecision, Verdict, WorkerExit
 from . import _protocol as protocol
 from ._ending import release, stop
 from ._protocol import Phase
-from ._round_end import budget_of, end_by_departure, end_by_failure
-from ._stopping import note_exits
+from ._round_end import budget_of, end_by_departure, end_by_failure, end_by_preemption
+from ._stopping import announce, note_exits
 from ._transition import Transition
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "stacks_dumped",
     "start_failed",
     "unhealthy",
+    "warned",
 ]
 
 
@@ -121,7 +122,13 @@ def _stop_for(transition: Transition, failure: FailureRecord, decision: RestartD
 
 def round_ended(transition: Transition, event: protocol.RoundEnded | protocol.JobClosed) -> None:
     end, grace = event.end, transition.state.settings.grace
-    if end.verdict.is_terminal:
+    if end.cause is Cause.PREEMPTED and end.signal_number:
+        announce(transition, end)
+        if end.verdict.is_terminal:
+            stop(transition, protocol.RoundIsOver(), end.reason, end.grace_seconds, end.signal_number, end=end)
+        else:
+            release(transition, end.reason, end.grace_seconds, end=end)
+    elif end.verdict.is_terminal:
         stop(transition, protocol.RoundIsOver(), end.reason, grace.exit, end=end)
     else:
         release(transition, end.reason, grace.rescale if end.verdict is Verdict.RESCALE else grace.restart, end=end)
@@ -164,6 +171,15 @@ def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     why = protocol.AgentSignalled(event.number)
     interrupted_at = transition.now if event.is_person else None
     _depart(transition, why, reason, Cause.NODE_LEFT, event.number, interrupted_at)
+
+
+def warned(transition: Transition, event: protocol.PreemptionWarned) -> None:
+    """All workers of the job are told, and save what they have; the job goes on only if enough other nodes stay."""
+    end = end_by_preemption(transition.state, event)
+    transition.emit(protocol.EndRound(end))
+    announce(transition, end)
+    why = protocol.NodeIsPreempted(end.reason)
+    stop(transition, why, end.reason, end.grace_seconds, end.signal_number, proposed=end)
 
 
 def unhealthy(transition: Transition, event: protocol.NodeUnhealthy) -> None:

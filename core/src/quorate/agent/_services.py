@@ -7,6 +7,7 @@ follows from reports (the machine).
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, final
@@ -17,6 +18,7 @@ from .._decisions import is_environment
 from .._isolation import described, raise_if_interrupted, shown
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
+from ..clusters import grace_before
 from ..plugins import PluginHost
 from ..records import Event
 from ..rendezvous import RendezvousHandler
@@ -50,6 +52,7 @@ def take_snapshot(
         workers=workers,
         ends=ends,
         log_dir=settings.logs_specs.root_log_dir or "",
+        cluster=settings.spec.cluster,
     )
 
 
@@ -64,7 +67,9 @@ class View:
         handler: RendezvousHandler,
         post: Callable[[protocol.Input | Callable[[], None]], None],
         say: Callable[[str], None],
+        min_nodes: int = 0,
     ) -> None:
+        self._min_nodes = min_nodes
         self._settings, self._snapshot, self._handler, self._post, self._say = settings, snapshot, handler, post, say
         self._heartbeats: dict[int, tuple[int, float]] = {}  # local rank -> pid, monotonic second
         self._lock = threading.Lock()
@@ -122,6 +127,12 @@ class View:
 
     def report_unhealthy(self, problem: str) -> None:
         self._post(protocol.NodeUnhealthy(problem))
+
+    def report_preemption(self, seconds_left: float, reason: str) -> None:
+        min_nodes = self._min_nodes
+        self._post(
+            protocol.PreemptionWarned(int(signal.SIGTERM), grace_before(seconds_left), reason, min_nodes=min_nodes)
+        )
 
     def say(self, sentence: str) -> None:
         self._say(sentence)

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import final
@@ -63,11 +63,14 @@ class SignalCatcher:
     Arguments:
         stopping: names of the signals that stop the job.
         forwarded: names of those that are for the workers; one that stops the job is not forwarded.
+        warning: numbers of those by which a scheduler warns; one of them is not forwarded either.
     """
 
-    def __init__(self, stopping: Sequence[str], forwarded: Sequence[str] = ()) -> None:
+    def __init__(self, stopping: Sequence[str], forwarded: Sequence[str] = (), warning: Iterable[int] = ()) -> None:
         self._stopping = [int(signal.Signals[name]) for name in stopping]
-        self.forwarded = [int(signal.Signals[name]) for name in forwarded if name not in stopping]
+        self._warning = list(warning)
+        numbers = [int(signal.Signals[name]) for name in forwarded if name not in stopping]
+        self.forwarded = [number for number in numbers if number not in self._warning]
         self._old: dict[int, _Handler] = {}
         self._old_wakeup = -1
         self._reader = self._writer = self._interrupts = -1
@@ -84,7 +87,7 @@ class SignalCatcher:
         self._epoll = select.epoll()
         self._epoll.register(self._reader, select.EPOLLIN)
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in (*self._stopping, *self.forwarded):
+        for number in dict.fromkeys((*self._stopping, *self._warning, *self.forwarded)):
             if not (number in _MAY_STAY_IGNORED and signal.getsignal(number) is signal.SIG_IGN):
                 self._old[number] = signal.signal(number, _ignore)
         if signal.SIGTSTP not in self._old and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:

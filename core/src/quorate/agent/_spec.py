@@ -88,10 +88,12 @@ class WorkerSpec(WorkerSettings):
         return cls(config.role, config.nproc_per_node, rdzv_handler, entrypoint, args, **shared)
 
     def grace_periods(self) -> protocol.Grace:
-        """Return the seconds that workers get to stop, for every cause."""
-        return protocol.Grace(
-            **{cause.name: self.grace.get(cause.name, self.shutdown_timeout) for cause in fields(protocol.Grace)}
-        )
+        """Return the seconds that workers get to stop, for every cause, within what the scheduler leaves."""
+        seconds = {cause.name: self.grace.get(cause.name, self.shutdown_timeout) for cause in fields(protocol.Grace)}
+        job = self.cluster
+        if job is not None and job.kill_seconds is not None:  # whoever sends SIGTERM there kills soon
+            seconds["preemption"] = min(seconds["preemption"], job.grace_before(job.kill_seconds))
+        return protocol.Grace(**seconds)
 
     def get_entrypoint_name(self) -> str:
         """Return the last part of a command's path, or the qualified name of a callable."""

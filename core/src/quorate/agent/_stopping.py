@@ -19,6 +19,7 @@ from ._transition import Transition
 
 __all__ = [
     "SECOND_INTERRUPT_SECONDS",
+    "announce",
     "diagnosed",
     "end_recorded",
     "exited",
@@ -28,10 +29,16 @@ __all__ = [
     "signalled",
     "timed_out",
     "unhealthy",
+    "warned",
 ]
 
 #: A second Ctrl-C counts from this long after the first: keys bounce, and a person has to read first.
 SECOND_INTERRUPT_SECONDS = 0.5
+
+
+def announce(transition: Transition, end: RoundEnd) -> None:
+    """Tell the workers how long they have."""
+    transition.emit(protocol.AnnounceDeadline(end.signal_number, end.grace_seconds, end.reason))
 
 
 def note_exits(transition: Transition, event: protocol.WorkersExited, budget: RestartBudget | None = None) -> None:
@@ -99,8 +106,11 @@ def rendezvous_failed(transition: Transition, event: protocol.RendezvousFailed) 
 def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     """A first signal makes this the last stop.  Of those that follow only a person's second Ctrl-C changes anything.
 
-    Programs send signals twice: ``timeout``, a batch script's trap, Slurm, an outer launcher.
+    Programs send signals twice: ``timeout``, a batch script's trap, Slurm, an outer launcher.  While the scheduler
+    takes the node its signals come several times, and have been followed.
     """
+    if _is_preempted(transition.stopping) and event.number not in (signal.SIGINT, signal.SIGQUIT):
+        return
     first = transition.stopping.interrupted_at
     if event.is_person and first is not None and transition.now - first >= SECOND_INTERRUPT_SECONDS:
         transition.emit(protocol.StopWorkers(int(signal.SIGKILL), 0.0))
@@ -116,6 +126,24 @@ def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
         transition.emit(protocol.StopWorkers(event.number, transition.state.settings.grace.preemption))
 
 
+def _is_preempted(stopping: Stopping) -> bool:
+    ends = [end for end in (stopping.end, stopping.proposed) if end is not None]
+    return isinstance(stopping.why, protocol.NodeIsPreempted) or any(end.cause is Cause.PREEMPTED for end in ends)
+
+
+def warned(transition: Transition, event: protocol.PreemptionWarned) -> None:
+    """Make this the last stop, within the time that is left; a warning that was followed already changes nothing."""
+    if _is_preempted(transition.stopping):
+        return
+    _change_reason(transition, protocol.NodeIsPreempted(event.reason))
+    if transition.stopping.workers_gone:
+        _go_on(transition)
+        return
+    grace = transition.state.settings.grace.preemption if event.grace_seconds is None else event.grace_seconds
+    transition.emit(protocol.AnnounceDeadline(event.number, grace, event.reason))
+    transition.emit(protocol.StopWorkers(event.number, grace))
+
+
 #: A later reason takes the place of an earlier one only if it does not stand before it here.
 _PRECEDENCE = (
     protocol.RoundIsOver,
@@ -123,6 +151,7 @@ _PRECEDENCE = (
     protocol.RendezvousIsLost,
     protocol.WorkersSucceeded,
     protocol.NoNextRound,
+    protocol.NodeIsPreempted,
     protocol.AgentSignalled,
 )
 
@@ -176,8 +205,7 @@ def _follow_round(transition: Transition, stopping: Stopping) -> None:
     if end is None:
         return
     if end.verdict.is_terminal:
-        outcome = protocol.Outcome.SUCCEEDED if end.verdict is Verdict.SUCCEEDED else protocol.Outcome.FAILED
-        end_run(transition, outcome, end.reason, why, end)
+        end_run(transition, _outcome_of(end), end.reason, why, end)
     elif isinstance(why, protocol.NodeIsUnhealthy):
         transition.emit(protocol.Leave())
         end_run(transition, protocol.Outcome.UNHEALTHY, why.problem, why, end)
@@ -207,6 +235,25 @@ def _follow_success(transition: Transition, stopping: Stopping) -> None:
     end_run(transition, protocol.Outcome.SUCCEEDED, transition.state.reason, stopping.why, stopping.end)
 
 
+def _outcome_of(end: RoundEnd) -> protocol.Outcome:
+    if end.verdict is Verdict.SUCCEEDED:
+        return protocol.Outcome.SUCCEEDED
+    return protocol.Outcome.PREEMPTED if end.cause is Cause.PREEMPTED else protocol.Outcome.FAILED
+
+
+def _follow_preemption(transition: Transition, stopping: Stopping) -> None:
+    """What was recorded counts: the job's end, or this node's departure."""
+    end, why = stopping.end, stopping.why
+    assert isinstance(why, protocol.NodeIsPreempted)
+    if end is None and stopping.proposed is not None:
+        return
+    if end is not None and end.verdict.is_terminal:
+        transition.finish(_outcome_of(end), end.reason, why, end)
+    else:
+        transition.emit(protocol.Leave())
+        transition.finish(protocol.Outcome.PREEMPTED, why.reason, why, end)
+
+
 def _follow_signal(transition: Transition, stopping: Stopping) -> None:
     transition.emit(protocol.Leave())
     end_run(transition, protocol.Outcome.SIGNAL, transition.state.reason, stopping.why, stopping.end)
@@ -224,5 +271,6 @@ _FOLLOWS: Mapping[type, Callable[[Transition, Stopping], None]] = {
     protocol.RendezvousIsLost: _follow_loss,
     protocol.WorkersSucceeded: _follow_success,
     protocol.NoNextRound: _follow_decision,
+    protocol.NodeIsPreempted: _follow_preemption,
     protocol.AgentSignalled: _follow_signal,
 }

@@ -6,6 +6,7 @@ What does not live here: what a verdict looks like (:mod:`quorate.verdict`).
 from __future__ import annotations
 
 from ..clock import wall_time_ns
+from ..clusters import ClusterJob
 from ..errors import FailureKind
 from ..records import Cause, FailureRecord, Verdict
 from ..verdict import JobState, JobVerdict
@@ -26,7 +27,7 @@ _TROUBLES = {
 }
 
 
-def judge(state: State, run_id: str, node_id: str) -> JobVerdict:
+def judge(state: State, run_id: str, node_id: str, cluster: ClusterJob | None = None) -> JobVerdict:
     """Return the verdict on a run that has finished."""
     finish = state.finish
     assert finish is not None
@@ -48,6 +49,7 @@ def judge(state: State, run_id: str, node_id: str) -> JobVerdict:
         restarts_allowed=state.max_restarts,
         signal_number=state.signal_number if kind is JobState.STOPPED else None,
         time_ns=wall_time_ns(),
+        cluster=cluster,
     )
 
 
@@ -57,6 +59,8 @@ def _describe(state: State, finish: protocol.Finish) -> tuple[JobState, Cause, s
         return JobState.SUCCEEDED, Cause.SUCCEEDED, finish.reason
     if outcome is protocol.Outcome.SIGNAL:
         return JobState.STOPPED, Cause.STOPPED, finish.reason
+    if outcome is protocol.Outcome.PREEMPTED:
+        return JobState.PREEMPTED, Cause.PREEMPTED, finish.reason
     if outcome is protocol.Outcome.UNHEALTHY:
         return JobState.UNHEALTHY, Cause.UNHEALTHY, finish.reason
     if outcome is protocol.Outcome.ERROR or end is None:

@@ -22,4 +22,5 @@ class ExitCode(IntEnum):
     UNHEALTHY = 5  # a check failed on this node, or it was excluded; the others may go on without it
     OTHERS_UNKNOWN = 6  # this node's workers have succeeded; the store was lost before the others' fate was known
     DO_NOT_RESTART = policy.DO_NOT_RESTART  # the worker or the policy said that starting the job again cannot help
+    PREEMPTED = 75  # the scheduler ends the job: start it again
     INTERNAL = 70  # a bug in quorate itself; the only exit with a traceback

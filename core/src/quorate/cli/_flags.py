@@ -12,6 +12,7 @@ from typing import Any, final
 
 from attrs import evolve, frozen
 
+from ..catalogue import RunRequest
 from . import _values as kind
 
 __all__ = ["ACTIONS", "FLAGS", "Flag"]
@@ -25,7 +26,7 @@ class Flag:
     ``default`` is text, read like any other; ``None`` stands for "not set".  ``metavar`` is empty for a switch, which
     takes no value.  ``is_setting``: agents, services and starters find the value, if there is one, in their
     ``settings`` under :attr:`field`; ``apply`` puts it there in a plugin's own way.  ``plugin_only`` is a flag that
-    works once a plugin offers an option of the same name.
+    works once a plugin offers an option of the same name; ``run`` takes the launch over.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Flag:
     section: str = ""
     is_setting: bool = False
     plugin_only: bool = False
+    run: Callable[[RunRequest], int] | None = None
     apply: Callable[[str, dict[str, Any]], None] | None = None
 
     @property
@@ -74,6 +76,14 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "static: group rank of this node; other backends: group rank that it asks for",
         ),
         Flag("role", "NAME", "default", kind.text, "role name of this node's workers"),
+        Flag(
+            "cluster",
+            "NAME",
+            "auto",
+            kind.text,
+            "scheduler that says which node of which job this is; auto: the one that started this process; "
+            "none: only flags and PET_* variables count; see docs/clusters.md",
+        ),
     ),
     "Rendezvous": (
         Flag("rdzv-backend", "NAME", "static", kind.text, "rendezvous backend; see: quorate plugins"),
@@ -168,6 +178,13 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             kind.seconds,
             "how long a node whose workers succeeded waits for the other nodes; "
             "default: TORCH_ELASTIC_EXIT_BARRIER_TIMEOUT, else 300",
+        ),
+        Flag(
+            "requeue",
+            "",
+            "0",
+            kind.switch,
+            "once the scheduler's warning has ended the job, ask the scheduler to run it again (Slurm, PBS, LSF)",
         ),
         Flag(
             "signals-to-handle",

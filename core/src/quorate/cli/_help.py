@@ -82,6 +82,8 @@ def config_text(parsed: Parsed, config: LaunchConfig) -> str:
     times += [(name, f"{getattr(config, name):g}") for name in ("exit_barrier_timeout", "shutdown_timeout")]
     backend = f"Rendezvous backend: {config.backend()}"
     backend += f", endpoint {config.rdzv_endpoint}" if config.rdzv_endpoint else ""
+    if config.cluster is not None:
+        backend = f"{config.cluster.sentence}\n{backend}"
     token = f"Job token: {token_note(config.auth())}"
     return "\n".join([table_text(rows), "", backend, token, "", table_text(times)])
 

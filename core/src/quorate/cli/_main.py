@@ -16,6 +16,7 @@ from .. import __version__, notices
 from .._discovery import find_plugins
 from ..errors import (
     PluginError,
+    PreemptedError,
     QuorateError,
     RendezvousClosedError,
     RendezvousError,
@@ -135,6 +136,8 @@ def _report(error: BaseException) -> int:
         return ExitCode.INTERNAL
     if isinstance(error, ChildFailedError):
         write_error(f"quorate: error: {error}")
+    elif isinstance(error, PreemptedError):
+        write_error(f"quorate: preempted: {error}; the job can be started again (exit code {code})")
     elif isinstance(error, KeyboardInterrupt):
         write_error("quorate: interrupted")
     else:
@@ -152,6 +155,7 @@ def _report(error: BaseException) -> int:
 _CODES = (
     (UsageError, ExitCode.USAGE),
     (PluginError, ExitCode.PLUGIN),
+    (PreemptedError, ExitCode.PREEMPTED),
     (RendezvousError, ExitCode.RENDEZVOUS),
     (UnhealthyNodeError, ExitCode.UNHEALTHY),
     (QuorateError, ExitCode.WORKER_FAILED),

@@ -1,4 +1,4 @@
-"""Reads a command line against the table of flags: argument before environment before default.
+"""Reads a command line against the table of flags: argument, environment, what a cluster's scheduler says, default.
 
 Flags stand before the script; everything after it belongs to the script, but for ``--`` directly behind it where none
 stands before it.  Names may be written with dashes or underscores, or shortened to a beginning that only one flag has
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..errors import UsageError
 from ..text import near_names
@@ -22,7 +22,10 @@ __all__ = ["Parsed", "Setting", "parse", "resolve"]
 @final
 @frozen
 class Setting:
-    """The value of one flag, its text, and where it came from: ``argument``, ``environment …`` or ``default``."""
+    """The value of one flag, its text, and where it came from.
+
+    ``source`` is ``argument``, ``environment …``, ``default``, or names the job of a cluster's scheduler.
+    """
 
     value: Any
     text: str | None
@@ -50,6 +53,19 @@ class Parsed:
     def __getitem__(self, name: str) -> Any:
         """Return the value of a flag."""
         return self.settings[name].value
+
+    def filled(self, texts: Mapping[str, str], source: str) -> Parsed:
+        """Return this with ``texts`` (by the flags' names) in the place of defaults.
+
+        Raises:
+            UsageError: a value of the wrong form.
+        """
+        settings = dict(self.settings)
+        for flag in self.flags:
+            if flag.name in texts and settings[flag.name].is_default:
+                text = texts[flag.name]
+                settings[flag.name] = Setting(_value(flag, f"--{flag.name}={text} ({source})", text), text, source)
+        return evolve(self, settings=settings)
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str], flags: Iterable[Flag]) -> Parsed:

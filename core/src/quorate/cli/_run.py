@@ -21,14 +21,16 @@ from .. import launcher
 from .._discovery import find_plugins
 from .._isolation import call_plugin
 from ..agent._signals import ending_with_the_run
-from ..catalogue import CliOption, PluginKind
+from ..catalogue import CliOption, PluginKind, RunRequest
+from ..clusters import ClusterJob
 from ..config import LaunchConfig
-from ..errors import PluginError, RendezvousClosedError, UnknownBackendError, UsageError
+from ..errors import PluginError, PreemptedError, RendezvousClosedError, UnknownBackendError, UsageError
 from ..failures import ChildFailedError
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs, adopt_logs_specs_class
 from ..net import format_endpoint
-from ..notices import note, write_output
+from ..notices import note, warn, write_output
 from ..plugins import PluginHost, get_host
+from ._cluster import ThisMachine, find_cluster, requeue, with_cluster
 from ._devices import count_workers
 from ._exit import ExitCode
 from ._flags import FLAGS, Flag
@@ -54,29 +56,44 @@ def run(argv: Sequence[str]) -> int:
     if "help" in parsed.actions:
         write_output(help_text(parsed.flags))
         return ExitCode.OK
+    runner = next((flag for flag in parsed.flags if flag.run and not parsed.settings[flag.name].is_default), None)
+    if runner is not None and runner.run is not None and "show-config" not in parsed.actions:
+        return call_plugin(f"the plugin of --{runner.name}", runner.run, _request(parsed))
+    job = find_cluster(parsed["cluster"], host, os.environ, ThisMachine())
+    if job is not None:
+        parsed = with_cluster(parsed, job, host)
     if "show-config" in parsed.actions:
         _refuse_plugin_only(host, parsed)
-        write_output(config_text(parsed, build_config(parsed)))
+        write_output(config_text(parsed, build_config(parsed, job)))
         return ExitCode.OK
     if parsed.script == "-" and not (parsed["module"] or parsed["no-python"]):
-        return _run_stdin(parsed, host)
-    return _launch(parsed, host)
+        return _run_stdin(parsed, job, host)
+    return _launch(parsed, job, host)
 
 
-def _launch(parsed: Parsed, host: PluginHost) -> int:
-    config, (command, arguments) = check_launch(parsed, host)
+def _request(parsed: Parsed) -> RunRequest:
+    texts = {name: setting.text or "" for name, setting in parsed.settings.items() if not setting.is_default}
+    return RunRequest(texts, parsed.script, parsed.arguments)
+
+
+def _launch(parsed: Parsed, job: ClusterJob | None, host: PluginHost) -> int:
+    config, (command, arguments) = check_launch(parsed, host, job)
     _print_notes(parsed, config)
-    job = launcher.launch(config, command, host=host)
+    launch = launcher.launch(config, command, host=host)
     try:
         with ending_with_the_run():
-            job(*arguments)
+            launch(*arguments)
+    except PreemptedError as error:
+        if parsed["requeue"]:
+            requeue(job, error, ThisMachine())
+        raise
     except (ChildFailedError, RendezvousClosedError) as error:
         verdict = error.verdict
         if parsed["exit-code"] == "worker" and verdict is not None and verdict.first_cause and not verdict.is_final:
             code = verdict.first_cause.exit_code
             raise WorkerExitCode(code if code >= 0 else 128 - code, error) from error
         raise
-    return ExitCode.OTHERS_UNKNOWN if job.others_unknown else ExitCode.OK
+    return ExitCode.OTHERS_UNKNOWN if launch.others_unknown else ExitCode.OK
 
 
 @final
@@ -100,7 +117,7 @@ def _outlive_user_signals() -> None:
                 signal.signal(number, _keep)
 
 
-def _run_stdin(parsed: Parsed, host: PluginHost) -> int:
+def _run_stdin(parsed: Parsed, job: ClusterJob | None, host: PluginHost) -> int:
     """Run the script that stands on stdin, from a file: each worker reads it, again after a restart."""
     from tempfile import TemporaryDirectory  # a slow import that only this needs
 
@@ -108,17 +125,17 @@ def _run_stdin(parsed: Parsed, host: PluginHost) -> int:
         path = os.path.join(folder, "stdin.py")
         with open(path, "wb") as file:
             file.write(sys.stdin.buffer.read())
-        return _launch(evolve(parsed, script=path), host)
+        return _launch(evolve(parsed, script=path), job, host)
 
 
-def check_launch(parsed: Parsed, host: PluginHost) -> tuple[LaunchConfig, Command]:
+def check_launch(parsed: Parsed, host: PluginHost, job: ClusterJob | None = None) -> tuple[LaunchConfig, Command]:
     """Return the launch configuration and the command that the flags ask for; nothing is started.
 
     Raises:
         UsageError: a value cannot be used, contradicts another, or names what is not there.
     """
     _refuse_plugin_only(host, parsed)
-    config = build_config(parsed)
+    config = build_config(parsed, job)
     command = build_command(parsed)
     if not parsed.settings["start-method"].is_default:
         host.choose(PluginKind.STARTER, config.start_method)
@@ -148,6 +165,7 @@ def flags_with(options: Iterable[CliOption]) -> tuple[Flag, ...]:
             section="From plugins",
             is_setting=True,
             apply=option.apply,
+            run=option.run,
         )
     return tuple(flags.values())
 
@@ -166,10 +184,11 @@ def _refuse_plugin_only(host: PluginHost, parsed: Parsed) -> None:
 
 # --- the configuration ----------------------------------------------------------------------------------------------
 
-_FIELDS = frozenset(each.name for each in fields(LaunchConfig))
+#: The flag ``--cluster`` is a name; the field is what the scheduler of that name says.
+_FIELDS = frozenset(each.name for each in fields(LaunchConfig)) - {"cluster"}
 
 
-def build_config(parsed: Parsed) -> LaunchConfig:
+def build_config(parsed: Parsed, job: ClusterJob | None = None) -> LaunchConfig:
     """Return the launch configuration that the flags ask for.
 
     Raises:
@@ -177,6 +196,7 @@ def build_config(parsed: Parsed) -> LaunchConfig:
     """
     min_nodes, max_nodes = parsed["nnodes"]
     workers = parsed["nproc-per-node"]
+    meeting = _rendezvous(parsed)
     return LaunchConfig(
         **{
             **{flag.field: parsed[flag.name] for flag in parsed.flags if flag.field in _FIELDS},
@@ -188,7 +208,8 @@ def build_config(parsed: Parsed) -> LaunchConfig:
             "logs_specs": _logs_specs(parsed),
             "log_line_prefix_template": os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"),
             "settings": _settings(parsed),
-            **_rendezvous(parsed),
+            "cluster": None if job is None else job.described(min_nodes, max_nodes, meeting["rdzv_endpoint"]),
+            **meeting,
         }
     )
 
@@ -354,5 +375,12 @@ def _print_notes(parsed: Parsed, config: LaunchConfig) -> None:
         # Clusters set the variables for every job, whether it uses them or not.
         if parsed.settings[name].source == "argument":
             note(f"--{name} is ignored with {'--standalone' if parsed['standalone'] else config.rdzv_backend}")
+    job, grace = config.cluster, config.shutdown_timeout
+    left = None if job is None or job.kill_seconds is None else job.grace_before(job.kill_seconds)
+    if job is not None and left is not None and grace > left and not parsed.settings["shutdown-timeout"].is_default:
+        warn(
+            f"--shutdown-timeout={grace:g}, but {job.scheduler} kills {job.kill_seconds:g} s after its SIGTERM; "
+            f"the workers get {left:g} s then"
+        )
     if config.nproc_per_node > 1 and "OMP_NUM_THREADS" not in os.environ:
         note(f"each of the {config.nproc_per_node} workers gets OMP_NUM_THREADS=1; set the variable to change that")

@@ -53,6 +53,7 @@ _RANGES: Mapping[str, tuple[int, int]] = {
     "role_world_size": (1, (1 << 31) - 1),
     "master_port": (0, 65535),
     "port": (0, 65535),
+    "signal_number": (0, 64),
     "exit_code": (-(1 << 31), (1 << 32) - 1),
     "timestamp_ns": (0, 253_402_300_799_999_999_999),  # the end of the year 9999, which is the last that can be printed
 }
@@ -130,6 +131,7 @@ def decode_end(key: str, value: bytes) -> RoundEnd:
             "missing": _texts,
             "lost_ranks": _ranks,
             "delay_seconds": _delay,
+            "grace_seconds": _delay,
             "failure": lambda raw: None if raw is None else decode_failure(key, _mapping(raw)),
         },
     )

@@ -370,7 +370,7 @@ class SimulatedNode:
             self.post(protocol.Join(evolve(self.record, declined=command.problem)))
         elif isinstance(command, agent.Leave):
             self.post(protocol.Leave())
-        else:
+        elif isinstance(command, agent.Finish):
             self._finish(command)
         return None
 

@@ -71,6 +71,10 @@ class _AgentCollector(Collector):
             "role": snapshot.role,
         }
         yield InfoMetricFamily("quorate_agent", "Which agent this is.", agent)
+        if snapshot.cluster is not None:
+            yield InfoMetricFamily(
+                "quorate_cluster_job", "The scheduler's job that this agent belongs to.", snapshot.cluster.to_json()
+            )
         phases = GaugeMetricFamily("quorate_phase", "1 for the phase that the agent is in.", labels=["phase"])
         for phase in AgentPhase:
             phases.add_metric([phase.value], float(phase == snapshot.phase))

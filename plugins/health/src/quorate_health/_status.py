@@ -64,6 +64,7 @@ class Status:
         return {
             "time": round(wall_time_ns() / 1e9, 3),
             "run_id": snapshot.run_id,
+            "cluster": None if snapshot.cluster is None else snapshot.cluster.to_json(),
             "node_id": snapshot.node_id,
             "host": snapshot.host,
             "role": snapshot.role,

@@ -1,0 +1,182 @@
+"""What a cluster's scheduler says, as values of flags: which scheduler counts, and what stays the user's decision.
+
+What does not live here: the schedulers themselves (plugins), and the order of precedence (``_parse``).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
+
+from .._isolation import call_plugin
+from ..catalogue import PluginKind
+from ..clusters import ClusterEnvironment, ClusterJob, Machine
+from ..errors import PluginError, PreemptedError, UsageError
+from ..files import read_bytes
+from ..net import format_endpoint, host_name
+from ..notices import note, warn
+from ..plugins import PluginHost
+from ._parse import Parsed
+
+if TYPE_CHECKING:
+    import subprocess
+
+__all__ = ["ThisMachine", "find_cluster", "requeue", "with_cluster"]
+
+AUTO, NONE = "auto", "none"
+#: Every worker of an agent has it: an agent that runs inside a worker is not a node of the scheduler's job.
+_WORKERS_VARIABLE = "TORCHELASTIC_RUN_ID"
+
+
+_MOST_BYTES = 16 << 20
+_COMMAND_SECONDS = 10.0
+#: A SIGTERM with more time left than this is a person's.
+_SURE_SECONDS = 60.0
+
+
+@final
+class ThisMachine:
+    """The machine that this process runs on."""
+
+    @property
+    def host(self) -> str:
+        return host_name()
+
+    def read(self, path: str) -> str:
+        return read_bytes(path, _MOST_BYTES, regular=True).decode("utf-8", "replace")
+
+    def output(self, *command: str) -> str:
+        done = self._run(command)
+        return done.stdout.decode("utf-8", "replace") if done is not None and done.returncode == 0 else ""
+
+    def run(self, *command: str) -> bool:
+        """Run a command; return whether it succeeded."""
+        done = self._run(command)
+        return done is not None and done.returncode == 0
+
+    def _run(self, command: tuple[str, ...]) -> subprocess.CompletedProcess[bytes] | None:
+        import subprocess  # a slow import that few schedulers need
+
+        try:
+            return subprocess.run(
+                command,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=_COMMAND_SECONDS,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+
+def find_cluster(name: str, host: PluginHost, environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
+    """Return what the scheduler ``name`` says (``auto``: the one that started this process), if there is one.
+
+    Raises:
+        UsageError: the scheduler that was asked for is not installed, or has not started this process.
+    """
+    if name == NONE or (name == AUTO and environment.get(_WORKERS_VARIABLE)):
+        return None
+    if name != AUTO:
+        backend: ClusterEnvironment = host.choose(PluginKind.ENVIRONMENT, name)
+        job = _ask(backend, environment, machine)
+        if job is None:
+            raise UsageError(
+                f"--cluster={name}, but {backend.summary} has not started this process; "
+                "remove --cluster, or start quorate through it"
+            )
+        return job
+    known: list[ClusterEnvironment] = list(host.catalogue(PluginKind.ENVIRONMENT).values())
+    found, within = None, 0
+    for backend in sorted(known, key=lambda each: (-each.precedence, each.name)):
+        try:
+            job = _ask(backend, environment, machine)
+        except PluginError as error:
+            warn(f"{error}; it is left out")
+            continue
+        if job is not None and found is None:
+            found, within = job, backend.precedence
+        elif job is not None and found is not None and job.job_id and backend.precedence < within:
+            return found.within(job)
+    return found
+
+
+def _ask(backend: ClusterEnvironment, environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
+    answer = call_plugin(f"cluster {backend.name!r}", backend.find, environment, machine)
+    if answer is not None and not isinstance(answer, ClusterJob):
+        raise PluginError(f"cluster {backend.name!r} answered {answer!r:.100}, which is not a ClusterJob")
+    return answer
+
+
+def with_cluster(parsed: Parsed, job: ClusterJob, host: PluginHost) -> Parsed:
+    """Return ``parsed`` with what the scheduler says in the place of defaults.
+
+    Raises:
+        UsageError: the scheduler's job cannot be formed from what it says, and the user has not said how.
+    """
+    if parsed["standalone"]:
+        return parsed
+    if job.problem and parsed.settings["nnodes"].is_default:
+        raise UsageError(f"{job.title}: {job.problem}")
+    texts = {"local-addr": job.local_addr, "rdzv-id": job.run_id}
+    if job.max_nodes is not None:
+        low = job.min_nodes or job.max_nodes
+        texts["nnodes"] = str(low) if low == job.max_nodes else f"{low}:{job.max_nodes}"
+    if job.workers is not None:
+        texts["nproc-per-node"] = str(job.workers)
+    source = job.title
+    filled = parsed.filled({name: text for name, text in texts.items() if text}, source)
+    low, high = filled["nnodes"]
+    if high > 1:
+        return filled.filled(_meeting(filled, job, host, is_fixed=low == high), source)
+    if job.run_id and (job.max_nodes or 1) > 1:
+        # The user wants jobs of one node each: each needs a name of its own.
+        own = f"{job.run_id}-node{job.node_rank or 0}"
+        return parsed.filled({**{name: text for name, text in texts.items() if text}, "rdzv-id": own}, source)
+    return filled
+
+
+def _meeting(parsed: Parsed, job: ClusterJob, host: PluginHost, *, is_fixed: bool) -> dict[str, str]:
+    """Return where and how the nodes meet, as far as the user has not said it."""
+    is_set = {name for name, setting in parsed.settings.items() if not setting.is_default}
+    texts: dict[str, str] = {}
+    # A node of a smaller round could not have its rank.
+    if is_fixed and job.node_rank is not None and job.node_rank < parsed["nnodes"][1]:
+        texts["node-rank"] = str(job.node_rank)
+    if is_set & {"rdzv-endpoint", "master-addr"}:
+        return texts
+    if not job.endpoint_host:
+        if "rdzv-backend" in is_set or job.max_nodes is None:
+            return texts
+        raise UsageError(
+            f"{job.title} does not say where its nodes can meet; "
+            "add --rdzv-endpoint=HOST:29400, with the host of rank 0, on every node"
+        )
+    endpoint = format_endpoint(job.endpoint_host, job.endpoint_port)
+    if "rdzv-backend" in is_set:
+        backend = host.catalogue(PluginKind.RENDEZVOUS).get(parsed["rdzv-backend"])
+        if backend is not None and backend.hosted_by_job:
+            texts["rdzv-endpoint"] = endpoint
+        return texts
+    port = parsed["master-port"] or job.master_port
+    if port and is_fixed:  # the workers' port is promised to them: ranks are fixed, as the backend static has them
+        return {**texts, "master-addr": job.endpoint_host, "master-port": str(port)}
+    return {**texts, "rdzv-backend": "tcp", "rdzv-endpoint": endpoint}
+
+
+def requeue(job: ClusterJob | None, error: PreemptedError, machine: ThisMachine) -> None:
+    """Ask the scheduler to run the job again, from the node with rank 0; say what came of it."""
+    if not error.is_first:
+        return
+    if job is None or not job.requeue:
+        warn(f"--requeue: {'no scheduler' if job is None else job.scheduler} is known here that runs a job again")
+        return
+    left = None if job.seconds_left is None else job.seconds_left()
+    if error.signal_number == signal.SIGTERM and left is not None and left > (job.kill_seconds or 0.0) + _SURE_SECONDS:
+        note(f"{job.title} is not put in the queue again: it was cancelled, {left:.0f} s before its time was over")
+        return
+    note(f"{job.title} is put in the queue again: {' '.join(job.requeue)}")
+    if not machine.run(*job.requeue):
+        warn(f"--requeue: {' '.join(job.requeue)} failed; is the job a batch job that may be requeued?")

@@ -1,0 +1,152 @@
+"""What a cluster's scheduler says of a job and of this node: the records, and what may be asked to find it out.
+
+A plugin offers a :class:`ClusterEnvironment` for each scheduler (hook ``quorate_register_environment``).  What does not
+live here: the schedulers (the distribution ``quorate-cluster``), and how their answers become values of flags
+(:mod:`quorate.cli`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, final
+
+from attrs import evolve, field, frozen
+from attrs.validators import ge, instance_of, is_callable, min_len, optional
+
+from ._bounded import is_word
+
+__all__ = ["ClusterEnvironment", "ClusterJob", "Machine", "grace_before"]
+
+
+_LONGEST_MARGIN_SECONDS = 2.0
+
+
+def grace_before(seconds: float) -> float:
+    """Return how long workers may take to stop where the machine is taken in ``seconds``: the agent ends after them."""
+    return max(0.0, seconds - min(_LONGEST_MARGIN_SECONDS, seconds / 4))
+
+
+class Machine(Protocol):
+    """What a cluster environment may ask besides the environment variables."""
+
+    @property
+    def host(self) -> str:
+        """The machine's name."""
+        ...
+
+    def read(self, path: str) -> str:
+        """Return the content of a text file, ``""`` where it cannot be read."""
+        ...
+
+    def output(self, *command: str) -> str:
+        """Return what a command of the scheduler prints, ``""`` where it cannot be run, fails or takes too long."""
+        ...
+
+
+@final
+@frozen(kw_only=True)
+class ClusterJob:
+    """What a scheduler says of the job that this process belongs to, and of this node; the rest is left out.
+
+    Arguments:
+        scheduler: the scheduler's name for people.
+        job_id, job_name: the scheduler's own.
+        run_id: a name that all nodes of this start of the job share, and no other job; empty: none is known.
+        min_nodes, max_nodes: how many agents the scheduler has started.
+        node_rank: which of them this is, from 0.
+        node_name: this node's name.
+        endpoint_host, endpoint_port: where the agents can meet: an address of the node with rank 0.
+        master_port: the port that the scheduler has set apart for the workers' ``MASTER_PORT``.
+        workers: how many workers a node is meant to run.
+        local_addr: the address at which the other nodes reach this one.
+        warnings: names of the signals by which the scheduler announces that it will end the job or take the node.
+        warns_whole_job: whether such a warning means the whole job, rather than this node.
+        kill_seconds: how long after its SIGTERM the scheduler kills.
+        seconds_left: returns how many seconds are left until the job's time is over, ``None`` if that is not known.  It
+            may run a command of the scheduler, and is called on a thread of its own.
+        requeue: the command that puts the job in the queue again.
+        problem: a sentence with a remedy: why the job cannot be formed from this alone.  The user's own ``--nnodes``
+            (or ``--standalone``) overrules it.
+        sentence: for people, what was found and what it led to; ``quorate run`` sets it.
+    """
+
+    scheduler: str = field(validator=min_len(1))
+    job_id: str = ""
+    job_name: str = ""
+    run_id: str = ""
+    min_nodes: int | None = field(default=None, validator=optional(ge(1)))
+    max_nodes: int | None = field(default=None, validator=optional(ge(1)))
+    node_rank: int | None = field(default=None, validator=optional(ge(0)))
+    node_name: str = ""
+    endpoint_host: str = ""
+    endpoint_port: int = 29400
+    master_port: int | None = None
+    workers: int | None = field(default=None, validator=optional(ge(1)))
+    local_addr: str = ""
+    warnings: tuple[str, ...] = ()
+    warns_whole_job: bool = False
+    kill_seconds: float | None = None
+    seconds_left: Callable[[], float | None] | None = None
+    requeue: tuple[str, ...] = ()
+    problem: str = ""
+    sentence: str = ""
+
+    @property
+    def title(self) -> str:
+        """Scheduler and job, for people."""
+        return f"{self.scheduler} job {self.job_id}" if self.job_id else self.scheduler
+
+    def grace_before(self, seconds: float) -> float:
+        """Return how long workers may take to stop where the scheduler kills in ``seconds``."""
+        return grace_before(seconds)
+
+    def to_json(self) -> dict[str, str]:
+        """Return what reports say of the scheduler's job."""
+        return {"scheduler": self.scheduler, "job_id": self.job_id, "job_name": self.job_name}
+
+    def described(self, min_nodes: int, max_nodes: int, endpoint: str) -> ClusterJob:
+        """Return this with the number of nodes that it led to, and the sentence on it."""
+        sentence = self._describe(min_nodes, max_nodes, endpoint)
+        return evolve(self, min_nodes=min_nodes, max_nodes=max_nodes, sentence=sentence)
+
+    def within(self, outer: ClusterJob) -> ClusterJob:
+        """Return this, the job of a launcher, as a part of the scheduler's job in which the launcher runs."""
+        return evolve(
+            self,
+            scheduler=f"{self.scheduler} in {outer.scheduler}",
+            job_id=outer.job_id or self.job_id,
+            job_name=outer.job_name or self.job_name,
+            run_id=self.run_id or outer.run_id,
+            workers=self.workers or outer.workers,
+            local_addr=self.local_addr or outer.local_addr,
+            endpoint_host=self.endpoint_host or outer.endpoint_host,
+            warnings=self.warnings or outer.warnings,
+            warns_whole_job=self.warns_whole_job or outer.warns_whole_job,
+            kill_seconds=min((each for each in (self.kill_seconds, outer.kill_seconds) if each), default=None),
+            seconds_left=self.seconds_left or outer.seconds_left,
+            requeue=self.requeue or outer.requeue,
+        )
+
+    def _describe(self, min_nodes: int, max_nodes: int, endpoint: str) -> str:
+        nodes = str(max_nodes) if min_nodes == max_nodes else f"{min_nodes} to {max_nodes}"
+        which = "a node" if self.node_rank is None else f"node {self.node_rank + 1}"
+        if max_nodes == 1:
+            return f"{self.title}: one node"
+        return f"{self.title}: {which} of {nodes}" + (f", meets at {endpoint}" if endpoint else "")
+
+
+@final
+@frozen
+class ClusterEnvironment:
+    """A scheduler or launcher that can have started this process.
+
+    ``find(environment, machine)`` returns what it knows, ``None`` where it has not started this process.  It decides by
+    the environment variables alone whether it has; it is called by every ``quorate run`` and must be quick.
+    ``precedence`` chooses between several that answer: a launcher that runs inside a scheduler's job has started this
+    process last, and its number is higher.
+    """
+
+    name: str = field(validator=is_word)
+    summary: str = field(validator=instance_of(str))
+    find: Callable[[Mapping[str, str], Machine], ClusterJob | None] = field(validator=is_callable())
+    precedence: int = field(default=0, validator=instance_of(int))

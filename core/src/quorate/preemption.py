@@ -1,0 +1,94 @@
+"""The deadline of a job that its scheduler will end: how workers learn of it, and what they and the agent exchange.
+
+The agent writes the file that ``QUORATE_DEADLINE_FILE`` names in every worker's environment, and then sends the
+scheduler's signal.  A training program asks :func:`deadline` between two steps, with or without a signal handler.  What
+does not live here: which signal is a warning (:mod:`quorate.clusters`), and what the agent does with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, final
+
+from attrs import frozen
+
+from .clock import monotonic, sleep, wall_time_ns
+from .files import read_bytes, write_atomically
+
+__all__ = ["DEADLINE_VARIABLE", "Deadline", "deadline", "remove_deadline", "write_deadline"]
+
+#: Names the file; there is none until there is a deadline.
+DEADLINE_VARIABLE = "QUORATE_DEADLINE_FILE"
+_MOST_BYTES = 1 << 16
+_PAUSE_SECONDS = 0.01
+
+
+@final
+@frozen
+class Deadline:
+    """When the workers are killed, on this machine's monotonic clock and as Unix time; and why."""
+
+    monotonic_seconds: float
+    unix_seconds: float
+    reason: str = ""
+    signal_number: int = 0
+
+    @property
+    def seconds_left(self) -> float:
+        """The seconds until then, 0 once it has passed."""
+        return max(0.0, self.monotonic_seconds - monotonic())
+
+
+def deadline(wait_seconds: float = 0.0) -> Deadline | None:
+    """Return when this worker has to be done, ``None`` while nothing has been announced.
+
+    It costs one attempt to open a file.  Some schedulers send their signal to workers and agent at the same time: a
+    signal handler gives the agent a moment (``wait_seconds``) to write the file.
+    """
+    until = monotonic() + wait_seconds
+    while True:
+        found = _read()
+        if found is not None or monotonic() >= until:
+            return found
+        sleep(_PAUSE_SECONDS)
+
+
+def _read() -> Deadline | None:
+    path = os.environ.get(DEADLINE_VARIABLE)
+    content = read_bytes(path, _MOST_BYTES, regular=True) if path else b""
+    if not content:
+        return None
+    try:
+        data: Any = json.loads(content)
+        return Deadline(
+            float(data["monotonic_seconds"]),
+            float(data["unix_seconds"]),
+            str(data["reason"]),
+            int(data["signal_number"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def write_deadline(path: str, seconds: float, reason: str, signal_number: int) -> None:
+    """Announce that this machine's workers have ``seconds`` left.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = {
+        "monotonic_seconds": monotonic() + seconds,
+        "unix_seconds": round(wall_time_ns() / 1e9 + seconds, 3),
+        "reason": reason,
+        "signal_number": signal_number,
+    }
+    write_atomically(path, json.dumps(content) + "\n", mode=None)
+
+
+def remove_deadline(path: str) -> None:
+    """Take an announcement back: its round is over."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # there is none

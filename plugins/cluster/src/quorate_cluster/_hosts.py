@@ -1,0 +1,120 @@
+"""Lists of hosts as schedulers write them, and small values of their variables.
+
+What does not live here: which variable holds what.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from quorate.errors import UsageError
+
+__all__ = ["counts_of", "expand_hosts", "is_same_host", "name_part", "number", "unique"]
+
+_MOST_HOSTS = 1 << 16
+_MOST_DIGITS = 9
+_UNUSABLE = re.compile(r"[^A-Za-z0-9._-]+")
+_REPEATED = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+
+
+def expand_hosts(text: str) -> list[str]:
+    """Return the hosts of a packed list: ``n[1-3,07],m04`` is n1, n2, n3, n07, m04.
+
+    A name may have several brackets (``rack[1-2]n[1-4]``); the last one runs fastest.  The order is the list's own.
+
+    Raises:
+        UsageError: the brackets do not match, a range is not one of numbers, or there are more than 65536 hosts.
+    """
+    found: list[str] = []
+    for entry in _split(text):
+        for host in _expand(entry, text):
+            found.append(host)
+            if len(found) > _MOST_HOSTS:
+                raise UsageError(f"the list of hosts {text[:80]!r} names more than {_MOST_HOSTS} hosts")
+    return found
+
+
+def _split(text: str) -> Iterator[str]:
+    """Yield the entries between the commas that stand outside brackets."""
+    depth, begin = 0, 0
+    for at, character in enumerate(text):
+        if character == "[":
+            depth += 1
+        elif character == "]":
+            depth -= 1
+        if depth not in (0, 1):
+            raise _malformed(text)
+        if character == "," and depth == 0:
+            if text[begin:at].strip():
+                yield text[begin:at].strip()
+            begin = at + 1
+    if depth:
+        raise _malformed(text)
+    if text[begin:].strip():
+        yield text[begin:].strip()
+
+
+def _expand(entry: str, text: str) -> Iterator[str]:
+    head, bracket, rest = entry.partition("[")
+    if not bracket:
+        yield entry
+        return
+    ranges, _, tail = rest.partition("]")
+    for part in ranges.split(","):
+        for number_text in _numbers(part, text):
+            for end in _expand(tail, text) if tail else ("",):
+                yield f"{head}{number_text}{end}"
+
+
+def _numbers(part: str, text: str) -> Iterator[str]:
+    low, dash, high = part.partition("-")
+    high = high if dash else low
+    if not all(each.isascii() and each.isdigit() and len(each) <= _MOST_DIGITS for each in (low, high)):
+        raise _malformed(text)
+    if int(low) > int(high) or int(high) - int(low) >= _MOST_HOSTS:
+        raise _malformed(text)
+    for number_ in range(int(low), int(high) + 1):
+        yield str(number_).zfill(len(low))
+
+
+def _malformed(text: str) -> UsageError:
+    return UsageError(f"the list of hosts {text[:80]!r} is not one such as n[1-3,7],m04")
+
+
+def counts_of(text: str) -> list[int]:
+    """Return the numbers of a list with repetitions: ``2(x3),1`` is 2, 2, 2, 1; an empty list where it is not one."""
+    counts: list[int] = []
+    for part in text.split(",") if text else ():
+        found = _REPEATED.fullmatch(part.strip())
+        repeats = 0 if found is None else int(found[2] or 1)
+        if found is None or repeats > _MOST_HOSTS:
+            return []
+        counts += [int(found[1])] * repeats
+    return counts
+
+
+def unique(hosts: Iterable[str]) -> list[str]:
+    """Return the hosts in their order, each once."""
+    return list(dict.fromkeys(host for host in (host.strip() for host in hosts) if host))
+
+
+def is_same_host(one: str, other: str) -> bool:
+    """Return whether two names mean one host, where one of them may lack its domain."""
+    if one == other:
+        return True
+    return one.partition(".")[0] == other.partition(".")[0] and not ("." in one and "." in other)
+
+
+def number(environment: Mapping[str, str], *names: str) -> int | None:
+    """Return the value of the first variable that is a whole number of at least 0, ``None`` if none is."""
+    for name in names:
+        text = environment.get(name, "")
+        if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS:
+            return int(text)
+    return None
+
+
+def name_part(text: str) -> str:
+    """Return ``text`` as a part of a run id: what is not a letter, a digit, ``.``, ``_`` or ``-`` becomes a dash."""
+    return _UNUSABLE.sub("-", text.replace("\u0192", "f")).strip("-")[:80]

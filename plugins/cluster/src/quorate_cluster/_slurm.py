@@ -1,0 +1,132 @@
+"""Slurm: job steps (``srun``), heterogeneous jobs, arrays, batch scripts and allocations.
+
+The variables are those of srun(1), sbatch(1) and salloc(1); those of a step are set by the step that started this
+process.  What does not live here: Open MPI's own start inside a job (``_mpi``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from attrs import evolve
+
+from quorate.clock import wall_seconds
+from quorate.clusters import ClusterJob, Machine
+
+from ._hosts import counts_of, expand_hosts, name_part, number
+
+__all__ = ["parse_time_left", "slurm"]
+
+_DEFAULT_PORT = 29400
+_PORTS = 1000
+_KILL_WAIT_SECONDS = 30.0
+#: Not a step that srun has started with a command: the shell of ``salloc`` (interactive), and the batch script.
+_SHELL_STEPS = frozenset({"4294967290", "4294967291"})
+_CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
+_KILL_WAIT = re.compile(r"^\s*KillWait\s*=\s*(\d{1,6})\b", re.IGNORECASE | re.MULTILINE)
+
+
+def slurm(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
+    """Return what Slurm says of this process's job and step."""
+    job_id = environment["SLURM_JOB_ID"]
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), number(environment, "SLURM_ARRAY_TASK_ID")
+    shown_id = f"{array}_{task}" if array and task is not None else job_id
+    job_name = environment.get("SLURM_JOB_NAME", "")
+    step = environment.get("SLURM_STEP_ID", "")
+    is_step = bool(step) and step not in _SHELL_STEPS and number(environment, "SLURM_PROCID") is not None
+    restarts = number(environment, "SLURM_RESTART_COUNT") or 0
+    run_id = f"{name_part(job_name) or 'slurm'}-{name_part(shown_id)}"
+    if is_step and step != "0":
+        run_id += f".{name_part(step)}"
+    if restarts:
+        run_id += f"-r{restarts}"
+    job = ClusterJob(
+        scheduler="Slurm",
+        job_id=shown_id,
+        job_name=job_name,
+        run_id=run_id,
+        node_name=environment.get("SLURMD_NODENAME", "") or machine.host,
+        workers=number(environment, "SLURM_GPUS_ON_NODE") or None,
+        warnings=("SIGUSR1", "SIGUSR2", "SIGTERM"),
+        warns_whole_job=True,
+        kill_seconds=_kill_wait(environment, machine),
+        seconds_left=_time_left(environment, machine),
+        requeue=("scontrol", "requeue", job_id),
+    )
+    if not is_step:
+        return _outside_of_a_step(environment, job)
+    tasks = number(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") or 1
+    hosts = expand_hosts(environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", ""))
+    per_node = counts_of(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return evolve(
+        job,
+        min_nodes=tasks,
+        max_nodes=tasks,
+        node_rank=number(environment, "SLURM_PROCID"),
+        endpoint_host=hosts[0] if hosts else environment.get("SLURM_LAUNCH_NODE_IPADDR", ""),
+        endpoint_port=_port(environment, number(environment, "SLURM_STEP_ID") or 0, task or 0),
+        problem=_several_agents(per_node, len(hosts)),
+    )
+
+
+def _several_agents(per_node: list[int], hosts: int) -> str:
+    most = max(per_node, default=1)
+    if most <= 1:
+        return ""
+    return (
+        f"the step has {most} tasks on a node, each of them an agent; one agent starts all workers of its node. "
+        f"Write: srun --nodes={hosts} --ntasks={hosts} --ntasks-per-node=1 quorate run --nproc-per-node={most} … "
+        "(or give --nnodes if several agents on a node are meant)"
+    )
+
+
+def _outside_of_a_step(environment: Mapping[str, str], job: ClusterJob) -> ClusterJob:
+    nodes = number(environment, "SLURM_JOB_NUM_NODES", "SLURM_NNODES") or 1
+    problem = ""
+    if nodes > 1:
+        problem = (
+            f"this is the batch script or the shell of a job with {nodes} nodes, so quorate would run on one of them. "
+            f"Write: srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 quorate run … "
+            "(or give --nnodes=1 to use this node alone)"
+        )
+    return evolve(job, min_nodes=1, max_nodes=1, problem=problem)
+
+
+def _port(environment: Mapping[str, str], step: int, task: int) -> int:
+    """Return the port of this step: steps of one job and tasks of one array may share a machine."""
+    reserved = environment.get("SLURM_STEP_RESV_PORTS", "").partition("-")[0].partition(",")[0]
+    if reserved.isdigit() and 0 < int(reserved) <= 65535:
+        return int(reserved)
+    return _DEFAULT_PORT + (step + task) % _PORTS
+
+
+def _kill_wait(environment: Mapping[str, str], machine: Machine) -> float:
+    for path in (environment.get("SLURM_CONF", ""), *_CONFIGURATIONS):
+        found = _KILL_WAIT.search(machine.read(path)) if path else None
+        if found is not None:
+            return float(found[1])
+    return _KILL_WAIT_SECONDS
+
+
+def _time_left(environment: Mapping[str, str], machine: Machine) -> Callable[[], float | None]:
+    job_id, end = environment["SLURM_JOB_ID"], number(environment, "SLURM_JOB_END_TIME")
+
+    def ask() -> float | None:
+        if end:
+            return max(0.0, float(end - wall_seconds()))
+        return parse_time_left(machine.output("squeue", "--noheader", f"--jobs={job_id}", "--format=%L"))
+
+    return ask
+
+
+def parse_time_left(text: str) -> float | None:
+    """Return the seconds of Slurm's ``[days-][[hours:]minutes:]seconds``, ``None`` for a text such as UNLIMITED."""
+    days, dash, rest = text.strip().rpartition("-")
+    parts = rest.split(":")
+    if not 1 <= len(parts) <= 3 or not all(part.isdigit() for part in parts) or (dash and not days.isdigit()):
+        return None
+    seconds = 0
+    for part in parts:
+        seconds = 60 * seconds + int(part)
+    return float(seconds + 86_400 * int(days or 0))

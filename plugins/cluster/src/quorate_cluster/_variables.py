@@ -1,0 +1,45 @@
+"""The bare contract of ``MASTER_ADDR``, ``MASTER_PORT``, ``RANK`` and ``WORLD_SIZE``, set once per node.
+
+Many platforms set these for a launcher.  The variables of a *worker* look alike; ``LOCAL_RANK`` tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quorate.clusters import ClusterJob, Machine
+
+from ._hosts import number
+
+__all__ = ["contract", "variables"]
+
+
+def contract(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the fields of a :class:`~quorate.clusters.ClusterJob` that the variables give; ``None`` if they do not.
+
+    ``NNODES`` and ``NODE_RANK`` count nodes; where they are not set ``WORLD_SIZE`` and ``RANK`` do.
+    """
+    if environment.get("LOCAL_RANK"):
+        return None
+    nodes, rank = number(environment, "NNODES"), number(environment, "NODE_RANK")
+    if nodes is None or rank is None:
+        nodes, rank = number(environment, "WORLD_SIZE"), number(environment, "RANK")
+    if not nodes or rank is None or rank >= nodes:
+        return None
+    port = number(environment, "MASTER_PORT")
+    return {
+        "min_nodes": nodes,
+        "max_nodes": nodes,
+        "node_rank": rank,
+        "endpoint_host": environment.get("MASTER_ADDR", ""),
+        "master_port": port if port and port < 65535 else None,
+    }
+
+
+def variables(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
+    """Return what the variables say."""
+    known = contract(environment)
+    if known is None:
+        return None
+    return ClusterJob(scheduler="MASTER_ADDR", node_name=machine.host, **known)

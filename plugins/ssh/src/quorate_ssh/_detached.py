@@ -1,0 +1,83 @@
+"""Agents that go on without the command that started them, and their records on each host.
+
+A record is a file beside the agent's output, below ``$XDG_STATE_HOME`` (``~/.local/state``), one for each host, because
+hosts may share their home folders.  What does not live here: ``quorate detached``, which asks for them (``_command``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quorate.clock import wall_seconds
+from quorate.files import read_bytes, write_atomically
+from quorate.net import host_name
+from quorate.proc import start_time_of
+
+__all__ = ["answer", "begin"]
+
+_RECORD_SUFFIX = ".json"
+
+
+def _folder() -> str:
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(base, "quorate", "detached")
+
+
+def begin(job: str, command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Start an agent that outlives this process; return its record."""
+    folder = os.path.join(_folder(), job)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    # Several names of a job may be one machine.
+    name = f"{host_name()}-{os.getpid()}"
+    log = os.path.join(folder, f"{name}.log")
+    with open(log, "ab") as output:
+        agent = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    record = {
+        "job": job,
+        "host": host_name(),
+        "pid": agent.pid,
+        "start_time": start_time_of(agent.pid),
+        "since": wall_seconds(),
+        "log": log,
+    }
+    write_atomically(os.path.join(folder, name + _RECORD_SUFFIX), json.dumps(record))
+    return record
+
+
+def answer(question: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return this host's records; with ``end``, the agent of that job is asked to stop first."""
+    end, result = question.get("end"), []
+    for record in _records():
+        is_alive = record.get("start_time") is not None and start_time_of(record["pid"]) == record["start_time"]
+        if end and record["job"] == end:
+            if is_alive:
+                os.kill(record["pid"], signal.SIGTERM)
+            record["ended"] = True
+        elif not is_alive and question.get("forget") == record["job"]:
+            shutil.rmtree(os.path.join(_folder(), record["job"]), ignore_errors=True)
+            continue
+        result.append({**record, "is_alive": is_alive})
+    return result
+
+
+def _records() -> list[dict[str, Any]]:
+    found = []
+    for folder, _, names in os.walk(_folder()):
+        for name in sorted(names):
+            if not name.endswith(_RECORD_SUFFIX):
+                continue
+            try:
+                record = json.loads(read_bytes(os.path.join(folder, name), regular=True))
+                if record["host"] == host_name() and isinstance(record["pid"], int) and record["pid"] > 1:
+                    found.append(record)
+            except (ValueError, KeyError, TypeError):
+                continue  # not one of ours
+    return found

@@ -1,0 +1,108 @@
+"""The hosts of a job, as a flag or a file names them.
+
+What does not live here: how they are reached (``_session``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import final
+
+from attrs import field, frozen
+from attrs.validators import ge, optional
+
+from quorate.errors import UsageError
+
+__all__ = ["Host", "parse_hostfile", "parse_hosts"]
+
+_EXAMPLE = "write --hosts=a,b:8,user@c"
+_SLOTS = re.compile(r"(slots|max_slots|max-slots|cpu|count|max|np|sockets)\s*=\s*(\d+)", re.IGNORECASE)
+_COUNTS = frozenset({"slots", "cpu", "count", "np"})
+_MOST_DIGITS = 6
+
+
+@final
+@frozen
+class Host:
+    """A host as ssh takes it (an alias, a name or an address, with or without ``user@``), and how many workers it runs.
+
+    ``workers`` is ``None`` where that is not said.
+    """
+
+    name: str
+    workers: int | None = field(default=None, validator=optional(ge(1)))
+
+
+def parse_hosts(text: str) -> list[Host]:
+    """Return the hosts of ``a,b:8,user@c,[fd00::1]:4``.
+
+    Raises:
+        UsageError: there are none, one is not a host, or one is named twice.
+    """
+    return _checked([_parse(entry) for entry in text.split(",") if entry.strip()], "--hosts")
+
+
+def parse_hostfile(text: str, path: str) -> list[Host]:
+    """Return the hosts of a file: one a line, with ``slots=N`` or ``:N``; ``#`` begins a comment.
+
+    A host that stands on several lines has the sum of their slots, as with MPI.
+
+    Raises:
+        UsageError: a line is not a host; the message has its number.
+    """
+    found: dict[str, int | None] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        content = line.partition("#")[0].strip()
+        if not content:
+            continue
+        name, rest = (*content.split(None, 1), "")[:2]
+        slots = None
+        for key, value in _SLOTS.findall(rest):
+            if key.lower() in _COUNTS:
+                slots = int(value[:_MOST_DIGITS])
+        left = _SLOTS.sub("", rest).strip()
+        if left:
+            raise UsageError(f"{path}, line {number}: {left!r} is not understood; write: HOST slots=N")
+        host = _parse(name, f"{path}, line {number}: ")
+        count = host.workers if slots is None else slots
+        before = found.get(host.name)
+        if slots == 0:
+            raise UsageError(f"{path}, line {number}: a host needs at least one slot; remove the line")
+        # A name alone counts as one slot only where it is repeated (MPICH's and PBS's files have a line for each slot).
+        found[host.name] = count if host.name not in found else (before or 1) + (count or 1)
+    return _checked([Host(name, workers) for name, workers in found.items()], path)
+
+
+def _parse(text: str, where: str = "") -> Host:
+    entry = text.strip()
+    user, at, rest = entry.rpartition("@")
+    if rest.startswith("["):
+        name, bracket, count = rest[1:].partition("]")
+        is_count = bracket and (not count or count.startswith(":"))
+        count = count.removeprefix(":") if is_count else "?"
+    elif rest.count(":") > 1:
+        name, count = rest, ""  # an IPv6 address
+    else:
+        name, colon, count = rest.partition(":")
+        if colon and not count:
+            count = "?"
+    is_number = not count or (count.isascii() and count.isdigit() and int(count[:_MOST_DIGITS]) > 0 and len(count) < 7)
+    if not name or not is_number or name.startswith("-") or user.startswith("-") or _has_space(entry):
+        raise UsageError(f"{where}{text!r} is not a host; {_EXAMPLE}")
+    return Host(f"{user}{at}{name}", int(count) if count else None)
+
+
+def _has_space(text: str) -> bool:
+    return any(character.isspace() or not character.isprintable() for character in text)
+
+
+def _checked(hosts: list[Host], where: str) -> list[Host]:
+    names = [host.name for host in hosts]
+    if not names:
+        raise UsageError(f"{where} names no host; {_EXAMPLE}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"{where} names {', '.join(twice)} twice; one agent runs all workers of its host: write HOST:N"
+        )
+    return hosts

@@ -1,0 +1,344 @@
+"""``quorate run --hosts``: connects to all hosts, checks them, starts their agents, and ends with the job.
+
+Nothing is started before every host has answered and fits.  Whatever ends this process ends the connections, and a host
+whose connection ends stops its agent.  What does not live here: one connection (``_session``), and the host's end
+(``remote``).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any, final
+
+import quorate
+from quorate.catalogue import RunRequest
+from quorate.clock import monotonic
+from quorate.errors import RendezvousConnectionError, UsageError
+from quorate.notices import note, warn, write_error
+
+from ._console import Console
+from ._hosts import parse_hosts
+from ._messages import PING_SECONDS
+from ._plan import Plan, make_plan
+from ._session import PING, Answered, Ended, Event, Session
+
+__all__ = ["ask_hosts", "run"]
+
+_ANSWER_SECONDS = 60.0
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+_LOST_CODES = frozenset({255, 128 + signal.SIGKILL})
+#: An agent that ends like this never joined, and the others would wait for it.
+_NEVER_JOINED = frozenset({2, 4, 70, 126, 127})
+_FIRST_RETRY_SECONDS = 2.0
+_LONGEST_RETRY_SECONDS = 30.0
+_MOST_SIGNALS = 3
+_RENDEZVOUS = 3
+
+
+def run(request: RunRequest) -> int:
+    """Carry out the launch and return the job's exit code.
+
+    Raises:
+        UsageError: the command line cannot be used.
+        RendezvousConnectionError: hosts cannot be reached or do not fit; nothing was started.
+    """
+    return _Launch(make_plan(request, os.environ)).run()
+
+
+def ask_hosts(
+    hosts: str, ssh_command: str, question: Mapping[str, Any]
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Ask hosts for their detached agents; return their answers by host, and what went wrong.
+
+    Raises:
+        UsageError: ``hosts`` or ``ssh_command`` cannot be used.
+    """
+    events: SimpleQueue[Event] = SimpleQueue()
+    console = Console()
+    waiting = [
+        Session(index, host, shlex.split(ssh_command), sys.executable, console, events.put)
+        for index, host in enumerate(parse_hosts(hosts))
+    ]
+    answers: dict[str, list[dict[str, Any]]] = {}
+    problems: list[str] = []
+    while waiting:
+        event = events.get()
+        session = event.session
+        if isinstance(event, Ended):
+            waiting.remove(session)
+            if session.host.name not in answers:
+                problems.append(f"{session.host.name}: {_why_it_ended(session, event.code)}")
+        elif "hello" in event.message:
+            session.send({"detached": dict(question)})
+        elif "detached" in event.message:
+            answers[session.host.name] = list(event.message["detached"])
+            session.close()
+    return answers, problems
+
+
+def _why_it_ended(session: Session, code: int) -> str:
+    if session.is_missing:
+        return "quorate with the plugin quorate-ssh is not installed there (pip install quorate-ssh)"
+    last = next((line for line in reversed(session.last_lines) if line), "")
+    if code == 255:
+        return f"it cannot be reached: {last or 'ssh failed'}"
+    return f"its connection ended with exit code {code}" + (f": {last}" if last else "")
+
+
+@final
+class _Launch:
+    """One launch, on the main thread; connections post what happens."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._console = Console()
+        self._events: SimpleQueue[Event | int] = SimpleQueue()
+        self._sessions: dict[int, Session] = {}
+        self._checked: set[int] = set()
+        self._codes: dict[int, int] = {}
+        self._retries: dict[int, tuple[float, float]] = {}  # host -> when, and the pause after that
+        self._signals: list[int] = []
+        self._endpoint = self._token = ""
+        self._first = 0
+        self._is_started = self._is_over = self._is_ending = False
+        self._records: dict[int, Mapping[str, Any]] = {}
+
+    def run(self) -> int:
+        # What nohup, or a shell's &, has had ignored stays ignored.
+        wanted = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+        old = {number: signal.signal(number, self._on_signal) for number in wanted}
+        try:
+            problems = self._connect()
+            if self._signals and not self._is_started:
+                return 128 + self._signals[0]
+            self._refuse(problems)
+            self._start_all()
+            self._follow()
+            return self._code()
+        finally:
+            for session in self._sessions.values():
+                session.close()
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._events.put(number)
+
+    def _next(self, deadline: float) -> Event | int | None:
+        """Return what happens next, ``None`` at ``deadline``; the hosts hear meanwhile that this process lives."""
+        while True:
+            wait = min(PING_SECONDS, deadline - monotonic())
+            try:
+                return self._events.get(timeout=max(0.0, wait))
+            except Empty:
+                for session in self._sessions.values():
+                    session.send(PING)
+                if monotonic() >= deadline:
+                    return None
+
+    # --- before anything starts -----------------------------------------------------------------------------------
+
+    def _open(self, index: int) -> None:
+        host = self._plan.hosts[index]
+        self._sessions[index] = Session(index, host, self._plan.ssh, sys.executable, self._console, self._events.put)
+
+    def _connect(self) -> dict[int, str]:
+        """Connect to all hosts and have them checked; return what is wrong, by host."""
+        try:
+            for index in range(len(self._plan.hosts)):
+                self._open(index)
+        except OSError as error:
+            raise UsageError(f"--ssh-command: {self._plan.ssh[0]} cannot be run: {error.strerror}") from None
+        problems: dict[int, str] = {}
+        deadline = monotonic() + _ANSWER_SECONDS
+        while len(self._checked) + len(problems) < len(self._plan.hosts):
+            event = self._next(deadline)
+            if isinstance(event, int):
+                self._signals.append(event)
+                return {}
+            if event is None:
+                silent = set(self._sessions) - self._checked - set(problems)
+                problems.update(dict.fromkeys(silent, f"no answer within {_ANSWER_SECONDS:.0f} s"))
+                break
+            problem = self._check(event)
+            if problem:
+                problems[event.session.index] = problem
+        return problems
+
+    def _check(self, event: Event) -> str:
+        """Take one step of the check of a host; return what is wrong."""
+        session = event.session
+        if isinstance(event, Ended):
+            self._sessions.pop(session.index, None)
+            self._checked.discard(session.index)
+            return _why_it_ended(session, event.code)
+        if "hello" in event.message:
+            version = event.message["hello"].get("version")
+            if version != quorate.__version__:
+                return f"it has quorate {version}, and this machine has {quorate.__version__}; install the same one"
+            session.send({"check": self._plan.check()})
+        elif "problem" in event.message:
+            if event.message["problem"]:
+                return str(event.message["problem"])
+            self._checked.add(session.index)
+        return ""
+
+    def _refuse(self, problems: Mapping[int, str]) -> None:
+        """Name every host that cannot take part; go on without it only if the job may be smaller."""
+        sentences = [f"{self._plan.hosts[index].name}: {problem}" for index, problem in sorted(problems.items())]
+        if len(self._checked) < self._plan.min_nodes or (problems and not self._plan.is_elastic):
+            raise RendezvousConnectionError("nothing was started. " + "; ".join(sentences))
+        for index, sentence in zip(sorted(problems), sentences, strict=True):
+            warn(f"{sentence}; it is tried again while the job runs")
+            self._drop(index)
+            self._retries[index] = monotonic() + _FIRST_RETRY_SECONDS, _FIRST_RETRY_SECONDS
+
+    def _drop(self, index: int) -> None:
+        session = self._sessions.pop(index, None)
+        if session is not None:
+            session.close()
+
+    # --- the job --------------------------------------------------------------------------------------------------
+
+    def _start_all(self) -> None:
+        hellos = {index: self._sessions[index].hello for index in sorted(self._checked)}
+        first = self._first = next(iter(hellos))
+        if self._plan.chooses_endpoint:
+            others = [hello for index, hello in hellos.items() if index != first]
+            self._endpoint = self._plan.endpoint_at(self._plan.hosts[first], hellos[first], others)
+            self._token = "" if self._plan.has_token else os.urandom(32).hex()
+        names = ", ".join(self._plan.hosts[index].name for index in hellos)
+        where = f", which meets at {self._endpoint}" if self._endpoint else ""
+        note(f"job {self._plan.job} on {names}{where}")
+        self._is_started = True
+        for index in hellos:
+            self._start(index)
+
+    def _start(self, index: int) -> None:
+        session = self._sessions[index]
+        session.is_started = not self._plan.is_detached
+        session.send(
+            {
+                "start": self._plan.start(
+                    index, session.hello, self._endpoint, self._token, is_first=index == self._first
+                )
+            }
+        )
+
+    def _follow(self) -> None:
+        """Pass signals on, try lost hosts again, until the job is over on all hosts."""
+        while self._sessions or (self._retries and not self._is_over and not self._is_ending and self._codes):
+            due = min((when for when, _ in self._retries.values()), default=monotonic() + 3600.0)
+            event = self._next(due)
+            if event is None:
+                self._retry()
+            elif isinstance(event, int):
+                self._pass_on(event)
+            elif isinstance(event, Ended) and event.session.is_started:
+                self._ended(event.session, event.code)
+            elif self._plan.is_detached:
+                self._follow_detached(event)
+            else:
+                self._follow_retry(event)
+            if not self._sessions and all(code in _LOST_CODES for code in self._codes.values()):
+                return  # no host is left that could tell how the job ends
+
+    def _pass_on(self, number: int) -> None:
+        self._signals.append(number)
+        if number in _ENDING:
+            self._is_ending = True
+            self._retries.clear()
+        for index, session in list(self._sessions.items()):
+            if session.is_started:
+                session.send({"signal": number})
+            else:
+                self._drop(index)
+            if self._signals.count(signal.SIGINT) >= _MOST_SIGNALS:
+                session.kill()
+
+    def _ended(self, session: Session, code: int) -> None:
+        index = session.index
+        if self._sessions.get(index) is not session:
+            return
+        del self._sessions[index]
+        self._codes[index] = code
+        is_lost = code in _LOST_CODES and not any(number in _ENDING for number in self._signals)
+        if is_lost:
+            last = f" ({session.last_lines[-1]})" if code == 255 and session.last_lines else ""
+            warn(f"{session.host.name} is lost{last}")
+            if self._plan.is_elastic and not self._is_over and not self._is_ending:
+                self._retries[index] = monotonic() + _FIRST_RETRY_SECONDS, _FIRST_RETRY_SECONDS
+                return
+        elif code not in _NEVER_JOINED:
+            self._is_over = True  # the job has ended, or will: an agent ends with its job
+            self._retries.clear()
+        left = len(self._sessions)
+        if (is_lost or code in _NEVER_JOINED) and left < self._plan.min_nodes and not self._is_ending:
+            self._is_ending = True
+            for other in self._sessions.values():
+                other.send({"signal": int(signal.SIGTERM)})
+
+    # --- hosts that come back -------------------------------------------------------------------------------------
+
+    def _retry(self) -> None:
+        now = monotonic()
+        for index, (when, pause) in list(self._retries.items()):
+            if when <= now and index not in self._sessions:
+                longer = min(2 * pause, _LONGEST_RETRY_SECONDS)
+                self._retries[index] = now + longer + _ANSWER_SECONDS, longer
+                self._checked.discard(index)
+                self._open(index)
+
+    def _follow_retry(self, event: Event) -> None:
+        index, problem = event.session.index, self._check(event)
+        if problem:
+            self._drop(index)
+            if index in self._retries:
+                self._retries[index] = monotonic() + self._retries[index][1], self._retries[index][1]
+        elif isinstance(event, Answered) and index in self._checked and not event.session.is_started:
+            self._retries.pop(index, None)
+            self._codes.pop(index, None)
+            if self._is_over or self._is_ending:
+                self._drop(index)
+            else:
+                note(f"{event.session.host.name} takes part again")
+                self._start(index)
+
+    # --- detached -------------------------------------------------------------------------------------------------
+
+    def _follow_detached(self, event: Event) -> None:
+        session = event.session
+        if isinstance(event, Ended):
+            self._sessions.pop(session.index, None)
+            self._codes[session.index] = event.code if session.index in self._records else event.code or 1
+        elif "detached" in event.message:
+            self._records[session.index] = event.message["detached"]
+        if not self._sessions:
+            for index, record in sorted(self._records.items()):
+                host = self._plan.hosts[index].name
+                write_error(f"quorate: {host}: agent {record['pid']}, output in {record['log']}")
+            names = ",".join(host.name for host in self._plan.hosts)
+            note(
+                f"job {self._plan.job} goes on; find it with: quorate detached --hosts={names}; "
+                f"end it with: quorate detached --hosts={names} --end={self._plan.job}"
+            )
+
+    def _code(self) -> int:
+        """Return the job's exit code."""
+        codes: Sequence[int] = [self._codes[index] for index in sorted(self._codes)]
+        told = [code for code in codes if code not in _LOST_CODES]
+        ended = next((number for number in self._signals if number in _ENDING), None)
+        if ended is not None:
+            return next((code for code in told if code > 0), 128 + ended if not told else 0)
+        if any(code in _LOST_CODES for code in codes) and (not self._plan.is_elastic or not told):
+            return _RENDEZVOUS
+        never = [code for code in told if code in _NEVER_JOINED]
+        rest = [code for code in told if code not in _NEVER_JOINED]
+        return max(never or rest, default=_RENDEZVOUS) if not self._plan.is_elastic or not rest else max(rest)

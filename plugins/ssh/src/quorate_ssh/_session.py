@@ -1,0 +1,161 @@
+"""One connection to a host, from the launching side: an ssh process, and the threads that read and write it.
+
+What does not live here: what is done with a host (``_launch``), and the host's end (``remote``).
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any, final
+
+from attrs import frozen
+
+from quorate.proc import hold
+
+from ._console import Console
+from ._hosts import Host
+from ._messages import MARK, PING_SECONDS, decode, encode
+
+__all__ = ["Answered", "Ended", "Event", "Session", "remote_command"]
+
+_LAST_LINES = 5
+_DRAIN_SECONDS = 2.0
+#: What Python, or a shell without Python, says.
+_SIGNS_OF_NOTHING = ("No module named", "python3: not found", "python3: command not found")
+_OPTIONS = (
+    "-T",
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "ConnectTimeout=10",
+    "-o",
+    "ServerAliveInterval=3",
+    "-o",
+    "ServerAliveCountMax=4",
+)
+
+
+@final
+@frozen
+class Answered:
+    """A host has said something."""
+
+    session: Session
+    message: Mapping[str, Any]
+
+
+@final
+@frozen
+class Ended:
+    """A connection has ended; ``code`` is ssh's, which is the remote process's, or 255 where ssh itself failed."""
+
+    session: Session
+    code: int
+
+
+Event = Answered | Ended
+
+
+def remote_command(python: str) -> str:
+    """Return what ssh runs on a host: this machine's Python where the host has it under the same path, else its own."""
+    path = shlex.quote(python)
+    script = f"if [ -x {path} ]; then exec {path} -m quorate_ssh.remote; else exec python3 -m quorate_ssh.remote; fi"
+    return f"exec sh -c {shlex.quote(script)}"
+
+
+@final
+class Session:
+    """A connection; what the host says is posted, what the job prints goes to the console."""
+
+    def __init__(
+        self, index: int, host: Host, ssh: Sequence[str], python: str, console: Console, post: Callable[[Event], None]
+    ) -> None:
+        self.index, self.host = index, host
+        self.hello: Mapping[str, Any] = {}
+        self.is_started = False
+        self.is_missing = False
+        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._console, self._post = console, post
+        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        options = _OPTIONS if ssh[0].rpartition("/")[2] == "ssh" else ()
+        # A session of its own: a terminal's Ctrl-C is for the launch, which passes it on.
+        self._process = subprocess.Popen(
+            [*ssh, *options, host.name, remote_command(python)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        hold(self._process.stdin.fileno())
+        self._threads = [
+            threading.Thread(target=work, name=f"quorate-ssh-{host.name}", daemon=True)
+            for work in (self._write, self._read_output, self._read_errors)
+        ]
+        for thread in self._threads:
+            thread.start()
+        threading.Thread(target=self._wait, name=f"quorate-ssh-{host.name}", daemon=True).start()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message; one to a connection that has ended is dropped."""
+        self._outbox.put(encode(message))
+
+    def close(self) -> None:
+        """End the connection: whatever runs at the other end stops."""
+        self._outbox.put(None)
+
+    def kill(self) -> None:
+        """End the connection without waiting for the other end."""
+        self._process.kill()
+
+    def _write(self) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            while (data := self._outbox.get()) is not None:
+                pipe.write(data)
+                pipe.flush()
+        except (OSError, ValueError):
+            pass  # the connection has ended
+        try:
+            pipe.close()
+        except OSError:
+            pass
+
+    def _read_output(self) -> None:
+        pipe = self._process.stdout
+        assert pipe is not None
+        for line in pipe:
+            text = line.decode("utf-8", "replace")
+            if text.startswith(MARK):
+                message = decode(text.removeprefix(MARK))
+                self.hello = message.get("hello") or self.hello
+                self._post(Answered(self, message))
+            elif self.is_started:
+                self._console.write_output(self.host.name, line)
+
+    def _read_errors(self) -> None:
+        pipe = self._process.stderr
+        assert pipe is not None
+        for line in pipe:
+            text = line.decode("utf-8", "replace").strip()
+            self.last_lines.append(text)
+            self.is_missing |= not self.hello and any(sign in text for sign in _SIGNS_OF_NOTHING)
+            if self.is_started:
+                self._console.write_error(self.host.name, line)
+
+    def _wait(self) -> None:
+        code = self._process.wait()
+        self._outbox.put(None)
+        # A connection that others share may keep the pipes open after its first user has ended.
+        for thread in self._threads:
+            thread.join(_DRAIN_SECONDS)
+        self._post(Ended(self, code if code >= 0 else 255))
+
+
+PING = {"ping": PING_SECONDS}
