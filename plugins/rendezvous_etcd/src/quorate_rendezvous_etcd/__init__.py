@@ -96,6 +96,7 @@ _HOSTED_SETTINGS = {
     "member_lost_timeout": "after how long without an answer a member of the job's own etcd is removed [30]",
     "etcd_binary": "the etcd program [QUORATE_ETCD_BINARY, else the system's, else that of the extra hosted]",
     "data_dir": "where the job's own etcd keeps its data while the agent runs [memory]",
+    "bind_address": "what a member listens at [the addresses of its name]",
     "peer_port": "the port at which the members of the job's own etcd reach each other [the endpoint's port + 1]",
 }
 
@@ -131,6 +132,7 @@ class _Plugin:
                 check=_check_hosted,
                 hosted_by_job=True,
                 settings=_HOSTED_SETTINGS,
+                reads_other_settings=False,
             ),
         ]
 

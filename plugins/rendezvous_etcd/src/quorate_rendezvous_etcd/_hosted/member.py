@@ -133,10 +133,12 @@ class HostedMember:
             process, self._process = self._process, None
         if process is not None:
             process.end()
+            self._guardian.remove(process.pid)
         if self._thread.ident is not None:
             self._thread.join(_JOIN_SECONDS)
-        self._guardian.close()
+        # The guardian last: it removes the folder if this process ends meanwhile.
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._guardian.close()
         self._claim.close()
         with self._changed:
             self._changed.notify_all()
