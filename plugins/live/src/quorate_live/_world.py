@@ -22,8 +22,9 @@ from ._session import Session, connect
 
 __all__ = ["World", "worlds"]
 
-#: The least time for which a broken collective waits for the agent's word, where the agent knows no time of its own.
-_SHORTEST_LOSS_TIMEOUT_SECONDS = 2.0
+#: The least time for which a broken collective waits for the agent's word: a worker that fails closes its connections
+#: some time before its process has ended, which is when its agent notices.
+_SHORTEST_LOSS_TIMEOUT_SECONDS = 10.0
 #: For how long an interruption waits between an update of the parameters and the next forward pass.
 _LONGEST_HOLD_SECONDS = 1.0
 #: How often in a row no other thread may be seen in torch's collectives before a world is left, and how far apart.
