@@ -64,7 +64,8 @@ def train_one_step(
     optimizer.step()
     mean = loss.detach()
     dist.all_reduce(mean, op=dist.ReduceOp.SUM)
-    return float(mean) / dist.get_world_size()
+    result: float = mean.item() / dist.get_world_size()
+    return result
 
 
 def main() -> None:
