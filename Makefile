@@ -20,7 +20,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials redis chromium mpirun slurm sshd demo-live soak
+.PHONY: help demo demo-live soak test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials redis chromium mpirun slurm sshd
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -28,6 +28,12 @@ help: ## show this list
 
 demo: $(STAMP) ## train on two agents, kill a worker and a whole agent, watch it go on (about a minute)
 	$(PRIVATE_HOSTS) $(BIN)/python examples/digits_ddp/demo.py
+
+demo-live: $(STAMP) ## kill workers and an agent; the others keep their processes and their state (about half a minute)
+	$(PRIVATE_HOSTS) $(BIN)/python examples/digits_live/demo.py
+
+soak: $(STAMP) ## random kills of live workers and their agents (KILLS=1000 SEED=1)
+	LIVE_KILLS=$(or $(KILLS),1000) LIVE_SEED=$(or $(SEED),1) LIVE_AGENTS=0.05 $(PRIVATE_HOSTS) $(BIN)/python -m pytest plugins/live/tests -k random --timeout=14400 -q
 
 test: $(STAMP) ## lint, format, types and every test, the slow ones included
 	@$(MAKE) --no-print-directory --keep-going lint format types tests

@@ -156,7 +156,7 @@ def test_the_world_grows_with_an_agent_and_shrinks_without_it(job: Job) -> None:
     before = job.pids(small)
     other = job.start("train", 1, *flags, STEPS="1000000")
     large = job.wait_for_world(3, above=small, steps=3)
-    assert set(before.values()) < set(job.pids(large).values())
+    assert set(before.values()) < set(job.pids(large).values()), job.output()
     other.kill()
     last = job.wait_for_world(2, above=large)
     assert set(job.pids(last).values()) == set(before.values()), job.output()
