@@ -48,7 +48,9 @@ format: $(STAMP) ## ruff format, as a check
 	$(BIN)/ruff format --check .
 
 types: $(STAMP) ## mypy --strict over all sources
-	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) examples benchmarks
+	MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $(SOURCES) benchmarks
+	set -e; for folder in $(sort $(dir $(wildcard examples/*/*.py))); do \
+		MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $$folder; done
 
 tests: $(STAMP) etcd redis chromium mpirun machines slurm sshd ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
