@@ -6,9 +6,11 @@ import random
 
 import pytest
 from core.tests.fuzz.__main__ import changed
-from core.tests.fuzz.targets import TARGETS
+from core.tests.fuzz.found import targets_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+TARGETS = targets_of("core")
 
 
 @pytest.mark.parametrize("name", TARGETS)
