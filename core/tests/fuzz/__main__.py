@@ -52,9 +52,9 @@ def changed(example: bytes, chance: random.Random) -> bytes:
 
 def inputs(target: Target, chance: random.Random) -> Iterator[bytes]:
     """Yield the examples, then changed ones for ever."""
-    yield from target.examples
+    yield from target.beginnings
     while True:
-        yield changed(chance.choice(target.examples), chance)
+        yield changed(chance.choice(target.beginnings), chance)
 
 
 def fuzz(name: str, seed: int, count: int, seconds: float) -> str:
@@ -97,7 +97,7 @@ def fuzz_by_coverage(name: str, count: int, seconds: float) -> NoReturn:
         return changed(data, chance)[:most_bytes]
 
     with TemporaryDirectory() as corpus:
-        for number, example in enumerate(target.examples):
+        for number, example in enumerate(target.beginnings):
             Path(corpus, str(number)).write_bytes(example)
         bounds = [f"-runs={count}", f"-max_total_time={max(1, round(seconds))}", "-max_len=4096", "-timeout=5"]
         options = [sys.argv[0], *bounds, "-rss_limit_mb=2048", "-print_final_stats=1", corpus]

@@ -127,7 +127,7 @@ def reached_by(target: Target) -> set[tuple[str, int]]:
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        for example in target.examples:
+        for example in target.beginnings:
             target.try_one(example)
     finally:
         sys.setprofile(before)

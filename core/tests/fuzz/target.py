@@ -16,11 +16,20 @@ __all__ = ["Target", "in_a_file", "over_a_socket"]
 
 @frozen
 class Target:
-    """``read`` takes any bytes and raises nothing but ``allowed``; ``examples`` are inputs that it accepts."""
+    """``read`` takes any bytes and raises nothing but ``allowed``.
+
+    ``examples`` are inputs that it accepts, ``refused`` others to begin with, which it refuses.
+    """
 
     read: Callable[[bytes], object]
     examples: tuple[bytes, ...]
     allowed: tuple[type[Exception], ...] = ()
+    refused: tuple[bytes, ...] = ()
+
+    @property
+    def beginnings(self) -> tuple[bytes, ...]:
+        """All inputs that others are made from."""
+        return self.examples + self.refused
 
     def try_one(self, data: bytes) -> bool:
         """Read ``data``; returns whether it was accepted."""
