@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["near_names", "printable", "printable_lines"]
+__all__ = ["near_names", "printable", "printable_lines", "whole_number"]
 
 #: Terminal control sequences of ECMA-48: CSI with parameters, OSC up to its end, and those of two characters.
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+
+_MOST_DIGITS = 20
 
 
 def printable(text: str, longest: int) -> str:
@@ -39,6 +41,14 @@ def printable_lines(text: str, longest: int | None = None) -> str:
     if longest is None:
         longest = 4 * len(text)  # a tab becomes four characters at most
     return "\n".join(printable(line, longest) for line in lines)
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that ``text`` writes in ASCII digits, ``None`` for anything else or 2**64 and more."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
+        return None
+    number = int(text)
+    return number if number < 1 << 64 else None
 
 
 def _shown(character: str) -> str:

@@ -24,7 +24,9 @@ __all__ = ["DISTRIBUTIONS", "decoders_of", "elsewhere_of", "reached_by", "target
 _ROOT = Path(__file__).parents[3]
 #: Every folder of a distribution, by its name.
 DISTRIBUTIONS: Mapping[str, Path] = {
-    folder.name: folder for folder in (_ROOT / "core", *sorted((_ROOT / "plugins").iterdir())) if (folder / "src").is_dir()
+    folder.name: folder
+    for folder in (_ROOT / "core", *sorted((_ROOT / "plugins").iterdir()))
+    if (folder / "src").is_dir()
 }
 _READS = frozenset(
     ("loads", "load", "decode", "unpack", "unpack_from", "iter_unpack", "from_bytes", "FromString", "ParseFromString")
@@ -92,7 +94,10 @@ def _decoders_in(node: ast.AST, outer: tuple[str, ...]) -> Iterator[tuple[str, i
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
             if _DECODER.match(child.name) or any(_reads(each) for each in _own_nodes(child)):
-                yield ".".join((*outer, child.name)), min([child.lineno, *(each.lineno for each in child.decorator_list)])
+                yield (
+                    ".".join((*outer, child.name)),
+                    min([child.lineno, *(each.lineno for each in child.decorator_list)]),
+                )
             yield from _decoders_in(child, (*outer, child.name))
         else:
             yield from _decoders_in(child, (*outer, child.name) if isinstance(child, ast.ClassDef) else outer)

@@ -55,5 +55,7 @@ TARGETS: Mapping[str, Target] = {
         _on_a_machine(lambda root: find_devices(root), *_DEVICES),
         (b"GPU UUID: GPU-1\nDevice Minor: 0\n\x001\n\x000x20b0\n\0simd_count 4\nlocation_id 768\nunique_id 5\n",),
     ),
-    "modes": Target(lambda data: parse_mode(data.decode("utf-8", "replace")), (b"node", b"core-complex"), (UsageError,)),
+    "modes": Target(
+        lambda data: parse_mode(data.decode("utf-8", "replace")), (b"node", b"core-complex"), (UsageError,)
+    ),
 }

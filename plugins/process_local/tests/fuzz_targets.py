@@ -97,11 +97,17 @@ _KERNEL = "the kernel writes it"
 TARGETS: Mapping[str, Target] = {
     "live workers": Target(
         over_a_socket(_read_live, socket.SOCK_SEQPACKET),
-        (b'{"live":1}\0{"ask":1}\0{"left":1}', json.dumps({"live": [2]}).encode(), b'{"ask":' + b"[" * 300 + b"]" * 300 + b"}"),
+        (
+            b'{"live":1}\0{"ask":1}\0{"left":1}',
+            json.dumps({"live": [2]}).encode(),
+            b'{"ask":' + b"[" * 300 + b"]" * 300 + b"}",
+        ),
     ),
     "results": Target(over_a_socket(_read_result), (_result(b"abc"), _result(b"") + b"more", LENGTH.pack(1 << 40))),
     "orders to templates": Target(
-        over_a_socket(_read_orders), (_order({"start": 1, "words": ["a"]}), _order({}) + _order({"x": None})), (ValueError,)
+        over_a_socket(_read_orders),
+        (_order({"start": 1, "words": ["a"]}), _order({}) + _order({"x": None})),
+        (ValueError,),
     ),
     "output": Target(_read_stream, (b"one\rtwo\n\x1b[31mred\n", b"\n" * 50)),
     "logs": Target(in_a_file(_read_log, "stderr.log"), (b"one\rtwo\n\x1b[31mred\n",)),

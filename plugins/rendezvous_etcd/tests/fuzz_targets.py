@@ -20,7 +20,7 @@ from quorate_rendezvous_etcd._hosted.cluster import read_members
 from quorate_rendezvous_etcd._hosted.names import check, parse_names
 from quorate_rendezvous_etcd._settings import Settings
 from quorate_rendezvous_etcd._v2.answers import read_answer
-from quorate_rendezvous_etcd._v2.counter import count_at, pack_addition
+from quorate_rendezvous_etcd._v2.counter import count_at, is_counter, pack_addition
 from quorate_rendezvous_etcd._v2.format import Value, pack
 from quorate_rendezvous_etcd._v2.job import JobDirectory
 from quorate_rendezvous_etcd._v2.store import _value_of
@@ -105,14 +105,18 @@ def _answer(status: str, *messages: bytes, details: str = "") -> bytes:
 def _read_v2(data: bytes) -> None:
     body, _, index = data.partition(b"\0")
     node = read_answer(body, {"X-Etcd-Index": index.decode("utf-8", "replace")}).node
-    for each in (node, *node.children):
+    for each in (node,) if is_counter(node) else (node, *node.children):
         _value_of(each, "path")
-        count_at(each, "stamp")
+    if is_counter(node):
+        count_at(node, "stamp")
     JobDirectory.bounds_of(node.value or "")
 
 
 def _v2(**node: Any) -> bytes:
-    return json.dumps({"action": "get", "node": {"key": "/k", "createdIndex": 3, "modifiedIndex": 4, **node}}).encode() + b"\x007"
+    return (
+        json.dumps({"action": "get", "node": {"key": "/k", "createdIndex": 3, "modifiedIndex": 4, **node}}).encode()
+        + b"\x007"
+    )
 
 
 _ADDITION = {"key": "/k/1", "value": pack_addition(2, "stamp"), "createdIndex": 5, "modifiedIndex": 5}
@@ -126,7 +130,11 @@ def _read_members(sock: socket.socket) -> None:
 
 def _read_settings(data: bytes) -> None:
     endpoint, _, conf = data.decode("utf-8", "replace").partition("\0")
-    parameters = RendezvousParameters("etcd-hosted", endpoint, "job", 1, 3, **parse_settings(conf))
+    try:
+        chosen = parse_settings(conf)
+    except ValueError:
+        return  # the command line refuses it
+    parameters = RendezvousParameters("etcd-hosted", endpoint, "job", 1, 3, **chosen)
     assert Settings.from_parameters(parameters).endpoints
     Settings.from_parameters(parameters, is_v2=True)
     names = parse_names(parameters)
@@ -140,7 +148,9 @@ _HEAD = b"HTTP/1.1 200 OK\r\nX-Etcd-Cluster-ID: cdf818194e3a8c32\r\nContent-Leng
 
 TARGETS: Mapping[str, Target] = {
     "records of v3": Target(
-        _read_record, (b"\1" + pack_put(b"v"), b"\2" + pack_created(b"v"), b"\3" + pack_counter(-5)), (StoreCorruptError,)
+        _read_record,
+        (b"\1" + pack_put(b"v"), b"\2" + pack_created(b"v"), b"\3" + pack_counter(-5)),
+        (StoreCorruptError,),
     ),
     "incarnations of v3": Target(
         lambda data: Incarnation.decode(data, "key"), (_INCARNATION.encode(),), (StoreCorruptError,), (b"2 x",)
@@ -171,7 +181,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "endpoints and settings": Target(
         _read_settings,
-        (b"a,b,c:2379\0user=u,prefix=/p", b"http://h:1\0lease_ttl=30,peer_port=7,election_timeout=1e300"),
+        (b"a,b,c:2379\0prefix=/p", b"http://h:1\0lease_ttl=30,peer_port=7,election_timeout=1e300"),
         (QuorateError, UsageError),
     ),
 }

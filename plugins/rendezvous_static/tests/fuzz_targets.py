@@ -148,14 +148,18 @@ _REQUESTS = (
     encode(Code.CREATE, 1, 0, [b"a", b"1"]) + encode(Code.PUT, 2, 0, [b"a", b"2", b"b", b"3"]),
     encode(Code.ADD, 3, 5, [b"c"]) + encode(Code.GET, 4, 0, [b"a", b"c", b"d"]) + encode(Code.DELETE, 5, 0, [b"a"]),
     encode(Code.WAIT, 6, 0, [b"d"]) + encode(Code.CREATE, 7, 0, [b"d", b""]) + encode(Code.WAIT, 8, 0, [b"e"]),
-    encode(Code.IDENTIFY, 0, 0, [b"me"]) + encode(Code.LAST_WORDS, 9, 1000, [b"2", b"x", b"1", b"3", b"y", b"2"]) + encode(Code.NO_TOKEN, 0),
+    encode(Code.IDENTIFY, 0, 0, [b"me"])
+    + encode(Code.LAST_WORDS, 9, 1000, [b"2", b"x", b"1", b"3", b"y", b"2"])
+    + encode(Code.NO_TOKEN, 0),
 )
 _WELCOME = encode(Code.OK, 0, PROTOCOL_VERSION, [_INCARNATION])
 
 
 def _signed_requests() -> bytes:
     session = _CHALLENGE.session(Role.CLIENT)
-    return b"".join(session.sign(request) for request in (encode(Code.ADD, 3, 5, [b"c"]), encode(Code.GET, 4, 0, [b"c"])))
+    return b"".join(
+        session.sign(request) for request in (encode(Code.ADD, 3, 5, [b"c"]), encode(Code.GET, 4, 0, [b"c"]))
+    )
 
 
 _BROKEN = (BrokenError, _RefusedError, QuorateError)
