@@ -39,8 +39,8 @@ from quorate.rendezvous._signed import sign_store
 from quorate.rendezvous._signs import read_signs
 from quorate.rendezvous._store import parse_counter
 from quorate.rendezvous._transition import decode_seal, read_summary
-from quorate.rendezvous._wire import decode_assignment, decode_end, decode_node, encode, encode_object
 from quorate.rendezvous._waiting import _decode_note as decode_note
+from quorate.rendezvous._wire import decode_assignment, decode_end, decode_node, encode, encode_object
 from quorate.timeouts import LONGEST_SECONDS, Timeouts
 from quorate.verdict import JobState, JobVerdict
 
@@ -230,8 +230,8 @@ def _read_cell(data: bytes) -> None:
 def _read_frames(data: bytes) -> None:
     frames: list[bytes] = []
     rest = b""
-    for start in range(0, len(data), 50):
-        rest = take_frames(rest + data[start : start + 50], frames)
+    for start in range(0, len(data), 1024):
+        rest = take_frames(rest + data[start : start + 1024], frames)
     assert len(frames) <= 2
     assert len(rest) + sum(map(len, frames)) <= len(data)
 
@@ -316,6 +316,6 @@ ELSEWHERE: Mapping[str, str] = {
     "quorate/proc:stat_of": _KERNEL,
     "quorate/proc:memory_groups": _KERNEL,
     "quorate/proc:kernel_wait_of": _KERNEL,
-    "quorate/rendezvous/_last_word_program:main": "its frames are the target 'last words'; pickles of its own agent alone",
+    "quorate/rendezvous/_last_word_program:main": "pickles of its own agent; its frames are 'last words'",
     "quorate/rendezvous/_last_word_program:_load": "a pickle, over a pipe whose other end its own agent alone has",
 }

@@ -19,7 +19,7 @@ from typing import Any
 
 from core.tests.fuzz.target import Target
 
-__all__ = ["DISTRIBUTIONS", "decoders_of", "elsewhere_of", "reached_by", "targets", "targets_of"]
+__all__ = ["DISTRIBUTIONS", "decoders_of", "elsewhere_of", "reached_by", "target_of", "targets", "targets_of"]
 
 _ROOT = Path(__file__).parents[3]
 #: Every folder of a distribution, by its name.
@@ -76,6 +76,12 @@ def targets() -> tuple[Mapping[str, Target], Mapping[str, str]]:
             continue
         found |= {title if name == "core" else f"{name}: {title}": target for title, target in own.items()}
     return found, missing
+
+
+def target_of(title: str) -> Target:
+    """Return one of :func:`targets`, and import no other distribution's.  Raises KeyError if there is none."""
+    distribution, colon, rest = title.partition(": ")
+    return targets_of(distribution)[rest] if colon else targets_of("core")[title]
 
 
 def decoders_of(name: str) -> Mapping[str, tuple[str, int]]:

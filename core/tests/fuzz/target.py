@@ -70,15 +70,14 @@ def over_a_socket(read: Callable[[socket.socket], object], kind: int = socket.SO
 
     def read_bytes(data: bytes) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
-        with ours:
-            with theirs:
-                theirs.setblocking(False)
-                for part in data.split(b"\0") if kind == socket.SOCK_SEQPACKET else [data]:
-                    try:
-                        theirs.send(part)
-                    except (BlockingIOError, OSError):
-                        break  # more than the kernel holds
-                theirs.shutdown(socket.SHUT_WR)
-                read(ours)
+        with ours, theirs:
+            theirs.setblocking(False)
+            for part in data.split(b"\0") if kind == socket.SOCK_SEQPACKET else [data]:
+                try:
+                    theirs.send(part)
+                except (BlockingIOError, OSError):
+                    break  # more than the kernel holds
+            theirs.shutdown(socket.SHUT_WR)
+            read(ours)
 
     return read_bytes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from core.tests.fuzz.target import Target, in_a_file
 from waitress.adjustments import Adjustments
 
-from core.tests.fuzz.target import Target, in_a_file
 from quorate_health._app import Application
 from quorate_health._command import _Tail
 from quorate_health._resources import _fields, _number

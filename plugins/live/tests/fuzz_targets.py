@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from core.tests.fuzz.target import Target
+
 from quorate_live._session import _parse
 
 
@@ -24,6 +25,8 @@ TARGETS: Mapping[str, Target] = {
         (b'{"welcome":1,"loss_timeout":20.5}', b'{"leave":3}', b'{"assign":{"RANK":"1","X":null}}')
         + (b'{"answer":2,"is_current":true}',),
         (ValueError,),
+        (b"7", b'{"leave":"x"}', b'{"answer":[]}', b'{"assign":3}', b'{"assign":{"A":"\\u0000"}}', b"[" * 100_000)
+        + (b'{"welcome":1,"loss_timeout":[]}', b'{"loss_timeout":NaN}'),
     ),
 }
 ELSEWHERE: Mapping[str, str] = {

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from tempfile import mkdtemp
 
 from core.tests.fuzz.target import Target
+
 from quorate.errors import UsageError
 from quorate_numa._devices import find_devices
 from quorate_numa._modes import parse_mode
@@ -52,7 +53,7 @@ TARGETS: Mapping[str, Target] = {
         (b"\0".join((b"0-3\n", b"0-3", b"0-1", b"3", b"Unified", b"0-3", b"0-3", b"10", b"0")),),
     ),
     "devices": Target(
-        _on_a_machine(lambda root: find_devices(root), *_DEVICES),
+        _on_a_machine(find_devices, *_DEVICES),
         (b"GPU UUID: GPU-1\nDevice Minor: 0\n\x001\n\x000x20b0\n\0simd_count 4\nlocation_id 768\nunique_id 5\n",),
     ),
     "modes": Target(

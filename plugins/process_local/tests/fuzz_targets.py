@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 
 from core.tests.fuzz.target import Target, in_a_file, over_a_socket
+
 from quorate_process_local._channel import Channel
 from quorate_process_local._connections import Connection
 from quorate_process_local._live import Live

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Mapping
 
 from core.tests.fuzz.target import Target, over_a_socket
+
 from quorate.clock import monotonic
 from quorate_rendezvous_c10d._hosting import _parse_note
 from quorate_rendezvous_c10d._last_word import RawClient
@@ -42,8 +43,10 @@ def _ask(sock: socket.socket) -> None:
         pass  # the other end is gone already; its answer is read nevertheless where there is one
 
 
+_NOTE = b'{"version":1,"run_id":"job","host":"h","pid":7}'
+
 TARGETS: Mapping[str, Target] = {
     "values": Target(_read_value, (_STAMP + b"value", b"12", b"")),
-    "notes of hosts": Target(_read_note, (b'{"version":1,"run_id":"job","host":"h","pid":7}', b"{}")),
+    "notes of hosts": Target(_read_note, (_NOTE, b"{}", _NOTE.replace(b"7", b"1e999"), b"[" * 100_000)),
     "answers to last words": Target(over_a_socket(_ask), (b"\5" + bytes(7) + b"value",), (ValueError, OSError)),
 }

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import hpack
-
 from core.tests.fuzz.target import Target, over_a_socket
-from quorate.clock import monotonic
+
 from quorate.cli._values import settings as parse_settings
+from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, UsageError
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd._hosted.cluster import read_members
@@ -144,6 +144,7 @@ def _read_settings(data: bytes) -> None:
 
 _LISTED = b'[{"id":"123","name":"a","peerURLs":["http://a:2380"],"clientURLs":["http://a:2379"]}]'
 _HEAD = b"HTTP/1.1 200 OK\r\nX-Etcd-Cluster-ID: cdf818194e3a8c32\r\nContent-Length: %d\r\n\r\n"
+_STRANGE_LISTS = (b"7", b"null", b'[{"id":[]}]', b'[{"id":1e999}]', b'[{"peerURLs":{"a":1}}]', b"[" * 3000)
 
 
 TARGETS: Mapping[str, Target] = {
@@ -177,7 +178,10 @@ TARGETS: Mapping[str, Target] = {
         (ValueError, StoreCorruptError),
     ),
     "members of a hosted etcd": Target(
-        over_a_socket(_read_members), (_HEAD % len(_LISTED) + _LISTED, _HEAD % 2 + b"[]"), (ValueError, OSError)
+        over_a_socket(_read_members),
+        (_HEAD % len(_LISTED) + _LISTED, _HEAD % 2 + b"[]"),
+        (ValueError, OSError),
+        tuple(_HEAD % len(each) + each for each in _STRANGE_LISTS),
     ),
     "endpoints and settings": Target(
         _read_settings,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from core.tests.fuzz.target import Target, over_a_socket
+
 from quorate.clock import monotonic
 from quorate.errors import QuorateError
 from quorate_rendezvous_static._absent import Absent

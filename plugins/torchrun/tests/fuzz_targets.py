@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from core.tests.fuzz.target import Target
+
 from quorate_torchrun._arguments import parse_min_max_nnodes
 
 TARGETS: Mapping[str, Target] = {

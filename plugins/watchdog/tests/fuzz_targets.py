@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from core.tests.fuzz.target import Target
+
 from quorate_watchdog._messages import Lines, parse
 
 _OURS = b'{"pid":7,"namespace":1,"agent":"a","rank":0,"round":2,'

@@ -183,7 +183,7 @@ class Doorway:
         """Join incarnation 0 if that is the newest and goes on, with one read; ``None``: there is more to look at."""
         keys = [_HINT, _job_key(0), over_key(0), _job_key(1), Key.ended(0)]
         hint, record, *others = _read(store, keys)
-        if parse_counter(_HINT, hint) > 0 or any(value is not None for value in others):
+        if _check_hint(parse_counter(_HINT, hint)) > 0 or any(value is not None for value in others):
             return None
         inside = incarnation_store(store, 0, self._run_id, self._keeps)
         if record is None:

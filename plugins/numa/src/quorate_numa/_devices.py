@@ -132,7 +132,7 @@ def _amd(root: str) -> list[Device]:
     for number in sorted(each for name in _entries(folder) if (each := whole_number(name)) is not None):
         words = (line.split() for line in _text(f"{folder}/{number}/properties").splitlines())
         properties = {
-            pair[0]: number for pair in words if len(pair) == 2 and (number := whole_number(pair[1])) is not None
+            pair[0]: value for pair in words if len(pair) == 2 and (value := whole_number(pair[1])) is not None
         }
         if properties.get("simd_count", 0) > 0:
             location = properties.get("location_id", 0)
