@@ -119,9 +119,13 @@ def _greet(key: bytes | None) -> Callable[[socket.socket], None]:
         try:
             link._greet(monotonic() + 5.0)
             store = object.__new__(TcpStore)
-            store.host, store.port, store._closed = "127.0.0.1", 1, False
+            store._target, store._closed = link._target, False
             store._work_lock, store._worker, store._operation_timeout = threading.Lock(), _Answered(link), 5.0
             store._call("key", Code.GET, 0, [b"key"])
+        except (BrokenError, _RefusedError, QuorateError) as error:
+            if not str(error).isprintable():
+                raise AssertionError(f"it would be shown as it came: {str(error)!r}") from error
+            raise
         finally:
             link.shut()
             link.release()
