@@ -9,7 +9,6 @@ import pytest
 
 import quorate
 from quorate import PluginHost, PluginKind
-from quorate.cli._flags import FLAGS
 from quorate.cli._reference import PARTS, updated
 
 if sys.version_info >= (3, 11):
@@ -20,9 +19,14 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 #: What is chosen by a name that somebody writes, so that the right package can be named where it is missing.
-CHOSEN = (PluginKind.RENDEZVOUS, PluginKind.STARTER, PluginKind.ERROR_RECORDER, PluginKind.EVENT_SINK)
-#: Flags that the core knows and refuses until a plugin offers them.
-LEFT_TO_PLUGINS = {flag.name for flag in FLAGS if flag.plugin_only}
+CHOSEN = (
+    PluginKind.CLI_OPTION,
+    PluginKind.ENVIRONMENT,
+    PluginKind.RENDEZVOUS,
+    PluginKind.STARTER,
+    PluginKind.ERROR_RECORDER,
+    PluginKind.EVENT_SINK,
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -44,8 +48,7 @@ def test_known_plugins_are_what_the_distributions_of_this_repository_offer() -> 
     }
     offered: dict[tuple[str, str], set[str]] = {}
     for plugin, kind, name in PluginHost().offers():
-        is_left_to_plugins = kind is PluginKind.CLI_OPTION and name in LEFT_TO_PLUGINS
-        if (kind in CHOSEN or is_left_to_plugins) and plugin.found.distribution in names:
+        if kind in CHOSEN and plugin.found.distribution in names:
             offered.setdefault((plugin.found.distribution, kind.value), set()).add(name)
     assert offered, "the distributions of this repository are installed"
     listed: dict[tuple[str, str], set[str]] = {}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from quorate.errors import QuorateError, RendezvousStateError, StoreLostError
+from quorate.errors import QuorateError, RendezvousStateError, StoreCorruptError, StoreLostError
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import AttentiveStore, InMemoryStore, LastWordStore, Store, Write, sign_store
 from quorate.rendezvous import _incarnation as incarnation
@@ -60,6 +60,23 @@ def beat(store: Store, rank: int, count: int, host: str, state: HeartbeatState =
 
 
 # --- one node after the other -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hint", [2**40, 2**62, -5])
+def test_a_counter_of_jobs_that_no_job_has_written_is_refused_and_not_walked_back(hint: int) -> None:
+    data = InMemoryStore()
+    data.add("incarnations", hint)
+    with pytest.raises(StoreCorruptError, match="incarnations"):
+        door(data).enter(data, ALICE)
+
+
+def test_a_counter_of_jobs_that_is_too_high_leads_to_the_newest_job() -> None:
+    data = InMemoryStore()
+    data.create("incarnation/1/job", encode(ALICE))
+    data.add("incarnations", 3000)
+    store = door(data).enter(data, evolve(ALICE, node_id="c", rank_hint=None))
+    assert isinstance(store, IncarnationStore)
+    assert store.number == 1
 
 
 def test_twenty_jobs_follow_one_another_in_a_store_that_stays_small() -> None:

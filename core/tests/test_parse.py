@@ -195,6 +195,7 @@ def test_negative_numbers_are_values() -> None:
         (["--master=2"], ["--master is the beginning", "--master-addr or --master-port"]),
         (["--rdzv_endpont=2"], ["did you mean --rdzv-endpoint?"]),
         (["--zzzzzzzz"], ["unknown flag --zzzzzzzz", "quorate run --help"]),
+        (["--hosts=a,b"], ["unknown flag --hosts", "pip install quorate-ssh"]),
         (["-x"], ["unknown flag -x", "quorate run --help"]),
         (["--nnodes"], ["--nnodes needs a value", "--nnodes=N|MIN:MAX"]),
         (["--log-dir", "--tee", "3"], ["--log-dir needs a value"]),

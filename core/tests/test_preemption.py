@@ -19,6 +19,7 @@ from quorate.agent._preemption import Preemption
 from quorate.agent._protocol import Outcome, Phase
 from quorate.agent._services import View
 from quorate.agent._state import State
+from quorate.agent._stopping import SECOND_INTERRUPT_SECONDS
 from quorate.clusters import ClusterJob, grace_before
 from quorate.policy import default_cause, default_restart
 from quorate.preemption import DEADLINE_VARIABLE, remove_deadline, write_deadline
@@ -110,10 +111,13 @@ def test_further_signals_of_the_scheduler_change_nothing(event: protocol.Input) 
 
 def test_a_person_can_still_end_the_job_at_once() -> None:
     state, _ = ended(WARNING)
-    _, first = fed(state, protocol.SignalReceived(signal.SIGINT))
+    interrupt = protocol.SignalReceived(signal.SIGINT, is_person=True)
+    state, first = fed(state, interrupt)
     assert isinstance(first[0], protocol.StopWorkers)
-    _, both = fed(state, protocol.SignalReceived(signal.SIGINT), protocol.SignalReceived(signal.SIGINT))
-    assert both[1] == protocol.StopWorkers(signal.SIGKILL, 0.0)
+    state, commands = fed(state, interrupt)  # a key that bounced
+    assert commands == []
+    later = step(state, interrupt, 100.0 + SECOND_INTERRUPT_SECONDS)
+    assert later.commands == (protocol.StopWorkers(signal.SIGKILL, 0.0),)
 
 
 def test_an_end_that_another_node_has_recorded_counts() -> None:

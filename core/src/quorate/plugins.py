@@ -26,7 +26,16 @@ from .errors import DuplicatePluginError, PluginError, UnknownBackendError
 from .files import read_bytes
 from .records import Event
 
-__all__ = ["BrokenPlugin", "FoundPlugin", "LoadedPlugin", "PluginHost", "PluginKind", "find_plugins", "get_host"]
+__all__ = [
+    "BrokenPlugin",
+    "FoundPlugin",
+    "LoadedPlugin",
+    "PluginHost",
+    "PluginKind",
+    "find_plugins",
+    "get_host",
+    "usual_package",
+]
 
 _T = TypeVar("_T")
 _CORE = "quorate-core"
@@ -198,7 +207,7 @@ class PluginHost:
         offers = self._offers(kind)
         if name in offers:
             return offers[name].record
-        package = _usual_package(kind, name)
+        package = usual_package(kind, name)
         for broken in self.broken:
             if broken.found.distribution == package or name == broken.found.name:
                 raise PluginError(
@@ -315,7 +324,7 @@ def _duplicate(kind: PluginKind, name: str, first: FoundPlugin, second: FoundPlu
     )
 
 
-def _usual_package(kind: PluginKind, name: str) -> str | None:
+def usual_package(kind: PluginKind, name: str) -> str | None:
     """Return the distribution that usually offers a name, for the remedy (``known_plugins.txt``)."""
     for line in read_bytes(_KNOWN_PLUGINS).decode().splitlines():
         if not line.startswith("#"):

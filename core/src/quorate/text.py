@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["near_names", "plain", "printable", "printable_lines"]
+__all__ = ["near_names", "plain", "printable", "printable_lines", "whole_number"]
 
 #: Terminal control sequences of ECMA-48 and ECMA-35, in their 7-bit and 8-bit forms.
 _CONTROL = re.compile(
@@ -19,6 +19,8 @@ _CONTROL = re.compile(
 )
 #: What is left of control characters, but for tabs and line ends.
 _STRAY = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+_MOST_DIGITS = 20
 
 
 def printable(text: str, longest: int) -> str:
@@ -53,6 +55,14 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return _STRAY.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub("", text).replace("\r\n", "\n"))
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that ``text`` writes in ASCII digits, ``None`` for anything else or 2**64 and more."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS):
+        return None
+    number = int(text)
+    return number if number < 1 << 64 else None
 
 
 def _shown(character: str) -> str:

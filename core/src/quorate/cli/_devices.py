@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from ..errors import UsageError
+from ..text import whole_number
 
 __all__ = ["count_cpus", "count_gpus", "count_workers"]
 
@@ -84,7 +85,8 @@ def _narrow(total: int, visible: str | None) -> int:
         entry = entry.strip()
         if entry in entries:
             return 0  # the driver shows none at all where one is named twice
-        if not entry.startswith(("GPU-", "MIG-")) and not (entry.isdecimal() and int(entry) < total):
+        number = whole_number(entry)
+        if not entry.startswith(("GPU-", "MIG-")) and (number is None or number >= total):
             break
         entries.append(entry)
     return len(entries) if total else 0

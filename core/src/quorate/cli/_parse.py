@@ -13,6 +13,7 @@ from typing import Any, NoReturn, final
 from attrs import evolve, frozen
 
 from ..errors import UsageError
+from ..plugins import PluginKind, usual_package
 from ..text import near_names
 from ._flags import ACTIONS, Flag
 
@@ -178,7 +179,9 @@ def _reject(word: str, table: Mapping[str, Flag]) -> NoReturn:
     remedy = "run 'quorate run --help' to see all flags"
     if written.startswith("--"):
         wanted = written[2:].replace("_", "-")
-        near = near_names(wanted, [*table, *ACTIONS])
-        if near:
+        package, near = usual_package(PluginKind.CLI_OPTION, wanted), near_names(wanted, [*table, *ACTIONS])
+        if package is not None:
+            remedy = f"it is offered by a plugin: pip install {package}"
+        elif near:
             remedy = f"did you mean --{near[0]}?"
     raise UsageError(f"unknown flag {written}; {remedy}")

@@ -23,8 +23,9 @@ from typing import final
 
 from attrs import evolve
 
+from .._bounded import LARGEST_COUNTER, MOST_NODES
 from ..clock import monotonic
-from ..errors import RendezvousStateError, StoreUnavailableError
+from ..errors import RendezvousStateError, StoreCorruptError, StoreUnavailableError
 from ..records import NodeRecord
 from ._incarnation_store import IncarnationStore, OverError, incarnation_store, over_key, wrong_answer
 from ._liveness import Heartbeat, HeartbeatState
@@ -38,6 +39,16 @@ __all__ = ["Doorway", "Next", "judge"]
 
 _HINT = "incarnations"
 _LOOKS_PER_LEASE = 6
+#: The hint is too high by as many as its increment was repeated: each node of a job does so once at most.
+_MOST_BELOW_HINT = MOST_NODES
+_JOBS_PER_READ = 1024
+
+
+def _check_hint(count: object) -> int:
+    """Return how many jobs the hint says have ended.  Raises StoreCorruptError for what is not such a count."""
+    if type(count) is not int or not 0 <= count < LARGEST_COUNTER:
+        raise StoreCorruptError(_HINT, "it is not a count of jobs")
+    return count
 
 
 def _job_key(number: int) -> str:
@@ -172,7 +183,7 @@ class Doorway:
         """Join incarnation 0 if that is the newest and goes on, with one read; ``None``: there is more to look at."""
         keys = [_HINT, _job_key(0), over_key(0), _job_key(1), Key.ended(0)]
         hint, record, *others = _read(store, keys)
-        if parse_counter(_HINT, hint) > 0 or any(value is not None for value in others):
+        if _check_hint(parse_counter(_HINT, hint)) > 0 or any(value is not None for value in others):
             return None
         inside = incarnation_store(store, 0, self._run_id, self._keeps)
         if record is None:
@@ -206,15 +217,21 @@ class Doorway:
     def _newest(self, store: Store) -> int:
         """Return the number of the newest incarnation that was begun, 0 if none was."""
         while True:
-            hint = number = store.add(_HINT, 0)
+            hint = number = _check_hint(store.add(_HINT, 0))
             record, after = _read(store, [_job_key(number), _job_key(number + 1)])
             while after is not None:
                 number += 1
                 (after,) = _read(store, [_job_key(number + 1)])
                 record = after or record
-            while record is None and number > 0:
-                number -= 1  # the hint is too high: its increment was repeated
-                (record,) = _read(store, [_job_key(number)])
+            while record is None and number > 0:  # the hint is too high: its increment was repeated
+                if hint - number >= _MOST_BELOW_HINT:
+                    raise StoreCorruptError(_HINT, f"it counts {hint} jobs, and there is none near that number")
+                below = range(number - 1, max(-1, number - 1 - _JOBS_PER_READ), -1)
+                records = _read(store, [_job_key(each) for each in below])
+                number, record = next(
+                    ((each, found) for each, found in zip(below, records, strict=True) if found is not None),
+                    (below[-1], None),
+                )
             if record is not None or store.add(_HINT, 0) == hint:
                 return number
 

@@ -31,15 +31,19 @@ def main() -> None:
             is_over, buffer = not data, buffer + data
         elif write is None:
             write = _load(frames[0])
-        while len(buffer) >= 4 and len(buffer) >= 4 + (size := int.from_bytes(buffer[:4], "big")):
-            # Beside the first frame, only the newest counts.
-            frames[1:] = [buffer[4 : 4 + size]] if frames else []
-            frames = frames or [buffer[4 : 4 + size]]
-            buffer = buffer[4 + size :]
+        buffer = take_frames(buffer, frames)
     signal.alarm(_LONGEST_SECONDS)
     writes = pickle.loads(frames[1]) if len(frames) > 1 else []
     if writes:
         (write or _load(frames[0]))(writes)
+
+
+def take_frames(buffer: bytes, frames: list[bytes]) -> bytes:
+    """Move whole frames from ``buffer`` to ``frames``; return the rest.  Beside the first, only the newest is kept."""
+    while len(buffer) >= 4 and len(buffer) >= 4 + (size := int.from_bytes(buffer[:4], "big")):
+        frames[1 if frames else 0 :] = [buffer[4 : 4 + size]]
+        buffer = buffer[4 + size :]
+    return buffer
 
 
 def _load(frame: bytes):  # type: ignore[no-untyped-def] # it is of the plugin's module

@@ -18,6 +18,7 @@ from quorate.failures import read_error_file
 from quorate.files import write_atomically
 from quorate.net import host_name
 from quorate.records import Cause, FailureRecord
+from quorate.text import whole_number
 
 __all__ = ["initialize", "record_exception", "write_failure"]
 
@@ -117,7 +118,7 @@ def _identity(now: int) -> dict[str, Any]:
         "time_ns": now,
         "host": host_name(),
         "pid": os.getpid(),
-        "rank": int(rank) if rank.isascii() and rank.isdigit() else None,
+        "rank": whole_number(rank),
     }
 
 

@@ -6,7 +6,7 @@ import shlex
 from math import isfinite
 
 from quorate.errors import UsageError
-from quorate.text import near_names
+from quorate.text import near_names, whole_number
 
 from ._checks import DEFAULTS, LONGEST_COMMAND_SECONDS, NAMES
 
@@ -19,9 +19,10 @@ def port_of(text: str) -> int:
     Raises:
         UsageError: it is not one.
     """
-    if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
+    port = whole_number(text)
+    if port is None or port > 65535:
         raise UsageError(f"--health-port={text} is not a port; give a number from 0 (any free port) to 65535")
-    return int(text)
+    return port
 
 
 def names_of(text: str) -> frozenset[str]:

@@ -10,6 +10,7 @@ import os
 
 from quorate.files import read_bytes
 from quorate.proc import ControlGroup, memory_groups
+from quorate.text import whole_number
 
 __all__ = ["MEGABYTE", "available_memory", "check_memory", "check_open_files"]
 
@@ -65,11 +66,10 @@ def _left_in(group: ControlGroup) -> int | None:
 
 
 def _number(path: str) -> int | None:
-    text = read_bytes(path).strip()
-    return int(text) if text.isdigit() else None
+    return whole_number(read_bytes(path).decode("utf-8", "replace").strip())
 
 
 def _fields(path: str) -> dict[str, int]:
     """Return name -> number of a file of lines ``name number ...``."""
     words = [line.split() for line in read_bytes(path).decode("utf-8", "replace").splitlines()]
-    return {parts[0]: int(parts[1]) for parts in words if len(parts) > 1 and parts[1].isdecimal()}
+    return {parts[0]: number for parts in words if len(parts) > 1 and (number := whole_number(parts[1])) is not None}

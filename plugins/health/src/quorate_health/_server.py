@@ -26,7 +26,7 @@ from typing import Any, final
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
@@ -52,7 +52,10 @@ class _OneRequest(HTTPRequestParser):  # type: ignore[misc] # waitress is not ty
     """Has each connection closed after its answer, so that idle connections are those that have sent no request."""
 
     def parse_header(self, header_plus: bytes) -> None:
-        super().parse_header(header_plus)
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # of urllib, for a host such as "[a"
+            raise ParsingError("Bad URI") from None
         self.headers["CONNECTION"] = "close"
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, final
 from quorate.net import format_endpoint, listen, resolve
 from quorate.records import Event
 from quorate.services import AgentView
+from quorate.text import whole_number
 
 from ._import_lock import import_lock
 from ._journal import Journal
@@ -38,8 +39,8 @@ def start(agent: AgentView, variable: str) -> HealthService | None:
     port = agent.settings.get("health_port")
     if port is None:
         text = agent.environment.get(variable, "")
-        port = int(text) if text.isascii() and text.isdecimal() else -1
-        if not 0 <= port <= 65535:
+        port = whole_number(text)
+        if port is None or port > 65535:
             agent.say(f"warning: {variable}={text} is not a port; there is no health server")
             return None
     host = agent.settings.get("health_host") or "127.0.0.1"

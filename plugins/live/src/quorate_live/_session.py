@@ -28,6 +28,8 @@ _FORMAT = 1
 _LONGEST_MESSAGE_BYTES = 200_000
 _WELCOME_TIMEOUT_SECONDS = 10.0
 _ANSWER_TIMEOUT_SECONDS = 5.0
+#: More than any job is told.
+_LONGEST_LOSS_TIMEOUT_SECONDS = 86_400.0 * 366
 #: Thirteen above Linux's first real-time signal that is free for programs.  Nothing sends these by itself.
 _SIGNAL = 47
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.01, 0.25
@@ -158,7 +160,11 @@ class Session:
                 data = b""
             if not data:
                 break
-            message = json.loads(data)
+            try:
+                message = _parse(data)
+            except ValueError as error:
+                warn(f"this worker is not live any more: its agent sent what is not a message ({error})")
+                break
             with self.changed:
                 self._take(message)
                 self.changed.notify_all()
@@ -195,6 +201,27 @@ class Session:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
+def _parse(data: bytes) -> dict[str, Any]:
+    """Return the agent's message.  Raises ValueError for what is none."""
+    try:
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise ValueError("it is not an object")
+        for name in message.keys() & {"leave", "answer"}:
+            if type(message[name]) is not int:
+                raise ValueError(f"{name} is not a number")
+        for name, value in dict(message.get("assign", {})).items():
+            if not name or "=" in name or not isinstance(value, (str, type(None))):
+                raise ValueError("it assigns what is not a variable")
+            if b"\0" in os.fsencode(name) + os.fsencode(value or ""):
+                raise ValueError("it assigns what is not a variable")
+        if "loss_timeout" in message and not 0 <= float(message["loss_timeout"]) <= _LONGEST_LOSS_TIMEOUT_SECONDS:
+            raise ValueError("loss_timeout is not a time")
+        return message
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"it is not a message ({type(error).__name__})") from None
+
+
 def connect() -> Session | None:
     """Become live: return the session with this process's agent, ``None`` where there is no agent to talk to."""
     address = os.environ.get(ADDRESS_VARIABLE, "")
@@ -206,13 +233,13 @@ def connect() -> Session | None:
         channel.settimeout(_WELCOME_TIMEOUT_SECONDS)
         channel.connect("\0" + address[1:])
         channel.send(json.dumps({"live": _FORMAT}).encode())
-        welcome = json.loads(channel.recv(_LONGEST_MESSAGE_BYTES) or b"{}")
+        welcome = _parse(channel.recv(_LONGEST_MESSAGE_BYTES) or b"{}")
         channel.settimeout(None)
     except (OSError, ValueError) as error:
         channel.close()
         warn(f"this worker is not live: it cannot reach its agent ({error})")
         return None
-    if welcome.get("welcome") != _FORMAT:
+    if welcome.get("welcome") != _FORMAT or "loss_timeout" not in welcome:
         channel.close()
         warn("this worker is not live: its agent has not accepted it")
         return None

@@ -14,6 +14,7 @@ from typing import final
 from attrs import frozen
 
 from quorate.files import read_bytes
+from quorate.text import whole_number
 
 __all__ = ["Device", "are_numbered_by_bus", "find_devices", "visible_devices"]
 
@@ -65,8 +66,9 @@ def _narrowed(devices: Sequence[Device | None], visible: str | None) -> tuple[De
         return tuple(devices)
     result: list[Device | None] = []
     for entry in (entry.strip() for entry in visible.split(",")):
-        if entry.isdecimal() and int(entry) < len(devices):
-            result.append(devices[int(entry)])
+        number = whole_number(entry)
+        if number is not None and number < len(devices):
+            result.append(devices[number])
         elif entry.startswith("MIG-"):
             # The older form, MIG-GPU-<uuid>/<instance>/<instance>, names the GPU; the newer one only the part.
             result.append(_with_uuid(devices, entry.removeprefix("MIG-").partition("/")[0]))
@@ -115,9 +117,9 @@ def _nvidia_by_bus(root: str) -> list[Device]:
 
 def _pci_device(root: str, address: str, uuid: str = "", is_amd: bool = False) -> Device:
     folder = os.path.join(root, _PCI_DEVICES, address.lower())
-    number = _text(f"{folder}/numa_node")
     # The kernel writes -1 where the firmware does not tell.
-    return Device(address, int(number) if number.isdecimal() else None, uuid, _text(f"{folder}/device"), is_amd)
+    number = whole_number(_text(f"{folder}/numa_node"))
+    return Device(address, number, uuid, _text(f"{folder}/device"), is_amd)
 
 
 # --- AMD --------------------------------------------------------------------------------------------------------------
@@ -127,9 +129,11 @@ def _amd(root: str) -> list[Device]:
     """Return the compute nodes that have SIMD units, by their numbers; those of other containers cannot be read."""
     folder = os.path.join(root, _AMD_NODES)
     found = []
-    for number in sorted(int(name) for name in _entries(folder) if name.isdecimal()):
+    for number in sorted(each for name in _entries(folder) if (each := whole_number(name)) is not None):
         words = (line.split() for line in _text(f"{folder}/{number}/properties").splitlines())
-        properties = {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdecimal()}
+        properties = {
+            pair[0]: value for pair in words if len(pair) == 2 and (value := whole_number(pair[1])) is not None
+        }
         if properties.get("simd_count", 0) > 0:
             location = properties.get("location_id", 0)
             # The function's bits number the parts of a GPU that is split up; the GPU itself is function 0.

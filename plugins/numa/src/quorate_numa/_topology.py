@@ -15,6 +15,7 @@ from attrs import field, frozen
 
 from quorate.affinity import parse_cpus
 from quorate.files import read_bytes
+from quorate.text import whole_number
 
 __all__ = ["Topology", "read_topology", "within"]
 
@@ -116,9 +117,9 @@ def _l3_siblings(root: str, cpu: int) -> frozenset[int]:
     folder = os.path.join(root, _CPUS, f"cpu{cpu}", "cache")
     best, shared = _L3 - 1, frozenset[int]()
     for index in _numbered(folder, "index"):
-        level = _text(f"{folder}/index{index}/level")
-        if level.isdecimal() and int(level) > best and _text(f"{folder}/index{index}/type") in _DATA_CACHES:
-            best, shared = int(level), _numbers(f"{folder}/index{index}/shared_cpu_list")
+        level = whole_number(_text(f"{folder}/index{index}/level"))
+        if level is not None and level > best and _text(f"{folder}/index{index}/type") in _DATA_CACHES:
+            best, shared = level, _numbers(f"{folder}/index{index}/shared_cpu_list")
     return shared
 
 
@@ -148,9 +149,10 @@ def _distances(folder: str, numbers: list[int]) -> dict[tuple[int, int], int]:
     """Return the distances between nodes; each node's file has one for every node, in ascending order."""
     found: dict[tuple[int, int], int] = {}
     for number in numbers:
-        words = _text(f"{folder}/node{number}/distance").split()
-        if len(words) == len(numbers) and all(map(str.isdecimal, words)):
-            found.update({(number, other): int(word) for other, word in zip(numbers, words, strict=True)})
+        told = [whole_number(word) for word in _text(f"{folder}/node{number}/distance").split()]
+        distances = [distance for distance in told if distance is not None]
+        if len(told) == len(distances) == len(numbers):
+            found.update({(number, other): distance for other, distance in zip(numbers, distances, strict=True)})
     return found
 
 
@@ -161,7 +163,9 @@ def _numbered(folder: str, prefix: str) -> list[int]:
     except OSError:
         return []
     return sorted(
-        int(name[len(prefix) :]) for name in names if name.startswith(prefix) and name[len(prefix) :].isdecimal()
+        number
+        for name in names
+        if name.startswith(prefix) and (number := whole_number(name[len(prefix) :])) is not None
     )
 
 

@@ -23,6 +23,7 @@ from quorate.errors import QuorateError, UsageError
 from quorate.job_token import STORE_PURPOSE
 from quorate.notices import warn
 from quorate.rendezvous import job_is_over
+from quorate.text import printable
 
 from ._connection import Connection, connect
 from ._endpoint import find_answering
@@ -178,10 +179,15 @@ def _read_note(connection: Connection) -> tuple[str | None, str]:
         if raw is not None or monotonic() >= deadline:
             break
         sleep(0.02)
+    return _parse_note(raw or b"")
+
+
+def _parse_note(raw: bytes) -> tuple[str | None, str]:
+    """Return the job that a host's note is for, and who hosts it; ``None`` where there is no such note."""
     try:
-        note = json.loads(raw or b"")
-        run_id, hosted_by = note["run_id"], f"process {int(note['pid'])} on {str(note['host'])[:100]}"
-    except (ValueError, TypeError, KeyError):
+        note = json.loads(raw)
+        run_id, hosted_by = note["run_id"], f"process {int(note['pid'])} on {printable(str(note['host']), 100)}"
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None, ""
     return (run_id, hosted_by) if isinstance(run_id, str) and note.get("version") == _NOTE_VERSION else (None, "")
 

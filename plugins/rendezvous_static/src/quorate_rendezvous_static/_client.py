@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, final
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreUnavailableError, UsageError
 from quorate.rendezvous import LastWordWriter, Write
+from quorate.text import printable
 
 from ._link import BrokenError, InterruptedLinkError, Link, Target
 from ._server import TcpStoreServer
@@ -222,7 +223,7 @@ class TcpStore:
         if answer.code != Code.PROBLEM:
             raise self._invalid_answer()
         text = (answer.items[0] if answer.items else None) or b"no reason given"
-        sentence = text[:200].decode(errors="replace")
+        sentence = printable(text[:800].decode(errors="replace"), 200)
         if answer.number == Problem.NOT_A_COUNTER:
             raise StoreCorruptError(key, sentence)
         raise StoreUnavailableError(f"the rendezvous store at {self.endpoint} refused: {sentence}")

@@ -17,6 +17,7 @@ from quorate.clock import monotonic
 from quorate.errors import RendezvousStateError, StoreLostError, StoreUnavailableError
 from quorate.job_token import TOKEN_FILE_VARIABLE
 from quorate.net import Address, close_in_children, format_endpoint, resolve, set_keep_alive
+from quorate.text import printable
 
 from ._auth import NONCE_BYTES, TAG_BYTES, Challenge, Role, Session, new_nonce
 from ._wire import (
@@ -441,7 +442,7 @@ def _incarnation(answer: Message) -> bytes:
 
 def _text(answer: Message) -> str:
     item = answer.items[0] if answer.items else None
-    return (item or b"no reason given")[:200].decode(errors="replace")
+    return printable((item or b"no reason given")[:800].decode(errors="replace"), 200)
 
 
 def _sentence(error: BaseException) -> str:

@@ -209,8 +209,19 @@ class Cluster:
         with sock:
             sock.settimeout(max(0.001, deadline - monotonic()))
             sock.sendall(f"GET /members HTTP/1.1\r\nHost: {peer}\r\nConnection: close\r\n\r\n".encode())
-            fields, body = _read_answer(sock, deadline)
-        return int(fields.get(b"x-etcd-cluster-id", b"0"), 16), [_read_member(entry) for entry in json.loads(body)]
+            return read_members(sock, deadline)
+
+
+def read_members(sock: socket.socket, deadline: float) -> tuple[int, list[Listed]]:
+    """Return the cluster's id and its members from an HTTP answer.  Raises OSError, ValueError."""
+    fields, body = _read_answer(sock, deadline)
+    try:
+        entries = json.loads(body)
+        if not isinstance(entries, list):
+            raise ValueError("it does not list members as etcd does")
+        return int(fields.get(b"x-etcd-cluster-id", b"0"), 16), [_read_member(entry) for entry in entries]
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"it does not list members as etcd does ({type(error).__name__})") from None
 
 
 def _read_answer(sock: socket.socket, deadline: float) -> tuple[dict[bytes, bytes], bytes]:
@@ -236,4 +247,6 @@ def _read_member(entry: Any) -> Listed:
     if not isinstance(entry, dict):
         raise ValueError("it does not list members as etcd does")
     urls = entry.get("peerURLs") or [""]
+    if not isinstance(urls, list):
+        raise ValueError("it does not list members as etcd does")
     return Listed(int(entry.get("id", 0)), str(entry.get("name", "")), str(urls[0]), bool(entry.get("clientURLs")))
