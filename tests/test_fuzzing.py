@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from itertools import islice
+from time import thread_time
 
 import pytest
-from core.tests.fuzz.__main__ import inputs
+from core.tests.fuzz.__main__ import LONGEST_SECONDS, inputs
 from core.tests.fuzz.found import DISTRIBUTIONS, decoders_of, elsewhere_of, reached_by, targets_of
 
 pytestmark = pytest.mark.needs("torch", "etcd3", "waitress")
@@ -32,7 +33,9 @@ def test_the_decoders_of_plugins_raise_what_they_document(distribution: str) -> 
     for name, target in targets_of(distribution).items():
         assert all(target.try_one(example) for example in target.examples), name
         for number, data in enumerate(islice(inputs(target, random.Random(name)), _INPUTS)):
+            began = thread_time()
             try:
                 target.try_one(data)
             except BaseException as error:
                 raise AssertionError(f"{name}: input {number} is {data[:500]!r}") from error
+            assert thread_time() - began < LONGEST_SECONDS, f"{name}: input {number} is {data[:500]!r}"

@@ -52,6 +52,7 @@ TARGETS: Mapping[str, Target] = {
         (
             b"GET /status?part HTTP/1.1\r\nHost: [::1]:80\r\nAccept: */*\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            b"GET http://" + b"9" * 5000 + b" HTTP/1.1.1 \r\n\r\n",
             b"GET http://[a/ HTTP/1.1\r\n\r\n",
             b"PUT http://h/x HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc",
         ),

@@ -39,6 +39,7 @@ _REQUEST_SECONDS, _LIFETIME_SECONDS, _BATCH_SECONDS = 1.0, 20.0, 0.01
 _THREADS = 3
 _ACCEPTS_PER_SECOND, _BURST = 250.0, 256.0
 _LARGEST_HEADER, _LARGEST_BODY = 16 * 1024, 1024
+_LONGEST_ABSOLUTE_ADDRESS = 128
 #: Connections that the kernel keeps until they are accepted; it resets further ones.
 _BACKLOG = 1024
 #: How long nothing is accepted after an error such as "too many open files".
@@ -52,6 +53,10 @@ class _OneRequest(HTTPRequestParser):  # type: ignore[misc] # waitress is not ty
     """Has each connection closed after its answer, so that idle connections are those that have sent no request."""
 
     def parse_header(self, header_plus: bytes) -> None:
+        first_line = header_plus.partition(b"\r\n")[0]
+        # waitress needs seconds for an absolute address of a few thousand characters.
+        if b"://" in first_line and len(first_line) > _LONGEST_ABSOLUTE_ADDRESS:
+            raise ParsingError("URI too long")
         try:
             super().parse_header(header_plus)
         except ValueError:  # of urllib, for a host such as "[a"
