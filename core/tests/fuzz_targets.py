@@ -311,7 +311,7 @@ _OWN = "this process has written it"
 ELSEWHERE: Mapping[str, str] = {
     "quorate/addresses:_ipv4": _KERNEL,
     "quorate/addresses:_ipv6": _KERNEL,
-    "quorate/plugins:_usual_package": "a file of this distribution",
+    "quorate/plugins:usual_package": "a file of this distribution",
     "quorate/policy:_back_off": _OWN,
     "quorate/proc:stat_of": _KERNEL,
     "quorate/proc:memory_groups": _KERNEL,

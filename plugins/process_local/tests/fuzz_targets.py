@@ -16,7 +16,7 @@ from quorate_process_local._connections import Connection
 from quorate_process_local._live import Live
 from quorate_process_local._python import parse_python_command
 from quorate_process_local._results import LARGEST_RESULT_BYTES, LENGTH
-from quorate_process_local._streams import Stream, tail_lines, tail_of_file
+from quorate_process_local._streams import Output, Stream, tail_lines, tail_of_file
 from quorate_process_local._template_site.quorate_template import receive, send
 from quorate_process_local._workers import Worker
 
@@ -37,10 +37,13 @@ class _Worker(Worker):
     def send(self, signal_number: int) -> None:
         pass
 
+    def kill(self) -> None:
+        pass
+
 
 def _read_live(sock: socket.socket) -> None:
     """Have the agent read a live worker's packets, and answer them as it does."""
-    worker = _Worker(0, _Process(), None, "")
+    worker = _Worker(0, _Process(), Output())
     live = Live([worker], lambda descriptor, call: None, lambda descriptor: None, 20.0, lambda worker: True)
     try:
         channel = worker.channel = Channel(sock.dup())
