@@ -48,8 +48,15 @@ class _SharedEtcd:
 
     @contextmanager
     def serve(self) -> Iterator[None]:
-        with EtcdServer(**self._options) as self._server:
+        """Run the server, unless another test has it running already."""
+        if self._server is not None:
             yield
+            return
+        try:
+            with EtcdServer(**self._options) as self._server:
+                yield
+        finally:
+            self._server = None
 
     @contextmanager
     def endpoint(self) -> Iterator[str]:

@@ -266,7 +266,7 @@ def run_row(row: Row, folder: Path) -> Result:
             commands = [["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(group), *c] for c in commands]
         agents: list[subprocess.Popen[bytes]] = []
         for command, output in zip(commands, outputs, strict=True):
-            if agents:
+            if agents and "is_host=false" not in row.commands[0]:
                 wait_for_host(agents[0], int(port))  # node 1 takes its ticket first, and so gets rank 0
             agents.append(stack.enter_context(agent_of(command, folder, environment, output)))
         if row.then:

@@ -20,7 +20,7 @@ from tests.test_hung_workers import run_command
 
 METHODS = ["spawn", "fork", "forkserver", "warm"]
 #: Of those in which Python comes to its end: a forked worker ends without.
-RACES = 4
+RACES = 2
 
 one_backend = pytest.mark.parametrize("backend", ["tcp"], indirect=True)
 #: The workers' store is the agent's, or one that rank 0 serves, which must outlive the others' last words.

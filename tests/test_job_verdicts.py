@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from quorate import ChildFailedError
+from quorate.files import read_bytes
+from quorate.proc import children_of
 from quorate.verdict import JobVerdict
 from tests import peers, workers
 from tests.backends import BACKENDS
@@ -91,10 +93,13 @@ def test_a_lost_node_is_the_cause_and_not_who_leaned_on_it(job: Job, ear: Ear, p
 @only_tcp
 def test_a_node_that_comes_to_be_missed_is_named_afterwards(job: Job, ear: Ear, pipes: list[str]) -> None:
     """A failure that looks like any other restarts the job at once; who seals the next round sees who is gone."""
-    rdzv = {"lease_timeout": LEASE, "last_call_timeout": DEADLINE}
+    rdzv = {"lease_timeout": LEASE, "last_call_timeout": DEADLINE, "return_timeout": DEADLINE}
     plan = job.plan(peers.lean_on_peer, ear.path, pipes, "step 7 failed", nodes=(1, 2), max_restarts=1, rdzv=rdzv)
     keeper, victim = job.start(as_store_host(plan)), job.start(as_store_client(plan))
     ear.hear(2, event="started")
+    for pid in children_of(victim.pid):  # or it would say at once that the agent was killed
+        if b"_last_word_program" in read_bytes(f"/proc/{pid}/cmdline"):
+            os.kill(pid, signal.SIGKILL)
     victim.kill()
     assert keeper.outcome().remaining_restarts == 1, "losing a node costs no restart"
     (verdict,) = (verdict for verdict in verdicts_in(job.log_dir) if verdict["rounds"])

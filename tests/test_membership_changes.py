@@ -241,7 +241,7 @@ def test_a_host_that_leaves_ends_the_job_it_cannot_serve_any_more(job: Job, ear:
     ear.hear(2, event="started", group_world_size=2)
     keeper.send_signal(signal.SIGTERM)
     assert type(keeper.outcome().error).__name__ == "SignalException"
-    assert type(other.outcome().error).__name__ == "StoreLostError"
+    assert type(other.outcome().error).__name__ == "RendezvousClosedError"
     assert "was stopped by SIGTERM" in other.console()
     wait_for_end([m["pid"] for m in ear.all(event="started")], PROMPT)
 

@@ -107,7 +107,7 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
         ("\x1b[31mred\x1b[0m", "red"),
         ("\x1b]0;a title\x07text", "text"),
         ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
-        ("\x1b[2J\x1bcgone", "�cgone"),
+        ("\x1b[2J\x1bcgone", "gone"),
         ("a\tb", "a   b"),
         ("bell\x07 back\x08 null\0", "bell� back� null�"),
         ("\u202eright to left", "�right to left"),
@@ -127,5 +127,5 @@ def test_text_is_cut() -> None:
 
 def test_nothing_that_steers_a_terminal_is_left() -> None:
     for number in range(0x110000):
-        (shown,) = printable(chr(number), 10) if number != ord("\t") else " "
-        assert shown == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(shown)[0] != "C"
+        for shown in printable(chr(number), 10) if number != ord("\t") else " ":
+            assert shown == "\N{REPLACEMENT CHARACTER}" or unicodedata.category(shown)[0] != "C"

@@ -102,7 +102,7 @@ print(sorted(os.environb) == sorted(name.encode() for name in os.environ))
 shown = open("/proc/self/environ", "rb").read().split(b"\\0")
 mark = os.environb[b"QUORATE_CONTEXT"]
 print(any(entry.startswith(b"QUORATE_CONTEXT=" + mark) for entry in shown))
-print(os.popen("env | sort | grep -v -e ^QUORATE_CONTEXT= -e ^_=").read())
+print(os.popen("env | sort | grep -v -e ^QUORATE_CONTEXT= -e ^QUORATE_LIVE= -e ^_=").read())
 """,
     "streams": """
 import os, sys

@@ -295,7 +295,7 @@ def test_etcds_shortest_lease_does_not_make_a_loss_be_noticed_later(
     for thread in [InThread(handler.next_rendezvous) for handler in (keeper, lost)]:
         thread.result()
     began = monotonic()
-    lost._driver._store._client.close()  # type: ignore[attr-defined]  # as if its machine were gone
+    lost._driver._store.below._client.close()  # type: ignore[attr-defined]  # as if its machine were gone
     end = keeper.wait_for_change(DEADLINE_SECONDS)
     assert end is not None
     assert end.cause is Cause.NODE_LOST

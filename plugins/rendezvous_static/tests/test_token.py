@@ -262,8 +262,8 @@ def test_an_earlier_version_of_the_protocol_is_refused_with_a_sentence_on_both_s
     raw.send(encode(Code.HELLO, 0, 1, [MAGIC, b"job"]))  # as version 1 said it
     answer = raw.read()
     assert (answer.code, answer.number) == (Code.PROBLEM, Problem.VERSION)
-    assert answer.items == [b"it speaks version 2 of the store's protocol, this node 1"]
-    assert "127.0.0.1, which speaks version 1 of the protocol, not 2" in capsys.readouterr().err
+    assert answer.items == [b"it speaks version 3 of the store's protocol, this node 1"]
+    assert "127.0.0.1, which speaks version 1 of the protocol, not 3" in capsys.readouterr().err
 
 
 def test_a_server_of_an_earlier_version_is_named_as_one(in_thread: Any) -> None:

@@ -60,6 +60,8 @@ class NumaPlugin:
     ) -> Generator[None, WorkerLaunch | None, WorkerLaunch | None]:
         """Bind the worker, unless another plugin has done so."""
         changed = yield
+        if not isinstance(changed, (WorkerLaunch, type(None))):
+            return changed  # the core reports an answer of another type
         agent = self._agents.get(assignment.node_id)
         decided = launch if changed is None else changed
         if agent is None or decided.cpus is not None:

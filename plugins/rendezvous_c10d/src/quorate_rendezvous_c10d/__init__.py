@@ -58,7 +58,9 @@ class _Plugin:
         """Tell workers that they are clients of it."""
         changed = yield
         store = self._stores.get(assignment.node_id)
-        return changed if store is None else store.change(launch if changed is None else changed, assignment)
+        if store is None or not isinstance(changed, (WorkerLaunch, type(None))):
+            return changed  # the core reports an answer of another type
+        return store.change(launch if changed is None else changed, assignment)
 
     def _start(self, agent: AgentView) -> AgentService | None:
         from ._agent_store import AgentStore, When  # only once there is an agent
