@@ -117,13 +117,18 @@ def train(
 def catch_broadly() -> None:
     """As user code does that survives everything: an exception of a step is printed, and the step is tried again."""
 
+    told = set[str]()
+
     def around(step: Callable[[], None]) -> None:
         while True:
             try:
                 step()
                 return
             except Exception as error:
-                sys.stderr.write(f"caught {type(error).__name__}\n")
+                text = f"generation {os.environ['QUORATE_GENERATION']}: caught {type(error).__name__}: {error}"
+                if text not in told:  # it is tried again thousands of times
+                    told.add(text)
+                    sys.stderr.write(f"{text}\n")
 
     train(around)
 
