@@ -7,6 +7,7 @@ Their data follow from the step alone, whatever the number of workers, so an und
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -131,6 +132,19 @@ def catch_broadly() -> None:
                     sys.stderr.write(f"{text}\n")
 
     train(around)
+
+
+def wait_after_forward() -> None:
+    """Rank 0 is taken out of its world between a forward and a backward pass: its DDP module waits for gradients."""
+
+    def before(step: int) -> None:
+        if step == 5 and os.environ["LOCAL_RANK"] == "0" and os.environ["QUORATE_GENERATION"] == "1":
+            (parallel,) = [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
+            loss = loss_of(parallel, batch_of(step))
+            say("forward", loss=float(loss))
+            time.sleep(60)
+
+    train(before=before)
 
 
 def swallow_everything() -> None:

@@ -87,6 +87,18 @@ def test_a_program_that_catches_exceptions_broadly_lives_on(job: Job) -> None:
     check_training(job, 60, 3)
 
 
+def test_a_worker_between_two_passes_leaves_nothing_behind(job: Job) -> None:
+    """The hooks of the old DDP module would reduce the next world's gradients over broken connections."""
+    job.start("wait_after_forward", 2)
+    job.wait(lambda: job.of("forward"), "no worker is between the passes")
+    pids = job.pids(1)
+    os.kill(pids[1], signal.SIGKILL)
+    after = job.pids(job.wait_for_world(2, above=1))
+    assert set(pids.values()) & set(after.values()) == {pids[0]}, job.output()
+    assert job.finish() == [0]
+    check_training(job, 60, 2)
+
+
 @pytest.mark.parametrize("program", ["block", "swallow_everything", "hold_by_a_thread"])
 def test_a_worker_that_does_not_leave_its_world_is_stopped_and_the_others_live_on(job: Job, program: str) -> None:
     job.start(program, 3, "--release-timeout=1", "--shutdown-timeout=2")

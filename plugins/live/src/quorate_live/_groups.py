@@ -120,8 +120,11 @@ class Groups:
                 remains += [group, *_backends_of(group)]
             remains += list(world.pg_map.values())
             for module in _parallel_modules():
-                for name in ("reducer", "logger"):
-                    remains.append(module.__dict__.pop(name, None))
+                reducer = module.__dict__.pop("reducer", None)
+                if reducer is not None:
+                    # It lives on among the remains, and one that was interrupted in a backward pass waits for the rest.
+                    reducer._remove_autograd_hooks()
+                remains += [reducer, module.__dict__.pop("logger", None)]
             try:
                 c10d.destroy_process_group()
             except Exception as error:
