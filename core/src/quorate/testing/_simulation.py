@@ -68,8 +68,15 @@ class World(Timeline):
         self.nodes.append(node)
         self.network.clients.append(node)
         self.judge.add(node)
-        self.at(joins_at, lambda: node.post_to_agent(agent.Begin()))
+        self.at(joins_at, lambda: self._begin(node))
         return node
+
+    def _begin(self, node: SimulatedNode) -> None:
+        """Start the agent.  Nodes that pause are from now on not paused as all are: this one sees them stand still."""
+        for other in self.nodes:
+            if other is not node and other.is_up and other.paused_until > self.now:
+                other.note_trouble(other.paused_until - self.now, alone=True)
+        node.post_to_agent(agent.Begin())
 
     def plan_of(self, node: SimulatedNode, assignment: Assignment, local_rank: int) -> Plan:
         """Return what one worker will do, as ``plan`` says."""
