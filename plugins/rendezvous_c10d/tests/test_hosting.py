@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from quorate.backends import get_rendezvous_handler
+from quorate.clock import sleep
 from quorate.errors import UsageError
 from quorate.plugins import PluginHost
 from quorate.records import NodeRecord
 from quorate.rendezvous import RendezvousHandler, RendezvousParameters
-from quorate_rendezvous_c10d import plugin
+from quorate_rendezvous_c10d import _connection, _hosting, _opening, plugin
 
 from .c10d_harness import DEADLINE_SECONDS, Member
 
@@ -80,6 +81,33 @@ def test_of_many_that_start_together_one_hosts(endpoint: str, open_store: Open) 
         stores = list(pool.map(lambda _: open_store(endpoint, is_host=True, connect_timeout=LONG), range(6)))
     assert sum(store.is_host for store in stores) == 1
     assert sorted(store.add("count", 1) for store in stores) == [1, 2, 3, 4, 5, 6]
+    for store in sorted(stores, key=lambda store: bool(store.is_host)):
+        store.close()
+
+
+def test_who_connects_does_not_keep_the_one_that_is_about_to_serve(
+    endpoint: str, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port accepts connections as soon as it is listened on, before there is a server to answer them."""
+    connecting = threading.Event()
+
+    def connect(*arguments: Any) -> Any:
+        connecting.set()
+        return _connection.connect(*arguments)
+
+    def look_beside(*arguments: Any) -> None:
+        """Between listening and serving: have another thread take the lock, if it can."""
+        assert connecting.wait(DEADLINE_SECONDS)
+        for _ in range(50):  # nothing tells that a thread does not take it
+            if _connection._constructing.locked():
+                break
+            sleep(0.01)
+
+    monkeypatch.setattr(_hosting, "connect", connect)
+    monkeypatch.setattr(_opening, "look_beside", look_beside)
+    with ThreadPoolExecutor(2) as pool:
+        stores = list(pool.map(lambda _: open_store(endpoint, is_host=True, connect_timeout=LONG), range(2)))
+    assert sorted(bool(store.is_host) for store in stores) == [False, True]
     for store in sorted(stores, key=lambda store: bool(store.is_host)):
         store.close()
 

@@ -13,25 +13,30 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, final
 
 from quorate.clock import monotonic
 from quorate.net import close_in_children, set_keep_alive
 
-__all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store"]
+__all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store", "starting"]
 
 _LEVEL = "TORCH_CPP_LOG_LEVEL"
 _START_TIMEOUT_SECONDS = 30.0
 # One construction at a time, so that the one new socket is the one just made.
 _constructing = threading.Lock()
+# Threads that are about to serve a store -> the port.  From their first listening on they need the lock to go on.
+_starting: dict[int, int] = {}
+_has_started = threading.Condition()
 
 
 def _forget_the_parents_threads() -> None:
-    """Let a forked child begin anew: the thread that may have held the lock exists in the parent alone."""
-    global _constructing
-    _constructing = threading.Lock()
+    """Let a forked child begin anew: the threads that may have held the locks exist in the parent alone."""
+    global _constructing, _has_started
+    _constructing, _has_started = threading.Lock(), threading.Condition()
+    _starting.clear()
 
 
 os.register_at_fork(after_in_child=_forget_the_parents_threads)
@@ -53,6 +58,32 @@ def load_tcp_store() -> Any:
         if quiet:
             os.unsetenv(_LEVEL)
     return TCPStore
+
+
+@contextmanager
+def starting(port: int) -> Iterator[None]:
+    """While this thread listens on ``port`` and does not serve it yet, no other thread connects to it.
+
+    One that did would wait for the server's first answer with the lock that the server needs to start.
+    """
+    with _has_started:
+        _starting[threading.get_ident()] = port
+    try:
+        yield
+    finally:
+        with _has_started:
+            del _starting[threading.get_ident()]
+            _has_started.notify_all()
+
+
+def _await_start(port: int, deadline: float) -> None:
+    own = threading.get_ident()
+
+    def is_free() -> bool:
+        return all(thread == own or starting_port != port for thread, starting_port in _starting.items())
+
+    with _has_started:
+        _has_started.wait_for(is_free, max(0.0, deadline - monotonic()))
 
 
 @final
@@ -112,6 +143,7 @@ def connect(address: str, port: int, deadline: float, operation_timeout: float) 
     Raises:
         RuntimeError: what answers is not a TCPStore, or it did not answer in time.
     """
+    _await_start(port, deadline)
     tcp_store = load_tcp_store()
     # torch tries again until its own timeout; one try is enough, the caller knows better when to stop.
     timeout = timedelta(seconds=1)

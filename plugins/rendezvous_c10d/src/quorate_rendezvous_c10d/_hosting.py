@@ -60,7 +60,7 @@ _HELLO_SECONDS = 0.5
 # How long a program that may be about to end is waited for.
 _TAKEN_SECONDS = 2.0
 # A server that is starting on a busy machine answers late; one that is stopped never does.
-_ANSWER_SECONDS = 15.0
+_ANSWER_SECONDS = 5.0
 
 
 @final

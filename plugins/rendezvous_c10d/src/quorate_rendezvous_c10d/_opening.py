@@ -15,7 +15,7 @@ from quorate.clock import monotonic, sleep
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
 from quorate.net import format_endpoint
 
-from ._connection import Connection, connect, host, load_tcp_store
+from ._connection import Connection, connect, host, load_tcp_store, starting
 from ._endpoint import (
     REFUSED,
     Listening,
@@ -76,9 +76,10 @@ def open_connections(settings: Settings) -> Opened:
     while True:
         tried: list[str] = []
         if settings.is_host is not False:
-            listening = _try_to_listen(settings, tried)
-            if listening is not None:
-                return _host_unless_hosted(settings, listening) if settings.is_host else _host(settings, listening)
+            with starting(settings.port):
+                listening = _try_to_listen(settings, tried)
+                if listening is not None:
+                    return _host_unless_hosted(settings, listening) if settings.is_host else _host(settings, listening)
         if settings.is_host and tried == [_taken(settings)]:
             opened = _join_or_refuse(settings, monotonic() - started)
             if opened is not None:
