@@ -121,24 +121,26 @@ open({str(freezer / "tasks")!r}, "w").write(sys.argv[1])
 open({str(freezer / "freezer.state")!r}, "w").write("FROZEN")
 """
     script = f"""
-import os, subprocess, sys, time
+import contextlib, os, subprocess, sys, time
 if os.environ["RANK"] == "1":
     # Some versions of Python sleep by select(), which is frozen on its way out of the kernel and not where it waits.
     os.execvp("sleep", ["sleep", "1000"])
-# Rank 0 freezes its sibling, which the agent lists as the other child of its own.
+# Rank 0 freezes its sibling, which the agent lists as the other child of its own once it has started it.
 agent = os.getppid()
-siblings = [int(pid) for pid in open(f"/proc/{{agent}}/task/{{agent}}/children").read().split()]
-for pid in siblings:
-    variables = open(f"/proc/{{pid}}/environ", "rb").read().split(b"\\0")
-    if b"RANK=1" in variables:
-        # It may have to come to its sleep first, which nobody announces.
-        while "nanosleep" not in open(f"/proc/{{pid}}/wchan").read():
-            time.sleep(0.01)
-        subprocess.run([sys.executable, "-c", {freeze!r}, str(pid)], check=True)
-        while open({str(freezer / "freezer.state")!r}).read().strip() != "FROZEN":
-            time.sleep(0.01)
-        raise SystemExit(3)
-raise SystemExit(4)
+def sibling():
+    for pid in open(f"/proc/{{agent}}/task/{{agent}}/children").read().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"RANK=1" in open(f"/proc/{{pid}}/environ", "rb").read().split(b"\\0"):
+                return pid
+while (pid := sibling()) is None:
+    time.sleep(0.01)
+# It may have to come to its sleep first, which nobody announces.
+while "nanosleep" not in open(f"/proc/{{pid}}/wchan").read():
+    time.sleep(0.01)
+subprocess.run([sys.executable, "-c", {freeze!r}, str(pid)], check=True)
+while open({str(freezer / "freezer.state")!r}).read().strip() != "FROZEN":
+    time.sleep(0.01)
+raise SystemExit(3)
 """
     began = time.monotonic()
     returned, errors = run_command(

@@ -27,15 +27,18 @@ def create(parameters):
     return dynamic_rendezvous.create_handler(store, backend, parameters)
 """
 
-#: Rank 1 fails in the first round; ranks end one after another in the second, so that the first must wait.
+#: Rank 1 fails in the first round once rank 0 is in it too; ranks end one after another in the second, so that the first must wait.
 WORKER = """
 import os, sys, time
 rank, restart = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"]
 mark = sys.argv[1]
 if not os.path.exists(mark):
     if rank == 1:
+        while not os.path.exists(mark + ".met"):
+            time.sleep(0.01)
         open(mark, "w").close()
         sys.exit(3)
+    open(mark + ".met", "w").close()
     time.sleep(600)
 time.sleep(rank)
 print("rank", rank, "of", os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"] != "", flush=True)
