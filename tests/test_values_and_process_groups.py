@@ -53,11 +53,13 @@ def test_a_master_address_in_the_spec_wins(job: Job) -> None:
     assert values == {rank: dict(zip(names, ("198.51.100.7", "1234"), strict=True)) for rank in (0, 1)}
 
 
-@pytest.mark.slow(reason="every worker imports torch")
+@pytest.mark.slow(reason="every worker of one node, or one process for each of several nodes, imports torch")
 @pytest.mark.parametrize("sizes", [(2,), (4, 4), (1, 2, 3)], ids=["1x2", "2x4", "1+2+3"])
 def test_workers_form_a_process_group_from_their_environment(job: Job, sizes: tuple[int, ...]) -> None:
     """Gloo's ``all_reduce`` gives the sum of the ranks; result keys are exactly 0..world_size-1."""
     nodes = (len(sizes), len(sizes))
-    values = merged(job.run(*(job.plan(workers.all_reduce, nodes=nodes, workers=size) for size in sizes)))
+    warm = {"agent": {"start_method": "warm"}, "spec": {"settings": {"preload": ("torch",)}}}
+    more = warm if len(sizes) > 1 else {}
+    values = merged(job.run(*(job.plan(workers.all_reduce, nodes=nodes, workers=size, **more) for size in sizes)))
     world = sum(sizes)
     assert values == {rank: (sum(range(world)), world) for rank in range(world)}
