@@ -5,7 +5,11 @@ What does not live here: the driver on real backends, which the conformance kit 
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from queue import SimpleQueue
+
+import pytest
 
 from quorate.errors import FailureKind
 from quorate.records import NodeRecord
@@ -34,3 +38,47 @@ def test_the_rendezvous_thread_does_not_end_in_silence() -> None:
     assert isinstance(output, GaveUp)
     assert output.kind is FailureKind.UNEXPECTED
     assert "ZeroDivisionError: surprise" in output.problem
+
+
+#: Registers what runs last at the end of the interpreter, then leaves a driver that waits in its store.
+NEVER_CLOSED = """
+import atexit, os, sys, threading
+
+def report():
+    rest = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    print("threads left:", rest, flush=True)
+
+atexit.register(report)
+
+from quorate.records import NodeRecord
+from quorate.rendezvous import InMemoryStore, order_nodes
+from quorate.rendezvous._driver import Driver
+from quorate.rendezvous._protocol import Join, Joined, Settings
+
+joined = threading.Event()
+driver = Driver(
+    Settings(1, 1), InMemoryStore, order_nodes, lambda summary, waiting: False,
+    lambda output: joined.set() if isinstance(output, Joined) else None,
+)
+driver.start()
+driver.post(Join(NodeRecord("a", "default", 1)))
+joined.wait()
+"""
+AS_IT_IS = ""
+FORKED = """
+pid = os.fork()
+if pid == 0:
+    sys.exit()  # the child has the driver, and none of its threads
+_, status = os.waitpid(pid, 0)
+assert status == 0, status
+"""
+
+
+@pytest.mark.parametrize("more", [AS_IT_IS, FORKED], ids=["as it is", "after a fork"])
+def test_no_thread_of_a_driver_that_was_never_closed_meets_the_end_of_the_interpreter(more: str) -> None:
+    """A thread that came back from a C++ library then would abort the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", NEVER_CLOSED + more], capture_output=True, text=True, timeout=DEADLINE_SECONDS
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.splitlines()) == {"threads left: []"}

@@ -11,7 +11,10 @@ A thread that meets an exception that nobody expected emits ``GaveUp``, which en
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, final
@@ -34,6 +37,26 @@ _T = TypeVar("_T")
 _LONG_WAIT_SECONDS = 3600.0
 #: The longest wait in a store that has no ``interrupt``.
 _SLICE_SECONDS = 1.0
+#: How long the end of the interpreter waits for the threads of handlers that were never shut down.
+_EXIT_SECONDS = 2.0
+#: The drivers of this process whose threads may run.
+_running: weakref.WeakSet[Driver] = weakref.WeakSet()
+
+
+# Registered as this module is imported, so that it runs after what a program registers for a handler of its own.
+@atexit.register
+def _stop_before_exit() -> None:
+    """Stop the threads of all drivers that were never closed, without a word to the other nodes.
+
+    The interpreter ends a daemon thread the moment that it returns from a call of a library.  Where that library is
+    written in C++, as torch's store is, the process would abort.
+    """
+    drivers = list(_running)
+    for driver in drivers:
+        driver.request_stop()
+    deadline = monotonic() + _EXIT_SECONDS
+    for driver in drivers:
+        driver.join(deadline)
 
 
 @final
@@ -72,6 +95,8 @@ class Driver:
         self._is_closing = False
         self._linger_seconds = 0.0
         self._threads: list[threading.Thread] = []
+        self._says_goodbye = False
+        self._process_id = os.getpid()
 
     @property
     def state(self) -> State:
@@ -80,6 +105,7 @@ class Driver:
 
     def start(self) -> None:
         """Start the threads.  Called once."""
+        _running.add(self)
         for name, run in (("rendezvous", self._run), ("store", self._run_calls), ("wait", self._run_wait)):
             thread = threading.Thread(target=self._guard, args=(name, run), name=f"quorate-{name}", daemon=True)
             self._threads.append(thread)
@@ -126,16 +152,30 @@ class Driver:
 
         A node that hosts the store first gives the other members up to ``linger_seconds`` to read how the round ended.
         """
-        self._is_closing, self._linger_seconds = True, linger_seconds
+        self._says_goodbye, self._linger_seconds = True, linger_seconds
+        self.request_stop()
+        self.join(monotonic() + timeout + linger_seconds)
+        self._last_words.close()
+
+    def request_stop(self) -> None:
+        """Have the threads end.  Without ``close`` they leave the store as it is, and the other nodes without a word.
+
+        In a forked child of the process that started them there are none, and their locks may be held for ever.
+        """
+        if self._process_id != os.getpid():
+            return
+        self._is_closing = True
         self._inputs.put(None)
         self._calls.put(None)
         self.wait_for(None)
         self._opened.set()
-        deadline = monotonic() + timeout + linger_seconds
+
+    def join(self, deadline: float) -> None:
+        """Wait until the threads have ended, or until ``deadline`` (monotonic seconds)."""
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
-        self._last_words.close()
+        _running.discard(self)
 
     # --- the rendezvous thread ----------------------------------------------------------------------------------------
 
@@ -191,7 +231,7 @@ class Driver:
                 self._give_up(error)
             else:
                 self._follow_up()
-        if self._store is not None:
+        if self._store is not None and self._says_goodbye:
             self._threads[-1].join(2 * _SLICE_SECONDS)  # the wait thread still uses the store
             try:
                 self._count_departure(self._store)
