@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -53,6 +54,30 @@ def test_what_a_worker_left_is_swept_by_a_stop_though_another_runs(sh: Shell, ea
     group.stop(grace_seconds=0.2)
     group.run()
     assert not is_running(pid)
+
+
+#: Passes itself on from process to process, each in a session of its own, for some ten seconds; all hold the pipe.
+_CHAIN = """
+import os, sys, time
+pipe = os.open(sys.argv[1], os.O_WRONLY)
+if os.fork() == 0:
+    for _ in range(5000):
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        time.sleep(0.002)
+"""
+
+
+def test_what_passes_on_from_process_to_process_is_swept_too(start: Start, tmp_path: Path) -> None:
+    """Each is gone before its turn comes in a list of all processes; the ones that are new since then are looked at."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        start("exec", [launch(0, sys.executable, "-S", "-c", _CHAIN, str(tmp_path / "pipe"))], 0.2).run()
+        assert select.select([reader], [], [], 1.0)[0] and not os.read(reader, 1)  # the end: nobody holds it
+    finally:
+        os.close(reader)
 
 
 @pytest.mark.parametrize("kind", KINDS)

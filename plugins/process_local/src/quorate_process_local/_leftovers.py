@@ -18,6 +18,8 @@ __all__ = ["MARKER_VARIABLE", "Leftover", "find_leftovers", "marker_of"]
 MARKER_VARIABLE = "QUORATE_CONTEXT"
 
 _EXEC_TIMEOUT_SECONDS = 5.0
+#: How long to follow processes that start others and end, faster than all of them can be looked at.
+_FOLLOW_SECONDS = 0.25
 
 
 def marker_of(context_id: str, local_rank: int, environment: Mapping[str, str]) -> str:
@@ -64,11 +66,11 @@ def find_leftovers(context_id: str, sessions: Mapping[int, int], known: Collecti
         OSError: there is no descriptor left to look.
     """
     needle = f"{context_id}.".encode()
-    give_up_at = monotonic() + _EXEC_TIMEOUT_SECONDS
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in known:
+    now = monotonic()
+    give_up_at = now + _EXEC_TIMEOUT_SECONDS
+    for pid in _processes(now + _FOLLOW_SECONDS):
+        if pid in known:
             continue
-        pid = int(name)
         local_rank = _local_rank_of(pid, needle, sessions, give_up_at)
         if local_rank is None:
             continue
@@ -85,6 +87,21 @@ def find_leftovers(context_id: str, sessions: Mapping[int, int], known: Collecti
             release(pidfd)
             continue
         yield Leftover(pid, local_rank, pidfd, session)
+
+
+def _processes(follow_until: float) -> Iterator[int]:
+    """Yield the ids of all processes, those that are started in the meantime included, at most until ``follow_until``.
+
+    A process that is passed on from parent to child (each ends once it has started the next) is not there any more when
+    its turn comes in a list of all processes.  The lists that follow hold only what is new, so its child is looked at
+    while it lives.
+    """
+    seen: set[str] = set()
+    while new := [name for name in os.listdir("/proc") if name.isdigit() and name not in seen]:
+        seen.update(new)
+        yield from map(int, new)
+        if monotonic() >= follow_until:
+            return
 
 
 def _local_rank_of(pid: int, needle: bytes, sessions: Mapping[int, int], give_up_at: float) -> int | None:
