@@ -57,7 +57,8 @@ def test_an_endpoint_is_read(text: str, options: dict[str, Any], endpoint: Endpo
         ("[::1]29400", "brackets do not match"),
         ("[host]:29400", "only an IPv6 address is written in brackets"),
         ("two words:1", "is not a host"),
-        ("http://host:1", "is not a host|needs brackets"),
+        ("http://host:1", "takes no scheme, user or password"),
+        ("user:secret@host:1", "takes no scheme, user or password"),
         ("a,b:1", "is not a host"),
     ],
 )

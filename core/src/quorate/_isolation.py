@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .errors import PluginError, QuorateError
+from .proc import remedy_for
 from .text import printable
 
-__all__ = ["call_plugin", "described", "raise_if_interrupted", "shown"]
+__all__ = ["call_plugin", "described", "problem_of", "raise_if_interrupted", "shown"]
 
 _T = TypeVar("_T")
 _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
@@ -42,7 +43,14 @@ def described(error: BaseException) -> str:
     except BaseException as problem:
         raise_if_interrupted(problem)
         text = "its text cannot be read"
-    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__, _LONGEST_DESCRIPTION)
+    sentence = printable(f"{type(error).__name__}: {text}" if text else type(error).__name__, _LONGEST_DESCRIPTION)
+    remedy = remedy_for(error)
+    return f"{sentence}; {remedy}" if remedy else sentence
+
+
+def problem_of(error: BaseException) -> str:
+    """Return the text of an error of quorate, which is a sentence, and type and text of any other."""
+    return (isinstance(error, QuorateError) and str(error)) or described(error)
 
 
 def shown(answer: Any) -> str:

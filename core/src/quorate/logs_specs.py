@@ -15,6 +15,7 @@ from attrs import field, fields, frozen
 from .errors import UsageError
 from .files import write_atomically
 from .notices import warn
+from .proc import remedy_for
 
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std", "adopt_logs_specs", "adopt_logs_specs_class"]
 
@@ -287,6 +288,8 @@ def _make_temporary_folder(name: str) -> str:
                 os.rmdir(folder)
             except OSError:
                 pass  # it was not made
+            if remedy := remedy_for(error):
+                raise UsageError(f"no temporary folder can be made: {error.strerror}; {remedy}") from error
         else:
             if problem:
                 warn(f"{problem}; {os.path.dirname(folder)} is used instead")

@@ -86,6 +86,8 @@ def parse_endpoint(
     entry = text.strip()
     if not entry:
         raise UsageError(f"the rendezvous endpoint is empty; {_EXAMPLE}")
+    if "://" in entry or "@" in entry:
+        raise _malformed(text, "it is not the address of a web page, and takes no scheme, user or password")
     if entry.startswith("["):
         host, bracket, rest = entry[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):

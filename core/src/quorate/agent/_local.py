@@ -26,6 +26,7 @@ from ..failures import ProcessFailure, copy_error_data
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..notices import warn, write_error
 from ..plugins import PluginHost, get_host
+from ..proc import remedy_for
 from ..records import Event, Verdict
 from ..verdict import JobVerdict
 from . import _protocol as protocol
@@ -134,13 +135,19 @@ class LocalElasticAgent:
             RendezvousTimeoutError, RendezvousConnectionError, RendezvousStateError: the rendezvous cannot go on.
             RendezvousClosedError: the job had failed or been stopped before this node got in.
             PreemptedError: the scheduler ends the job, or takes this node.
-            UnhealthyNodeError: a check found this node unhealthy, or the restart policy excluded it.
+            UnhealthyNodeError: a check found this node unhealthy, the restart policy excluded it, or a limit of the
+                system keeps an agent from running here.
         """
         self._started_at = monotonic()
         reporter = Reporter(self._host, self._sink, os.urandom(16).hex())
         runner = Runner(self._settings, self._host, reporter, lambda state: self._note(state, reporter))
         try:
             finish = runner.run()
+        except OSError as error:
+            remedy = remedy_for(error)
+            if not remedy:
+                raise
+            raise UnhealthyNodeError(f"no agent can run on this node: {error.strerror}; {remedy}") from error
         finally:
             self._total = monotonic() - self._started_at
             self._started_at = None

@@ -13,6 +13,7 @@ from typing import Protocol, final
 
 from attrs import evolve
 
+from .._isolation import problem_of
 from ..errors import FailureKind, RendezvousClosedError, RendezvousTimeoutError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, assign_ranks
@@ -116,9 +117,7 @@ class _ThreadMembership:
                     protocol.JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason))
                 )
             except BaseException as error:  # this thread must not end in silence
-                self._post_unless_closed(
-                    protocol.RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
-                )
+                self._post_unless_closed(protocol.RendezvousFailed(FailureKind.of(error), problem_of(error)))
 
     def _post_unless_closed(self, event: protocol.Input) -> None:
         if not self._closed:

@@ -16,7 +16,7 @@ from typing import Any, final
 
 from attrs import evolve
 
-from .._isolation import call_plugin, described, raise_if_interrupted
+from .._isolation import call_plugin, described, problem_of, raise_if_interrupted
 from ..catalogue import PluginKind, StarterRequest
 from ..clock import monotonic, seconds_until, wall_time_ns
 from ..errors import FailureKind, PluginError, QuorateError, StartError
@@ -330,7 +330,7 @@ class Runner:
                 self._send(self._membership, command)
             except BaseException as error:
                 raise_if_interrupted(error)
-                return protocol.RendezvousFailed(FailureKind.of(error), str(error) or type(error).__name__)
+                return protocol.RendezvousFailed(FailureKind.of(error), problem_of(error))
         return None
 
     def _send(self, membership: Membership, command: protocol.Command) -> None:
@@ -363,7 +363,7 @@ class Runner:
         except BaseException as error:
             raise_if_interrupted(error)
             local_rank = error.local_rank if isinstance(error, StartError) else 0
-            text = str(error) if isinstance(error, QuorateError) else described(error)
+            text = problem_of(error)
             self._processes.begin()
             return protocol.StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
         self._processes.assign([launch for launch in launches if launch.local_rank in command.kept])

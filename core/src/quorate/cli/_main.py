@@ -144,8 +144,9 @@ def _report(error: BaseException) -> int:
         kind = "error: " if 0 < code < 128 else ""
         write_error(f"quorate: {kind}{' '.join(str(error).split())}")
         verdict = getattr(error, "verdict", None)
-        if verdict is not None and kind:
-            write_error("\n".join(verdict.details()))
+        details = "\n".join(verdict.details()) if verdict is not None and kind else ""
+        if details:
+            write_error(details)
     return code
 
 

@@ -124,8 +124,17 @@ def _run_stdin(parsed: Parsed, job: ClusterJob | None, host: PluginHost) -> int:
     with TemporaryDirectory(prefix="quorate_") as folder:
         path = os.path.join(folder, "stdin.py")
         with open(path, "wb") as file:
-            file.write(sys.stdin.buffer.read())
+            file.write(_read_stdin())
         return _launch(evolve(parsed, script=path), job, host)
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:  # closed when this process started
+        raise UsageError("the script '-' is read from standard input, which is closed; redirect a script to it")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise UsageError(f"the script '-' cannot be read from standard input: {error.strerror}") from None
 
 
 def check_launch(parsed: Parsed, host: PluginHost, job: ClusterJob | None = None) -> tuple[LaunchConfig, Command]:
@@ -316,6 +325,8 @@ def build_command(parsed: Parsed) -> Command:
     if parsed["module"]:
         return python, ("-u", "-m", script, *arguments)
     _check_script(script)
+    if script.startswith("-"):  # behind "--": a file all the same, and not an option of Python's
+        script = os.path.join(".", script)
     return python, ("-u", script, *arguments)
 
 

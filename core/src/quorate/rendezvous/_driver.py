@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, final
 
+from .._isolation import described
 from ..clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
 from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailableError
 from ..records import NodeRecord, RoundSummary
@@ -116,7 +117,7 @@ class Driver:
         try:
             run()
         except BaseException as error:
-            problem = f"the thread {name!r} of the rendezvous raised {_described(error)}"
+            problem = f"the thread {name!r} of the rendezvous raised {described(error)}"
             self.emit(GaveUp(FailureKind.of(error), problem))
 
     def post(self, event: Input) -> None:
@@ -285,7 +286,7 @@ class Driver:
 
     def _give_up(self, error: BaseException) -> None:
         """The settings are wrong, or the store raised what its contract does not name: retrying cannot help."""
-        text = str(error) if isinstance(error, QuorateError) else f"the store raised {_described(error)}"
+        text = str(error) if isinstance(error, QuorateError) else f"the store raised {described(error)}"
         self.emit(GaveUp(FailureKind.of(error), text))
 
     # --- the wait thread ----------------------------------------------------------------------------------------------
@@ -365,7 +366,3 @@ def _checked(store: Store, method: str, answer: Any) -> Any:
     if not isinstance(answer, _ANSWERS[method]) or (isinstance(answer, bool) and method != "create"):
         raise wrong_answer(store, method, answer)
     return answer
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

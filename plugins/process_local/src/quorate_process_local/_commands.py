@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from types import BuiltinFunctionType
 
+from quorate import proc
 from quorate.errors import StartError
 from quorate.proc import parent_death_command
 
@@ -92,16 +93,11 @@ def remedy_for(error: OSError | RuntimeError) -> str:
     """Return what a person can do where a limit of the system is reached, ``""`` for any other error."""
     if isinstance(error, RuntimeError):  # of threading: its text does not say which limit
         return f"{error}; raise the limit on processes and threads (ulimit -u, cgroup limits)"
-    if error.errno in (errno.EAGAIN, errno.ENOMEM):
-        return f"{error.strerror}; raise the limit on processes or memory (ulimit -u, cgroup limits)"
-    if error.errno == errno.EMFILE:
-        return f"{error.strerror}; raise the limit on open files (ulimit -n)"
-    if error.errno == errno.ENFILE:
-        return f"{error.strerror}; raise the machine's limit on open files (sysctl fs.file-max)"
-    return ""
+    remedy = proc.remedy_for(error)
+    return f"{error.strerror}; {remedy}" if remedy else ""
 
 
 def cannot_start(error: OSError | RuntimeError) -> StartError:
     """Turn a limit of the system that was met while workers were started into an error with a remedy."""
-    why = remedy_for(error) or (error.strerror if isinstance(error, OSError) else "") or str(error)
+    why = remedy_for(error) or str(error)  # the text of an OSError names the file
     return StartError(f"the workers cannot be started: {why}")
