@@ -32,6 +32,41 @@ read end
 """
 
 
+#: Two workers meet as those of a collective do; the first closes its connections first, and the first round fails.
+MEETS = """\
+import os, socket, sys, time
+there = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+if os.environ["RANK"] == "0":
+    with socket.create_server(("", there[1])) as server:
+        server.accept()[0].close()
+else:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(there, 5) as client:
+                assert client.recv(1) == b""
+            break
+        except ConnectionRefusedError:  # the other has only begun
+            time.sleep(0.05)
+print(os.environ["RANK"], "met at", "%s:%d" % there, flush=True)
+sys.exit(1 - int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+"""
+
+
+#: Lets nobody in but at two ports.
+FIREWALL = """\
+table inet wall {
+  chain input {
+    type filter hook input priority 0; policy drop;
+    ct state established accept
+    iif lo accept
+    icmp type echo-request accept
+    tcp dport { 29400, 29700 } accept
+  }
+}
+"""
+
+
 class Machine:
     """A machine with one interface; it goes when its standard input is closed."""
 
@@ -60,10 +95,12 @@ class Machine:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
 
+    def inside(self) -> list[str]:
+        return ["nsenter", f"--target={self.process.pid}", "--net", "--uts", "--mount", f"--wd={os.getcwd()}"]
+
     def run(self, *arguments: str) -> subprocess.Popen[str]:
-        command = ["nsenter", f"--target={self.process.pid}", "--net", "--uts", "--mount", f"--wd={os.getcwd()}"]
         return subprocess.Popen(
-            [*command, sys.executable, "-m", "quorate", "run", *arguments],
+            [*self.inside(), sys.executable, "-m", "quorate", "run", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -100,10 +137,14 @@ def machines(tmp_path: Path) -> Iterator[list[Machine]]:
             machine.close()
 
 
-def run_job(machines: list[Machine], *flags: str, first_only: tuple[str, ...] = ()) -> list[str]:
-    shown = 'echo "at $MASTER_ADDR over $GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"; sleep 0.5'
+SHOW = ("--no-python", "sh", "-c", 'echo "at $MASTER_ADDR over $GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"; sleep 0.5')
+
+
+def run_job(
+    machines: list[Machine], *flags: str, first_only: tuple[str, ...] = (), program: tuple[str, ...] = SHOW
+) -> list[str]:
     agents = [
-        machine.run("--no-python", "--nnodes=2", f"--node-rank={rank}", *flags, *extra, "sh", "-c", shown)
+        machine.run("--nnodes=2", f"--node-rank={rank}", *flags, *extra, *program)
         for rank, (machine, extra) in enumerate(zip(machines, (first_only, ()), strict=True))
     ]
     try:
@@ -122,6 +163,20 @@ def test_a_machine_whose_own_name_is_a_loopback_address_tells_the_others_its_rea
     outputs = run_job(machines, f"--rdzv-backend={backend}", "--rdzv-endpoint=one:29400", "--rdzv-auth=off")
     for machine, output in zip(machines, outputs, strict=True):
         assert f"at 10.77.0.1 over {machine.interface} {machine.interface}" in output
+
+
+def test_a_job_behind_a_firewall_uses_only_the_ports_that_it_was_given(machines: list[Machine], tmp_path: Path) -> None:
+    """In the second round too, while connections of the first one still hold the only port that there is."""
+    command = [*machines[0].inside(), "nft", "--file", "-"]
+    closed = subprocess.run(command, input=FIREWALL, capture_output=True, text=True)
+    if closed.returncode:
+        pytest.skip(f"there is no firewall to be had here: {closed.stderr.strip()}")
+    program = tmp_path / "meets.py"
+    program.write_text(MEETS)
+    flags = ("--rdzv-backend=tcp", "--rdzv-endpoint=one:29400", "--rdzv-auth=off", "--max-restarts=1")
+    outputs = run_job(machines, *flags, "--master-port-range=29700", program=(str(program),))
+    for rank, output in enumerate(outputs):
+        assert re.findall(rf"{rank} met at \S+", output) == [f"{rank} met at 10.77.0.1:29700"] * 2, output
 
 
 def test_who_cannot_reach_the_first_node_says_so_with_the_address(machines: list[Machine]) -> None:

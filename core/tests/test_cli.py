@@ -260,6 +260,33 @@ def test_master_flags_reach_the_workers_of_a_single_node(tmp_path: Path) -> None
 
 
 @runs_a_job
+def test_the_port_of_the_workers_of_a_single_node_is_from_the_range_that_was_given() -> None:
+    """A round that follows at once gets the same port again, though the connections of the last one still hold it."""
+    program = (
+        "import os, socket, sys\n"
+        "there = ('127.0.0.1', int(os.environ['MASTER_PORT']))\n"
+        "print(there[1], flush=True)\n"
+        "with socket.create_server(there) as server, socket.create_connection(there) as client:\n"
+        "    server.accept()[0].close()\n"
+        "    assert client.recv(1) == b''\n"
+        "sys.exit(1 - int(os.environ['TORCHELASTIC_RESTART_COUNT']))\n"
+    )
+    held = PortReservation()
+    port = held.reserve("127.0.0.1")
+    flags = ("--max-restarts=1", f"--master-port-range={port}:{port}", "--no-python")
+    argv = ("run", *flags, sys.executable, "-c", program)
+    try:
+        full = quorate(*argv)
+        assert (full.returncode, full.stdout) == (ExitCode.RENDEZVOUS, "")
+        assert f"the port {port} cannot be taken for MASTER_PORT on this machine" in full.stderr
+        assert "Traceback" not in full.stderr
+    finally:
+        held.release()
+    done = quorate(*argv)
+    assert (done.returncode, done.stdout) == (0, f"{port}\n{port}\n"), done.stderr
+
+
+@runs_a_job
 @pytest.mark.parametrize("start_method", ["spawn", "fork"])
 def test_run_path_runs_the_script_as_the_main_program(tmp_path: Path, start_method: str) -> None:
     path = tmp_path / "main.py"

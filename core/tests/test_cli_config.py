@@ -60,6 +60,7 @@ def meeting_of(*argv: str) -> tuple[Any, ...]:
         (["--nnodes=2", "--master-addr=[::1]", "--master-port=7"], ("static", "[::1]:8", 0, "::1", 7)),
         (["--nnodes=2", "--rdzv-endpoint=h:9"], ("static", "h:9", 0, None, None)),
         (["--nnodes=2", "--rdzv-endpoint=h:9", "--master-port=7"], ("static", "h:9", 0, None, 7)),
+        (["--nnodes=2", "--master-port-range=5:9"], ("static", "127.0.0.1:29501", 0, "127.0.0.1", None)),
         (["--nnodes=2:4", "--rdzv-backend=c10d", "--rdzv-endpoint=h"], ("c10d", "h", None, None, None)),
         (["--nnodes=2", "--rdzv-backend=c10d", "--node-rank=1", "--master-addr=h"], ("c10d", "", 1, None, None)),
     ],
@@ -67,6 +68,35 @@ def meeting_of(*argv: str) -> tuple[Any, ...]:
 )
 def test_where_the_nodes_meet(argv: list[str], meeting: tuple[Any, ...]) -> None:
     assert meeting_of(*argv) == meeting
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "expected"),
+    [
+        (["--master-port-range=5:9"], {}, (None, "5:9")),
+        ([], {"PET_MASTER_PORT_RANGE": "5:9"}, (None, "5:9")),
+        (["--rdzv-conf=master_port_range=5:9"], {}, (None, "5:9")),
+        (["--master-port=7"], {"PET_MASTER_PORT_RANGE": "5:9"}, (7, None)),
+        (["--master-port-range=5"], {"PET_MASTER_PORT": "7"}, (None, "5:5")),
+        ([], {"PET_MASTER_PORT": "7", "PET_MASTER_PORT_RANGE": "5:9"}, (None, "5:9")),
+        (["--nnodes=2", "--rdzv-backend=tcp", "--rdzv-endpoint=h:1", "--master-port-range=5:9"], {}, (None, "5:9")),
+        (["--standalone", "--master-port-range=5:9", "--master-port=7"], {}, (None, "5:9")),
+    ],
+)
+def test_the_port_of_the_workers_or_the_range_that_it_is_from(
+    argv: list[str], environment: dict[str, str], expected: tuple[int | None, str | None]
+) -> None:
+    made = config_of(*argv, **environment)
+    assert (made.master_port, made.rendezvous_parameters().get("master_port_range")) == expected
+
+
+def test_a_port_and_a_range_contradict_each_other() -> None:
+    with pytest.raises(UsageError, match="--master-port=7 and --master-port-range=5:9 contradict each other"):
+        config_of("--master-port=7", "--master-port-range=5:9")
+    with pytest.raises(UsageError, match=r"--master-port-range=9:5 is not LOW:HIGH.*such as 29500:29509"):
+        config_of("--master-port-range=9:5")
+    with pytest.raises(UsageError, match="master_port_range is '9:5'; it must be LOW:HIGH"):
+        get_rendezvous_handler(config_of("--rdzv-conf=master_port_range=9:5").rendezvous_parameters())
 
 
 def test_flags_reach_the_configuration() -> None:

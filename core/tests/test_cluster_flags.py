@@ -105,6 +105,7 @@ def test_no_flags_are_needed() -> None:
         (["--rdzv-backend=etcd"], ((2, 2), 1, "etcd", None, "train-4711", None, None)),
         (["--master-addr=h"], ((2, 2), 1, "static", None, "train-4711", "h", None)),
         (["--master-port=7"], ((2, 2), 1, "static", None, "train-4711", "n1", 7)),
+        (["--master-port-range=5:9"], ((2, 2), 1, "tcp", "n1:29400", "train-4711", None, None)),
         (["--nnodes=2:4"], ((2, 4), None, "tcp", "n1:29400", "train-4711", None, None)),
         (["--nnodes=2:4", "--master-port=7"], ((2, 4), None, "tcp", "n1:29400", "train-4711", None, 7)),
         (["--node-rank=0", "--rdzv-id=mine"], ((2, 2), 0, "tcp", "n1:29400", "mine", None, None)),

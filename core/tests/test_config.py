@@ -52,6 +52,8 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
         ({"node_rank": 1}, ["node_rank is 1", "at most 1", "--nnodes"]),
         ({"node_rank": -1}, ["node_rank is -1"]),
         ({"master_port": 65536}, ["master_port is 65536", "--master-port"]),
+        ({"master_port_range": "9:8"}, ["master_port_range is '9:8'", "--master-port-range"]),
+        ({"master_port": 7, "master_port_range": "5:9"}, ["contradict each other", "--master-port-range"]),
         ({"start_method": ""}, ["start_method is empty", "--start-method"]),
         ({"signals_to_handle": "SIGTERM,SIGKILL"}, ["SIGKILL", "--signals-to-handle"]),
         ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "not a signal"]),

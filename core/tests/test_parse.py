@@ -27,6 +27,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "rdzv-auth": ("off", "off"),
     "master-addr": ("host", "host"),
     "master-port": ("29501", 29501),
+    "master-port-range": ("29500:29509", "29500:29509"),
     "local-addr": ("10.0.0.1", "10.0.0.1"),
     "start-method": ("fork", "fork"),
     "numa-binding": ("node", "node"),

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from quorate.rendezvous import PortReservation
+from quorate import RendezvousStateError, UsageError
+from quorate.rendezvous import PortReservation, reserve_master_port
 
 DEADLINE_SECONDS = 30.0
 #: Restricts what the system may pick for one socket (Linux 6.3 and later); Python has no name for it.
@@ -158,3 +159,91 @@ def test_reservations_differ_and_a_new_one_replaces_the_old(reservation: PortRes
     reservation.activate()
     assert not reservation.shares_store
     assert second > 0
+
+
+# --- a range of ports -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ports() -> range:
+    """Three ports that nobody uses, outside those that the system hands out."""
+    for low in range(20011, 32000, 7):
+        reserved = [PortReservation() for _ in range(3)]
+        try:
+            for port, each in zip(range(low, low + 3), reserved, strict=True):
+                each.reserve("", port)
+        except OSError:
+            continue
+        finally:
+            for each in reserved:
+                each.release()
+        return range(low, low + 3)
+    pytest.skip("there are no three free ports in a row")
+
+
+def written(ports: range) -> str:
+    return f"{ports[0]}:{ports[-1]}"
+
+
+def test_ports_are_taken_from_the_range_one_after_the_other_until_it_is_full(ports: range) -> None:
+    made = [PortReservation() for _ in range(4)]
+    try:
+        assert [reserve_master_port(each, "", written(ports)) for each in made[:3]] == list(ports)
+        for activated in (False, True):  # one that waits for its worker is not free either
+            if activated:
+                made[0].activate()
+            with pytest.raises(RendezvousStateError, match=rf"none of the ports {ports[0]} to {ports[2]} can be taken"):
+                reserve_master_port(made[3], "", written(ports))
+        made[1].release()
+        assert reserve_master_port(made[3], "", written(ports)) == ports[1]
+    finally:
+        for each in made:
+            each.release()
+
+
+@pytest.mark.parametrize(("family", "bound", "dialled"), ADDRESSES)
+def test_a_port_of_the_range_that_a_program_uses_is_left_out(
+    reservation: PortReservation, family: socket.AddressFamily, bound: str, dialled: str, ports: range
+) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((bound, ports[0]))
+        server.listen()
+        assert reserve_master_port(reservation, "", written(ports)) == ports[1]
+        one = f"{ports[0]}"
+        with pytest.raises(RendezvousStateError, match=rf"the port {one} cannot be taken .*Address already in use"):
+            reserve_master_port(reservation, "", one)
+
+
+def test_a_port_on_which_only_old_connections_are_left_is_taken_again(
+    reservation: PortReservation, ports: range
+) -> None:
+    with socket.create_server(("127.0.0.1", ports[0])) as server:
+        client = socket.create_connection(server.getsockname(), DEADLINE_SECONDS)
+        accepted, _ = server.accept()
+    accepted.close()  # the side that closes first keeps its port busy
+    assert client.recv(1) == b""
+    client.close()
+    with socket.socket() as probe, pytest.raises(OSError, match="in use"):
+        probe.bind(("127.0.0.1", ports[0]))
+    assert reserve_master_port(reservation, "", written(ports)) == ports[0]
+    with pytest.raises(RendezvousStateError):
+        reserve_master_port(PortReservation(), "", f"{ports[0]}")
+    reservation.activate()
+    with socket.create_server(("127.0.0.1", ports[0])) as server:
+        socket.create_connection(server.getsockname(), DEADLINE_SECONDS).close()
+
+
+def test_the_port_of_the_rendezvous_is_not_taken(reservation: PortReservation, ports: range) -> None:
+    endpoint = f"here:{ports[0]}"
+    assert reserve_master_port(reservation, "", written(ports), endpoint) == ports[1]
+    with pytest.raises(RendezvousStateError, match=rf"the port {ports[0]} is the one of --rdzv-endpoint"):
+        reserve_master_port(reservation, "", str(ports[0]), endpoint)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "a:b", "0:5", "9:8", "1:65536", "1:2:3", "-1:5", "1:", ":5", "٣:٤", "1" * 99]
+)
+def test_what_is_not_a_range_is_refused(text: str, reservation: PortReservation) -> None:
+    with pytest.raises(UsageError, match=r"must be LOW:HIGH.*such as 29500:29509 \(--master-port-range\)"):
+        reserve_master_port(reservation, "", text)

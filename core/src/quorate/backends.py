@@ -11,6 +11,7 @@ from .notices import warn
 from .plugins import PluginHost, get_host
 from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters
 from .rendezvous._api import DERIVED_SETTING
+from .rendezvous._port import PORT_RANGE_SETTING, port_range
 from .text import near_names
 from .timeouts import setting_names
 
@@ -28,6 +29,8 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
     host = host or get_host()
     backend: RendezvousBackend = host.choose(PluginKind.RENDEZVOUS, parameters.backend)
     _check_settings(parameters, backend)
+    if PORT_RANGE_SETTING in parameters.config:
+        port_range(parameters.config[PORT_RANGE_SETTING])
     if backend.check is not None:
         call_plugin(f"rendezvous backend {backend.name!r}", backend.check, parameters)
     _check_protection(parameters, backend)
@@ -39,7 +42,7 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
 
 
 #: Settings that the core or several backends read, besides the timeouts.
-_COMMON_SETTINGS = frozenset({"rank", "is_host", "keep", AUTH_SETTING, DERIVED_SETTING})
+_COMMON_SETTINGS = frozenset({"rank", "is_host", "keep", AUTH_SETTING, DERIVED_SETTING, PORT_RANGE_SETTING})
 #: What programs written for TorchElastic pass to any backend.
 _ELASTIC_SETTINGS = frozenset({"store_type", "use_libuv", "nnodes", "use_agent_store"})
 

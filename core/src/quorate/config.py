@@ -20,6 +20,7 @@ from .logs_specs import DefaultLogsSpecs, LogsSpecs
 from .plugins import get_host
 from .rendezvous import RendezvousBackend, RendezvousParameters
 from .rendezvous._api import DERIVED_SETTING
+from .rendezvous._port import PORT_RANGE_SETTING, port_range
 from .timeouts import Timeouts, parse_seconds
 from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable
 
@@ -49,6 +50,16 @@ def _auth(record: Any, attribute: Attribute[Any], value: str | None) -> None:
         parse_auth(value)
 
 
+def _ports(record: Any, attribute: Attribute[Any], value: str | None) -> None:
+    if value is not None:
+        port_range(value)
+        if record.master_port is not None:
+            raise UsageError(
+                f"master_port ({record.master_port}) and master_port_range ({value}) contradict each other; "
+                "remove one of the two (--master-port, --master-port-range)"
+            )
+
+
 @final
 @frozen(kw_only=True)
 class LaunchConfig(WorkerSettings):
@@ -67,6 +78,8 @@ class LaunchConfig(WorkerSettings):
         rdzv_timeout: seconds, an old spelling of the setting ``join_timeout``; -1: not set.
         rdzv_auth: whether the job token is used: ``auto``, ``required`` or ``off``; ``None``: what the setting ``auth``
             says, else ``auto``.
+        master_port_range: ``LOW:HIGH``, the ports from which ``MASTER_PORT`` is taken; ``None``: what the setting of
+            that name says, else any free port.
         start_method: how functions are started (``spawn``, ``fork``, ``forkserver``, or what plugins offer); commands
             too if it takes them (``warm``), else those are started by ``exec``.
         logs_specs: where output goes; ``None``: a new ``DefaultLogsSpecs()``.
@@ -93,6 +106,7 @@ class LaunchConfig(WorkerSettings):
     rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied)
     rdzv_timeout: float = -1
     rdzv_auth: str | None = field(default=None, validator=_auth)
+    master_port_range: str | None = field(default=None, validator=_ports)
     start_method: str = field(default="spawn", validator=not_empty)
     log_line_prefix_template: str | None = None
     metrics_cfg: Mapping[str, str] = field(factory=dict)
@@ -157,6 +171,8 @@ class LaunchConfig(WorkerSettings):
         settings = {**self.rdzv_configs, **asdict(self.timeouts(), recurse=False)}
         if self.auth() is not Auth.AUTO:
             settings[AUTH_SETTING] = self.auth().value
+        if self.master_port_range is not None:
+            settings[PORT_RANGE_SETTING] = self.master_port_range
         if self.node_rank is not None:
             settings.setdefault("rank", self.node_rank)
         if not self.run_id and self.max_nodes > 1:

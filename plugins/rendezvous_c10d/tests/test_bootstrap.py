@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from quorate.errors import StoreUnavailableError
-from quorate.rendezvous import Bootstrap
+from quorate.errors import RendezvousStateError, StoreUnavailableError
+from quorate.rendezvous import Bootstrap, reserve_master_port
 from quorate_rendezvous_c10d import plugin
 
 from .c10d_harness import DEADLINE_SECONDS, HERE, descriptors, settles
@@ -100,6 +100,20 @@ def test_ipv6(bootstrap: Bootstrap) -> None:
     port = bootstrap.reserve("::1")
     bootstrap.activate()
     socket.create_connection(("::1", port), timeout=DEADLINE_SECONDS).close()
+
+
+def test_the_port_is_from_the_range_that_was_given(bootstrap: Bootstrap) -> None:
+    port = bootstrap.reserve("127.0.0.1")
+    (backend,) = plugin.quorate_register_rendezvous()
+    assert backend.bootstrap is not None
+    other = backend.bootstrap()
+    with pytest.raises(RendezvousStateError, match=rf"the port {port} cannot be taken.*Address already in use"):
+        reserve_master_port(other, "127.0.0.1", f"{port}:{port}")
+    bootstrap.release()
+    try:
+        assert reserve_master_port(other, "127.0.0.1", f"{port}:{port}") == port
+    finally:
+        other.release()
 
 
 def test_activate_needs_a_reserved_port(bootstrap: Bootstrap) -> None:

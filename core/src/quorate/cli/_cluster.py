@@ -160,7 +160,7 @@ def _meeting(parsed: Parsed, job: ClusterJob, host: PluginHost, *, is_fixed: boo
         if backend is not None and backend.hosted_by_job:
             texts["rdzv-endpoint"] = endpoint
         return texts
-    port = parsed["master-port"] or job.master_port
+    port = parsed["master-port"] or (None if parsed["master-port-range"] else job.master_port)
     if port and is_fixed:  # the workers' port is promised to them: ranks are fixed, as the backend static has them
         return {**texts, "master-addr": job.endpoint_host, "master-port": str(port)}
     return {**texts, "rdzv-backend": "tcp", "rdzv-endpoint": endpoint}

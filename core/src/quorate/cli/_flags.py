@@ -122,6 +122,13 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "default and 0: 29500, or a free port for one node",
         ),
         Flag(
+            "master-port-range",
+            "LOW:HIGH",
+            None,
+            kind.ports,
+            "ports from which MASTER_PORT is taken, such as those that a firewall lets through; default: any free port",
+        ),
+        Flag(
             "local-addr",
             "HOST",
             None,

@@ -249,6 +249,7 @@ def _rendezvous(parsed: Parsed) -> dict[str, Any]:
         "node_rank": parsed["node-rank"],
         "master_addr": None,
         "master_port": None,
+        "master_port_range": parsed["master-port-range"],
     }
     if parsed["standalone"]:
         if max_nodes > 1:
@@ -258,8 +259,9 @@ def _rendezvous(parsed: Parsed) -> dict[str, Any]:
         return {**result, "rdzv_backend": "standalone", "rdzv_endpoint": "", "node_rank": None}
     if backend != "static":
         return result
-    address, port = (parsed["master-addr"] or "").strip("[]") or None, parsed["master-port"] or None
-    result.update(master_addr=address, master_port=port)
+    address = (parsed["master-addr"] or "").strip("[]") or None
+    port, ports = _master_port(parsed)
+    result.update(master_addr=address, master_port=port, master_port_range=ports)
     if max_nodes == 1 and not endpoint:
         return {**result, "rdzv_backend": "standalone"}
     result["node_rank"] = parsed["node-rank"] or 0
@@ -268,7 +270,26 @@ def _rendezvous(parsed: Parsed) -> dict[str, Any]:
     address, port = address or _DEFAULT_MASTER_ADDR, port or _DEFAULT_MASTER_PORT
     if not 1 <= port <= 65534:
         raise UsageError(f"--master-port={port} must be from 1 to 65534, because rendezvous uses the port above it")
-    return {**result, "rdzv_endpoint": format_endpoint(address, port + 1), "master_addr": address, "master_port": port}
+    result.update(rdzv_endpoint=format_endpoint(address, port + 1), master_addr=address)
+    return {**result, "master_port": None if ports else port}
+
+
+def _master_port(parsed: Parsed) -> tuple[int | None, str | None]:
+    """Return the pinned ``MASTER_PORT`` and the range, of which at most one is set.
+
+    An argument stands above what is set elsewhere.  Clusters set the variable of the port for every job, so that a
+    range in a variable stands above that.
+    """
+    port, ports = parsed["master-port"] or None, parsed["master-port-range"]
+    if not port or not ports:
+        return port, ports
+    if parsed.settings["master-port"].source != "argument":
+        return None, ports
+    if parsed.settings["master-port-range"].source != "argument":
+        return port, None
+    raise UsageError(
+        f"--master-port={port} and --master-port-range={ports} contradict each other; remove one of the two"
+    )
 
 
 def _logs_specs(parsed: Parsed) -> LogsSpecs:

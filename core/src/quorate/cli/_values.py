@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import UsageError
 from ..job_token import parse_auth
 from ..logs_specs import Std, StdChoice
+from ..rendezvous._port import port_range
 
 YES = frozenset({"1", "true", "yes", "on"})
 NO = frozenset({"0", "false", "no", "off"})
@@ -40,6 +41,14 @@ def whole(value: str) -> int:
         return int(value)
     except ValueError:
         raise ValueError("is not a whole number") from None
+
+
+def ports(value: str) -> str:
+    try:
+        found = port_range(value)
+    except UsageError:
+        raise ValueError("is not LOW:HIGH, two ports from 1 to 65535, such as 29500:29509") from None
+    return f"{found[0]}:{found[-1]}"
 
 
 def seconds(value: str) -> float:

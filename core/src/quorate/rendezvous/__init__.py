@@ -16,7 +16,7 @@ from ._api import (
     RendezvousParameters,
     RendezvousStoreInfo,
 )
-from ._port import Bootstrap, PortReservation
+from ._port import Bootstrap, PortReservation, reserve_master_port
 from ._ranks import assign_ranks, order_nodes
 from ._store import (
     AttentiveStore,
@@ -62,6 +62,7 @@ __all__ = [
     "job_is_over",
     "order_nodes",
     "protect",
+    "reserve_master_port",
     "sign_store",
 ]
 

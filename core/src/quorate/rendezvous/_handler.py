@@ -30,7 +30,7 @@ from ._api import (
 )
 from ._driver import Driver
 from ._incarnation import Doorway
-from ._port import Bootstrap, PortReservation
+from ._port import PORT_RANGE_SETTING, Bootstrap, PortReservation, reserve_master_port
 from ._protocol import (
     Closed,
     Done,
@@ -193,7 +193,12 @@ class StoreRendezvousHandler(RendezvousHandler):
         bootstrap = self._backend.bootstrap() if self._backend.bootstrap is not None else PortReservation()
         address = advertised_address(self._parameters.local_addr, self._parameters.endpoint)
         outside = self._outside_address(address)
-        port = bootstrap.reserve("" if outside else address)
+        port = reserve_master_port(
+            bootstrap,
+            "" if outside else address,
+            self._parameters.get(PORT_RANGE_SETTING),
+            self._parameters.endpoint if self._backend.hosted_by_job else "",
+        )
         self._bootstrap = bootstrap
         if self._shut_down:  # by another thread, while the endpoint's name was looked up
             self._release()

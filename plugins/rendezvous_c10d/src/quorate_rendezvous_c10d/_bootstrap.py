@@ -6,13 +6,15 @@ round.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import final
 
 from quorate.errors import StoreUnavailableError
 from quorate.net import Address, format_endpoint
 
 from ._connection import Connection, host
-from ._endpoint import Listening, addresses_to_listen_on, listen_on
+from ._endpoint import Listening, PortTakenError, addresses_to_listen_on, listen_on
 
 __all__ = ["TCPStoreBootstrap"]
 
@@ -30,20 +32,23 @@ class TCPStoreBootstrap:
         self._listening: Listening | None = None
         self._connection: Connection | None = None
 
-    def reserve(self, address: str) -> int:
-        """Listen on a free port of ``address``, or of all addresses where it is not one of this machine.
+    def reserve(self, address: str, port: int = 0) -> int:
+        """Listen on ``port`` (0: a free one) of ``address``, or of all addresses where it is not one of this machine.
 
         Raises:
-            OSError: no port is free.
+            OSError: no port is free, or ``port`` is not.
         """
         self.release()
         addresses: list[Address] = []
         if address:
             try:
-                addresses = addresses_to_listen_on(address, 0, _RESOLVE_TIMEOUT_SECONDS)
+                addresses = addresses_to_listen_on(address, port, _RESOLVE_TIMEOUT_SECONDS)
             except OSError:
                 addresses = []  # other nodes may know the name; this one listens everywhere
-        self._listening = listen_on(addresses, 0, any_address=True)
+        try:
+            self._listening = listen_on(addresses, port, any_address=True)
+        except PortTakenError:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from None
         return self._listening.port
 
     def activate(self) -> None:

@@ -18,6 +18,7 @@ from quorate.rendezvous import (
     RendezvousParameters,
     RendezvousStoreInfo,
     assign_ranks,
+    reserve_master_port,
 )
 
 __all__ = ["StandaloneHandler", "check_standalone"]
@@ -47,6 +48,7 @@ class StandaloneHandler(RendezvousHandler):
         check_standalone(params)
         self._run_id = params.run_id
         self._address = params.local_addr or "127.0.0.1"
+        self._port_range = params.get("master_port_range")
         self._changed = threading.Condition()
         self._port = PortReservation()
         self._node: NodeRecord | None = None
@@ -72,6 +74,7 @@ class StandaloneHandler(RendezvousHandler):
 
         Raises:
             RendezvousClosedError: the job has ended, or this handler was shut down.
+            RendezvousStateError: no port of ``master_port_range`` can be taken.
         """
         with self._changed:
             while True:
@@ -81,7 +84,7 @@ class StandaloneHandler(RendezvousHandler):
                 self._changed.wait(seconds_until(self._not_before))
             self._round_number += 1
             self._end = None
-            port = self._port.reserve(self._address)
+            port = reserve_master_port(self._port, self._address, self._port_range)
             self._port.activate()  # this node's worker is the next to use it
             assignment = None
             if self._node is not None:
