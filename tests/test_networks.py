@@ -72,6 +72,7 @@ class Machine:
 
     def __init__(self, name: str, address: str, hosts: str, folder: Path) -> None:
         self.name, self.address, self.interface = name, address, f"net-{name}"
+        self.variables: dict[str, str] = {}
         path = folder / f"hosts-{name}"
         path.write_text(f"127.0.0.1 localhost\n{hosts}\n")
         boot = _BOOT.format(name=name, hosts=path, interface=self.interface, address=address)
@@ -101,10 +102,16 @@ class Machine:
     def run(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*self.inside(), sys.executable, "-m", "quorate", "run", *arguments],
+            env={**os.environ, **self.variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def do(self, script: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command of the system on this machine."""
+        command = [*self.inside(), "sh", "-c", script]
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=DEADLINE)
 
     def close(self) -> None:
         self.process.communicate(timeout=DEADLINE)
@@ -141,11 +148,15 @@ SHOW = ("--no-python", "sh", "-c", 'echo "at $MASTER_ADDR over $GLOO_SOCKET_IFNA
 
 
 def run_job(
-    machines: list[Machine], *flags: str, first_only: tuple[str, ...] = (), program: tuple[str, ...] = SHOW
+    machines: list[Machine],
+    *flags: str,
+    first_only: tuple[str, ...] = (),
+    second_only: tuple[str, ...] = (),
+    program: tuple[str, ...] = SHOW,
 ) -> list[str]:
     agents = [
         machine.run("--nnodes=2", f"--node-rank={rank}", *flags, *extra, *program)
-        for rank, (machine, extra) in enumerate(zip(machines, (first_only, ()), strict=True))
+        for rank, (machine, extra) in enumerate(zip(machines, (first_only, second_only), strict=True))
     ]
     try:
         outputs = [agent.communicate(timeout=DEADLINE)[0] for agent in agents]
@@ -167,8 +178,7 @@ def test_a_machine_whose_own_name_is_a_loopback_address_tells_the_others_its_rea
 
 def test_a_job_behind_a_firewall_uses_only_the_ports_that_it_was_given(machines: list[Machine], tmp_path: Path) -> None:
     """In the second round too, while connections of the first one still hold the only port that there is."""
-    command = [*machines[0].inside(), "nft", "--file", "-"]
-    closed = subprocess.run(command, input=FIREWALL, capture_output=True, text=True)
+    closed = machines[0].do("nft --file -", FIREWALL)
     if closed.returncode:
         pytest.skip(f"there is no firewall to be had here: {closed.stderr.strip()}")
     program = tmp_path / "meets.py"
@@ -192,3 +202,22 @@ def test_a_local_address_is_found_by_its_interface_or_its_network(machines: list
     for local in (machines[0].interface, "10.77.0.0/16"):
         outputs = run_job(machines, *flags, first_only=(f"--local-addr={local}",))
         assert all("at 10.77.0.1 over" in output for output in outputs)
+
+
+def test_collectives_use_the_interface_of_the_local_address_and_what_is_set_stays(machines: list[Machine]) -> None:
+    """``--master-addr`` is a name here, which the first machine takes for its loopback address."""
+    second = machines[1]
+    made = second.do(
+        "ip link add fast type veth peer name fast-peer && ip link set fast up && ip address add 10.88.0.2/24 dev fast"
+    )
+    if made.returncode:
+        pytest.skip(f"a second interface cannot be made here: {made.stderr.strip()}")
+    program = ("--no-python", "sh", "-c", 'echo "over $GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME at $MASTER_ADDR"')
+    flags = ("--master-addr=one", "--rdzv-auth=off")
+    outputs = run_job(machines, *flags, second_only=("--local-addr=fast",), program=program)
+    assert "over net-one net-one at one" in outputs[0]
+    assert "over fast fast at one" in outputs[1]
+    machines[0].variables = {"GLOO_SOCKET_IFNAME": "mine"}
+    outputs = run_job(machines, *flags, second_only=("--local-addr=10.88.0.0/16",), program=program)
+    assert "over mine net-one at one" in outputs[0]
+    assert "over fast fast at one" in outputs[1]

@@ -17,7 +17,14 @@ from attrs import frozen
 from .errors import UsageError
 from .net import Address, is_loopback
 
-__all__ = ["InterfaceAddress", "interface_addresses", "interface_towards", "local_address", "outside_address"]
+__all__ = [
+    "InterfaceAddress",
+    "interface_addresses",
+    "interface_of",
+    "interface_towards",
+    "local_address",
+    "outside_address",
+]
 
 _SIOCGIFCONF = 0x8912
 _IFREQ_BYTES = 40
@@ -110,8 +117,13 @@ def interface_towards(host: str) -> str:
     except ValueError:
         return ""
     there = Address(family, (host, 9, 0, 0) if family == socket.AF_INET6 else (host, 9))
-    source = "" if is_loopback(there) else source_towards(there)
-    return next((each.interface for each in interface_addresses() if each.host == source), "")
+    return interface_of("" if is_loopback(there) else source_towards(there))
+
+
+def interface_of(host: str) -> str:
+    """Return the interface that has this machine's address ``host``; ``""`` where none has, and for loopback."""
+    found = next((each for each in interface_addresses() if each.host == host), None)
+    return "" if found is None or ipaddress.ip_address(found.host).is_loopback else found.interface
 
 
 def local_address(text: str) -> str:

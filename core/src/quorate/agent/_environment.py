@@ -132,7 +132,7 @@ def build_launches(
         local_rank: worker_environment(spec, assignment, local_rank, run_id, base)
         for local_rank in range(assignment.local_world_size)
     }
-    _name_interface(environments, assignment)
+    _name_interface(environments, assignment, spec.local_addr)
     dest = logs_specs.reify(environments)
     launches: list[WorkerLaunch] = []
     for local_rank, environment in environments.items():
@@ -175,14 +175,23 @@ def build_launches(
     return launches
 
 
-def _name_interface(environments: Mapping[int, dict[str, str]], assignment: Assignment) -> None:
-    """Have collectives use the interface over which this node reaches the first one; what is set stays."""
+def _name_interface(environments: Mapping[int, dict[str, str]], assignment: Assignment, local_addr: str | None) -> None:
+    """Have collectives use the interface of this node's advertised address; what is set stays.
+
+    That is the one that ``--local-addr`` asks for, else the one over which this node reaches the first.
+    """
     if assignment.group_world_size == 1 or is_local_name(assignment.master_addr):
         return
-    from ..addresses import interface_towards  # with ipaddress, which most jobs do not need
+    from ..addresses import interface_of, interface_towards, local_address  # with ipaddress, which few jobs need
 
+    try:
+        interface = interface_of(local_address(local_addr)) if local_addr else ""
+    except UsageError:  # the address has gone since this node has joined
+        interface = ""
     for environment in environments.values():
-        interface = interface_towards(environment["MASTER_ADDR"])
+        # MASTER_ADDR may be a name, and this machine's own name a loopback address.
+        interface = interface or interface_towards(environment["MASTER_ADDR"])
+        interface = interface or interface_towards(assignment.master_addr)
         if not interface:
             return
         for name in _INTERFACE_VARIABLES:
