@@ -144,9 +144,34 @@ def test_a_second_job_on_a_shared_endpoint_does_not_become_a_node_of_the_first(
         assert "give each its own --rdzv-id" in bob.output
         alice.says("does not join round 0: .*the command is bob.sh on .* and alice.sh on ")
         second = agent(*flags, scripts["alice"], str(go))
-        alice.says("alice is rank [01] of 2")
+        for each in (alice, second):
+            each.says("alice is rank [01] of 2")
+        bob = agent(*flags, scripts["bob"], str(go))
+        assert bob.ends() != 0
+        for each in (alice, second):
+            each.says("a node .*wanted to join and was refused: .* is another one: the command is bob.sh on ")
         go.touch()
         assert (alice.ends(), second.ends()) == (0, 0)
+
+
+@pytest.mark.parametrize("backend", ["etcd", "etcd-v2"])
+def test_a_job_that_runs_in_etcd_is_told_of_a_node_that_was_refused(
+    backend: str, servers: None, agent: RunAgent, scripts: dict[str, str], tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    with BACKENDS[backend].fresh_endpoint() as endpoint:
+        where = (f"--rdzv-backend={backend}", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={tmp_path.name}")
+        command = ("--no-python", scripts["alice"], str(go))
+        job = [agent("--nnodes=2", *where, *command) for _ in range(2)]
+        for each in job:
+            each.says("alice is rank [01] of 2")
+        other = agent("--nnodes=1:2", *where, *command)
+        assert other.ends() != 0
+        assert "--nnodes is 1:2 on" in other.output
+        for each in job:
+            each.says("wanted to join and was refused: .*--nnodes is 1:2 on .* and 2 on ")
+        go.touch()
+        assert [each.ends() for each in job] == [0, 0]
 
 
 def test_a_second_static_job_on_the_default_port_says_that_its_rank_is_taken(
@@ -163,6 +188,8 @@ def test_a_second_static_job_on_the_default_port_says_that_its_rank_is_taken(
         assert again.ends() != 0
         assert "node rank 0 of the job" in again.output
         assert "is taken" in again.output
+        for each in job:
+            each.says("wanted to join and was refused: node rank 0 of the job .* is taken")
         go.touch()
         assert [each.ends() for each in job] == [0, 0]
 
@@ -180,6 +207,8 @@ def test_another_number_of_nodes_is_refused_and_a_standby_says_that_it_never_ran
         other = agent("--nnodes=1:2", *flags, *command)
         assert other.ends() != 0
         assert "--nnodes is 1:2 on" in other.output
+        for each in job:
+            each.says("wanted to join and was refused: .*--nnodes is 1:2 on .* and 2 on ")
         standby = agent("--nnodes=2", *flags, *command)
         standby.says("standing by for the next one.*If that is an older job that should end, stop its agents")
         go.touch()

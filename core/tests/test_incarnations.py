@@ -22,9 +22,12 @@ from quorate.rendezvous import _incarnation_store as incarnation_store
 from quorate.rendezvous._incarnation import Doorway, Next, judge
 from quorate.rendezvous._incarnation_store import IncarnationStore
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
-from quorate.rendezvous._protocol import Key
+from quorate.rendezvous._machine import initial_state
+from quorate.rendezvous._protocol import Call, Key, Operation, Phase, Purpose, Settings
+from quorate.rendezvous._refusals import RefusalReader, tell_refusal
 from quorate.rendezvous._same_job import difference_warnings, differences
 from quorate.rendezvous._signs import Signs, read_signs
+from quorate.rendezvous._state import State
 from quorate.rendezvous._wire import encode, encode_object
 
 LEASE = 3.0
@@ -57,6 +60,72 @@ def seal(store: Store, size: int, number: int = 0) -> None:
 
 def beat(store: Store, rank: int, count: int, host: str, state: HeartbeatState = HeartbeatState.RUNNING) -> None:
     store.put(Key.rank_heartbeat(0, rank), Heartbeat(count, state, host).encode())
+
+
+# --- who is told of a refused node -----------------------------------------------------------------------------------
+
+
+def told_of(store: Store, reader: RefusalReader, state: State) -> None:
+    """Read once, as the driver does with each of the machine's reads."""
+    call = Call(Purpose.HEARTBEATS, Operation.GET, ("0/heartbeat/r0",))
+    reader.take(store.get(list(reader.keys(call, state))))
+
+
+def running(number: int) -> State:
+    return evolve(initial_state(Settings(2, 2)), phase=Phase.RUNNING, round_number=number)
+
+
+def test_members_of_a_round_are_told_each_sentence_once_and_eight_at_most() -> None:
+    store, said = InMemoryStore(), []
+    reader = RefusalReader(said.append)
+    for attempt in range(3):
+        for each in range(12):
+            tell_refusal(store, 0, f"bob {each} \x1b[31m{'x' * 5000 * attempt}")
+            told_of(store, reader, running(0))
+    assert len(said) == 8
+    assert said[:3] == ["bob 0 ", "bob 1 ", "bob 2 "]
+    tell_refusal(store, 1, "bob again")
+    told_of(store, reader, running(1))
+    assert said[8:] == ["bob again"]
+    told_of(store, reader, running(1))
+    assert len(said) == 9
+
+
+def test_nothing_is_read_along_where_no_round_runs() -> None:
+    reader = RefusalReader(lambda sentence: None)
+    get, add = (Call(Purpose.HEARTBEATS, each, ("k",)) for each in (Operation.GET, Operation.ADD))
+    assert list(reader.keys(get, initial_state(Settings(2, 2)))) == []
+    assert list(reader.keys(add, running(3))) == []
+    assert list(reader.keys(get, running(3))) == ["3/refused/1"]
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_refused_node_tells_those_who_run(number: int) -> None:
+    data = InMemoryStore()
+    inside = door(data).enter(data, ALICE)
+    for each in range(number):
+        inside.create(Key.ended(each), encode(evolve(SUCCEEDED, verdict=Verdict.RESTART, round_number=each)))
+    inside.add(Key.ROUND, number)
+    seal(inside, 2, number)
+    refused = threading.Event()
+
+    def beat_on() -> None:
+        for count in range(1, 10_000):
+            inside.put(Key.rank_heartbeat(number, 0), Heartbeat(count, HeartbeatState.RUNNING, "h1").encode())
+            if refused.wait(0.01):
+                return
+
+    beats = threading.Thread(target=beat_on)
+    beats.start()
+    try:
+        with pytest.raises(RendezvousStateError, match=r"the command is bob\.py on h9 and alice\.py on h1"):
+            door(data).enter(data, BOB)
+    finally:
+        refused.set()
+        beats.join()
+    (told,) = inside.get([Key.refused(number, 1)])
+    assert told is not None
+    assert told.decode().startswith("a node of bob on h9 wanted to join and was refused: the job 'job', begun by alice")
 
 
 # --- one node after the other -----------------------------------------------------------------------------------------

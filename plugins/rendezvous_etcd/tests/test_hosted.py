@@ -13,7 +13,7 @@ from typing import Any, final
 
 import pytest
 
-from quorate.errors import RendezvousStateError, StoreUnavailableError, UsageError
+from quorate.errors import StoreUnavailableError, UsageError
 from quorate.proc import is_alive
 from quorate.rendezvous import RendezvousParameters, Write
 from quorate_rendezvous_etcd._hosted.cluster import cluster_token, initial_ids
@@ -272,9 +272,3 @@ def test_the_last_words_of_an_agent_take_its_member_along(cluster: Cluster) -> N
     survivors = [other for other in cluster.stores if other != index]
     assert stores[survivors[0]].get(["ended"]) == [b"killed"]
     assert settles(lambda: len(cluster.voters(survivors[0])) == 2)
-
-
-def test_two_jobs_of_other_sizes_do_not_mix(cluster: Cluster) -> None:
-    cluster.open_all()
-    with pytest.raises(RendezvousStateError, match="another job runs under the id"):
-        open_store(RendezvousParameters("etcd-hosted", cluster.endpoint, cluster.run_id, 2, 2, is_host="false"))

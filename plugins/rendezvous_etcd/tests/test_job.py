@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quorate.errors import RendezvousStateError, StoreLostError
+from quorate.errors import StoreLostError
 from quorate_rendezvous_etcd import EtcdServer
 
 from .etcd_harness import Admin, InThread, settles
@@ -154,17 +154,6 @@ def test_an_operation_after_the_lease_has_ended_renews_it(
     assert store.add("count", 1) == 2
     assert other.add("count", 1) == 3
     assert store._membership.member.decode() in admin(shared_etcd).stored()
-
-
-def test_two_jobs_with_one_run_id_do_not_mix_unnoticed(open_store: Open, run_id: str) -> None:
-    store = open_store(min_nodes=2, max_nodes=4)
-    with pytest.raises(
-        RendezvousStateError, match=rf"another job runs under the id '{run_id}'.*--nnodes=2:4.*1:1.*--rdzv-id"
-    ):
-        open_store(min_nodes=1, max_nodes=1)
-    assert store.add("count", 1) == 1
-    store.close()
-    assert open_store(min_nodes=1, max_nodes=1).add("count", 1) == 1
 
 
 def test_who_was_away_while_the_job_was_replaced_is_told(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from quorate.errors import RendezvousStateError, StoreLostError
+from quorate.errors import StoreLostError
 from quorate_rendezvous_etcd import EtcdServer
 
 from .etcd_harness import DEADLINE_SECONDS, distro_etcd, settles
@@ -146,17 +146,6 @@ def test_an_agent_that_was_frozen_past_the_end_of_the_job_learns_it(open_v2: Ope
         assert "no longer has the job" in message
         assert successor.get(["key"]) == [b"of the next job"]
         assert len([path for path in v2_tree(open_v2.endpoint, "quorate") if "/k/" in path]) == 1
-
-
-def test_jobs_of_another_size_are_told_apart(open_v2: OpenV2) -> None:
-    store = open_v2()
-    store.put("key", b"value")
-    with pytest.raises(RendezvousStateError, match=r"another job runs under the id.*--nnodes=1:8.*one 2:2.*--rdzv-id"):
-        open_v2(nodes=(2, 2))
-    assert store.get(["key"]) == [b"value"]
-    assert len([path for path in v2_tree(open_v2.endpoint) if "/members/" in path]) == 1
-    store.close()
-    assert open_v2(nodes=(2, 2)).get(["key"]) == [None]
 
 
 def test_keys_can_be_kept_for_a_look(open_v2: OpenV2) -> None:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, final
 
+from attrs import evolve
+
 from .._isolation import described
 from ..clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
 from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailableError
@@ -28,6 +30,7 @@ from ._incarnation_store import IncarnationStore, wrong_answer
 from ._last_word import LastWords
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Reply, Settings
+from ._refusals import RefusalReader
 from ._state import State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
 from ._transition import own_heartbeat_key
@@ -71,6 +74,7 @@ class Driver:
         emit: called on the rendezvous thread with each output of the machine; must not block.
         after_call: called on the store thread after each call; may use the store and raise StoreUnavailableError.
         operation_timeout: seconds after which a call without an answer counts as failed.
+        refused: called on the store thread with a sentence about each node that was refused while a round runs.
     """
 
     def __init__(
@@ -82,7 +86,9 @@ class Driver:
         emit: Callable[[Output], None],
         after_call: Callable[[], None] | None = None,
         operation_timeout: float = 10.0,
+        refused: Callable[[str], None] = lambda sentence: None,
     ) -> None:
+        self._refusals = RefusalReader(refused)
         self._open_store, self._after_call = open_store, after_call
         self.decide_ranks, self.decide_rescale, self.emit = decide_ranks, decide_rescale, emit
         self._interpreter = Interpreter(settings, self, monotonic, operation_timeout)
@@ -222,7 +228,7 @@ class Driver:
             try:
                 store = self._ensure_store()
                 if isinstance(call, Call):
-                    self.post(Reply(call, perform(store, call)))
+                    self.post(Reply(call, self._perform(store, call)))
                 else:
                     call(store)
             except StoreUnavailableError as error:
@@ -241,6 +247,14 @@ class Driver:
             finally:
                 self._store.close()
                 self._last_words.close()
+
+    def _perform(self, store: Store, call: Call) -> Any:
+        along = self._refusals.keys(call, self.state)
+        if not along:
+            return perform(store, call)
+        values = perform(store, evolve(call, keys=(*call.keys, *along)))
+        self._refusals.take(values[len(call.keys) :])
+        return values[: len(call.keys)]
 
     def _follow_up(self) -> None:
         if self._after_call is None:

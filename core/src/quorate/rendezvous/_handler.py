@@ -150,6 +150,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             lambda summary, waiting: decisions.decide_or(False, "rescale", summary, waiting),
             self._on_output,
             self._look_for_strangers if parameters.max_nodes > 1 else None,
+            refused=warn,
         )
 
     def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:

@@ -30,6 +30,7 @@ from ..records import NodeRecord
 from ._incarnation_store import IncarnationStore, OverError, incarnation_store, over_key, wrong_answer
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Key
+from ._refusals import tell_refusal
 from ._same_job import refusal
 from ._signs import Signs, read_signs
 from ._store import HostedStore, Store, parse_counter
@@ -306,18 +307,27 @@ class Doorway:
             if now.number != first.number or now.end is not None:
                 return
             if now.heartbeats.get(key) != first.heartbeats[key]:
-                raise RendezvousStateError(
+                problem = (
                     f"node rank {rank} of the job {self._run_id!r} is taken: the node {first.host_of(rank)} has it and "
                     f"is running, and {node.name} claims it too. Give each node its own --node-rank; if these are two "
                     "jobs, give each its own --rdzv-id and --rdzv-endpoint (or --master-port)"
                 )
+                tell_refusal(store, now.number, _told(node, problem))
+                raise RendezvousStateError(problem)
 
     def _refuse(self, store: Store, node: NodeRecord, problem: str) -> None:
-        """Tell the nodes that gather why ``node`` does not join, and raise."""
+        """Tell the nodes that gather, or run, why ``node`` does not join, and raise."""
         signs = read_signs(store)
-        if signs.size == 0 and signs.end is None:
+        if signs.size > 0 and signs.end is None:
+            tell_refusal(store, signs.number, _told(node, problem))
+        elif signs.end is None:
             ticket = store.add(Key.tickets(signs.number), 1)
             left = Heartbeat(1, HeartbeatState.LEFT, node.host)
             store.put(Key.ticket_heartbeat(signs.number, ticket), left.encode())
             store.put(Key.node(signs.number, ticket), encode(evolve(node, declined=problem)))
         raise RendezvousStateError(f"this node ({node.name}) does not join: {problem}")
+
+
+def _told(node: NodeRecord, problem: str) -> str:
+    whose = f" of {node.user}" if node.user else ""
+    return f"a node{whose} on {node.name} wanted to join and was refused: {problem}"

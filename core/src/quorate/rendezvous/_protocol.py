@@ -91,6 +91,10 @@ class Key:
         return f"{n}/empty"
 
     @staticmethod
+    def refused(n: int, place: int) -> str:
+        return f"{n}/refused/{place}"
+
+    @staticmethod
     def ticket_heartbeat(n: int, ticket: int) -> str:
         return f"{n}/heartbeat/t{ticket}"
 

@@ -10,11 +10,11 @@ from typing import final
 
 from attrs import field, frozen
 
-from quorate.errors import RendezvousStateError, UsageError
+from quorate.errors import UsageError
 from quorate.net import Endpoint, parse_endpoint
 from quorate.rendezvous import RendezvousParameters
 
-__all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Settings", "parse_endpoints", "refuse_other_bounds"]
+__all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Settings", "parse_endpoints"]
 
 #: The port of an endpoint without one.
 DEFAULT_PORT = 2379
@@ -115,16 +115,6 @@ class Settings:
             member_ttl_seconds=member_ttl,
             keep=bool(parameters.get_as_bool("keep", False)),
             close_timeout_seconds=_positive(parameters, "close_timeout", 5.0),
-        )
-
-
-def refuse_other_bounds(settings: Settings, bounds: tuple[int, int]) -> None:
-    """Raise RendezvousStateError if the job that runs under this run id has other ``bounds`` than these settings."""
-    if bounds != (settings.min_nodes, settings.max_nodes):
-        raise RendezvousStateError(
-            f"another job runs under the id {settings.run_id!r} in etcd at {settings.where}: it has "
-            f"--nnodes={bounds[0]}:{bounds[1]}, this one {settings.min_nodes}:{settings.max_nodes}. Give each job an "
-            "--rdzv-id of its own, and all nodes of a job the same --nnodes"
         )
 
 

@@ -39,7 +39,6 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
     Raises:
         UsageError: settings that cannot be used, no etcd program, or ``is_host`` without a name to run.
         StoreUnavailableError: too few members answered within ``connect_timeout``.
-        RendezvousStateError: another job runs under this run id.
     """
     check(parameters)
     names = parse_names(parameters)

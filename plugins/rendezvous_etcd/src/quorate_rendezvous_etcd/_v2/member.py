@@ -17,7 +17,7 @@ from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError
 
 from .._keeper import LeaseKeeper
-from .._settings import Settings, refuse_other_bounds
+from .._settings import Settings
 from .answers import NOT_FOUND, RefusedError, unexpected
 from .client import Client, InterruptedCallError, Route
 from .format import escape, new_stamp
@@ -87,10 +87,8 @@ class Membership:
             self._directory.dissolve(current, index, deadline)
             return False
         token = current.removeprefix(CLOSING)
-        bounds = self._directory.bounds_of(token)
-        if bounds is None:
+        if self._directory.bounds_of(token) is None:
             raise StoreCorruptError(f"{self._root}/current", "it was not written by quorate")
-        refuse_other_bounds(self._settings, bounds)
         try:
             return self._join_incarnation(token, deadline)
         except RefusedError as refused:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from quorate.clock import monotonic
-from quorate.errors import QuorateError, RendezvousStateError, StoreLostError, StoreUnavailableError
+from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError
 
 from .._keeper import LeaseKeeper
-from .._settings import Settings, refuse_other_bounds
+from .._settings import Settings
 from .answers import Refused, RefusedError
 from .client import Client
 from .job import Incarnation, root_of
@@ -87,7 +87,6 @@ class Membership:
         Raises:
             StoreUnavailableError: no answer in time.
             StoreCorruptError: this version of this backend has not written what is stored there.
-            RendezvousStateError: a job with other bounds is running under this run id.
         """
         while not self._try_to_join(deadline):
             if monotonic() >= deadline:
@@ -111,11 +110,6 @@ class Membership:
         answer = self._run([], [requests.first_key(incarnation.members(self._root))], deadline)
         if not answer.responses[0].response_range.kvs:
             return self._replace(revision, incarnation, deadline)
-        try:
-            refuse_other_bounds(self._settings, incarnation.bounds)
-        except RendezvousStateError:
-            self._leases.revoke(self.member_lease, deadline)
-            raise
         self._incarnation, self._revision = incarnation, revision
         return self._write_if([requests.is_at(self._job, revision)], [self._put_member()], deadline) is not None
 

@@ -47,7 +47,6 @@ def open_store(settings: Settings) -> EtcdStore:
     Raises:
         UsageError: settings that cannot be used, or refused credentials.
         StoreUnavailableError: no answer within ``connect_timeout``.
-        RendezvousStateError: another job runs under this run id.
     """
     return EtcdStore(settings)
 
