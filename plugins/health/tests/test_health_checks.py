@@ -194,12 +194,25 @@ def test_a_step_of_the_wall_clock() -> None:
     """Setting this machine's clock would affect every program on it, so the clocks that are read are passed in."""
     now = [1000.0, 10.0]
     clock = ClockWatch(lambda: now[0] - now[1])
+    agent = StubAgent()
     now[:] = [2030.0, 1010.0]
-    assert clock.check(60.0) is None, "30 s of 1000 are within the limit"
+    assert clock.check(agent, 60.0) is None, "30 s of 1000 are within the limit"
     now[:] = [2200.0, 1010.0]
-    assert "set forward by 200.0 s" in str(clock.check(60.0))
+    assert "set forward by 200.0 s" in str(clock.check(agent, 60.0))
     now[:] = [0.0, 1010.0]
-    assert "set back by 2000.0 s" in str(clock.check(60.0))
+    assert "set back by 2000.0 s" in str(clock.check(agent, 60.0))
+
+
+def test_a_step_of_the_wall_clock_is_printed_once_and_does_not_expel_the_node_without_a_limit() -> None:
+    offset = [0.0]
+    clock, agent = ClockWatch(lambda: offset[0]), StubAgent()
+    for step in (0.0, 50.0, 3600.0, 3610.0, -7200.0, -7200.0):
+        offset[0] = step
+        assert clock.check(agent, None) is None
+    assert [line.partition(" since")[0] for line in agent.said] == [
+        "the wall clock was set forward by 3600.0 s",
+        "the wall clock was set back by 7200.0 s",
+    ]
 
 
 def test_a_slow_store_is_reported_once_and_judged_only_with_a_limit() -> None:

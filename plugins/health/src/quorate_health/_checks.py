@@ -33,7 +33,7 @@ DEFAULTS: Mapping[str, float | None] = {
     "disk_free_mb": 50.0,
     "memory_free_mb": 64.0,
     "open_files": 256.0,
-    "clock_step_s": 60.0,
+    "clock_step_s": None,
     "store_latency_ms": None,
     "gpus": None,
     "gpu_ecc_errors": 0.0,
@@ -120,7 +120,7 @@ class _Check:
 _CHECKS: Mapping[str, _Check] = {
     "open_files": _Check("limit of open files", 10.0, lambda state, agent: check_open_files(state.limit("open_files"))),
     "clock": _Check(
-        "no step of the wall clock", 10.0, lambda state, agent: state.clock.check(state.limit("clock_step_s"))
+        "steps of the wall clock", 10.0, lambda state, agent: state.clock.check(agent, state.limits["clock_step_s"])
     ),
     "memory": _Check("free memory", 10.0, lambda state, agent: check_memory(state.limit("memory_free_mb"))),
     "log_dir": _Check("folder for logs", 10.0, lambda state, agent: check_log_dir(agent)),

@@ -19,6 +19,8 @@ __all__ = ["ClockWatch", "StoreWatch"]
 _STORE_TIMEOUT_SECONDS = 5.0
 #: A store that takes longer is reported to people, though without a limit it is not a reason to leave.
 _SLOW_STORE_MS = 1000.0
+#: A step of the wall clock from which on it is reported to people, likewise.
+_LARGE_STEP_SECONDS = 60.0
 
 
 def _wall_clock_offset() -> float:
@@ -27,10 +29,11 @@ def _wall_clock_offset() -> float:
 
 @final
 class ClockWatch:
-    """Notices that the wall clock was set since this was made.
+    """Notices that the wall clock was set since this was made.  That is a reason to leave only where a limit was set.
 
-    Its consequences are hard to trace back: log lines out of order, certificates that are not valid yet.  Time for
-    which the machine was suspended is not a step, and neither is a correction of the clock's speed.
+    Its consequences are hard to trace back: log lines out of order, certificates that are not valid yet.  But nothing
+    that quorate measures goes by that clock, and a node whose clock was wrong at its start is healthy once it is right.
+    Time for which the machine was suspended is not a step, and neither is a correction of the clock's speed.
 
     Arguments:
         offset: returns the seconds from the machine's boot clock to its wall clock.
@@ -38,17 +41,23 @@ class ClockWatch:
 
     def __init__(self, offset: Callable[[], float] = _wall_clock_offset) -> None:
         self._offset = offset
-        self._first = offset()
+        self._first = self._reported = offset()
 
-    def check(self, most: float) -> str | None:
-        """Judge the difference; ``most`` is in seconds."""
-        step = self._offset() - self._first
-        if abs(step) <= most:
-            return None
-        return (
-            f"the wall clock was set {'forward' if step > 0 else 'back'} by {abs(step):.1f} s since this agent began, "
-            f"more than clock_step_s={most:g}; let the time service settle, then start the agent again"
+    def check(self, agent: AgentView, most: float | None) -> str | None:
+        """Judge the difference; ``most`` is in seconds, ``None``: report a large step to people, no more."""
+        now = self._offset()
+        step = now - self._first
+        found = (
+            f"the wall clock was set {'forward' if step > 0 else 'back'} by {abs(step):.1f} s since this agent began"
         )
+        if most is not None:
+            if abs(step) <= most:
+                return None
+            return f"{found}, more than clock_step_s={most:g}; let the time service settle, then start the agent again"
+        if abs(now - self._reported) > _LARGE_STEP_SECONDS:
+            self._reported = now
+            agent.say(f"{found}; times in its logs jump there")
+        return None
 
 
 @final
