@@ -20,7 +20,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo demo-live soak test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials redis chromium mpirun slurm sshd
+.PHONY: help demo demo-live soak test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials slow-starts redis chromium mpirun slurm sshd
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -80,6 +80,9 @@ docs: $(STAMP) ## write the generated parts of docs/ anew
 
 trials: $(STAMP) etcd machines ## a hundred random losses of a machine, of each kind (about half an hour; TRIALS=10 for fewer)
 	QUORATE_TEST_TRIALS=$(or $(TRIALS),100) $(PRIVATE_HOSTS) $(BIN)/python -m pytest tests/test_lost_machines.py -k three_machines -x
+
+slow-starts: $(STAMP) etcd machines ## fifty starts over a slow link that loses packets, on each backend (about an hour; TRIALS=10 for fewer)
+	QUORATE_TEST_TRIALS=$(or $(TRIALS),50) $(PRIVATE_HOSTS) $(BIN)/python -m pytest tests/test_slow_networks.py -x
 
 bench: $(STAMP) etcd mpirun ## every benchmark, side by side with the peers that are installed (about 25 minutes; NAME=launch for one)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group bench

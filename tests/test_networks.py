@@ -6,31 +6,14 @@ made.  What does not live here: losses of machines, and what one machine alone s
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-DEADLINE = 60.0
-_BOOT = """\
-set -e
-hostname {name}
-umount /etc/hosts 2>/dev/null || true  # tests/with-private-hosts has mounted a file over it that has no name
-mount --bind {hosts} /etc/hosts
-ip link set lo up
-echo up
-read network
-ip link set {interface} up
-ip address add {address}/24 dev {interface}
-echo ready
-read end
-"""
-
+from .machines import DEADLINE, Machine, two_machines
 
 #: Two workers meet as those of a collective do; the first closes its connections first, and the first round fails.
 MEETS = """\
@@ -67,68 +50,10 @@ table inet wall {
 """
 
 
-class Machine:
-    """A machine with one interface; it goes when its standard input is closed."""
-
-    def __init__(self, name: str, address: str, hosts: str, folder: Path) -> None:
-        self.name, self.address, self.interface = name, address, f"net-{name}"
-        self.variables: dict[str, str] = {}
-        path = folder / f"hosts-{name}"
-        path.write_text(f"127.0.0.1 localhost\n{hosts}\n")
-        boot = _BOOT.format(name=name, hosts=path, interface=self.interface, address=address)
-        self.process = subprocess.Popen(
-            ["unshare", "--net", "--uts", "--mount", "sh", "-c", boot],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def says(self, word: str) -> None:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        if line != word:
-            assert self.process.stderr is not None
-            pytest.skip(f"namespaces cannot be made here: {self.process.stderr.read().strip()}")
-
-    def tell(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def inside(self) -> list[str]:
-        return ["nsenter", f"--target={self.process.pid}", "--net", "--uts", "--mount", f"--wd={os.getcwd()}"]
-
-    def run(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*self.inside(), sys.executable, "-m", "quorate", "run", *arguments],
-            env={**os.environ, **self.variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def do(self, script: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command of the system on this machine."""
-        command = [*self.inside(), "sh", "-c", script]
-        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=DEADLINE)
-
-    def close(self) -> None:
-        self.process.communicate(timeout=DEADLINE)
-
-
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[list[Machine]]:
     """Two machines on one network; each knows itself by a loopback address, as Debian writes it."""
-    if os.getuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
-        pytest.skip("namespaces cannot be made here: that needs root, ip, unshare and nsenter")
-    made = [
-        Machine("one", "10.77.0.1", "127.0.1.1 one\n10.77.0.2 two", tmp_path),
-        Machine("two", "10.77.0.2", "10.77.0.1 one\n127.0.1.1 two", tmp_path),
-    ]
-    try:
-        for machine in made:
-            machine.says("up")
+    with two_machines(tmp_path) as made:
         first, second = made
         link = ["ip", "link", "add", first.interface, "netns", str(first.process.pid), "type", "veth"]
         peer = ["peer", "name", second.interface, "netns", str(second.process.pid)]
@@ -136,12 +61,8 @@ def machines(tmp_path: Path) -> Iterator[list[Machine]]:
         if linked.returncode:
             pytest.skip(f"a pair of network interfaces cannot be made here: {linked.stderr.strip()}")
         for machine in made:
-            machine.tell()
-            machine.says("ready")
+            machine.begin()
         yield made
-    finally:
-        for machine in made:
-            machine.close()
 
 
 SHOW = ("--no-python", "sh", "-c", 'echo "at $MASTER_ADDR over $GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"; sleep 0.5')

@@ -24,6 +24,7 @@ from quorate.rendezvous import RendezvousBackend
 from quorate.testing import Subject, check
 
 from .backends import BACKENDS, loopback_port
+from .nodes import file_store_environment
 
 pytestmark = pytest.mark.usefixtures("capfd")
 
@@ -220,12 +221,7 @@ def test_a_run_id_of_a_shared_folder_runs_again_at_once_after_success_and_after_
     agent: RunAgent, tmp_path: Path
 ) -> None:
     (tmp_path / "store").mkdir()
-    example = str(REPOSITORY / "docs/examples/rendezvous_file/src")
-    info = tmp_path / "plugin" / "quorate_rendezvous_file-1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: quorate-rendezvous-file\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[quorate]\nfile = quorate_rendezvous_file:plugin\n")
-    env = {"PYTHONPATH": os.pathsep.join([str(info.parent), example])}
+    env = file_store_environment(tmp_path)
     flags = ("--no-python", "--nnodes=2", "--rdzv-backend=file", f"--rdzv-endpoint={tmp_path / 'store'}")
     for code in (0, 3, 0):
         command = ("--rdzv-id=job", "--max-restarts=0", "sh", "-c", f"echo ran; sleep 0.3; exit {code}")
