@@ -397,7 +397,14 @@ def _message(stream: Any) -> dict[str, Any]:
 IN_A_CONTAINER = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
 
 
-def test_as_process_1_orphans_are_reaped_and_signals_passed_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "expected"),
+    [(QUORATE, 128 + signal.SIGTERM), ((sys.executable, "-m", "quorate", "exec", sys.executable), 0)],
+    ids=["run", "exec"],
+)
+def test_as_process_1_orphans_are_reaped_and_signals_passed_on(
+    tmp_path: Path, launcher: tuple[str, ...], expected: int
+) -> None:
     if subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True).returncode:
         pytest.skip("this user may not make a namespace of processes")
     program = script(
@@ -413,12 +420,12 @@ def test_as_process_1_orphans_are_reaped_and_signals_passed_on(tmp_path: Path) -
         "print('reaped', states().count('Z'), flush=True)\n"
         "signal.pause()\n",
     )
-    run = Piped(*IN_A_CONTAINER, *QUORATE, program)
+    run = Piped(*IN_A_CONTAINER, *launcher, program)
     assert run.number_behind("reaped ") == 0
     (first,) = map(int, Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split())
     os.kill(first, signal.SIGTERM)
     code, output = run.end()
-    assert (code, "asked" in output) == (128 + signal.SIGTERM, True), output
+    assert (code, "asked" in output) == (expected, True), output
 
 
 @pytest.mark.parametrize(

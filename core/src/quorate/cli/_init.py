@@ -1,4 +1,4 @@
-"""As process 1 of a container: reaps orphans, and passes signals on to the real ``quorate run``, its child.
+"""As process 1 of a container: reaps orphans, and passes signals on to the command itself, its child.
 
 The kernel makes process 1 the parent of every orphan and gives it no default for any signal.  A launcher can be
 neither without taking the exit status of processes that other code of it waits for, so that is a process of its own.

@@ -28,6 +28,7 @@ from ..failures import ChildFailedError
 from ..notices import write_error, write_output
 from ..text import near_names
 from ._exit import ExitCode
+from ._init import go_on_below_init
 from ._plugins import show
 from ._run import WorkerExitCode, run
 
@@ -49,6 +50,7 @@ options:
 
 def execute(argv: Sequence[str]) -> int:
     """Run the command line ``argv`` and return the exit code."""
+    go_on_below_init()
     try:
         return _dispatch(argv)
     except (Exception, KeyboardInterrupt) as error:

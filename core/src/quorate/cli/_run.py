@@ -35,7 +35,6 @@ from ._devices import count_workers
 from ._exit import ExitCode
 from ._flags import FLAGS, Flag
 from ._help import config_text, help_text
-from ._init import go_on_below_init
 from ._parse import Parsed, parse
 from ._values import text
 
@@ -49,7 +48,6 @@ Command = tuple[Callable[..., Any] | str, tuple[str, ...]]
 
 def run(argv: Sequence[str]) -> int:
     """Carry out ``quorate run ARGV`` and return the exit code."""
-    go_on_below_init()
     _outlive_user_signals()
     host = get_host()
     parsed = parse(argv, os.environ, flags_with(host.catalogue(PluginKind.CLI_OPTION).values()))
