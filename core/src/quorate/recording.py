@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .notices import warn
 
-__all__ = ["record", "record_exception"]
+__all__ = ["initialize_recorder", "record", "record_exception"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -43,9 +43,23 @@ def record_exception(error: BaseException) -> None:
     if not path:
         return
     try:
-        from .plugins import PluginKind, get_host  # all plugins: a worker pays for them only when it fails
-
-        name = os.environ.get("QUORATE_ERROR_RECORDER", "file")
-        get_host().choose(PluginKind.ERROR_RECORDER, name).record_exception(error, path)
+        _chosen_recorder().record_exception(error, path)
     except Exception as problem:
         warn(f"the exception could not be recorded: {problem}")
+
+
+def initialize_recorder() -> None:
+    """Have the chosen recorder prepare this process, as it does for a function's worker; never raises."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    try:
+        _chosen_recorder().initialize(path)
+    except Exception as problem:
+        warn(f"the recorder of exceptions is not ready: {problem}")
+
+
+def _chosen_recorder() -> Any:
+    from .plugins import PluginKind, get_host  # all plugins: a worker pays for them only when it fails
+
+    return get_host().choose(PluginKind.ERROR_RECORDER, os.environ.get("QUORATE_ERROR_RECORDER", "file"))

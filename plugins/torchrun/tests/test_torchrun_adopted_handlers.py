@@ -27,7 +27,8 @@ def create(parameters):
     return dynamic_rendezvous.create_handler(store, backend, parameters)
 """
 
-#: Rank 1 fails in the first round once rank 0 is in it too; ranks end one after another in the second, so that the first must wait.
+#: Rank 1 fails in the first round once rank 0 is in it too.  Ranks end one after another in the second, so that the
+#: first must wait.
 WORKER = """
 import os, sys, time
 rank, restart = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"]

@@ -27,7 +27,7 @@ from quorate.plugins import FoundPlugin
 from quorate.records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import RendezvousStoreInfo, assign_ranks
 
-__all__ = ["AdoptedHandler", "open_adopted"]
+__all__ = ["AdoptedHandler", "adopt", "open_adopted", "torch_parameters"]
 
 _NODE_KEY, _DONE_KEY = "quorate/node", "quorate/done"
 #: Within which every node of a round must have told its size.
@@ -44,21 +44,28 @@ def open_adopted(found: FoundPlugin, parameters: quorate.RendezvousParameters) -
     """
     module, _, attribute = found.target.partition(":")
     create = getattr(import_module(module), attribute)()
-    theirs = create(
-        rendezvous.RendezvousParameters(
-            parameters.backend,
-            parameters.endpoint,
-            parameters.run_id,
-            parameters.min_nodes,
-            parameters.max_nodes,
-            parameters.local_addr,
-            **parameters.config,
-        )
+    return adopt(create(torch_parameters(parameters)), f"{found.name} of {found.distribution}", parameters)
+
+
+def torch_parameters(parameters: quorate.RendezvousParameters) -> Any:
+    """Return ``parameters`` as torch's."""
+    return rendezvous.RendezvousParameters(
+        parameters.backend,
+        parameters.endpoint,
+        parameters.run_id,
+        parameters.min_nodes,
+        parameters.max_nodes,
+        parameters.local_addr,
+        **parameters.config,
     )
+
+
+def adopt(theirs: Any, name: str, parameters: quorate.RendezvousParameters) -> AdoptedHandler:
+    """Return ``theirs``, which a sentence calls ``name``, as quorate's agent calls it."""
     if parameters.max_nodes > 1:
         note(
-            f"{found.name} of {found.distribution} is a rendezvous handler for torchrun: with it each node counts its "
-            "own restarts, and the others are not told why a round ended"
+            f"{name} is a rendezvous handler for torchrun: with it each node counts its own restarts, and the others "
+            "are not told why a round ended"
         )
     return AdoptedHandler(theirs)
 

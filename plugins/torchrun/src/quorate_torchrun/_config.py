@@ -15,7 +15,7 @@ from quorate.logs_specs import adopt_logs_specs
 from quorate.net import format_endpoint, parse_endpoint
 from quorate.plugins import get_host
 
-__all__ = ["LaunchConfig", "to_quorate"]
+__all__ = ["LaunchConfig", "to_quorate", "with_numa"]
 
 
 class _NumaOptions(Protocol):
@@ -90,7 +90,7 @@ def to_quorate(config: Any) -> quorate.LaunchConfig:
     names = [each.name for each in fields(LaunchConfig) if each.name not in ("numa_options", "logs_specs")]
     values = {name: getattr(config, name) for name in names if hasattr(config, name)}
     values["logs_specs"] = None if config.logs_specs is None else adopt_logs_specs(config.logs_specs)
-    values["settings"] = _with_numa(values.get("settings", {}), getattr(config, "numa_options", None))
+    values["settings"] = with_numa(values.get("settings", {}), getattr(config, "numa_options", None))
     if not isinstance(config, LaunchConfig) or config.rdzv_backend == "static":
         values.update(_meeting_point(config))
     return quorate.LaunchConfig(**values)
@@ -123,7 +123,7 @@ def _meeting_point(config: Any) -> dict[str, Any]:
     return {}
 
 
-def _with_numa(settings: Mapping[str, Any], numa_options: _NumaOptions | None) -> dict[str, Any]:
+def with_numa(settings: Mapping[str, Any], numa_options: _NumaOptions | None) -> dict[str, Any]:
     """Return ``settings`` with what the plugin that binds workers reads."""
     result = dict(settings)
     if numa_options is None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import quorate
 
-__all__ = ["as_torch_has_it"]
+__all__ = ["as_torch_has_it", "raised_as_torch_has_it"]
 
 _ERRORS = "torch.distributed.elastic.multiprocessing.errors"
 _PROCESSES = "torch.distributed.elastic.multiprocessing.api"
@@ -33,6 +35,18 @@ def as_torch_has_it(error: Exception) -> Exception:
                 same: Exception = torch_class(str(error))
                 return same
     return error
+
+
+@contextmanager
+def raised_as_torch_has_it() -> Iterator[None]:
+    """Raise torch's exception for one of quorate that leaves the block, with quorate's as its cause."""
+    try:
+        yield
+    except Exception as error:
+        same = as_torch_has_it(error)
+        if same is error:
+            raise
+        raise same from error
 
 
 def _find(module: str, name: str) -> Any:

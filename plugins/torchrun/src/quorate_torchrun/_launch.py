@@ -20,7 +20,8 @@ from quorate.launcher import run_script_path
 from ._arguments import parse_args, texts_of
 from ._config import LaunchConfig, to_quorate
 from ._environment import without_hook
-from ._errors import as_torch_has_it
+from ._errors import raised_as_torch_has_it
+from ._registry import host_with
 
 __all__ = ["config_from_args", "elastic_launch", "launch_agent", "main", "run", "run_script_path"]
 
@@ -83,16 +84,12 @@ def launch_agent(
     if set_delegate is not None:
         set_delegate(wall_seconds)
     try:
-        frozen = to_quorate(config)
-        undone = without_hook(os.environ)
-        if undone:
-            frozen = evolve(frozen, environment={**undone, **frozen.environment})
-        return quorate.elastic_launch(frozen, entrypoint)(*args)
-    except Exception as error:
-        same = as_torch_has_it(error)
-        if same is error:
-            raise
-        raise same from error
+        with raised_as_torch_has_it():
+            frozen = to_quorate(config)
+            undone = without_hook(os.environ)
+            if undone:
+                frozen = evolve(frozen, environment={**undone, **frozen.environment})
+            return quorate.elastic_launch(frozen, entrypoint, host=host_with(frozen.rdzv_backend))(*args)
     finally:
         if health_check_server is not None:
             health_check_server.stop()

@@ -1,0 +1,3 @@
+"""``torch.distributed.elastic.agent``."""
+
+from __future__ import annotations

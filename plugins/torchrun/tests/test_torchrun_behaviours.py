@@ -1,0 +1,516 @@
+"""What programs rely on in ``torch.distributed.elastic``, by the names that this distribution offers for it.
+
+``docs/torchelastic-behaviours.md`` names these tests, subject by subject.  What is torch's own there is imported in one
+process of its own, for it costs seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import quorate
+from quorate import DefaultLogsSpecs, ProcessFailure, RunResult, WorkerGroup, WorkerState
+from quorate.clock import monotonic, sleep
+from quorate.proc import is_alive
+from quorate_torchrun import LaunchConfig, elastic_launch
+from quorate_torchrun.elastic.agent.server import (
+    DEFAULT_ROLE,
+    ElasticAgent,
+    LocalElasticAgent,
+    SimpleElasticAgent,
+    WorkerSpec,
+)
+from quorate_torchrun.elastic.multiprocessing import (
+    MultiprocessContext,
+    PContext,
+    RunProcsResult,
+    Std,
+    SubprocessContext,
+    start_processes,
+    to_map,
+)
+from quorate_torchrun.elastic.multiprocessing.errors import ErrorHandler, get_error_handler, record
+from quorate_torchrun.elastic.rendezvous import (
+    RendezvousGracefulExitError,
+    RendezvousHandlerRegistry,
+    RendezvousParameters,
+    rendezvous_handler_registry,
+)
+from quorate_torchrun.elastic.rendezvous.registry import get_rendezvous_handler
+
+HANG = "import time; time.sleep(600)"
+
+
+def twice(value: Any) -> Any:
+    return value * 2
+
+
+def fail_or_wait(fails: bool) -> None:
+    if fails:
+        raise ValueError("no luck")
+    sleep(600)
+
+
+def say(word: str) -> None:
+    print(word, flush=True)
+    print(f"{word} on stderr", file=sys.stderr, flush=True)
+
+
+def rank_and_restarts() -> tuple[str, str]:
+    return os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+
+
+@pytest.fixture
+def contexts() -> Iterator[list[PContext]]:
+    started: list[PContext] = []
+    yield started
+    for each in started:
+        each.close()
+
+
+def start(contexts: list[PContext], entrypoint: Any, args: dict[int, tuple[Any, ...]], **keywords: Any) -> PContext:
+    keywords = {
+        "envs": {rank: {} for rank in args},
+        "logs_specs": DefaultLogsSpecs(),
+        "start_method": "fork",
+        **keywords,
+    }
+    contexts.append(start_processes("trainer", entrypoint, args, **keywords))
+    return contexts[-1]
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+#: Prints the public names of torch's module that ours lacks, module by module; what torch has imported is not its own.
+NAMES = """
+import importlib, json, sys, types
+def own(module):
+    for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
+        home = getattr(getattr(module, name), "__module__", "torch.distributed.elastic")
+        if home.startswith("torch.distributed.elastic") and not isinstance(getattr(module, name), types.ModuleType):
+            yield name
+def missing(name):
+    ours = importlib.import_module("quorate_torchrun.elastic." + name)
+    return sorted(set(own(importlib.import_module("torch.distributed.elastic." + name))) - set(dir(ours)))
+print(json.dumps({name: missing(name) for name in sys.argv[1:]}))
+from quorate_torchrun.elastic import metrics, events, timer
+class Counted(metrics.MetricHandler):
+    def emit(self, metric_data): print(metric_data.group_name, metric_data.name, metric_data.value)
+metrics.configure(Counted(), "mine")
+metrics.put_metric("steps", 3, "mine")
+event = events.Event("name", events.EventSource.WORKER, metadata={"k": 1})
+print(events.Event.deserialize(event.serialize()) == event, events.record(event))
+from torch.distributed import HashStore
+from torch.distributed.elastic import rendezvous
+from quorate_torchrun import LaunchConfig, elastic_launch
+class Theirs(rendezvous.RendezvousHandler):
+    def get_backend(self): return "theirs"
+    def next_rendezvous(self):
+        return rendezvous.RendezvousInfo(HashStore(), 0, 1, rendezvous.RendezvousStoreInfo("127.0.0.1", 29500))
+    def get_run_id(self): return "job"
+    def is_closed(self): return False
+    def set_closed(self): pass
+    def num_nodes_waiting(self): return 0
+    def shutdown(self): return True
+rendezvous.rendezvous_handler_registry.register("theirs", lambda params: Theirs())
+print(elastic_launch(LaunchConfig(1, 1, 1, rdzv_backend="theirs", start_method="fork"), abs)(-2))
+print(timer.FileTimerRequest(1, "scope", 2.0, 9).to_json())
+"""
+
+
+@pytest.mark.needs("torch")
+def test_torchs_public_names_are_all_there_and_what_is_torchs_own_works() -> None:
+    modules = ("agent.server", "multiprocessing", "multiprocessing.errors", "rendezvous", "rendezvous.registry")
+    modules = (*modules, "events", "metrics", "timer")
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES, *modules], capture_output=True, text=True, timeout=120, check=True
+    )
+    names, *rest = done.stdout.splitlines()
+    assert json.loads(names) == {name: [] for name in modules}
+    assert rest[:3] == ["mine steps 3", "True None", "{0: 2}"]
+    assert json.loads(rest[3])["scope_id"] == "scope"
+
+
+# --- multiprocessing ------------------------------------------------------------------------------------------------
+
+
+def test_a_choice_of_streams_for_each_rank() -> None:
+    assert to_map(Std.OUT, 2) == {0: Std.OUT, 1: Std.OUT}
+    assert to_map({1: Std.ALL}, 2) == {0: Std.NONE, 1: Std.ALL}
+    assert Std.from_str("0:1,1:2") == {0: Std.OUT, 1: Std.ERR}
+    with pytest.raises(ValueError, match="streams"):
+        Std.from_str("4")
+
+
+def test_local_ranks_must_be_whole(contexts: list[PContext]) -> None:
+    for args, envs in (({0: (), 2: ()}, {0: {}, 2: {}}), ({0: (), 1: ()}, {0: {}})):
+        with pytest.raises(ValueError, match="local ranks"):
+            start(contexts, "true", args, envs=envs)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_values_of_functions(contexts: list[PContext], method: str) -> None:
+    context = start(contexts, twice, {0: (1,), 1: ("b" * 200_000,)}, start_method=method)
+    assert isinstance(context, MultiprocessContext)
+    assert sorted(context.pids()) == [0, 1]
+    result = context.wait()
+    assert result == RunProcsResult({0: 2, 1: "b" * 400_000}, {}, {0: "", 1: ""}, {0: "", 1: ""})
+    assert not result.is_failed()
+    assert context.wait() is result, "asked again"
+
+
+def test_a_failure_ends_the_others_at_once(contexts: list[PContext], capfd: pytest.CaptureFixture[str]) -> None:
+    context = start(contexts, fail_or_wait, {0: (False,), 1: (True,)})
+    result = context.wait()
+    assert result is not None
+    assert result.is_failed()
+    assert list(result.failures) == [1]
+    failure = result.failures[1]
+    assert (failure.exitcode, failure.message) == (1, "ValueError: no luck")
+    assert "fail_or_wait" in failure.error_file_data["message"]["extraInfo"]["py_callstack"]
+    assert not any(map(is_alive, context.pids().values()))
+
+
+def test_processes_that_still_run_have_no_result(contexts: list[PContext]) -> None:
+    context = start(contexts, sys.executable, {0: ("-c", HANG)})
+    assert context.wait(timeout=0) is None
+    assert context.wait(timeout=0.05) is None
+    context.close()
+    assert not any(map(is_alive, context.pids().values()))
+    context.close()  # twice
+
+
+def test_a_thread_may_wait(contexts: list[PContext]) -> None:
+    context, results = start(contexts, twice, {0: (1,)}), list[Any]()
+    thread = threading.Thread(target=lambda: results.append(context.wait()))
+    thread.start()
+    thread.join(60)
+    assert results[0].return_values == {0: 2}
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL)]
+)
+def test_failures_of_commands(contexts: list[PContext], code: str, exit_code: int) -> None:
+    context = start(contexts, sys.executable, {0: ("-c", code), 1: ("-c", HANG)})
+    assert isinstance(context, SubprocessContext)
+    result = context.wait()
+    assert result is not None
+    assert {rank: each.exitcode for rank, each in result.failures.items()} == {0: exit_code}
+
+
+def test_arguments_and_environments_of_commands(contexts: list[PContext], tmp_path: Path) -> None:
+    code = "import os, sys; print(sys.argv[1:], os.environ['RANK'], os.environ['HOME'])"
+    context = start(
+        contexts,
+        sys.executable,
+        {0: ("-c", code, 1, [2])},
+        envs={0: {"RANK": "7", "HOME": "here"}},
+        logs_specs=DefaultLogsSpecs(str(tmp_path), Std.OUT),
+    )
+    result = context.wait()
+    assert result is not None
+    assert result.return_values == {0: None}
+    assert Path(result.stdouts[0]).read_text() == "['1', '[2]'] 7 here\n"
+    assert result.stderrs == {0: ""}
+
+
+def test_a_command_that_does_not_exist(contexts: list[PContext]) -> None:
+    with pytest.raises(quorate.QuorateError, match="there-is-no-such-program"):
+        start(contexts, "there-is-no-such-program", {0: ()})
+    assert contexts == []
+
+
+def test_streams_to_files_to_the_console_and_through_filters(
+    contexts: list[PContext], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    context = start(
+        contexts,
+        say,
+        {0: ("one",), 1: ("two",)},
+        logs_specs=DefaultLogsSpecs(str(tmp_path), redirects={0: Std.ALL}, tee={1: Std.ALL}),
+        log_line_prefixes={1: "[second]"},
+        duplicate_stdout_filters=["tw"],
+    )
+    result = context.wait()
+    context.close()
+    assert result is not None
+    assert Path(result.stdouts[0]).read_text() == "one\n"
+    assert Path(result.stderrs[1]).read_text() == "two on stderr\n"
+    assert capfd.readouterr() == ("[second]two\n", "[second]two on stderr\n")
+    (filtered,) = tmp_path.rglob("filtered_stdout.log")
+    assert filtered.read_text().strip().endswith("two")
+
+
+def test_signals_raise_while_processes_run(contexts: list[PContext]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    context = start(contexts, sys.executable, {0: ("-c", HANG)})
+    with pytest.raises(quorate.SignalException) as caught:
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.sigval == signal.SIGTERM
+    context.close(death_sig=signal.SIGKILL, timeout=0)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not any(map(is_alive, context.pids().values()))
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from quorate_torchrun.elastic.multiprocessing import DefaultLogsSpecs, start_processes\n"
+        "context = start_processes('n', sys.executable, {0: ('-c', 'import time; time.sleep(600)')}, {0: {}},"
+        " DefaultLogsSpecs())\n"
+        "print(context.pids()[0], flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    deadline = monotonic() + 30
+    while is_alive(int(done.stdout)) and monotonic() < deadline:
+        sleep(0.02)
+    assert not is_alive(int(done.stdout))
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def error_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    return path
+
+
+def test_the_handler_records_an_exception(error_file: Path) -> None:
+    handler = get_error_handler()
+    handler.initialize()
+    try:
+        raise RuntimeError("bad")
+    except RuntimeError as error:
+        handler.record_exception(error)
+    message = json.loads(error_file.read_text())["message"]
+    assert message["message"] == "RuntimeError: bad"
+    assert "raise RuntimeError" in message["extraInfo"]["py_callstack"]
+    assert int(message["extraInfo"]["timestamp"]) > 0
+
+
+def test_without_an_error_file_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    ErrorHandler().record_exception(ValueError("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("message", "exit_code", "expected"),
+    [
+        ({"message": "bad", "errorCode": 0}, 7, {"message": "bad", "errorCode": 7}),
+        ({"message": "bad"}, 0, {"message": "bad"}),
+        ("bad", 7, "bad"),
+    ],
+)
+def test_the_error_of_a_child_is_handed_upwards(
+    error_file: Path, tmp_path: Path, message: Any, exit_code: int, expected: Any
+) -> None:
+    child = tmp_path / "child.json"
+    child.write_text(json.dumps({"message": message}))
+    error_file.write_text("what was there")
+    ErrorHandler().dump_error_file(str(child), exit_code)
+    assert json.loads(error_file.read_text())["message"] == expected
+    with pytest.raises(ValueError, match="not an error file"):
+        ErrorHandler().dump_error_file(str(tmp_path / "absent.json"))
+
+
+def test_record_calls_the_handler_that_it_is_given(error_file: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Mine(ErrorHandler):
+        def initialize(self) -> None:
+            seen.append("ready")
+
+        def record_exception(self, e: BaseException) -> None:
+            seen.append(str(e))
+
+    def leave(how: BaseException | None) -> str:
+        if how is not None:
+            raise how
+        return "value"
+
+    recorded = record(leave, Mine())
+    assert recorded(None) == "value"
+    assert recorded(SystemExit(0)) is None
+    for how in (ValueError("bad"), SystemExit(3)):
+        with pytest.raises(type(how)):
+            recorded(how)
+    assert seen == ["ready", "ready", "ready", "bad", "ready"]
+    child = tmp_path / "child.json"
+    child.write_text(json.dumps({"message": {"message": "of the child"}}))
+    failed = quorate.ChildFailedError("job", {0: ProcessFailure(0, 1, 3, str(child))})
+    with pytest.raises(quorate.ChildFailedError):
+        record(leave)(failed)
+    assert json.loads(error_file.read_text())["message"] == {"message": "of the child", "errorCode": 3}
+
+
+# --- rendezvous -----------------------------------------------------------------------------------------------------
+
+
+def open_standalone(params: Any) -> Any:
+    return quorate.get_rendezvous_handler(RendezvousParameters("standalone", "", params.run_id, 1, 1))
+
+
+def test_a_registry_of_backends() -> None:
+    registry = RendezvousHandlerRegistry()
+    registry.register("standalone", open_standalone)
+    registry.register("standalone", open_standalone)  # the same again
+    with pytest.raises(ValueError, match="another creator"):
+        registry.register("standalone", open)
+    with pytest.raises(ValueError, match="name"):
+        registry.register("", open_standalone)
+    assert registry.create_handler(RendezvousParameters("standalone", "", "job", 1, 1)).get_run_id() == "job"
+    with pytest.raises(ValueError, match="not registered"):
+        registry.create_handler(RendezvousParameters("other", "", "job", 1, 1))
+    registry.register("wrong", open_standalone)
+    with pytest.raises(quorate.PluginError, match="standalone"):
+        registry.create_handler(RendezvousParameters("wrong", "", "job", 1, 1))
+
+
+def test_what_is_registered_in_this_process_can_be_launched() -> None:
+    registered = "mine" in rendezvous_handler_registry
+    if not registered:
+        rendezvous_handler_registry.register("mine", _open_renamed)
+    assert get_rendezvous_handler(RendezvousParameters("mine", "", "job", 1, 1)).get_backend() == "mine"
+    assert get_rendezvous_handler(RendezvousParameters("standalone", "", "job", 1, 1)).get_backend() == "standalone"
+    config = LaunchConfig(1, 1, 2, rdzv_backend="mine", run_id="job", start_method="fork")
+    assert elastic_launch(config, twice)("a") == {0: "aa", 1: "aa"}
+    with pytest.raises(quorate.UnknownBackendError, match="not-there"):
+        elastic_launch(LaunchConfig(1, 1, 2, rdzv_backend="not-there", run_id="job"), twice)("a")
+
+
+def _open_renamed(params: Any) -> Any:
+    handler = open_standalone(params)
+    renamed = type("Renamed", (type(handler),), {"get_backend": lambda self: "mine"})
+    return renamed(params)
+
+
+def test_an_adopted_handler_may_end_a_node_in_peace() -> None:
+    assert issubclass(RendezvousGracefulExitError, quorate.RendezvousError)
+
+
+@pytest.mark.parametrize("arguments", [("", "h", "r", 1, 1), ("b", "h", "r", 0, 1), ("b", "h", "r", 2, 1)])
+def test_parameters_without_sense_are_value_errors(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(quorate.UsageError):
+        RendezvousParameters(*arguments)
+
+
+def test_settings_of_parameters() -> None:
+    params = RendezvousParameters("b", "h", "r", 1, 2, flag="yes", number="3", word="x")
+    assert (params.get("word"), params.get("none", 1), params.get_as_bool("flag"), params.get_as_int("number")) == (
+        "x", 1, True, 3,
+    )  # fmt: skip
+    for read in (params.get_as_bool, params.get_as_int):
+        with pytest.raises(ValueError, match="word"):
+            read("word")
+
+
+# --- the agent ------------------------------------------------------------------------------------------------------
+
+
+Specify = Callable[..., WorkerSpec]
+
+
+@pytest.fixture
+def specify() -> Iterator[Specify]:
+    """Makes specifications of two workers whose handlers are shut down at the end."""
+    handlers: list[Any] = []
+
+    def make(entrypoint: Any = rank_and_restarts, **keywords: Any) -> WorkerSpec:
+        handlers.append(quorate.get_rendezvous_handler(RendezvousParameters("standalone", "", "job", 1, 1)))
+        return WorkerSpec(DEFAULT_ROLE, 2, handlers[-1], entrypoint=entrypoint, **keywords)
+
+    yield make
+    for each in handlers:
+        each.shutdown()
+
+
+def test_an_agent_with_torchs_arguments(tmp_path: Path, specify: Specify) -> None:
+    agent = LocalElasticAgent(
+        specify(max_restarts=1, master_addr="127.0.0.1"),
+        logs_specs=DefaultLogsSpecs(str(tmp_path)),
+        start_method="fork",
+        exit_barrier_timeout=5,
+        shutdown_timeout=3,
+        uninterruptible_state_timeout=1.0,
+    )
+    result = agent.run()
+    assert (result.state, result.return_values) == (WorkerState.SUCCEEDED, {0: ("0", "0"), 1: ("1", "0")})
+    group = agent.get_worker_group(DEFAULT_ROLE)
+    assert [worker.global_rank for worker in group.workers] == [0, 1]
+    assert isinstance(agent, ElasticAgent)
+    assert issubclass(quorate.LocalElasticAgent, ElasticAgent)
+
+
+def test_streams_may_be_named_in_the_specification(specify: Specify, capfd: pytest.CaptureFixture[str]) -> None:
+    spec = specify("echo", args=("word",), redirects=Std.OUT, duplicate_stdout_filters=["word"])
+    assert LocalElasticAgent(spec).run().state is WorkerState.SUCCEEDED
+    assert capfd.readouterr().out == ""
+
+
+def test_the_former_name_of_an_entrypoint_and_what_a_specification_cannot_be(specify: Specify) -> None:
+    with pytest.warns(DeprecationWarning, match="entrypoint"):
+        assert specify(None, fn=rank_and_restarts).get_entrypoint_name() == "rank_and_restarts"
+    assert specify("/bin/echo").get_entrypoint_name() == "echo"
+    for wrong in ({"entrypoint": None}, {"monitor_interval": 0}):
+        with pytest.raises(quorate.UsageError):
+            specify(**wrong)
+
+
+class OwnAgent(SimpleElasticAgent):
+    """Starts its workers by itself; rank 1 of the first round fails."""
+
+    processes: dict[int, subprocess.Popen[bytes]]
+    ended: list[str]
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        code = "import os; os._exit(os.environ['RANK'] + os.environ['TORCHELASTIC_RESTART_COUNT'] == '10')"
+        self.processes = {
+            launch.local_rank: subprocess.Popen([sys.executable, "-S", "-c", code], env=dict(launch.environment))
+            for launch in self.launches
+        }
+        return {rank: process.pid for rank, process in self.processes.items()}
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        codes = {worker.global_rank: self.processes[worker.local_rank].poll() for worker in worker_group.workers}
+        failed = {
+            rank: ProcessFailure(rank, worker_group.workers[rank].id or 0, code, "")
+            for rank, code in codes.items()
+            if code
+        }
+        if failed:
+            return RunResult(WorkerState.FAILED, failures=failed)
+        if None in codes.values():
+            return RunResult(WorkerState.HEALTHY)
+        return RunResult(WorkerState.SUCCEEDED, {rank: rank * 10 for rank in codes})
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
+        self.ended = [*getattr(self, "ended", []), "shut down"]
+
+
+def test_an_agent_may_run_workers_by_its_own_methods(specify: Specify) -> None:
+    agent = OwnAgent(specify("not started", monitor_interval=0.02))
+    result = agent.run()
+    assert (result.state, result.return_values) == (WorkerState.SUCCEEDED, {0: 0, 1: 10})
+    group = agent.get_worker_group()
+    assert (group.restart_count, group.state) == (1, WorkerState.SUCCEEDED)
+    assert agent.ended == ["shut down"]
+    no_restarts = OwnAgent(specify("not started", max_restarts=0, monitor_interval=0.02)).run()
+    assert (no_restarts.state, list(no_restarts.failures)) == (WorkerState.FAILED, [1])
