@@ -65,6 +65,61 @@ def machines(tmp_path: Path) -> Iterator[list[Machine]]:
         yield made
 
 
+#: Lets one port of the machine through; what it has opened itself gets its answers.
+ONE_PORT = """\
+table inet only {{ chain input {{ type filter hook input priority 0; policy accept;
+    iifname lo accept; ct state established,related accept; tcp dport {port} accept; meta l4proto tcp {verdict}
+}}
+}}
+"""
+#: Rank 0 serves at MASTER_PORT as a TCPStore does, the other comes there; rank 1 of the first round then fails.
+MEETING = """\
+import os, socket, sys, time
+where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+if os.environ["RANK"] == "0":
+    with socket.create_server(("", where[1]), reuse_port=False) as server:
+        server.accept()[0].recv(1)
+else:
+    while True:
+        try:
+            connection = socket.create_connection(where)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        sys.exit(3)
+    connection.send(b"x")
+print("met at port", where[1], "in attempt", os.environ["TORCHELASTIC_RESTART_COUNT"], flush=True)
+"""
+
+
+@pytest.mark.parametrize("verdict", ["drop", "reject with tcp reset", "accept"])
+def test_static_needs_one_port(machines: list[Machine], tmp_path: Path, verdict: str) -> None:
+    """Nodes and workers meet on it in turn, in each round anew."""
+    if shutil.which("nft") is None:
+        pytest.skip("a firewall cannot be made here: that needs nft")
+    for machine, port in zip(machines, (29500, 1), strict=True):
+        rules = ONE_PORT.format(port=port, verdict=verdict)
+        enter = ["nsenter", f"--target={machine.process.pid}", "--net", "nft", "-f", "-"]
+        made = subprocess.run(enter, input=rules, capture_output=True, text=True)
+        assert "syntax error" not in made.stderr
+        if made.returncode:
+            pytest.skip(f"a firewall cannot be made here: {made.stderr.strip()}")
+    program = tmp_path / "meeting.py"
+    program.write_text(MEETING)
+    agents = [
+        machine.run("--nnodes=2", f"--node-rank={rank}", "--master-addr=10.77.0.1", "--max-restarts=1", str(program))
+        for rank, machine in enumerate(machines)
+    ]
+    try:
+        outputs = [agent.communicate(timeout=DEADLINE)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert all("met at port 29500 in attempt 1" in output for output in outputs), outputs
+
+
 SHOW = ("--no-python", "sh", "-c", 'echo "at $MASTER_ADDR over $GLOO_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"; sleep 0.5')
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -140,6 +141,17 @@ def test_torchs_public_names_are_all_there_and_what_is_torchs_own_works() -> Non
     assert json.loads(names) == {name: [] for name in modules}
     assert rest[:3] == ["mine steps 3", "True None", "{0: 2}"]
     assert json.loads(rest[3])["scope_id"] == "scope"
+
+
+def test_the_page_of_behaviours_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[3]
+    page = (root / "docs/torchelastic-behaviours.md").read_text()
+    named = re.findall(r"^\|.*\| `([\w./]+)(?:::(\w+))?` \|$", page, re.MULTILINE)
+    assert len(named) > 60
+    for path, test in named:
+        place = path.replace("torchrun/", "plugins/torchrun/tests/test_torchrun_") if path[:9] == "torchrun/" else path
+        text = (root / place).read_text()
+        assert not test or f"def {test}(" in text, (path, test)
 
 
 # --- multiprocessing ------------------------------------------------------------------------------------------------

@@ -241,7 +241,7 @@ def _rendezvous(parsed: Parsed) -> dict[str, Any]:
     may move, and an address pinned to one node would then be wrong.
     """
     max_nodes, backend, endpoint = parsed["nnodes"][1], parsed["rdzv-backend"], parsed["rdzv-endpoint"] or ""
-    result = {
+    result: dict[str, Any] = {
         "rdzv_backend": backend,
         "rdzv_endpoint": endpoint,
         "node_rank": parsed["node-rank"],
@@ -269,7 +269,9 @@ def _rendezvous(parsed: Parsed) -> dict[str, Any]:
     if not 1 <= port <= 65534:
         raise UsageError(f"--master-port={port} must be from 1 to 65534, because rendezvous uses the port above it")
     result.update(rdzv_endpoint=format_endpoint(address, port + 1), master_addr=address)
-    return {**result, "master_port": None if ports else port}
+    if ports:
+        return {**result, "master_port": None}
+    return {**result, "master_port": port, "rdzv_configs": {"shared_port": port, **parsed["rdzv-conf"]}}
 
 
 def _master_port(parsed: Parsed) -> tuple[int | None, str | None]:

@@ -25,6 +25,7 @@ from ._store import (
     InterruptibleStore,
     LastWordStore,
     LastWordWriter,
+    PortLendingStore,
     Store,
     Write,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "InterruptibleStore",
     "LastWordStore",
     "LastWordWriter",
+    "PortLendingStore",
     "PortReservation",
     "RendezvousBackend",
     "RendezvousHandler",

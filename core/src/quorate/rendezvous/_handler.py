@@ -51,7 +51,7 @@ from ._protocol import (
 )
 from ._reporting import Reporting
 from ._signed import protect
-from ._store import Store, ends_with_host
+from ._store import PortLendingStore, Store, ends_with_host
 from ._strangers import StrangerWatch
 
 __all__ = ["Decisions", "StoreRendezvousHandler", "settings_of"]
@@ -191,6 +191,8 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._started = True
             self._driver.start()
         self._release()
+        if isinstance(self._plain_store, PortLendingStore):
+            self._plain_store.take_port_back()
         bootstrap = self._backend.bootstrap() if self._backend.bootstrap is not None else PortReservation()
         address = advertised_address(self._parameters.local_addr, self._parameters.endpoint)
         outside = self._outside_address(address)
@@ -280,6 +282,8 @@ class StoreRendezvousHandler(RendezvousHandler):
             return
         if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
             try:
+                if isinstance(self._plain_store, PortLendingStore):
+                    self._plain_store.lend_port()
                 self._bootstrap.activate()
             except Exception as error:
                 output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {error}")

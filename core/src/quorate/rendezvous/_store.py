@@ -17,6 +17,7 @@ __all__ = [
     "InterruptibleStore",
     "LastWordStore",
     "LastWordWriter",
+    "PortLendingStore",
     "Store",
     "StoreLayer",
     "Write",
@@ -144,6 +145,19 @@ class AttentiveStore(Store, Protocol):
 
     def set_last_words(self, writes: Sequence[Write]) -> None:
         """Have the store make these writes if that happens to this node; they replace the ones before."""
+        ...
+
+
+@runtime_checkable
+class PortLendingStore(Store, Protocol):
+    """The optional ability ``lends port``: the store's host listens on a port that the workers need while they run."""
+
+    def lend_port(self) -> None:
+        """A round has begun: free the port.  Called before the workers start; takes a moment at most."""
+        ...
+
+    def take_port_back(self) -> None:
+        """The workers are gone: listen again as soon as that is possible.  Does not wait."""
         ...
 
 

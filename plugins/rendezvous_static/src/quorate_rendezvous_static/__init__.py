@@ -32,12 +32,12 @@ __getattr__ = lazy_exports(
     },
 )
 _SETTINGS = {
-    **TLS_SETTINGS,
     "bind_address": "the address that the host of the store listens on [the addresses of the endpoint]",
-}
-_SETTINGS = {
     "return_timeout": "how long a node whose connections closed without a goodbye has to come back [1]",
     **TLS_SETTINGS,
+}
+_SHARED_PORT = {
+    "shared_port": "a second port where the nodes may meet; the workers have it while they run; 0: none [master_port]",
 }
 _STANDALONE, _BACKENDS = f"{__name__}._standalone", f"{__name__}._backends"
 
@@ -62,7 +62,7 @@ class plugin:  # noqa: N801 - the name of the entry point
                 open_store=lazy_function(_BACKENDS, "open_static"),
                 check=lazy_function(_BACKENDS, "check_static"),
                 hosted_by_job=True,
-                settings=_SETTINGS,
+                settings={**_SETTINGS, **_SHARED_PORT},
                 reads_other_settings=False,
             ),
             RendezvousBackend(

@@ -27,6 +27,7 @@ from quorate.rendezvous import RendezvousParameters, job_is_over
 from ._client import RETURN_TIMEOUT_SECONDS, TcpStore
 from ._limits import raise_descriptor_limit
 from ._server import TcpStoreServer, find_server
+from ._shared_port import SharedPort
 from ._tls_settings import TLS_SETTINGS
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PORT", "check_static", "check_tcp", "open_static", "open_tcp"]
 
 DEFAULT_PORT = 29400
+_SHARED_PORT = "shared_port"
 _CONNECT_TIMEOUT_SECONDS = 60.0
 _OPERATION_TIMEOUT_SECONDS = 5.0
 _LINGER_TIMEOUT_SECONDS = 5.0
@@ -73,7 +75,14 @@ def check_static(params: RendezvousParameters) -> None:
             f"set --node-rank to a number from 0 to {params.max_nodes - 1}"
         )
     params.get_as_bool("is_host")
-    _tls_of(params, parse_endpoint(params.endpoint).host)
+    endpoint = parse_endpoint(params.endpoint)
+    shared_port = params.get_as_int(_SHARED_PORT) or None
+    if shared_port is not None and (not 1 <= shared_port <= 65535 or shared_port == endpoint.port):
+        raise UsageError(
+            f"the rendezvous setting {_SHARED_PORT}={shared_port} must be a port other than that of the endpoint "
+            f"({params.endpoint}); 0 for none"
+        )
+    _tls_of(params, endpoint.host)
     _check_times(params)
 
 
@@ -125,6 +134,10 @@ class _Opening:
     @property
     def connect_timeout(self) -> float:
         return self.params.get_as_float("connect_timeout", _CONNECT_TIMEOUT_SECONDS)
+
+    @property
+    def shared_port(self) -> int | None:
+        return self.params.get_as_int(_SHARED_PORT) or None
 
     def _key(self, purpose: str) -> bytes | None:
         token = job_token_of(self.params.config)
@@ -190,7 +203,11 @@ class _Opening:
         return self.join(max(1.0, deadline - monotonic()))
 
     def join(
-        self, timeout: float | None = None, host: str | None = None, server: TcpStoreServer | None = None
+        self,
+        timeout: float | None = None,
+        host: str | None = None,
+        server: TcpStoreServer | None = None,
+        lendable: SharedPort | None = None,
     ) -> TcpStore:
         """Connect to the store.  Raises what TcpStore raises."""
         return TcpStore(
@@ -203,25 +220,34 @@ class _Opening:
             server=server,
             key=self._key("tcp"),
             tls=_tls_of(self.params, self.endpoint.host),
+            shared_port=None if server is not None else self.shared_port,
+            lendable=lendable,
             return_timeout=self.params.get_as_float("return_timeout", RETURN_TIMEOUT_SECONDS),
         )
 
     def _serve(self) -> TcpStore:
         """Start a server and connect to it.  Raises OSError where the endpoint cannot be listened on."""
         raise_descriptor_limit()
+        bind_address = str(self.params.get("bind_address", "") or self.endpoint.host)
+        resolve_timeout = min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS)
         server = TcpStoreServer(
-            str(self.params.get("bind_address", "") or self.endpoint.host),
+            bind_address,
             self.endpoint.port,
             self.params.run_id,
             linger_timeout=self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS),
-            resolve_timeout=min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS),
+            resolve_timeout=resolve_timeout,
             key=self._key("tcp"),
             tls=_tls_of(self.params, self.endpoint.host),
         )
+        lendable: SharedPort | None = None
         try:
+            if self.shared_port is not None:
+                lendable = SharedPort(server, bind_address, self.shared_port, resolve_timeout)
             # The host's own way to its server needs no name, no forwarding and no firewall.
-            return self.join(host=server.reachable_host, server=server)
+            return self.join(host=server.reachable_host, server=server, lendable=lendable)
         except BaseException:
+            if lendable is not None:
+                lendable.close()
             server.close(0.0)
             raise
 

@@ -15,8 +15,10 @@ from quorate.errors import StoreCorruptError, StoreUnavailableError, UsageError
 from quorate.rendezvous import LastWordWriter, Write
 from quorate.text import printable
 
-from ._link import BrokenError, InterruptedLinkError, Link, Target
+from ._link import BrokenError, InterruptedLinkError, Link
 from ._server import TcpStoreServer
+from ._shared_port import SharedPort
+from ._target import Target
 from ._wire import LARGEST_FRAME, LARGEST_KEY, LARGEST_VALUE, MOST_ITEMS, Code, Message, Problem
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ _CLOSE_TIMEOUT_SECONDS = 10.0
 @final
 class TcpStore:
     """A client of a :class:`TcpStoreServer`.  Implements Store with the abilities
-    ``batch``, ``interrupt``, ``last word`` and ``attentive``.
+    ``batch``, ``interrupt``, ``last word``, ``attentive`` and ``lends port``.
 
     Both connections are made at once, so that no operation ever has to wait for one.
 
@@ -51,6 +53,8 @@ class TcpStore:
         tls: how the connections are encrypted; ``None``: they are not.
         return_timeout: seconds that this node has to come back, once both connections are closed, before the server
             writes its last words.
+        shared_port: another port of the server, on which it listens while no workers run.
+        lendable: the server's end of that port, which this store closes before the server.
 
     Raises:
         StoreUnavailableError: no server answered in time.
@@ -71,10 +75,12 @@ class TcpStore:
         key: bytes | None = None,
         tls: Tls | None = None,
         return_timeout: float = RETURN_TIMEOUT_SECONDS,
+        shared_port: int | None = None,
+        lendable: SharedPort | None = None,
     ) -> None:
         self._operation_timeout, self._return_timeout = operation_timeout, return_timeout
-        self._server = server
-        self._target = Target(host, port, run_id, hosted_by, key, tls)
+        self._server, self._lendable = server, lendable
+        self._target = Target(host, port, run_id, hosted_by, key, tls, shared_port)
         self._closed = False
         self._closing = threading.Lock()
         self._work_lock, self._wait_lock = threading.Lock(), threading.Lock()
@@ -191,7 +197,9 @@ class TcpStore:
 
     def last_word_writer(self) -> LastWordWriter:
         target = self._target
-        return partial(write_last_words, target.host, target.port, target.run_id, target.key, target.tls)
+        return partial(
+            write_last_words, target.host, target.port, target.run_id, target.key, target.tls, target.shared_port
+        )
 
     def close(self) -> None:
         """Leave; a server that came with this store then waits for the other clients to leave (``linger_timeout``)."""
@@ -204,8 +212,18 @@ class TcpStore:
                 if lock.acquire(timeout=_CLOSE_TIMEOUT_SECONDS):
                     link.release()
                     lock.release()
+            if self._lendable is not None:
+                self._lendable.close()
             if self._server is not None:
                 self._server.close()
+
+    def lend_port(self) -> None:
+        if self._lendable is not None:
+            self._lendable.lend()
+
+    def take_port_back(self) -> None:
+        if self._lendable is not None:
+            self._lendable.take_back()
 
     # --- helpers --------------------------------------------------------------------------------------------------
 
@@ -243,7 +261,13 @@ class TcpStore:
 
 
 def write_last_words(
-    host: str, port: int, run_id: str, key: bytes | None, tls: Tls | None, writes: Sequence[Write]
+    host: str,
+    port: int,
+    run_id: str,
+    key: bytes | None,
+    tls: Tls | None,
+    shared_port: int | None,
+    writes: Sequence[Write],
 ) -> None:
     """Write for a node whose agent was killed; called in its guardian.  Raises what TcpStore raises."""
     store = TcpStore(
@@ -254,6 +278,7 @@ def write_last_words(
         operation_timeout=_LAST_WORD_SECONDS,
         key=key,
         tls=tls,
+        shared_port=shared_port,
     )
     try:
         for write in writes:

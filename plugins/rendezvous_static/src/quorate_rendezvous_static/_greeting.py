@@ -5,6 +5,7 @@ What does not live here: what is proved (``_auth``), and requests after it (``_s
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import final
 
@@ -12,9 +13,20 @@ from quorate.job_token import TOKEN_FILE_VARIABLE
 
 from ._auth import NONCE_BYTES, TAG_BYTES, Challenge, Role, new_nonce
 from ._peers import Peer, Peers
-from ._wire import HELLO_ITEMS, LARGEST_FRAME, MAGIC, PROTOCOL_VERSION, Code, Message, Problem, WireError, encode
+from ._wire import (
+    HELLO_ITEMS,
+    LARGEST_FRAME,
+    LARGEST_HELLO,
+    MAGIC,
+    PROTOCOL_VERSION,
+    Code,
+    Message,
+    Problem,
+    WireError,
+    encode,
+)
 
-__all__ = ["Greeter", "address_of"]
+__all__ = ["Greeter", "address_of", "refuse_at_once"]
 
 
 @final
@@ -100,3 +112,15 @@ def address_of(peer: Peer) -> str:
         return str(peer.socket.getpeername()[0])
     except OSError:
         return "a connection that is gone"
+
+
+def refuse_at_once(sock: socket.socket, most: int, *, is_plain: bool) -> None:
+    """Turn away and close a connection beyond the limit of ``most``; where TLS is used, without a word."""
+    sentence = f"it has its limit of {most} connections; raise the limit of open files (ulimit -n) of its host"
+    try:
+        sock.recv(LARGEST_HELLO)  # closing with unread bytes resets the connection, and the answer may be lost
+    except BlockingIOError:
+        pass
+    if is_plain:
+        sock.send(encode(Code.PROBLEM, 0, Problem.BUSY, [sentence.encode()]))
+    sock.close()

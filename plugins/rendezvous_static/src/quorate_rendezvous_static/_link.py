@@ -11,15 +11,16 @@ import os
 import select
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from quorate.clock import monotonic
-from quorate.errors import RendezvousStateError, StoreLostError, StoreUnavailableError
+from quorate.errors import RendezvousStateError, StoreUnavailableError
 from quorate.job_token import TOKEN_FILE_VARIABLE
-from quorate.net import Address, close_in_children, format_endpoint, resolve, set_keep_alive
+from quorate.net import Address, close_in_children, resolve, set_keep_alive
 from quorate.text import printable
 
 from ._auth import NONCE_BYTES, TAG_BYTES, Challenge, Role, Session, new_nonce
+from ._target import Target
 from ._wire import (
     LARGEST_FRAME,
     MAGIC,
@@ -33,13 +34,11 @@ from ._wire import (
     encode,
 )
 
-if TYPE_CHECKING:
-    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
+__all__ = ["BrokenError", "InterruptedLinkError", "Link"]
 
-__all__ = ["BrokenError", "InterruptedLinkError", "Link", "Target"]
-
-_CLIENT_BYTES = 16
 _ATTEMPT_SECONDS = 3.0
+#: Where there is another port to try: a firewall may drop what goes to the first one.
+_FIRST_PORT_SECONDS = 1.0
 _FIRST_PAUSE_SECONDS = 0.02
 _LONGEST_PAUSE_SECONDS = 1.0
 _LONGEST_POLL_SECONDS = 3600.0
@@ -69,40 +68,6 @@ class _RefusedError(Exception):
     def __init__(self, problem: int, sentence: str) -> None:
         self.problem = problem
         super().__init__(sentence)
-
-
-@final
-class Target:
-    """The server that the links of one store connect to.
-
-    ``hosted_by`` names its process, for messages.  ``address`` and ``incarnation`` are those of the server that was
-    reached first: a store stays with that one.  ``client`` is what the connections of one store have in common.
-    ``key`` is what both ends must prove to have, ``None`` if nothing, ``tls`` how the connections are encrypted.
-
-    Raises:
-        UsageError: the files that ``tls`` names cannot be used.
-    """
-
-    __slots__ = ("address", "client", "context", "host", "hosted_by", "incarnation", "key", "port", "run_id", "tls")
-
-    def __init__(
-        self, host: str, port: int, run_id: str, hosted_by: str, key: bytes | None = None, tls: Tls | None = None
-    ) -> None:
-        self.host, self.port, self.run_id, self.hosted_by = host, port, run_id, hosted_by
-        self.key, self.tls = key, tls
-        self.client = os.urandom(_CLIENT_BYTES)
-        self.context = None if tls is None else tls.client_context()
-        self.address: Address | None = None
-        self.incarnation: bytes | None = None
-
-    @property
-    def endpoint(self) -> str:
-        return format_endpoint(self.host, self.port)
-
-    def lost(self, how: str) -> StoreLostError:
-        return StoreLostError(
-            f"{self.hosted_by} ({self.endpoint}) is gone, and with it the rendezvous store that it held: {how}"
-        )
 
 
 @final
@@ -169,9 +134,9 @@ class Link:
                 found = resolve(self._target.host, self._target.port, max(0.1, deadline - monotonic()))
             except OSError as error:
                 found, tried[self._target.endpoint] = [], _sentence(error)
-            for address in found:
+            for address in self._target.places(found):
                 try:
-                    self._connect(address, min(deadline, monotonic() + _ATTEMPT_SECONDS))
+                    self._connect(address, min(deadline, monotonic() + self._attempt_seconds(address)))
                     return
                 except (OSError, BrokenError, _LateError) as error:
                     tried[str(address)] = _sentence(error)
@@ -246,25 +211,30 @@ class Link:
 
     def _reconnect(self, deadline: float) -> None:
         """Connect to the server that was reached before; no other has what it holds."""
-        address = self._target.address
-        assert address is not None
+        assert self._target.address is not None
         problem, pause = "", _FIRST_PAUSE_SECONDS
         while True:
-            try:
-                self._connect(address, min(deadline, monotonic() + _ATTEMPT_SECONDS))
-                return
-            except ConnectionRefusedError:
-                raise self._target.lost("nothing listens there any more") from None
-            except _RefusedError as error:
-                raise self._target.lost(f"another server has taken its place ({error})") from None
-            except (OSError, BrokenError, _LateError) as error:
-                problem = _sentence(error)
+            for address in self._target.places_again():
+                try:
+                    self._connect(address, min(deadline, monotonic() + self._attempt_seconds(address)))
+                    return
+                except _RefusedError as error:
+                    raise self._target.lost(f"another server has taken its place ({error})") from None
+                except (OSError, BrokenError, _LateError) as error:
+                    # On the port that it shares with the workers nothing listens now and then.
+                    if isinstance(error, ConnectionRefusedError) and not self._target.is_reached_by_shared_port:
+                        raise self._target.lost("nothing listens there any more") from None
+                    problem = _sentence(error)
             if not self._pause(pause, deadline):
                 raise StoreUnavailableError(
                     f"the connection to the rendezvous store at {self._target.endpoint} broke and cannot be made "
                     f"again so far: {problem}"
                 )
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _attempt_seconds(self, address: Address) -> float:
+        has_other = self._target.shared_port is not None and not self._target.is_shared(address)
+        return _FIRST_PORT_SECONDS if has_other else _ATTEMPT_SECONDS
 
     def _connect(self, address: Address, deadline: float) -> None:
         sock = socket.socket(address.family, socket.SOCK_STREAM)

@@ -16,6 +16,7 @@ import selectors
 import socket
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, final
@@ -26,13 +27,12 @@ from quorate.net import Address, bind_addresses, close_in_children, listen, reac
 from quorate.notices import warn
 
 from ._absent import LONGEST_CLIENT, Absent
-from ._greeting import Greeter, address_of
+from ._greeting import Greeter, address_of, refuse_at_once
 from ._limits import Limits
 from ._peers import Peer, Peers
 from ._table import RefusedRequestError, Table
 from ._wire import (
     HELLO_ITEMS,
-    LARGEST_HELLO,
     LARGEST_KEY,
     MOST_ITEMS,
     Code,
@@ -42,6 +42,7 @@ from ._wire import (
     WireError,
     decode,
     encode,
+    present_items,
 )
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class TcpStoreServer:
         self.incarnation = os.urandom(16)
         self._limits = limits or Limits()
         self._table = Table(self._limits.store_bytes, self._limits.key_overhead_bytes)
+        self._given: deque[socket.socket] = deque()
         self._waiters: dict[bytes, dict[Peer, None]] = {}
         self._resume_at: float | None = None
         self._leave_at: float | None = None
@@ -153,6 +155,15 @@ class TcpStoreServer:
         """How many connections clients have; each store has two."""
         return self._peers.client_count
 
+    def take(self, sock: socket.socket) -> None:
+        """Serve a connection that was accepted elsewhere, as :class:`SharedPort` does; it is closed with the server."""
+        with self._closing:
+            if self._requested_linger is not None:
+                sock.close()
+                return
+            self._given.append(sock)
+            self._wake()
+
     def leave(self, linger_timeout: float | None = None) -> None:
         """Take no new connections, and end once the clients have left.  Does not wait; may be called twice.
 
@@ -163,10 +174,11 @@ class TcpStoreServer:
             if self._requested_linger is not None:
                 return
             self._requested_linger = self.linger_timeout if linger_timeout is None else linger_timeout
-            try:
-                self._wake_in.send(b"x")
-            except OSError:
-                pass  # the server has ended already
+            self._wake()
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # the server has ended already
+            self._wake_in.send(b"x")
 
     def close(self, linger_timeout: float | None = None) -> None:
         """As :meth:`leave`, and wait for the end.  May be called twice."""
@@ -200,6 +212,8 @@ class TcpStoreServer:
                     self._serve_peer(key.data, events)
                 elif key.data is None:
                     self._wake_out.recv(64)
+                    while self._given:
+                        self._admit(self._given.popleft())
                     self._start_to_leave()
                 else:
                     self._accept(key.data)
@@ -237,7 +251,7 @@ class TcpStoreServer:
 
     def _release(self) -> None:
         listeners, self._listeners = self._listeners, []
-        for sock in [*listeners, *self._peers.sockets, self._wake_out, self._wake_in]:
+        for sock in [*listeners, *self._given, *self._peers.sockets, self._wake_out, self._wake_in]:
             sock.close()
         self._selector.close()
 
@@ -254,12 +268,15 @@ class TcpStoreServer:
                     continue
                 self._pause_accepting(error)
                 return
-            try:
-                self._admit(sock)
-            except OSError:
-                sock.close()  # does nothing if TLS has taken it over, and has closed it
+            self._admit(sock)
 
     def _admit(self, sock: socket.socket) -> None:
+        try:
+            self._take_in(sock)
+        except OSError:
+            sock.close()  # does nothing if TLS has taken it over, and has closed it
+
+    def _take_in(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         own = len(self._listeners) + 4  # the selector, both ends of the wake-up pair, and this one
         most = max(2, self._limits.most_descriptors() - own)
@@ -270,7 +287,7 @@ class TcpStoreServer:
                 "files that this process may open (ulimit -n)",
             )
             if not self._peers.drop_oldest_unauthenticated():
-                self._refuse_at_once(sock, most)
+                refuse_at_once(sock, most, is_plain=self._context is None)
                 return
         if self._context is None:
             self._peers.add(sock)
@@ -282,16 +299,6 @@ class TcpStoreServer:
             self._peers.add(encrypted)
         except OSError:
             encrypted.close()
-
-    def _refuse_at_once(self, sock: socket.socket, most: int) -> None:
-        sentence = f"it has its limit of {most} connections; raise the limit of open files (ulimit -n) of its host"
-        try:
-            sock.recv(LARGEST_HELLO)  # closing with unread bytes resets the connection, and the answer may be lost
-        except BlockingIOError:
-            pass
-        if self._context is None:
-            sock.send(encode(Code.PROBLEM, 0, Problem.BUSY, [sentence.encode()]))
-        sock.close()
 
     def _pause_accepting(self, error: OSError) -> None:
         # Out of descriptors the listener stays readable: without a pause the loop would spin.
@@ -365,31 +372,31 @@ class TcpStoreServer:
     # --- requests -------------------------------------------------------------------------------------------------
 
     def _create(self, peer: Peer, message: Message) -> None:
-        key, value = _present_items(message, 2)
+        key, value = present_items(message, 2)
         created = self._table.create(key, value)
         if created:
             self._wake_waiters([key])
         self._peers.send(peer, encode(Code.OK, message.request, int(created)))
 
     def _put(self, peer: Peer, message: Message) -> None:
-        items = _present_items(message)
+        items = present_items(message)
         self._table.put(items[::2], items[1::2])
         self._wake_waiters(items[::2])
         self._peers.send(peer, encode(Code.OK, message.request))
 
     def _add(self, peer: Peer, message: Message) -> None:
-        (key,) = _present_items(message, 1)
+        (key,) = present_items(message, 1)
         count = self._table.add(key, message.number)
         self._wake_waiters([key])
         self._peers.send(peer, encode(Code.OK, message.request, count))
 
     def _get(self, peer: Peer, message: Message) -> None:
-        found = self._table.get_many(_present_items(message))
+        found = self._table.get_many(present_items(message))
         # The client sees how many values came, and asks for the rest.
         self._peers.send(peer, encode(Code.OK, message.request, len(found), found))
 
     def _wait(self, peer: Peer, message: Message) -> None:
-        (key,) = _present_items(message, 1)
+        (key,) = present_items(message, 1)
         if len(key) > LARGEST_KEY:
             raise WireError("a key is too long")
         self._forget_wait(peer)
@@ -402,19 +409,19 @@ class TcpStoreServer:
         self._peers.send(peer, encode(Code.PENDING, message.request))
 
     def _delete(self, peer: Peer, message: Message) -> None:
-        (prefix,) = _present_items(message, 1)
+        (prefix,) = present_items(message, 1)
         self._table.delete(prefix)
         self._peers.send(peer, encode(Code.OK, message.request))
 
     def _identify(self, peer: Peer, message: Message) -> None:
-        (name,) = _present_items(message, 1)
+        (name,) = present_items(message, 1)
         if peer.client or not 0 < len(name) <= LONGEST_CLIENT:
             raise WireError("a connection belongs to one client")
         peer.client = name
         self._absent.came(name)
 
     def _set_last_words(self, peer: Peer, message: Message) -> None:
-        self._absent.set_words(peer.client, message.number / 1000, _present_items(message))
+        self._absent.set_words(peer.client, message.number / 1000, present_items(message))
         self._peers.send(peer, encode(Code.OK, message.request))
 
     def _forget_peer(self, peer: Peer) -> None:
@@ -439,11 +446,3 @@ class TcpStoreServer:
         if not waiters:
             del self._waiters[peer.waits_for]
         peer.waits_for = None
-
-
-def _present_items(message: Message, count: int | None = None) -> list[bytes]:
-    """Return the items of a request.  Raises WireError if one is absent or their number is not ``count``."""
-    items = [item for item in message.items if item is not None]
-    if len(items) != len(message.items) or (count is not None and len(items) != count):
-        raise WireError("the request does not have the items it needs")
-    return items

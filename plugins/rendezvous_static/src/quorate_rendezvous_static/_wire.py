@@ -30,6 +30,7 @@ __all__ = [
     "WireError",
     "decode",
     "encode",
+    "present_items",
 ]
 
 MAGIC = b"quorate-tcp-store"
@@ -198,3 +199,11 @@ class FrameBuffer:
         body = bytes(memoryview(held)[4 : 4 + size])
         del held[: 4 + size]
         return body
+
+
+def present_items(message: Message, count: int | None = None) -> list[bytes]:
+    """Return the items of a request.  Raises WireError if one is absent or their number is not ``count``."""
+    items = [item for item in message.items if item is not None]
+    if len(items) != len(message.items) or (count is not None and len(items) != count):
+        raise WireError("the request does not have the items it needs")
+    return items

@@ -115,6 +115,7 @@ def _meeting_point(config: Any) -> dict[str, Any]:
             )
         return {
             "rdzv_endpoint": format_endpoint(address, port + 1),
+            "rdzv_configs": {"shared_port": port, **config.rdzv_configs},
             "master_addr": address,
             "master_port": port,
         }

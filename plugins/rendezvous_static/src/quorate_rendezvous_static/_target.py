@@ -1,0 +1,90 @@
+"""The server that the connections of one store go to.
+
+What does not live here: the connections (``_link``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
+
+from quorate.errors import StoreLostError
+from quorate.net import Address, format_endpoint
+
+if TYPE_CHECKING:
+    from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
+
+__all__ = ["Target"]
+
+_CLIENT_BYTES = 16
+
+
+@final
+class Target:
+    """The server that the links of one store connect to.
+
+    ``hosted_by`` names its process, for messages.  ``address`` and ``incarnation`` are those of the server that was
+    reached first: a store stays with that one.  ``client`` is what the connections of one store have in common.
+    ``key`` is what both ends must prove to have, ``None`` if nothing, ``tls`` how the connections are encrypted.
+
+    ``shared_port`` is a second port of the same server, on which it listens while no workers run.
+
+    Raises:
+        UsageError: the files that ``tls`` names cannot be used.
+    """
+
+    __slots__ = (
+        "address", "client", "context", "host", "hosted_by", "incarnation", "key", "port", "run_id",
+        "shared_port", "tls",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        run_id: str,
+        hosted_by: str,
+        key: bytes | None = None,
+        tls: Tls | None = None,
+        shared_port: int | None = None,
+    ) -> None:
+        self.host, self.port, self.run_id, self.hosted_by = host, port, run_id, hosted_by
+        self.key, self.tls, self.shared_port = key, tls, shared_port
+        self.client = os.urandom(_CLIENT_BYTES)
+        self.context = None if tls is None else tls.client_context()
+        self.address: Address | None = None
+        self.incarnation: bytes | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return format_endpoint(self.host, self.port)
+
+    def lost(self, how: str) -> StoreLostError:
+        return StoreLostError(
+            f"{self.hosted_by} ({self.endpoint}) is gone, and with it the rendezvous store that it held: {how}"
+        )
+
+    def is_shared(self, address: Address) -> bool:
+        """Return whether ``address`` has the port that the server shares with the workers."""
+        return bool(address.sockaddr[1] == self.shared_port)
+
+    @property
+    def is_reached_by_shared_port(self) -> bool:
+        """Whether the connections are by the shared port, so that none can be made while workers run."""
+        return self.address is not None and self.is_shared(self.address)
+
+    def places(self, found: Sequence[Address]) -> list[Address]:
+        """Return where to connect to: ``found``, the addresses of the endpoint, then the same by the shared port."""
+        return [*found, *(self._with_port(address, self.shared_port) for address in found if self.shared_port)]
+
+    def places_again(self) -> list[Address]:
+        """Return where to connect to the server that was reached before."""
+        assert self.address is not None
+        if not self.is_shared(self.address):
+            return [self.address]
+        return [self._with_port(self.address, self.port), self.address]
+
+    @staticmethod
+    def _with_port(address: Address, port: int | None) -> Address:
+        return Address(address.family, (address.sockaddr[0], port, *address.sockaddr[2:]))
