@@ -118,7 +118,7 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "PORT",
             None,
             kind.whole,
-            "static only: MASTER_PORT of the workers; rendezvous uses the next port; "
+            "static only: MASTER_PORT of the workers; the nodes meet at the next port, or here if no other is open; "
             "default and 0: 29500, or a free port for one node",
         ),
         Flag(
