@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._isolation import call_plugin
 from .catalogue import PluginKind
+from .cut_off import CUT_OFF_SETTINGS
 from .errors import UsageError
 from .job_token import AUTH_SETTING, TOKEN_FILE_VARIABLE, Auth, job_token_of, parse_auth
 from .net import is_local_name, parse_endpoint
@@ -52,7 +53,7 @@ _A_SLIP = 0.85
 
 def _check_settings(parameters: RendezvousParameters, backend: RendezvousBackend) -> None:
     """Refuse settings that nothing reads, with the name that may have been meant.  Raises UsageError."""
-    known = {*setting_names(), *_COMMON_SETTINGS, *backend.settings}
+    known = {*setting_names(), *CUT_OFF_SETTINGS, *_COMMON_SETTINGS, *backend.settings}
     offered = sorted(known - {DERIVED_SETTING})
     for name in parameters.config:
         if name in known or name in _ELASTIC_SETTINGS:

@@ -90,6 +90,7 @@ class AgentPhase(_Text):
     CHECKING = "checking"  # no workers; the node's health checks run
     JOINING = "joining"  # no workers; waiting for a sealed round
     RUNNING = "running"  # workers run
+    FROZEN = "frozen"  # workers stand still until it is known whether their round goes on
     BARRIER = "barrier"  # this node's workers have succeeded; waiting for the other nodes
     STOPPING = "stopping"  # workers are being stopped; nothing new until all of them are gone
     FINISHED = "finished"
@@ -216,7 +217,8 @@ class RoundEnd:
     ``restart_count`` is the job-wide count that the *next* round exports (or, for a terminal verdict, the last).
     ``lost`` names the node ids that the next round must not wait for.  ``missing`` is not recorded but added when the
     next round is sealed: the nodes that turned out to be lost with this round, or left (see :class:`Assignment`).
-    ``is_final`` is that of the policy's decision.
+    ``is_final`` is that of the policy's decision.  ``lost_counts`` are the counters of the last heartbeats that were
+    read of the nodes ``lost_ranks``, where silence alone made them lost: one that has sent another is alive.
     Where the scheduler has announced the end (``Cause.PREEMPTED``), ``signal_number`` is how it did, and
     ``grace_seconds`` is what it leaves to the workers of every node.
     """
@@ -232,6 +234,7 @@ class RoundEnd:
     delay_seconds: float = 0.0
     lost: tuple[str, ...] = ()
     lost_ranks: tuple[int, ...] = ()
+    lost_counts: tuple[int, ...] = ()
     failure: FailureRecord | None = None
     missing: tuple[str, ...] = ()
     is_final: bool = False

@@ -25,7 +25,12 @@ def stop(
     with_signal: int = signal.SIGTERM,
     **known: Any,
 ) -> None:
-    """Stop the workers; ``known`` are further fields of :class:`~quorate.agent._state.Stopping`."""
+    """Stop the workers; ``known`` are further fields of :class:`~quorate.agent._state.Stopping`.
+
+    Frozen ones are killed: while they had a grace, they would run beside those of the next round.
+    """
+    if transition.state.phase is Phase.FROZEN:
+        with_signal, grace_seconds = signal.SIGKILL, 0.0
     transition.enter(Phase.STOPPING, reason, kept=frozenset(), joining=None, stopping=Stopping(why, **known))
     transition.emit(protocol.StopWorkers(int(with_signal), grace_seconds))
 
@@ -33,7 +38,7 @@ def stop(
 def release(transition: Transition, reason: str, grace_seconds: float, **known: Any) -> None:
     """End the round for the workers: live ones leave their world, the others are stopped; arguments as for `stop`."""
     timeout, hang = transition.state.settings.release_timeout, transition.round.hang
-    if timeout <= 0:
+    if timeout <= 0 or transition.state.phase is Phase.FROZEN:
         stop(transition, protocol.RoundIsOver(), reason, grace_seconds, **known)
         return
     transition.enter(Phase.STOPPING, reason, stopping=Stopping(protocol.RoundIsOver(), **known))

@@ -43,7 +43,7 @@ class GuardedContext:
         self._delivers, self._leaves_behind = isinstance(context, DeliversResults), isinstance(context, LeavesBehind)
         self.can_release = isinstance(context, ReleasesWorkers)
         self.can_dump_stacks = isinstance(context, StackDumper)
-        self._forwards, self._suspends = isinstance(context, ForwardsSignals), isinstance(context, SuspendsWorkers)
+        self._forwards, self.can_suspend = isinstance(context, ForwardsSignals), isinstance(context, SuspendsWorkers)
 
     def fileno(self) -> int:
         answer: int = self._ask("fileno", _is_whole)
@@ -100,11 +100,11 @@ class GuardedContext:
         return answer
 
     def suspend(self) -> None:
-        if self._suspends:
+        if self.can_suspend:
             self._ask("suspend", _is_anything)
 
     def resume(self) -> None:
-        if self._suspends:
+        if self.can_suspend:
             self._ask("resume", _is_anything)
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:

@@ -25,7 +25,8 @@ from typing import Any, final
 
 from attrs import frozen
 
-from . import _joining, _running, _stopping
+from ..cut_off import WhenCutOff
+from . import _cut_off, _joining, _running, _stopping
 from . import _protocol as protocol
 from ._protocol import Phase
 from ._state import AgentStep, Settings, State
@@ -42,6 +43,7 @@ def initial_state(
     host: str = "",
     loss_timeout: float = 0.0,
     release_timeout: float = 0.0,
+    when_cut_off: WhenCutOff = WhenCutOff.RUN,
 ) -> State:
     """Return the state of an agent that has not begun; the arguments are those of ``Settings``."""
     settings = Settings(
@@ -50,6 +52,7 @@ def initial_state(
         grace or protocol.Grace(),
         loss_timeout=loss_timeout,
         release_timeout=release_timeout,
+        when_cut_off=when_cut_off,
         host=host,
     )
     return State(settings)
@@ -78,7 +81,7 @@ def _on(handler: Callable[[Transition, Any], None], *targets: Phase) -> Entry:
 
 
 _CHECKING, _JOINING, _RUNNING = Phase.CHECKING, Phase.JOINING, Phase.RUNNING
-_BARRIER, _STOPPING, _FINISHED = Phase.BARRIER, Phase.STOPPING, Phase.FINISHED
+_FROZEN, _BARRIER, _STOPPING, _FINISHED = Phase.FROZEN, Phase.BARRIER, Phase.STOPPING, Phase.FINISHED
 
 #: phase -> input -> handler and the phases that it may leave for; an input that is not listed changes nothing
 TABLE: Mapping[Phase, Mapping[type, Entry]] = {
@@ -120,6 +123,23 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.NodeUnhealthy: _on(_running.unhealthy, _STOPPING),
         protocol.SignalReceived: _on(_running.signalled, _STOPPING),
         protocol.PreemptionWarned: _on(_running.warned, _STOPPING),
+        protocol.CutOff: _on(_cut_off.cut_off, _FROZEN, _STOPPING),
+    },
+    Phase.FROZEN: {
+        protocol.Reconnected: _on(_cut_off.reconnected, _RUNNING),
+        protocol.RoundEnded: _on(_cut_off.round_ended, _STOPPING),
+        protocol.JobClosed: _on(_cut_off.round_ended, _STOPPING),
+        protocol.CannotFreeze: _on(_cut_off.cannot_freeze, _STOPPING),
+        protocol.PreemptionWarned: _on(_cut_off.warned, _STOPPING),
+        protocol.WorkersExited: _on(_running.exited, _BARRIER, _STOPPING),
+        protocol.StartFailed: _on(_running.start_failed),
+        protocol.Waiting: _on(_running.waiting),
+        protocol.StacksDumped: _on(_running.stacks_dumped),
+        protocol.Clock: _on(_running.dump_timed_out),
+        protocol.Diagnosed: _on(_running.diagnosed, _STOPPING),
+        protocol.RendezvousFailed: _on(_running.rendezvous_failed, _STOPPING),
+        protocol.NodeUnhealthy: _on(_running.unhealthy, _STOPPING),
+        protocol.SignalReceived: _on(_running.signalled, _STOPPING),
     },
     Phase.BARRIER: {
         protocol.Waiting: _on(_running.waiting),
@@ -141,6 +161,7 @@ TABLE: Mapping[Phase, Mapping[type, Entry]] = {
         protocol.Clock: _on(_stopping.timed_out, _CHECKING, _FINISHED),
         protocol.SignalReceived: _on(_stopping.signalled, _FINISHED),
         protocol.PreemptionWarned: _on(_stopping.warned),
+        protocol.CutOff: _on(_cut_off.cut_off_while_stopping),
     },
     Phase.FINISHED: {},
 }

@@ -36,7 +36,7 @@ class Processes:
         self._watch, self._unwatch, self._warn = watch, unwatch, warn
         self._contexts: list[GuardedContext] = []
         self._deadline: float | None = None
-        self._is_releasing = False
+        self._is_releasing = self._is_frozen = False
         self._problems: list[str] = []
 
     # --- starting -------------------------------------------------------------------------------------------------
@@ -52,6 +52,8 @@ class Processes:
         """Take the context of workers that were started."""
         self._contexts.append(context)
         self._watch(context.fileno())
+        if self._is_frozen:
+            context.suspend()
 
     def assign(self, launches: Sequence[WorkerLaunch]) -> None:
         """Tell released workers their next assignment."""
@@ -90,9 +92,26 @@ class Processes:
             context.suspend()
 
     def resume(self) -> None:
+        """Have them go on, unless they are frozen."""
+        if not self._is_frozen:
+            for context in self._contexts:
+                context.resume()
+
+    def freeze(self) -> str:
+        """Have all workers stand still until :meth:`thaw`; return why one of them cannot, ``""`` if all do."""
+        self._is_frozen = True
+        try:
+            self.suspend()
+        except PluginError as error:
+            return f"the workers cannot be frozen: {error}"
+        if all(context.can_suspend for context in self._contexts):
+            return ""
+        return "the workers cannot be frozen: their start method does not know how to suspend them"
+
+    def thaw(self) -> None:
         """Have them go on."""
-        for context in self._contexts:
-            context.resume()
+        self._is_frozen = False
+        self.resume()
 
     @property
     def can_dump_stacks(self) -> bool:
@@ -111,7 +130,7 @@ class Processes:
 
     def stop(self, command: protocol.StopWorkers) -> None:
         """Stop all workers, released ones included; :meth:`take_gone` says when that is done."""
-        self._is_releasing = False
+        self._is_releasing = self._is_frozen = False
         self._set_deadline(command.grace_seconds, is_shortened=command.grace_seconds == 0.0)
         for context in self._contexts:
             context.stop(command.signal_number, command.grace_seconds, monotonic())

@@ -1,4 +1,4 @@
-"""The vocabulary of the agent machine: inputs, commands, and why workers are stopped.
+"""The vocabulary of the agent machine: its commands, why workers are stopped, and its inputs (``_inputs``).
 
 What does not live here: the state (``_state``), what happens with inputs (:mod:`quorate.agent._machine`), and how
 commands are carried out (``_runner``).
@@ -11,16 +11,82 @@ from typing import final
 
 from attrs import frozen
 
-from ..errors import FailureKind
 from ..records import (
     AgentPhase,
     Assignment,
     FailureRecord,
-    RendezvousWaiting,
     RestartBudget,
-    RestartDecision,
     RoundEnd,
     WorkerExited,
+)
+from ._inputs import (
+    Begin as Begin,
+)
+from ._inputs import (
+    CannotFreeze as CannotFreeze,
+)
+from ._inputs import (
+    Clock as Clock,
+)
+from ._inputs import (
+    CutOff as CutOff,
+)
+from ._inputs import (
+    Diagnosed as Diagnosed,
+)
+from ._inputs import (
+    Input as Input,
+)
+from ._inputs import (
+    JobClosed as JobClosed,
+)
+from ._inputs import (
+    NodeChecked as NodeChecked,
+)
+from ._inputs import (
+    NodeUnhealthy as NodeUnhealthy,
+)
+from ._inputs import (
+    PeerDeclined as PeerDeclined,
+)
+from ._inputs import (
+    PreemptionWarned as PreemptionWarned,
+)
+from ._inputs import (
+    Reconnected as Reconnected,
+)
+from ._inputs import (
+    RendezvousFailed as RendezvousFailed,
+)
+from ._inputs import (
+    RoundEnded as RoundEnded,
+)
+from ._inputs import (
+    RoundJoined as RoundJoined,
+)
+from ._inputs import (
+    SignalReceived as SignalReceived,
+)
+from ._inputs import (
+    StacksDumped as StacksDumped,
+)
+from ._inputs import (
+    StandingBy as StandingBy,
+)
+from ._inputs import (
+    StartFailed as StartFailed,
+)
+from ._inputs import (
+    Waiting as Waiting,
+)
+from ._inputs import (
+    WorkerHung as WorkerHung,
+)
+from ._inputs import (
+    WorkersExited as WorkersExited,
+)
+from ._inputs import (
+    WorkersGone as WorkersGone,
 )
 
 Phase = AgentPhase
@@ -49,198 +115,6 @@ class Grace:
     preemption: float = 30.0  # this agent was signalled
     exit: float = 30.0  # the job is over
 
-
-# --- inputs ---------------------------------------------------------------------------------------------------------
-
-
-@final
-@frozen
-class Begin:
-    """Run."""
-
-
-@final
-@frozen
-class NodeChecked:
-    """The checks of this node are over; ``problems`` are sentences, none if the node is healthy."""
-
-    problems: tuple[str, ...] = ()
-
-
-@final
-@frozen
-class NodeUnhealthy:
-    """A check, a service or a leftover process shows that this node should not go on."""
-
-    problem: str
-
-
-@final
-@frozen
-class RoundJoined:
-    """A round is sealed with this node in it."""
-
-    assignment: Assignment
-
-
-@final
-@frozen
-class PeerDeclined:
-    """Another node said why it does not join the round that this node gathers."""
-
-    reason: str
-
-
-@final
-@frozen
-class StandingBy:
-    """This node is in line for the next round."""
-
-    reason: str
-
-
-@final
-@frozen
-class Waiting:
-    """This node has waited for other nodes, or for the store, for some time, and goes on."""
-
-    report: RendezvousWaiting
-
-
-@final
-@frozen
-class RoundEnded:
-    """The round's end was recorded, and another round follows."""
-
-    end: RoundEnd
-
-
-@final
-@frozen
-class JobClosed:
-    """The job's end was recorded."""
-
-    end: RoundEnd
-
-
-@final
-@frozen
-class RendezvousFailed:
-    """The rendezvous cannot go on."""
-
-    kind: FailureKind
-    problem: str
-
-
-@final
-@frozen
-class WorkerHung:
-    """A worker makes no progress."""
-
-    local_rank: int
-    pid: int
-    problem: str
-    timestamp_ns: int = 0
-
-
-@final
-@frozen
-class StacksDumped:
-    """The workers have written their stacks, as far as they could; ``lines`` are the end of the hung worker's."""
-
-    lines: tuple[str, ...] = ()
-
-
-@final
-@frozen
-class WorkersExited:
-    """Workers have ended."""
-
-    exits: tuple[WorkerExited, ...]
-
-
-@final
-@frozen
-class StartFailed:
-    """The workers could not be started; none of them runs."""
-
-    exit: WorkerExited
-
-
-@final
-@frozen
-class Diagnosed:
-    """The answer to :class:`Diagnose` and :class:`Decide`."""
-
-    failure: FailureRecord
-    decision: RestartDecision | None
-
-
-@final
-@frozen
-class WorkersGone:
-    """All workers and everything they started have ended, but for ``kept``: live workers that have left their world.
-
-    ``kept`` are local ranks.
-    """
-
-    kept: frozenset[int] = frozenset()
-
-
-@final
-@frozen
-class SignalReceived:
-    """The agent was signalled.  ``is_person``: by a person at its terminal, who pressed Ctrl-C."""
-
-    number: int
-    is_person: bool = False
-
-
-@final
-@frozen
-class PreemptionWarned:
-    """The scheduler, or a service, has announced that this node or the whole job ends soon.
-
-    ``grace_seconds`` is what is left to the workers, ``None`` where nobody knows.  ``min_nodes`` is how many nodes the
-    job needs, 0 where that is not known.
-    """
-
-    number: int
-    grace_seconds: float | None
-    reason: str
-    whole_job: bool = False
-    min_nodes: int = 0
-
-
-@final
-@frozen
-class Clock:
-    """Time has passed; ``due`` if the state's ``wake_at`` was reached."""
-
-    due: bool = False
-
-
-Input = (
-    Begin
-    | NodeChecked
-    | NodeUnhealthy
-    | RoundJoined
-    | StandingBy
-    | PeerDeclined
-    | Waiting
-    | RoundEnded
-    | JobClosed
-    | RendezvousFailed
-    | WorkerHung
-    | StacksDumped
-    | WorkersExited
-    | StartFailed
-    | Diagnosed
-    | WorkersGone
-    | SignalReceived
-    | PreemptionWarned
-    | Clock
-)
 
 # --- why workers are stopped ----------------------------------------------------------------------------------------
 
@@ -379,6 +253,21 @@ class ReleaseWorkers:
 
 @final
 @frozen
+class FreezeWorkers:
+    """Have all workers and what they started stand still, those that are about to be started too.
+
+    Answered by :class:`CannotFreeze` where that is not possible.
+    """
+
+
+@final
+@frozen
+class ThawWorkers:
+    """Have them go on."""
+
+
+@final
+@frozen
 class AnnounceDeadline:
     """Write into the workers' deadline file how long they have; sent before the workers are asked to stop."""
 
@@ -435,6 +324,8 @@ Command = (
     | DumpStacks
     | StopWorkers
     | ReleaseWorkers
+    | FreezeWorkers
+    | ThawWorkers
     | AnnounceDeadline
     | EndRound
     | ReportDone

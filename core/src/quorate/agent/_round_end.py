@@ -81,6 +81,22 @@ def end_by_departure(state: State, cause: Cause, reason: str) -> RoundEnd:
     )
 
 
+def end_by_cut_off(state: State, problem: str) -> RoundEnd:
+    """Return the end of a round whose workers this node has killed; the others wait for it, at no cost."""
+    assignment = state.assignment
+    assert assignment is not None
+    host = f" ({state.settings.host})" if state.settings.host else ""
+    return RoundEnd(
+        assignment.round_number,
+        Cause.NODE_LOST,
+        Verdict.RESCALE,
+        f"group rank {assignment.group_rank}{host} was cut off and has killed its workers: {problem}",
+        node_id=assignment.node_id,
+        host=state.settings.host,
+        restart_count=assignment.restart_count,
+    )
+
+
 def end_by_preemption(state: State, warning: protocol.PreemptionWarned) -> RoundEnd:
     """Return the end of a round of which the scheduler takes this node, or all; the others go on if they are enough."""
     assignment = state.assignment

@@ -20,10 +20,9 @@ from .._isolation import call_plugin, described, problem_of, raise_if_interrupte
 from ..catalogue import PluginKind, StarterRequest
 from ..clock import monotonic, seconds_until, wall_time_ns
 from ..errors import FailureKind, PluginError, QuorateError, StartError
-from ..net import host_name, is_local_name
+from ..net import host_name
 from ..plugins import PluginHost
 from ..preemption import DEADLINE_VARIABLE
-from ..reach import why_unreachable
 from ..records import Assignment, WorkerExited, WorkerLaunch
 from ..services import AgentSnapshot
 from ..starter import Starter
@@ -39,6 +38,7 @@ from ._membership import Membership, open_membership
 from ._node_record import node_record
 from ._preemption import Preemption
 from ._preparation import Preparation
+from ._probe import probe_master
 from ._processes import Processes
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
@@ -74,6 +74,7 @@ class Runner:
             spec.grace_periods(),
             host=host_name(),
             loss_timeout=spec.rdzv_handler.loss_timeout,
+            when_cut_off=spec.rdzv_handler.when_cut_off,
             release_timeout=parse_seconds(
                 "release_timeout", spec.settings.get("release_timeout", RELEASE_TIMEOUT_SECONDS)
             ),
@@ -229,6 +230,8 @@ class Runner:
         """Stop with the workers, as Ctrl-Z stops a program, and go on with them."""
         self._processes.suspend()
         self._signals.suspend()
+        if self._spec.rdzv_handler.is_cut_off():
+            self._feed(protocol.CutOff("this agent was suspended, and the other nodes may have gone on without it"))
         self._processes.resume()
 
     def _forward(self, number: int) -> None:
@@ -317,6 +320,11 @@ class Runner:
             return self._dump_stacks(command.local_rank)
         elif isinstance(command, (protocol.StopWorkers, protocol.ReleaseWorkers)):
             return self._stop(command)
+        elif isinstance(command, protocol.FreezeWorkers):
+            problem = self._processes.freeze()
+            return protocol.CannotFreeze(problem) if problem else None
+        elif isinstance(command, protocol.ThawWorkers):
+            self._processes.thaw()
         elif isinstance(command, protocol.AnnounceDeadline):
             self._reporter.preempted(command)
             self._preemption.announce(command, self._warn)
@@ -370,29 +378,11 @@ class Runner:
         self._workers.started(launches, pids, command.kept)
         self._reporter.started(pids, launches, command.kept)
         self._diagnosis.begin()
-        self._probe_master(command.assignment)
+        probe_master(self._spec, command.assignment, self._warn)
         return None
 
     def _worker_defaults(self) -> dict[str, str]:
         return {**self._services.environment, DEADLINE_VARIABLE: self._preemption.path}
-
-    def _probe_master(self, assignment: Assignment) -> None:
-        """Try the first node's address while the workers start: they would only say that somebody is missing."""
-        address, port = self._spec.master_addr or assignment.master_addr, assignment.master_port
-
-        def probe() -> None:
-            try:
-                problem = why_unreachable(address, self._spec.master_port or port)
-            except Exception as error:  # a name that no resolver takes
-                problem = f"{type(error).__name__}: {error}"
-            if problem:
-                self._warn(
-                    f"this node ({host_name()}) cannot reach the first node at MASTER_ADDR={address}: {problem}. Its "
-                    "workers will not meet the others. Check the firewall, or set --local-addr on the first node"
-                )
-
-        if assignment.group_rank > 0 and not is_local_name(address):
-            threading.Thread(target=probe, name="quorate-probe", daemon=True).start()
 
     def _watch(self, descriptor: int) -> None:
         assert self._epoll is not None

@@ -169,7 +169,8 @@ def signalled(transition: Transition, event: protocol.SignalReceived) -> None:
     """This node leaves on purpose: the others form the next round at once."""
     reason = f"node {_name(transition)} was stopped by {signal_name(-event.number)}"
     why = protocol.AgentSignalled(event.number)
-    interrupted_at = transition.now if event.is_person else None
+    has_grace = transition.state.phase is not Phase.FROZEN
+    interrupted_at = transition.now if event.is_person and has_grace else None
     _depart(transition, why, reason, Cause.NODE_LEFT, event.number, interrupted_at)
 
 

@@ -9,6 +9,7 @@ from typing import final
 
 from attrs import field, frozen
 
+from ..cut_off import WhenCutOff
 from ..records import Assignment, FailureRecord, RendezvousWaiting, RoundEnd
 from . import _protocol as protocol
 from ._protocol import Phase
@@ -27,6 +28,7 @@ class Settings:
     close_timeout: float = 5.0  # how long the recorded end of a round is waited for
     dump_timeout: float = 5.0  # how long workers may take to write their stacks
     loss_timeout: float = 0.0  # within which other nodes notice that a node is lost; 0: they do not
+    when_cut_off: WhenCutOff = WhenCutOff.RUN
     release_timeout: float = 0.0  # how long a live worker may take to leave its world; 0: all workers are stopped
     host: str = ""
 

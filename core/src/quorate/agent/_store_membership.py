@@ -27,6 +27,10 @@ def agent_input(output: rendezvous.Output) -> protocol.Input | None:
         return protocol.StandingBy(output.reason)
     if isinstance(output, rendezvous.Waiting):
         return protocol.Waiting(output.report)
+    if isinstance(output, rendezvous.CutOff):
+        return protocol.CutOff(output.reason)
+    if isinstance(output, rendezvous.Reconnected):
+        return protocol.Reconnected()
     if isinstance(output, rendezvous.NodeDeclined):
         return protocol.PeerDeclined(output.reason)
     return None

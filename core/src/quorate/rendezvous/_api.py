@@ -14,6 +14,7 @@ from attrs.validators import instance_of, is_callable, optional
 
 from .._bounded import is_word
 from ..clock import sleep
+from ..cut_off import WhenCutOff
 from ..errors import UsageError
 from ..job_token import HIDDEN, is_secret
 from ..records import Assignment, NodeRecord, RoundEnd
@@ -209,6 +210,15 @@ class RendezvousHandler(ABC):
     def loss_timeout(self) -> float:
         """Seconds within which the other nodes learn that a node was lost; 0 where they never do."""
         return 0.0
+
+    @property
+    def when_cut_off(self) -> WhenCutOff:
+        """What becomes of the workers once the other nodes may go on without this one."""
+        return WhenCutOff.RUN
+
+    def is_cut_off(self) -> bool:
+        """Return whether the other nodes may have gone on without this one by now."""
+        return False
 
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
         """Block until the current round should end, and return why; ``None`` after ``timeout`` seconds.

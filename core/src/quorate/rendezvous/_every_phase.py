@@ -13,6 +13,7 @@ from ..timeouts import HEARTBEATS_PER_READING
 from ._liveness import HeartbeatState
 from ._protocol import JOINING, Call, Failed, Leave, Left, Phase, Purpose, Tick, Wait
 from ._sealing import consider_sealing
+from ._standing import check_standing
 from ._state import Report, State
 from ._transition import Transition, count_waiting_nodes, record_round_end, silence_limit_of
 from ._waiting import report, watch_store_trouble
@@ -37,6 +38,7 @@ def on_tick(transition: Transition, event: Tick) -> None:
         limit = state.settings.timeouts.join_timeout
         transition.give_up(FailureKind.TIMEOUT, f"no round was formed within {limit:g} s: {_why_no_round(state)}")
         return
+    check_standing(transition)
     if is_due(state.trouble.retry_at):
         retry(transition)
     if is_due(state.report.at):

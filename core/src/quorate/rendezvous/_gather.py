@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import final
 
 from attrs import frozen
 
-from ..records import NodeRecord
+from .._bounded import LARGEST_COUNTER
+from ..records import NodeRecord, RoundEnd
 from ._protocol import Key
 from ._state import State
 
-__all__ = ["Readiness", "Rule", "evaluate", "live_nodes", "missing_survivors", "plugin_warnings"]
+__all__ = ["Readiness", "Rule", "evaluate", "live_nodes", "missing_survivors", "plugin_warnings", "why_minority"]
 
 _MOST_NAMES = 16
 _MOST_DECLINED = 3
@@ -29,6 +30,7 @@ class Rule(Enum):
     FULL = "max_nodes are here"
     BELOW_MINIMUM = "fewer than min_nodes are here"
     SURVIVORS_MISSING = "survivors of the last round are not back yet"
+    MINORITY = "half of the last round's nodes or fewer are here"
     SURVIVORS_BACK = "all survivors of the last round are back"
     LAST_CALL = "the last call is not over"
     LAST_CALL_OVER = "no node came during the last call"
@@ -62,16 +64,39 @@ def live_nodes(state: State) -> dict[int, NodeRecord]:
 
 
 def missing_survivors(state: State) -> list[int]:
-    """Return the group ranks of the last round that are alive but not back, because they still stop their workers."""
+    """Return the group ranks of the last round that are alive but not back, because they still stop their workers.
+
+    A node that was found lost is one of them until its heartbeat was read once more.
+    """
     previous = state.previous
     if previous is None or previous.ended is None:
         return []
     number, size = previous.summary.round_number, previous.summary.group_world_size
     back = {node.previous_rank for node in state.gathering.nodes.values() if node.previous_round == number}
-    lost = frozenset(previous.ended.lost_ranks)
-    away = [rank for rank in range(size) if rank not in back and rank not in lost]
+    lost = _last_counts(previous.ended)
+    away = [rank for rank in range(size) if rank not in back and lost.get(rank, 0) is not None]
     limit, liveness = state.settings.silence_limit, state.watch.liveness
-    return [rank for rank in away if not liveness.is_gone(Key.rank_heartbeat(number, rank), limit)]
+
+    def is_away(rank: int) -> bool:
+        key = Key.rank_heartbeat(number, rank)
+        if rank in lost and state.gathering.has_looked and liveness.count_of(key) <= (lost[rank] or 0):
+            return False
+        return not liveness.is_gone(key, limit)
+
+    return [rank for rank in away if is_away(rank)]
+
+
+def _last_counts(ended: RoundEnd) -> dict[int, int | None]:
+    """Return, by group rank, the counter at which a node was found lost; ``None`` if it has left or is known to be.
+
+    A node is found lost by what one node has read some time ago.  If it has sent another heartbeat since, it is alive,
+    may not know yet that the round has ended, and is waited for.
+    """
+    counts: dict[int, int | None] = dict.fromkeys(ended.lost_ranks)
+    if len(ended.lost_counts) == len(ended.lost_ranks):
+        for rank, count in zip(ended.lost_ranks, ended.lost_counts, strict=True):
+            counts[rank] = count if count < LARGEST_COUNTER else None
+    return counts
 
 
 def evaluate(state: State, now: float) -> Readiness:
@@ -80,7 +105,7 @@ def evaluate(state: State, now: float) -> Readiness:
     1. Not before a delay that the last round's end asked for.
     2. At once when ``max_nodes`` are here, unless a standby would take the place of a survivor (see 4).
     3. Never with fewer than ``min_nodes``.
-    4. After another round: once all its survivors are back.
+    4. After another round: once all its survivors are back; with ``majority``, if they are more than half of its nodes.
     5. In the first round: once no node came for ``last_call_timeout`` seconds, or just before this node's join
        deadline: a round of ``min_nodes`` is worth more than none.
     """
@@ -91,7 +116,8 @@ def evaluate(state: State, now: float) -> Readiness:
         text = f"holding the next round back for {delay_until - now:.1f} s more"
         return Readiness(Rule.DELAY, text, delay_until)
     missing = missing_survivors(state)
-    if count >= settings.max_nodes and not missing:
+    minority = why_minority(state, live)
+    if count >= settings.max_nodes and not missing and not minority:
         return Readiness(Rule.FULL, f"all {settings.max_nodes} nodes are here: {names}")
     if count < settings.min_nodes:
         shortage = f"{count} of {settings.min_nodes} nodes joined ({names}), waiting for the others"
@@ -100,6 +126,8 @@ def evaluate(state: State, now: float) -> Readiness:
         ranks = str(missing[:_MOST_NAMES]) + (" and more" if len(missing) > _MOST_NAMES else "")
         text = f"waiting for the group rank(s) {ranks} of the last round to stop their workers"
         return Readiness(Rule.SURVIVORS_MISSING, text)
+    if minority:
+        return Readiness(Rule.MINORITY, minority)
     if state.previous is not None:
         return Readiness(Rule.SURVIVORS_BACK, f"{count} nodes are here, and all survivors among them: {names}")
     last_call = _last_call_end(state)
@@ -108,6 +136,24 @@ def evaluate(state: State, now: float) -> Readiness:
             Rule.LAST_CALL, f"{count} nodes are here, last call for {last_call - now:.1f} s more", last_call
         )
     return Readiness(Rule.LAST_CALL_OVER, f"{count} nodes are here and no other came during the last call: {names}")
+
+
+def why_minority(state: State, live: Mapping[int, NodeRecord]) -> str:
+    """Return why the nodes that are here may not go on without the others; ``""`` if they may.
+
+    Only nodes of the last round count: a new node cannot tell what has become of those that are away.
+    """
+    previous = state.previous
+    if not state.settings.majority or previous is None:
+        return ""
+    number, size = previous.summary.round_number, previous.summary.group_world_size
+    back = [node for node in live.values() if node.previous_round == number]
+    if len(back) > size // 2:
+        return ""
+    return (
+        f"{len(back)} of the {size} node(s) of round {number} are here ({_names(back) or 'none'}), and no round begins "
+        "without more than half of them (majority=true)"
+    )
 
 
 def _last_call_end(state: State) -> float:

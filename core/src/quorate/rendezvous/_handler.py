@@ -13,6 +13,7 @@ from typing import Any, Protocol, final
 from attrs import evolve
 
 from ..clock import monotonic, seconds_until
+from ..cut_off import WhenCutOff, parse_when_cut_off
 from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
 from ..job_token import job_token_of
 from ..net import advertised_address, host_name, is_local_name
@@ -51,6 +52,7 @@ from ._protocol import (
 )
 from ._reporting import Reporting
 from ._signed import protect
+from ._state import cut_off_at
 from ._store import PortLendingStore, Store, ends_with_host
 from ._strangers import StrangerWatch
 
@@ -80,9 +82,16 @@ class Decisions(Protocol):
 
 
 def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) -> Settings:
-    """Return the protocol's settings from the parameters.  Raises UsageError for timeouts that cannot be used."""
+    """Return the protocol's settings from the parameters.  Raises UsageError for values that cannot be used."""
     timeouts = Timeouts.from_settings(parameters.config)
-    return Settings(parameters.min_nodes, parameters.max_nodes, timeouts, outlives_job)
+    return Settings(
+        parameters.min_nodes,
+        parameters.max_nodes,
+        timeouts,
+        outlives_job,
+        parse_when_cut_off(parameters.get("when_cut_off", WhenCutOff.RUN)),
+        bool(parameters.get_as_bool("majority", False)),
+    )
 
 
 def _as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
@@ -334,6 +343,15 @@ class StoreRendezvousHandler(RendezvousHandler):
     @property
     def loss_timeout(self) -> float:
         return self._driver.state.settings.timeouts.loss_timeout
+
+    @property
+    def when_cut_off(self) -> WhenCutOff:
+        return self._driver.state.settings.when_cut_off
+
+    def is_cut_off(self) -> bool:
+        state = self._driver.state
+        due_at = cut_off_at(state)
+        return state.standing.is_cut_off or (due_at is not None and due_at <= monotonic())
 
     def next_rendezvous(self) -> RendezvousInfo:
         if self._final is None and not self._shut_down:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
+from .._bounded import LARGEST_COUNTER
 from ..records import Cause, Verdict
 from ._liveness import HeartbeatState
 from ._protocol import Appeared, AskRescale, Join, Key, Phase, Purpose, Rescaled, StandingBy
@@ -216,7 +217,7 @@ def on_standby_heartbeats(transition: Transition) -> None:
     assert state.previous is not None
     summary, liveness = state.previous.summary, state.watch.liveness
     limit = silence_limit_of(state)
-    ranks = []
+    ranks, counts = [], []
     for rank in range(summary.group_world_size):
         key = Key.rank_heartbeat(summary.round_number, rank)
         if liveness.silent_for(key) <= limit and not liveness.has_left(key):
@@ -224,5 +225,6 @@ def on_standby_heartbeats(transition: Transition) -> None:
         heartbeat = liveness.heartbeat(key)
         if heartbeat is None or not heartbeat.state.is_done:
             ranks.append(rank)
+            counts.append(LARGEST_COUNTER if liveness.has_left(key) else liveness.count_of(key))
     reason = f"all {summary.group_world_size} node(s) of round {summary.round_number} were lost"
-    record_round_end(transition, summary, Cause.NODE_LOST, Verdict.RESCALE, reason, ranks)
+    record_round_end(transition, summary, Cause.NODE_LOST, Verdict.RESCALE, reason, ranks, counts)

@@ -158,6 +158,11 @@ class Liveness:
         old = self.readings.get(key)
         return None if old is None or old.value is None else Heartbeat.decode(old.value)
 
+    def count_of(self, key: str) -> int:
+        """Return the counter of the last heartbeat read from ``key``; 0 if there was none."""
+        old = self.readings.get(key)
+        return 0 if old is None else old.count
+
     def exists(self, key: str) -> bool:
         """Return whether ``key`` existed when it was last read."""
         old = self.readings.get(key)

@@ -15,7 +15,7 @@ lowest live group rank reads all heartbeats, the others watch only that node.  A
 round n+1 at once; the first of these ends round n if a larger round is wanted.
 
 No I/O, no clock, no threads, no randomness here.  ``TABLE`` is the whole machine; its handlers are in ``_joining``,
-``_sealing``, ``_running`` and ``_every_phase``.
+``_sealing``, ``_running``, ``_standing`` and ``_every_phase``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, final
 from attrs import frozen
 
 from ..errors import FailureKind, StoreCorruptError
-from . import _every_phase, _joining, _running, _sealing, _waiting
+from . import _every_phase, _joining, _running, _sealing, _standing, _waiting
 from ._protocol import (
     FINAL,
     JOINING,
@@ -111,13 +111,15 @@ TABLE: tuple[Rule, ...] = (
     _rule(SEALING, Purpose.SEAL, _sealing.on_seal_created, AWAITING),
     #
     _rule(AWAITING, Appeared, _sealing.on_sealed, FAILED),
-    _rule(AWAITING, Purpose.ASSIGNMENT, _sealing.on_assignment, RUNNING, TICKETING),
+    _rule(AWAITING, Purpose.ASSIGNMENT, _sealing.on_assignment, RUNNING, TICKETING, CLOSED),
     _rule(AWAITING, Purpose.WHO_IS_HERE, _waiting.on_note),
     _rule(AWAITING, Purpose.HEARTBEATS, _on_heartbeats(_sealing.on_sealer_heartbeat), GATHERING),
     #
     _rule(RUNNING, Join, _joining.on_early_join),
     _rule(RUNNING, End, _running.on_end),
     _rule(RUNNING, Done, _running.on_done),
+    _rule(RUNNING, Purpose.HEARTBEAT, _standing.on_acknowledged),
+    _rule(RUNNING, Purpose.STANDING, _standing.on_standing),
     _rule(RUNNING, Purpose.DONE_HEARTBEAT, _running.on_done_heartbeat),
     _rule(RUNNING, Purpose.DONE_COUNT, _running.on_done_count),
     _rule(RUNNING, Purpose.DONE_CHECK, _running.on_done_check),
@@ -125,6 +127,7 @@ TABLE: tuple[Rule, ...] = (
     _rule(RUNNING, Appeared, _joining.on_round_ended, ENDED, TICKETING, CLOSED),
     #
     _rule(ENDED, Join, _joining.on_join, TICKETING),
+    _rule(ENDED, Purpose.HEARTBEAT, _standing.on_acknowledged_late),
     #
     _rule(CLOSED, Tick, _every_phase.on_closed_tick),
     #

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from attrs import field, frozen
 
+from ..cut_off import WhenCutOff
 from ..errors import FailureKind
 from ..records import Assignment, NodeRecord, RendezvousWaiting, RoundEnd, RoundSummary
 from ..timeouts import Timeouts
@@ -27,12 +28,22 @@ class Settings:
 
     ``outlives_job`` says that the store is not one that the job's own nodes serve.  A node then keeps its heartbeat up
     until it has left, so that the next job under the same run id can wait for it.
+
+    ``when_cut_off`` is what becomes of the workers of a node that cannot show any more that it is there.  With
+    ``majority`` each round but the first has more than half of the nodes of the round before.
     """
 
     min_nodes: int
     max_nodes: int
     timeouts: Timeouts = field(factory=Timeouts)
     outlives_job: bool = False
+    when_cut_off: WhenCutOff = WhenCutOff.RUN
+    majority: bool = False
+
+    @property
+    def minds_cut_off(self) -> bool:
+        """Whether a node must know for how long the others count on it."""
+        return self.when_cut_off is not WhenCutOff.RUN and self.max_nodes > 1
 
     @property
     def silence_limit(self) -> float:
@@ -262,6 +273,7 @@ class Purpose(str, Enum):
     # a running round
     DONE_HEARTBEAT = "done heartbeat"
     DONE_COUNT = "done count"
+    STANDING = "standing"  # the round's end, after a gap between two heartbeats that have arrived
     DONE_CHECK = "done check"  # the heartbeats of all members, before the job is taken for done
     # every phase
     ROUND_END = "round end"
@@ -352,6 +364,20 @@ class Waiting:
 
 @final
 @frozen
+class CutOff:
+    """To the agent: this node has been without the store for so long that the others may go on without it."""
+
+    reason: str
+
+
+@final
+@frozen
+class Reconnected:
+    """To the agent: after :class:`CutOff` it turned out that the round still runs, with this node in it."""
+
+
+@final
+@frozen
 class Closed:
     """To the agent: the job is over."""
 
@@ -373,5 +399,5 @@ class Left:
     """To the driver: this node has left."""
 
 
-Output = Joined | Ended | StandingBy | NodeDeclined | Waiting | Closed | GaveUp | Left
+Output = Joined | Ended | StandingBy | NodeDeclined | Waiting | CutOff | Reconnected | Closed | GaveUp | Left
 Command = Call | Wait | OrderNodes | AskRescale | Output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
+from .._bounded import LARGEST_COUNTER
 from ..records import Assignment, Cause, Verdict
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Appeared, Done, End, Ended, Joined, Key, Phase, Purpose
@@ -109,6 +110,7 @@ def on_member_heartbeats(transition: Transition) -> None:
         return
     lost: list[str] = []
     ranks: list[int] = []
+    counts: list[int] = []
     finished = 1 if state.is_done else 0
     for rank, key in enumerate(member_heartbeat_keys(state)):
         if rank == state.assignment.group_rank:
@@ -119,14 +121,17 @@ def on_member_heartbeats(transition: Transition) -> None:
             finished += 1
         elif heartbeat is not None and heartbeat.state.has_left:
             ranks.append(rank)
+            counts.append(LARGEST_COUNTER)
             lost.append(f"{name} left")
         elif liveness.is_silent(key, limit):
             lease = state.settings.timeouts.lease_timeout
             ranks.append(rank)
+            counts.append(liveness.count_of(key))
             lost.append(f"{name} is lost: no heartbeat within the lease of {lease:g} s")
     if Purpose.ROUND_END in state.pending:
         return
     if lost:
-        record_round_end(transition, state.summary, Cause.NODE_LOST, Verdict.RESCALE, "; ".join(lost), ranks)
+        reason = "; ".join(lost)
+        record_round_end(transition, state.summary, Cause.NODE_LOST, Verdict.RESCALE, reason, ranks, counts)
     elif finished == state.assignment.group_world_size:
         _record_success(transition)

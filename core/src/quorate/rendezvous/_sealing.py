@@ -10,17 +10,17 @@ from attrs import evolve
 
 from .._bounded import MOST_TICKETS
 from ..errors import FailureKind, StoreCorruptError, UsageError
-from ..records import Assignment, RoundSummary, Verdict
+from ..records import Assignment, RoundEnd, RoundSummary, Verdict
 from ..text import printable
 from ._gather import evaluate, live_nodes, plugin_warnings
 from ._protocol import Appeared, Key, NodeDeclined, Ordered, OrderNodes, Phase, Purpose
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
 from ._same_job import difference_warnings
-from ._state import PreviousRound, State
+from ._state import PreviousRound, Standing, State
 from ._transition import Transition, check_tickets, decode_seal, read_summary, take_ticket
 from ._waiting import note_who_is_here
-from ._wire import decode_assignment, decode_node, encode, encode_object
+from ._wire import decode_assignment, decode_end, decode_node, encode, encode_object
 
 _MOST_MISSING = 16
 _MOST_READ_AT_ONCE = 1 << 13
@@ -102,6 +102,8 @@ def on_arrival(transition: Transition, event: Appeared) -> None:
 
 def on_gathered_heartbeats(transition: Transition) -> None:
     number = transition.state.round_number
+    if Key.sealed(number) in transition.state.pending[Purpose.HEARTBEATS].keys:  # it was read while gathering
+        transition.set(gathering=evolve(transition.state.gathering, has_looked=True))
     if transition.state.watch.liveness.exists(Key.sealed(number)):
         transition.set(gathering=evolve(transition.state.gathering, seal_at=None))
         _await_seal(transition, f"round {number} was sealed by another node")
@@ -259,7 +261,8 @@ def on_sealed(transition: Transition, event: Appeared) -> None:
     sealer = seal.get("sealer")
     if type(sealer) is not int or not 1 <= sealer <= MOST_TICKETS:
         raise StoreCorruptError(event.key, "it names no sealer")
-    transition.get(Purpose.ASSIGNMENT, [Key.assignment(number, sealer, state.ticket)])
+    transition.set(standing=Standing(transition.now))
+    transition.get(Purpose.ASSIGNMENT, [Key.assignment(number, sealer, state.ticket), Key.ended(number)])
 
 
 def on_assignment(transition: Transition, values: list[bytes | None]) -> None:
@@ -274,7 +277,27 @@ def on_assignment(transition: Transition, values: list[bytes | None]) -> None:
         problem = _problem_with(state, state.summary, assignment)
         if problem:
             raise StoreCorruptError(key, problem)
-        enter_round(transition, assignment)
+        if values[1] is None:
+            enter_round(transition, assignment)
+        else:
+            _join_after(transition, assignment, decode_end(Key.ended(state.round_number), values[1]))
+
+
+def _join_after(transition: Transition, assignment: Assignment, end: RoundEnd) -> None:
+    """The round is over before this node has started any worker in it: get in line for the next one."""
+    state = transition.state
+    assert state.summary is not None
+    assert state.node is not None
+    if end.verdict.is_terminal:
+        transition.close_job(end)
+        return
+    number = assignment.round_number
+    transition.set(
+        node=evolve(state.node, previous_round=number, previous_rank=assignment.group_rank),
+        previous=PreviousRound(state.summary, end),
+        summary=None,
+    )
+    take_ticket(transition, number + 1)
 
 
 def _problem_with(state: State, summary: RoundSummary, assignment: Assignment) -> str:

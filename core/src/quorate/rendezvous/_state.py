@@ -20,12 +20,18 @@ __all__ = [
     "Report",
     "RoundSearch",
     "Standby",
+    "Standing",
     "State",
     "Step",
     "StoreTrouble",
     "Watch",
+    "cut_off_at",
     "wake_at",
 ]
+
+
+#: The phases of a member of a round, whose heartbeats the others watch.
+_MEMBER = frozenset({Phase.RUNNING, Phase.ENDED})
 
 
 @final
@@ -73,6 +79,7 @@ class Gathering:
     since: float = 0.0
     last_arrival: float = 0.0
     seal_at: float | None = None  # when the round may be sealed even if no other node comes
+    has_looked: bool = False  # the heartbeats of the last round's nodes were read after that round's end
 
 
 @final
@@ -94,6 +101,20 @@ class Watch:
     is_reading: bool = False
     read_at: float | None = None  # when a silent node's lease is over
     eager_until: float = 0.0  # until then it reads with each heartbeat: a node that dies now must not seem newer
+
+
+@final
+@frozen
+class Standing:
+    """What this member of a round can prove to the others.
+
+    ``proven_at``: they knew it alive then, and the round ran.  ``claimed_at``: the last heartbeat that arrived after a
+    gap was sent then; whether the round had ended is being asked.
+    """
+
+    proven_at: float = 0.0
+    claimed_at: float = 0.0
+    is_cut_off: bool = False
 
 
 @final
@@ -147,12 +168,21 @@ class State:
     watch: Watch = field(factory=Watch)
     trouble: StoreTrouble = field(factory=StoreTrouble)
     report: Report = field(factory=Report)
+    standing: Standing = field(factory=Standing)
     # this node's own heartbeat
     heartbeat_count: int = 0
     next_heartbeat_at: float | None = None
     # the store
     pending: Mapping[Purpose, Call] = field(factory=dict)
     waiting_for: str | None = None
+
+
+def cut_off_at(state: State) -> float | None:
+    """Return when the others may go on without this node; ``None`` if that does not matter, or was reported."""
+    is_member = state.phase in _MEMBER and state.assignment is not None
+    if not is_member or state.standing.is_cut_off or not state.settings.minds_cut_off:
+        return None
+    return state.standing.proven_at + state.settings.timeouts.cut_off_timeout
 
 
 def wake_at(state: State) -> float | None:
@@ -167,6 +197,7 @@ def wake_at(state: State) -> float | None:
         state.trouble.retry_at,
         state.report.at,
         state.join_deadline if state.phase in JOINING else None,
+        cut_off_at(state),
     ]
     return min((time for time in times if time is not None), default=None)
 

@@ -147,6 +147,7 @@ def record_round_end(
     verdict: Verdict,
     reason: str,
     lost_ranks: Sequence[int] = (),
+    lost_counts: Sequence[int] = (),
 ) -> None:
     """Record why the round of ``summary`` ends, unless another node was first."""
     node = transition.state.node
@@ -160,6 +161,7 @@ def record_round_end(
         host=node.host,
         restart_count=summary.restart_count,
         lost_ranks=tuple(lost_ranks),
+        lost_counts=tuple(lost_counts),
     )
     transition.create(Purpose.ROUND_END, Key.ended(summary.round_number), encode(end))
 

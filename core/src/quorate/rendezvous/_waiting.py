@@ -13,9 +13,10 @@ from typing import Any
 from attrs import evolve
 
 from .._bounded import MOST_NODES
+from ..cut_off import WhenCutOff
 from ..errors import FailureKind, StoreCorruptError
 from ..records import RendezvousWaiting
-from ._gather import live_nodes
+from ._gather import live_nodes, why_minority
 from ._protocol import JOINING, Key, Phase, Purpose, StopWaiting, Waiting
 from ._state import Report, State
 from ._transition import Transition
@@ -27,6 +28,7 @@ _FIRST_SECONDS = 3.0
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 120.0
 _MOST_HOSTS = 16
 _LONGEST_HOST = 255
+_WORKERS = {WhenCutOff.RUN: "go on", WhenCutOff.FREEZE: "are frozen", WhenCutOff.STOP: "were killed"}
 
 
 def begin_reports(transition: Transition) -> None:
@@ -121,11 +123,14 @@ def _sentence(state: State, waited: float, left: float | None, hosts: Sequence[s
         problem = f" ({state.trouble.problem})" if state.trouble.since is not None else ""
         if state.phase in JOINING:
             return f"waiting for the rendezvous store {since}{problem}{ends}"
-        return f"the rendezvous store has not answered {since}{problem}; the workers go on{ends}"
+        workers = _WORKERS[state.settings.when_cut_off] if state.standing.is_cut_off else "go on"
+        return f"the rendezvous store has not answered {since}{problem}; the workers {workers}{ends}"
     if state.phase is Phase.STANDBY:
         return f"standing by for the next round {since}: {state.reason}"
     if not count:
         return f"waiting for round {state.round_number} {since}: {state.reason}{ends}"
+    if state.phase is Phase.GATHERING and (minority := why_minority(state, live_nodes(state))):
+        return f"waiting {since}: {minority}{ends}"
     names = ", ".join(hosts) + (" and more" if len(hosts) < count and len(hosts) == _MOST_HOSTS else "")
     if not missing:
         return f"waiting {since} to begin round {state.round_number} with {count} node(s), {names}{ends}"

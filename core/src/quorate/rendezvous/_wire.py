@@ -130,6 +130,7 @@ def decode_end(key: str, value: bytes) -> RoundEnd:
             "lost": _names,
             "missing": _texts,
             "lost_ranks": _ranks,
+            "lost_counts": _counts,
             "delay_seconds": _delay,
             "grace_seconds": _delay,
             "failure": lambda raw: None if raw is None else decode_failure(key, _mapping(raw)),
@@ -229,6 +230,13 @@ def _ranks(raw: Any) -> tuple[int, ...]:
     items = tuple(_exactly(int, item) for item in _list(raw))
     if len(items) > MOST_NODES or not all(0 <= item < MOST_NODES for item in items):
         raise ValueError(f"its ranks are not {MOST_NODES} at most, each of them below that")
+    return items
+
+
+def _counts(raw: Any) -> tuple[int, ...]:
+    items = tuple(_exactly(int, item) for item in _list(raw))
+    if len(items) > MOST_NODES or not all(0 <= item <= LARGEST_COUNTER for item in items):
+        raise ValueError(f"its counts are not {MOST_NODES} at most, each of them a counter")
     return items
 
 

@@ -207,6 +207,12 @@ class World(Timeline):
                 for local_rank in sorted(workers.running):
                     self.after(self.random.uniform(0.001, 0.3), partial(workers.act, WorkerOutcome.BREAK, local_rank))
 
+    def freeze(self, node: SimulatedNode, freezes: bool) -> None:
+        """Have the workers of ``node`` stand still, or go on."""
+        if node.workers is not None:
+            (node.workers.freeze if freezes else node.workers.thaw)()
+        (self.judge.freezes if freezes else self.judge.thaws)(node)
+
     def end_faults(self) -> None:
         """No more faults from now on: the network works, and workers just run."""
         self.faults = Faults()

@@ -49,6 +49,15 @@ class Law(str, Enum):
         "workers start in a round only when those of earlier rounds have stopped on every node that was awake and "
         "connected all along, and has not left",
     )
+    ONE_RANK_ZERO = (
+        "one-rank-zero",
+        "with `when_cut_off=freeze` or `stop`, workers of rank 0 run on one node only, unless the other node has said "
+        "that it leaves, or its agent was paused",
+    )
+    MAJORITY = (
+        "majority",
+        "with `majority=true`, a round after the first has more than half of the nodes of the round before",
+    )
     NO_LATE_STEP = (
         "no-late-step",
         "a live worker takes no step of an old world once it counts as gone, and gets its next assignment only then",

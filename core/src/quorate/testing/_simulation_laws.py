@@ -11,11 +11,12 @@ from typing import NoReturn, Protocol, final
 from ..agent import _protocol as agent
 from ..agent._protocol import Finish
 from ..agent._state import State as AgentState
+from ..cut_off import WhenCutOff
 from ..records import Assignment, Cause, RoundEnd, Verdict
 from ..rendezvous import _machine
 from ..rendezvous._protocol import Input, Key, Settings
 from ..rendezvous._state import State, Step
-from ..rendezvous._wire import decode_end, decode_object
+from ..rendezvous._wire import decode_assignment, decode_end, decode_object
 from ._simulation_law import Law, SimulationError
 from ._simulation_network import Network
 from ._simulation_timeline import Timeline
@@ -31,6 +32,7 @@ class Member(Protocol):
     agent: AgentState
     is_up: bool
     is_troubled: bool
+    paused_until: float
     troubled_until: float
     troubled_alone_until: float
     finished: Finish | None
@@ -76,6 +78,8 @@ class Judge:
         self.is_over = False
         self._running: dict[int, dict[Member, float]] = {}  # round -> node -> since when its workers run
         self._successes: set[tuple[str, int]] = set()
+        self._rank_zero: dict[Member, int] = {}  # nodes that run the worker of rank 0, not frozen -> round
+        self._frozen: set[Member] = set()
 
     def add(self, member: Member) -> None:
         """Watch another node."""
@@ -134,8 +138,23 @@ class Judge:
         if not low <= data["nodes"] <= high:
             self.fail(Law.SIZE_IN_BOUNDS, f"round {number} has {data['nodes']} nodes, not {low} to {high}")
         self.rounds[number] = _Round(number, data["sealer"], data["nodes"], data["world_size"])
+        if before is not None:
+            self._check_majority(node, number, data["sealer"], before)
         if data["nodes"] < high and self._is_settled(node):
             self._check_left_out(node, number, data["sealer"])
+
+    def _check_majority(self, sealer: Member, number: int, ticket: int, before: _Round) -> None:
+        if not sealer.settings.majority:
+            return
+        had, has = self._seats(before.number, before.sealer), self._seats(number, ticket)
+        if 2 * len(had & has) <= len(had):
+            self.fail(Law.MAJORITY, f"round {number} of {sorted(has)} follows one of {sorted(had)}")
+
+    def _seats(self, number: int, sealer: int) -> set[str]:
+        """Return the names of the nodes that a sealer has given a place in a round."""
+        values = self._network.values
+        keys = [Key.assignment(number, sealer, ticket + 1) for ticket in range(int(values[Key.tickets(number)]))]
+        return {decode_assignment(key, values[key]).node_id for key in keys if key in values}
 
     def _is_settled(self, node: Member) -> bool:
         return node.healthy_since() < self._timeline.now - 2 * node.settings.timeouts.lease_timeout
@@ -276,6 +295,8 @@ class Judge:
                 for other, since in members.items():
                     self._check_overlap(node, number, other, earlier, since)
         self._running.setdefault(number, {})[node] = self._timeline.now
+        self._frozen.discard(node)
+        self._runs_rank_zero(node)
         this = self.rounds[number]
         if this.end is not None:
             self._check_notice_later(node, number)
@@ -310,8 +331,44 @@ class Judge:
                 f"agent is {node.agent.phase.value} in another one",
             )
 
+    def freezes(self, node: Member) -> None:
+        """The workers of ``node`` stand still."""
+        self._timeline.note(node.name, "workers", "are frozen")
+        self._timeline.count("workers frozen")
+        self._frozen.add(node)
+        self._rank_zero.pop(node, None)
+
+    def thaws(self, node: Member) -> None:
+        """The workers of ``node`` go on."""
+        self._timeline.note(node.name, "workers", "go on")
+        self._timeline.count("workers thawed")
+        self._frozen.discard(node)
+        self._runs_rank_zero(node)
+
+    def _runs_rank_zero(self, node: Member) -> None:
+        """From now on the workers of ``node`` run, and may do what only one rank 0 may do."""
+        assignment = node.agent.assignment
+        if assignment is None or assignment.first_rank != 0 or node.settings.when_cut_off is WhenCutOff.RUN:
+            return
+        number = assignment.round_number
+        for other, earlier in self._rank_zero.items():
+            if other is not node and not self._may_run_beside(node, other, earlier):
+                self.fail(
+                    Law.ONE_RANK_ZERO,
+                    f"{node.name} runs rank 0 of round {number} while {other.name} runs rank 0 of round {earlier}",
+                )
+        self._rank_zero[node] = number
+
+    def _may_run_beside(self, node: Member, other: Member, earlier: int) -> bool:
+        end = self.rounds[earlier].end
+        has_left = end is not None and other.name in end.lost
+        awake_since = self._timeline.now - self._network.notice_seconds
+        return has_left or not other.is_up or max(node.paused_until, other.paused_until) > awake_since
+
     def stops(self, node: Member) -> None:
         """No worker of ``node`` is in a world any more."""
+        self._rank_zero.pop(node, None)
+        self._frozen.discard(node)
         for number, members in list(self._running.items()):
             members.pop(node, None)
             if not members:

@@ -17,7 +17,6 @@ from ..agent import _protocol as agent
 from ..agent._machine import initial_state as initial_agent_state
 from ..agent._machine import step as agent_step
 from ..agent._store_membership import agent_input
-from ..policy import default_restart
 from ..records import (
     Assignment,
     FailureRecord,
@@ -37,7 +36,7 @@ from ._simulation_law import Law
 from ._simulation_laws import Judge
 from ._simulation_network import Network, Waiting
 from ._simulation_timeline import Timeline
-from ._simulation_workers import Plan, SimulatedWorkers, WorkerOutcome, describe_failure
+from ._simulation_workers import Plan, SimulatedWorkers, WorkerOutcome, decide_restart, describe_failure
 
 __all__ = ["RELEASE_SECONDS", "SimulatedNode", "Surroundings"]
 
@@ -65,6 +64,8 @@ class Surroundings(Protocol):
     def plan_of(self, node: SimulatedNode, assignment: Assignment, local_rank: int) -> Plan: ...
 
     def break_collectives(self, node: SimulatedNode, round_number: int) -> None: ...
+
+    def freeze(self, node: SimulatedNode, freezes: bool) -> None: ...
 
 
 @final
@@ -98,6 +99,7 @@ class SimulatedNode:
             host=record.host,
             loss_timeout=settings.timeouts.lease_timeout + 1.0,
             release_timeout=RELEASE_SECONDS,
+            when_cut_off=settings.when_cut_off,
         )
         self.alive = self.is_up = True
         self.paused_until = 0.0
@@ -355,6 +357,8 @@ class SimulatedNode:
             return self._start_workers(command)
         elif isinstance(command, (agent.StopWorkers, agent.ReleaseWorkers)):
             return self._stop_workers(command)
+        elif isinstance(command, (agent.FreezeWorkers, agent.ThawWorkers)):
+            self._world.freeze(self, isinstance(command, agent.FreezeWorkers))
         elif isinstance(command, agent.Diagnose):
             return self._diagnose(command)
         elif isinstance(command, agent.Decide):
@@ -429,10 +433,7 @@ class SimulatedNode:
 
     def _decide(self, failure: FailureRecord, budget: RestartBudget) -> RestartDecision:
         verdict, self.next_verdict = self.next_verdict, None
-        decision = default_restart(failure, budget) if verdict is None else RestartDecision(verdict, "as asked")
-        if decision.delay_seconds:  # the policy draws a random pause; here it comes from the seed
-            decision = evolve(decision, delay_seconds=self._timeline.random.uniform(0.5, 2.0))
-        return decision
+        return decide_restart(self._timeline, failure, budget, verdict)
 
     def _finish(self, finish: agent.Finish) -> None:
         self.finished = finish

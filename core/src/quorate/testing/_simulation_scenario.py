@@ -15,6 +15,7 @@ from typing import final
 from attrs import asdict, evolve, field, frozen
 
 from ..agent import _protocol as agent
+from ..cut_off import WhenCutOff
 from ..rendezvous._protocol import Phase, Settings
 from ..timeouts import Timeouts
 from ._simulation import Faults, Law, Plan, SimulatedNode, SimulationError, WorkerOutcome, World
@@ -26,6 +27,10 @@ _FAULTY_SECONDS = 15.0
 _GRACE_SECONDS = 4.0
 _LONGEST_PAUSE = 2.0  # that the default policy asks for, as the simulation answers it
 _OPERATION_SECONDS = 10.0
+#: How long a minority waits for the others before it gives up.
+_MINORITY_SECONDS = 60.0
+#: Two of five seeds have nodes that freeze or kill their workers while they are cut off, by ``seed % 5``.
+_CUT_OFF = {1: WhenCutOff.FREEZE, 2: WhenCutOff.STOP}
 #: What a busy worker does; a failure is twice as likely as the others.
 _OUTCOMES = (
     WorkerOutcome.FAIL,
@@ -86,6 +91,8 @@ class Scenario:
     stop_seconds: float = 0.05  # the longest time that workers take to stop
     busy: float = 0.0  # the chance that a worker does something other than run
     live: float = 0.0  # the chance that a worker is a live one
+    when_cut_off: WhenCutOff = WhenCutOff.RUN
+    majority: bool = False
     actions: tuple[Action, ...] = ()
 
     def __str__(self) -> str:
@@ -96,7 +103,8 @@ class Scenario:
             f"network: {', '.join(changed) or 'without faults'}",
             f"clocks drift by up to {self.drift:.0%}; an interrupt takes up to {self.interrupt_seconds:g} s",
             f"workers: {self.busy:.0%} end by themselves, stop within {self.stop_seconds:g} s, "
-            f"{'break' if self.connects_workers else 'do not break'} with one another; {self.live:.0%} are live",
+            f"{'break' if self.connects_workers else 'do not break'} with one another; {self.live:.0%} are live; "
+            f"when cut off: {self.when_cut_off}; {'a majority' if self.majority else 'any number'} re-forms",
         ]
         return "\n".join([*lines, *map(str, self.actions)])
 
@@ -145,6 +153,9 @@ def make_scenario(seed: int) -> Scenario:
         )
         for _ in range(choose.randint(0, 7))
     ]
+    when_cut_off = _CUT_OFF.get(seed % 5, WhenCutOff.RUN)
+    if when_cut_off is not WhenCutOff.RUN:
+        actions += _partitions(random.Random(f"partitions {seed}"))
     return Scenario(
         seed,
         size,
@@ -160,8 +171,21 @@ def make_scenario(seed: int) -> Scenario:
         choose.choice([0.0, 0.0, 0.1, 0.3]),
         # One of seven seeds has live workers: those that once showed a defect are not among them and still show it.
         live=choose.choice([0.5, 1.0]) if seed % 7 == 4 else 0.0,
+        when_cut_off=when_cut_off,
+        majority=seed % 11 == 7,
         actions=tuple(sorted(actions, key=lambda action: action.at)),
     )
+
+
+def _partitions(choose: random.Random) -> list[Action]:
+    """Return partitions, some of which follow each other closely."""
+    actions = []
+    at = choose.uniform(1.0, 6.0)
+    for _ in range(choose.randint(1, 4)):
+        seconds = choose.choice([choose.uniform(0.1, 2.0), choose.uniform(2.0, 6.0)])
+        actions.append(Action(round(at, 3), ActionKind.CUT, choose.randrange(6), round(seconds, 3)))
+        at = min(at + choose.choice([seconds + choose.uniform(0.0, 0.3), choose.uniform(0.5, 4.0)]), 14.0)
+    return actions
 
 
 def bound_seconds(world: World, settings: Settings) -> float:
@@ -174,7 +198,8 @@ def bound_seconds(world: World, settings: Settings) -> float:
     """
     dead, timeouts = sum(not node.is_up for node in world.nodes), settings.timeouts
     leases = 2 * timeouts.lease_timeout * (dead + 2)
-    return 2 * (
+    waits = timeouts.join_timeout if settings.majority else 0.0
+    return waits + 2 * (
         _OPERATION_SECONDS
         + timeouts.close_timeout
         + leases
@@ -194,8 +219,15 @@ def play(scenario: Scenario) -> Result:
     Raises:
         SimulationError: a law was broken.
     """
-    timeouts = Timeouts(join_timeout=1e6, last_call_timeout=1.0, store_outage_timeout=12.0)
-    settings = Settings(scenario.min_nodes, scenario.max_nodes, timeouts)
+    join_timeout = _MINORITY_SECONDS if scenario.majority else 1e6
+    timeouts = Timeouts(join_timeout=join_timeout, last_call_timeout=1.0, store_outage_timeout=12.0)
+    settings = Settings(
+        scenario.min_nodes,
+        scenario.max_nodes,
+        timeouts,
+        when_cut_off=scenario.when_cut_off,
+        majority=scenario.majority,
+    )
     world = World(scenario.seed, scenario.faults)
     try:
         return _play(world, scenario, settings)
@@ -284,6 +316,8 @@ class _Run:
 
     def _has_converged(self) -> bool:
         here = self.staying()
+        if self.scenario.majority and not here:
+            return True  # those that were left were too few, and have given up
         if self.world.judge.is_over or self.world.network.is_lost:
             return not here
         assignments, standbys = 0, 0
@@ -374,7 +408,16 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
     for number in range(len(actions)):
         yield evolve(scenario, actions=actions[:number] + actions[number + 1 :])
     plain, plain_faults = Scenario(0, 1, 1, 1), Faults()
-    for name in ("connects_workers", "interrupt_seconds", "drift", "stop_seconds", "busy", "live", "local_world_size"):
+    for name in (
+        "connects_workers",
+        "interrupt_seconds",
+        "drift",
+        "stop_seconds",
+        "busy",
+        "live",
+        "local_world_size",
+        "majority",
+    ):
         if getattr(scenario, name) != getattr(plain, name):
             yield evolve(scenario, **{name: getattr(plain, name)})
     for name, _ in _differences(scenario.faults, plain_faults):

@@ -12,13 +12,14 @@ from enum import Enum
 from functools import partial
 from typing import Protocol, final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..agent import _protocol as agent
-from ..records import Assignment, Cause, FailureRecord, WorkerExited
+from ..policy import default_restart
+from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, Verdict, WorkerExited
 from ._simulation_timeline import Timeline
 
-__all__ = ["Plan", "SimulatedWorkers", "WorkerHost", "WorkerOutcome", "describe_failure"]
+__all__ = ["Plan", "SimulatedWorkers", "WorkerHost", "WorkerOutcome", "decide_restart", "describe_failure"]
 
 #: The problem of a worker whose connection to another worker broke.
 _BROKEN = "connection closed by peer"
@@ -88,7 +89,8 @@ class SimulatedWorkers:
         self.running = set(range(len(plans)))
         self.succeeded: set[int] = set()
         self.waiting: set[int] = set()  # live ones that have left their world
-        self._is_stopping = self._is_releasing = False
+        self._is_stopping = self._is_releasing = self.is_frozen = False
+        self._held_back: list[Callable[[], None]] = []  # what frozen workers would do
         for local_rank, plan in enumerate(plans):
             if plan.outcome in _PLANNED:
                 timeline.after(plan.after, partial(self._act, local_rank, plan))
@@ -144,10 +146,22 @@ class SimulatedWorkers:
         self._is_stopping = True
         if local_rank in self.running | self.waiting:
             wanted = self.plans[local_rank].stop_after
+            if self.is_frozen:
+                wanted = float("inf")  # it cannot follow a request to stop
             is_killed = signal_number == signal.SIGKILL or wanted > grace_seconds
             code = -signal.SIGKILL if is_killed else -signal_number
             seconds = _KILL_SECONDS if signal_number == signal.SIGKILL else min(wanted, grace_seconds)
             self._timeline.after(seconds, partial(self._end, local_rank, code, stopped=True))
+
+    def freeze(self) -> None:
+        """Have all of them stand still."""
+        self.is_frozen = True
+
+    def thaw(self) -> None:
+        """Have them go on, with what was due meanwhile."""
+        self.is_frozen, held_back, self._held_back = False, self._held_back, []
+        for action in held_back:
+            action()
 
     def kill(self) -> None:
         """The node was killed, and its workers with it."""
@@ -160,6 +174,9 @@ class SimulatedWorkers:
 
     def _act(self, local_rank: int, plan: Plan) -> None:
         if local_rank not in self.running or self._is_stopping:
+            return
+        if self.is_frozen:
+            self._held_back.append(partial(self._act, local_rank, plan))
             return
         if plan.after and self.plans[local_rank] is not plan:
             return  # the plan was cancelled meanwhile
@@ -195,6 +212,16 @@ class SimulatedWorkers:
         if self._is_stopping and not self.running and (self._is_releasing or not self.waiting):
             self._is_stopping = False
             self._host.on_workers_stopped(frozenset(self.waiting))
+
+
+def decide_restart(
+    timeline: Timeline, failure: FailureRecord, budget: RestartBudget, asked: Verdict | None
+) -> RestartDecision:
+    """Return what the policy decides about a failure: what was ``asked`` for, or the default."""
+    decision = default_restart(failure, budget) if asked is None else RestartDecision(asked, "as asked")
+    if decision.delay_seconds:  # the policy draws a random pause; here it comes from the seed
+        decision = evolve(decision, delay_seconds=timeline.random.uniform(0.5, 2.0))
+    return decision
 
 
 def describe_failure(command: agent.Diagnose, assignment: Assignment, host: str) -> FailureRecord:
