@@ -17,29 +17,6 @@ from core.tests.fuzz.found import DISTRIBUTIONS, decoders_of, elsewhere_of, reac
 pytestmark = pytest.mark.needs("torch", "etcd3", "waitress")
 
 _INPUTS = 200
-#: Still without a target: a debt, to which nothing is to be added.
-_NOT_YET = frozenset(
-    (
-        "quorate/agent/_preemption:Preemption.begin",
-        "quorate/cli/_cluster:ThisMachine.output",
-        "quorate/cli/_cluster:ThisMachine.read",
-        "quorate/preemption:_read",
-        "quorate/proc:command_of",
-        "quorate/proc:read_signalfd",
-        "quorate_cluster/_clouds:_parsed",
-        "quorate_cluster/_slurm:parse_time_left",
-        "quorate_rendezvous_c10d/_agent_store:parse_when",
-        "quorate_ssh/_detached:_records",
-        "quorate_ssh/_hosts:_parse",
-        "quorate_ssh/_hosts:parse_hostfile",
-        "quorate_ssh/_hosts:parse_hosts",
-        "quorate_ssh/_messages:decode",
-        "quorate_ssh/_session:Session._read_errors",
-        "quorate_ssh/_session:Session._read_output",
-        "quorate_ssh/remote:_say",
-        "quorate_torchrun/_adopted:AdoptedHandler._assign",
-    )
-)
 _PLUGINS = sorted(set(DISTRIBUTIONS) - {"core"})
 
 
@@ -48,9 +25,7 @@ def test_no_decoder_is_without_a_target_or_a_reason(distribution: str) -> None:
     reached = {place for target in targets_of(distribution).values() for place in reached_by(target)}
     decoders = decoders_of(distribution)
     without = {name for name, place in decoders.items() if place not in reached}
-    assert without - _NOT_YET == set(elsewhere_of(distribution)), (
-        "give each a target in tests/fuzz_targets.py, or a true reason"
-    )
+    assert without == set(elsewhere_of(distribution)), "give each a target in tests/fuzz_targets.py, or a true reason"
 
 
 @pytest.mark.parametrize("distribution", _PLUGINS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -17,6 +18,7 @@ from core.tests.fuzz.target import Target, in_a_file
 from quorate._bounded import LONGEST_DELAY_SECONDS, MOST_NODES
 from quorate._discovery import _entry_points
 from quorate.affinity import parse_cpus
+from quorate.cli._cluster import ThisMachine
 from quorate.cli._flags import FLAGS
 from quorate.cli._parse import parse
 from quorate.cli._run import build_config
@@ -26,6 +28,8 @@ from quorate.failures import ProcessFailure, message_from_abort, message_from_st
 from quorate.job_token import TOKEN_FILE_VARIABLE, load_job_token
 from quorate.logs_specs import Std
 from quorate.net import parse_endpoint
+from quorate.preemption import DEADLINE_VARIABLE, deadline
+from quorate.proc import command_of, read_signalfd
 from quorate.reach import _parse as parse_of_any_endpoint
 from quorate.records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import RendezvousParameters
@@ -236,6 +240,34 @@ def _read_frames(data: bytes) -> None:
     assert len(rest) + sum(map(len, frames)) <= len(data)
 
 
+def _read_deadline(path: str) -> None:
+    os.environ[DEADLINE_VARIABLE] = path
+    found = deadline()
+    if found is not None:
+        assert 0 <= found.seconds_left < float("inf")
+        assert found.reason.isprintable()
+
+
+def _read_signals(data: bytes) -> None:
+    """Read what waits at a descriptor; it is a pipe here."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    try:
+        os.write(writer, data[:65536])
+        assert len(read_signalfd(reader)) <= len(data) / 128
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _read_command(path: str) -> None:
+    assert len(command_of(7, os.path.dirname(os.path.dirname(path)))) <= 4096
+
+
+def _ask_a_scheduler(path: str) -> None:
+    machine = ThisMachine()
+    assert machine.read(path) == machine.output("cat", path)
+
+
 def _read_endpoints(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     parse_of_any_endpoint(text)
@@ -300,6 +332,13 @@ TARGETS: Mapping[str, Target] = {
         in_a_file(_read_entry_points, "entry_points.txt"),
         (b"[other]\nx = y\n[quorate] # c\nname = module:attr\n",),
     ),
+    "deadlines": Target(
+        in_a_file(_read_deadline, "deadline.json"),
+        (b'{"monotonic_seconds":5.5,"unix_seconds":1.7e9,"reason":"why","signal_number":10}', b"", b"[" * 600),
+    ),
+    "waiting signals": Target(_read_signals, (struct.pack("=Iii", 2, 0, 0x80) + bytes(116), b"")),
+    "words of processes": Target(in_a_file(_read_command, "7/cmdline"), (b"python\0train.py\0",)),
+    "answers of schedulers": Target(in_a_file(_ask_a_scheduler, "answer"), (b"1-02:03:04\n",)),
     "rdzv-conf": Target(
         _read_rdzv_conf, (b"join_timeout=30,lease_timeout=1e300,x=yes,keep_alive_interval=5",), (UsageError, ValueError)
     ),
@@ -311,6 +350,7 @@ _OWN = "this process has written it"
 ELSEWHERE: Mapping[str, str] = {
     "quorate/addresses:_ipv4": _KERNEL,
     "quorate/addresses:_ipv6": _KERNEL,
+    "quorate/agent/_preemption:Preemption.begin": "random bytes of its own, for a pause",
     "quorate/plugins:usual_package": "a file of this distribution",
     "quorate/policy:_back_off": _OWN,
     "quorate/proc:stat_of": _KERNEL,

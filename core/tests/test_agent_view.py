@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import cast
+
+import pytest
 
 from quorate import RendezvousHandler
 from quorate.agent._services import View
 from quorate.clock import monotonic
 from quorate.records import AgentPhase
-from quorate.services import AgentSnapshot, WorkerSnapshot
+from quorate.services import AgentSnapshot, HangReport, WorkerSnapshot
 
 
 def view_of(workers: list[WorkerSnapshot]) -> View:
@@ -36,6 +39,26 @@ def test_an_agent_that_does_not_answer_is_waited_for_until_the_deadline_or_its_e
     assert not waiting.is_alive(), "an agent that ends must not be held up by a call"
     assert answers != [None]
     assert view.turn(60.0) is not None, "there is no agent left to wait for"
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        lambda view: view.report_unhealthy(5),
+        lambda view: view.report_preemption(5.0, None),
+        lambda view: view.say(b"x"),
+        lambda view: view.report_hang(HangReport("0", 7, "p")),
+        lambda view: view.report_hang(HangReport(0, -1, "p")),
+        lambda view: view.report_hang(HangReport(0, 7, None)),
+        lambda view: view.report_hang(HangReport(0, 7, "p", overdue_seconds=float("nan"))),
+    ],
+)
+def test_a_report_that_cannot_be_used_is_refused_where_it_is_made(report: Callable[[View], None]) -> None:
+    posted: list[object] = []
+    view = View({}, lambda: None, cast("RendezvousHandler", None), posted.append, posted.append)  # type: ignore[arg-type, return-value]
+    with pytest.raises((TypeError, ValueError)):
+        report(view)
+    assert not posted
 
 
 def test_a_heartbeat_is_shown_with_its_worker_and_never_with_its_successor() -> None:

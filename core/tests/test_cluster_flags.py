@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from quorate import (
     get_rendezvous_handler,
     hookimpl,
 )
-from quorate.cli._cluster import find_cluster, with_cluster
+from quorate.cli._cluster import ThisMachine, find_cluster, with_cluster
 from quorate.cli._flags import FLAGS
 from quorate.cli._parse import Parsed, parse
 from quorate.cli._run import _print_notes, build_config
@@ -201,10 +203,43 @@ def test_an_agent_in_a_worker_is_not_a_node_of_the_schedulers_job() -> None:
     assert find_cluster("auto", host, {**HERE, "TORCHELASTIC_RUN_ID": "x"}, Place()) is None
 
 
-@pytest.mark.parametrize("answer", [lambda: 1 / 0, lambda: "n1"], ids=["raises", "wrong"])
+WRONG: dict[str, Any] = {
+    "scheduler": "",
+    "job_id": 4711,
+    "run_id": None,
+    "min_nodes": 0,
+    "max_nodes": 1.5,
+    "node_rank": "1",
+    "endpoint_host": ["n1"],
+    "endpoint_port": 70_000,
+    "master_port": -1,
+    "workers": float("nan"),
+    "warnings": "SIGTERM",
+    "kill_seconds": float("nan"),
+    "seconds_left": 60.0,
+    "requeue": ["scontrol", "requeue"],
+    "problem": b"no",
+}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda: 1 / 0, lambda: "n1", *(lambda name=name: evolve(JOB, **{name: WRONG[name]}) for name in WRONG)],
+    ids=["raises", "wrong", *WRONG],
+)
 def test_a_broken_scheduler_is_left_out_unless_it_was_named(answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     host = host_of(outer=OUTER, broken=answer)
     assert find_cluster("auto", host, HERE, Place()) is OUTER
     assert "broken" in capsys.readouterr().err
     with pytest.raises(PluginError):
         find_cluster("broken", host, HERE, Place())
+
+
+def test_what_a_scheduler_prints_is_bounded_in_size_and_time(tmp_path: Path) -> None:
+    machine = ThisMachine(timeout_seconds=30.0)
+    assert machine.output("printf", "n[1-2]\\377") == "n[1-2]\N{REPLACEMENT CHARACTER}"
+    assert machine.output("yes") == "", "it never ends, and is killed once it has printed too much"
+    assert [machine.output(*words) for words in (["false"], ["/no such"], ["a\0b"])] == ["", "", ""]
+    assert ThisMachine(timeout_seconds=0.1).output("sh", "-c", "echo x; sleep 1000 & exec sleep 1000") == ""
+    os.mkfifo(tmp_path / "pipe")
+    assert [machine.read(str(tmp_path / "pipe")), machine.read("/dev/zero"), machine.read("/")] == ["", "", ""]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,20 @@ def test_an_early_warning_without_an_answer_leaves_the_usual_grace() -> None:
     assert warning_of(JOB, signal.SIGUSR1).grace_seconds is None
 
 
+ANSWERS = [lambda: 1 / 0, lambda: sys.exit(3), *(lambda a=a: a for a in (float("nan"), float("inf"), -1, "60", True))]
+
+
+@pytest.mark.parametrize("ask", ANSWERS)
+def test_a_schedulers_answer_that_is_not_a_time_counts_as_none(ask: Any) -> None:
+    job = evolve(JOB, seconds_left=ask)
+    assert job.time_left() is None
+    preemption = Preemption(job, [].append)
+    preemption.begin()
+    for thread in [each for each in threading.enumerate() if each.name == "quorate-time-left"]:
+        thread.join()
+    assert preemption.takes(signal.SIGUSR1)
+
+
 def test_other_signals_and_other_agents_are_not_warned() -> None:
     assert warning_of(JOB, signal.SIGINT) is None
     assert warning_of(None, signal.SIGTERM) is None
@@ -192,7 +207,17 @@ def test_a_service_reports_a_clouds_notice() -> None:
     assert got == [protocol.PreemptionWarned(signal.SIGTERM, 118.0, "spot notice", whole_job=False, min_nodes=2)]
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, "60", None])
+def test_a_notice_without_a_time_is_the_services_mistake(seconds: Any) -> None:
+    view: AgentView = View({}, lambda: None, None, pytest.fail, print, 2)  # type: ignore[arg-type, return-value] # not used
+    with pytest.raises((TypeError, ValueError)):
+        view.report_preemption(seconds, "spot notice")
+
+
 # --- what workers read ------------------------------------------------------------------------------------------------
+
+
+DEADLINE = '{"monotonic_seconds":%s,"unix_seconds":1,"reason":"r","signal_number":10}'
 
 
 def test_a_deadline_is_read_back_until_it_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +234,11 @@ def test_a_deadline_is_read_back_until_it_is_taken_back(tmp_path: Path, monkeypa
     assert quorate.deadline(wait_seconds=0.01) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"monotonic_seconds": "x"}', "null"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"monotonic_seconds": "x"}', "null", "[" * 5000]
+    + [DEADLINE % time for time in ("NaN", "1e999", "-Infinity", '"nan"', "9" * 400, "{}", '"\u0662"', "\xff")],
+)
 def test_what_is_not_a_deadline_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     (tmp_path / "deadline").write_text(content)
     monkeypatch.setenv(DEADLINE_VARIABLE, str(tmp_path / "deadline"))

@@ -1,13 +1,12 @@
-"""Bounds of what comes in from others (peers, workers, disks), and JSON that is read within them.
+"""Bounds of what comes in from others (peers, workers, disks), and JSON-able values that are cut to them.
 
-What does not live here: what the values mean, and bounds that one format alone has.
+What does not live here: what the values mean, bounds that one format alone has, and how JSON is read
+(:func:`quorate.text.parse_json`).
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from attrs import Attribute
@@ -18,7 +17,6 @@ __all__ = [
     "MOST_NODES",
     "MOST_TICKETS",
     "is_word",
-    "parse_json",
     "pruned",
 ]
 
@@ -29,42 +27,8 @@ LARGEST_COUNTER = (1 << 63) - 1
 #: How long a recorded end, or a restart policy, can hold the next round back.
 LONGEST_DELAY_SECONDS = 86_400.0
 
-_DEEPEST = 64
 _DEEPEST_KEPT = 32
 _LEFT_OUT = "…"
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:40]} is not finite")
-    return number
-
-
-_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
-
-
-def parse_json(data: bytes) -> Any:
-    """Return the value in ``data``, which is UTF-8.
-
-    Raises:
-        ValueError: it is not JSON, has a number that is not finite or too long, or is nested more than 64 deep.
-    """
-    try:
-        value = _DECODER.decode(data.decode())
-    except (RecursionError, OverflowError):
-        raise ValueError("it is nested too deeply") from None
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [item for container in level for item in _items(container)]
-        if not level:
-            return value
-    raise ValueError("it is nested too deeply")
-
-
-def _items(value: Any) -> Iterator[Any]:
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (item for item in inside if isinstance(item, (dict, list)))
 
 
 def is_word(record: object, attribute: Attribute[str], value: object) -> None:

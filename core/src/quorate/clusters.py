@@ -8,10 +8,10 @@ live here: the schedulers (the distribution ``quorate-cluster``), and how their 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
-from attrs import evolve, field, frozen
-from attrs.validators import ge, instance_of, is_callable, min_len, optional
+from attrs import Attribute, evolve, field, frozen
+from attrs.validators import and_, deep_iterable, ge, in_, instance_of, is_callable, optional
 
 from ._bounded import is_word
 
@@ -19,6 +19,24 @@ __all__ = ["ClusterEnvironment", "ClusterJob", "Machine", "grace_before"]
 
 
 _LONGEST_MARGIN_SECONDS = 2.0
+#: More is not a time of a job: ten years.
+_LONGEST_SECONDS = 10 * 366 * 86_400.0
+_text = instance_of(str)
+_texts = deep_iterable(instance_of(str), instance_of(tuple))
+_port = and_(instance_of(int), in_(range(1, 65536)))
+
+
+def _whole(least: int) -> Callable[[object, Attribute[Any], Any], None]:
+    return optional(and_(instance_of(int), ge(least)))
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LONGEST_SECONDS
+
+
+def _time(record: object, attribute: Attribute[Any], value: object) -> None:
+    if not _is_time(value):
+        raise ValueError(f"the {attribute.name} of a {type(record).__name__} is {value!r:.80}, not a time")
 
 
 def grace_before(seconds: float) -> float:
@@ -70,26 +88,26 @@ class ClusterJob:
         sentence: for people, what was found and what it led to; ``quorate run`` sets it.
     """
 
-    scheduler: str = field(validator=min_len(1))
-    job_id: str = ""
-    job_name: str = ""
-    run_id: str = ""
-    min_nodes: int | None = field(default=None, validator=optional(ge(1)))
-    max_nodes: int | None = field(default=None, validator=optional(ge(1)))
-    node_rank: int | None = field(default=None, validator=optional(ge(0)))
-    node_name: str = ""
-    endpoint_host: str = ""
-    endpoint_port: int = 29400
-    master_port: int | None = None
-    workers: int | None = field(default=None, validator=optional(ge(1)))
-    local_addr: str = ""
-    warnings: tuple[str, ...] = ()
-    warns_whole_job: bool = False
-    kill_seconds: float | None = None
-    seconds_left: Callable[[], float | None] | None = None
-    requeue: tuple[str, ...] = ()
-    problem: str = ""
-    sentence: str = ""
+    scheduler: str = field(validator=is_word)
+    job_id: str = field(default="", validator=_text)
+    job_name: str = field(default="", validator=_text)
+    run_id: str = field(default="", validator=_text)
+    min_nodes: int | None = field(default=None, validator=_whole(1))
+    max_nodes: int | None = field(default=None, validator=_whole(1))
+    node_rank: int | None = field(default=None, validator=_whole(0))
+    node_name: str = field(default="", validator=_text)
+    endpoint_host: str = field(default="", validator=_text)
+    endpoint_port: int = field(default=29400, validator=_port)
+    master_port: int | None = field(default=None, validator=optional(_port))
+    workers: int | None = field(default=None, validator=_whole(1))
+    local_addr: str = field(default="", validator=_text)
+    warnings: tuple[str, ...] = field(default=(), validator=_texts)
+    warns_whole_job: bool = field(default=False, validator=instance_of(bool))
+    kill_seconds: float | None = field(default=None, validator=optional(_time))
+    seconds_left: Callable[[], float | None] | None = field(default=None, validator=optional(is_callable()))
+    requeue: tuple[str, ...] = field(default=(), validator=_texts)
+    problem: str = field(default="", validator=_text)
+    sentence: str = field(default="", validator=_text)
 
     @property
     def title(self) -> str:
@@ -99,6 +117,14 @@ class ClusterJob:
     def grace_before(self, seconds: float) -> float:
         """Return how long workers may take to stop where the scheduler kills in ``seconds``."""
         return grace_before(seconds)
+
+    def time_left(self) -> float | None:
+        """Return what ``seconds_left`` answers, ``None`` where it fails or its answer is not a time.  Never raises."""
+        try:
+            left = None if self.seconds_left is None else self.seconds_left()
+        except (Exception, SystemExit):  # a plugin's: a warning counts without it
+            return None
+        return float(left) if left is not None and _is_time(left) else None
 
     def to_json(self) -> dict[str, str]:
         """Return what reports say of the scheduler's job."""

@@ -8,6 +8,7 @@ does not live here: which signal is a warning (:mod:`quorate.clusters`), and wha
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any, final
 
@@ -15,12 +16,14 @@ from attrs import frozen
 
 from .clock import monotonic, sleep, wall_time_ns
 from .files import read_bytes, write_atomically
+from .text import parse_json, printable
 
 __all__ = ["DEADLINE_VARIABLE", "Deadline", "deadline", "remove_deadline", "write_deadline"]
 
 #: Names the file; there is none until there is a deadline.
 DEADLINE_VARIABLE = "QUORATE_DEADLINE_FILE"
 _MOST_BYTES = 1 << 16
+_LONGEST_REASON = 1000
 _PAUSE_SECONDS = 0.01
 
 
@@ -60,14 +63,17 @@ def _read() -> Deadline | None:
     if not content:
         return None
     try:
-        data: Any = json.loads(content)
+        data: Any = parse_json(content)
+        times = data["monotonic_seconds"], data["unix_seconds"]
+        if not all(isinstance(time, (int, float)) and math.isfinite(time) for time in times):
+            return None
         return Deadline(
-            float(data["monotonic_seconds"]),
-            float(data["unix_seconds"]),
-            str(data["reason"]),
+            float(times[0]),
+            float(times[1]),
+            printable(str(data["reason"]), _LONGEST_REASON),
             int(data["signal_number"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

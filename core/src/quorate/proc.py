@@ -123,9 +123,9 @@ def environment_of(pid: int) -> bytes:
     return read_bytes(f"/proc/{pid}/environ", 16 << 20)
 
 
-def command_of(pid: int) -> str:
-    """Return the words of a process's command, joined by spaces; ``""`` if it is gone."""
-    return read_bytes(f"/proc/{pid}/cmdline", 4096).replace(b"\0", b" ").decode("utf-8", "replace").strip()
+def command_of(pid: int, proc: str = "/proc") -> str:
+    """Return the words of a process's command, joined by spaces; ``""`` if it is gone.  They are whatever it says."""
+    return read_bytes(f"{proc}/{pid}/cmdline", 4096).replace(b"\0", b" ").decode("utf-8", "replace").strip()
 
 
 # --- families -------------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def read_signalfd(descriptor: int) -> list[tuple[int, int]]:
         data = os.read(descriptor, 64 * _SIGNAL_INFO_BYTES)
     except OSError:
         return []
-    starts = range(0, len(data), _SIGNAL_INFO_BYTES)
+    starts = range(0, len(data) - _SIGNAL_INFO_BYTES + 1, _SIGNAL_INFO_BYTES)
     return [(number, code) for number, _, code in (struct.unpack_from("=Iii", data, start) for start in starts)]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, final, runtime_checkable
 
 from attrs import field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, instance_of
 
 from .clusters import ClusterJob
 from .records import AgentPhase, Event, RoundEnd, WorkerStatus
@@ -102,10 +102,10 @@ class HangReport:
         overdue_seconds: how long its time has been over.
     """
 
-    local_rank: int
-    pid: int
-    problem: str
-    scope: str = ""
+    local_rank: int = field(validator=[instance_of(int), ge(0)])
+    pid: int = field(validator=[instance_of(int), ge(1)])
+    problem: str = field(validator=instance_of(str))
+    scope: str = field(default="", validator=instance_of(str))
     overdue_seconds: float = field(default=0.0, validator=ge(0.0))
 
 
@@ -150,7 +150,11 @@ class AgentView(Protocol):
         ...
 
     def report_unhealthy(self, problem: str) -> None:
-        """Report that this node should not go on: the agent ends the round and leaves the job; the others go on."""
+        """Report that this node should not go on: the agent ends the round and leaves the job; the others go on.
+
+        Raises:
+            TypeError: ``problem`` is not a text.
+        """
         ...
 
     def report_preemption(self, seconds_left: float, reason: str) -> None:
@@ -158,6 +162,10 @@ class AgentView(Protocol):
 
         The workers of all nodes are told, and save what they have.  This node leaves; the others go on if they are
         enough.
+
+        Raises:
+            TypeError: ``reason`` is not a text, or ``seconds_left`` is not a number.
+            ValueError: ``seconds_left`` is negative or not finite.
         """
         ...
 

@@ -1,14 +1,17 @@
-"""Text that comes from elsewhere (a worker's stderr, a peer's message), made fit to be shown to people; near names.
+"""Text that comes from elsewhere (a worker's stderr, a peer's message): made fit to be shown, and read within bounds.
 
 What does not live here: which text is shown, and where.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-__all__ = ["near_names", "plain", "printable", "printable_lines", "whole_number"]
+__all__ = ["near_names", "parse_json", "plain", "printable", "printable_lines", "whole_number"]
 
 #: Terminal control sequences of ECMA-48 and ECMA-35, in their 7-bit and 8-bit forms.
 _CONTROL = re.compile(
@@ -21,6 +24,7 @@ _CONTROL = re.compile(
 _STRAY = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 _MOST_DIGITS = 20
+_DEEPEST = 64  # nested JSON
 
 
 def printable(text: str, longest: int) -> str:
@@ -63,6 +67,39 @@ def whole_number(text: str) -> int | None:
         return None
     number = int(text)
     return number if number < 1 << 64 else None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:40]} is not finite")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return the value in ``data``, which is text or UTF-8.
+
+    Raises:
+        ValueError: it is not JSON, has a number that is not finite or too long, or is nested more than 64 deep.
+    """
+    try:
+        value = _DECODER.decode(data if isinstance(data, str) else data.decode())
+    except (RecursionError, OverflowError):
+        raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for container in level for item in _items(container)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _items(value: Any) -> Iterator[Any]:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (item for item in inside if isinstance(item, (dict, list)))
 
 
 def _shown(character: str) -> str:

@@ -41,19 +41,25 @@ class Target:
 
 
 def in_a_file(read: Callable[[str], object], name: str) -> Callable[[bytes], None]:
-    """Return ``read`` for bytes instead of a path; the file lies in memory and is this process's own."""
+    """Return ``read`` for bytes instead of a path; the file lies in memory and is this process's own.
+
+    ``name`` may begin with folders.
+    """
 
     def read_bytes(data: bytes) -> None:
-        folder = os.path.join("/dev/shm" if os.path.isdir("/dev/shm") else "/tmp", f"quorate-fuzz-{os.getpid()}")
-        path = os.path.join(folder, name)
-        os.makedirs(folder, exist_ok=True)
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else "/tmp"
+        path = os.path.join(memory, f"quorate-fuzz-{os.getpid()}", name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             with open(path, "wb", opener=_open_private) as file:
                 file.write(data)
             read(path)
         finally:
             os.unlink(path)
-            os.rmdir(folder)
+            folder = os.path.dirname(path)
+            while folder != memory:
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
 
     return read_bytes
 

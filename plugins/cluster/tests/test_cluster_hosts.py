@@ -30,7 +30,9 @@ def test_a_packed_list_of_hosts(text: str, hosts: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["n[1-", "n1]", "n[[1]]", "n[a-b]", "n[3-1]", "n[]", "n[1-99999999]", "n[1-9999999999]"]
+    "text",
+    ["n[1-", "n1]", "n[[1]]", "n[a-b]", "n[3-1]", "n[]", "n[1-99999999]", "n[1-9999999999]"]
+    + ["n[\N{SUPERSCRIPT TWO}]", "a[1]" * 3000, f"{'x' * 2000}[1-60000]"],
 )
 def test_what_is_not_a_list_of_hosts_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"n\[1-3,7\],m04"):
@@ -58,7 +60,17 @@ def test_ranges_say_what_the_single_numbers_say(numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "counts"), [("", []), ("1(x2)", [1, 1]), ("2(x2),1", [2, 2, 1]), ("4", [4]), ("x", []), ("1(x", [])]
+    ("text", "counts"),
+    [
+        ("", []),
+        ("1(x2)", [1, 1]),
+        ("2(x2),1", [2, 2, 1]),
+        ("4", [4]),
+        ("x", []),
+        ("1(x", []),
+        ("\N{SUPERSCRIPT TWO}", []),
+    ]
+    + [("9" * 5000, []), ("1(x65536)," * 100 + "1", [])],
 )
 def test_tasks_per_node(text: str, counts: list[int]) -> None:
     assert counts_of(text) == counts
@@ -72,6 +84,9 @@ def test_tasks_per_node(text: str, counts: list[int]) -> None:
         ("2-00:00:01", 172801.0),
         ("UNLIMITED", None),
         ("INVALID", None),
+        ("1:\N{SUPERSCRIPT TWO}", None),
+        ("9" * 400, None),
+        ("1:2:3:4", None),
         ("", None),
     ],
 )

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from core.tests.fuzz.target import Target, over_a_socket
 
 from quorate.clock import monotonic
+from quorate.errors import UsageError
+from quorate_rendezvous_c10d._agent_store import parse_when
 from quorate_rendezvous_c10d._hosting import _parse_note
 from quorate_rendezvous_c10d._last_word import RawClient
 from quorate_rendezvous_c10d._values import STAMP_BYTES, STAMPED, read_one, strip
@@ -48,5 +50,8 @@ _NOTE = b'{"version":1,"run_id":"job","host":"h","pid":7}'
 TARGETS: Mapping[str, Target] = {
     "values": Target(_read_value, (_STAMP + b"value", b"12", b"")),
     "notes of hosts": Target(_read_note, (_NOTE, b"{}", _NOTE.replace(b"7", b"1e999"), b"[" * 100_000)),
+    "when to serve a store": Target(
+        lambda data: parse_when(data.decode("utf-8", "replace")), (b"always", b"auto", b"never"), (UsageError,)
+    ),
     "answers to last words": Target(over_a_socket(_ask), (b"\5" + bytes(7) + b"value",), (ValueError, OSError)),
 }

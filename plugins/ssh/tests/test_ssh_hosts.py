@@ -55,6 +55,8 @@ def test_hosts_of_a_file(text: str, hosts: list[Host]) -> None:
     [
         ("", "hosts names no host"),
         ("a\nb slots=x\n", "hosts, line 2: 'slots=x' is not understood"),
+        ("a slots=9999999\n", "line 1: 'slots=9999999' is not understood"),
+        ("a:1000000\n", "line 1: 'a:1000000' is not a host"),
         ("a slots=0\n", "line 1: a host needs at least one slot"),
         ("a b\n", "line 1: 'b' is not understood"),
         ("-x\n", "line 1: '-x' is not a host"),

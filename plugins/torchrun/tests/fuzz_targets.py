@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 from core.tests.fuzz.target import Target
 
+from quorate.errors import RendezvousStateError, RendezvousTimeoutError
+from quorate.records import NodeRecord
+from quorate.rendezvous import RendezvousStoreInfo
+from quorate_torchrun._adopted import AdoptedHandler
 from quorate_torchrun._arguments import parse_min_max_nnodes
 
+
+class _Store:
+    """A store in which one other node has told its size."""
+
+    def __init__(self, data: bytes) -> None:
+        self._values = {"quorate/node/1": data}
+
+    def set(self, key: str, value: str) -> None:
+        self._values[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self._values[key]
+
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        assert self._values.keys() >= set(keys)
+
+
+def _assign(data: bytes) -> None:
+    handler = AdoptedHandler(None)
+    handler.prepare(NodeRecord("a", "r", 2))
+    handler._store = _Store(data)
+    assignment = handler._assign(0, 2, RendezvousStoreInfo("127.0.0.1", 5))
+    assert 2 < assignment.world_size <= 1 << 17
+
+
 TARGETS: Mapping[str, Target] = {
+    "sizes of nodes": Target(
+        _assign,
+        (b'{"role":"r","workers":3}',),
+        (RendezvousStateError, RendezvousTimeoutError),
+        (b"7", b'{"role":5,"workers":1}', b'{"role":"r","workers":1e9}', b"[" * 100_000),
+    ),
     "numbers of nodes": Target(
         lambda data: parse_min_max_nnodes(data.decode("utf-8", "replace")), (b"1:4", b"2"), (ValueError, RuntimeError)
     ),

@@ -6,6 +6,7 @@ follows from reports (the machine).
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -23,11 +24,14 @@ from ..plugins import PluginHost
 from ..records import Event
 from ..rendezvous import RendezvousHandler
 from ..services import AgentService, AgentSnapshot, HangReport, PreparingService, WorkerSnapshot
+from ..text import printable_lines
 from . import _protocol as protocol
 from ._spec import RunSettings
 from ._state import State
 
 __all__ = ["Services", "View", "take_snapshot"]
+
+_LONGEST_SENTENCE = 4096
 
 
 def take_snapshot(
@@ -126,16 +130,23 @@ class View:
         self._post(protocol.WorkerHung(report.local_rank, report.pid, report.problem, wall_time_ns()))
 
     def report_unhealthy(self, problem: str) -> None:
-        self._post(protocol.NodeUnhealthy(problem))
+        self._post(protocol.NodeUnhealthy(_sentence(problem)))
 
     def report_preemption(self, seconds_left: float, reason: str) -> None:
-        min_nodes = self._min_nodes
-        self._post(
-            protocol.PreemptionWarned(int(signal.SIGTERM), grace_before(seconds_left), reason, min_nodes=min_nodes)
-        )
+        if not (math.isfinite(seconds_left) and seconds_left >= 0):
+            raise ValueError(f"seconds_left={seconds_left!r} is not a time")
+        grace, reason = grace_before(seconds_left), _sentence(reason)
+        self._post(protocol.PreemptionWarned(int(signal.SIGTERM), grace, reason, min_nodes=self._min_nodes))
 
     def say(self, sentence: str) -> None:
-        self._say(sentence)
+        self._say(_sentence(sentence))
+
+
+def _sentence(text: str) -> str:
+    """Return what a service says, fit for records and people.  Raises TypeError if it is not a text."""
+    if not isinstance(text, str):
+        raise TypeError(f"a service has to say a sentence, and said a {type(text).__name__}")
+    return printable_lines(text[:_LONGEST_SENTENCE])
 
 
 @final

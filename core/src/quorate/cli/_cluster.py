@@ -5,22 +5,23 @@ What does not live here: the schedulers themselves (plugins), and the order of p
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from .._isolation import call_plugin
 from ..catalogue import PluginKind
+from ..clock import monotonic
 from ..clusters import ClusterEnvironment, ClusterJob, Machine
 from ..errors import PluginError, PreemptedError, UsageError
 from ..files import read_bytes
+from ..job_token import without_token
 from ..net import format_endpoint, host_name
 from ..notices import note, warn
 from ..plugins import PluginHost
 from ._parse import Parsed
-
-if TYPE_CHECKING:
-    import subprocess
 
 __all__ = ["ThisMachine", "find_cluster", "requeue", "with_cluster"]
 
@@ -29,7 +30,7 @@ AUTO, NONE = "auto", "none"
 _WORKERS_VARIABLE = "TORCHELASTIC_RUN_ID"
 
 
-_MOST_BYTES = 16 << 20
+_MOST_BYTES = 16 << 20  # of a file, or of a command's output
 _COMMAND_SECONDS = 10.0
 #: A SIGTERM with more time left than this is a person's.
 _SURE_SECONDS = 60.0
@@ -37,7 +38,10 @@ _SURE_SECONDS = 60.0
 
 @final
 class ThisMachine:
-    """The machine that this process runs on."""
+    """The machine that this process runs on; a command may take ``timeout_seconds``."""
+
+    def __init__(self, timeout_seconds: float = _COMMAND_SECONDS) -> None:
+        self._timeout_seconds = timeout_seconds
 
     @property
     def host(self) -> str:
@@ -47,28 +51,53 @@ class ThisMachine:
         return read_bytes(path, _MOST_BYTES, regular=True).decode("utf-8", "replace")
 
     def output(self, *command: str) -> str:
-        done = self._run(command)
-        return done.stdout.decode("utf-8", "replace") if done is not None and done.returncode == 0 else ""
+        output = self._run(command)
+        return "" if output is None else output.decode("utf-8", "replace")
 
     def run(self, *command: str) -> bool:
         """Run a command; return whether it succeeded."""
-        done = self._run(command)
-        return done is not None and done.returncode == 0
+        return self._run(command) is not None
 
-    def _run(self, command: tuple[str, ...]) -> subprocess.CompletedProcess[bytes] | None:
+    def _run(self, command: tuple[str, ...]) -> bytes | None:
+        """Return what a command prints; ``None`` where it fails, prints too much or takes too long."""
         import subprocess  # a slow import that few schedulers need
 
+        deadline = monotonic() + self._timeout_seconds
         try:
-            return subprocess.run(
+            process = subprocess.Popen(
                 command,
-                check=False,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                timeout=_COMMAND_SECONDS,
+                env=without_token(os.environ),
+                start_new_session=True,
             )
-        except (OSError, subprocess.SubprocessError):
+        except (OSError, ValueError):  # ValueError: a NUL in a word
             return None
+        assert process.stdout is not None
+        try:
+            with process.stdout as pipe:
+                output = _read_until(pipe.fileno(), deadline)
+            return output if output is not None and process.wait(max(0.0, deadline - monotonic())) == 0 else None
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _read_until(pipe: int, deadline: float) -> bytes | None:
+    """Return what comes until the end of ``pipe``; ``None`` if that does not come in time, or more than is kept."""
+    output = bytearray()
+    poller = select.poll()
+    poller.register(pipe, select.POLLIN)
+    while len(output) <= _MOST_BYTES and poller.poll(1000 * max(0.0, deadline - monotonic())):
+        part = os.read(pipe, 1 << 16)
+        if not part:
+            return bytes(output)
+        output += part
+    return None
 
 
 def find_cluster(name: str, host: PluginHost, environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
@@ -173,7 +202,7 @@ def requeue(job: ClusterJob | None, error: PreemptedError, machine: ThisMachine)
     if job is None or not job.requeue:
         warn(f"--requeue: {'no scheduler' if job is None else job.scheduler} is known here that runs a job again")
         return
-    left = None if job.seconds_left is None else job.seconds_left()
+    left = job.time_left()
     if error.signal_number == signal.SIGTERM and left is not None and left > (job.kill_seconds or 0.0) + _SURE_SECONDS:
         note(f"{job.title} is not put in the queue again: it was cancelled, {left:.0f} s before its time was over")
         return

@@ -15,10 +15,10 @@ from typing import Any, TypeVar, cast
 
 from attrs import evolve, fields
 
-from .._bounded import LARGEST_COUNTER, LONGEST_DELAY_SECONDS, MOST_NODES, parse_json
+from .._bounded import LARGEST_COUNTER, LONGEST_DELAY_SECONDS, MOST_NODES
 from ..errors import StoreCorruptError, UsageError
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
-from ..text import printable, printable_lines
+from ..text import parse_json, printable, printable_lines
 
 __all__ = [
     "VERSION",

@@ -5,10 +5,10 @@ What does not live here: Kubernetes (``_kubernetes``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from quorate.clusters import ClusterJob, Machine
+from quorate.text import parse_json
 
 from ._hosts import name_part, number, unique
 
@@ -73,8 +73,8 @@ def sagemaker(environment: Mapping[str, str], machine: Machine) -> ClusterJob | 
 
 def _parsed(text: str) -> object:
     try:
-        return json.loads(text) if text else None
-    except (ValueError, RecursionError):
+        return parse_json(text) if text else None
+    except ValueError:
         return None
 
 

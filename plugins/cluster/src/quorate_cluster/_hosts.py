@@ -15,7 +15,9 @@ __all__ = ["counts_of", "expand_hosts", "is_same_host", "name_part", "number", "
 _MOST_HOSTS = 1 << 16
 _MOST_DIGITS = 9
 _UNUSABLE = re.compile(r"[^A-Za-z0-9._-]+")
-_REPEATED = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+_MOST_BRACKETS = 8  # of one name
+_LONGEST_NAME = 1000
+_REPEATED = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
 
 
 def expand_hosts(text: str) -> list[str]:
@@ -28,7 +30,11 @@ def expand_hosts(text: str) -> list[str]:
     """
     found: list[str] = []
     for entry in _split(text):
+        if entry.count("[") > _MOST_BRACKETS:
+            raise _malformed(text)
         for host in _expand(entry, text):
+            if len(host) > _LONGEST_NAME:
+                raise _malformed(text)
             found.append(host)
             if len(found) > _MOST_HOSTS:
                 raise UsageError(f"the list of hosts {text[:80]!r} names more than {_MOST_HOSTS} hosts")
@@ -88,7 +94,7 @@ def counts_of(text: str) -> list[int]:
     for part in text.split(",") if text else ():
         found = _REPEATED.fullmatch(part.strip())
         repeats = 0 if found is None else int(found[2] or 1)
-        if found is None or repeats > _MOST_HOSTS:
+        if found is None or len(counts) + repeats > _MOST_HOSTS:
             return []
         counts += [int(found[1])] * repeats
     return counts

@@ -65,7 +65,7 @@ def kubernetes(environment: Mapping[str, str], machine: Machine) -> ClusterJob |
 
 def _by_index(environment: Mapping[str, str], pod: _Pod, index: int | None) -> dict[str, Any]:
     """Return the node's place by its completion index, and by its Job's index in a JobSet."""
-    nodes, jobs = number(environment, "PET_NNODES", "NNODES"), _replicas(pod)
+    nodes, jobs = number(environment, "PET_NNODES", "NNODES") or None, _replicas(pod)
     first, rank = _first_pod(pod, index), index
     if jobs > 1 and index is not None:
         job_index = number(pod.labels, f"{_JOBSET}job-index") or 0

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from quorate.clusters import ClusterJob, Machine
 from quorate.errors import UsageError
 from quorate.net import Endpoint, is_local_name, parse_endpoint
+from quorate.text import whole_number
 
 from ._hosts import name_part, number
 
@@ -21,7 +22,7 @@ _PORTS = 1000
 #: mpirun kills its processes about two seconds after its own SIGTERM.
 _KILL_SECONDS = 2.0
 #: PRRTE, from Open MPI 5 on, names a job after the machine that mpirun runs on, and its process id.
-_NAMESPACE = re.compile(r"prterun-(?P<host>.+)-(?P<pid>\d+)@\d+")
+_NAMESPACE = re.compile(r"prterun-(?P<host>.+)-(?P<pid>[0-9]{1,9})@[0-9]+")
 
 
 def open_mpi(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
@@ -65,7 +66,7 @@ def _port(environment: Mapping[str, str]) -> int:
     if found is not None:
         return _DEFAULT_PORT + int(found["pid"]) % _PORTS
     # In Open MPI 4 the upper half tells the mpirun, the lower half its jobs.
-    return _DEFAULT_PORT + ((int(namespace) >> 16) % _PORTS if namespace.isdigit() else 0)
+    return _DEFAULT_PORT + ((whole_number(namespace) or 0) >> 16) % _PORTS
 
 
 def _mpirun_host(environment: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from attrs import evolve
 
 from quorate.clock import wall_seconds
 from quorate.clusters import ClusterJob, Machine
+from quorate.text import whole_number
 
 from ._hosts import counts_of, expand_hosts, name_part, number
 
@@ -24,6 +25,7 @@ _KILL_WAIT_SECONDS = 30.0
 #: Not a step that srun has started with a command: the shell of ``salloc`` (interactive), and the batch script.
 _SHELL_STEPS = frozenset({"4294967290", "4294967291"})
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
+_TIME_LEFT = re.compile(r"(?:(?P<days>[0-9]{1,4})-)?(?P<clock>[0-9]{1,6}(?::[0-9]{1,6}){0,2})")
 _KILL_WAIT = re.compile(r"^\s*KillWait\s*=\s*(\d{1,6})\b", re.IGNORECASE | re.MULTILINE)
 
 
@@ -96,8 +98,9 @@ def _outside_of_a_step(environment: Mapping[str, str], job: ClusterJob) -> Clust
 def _port(environment: Mapping[str, str], step: int, task: int) -> int:
     """Return the port of this step: steps of one job and tasks of one array may share a machine."""
     reserved = environment.get("SLURM_STEP_RESV_PORTS", "").partition("-")[0].partition(",")[0]
-    if reserved.isdigit() and 0 < int(reserved) <= 65535:
-        return int(reserved)
+    port = whole_number(reserved)
+    if port is not None and 0 < port <= 65535:
+        return port
     return _DEFAULT_PORT + (step + task) % _PORTS
 
 
@@ -122,11 +125,10 @@ def _time_left(environment: Mapping[str, str], machine: Machine) -> Callable[[],
 
 def parse_time_left(text: str) -> float | None:
     """Return the seconds of Slurm's ``[days-][[hours:]minutes:]seconds``, ``None`` for a text such as UNLIMITED."""
-    days, dash, rest = text.strip().rpartition("-")
-    parts = rest.split(":")
-    if not 1 <= len(parts) <= 3 or not all(part.isdigit() for part in parts) or (dash and not days.isdigit()):
+    found = _TIME_LEFT.fullmatch(text.strip())
+    if found is None:
         return None
     seconds = 0
-    for part in parts:
+    for part in found["clock"].split(":"):
         seconds = 60 * seconds + int(part)
-    return float(seconds + 86_400 * int(days or 0))
+    return float(seconds + 86_400 * int(found["days"] or 0))

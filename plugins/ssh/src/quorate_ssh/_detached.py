@@ -13,11 +13,15 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from quorate.clock import wall_seconds
 from quorate.files import read_bytes, write_atomically
 from quorate.net import host_name
 from quorate.proc import start_time_of
+from quorate.text import parse_json
+
+from ._messages import is_record
 
 __all__ = ["answer", "begin"]
 
@@ -29,9 +33,15 @@ def _folder() -> str:
     return os.path.join(base, "quorate", "detached")
 
 
+def _folder_of(job: str) -> str:
+    """Return the folder of a job; a name that would lead elsewhere is quoted."""
+    name = quote(job, safe="")
+    return os.path.join(_folder(), name if name.strip(".") else name.replace(".", "%2E") or "%")
+
+
 def begin(job: str, command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
     """Start an agent that outlives this process; return its record."""
-    folder = os.path.join(_folder(), job)
+    folder = _folder_of(job)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     # Several names of a job may be one machine.
     name = f"{host_name()}-{os.getpid()}"
@@ -56,28 +66,36 @@ def answer(question: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return this host's records; with ``end``, the agent of that job is asked to stop first."""
     end, result = question.get("end"), []
     for record in _records():
-        is_alive = record.get("start_time") is not None and start_time_of(record["pid"]) == record["start_time"]
+        is_alive = record["start_time"] is not None and start_time_of(record["pid"]) == record["start_time"]
         if end and record["job"] == end:
             if is_alive:
-                os.kill(record["pid"], signal.SIGTERM)
+                _terminate(record["pid"])
             record["ended"] = True
         elif not is_alive and question.get("forget") == record["job"]:
-            shutil.rmtree(os.path.join(_folder(), record["job"]), ignore_errors=True)
+            shutil.rmtree(_folder_of(record["job"]), ignore_errors=True)
             continue
         result.append({**record, "is_alive": is_alive})
     return result
 
 
+def _terminate(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended meanwhile
+
+
 def _records() -> list[dict[str, Any]]:
+    """Return the records that this host has written; one that does not lie in its job's folder is not one of ours."""
     found = []
     for folder, _, names in os.walk(_folder()):
         for name in sorted(names):
             if not name.endswith(_RECORD_SUFFIX):
                 continue
             try:
-                record = json.loads(read_bytes(os.path.join(folder, name), regular=True))
-                if record["host"] == host_name() and isinstance(record["pid"], int) and record["pid"] > 1:
-                    found.append(record)
-            except (ValueError, KeyError, TypeError):
+                record = parse_json(read_bytes(os.path.join(folder, name), regular=True))
+            except ValueError:
                 continue  # not one of ours
+            if is_record(record) and record["host"] == host_name() and folder == _folder_of(record["job"]):
+                found.append({"start_time": None, **record})
     return found

@@ -6,19 +6,21 @@ What does not live here: how they are reached (``_session``).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import final
 
 from attrs import field, frozen
 from attrs.validators import ge, optional
 
 from quorate.errors import UsageError
+from quorate.text import whole_number
 
 __all__ = ["Host", "parse_hostfile", "parse_hosts"]
 
 _EXAMPLE = "write --hosts=a,b:8,user@c"
-_SLOTS = re.compile(r"(slots|max_slots|max-slots|cpu|count|max|np|sockets)\s*=\s*(\d+)", re.IGNORECASE)
+_SLOTS = re.compile(r"(slots|max_slots|max-slots|cpu|count|max|np|sockets)\s*=\s*([0-9]{1,6})(?![0-9])", re.IGNORECASE)
 _COUNTS = frozenset({"slots", "cpu", "count", "np"})
-_MOST_DIGITS = 6
+_MOST_WORKERS = 999_999
 
 
 @final
@@ -59,7 +61,7 @@ def parse_hostfile(text: str, path: str) -> list[Host]:
         slots = None
         for key, value in _SLOTS.findall(rest):
             if key.lower() in _COUNTS:
-                slots = int(value[:_MOST_DIGITS])
+                slots = int(value)
         left = _SLOTS.sub("", rest).strip()
         if left:
             raise UsageError(f"{path}, line {number}: {left!r} is not understood; write: HOST slots=N")
@@ -86,10 +88,11 @@ def _parse(text: str, where: str = "") -> Host:
         name, colon, count = rest.partition(":")
         if colon and not count:
             count = "?"
-    is_number = not count or (count.isascii() and count.isdigit() and int(count[:_MOST_DIGITS]) > 0 and len(count) < 7)
+    number = whole_number(count) or 0
+    is_number = not count or 0 < number <= _MOST_WORKERS
     if not name or not is_number or name.startswith("-") or user.startswith("-") or _has_space(entry):
         raise UsageError(f"{where}{text!r} is not a host; {_EXAMPLE}")
-    return Host(f"{user}{at}{name}", int(count) if count else None)
+    return Host(f"{user}{at}{name}", number or None)
 
 
 def _has_space(text: str) -> bool:
@@ -100,7 +103,7 @@ def _checked(hosts: list[Host], where: str) -> list[Host]:
     names = [host.name for host in hosts]
     if not names:
         raise UsageError(f"{where} names no host; {_EXAMPLE}")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise UsageError(
             f"{where} names {', '.join(twice)} twice; one agent runs all workers of its host: write HOST:N"

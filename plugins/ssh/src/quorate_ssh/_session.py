@@ -9,21 +9,23 @@ import shlex
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
-from typing import Any, final
+from typing import IO, Any, final
 
 from attrs import frozen
 
-from quorate.proc import hold
+from quorate.proc import forget, hold
+from quorate.text import printable
 
 from ._console import Console
 from ._hosts import Host
-from ._messages import MARK, PING_SECONDS, decode, encode
+from ._messages import ANSWERS, LONGEST_LINE, MARK, PING_SECONDS, decode, encode
 
 __all__ = ["Answered", "Ended", "Event", "Session", "remote_command"]
 
 _LAST_LINES = 5
+_LONGEST_KEPT = 1000
 _DRAIN_SECONDS = 2.0
 #: What Python, or a shell without Python, says.
 _SIGNS_OF_NOTHING = ("No module named", "python3: not found", "python3: command not found")
@@ -122,28 +124,25 @@ class Session:
                 pipe.flush()
         except (OSError, ValueError):
             pass  # the connection has ended
+        forget(pipe.fileno())
         try:
             pipe.close()
         except OSError:
             pass
 
     def _read_output(self) -> None:
-        pipe = self._process.stdout
-        assert pipe is not None
-        for line in pipe:
+        for line in _lines_of(self._process.stdout):
             text = line.decode("utf-8", "replace")
             if text.startswith(MARK):
-                message = decode(text.removeprefix(MARK))
+                message = decode(text.removeprefix(MARK), ANSWERS)
                 self.hello = message.get("hello") or self.hello
                 self._post(Answered(self, message))
             elif self.is_started:
                 self._console.write_output(self.host.name, line)
 
     def _read_errors(self) -> None:
-        pipe = self._process.stderr
-        assert pipe is not None
-        for line in pipe:
-            text = line.decode("utf-8", "replace").strip()
+        for line in _lines_of(self._process.stderr):
+            text = printable(line.decode("utf-8", "replace").strip(), _LONGEST_KEPT)
             self.last_lines.append(text)
             self.is_missing |= not self.hello and any(sign in text for sign in _SIGNS_OF_NOTHING)
             if self.is_started:
@@ -156,6 +155,13 @@ class Session:
         for thread in self._threads:
             thread.join(_DRAIN_SECONDS)
         self._post(Ended(self, code if code >= 0 else 255))
+
+
+def _lines_of(pipe: IO[bytes] | None) -> Iterator[bytes]:
+    """Yield the lines of a pipe; one that is too long to be kept comes in parts."""
+    assert pipe is not None
+    with pipe:
+        yield from iter(lambda: pipe.readline(LONGEST_LINE), b"")
 
 
 PING = {"ping": PING_SECONDS}

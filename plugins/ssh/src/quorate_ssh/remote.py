@@ -22,7 +22,7 @@ from quorate.plugins import get_host
 from quorate.proc import hold, open_pidfd, parent_death_command
 
 from . import _detached
-from ._messages import LONGEST_LINE, MARK, SILENCE_SECONDS, decode, encode
+from ._messages import LONGEST_LINE, MARK, ORDERS, SILENCE_SECONDS, decode, encode
 
 __all__ = ["main"]
 
@@ -132,7 +132,7 @@ class _Inbox:
         """Return the next message that has come and is not a ping."""
         while b"\n" in self._buffer:
             line, _, self._buffer = self._buffer.partition(b"\n")
-            message = decode(line)
+            message = decode(line, ORDERS)
             if message and "ping" not in message:
                 return message
         return None
@@ -158,7 +158,7 @@ class _Watch:
                 self._inbox.read()
                 while (message := self._inbox.take()) is not None:
                     if "signal" in message:
-                        self._send(int(message["signal"]))
+                        self._send(message["signal"])
             if terminated in ready:
                 os.read(terminated, 512)
                 self._send(signal.SIGTERM)

@@ -26,6 +26,7 @@ from quorate.notices import note
 from quorate.plugins import FoundPlugin
 from quorate.records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import RendezvousStoreInfo, assign_ranks
+from quorate.text import parse_json, printable
 
 __all__ = ["AdoptedHandler", "adopt", "open_adopted", "torch_parameters"]
 
@@ -34,6 +35,8 @@ _NODE_KEY, _DONE_KEY = "quorate/node", "quorate/done"
 _SIZES_SECONDS = 60.0
 #: How often the exit barrier is looked at; the agent looks at the waiting nodes as often.
 _BARRIER_SECONDS = 0.2
+_MOST_NODES = _MOST_WORKERS = 1 << 16
+_LONGEST_ROLE = 1000
 
 
 def open_adopted(found: FoundPlugin, parameters: quorate.RendezvousParameters) -> AdoptedHandler:
@@ -135,18 +138,18 @@ class AdoptedHandler(quorate.RendezvousHandler):
     def _assign(self, rank: int, world_size: int, master: RendezvousStoreInfo) -> Assignment:
         node = self._node
         assert node is not None
+        if not 0 <= rank < world_size <= _MOST_NODES:
+            raise quorate.RendezvousStateError(f"the handler has given this node rank {rank} of {world_size} nodes")
         keys = [f"{_NODE_KEY}/{each}" for each in range(world_size)]
         try:
             self._store.set(keys[rank], json.dumps({"role": node.role, "workers": node.local_world_size}))
             self._store.wait(keys, timedelta(seconds=_SIZES_SECONDS))
-            told = [json.loads(self._store.get(key)) for key in keys]
-            nodes = [
-                NodeRecord(str(each), str(record["role"]), int(record["workers"])) for each, record in enumerate(told)
-            ]
+            told = [self._store.get(key) for key in keys]
         except Exception as error:
             raise quorate.RendezvousTimeoutError(
                 f"the nodes of the round did not tell their sizes within {_SIZES_SECONDS:g} s: {error}"
             ) from error
+        nodes = [_parse_node(str(each), data) for each, data in enumerate(told)]
         nodes[0] = evolve(nodes[0], address=master.master_addr, port=master.master_port)
         order = [each.node_id for each in nodes]
         assigned = assign_ranks(nodes, order, round_number=self._rounds, restart_count=self._restarts)
@@ -190,6 +193,18 @@ class AdoptedHandler(quorate.RendezvousHandler):
         with self._changed:
             self._end = self._end or end
             self._changed.notify_all()
+
+
+def _parse_node(node_id: str, data: bytes) -> NodeRecord:
+    """Return what a node has told.  Raises RendezvousStateError if it is not a role and a number of workers."""
+    try:
+        record = parse_json(data)
+        role, workers = record["role"], record["workers"]
+        if not isinstance(role, str) or type(workers) is not int or not 0 < workers <= _MOST_WORKERS:
+            raise ValueError("it is not a role and a number of workers")
+        return NodeRecord(node_id, printable(role, _LONGEST_ROLE), workers)
+    except (ValueError, TypeError, KeyError) as error:
+        raise quorate.RendezvousStateError(f"what node {node_id} has told of itself cannot be used: {error}") from None
 
 
 def _call(method: Callable[[], Any]) -> Any:
