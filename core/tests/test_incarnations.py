@@ -520,8 +520,3 @@ def test_last_words_are_written_into_the_incarnation_and_signed(number: int) -> 
     for write in below.words:
         below.create(write.key, write.value)
     assert store.get(["0/ended"]) == [b"end"]
-
-
-def test_the_layer_has_no_ability_that_the_store_lacks() -> None:
-    store = incarnation_store.incarnation_store(InMemoryStore(), 0, "job", False)
-    assert not isinstance(store, (AttentiveStore, LastWordStore))

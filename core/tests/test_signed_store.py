@@ -11,7 +11,7 @@ import pytest
 
 from quorate.errors import StoreCorruptError, UsageError
 from quorate.job_token import JobToken, job_token_of, load_job_token
-from quorate.rendezvous import BatchStore, HostedStore, InMemoryStore, InterruptibleStore, sign_store
+from quorate.rendezvous import InMemoryStore, sign_store
 from quorate.rendezvous._protocol import Key
 
 SECRET = b"0123456789abcdef"
@@ -112,23 +112,6 @@ def test_other_tokens_runs_and_purposes_have_other_keys() -> None:
     below = InMemoryStore()
     sign_store(below, KEY, pytest.fail).put("k", b"v")
     assert sign_store(below, token.key("job2", "store"), pytest.fail).get(["k"]) == [None]
-
-
-def test_abilities_are_those_of_the_store_below() -> None:
-    class Hosted(InMemoryStore):
-        is_host = True
-
-    class Plain:
-        """No ability at all."""
-
-        create = put = add = get = wait = delete = close = lambda self, *arguments: None
-
-    hosted, plain = sign_store(Hosted(), KEY, print), sign_store(Plain(), KEY, print)  # type: ignore[arg-type] # a stub
-    assert isinstance(hosted, HostedStore)
-    assert hosted.is_host
-    assert isinstance(hosted, InterruptibleStore) == isinstance(InMemoryStore(), InterruptibleStore)
-    assert isinstance(hosted, BatchStore) == isinstance(InMemoryStore(), BatchStore)
-    assert not isinstance(plain, (BatchStore, HostedStore, InterruptibleStore))
 
 
 # --- where the token comes from -------------------------------------------------------------------------------------

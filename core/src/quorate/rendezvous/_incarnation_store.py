@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, final
 
 from ..errors import RendezvousStateError, StoreLostError
+from ._layer import Layer, lay_over
 from ._protocol import Key
-from ._store import (
-    AttentiveStore,
-    BatchStore,
-    InterruptibleStore,
-    LastWordStore,
-    LastWordWriter,
-    Store,
-    Write,
-    put_many,
-    writes_below,
-)
+from ._store import Store
 
 __all__ = ["IncarnationStore", "OverError", "incarnation_store", "over_key", "wrong_answer"]
 
@@ -33,9 +23,10 @@ def over_key(number: int) -> str:
 
 def wrong_answer(store: Store, method: str, answer: Any) -> RendezvousStateError:
     """Return the error of a store that breaks its contract; names the class of the backend's own store."""
-    name = type(store.below if isinstance(store, IncarnationStore) else store).__name__
+    while isinstance(store, Layer):
+        store = store.below
     return RendezvousStateError(
-        f"the store {name} broke its contract: {method} answered {answer!r:.100}; update its plugin"
+        f"the store {type(store).__name__} broke its contract: {method} answered {answer!r:.100}; update its plugin"
     )
 
 
@@ -44,7 +35,7 @@ class OverError(StoreLostError):
     """The incarnation is over."""
 
 
-class IncarnationStore:
+class IncarnationStore(Layer):
     """Implements :class:`quorate.rendezvous.Store` for one incarnation, over the store of all of them.
 
     Raises (``get``):
@@ -52,23 +43,14 @@ class IncarnationStore:
     """
 
     def __init__(self, store: Store, number: int, run_id: str, keeps: bool) -> None:
-        self._store, self.number, self._run_id, self._keeps = store, number, run_id, keeps
+        super().__init__(store)
+        self.number, self._run_id, self._keeps = number, run_id, keeps
         self._prefix = f"incarnation/{number}/data/" if number else ""
 
-    @property
-    def below(self) -> Store:
-        """The store of all incarnations."""
-        return self._store
+    def _name(self, key: str) -> str:
+        return self._prefix + key
 
-    def create(self, key: str, value: bytes) -> bool:
-        """See :class:`quorate.rendezvous.Store`, as for all methods below."""
-        return self._store.create(self._prefix + key, value)
-
-    def put(self, key: str, value: bytes) -> None:
-        self._store.put(self._prefix + key, value)
-
-    def add(self, key: str, amount: int) -> int:
-        return self._store.add(self._prefix + key, amount)
+    # --- the store --------------------------------------------------------------------------------------------------
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         found = self._store.get([over_key(self.number), *(self._prefix + key for key in keys)])
@@ -87,15 +69,7 @@ class IncarnationStore:
     def delete(self, prefix: str) -> None:
         self._store.delete(self._prefix + prefix)
 
-    def close(self) -> None:
-        self._store.close()
-
-    def _prefixed(self, writes: Sequence[Write]) -> list[Write]:
-        return [Write(self._prefix + write.key, write.value, write.once) for write in writes]
-
-    def writes_below(self, writes: Sequence[Write]) -> Sequence[Write]:
-        """See :class:`._store.StoreLayer`."""
-        return writes_below(self._store, self._prefixed(writes))
+    # --- its end ----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """All nodes have left: the next node under this run id begins a new incarnation.  Clears this one's keys."""
@@ -109,52 +83,6 @@ class IncarnationStore:
                 self._store.delete(prefix)
 
 
-class _Batch(IncarnationStore):
-    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """See :class:`quorate.rendezvous.BatchStore`."""
-        put_many(self._store, [(self._prefix + key, value) for key, value in items])
-
-
-class _Interruptible(IncarnationStore):
-    def interrupt(self) -> None:
-        """See :class:`quorate.rendezvous.InterruptibleStore`."""
-        assert isinstance(self._store, InterruptibleStore)
-        self._store.interrupt()
-
-
-class _LastWord(IncarnationStore):
-    def last_word_writer(self) -> LastWordWriter:
-        """See :class:`quorate.rendezvous.LastWordStore`."""
-        assert isinstance(self._store, LastWordStore)
-        return self._store.last_word_writer()
-
-
-class _Attentive(IncarnationStore):
-    @property
-    def return_timeout(self) -> float:
-        """See :class:`quorate.rendezvous.AttentiveStore`."""
-        assert isinstance(self._store, AttentiveStore)
-        return self._store.return_timeout
-
-    def set_last_words(self, writes: Sequence[Write]) -> None:
-        assert isinstance(self._store, AttentiveStore)
-        self._store.set_last_words(self._prefixed(writes))
-
-
-_ABILITIES: tuple[tuple[type, type[IncarnationStore]], ...] = (
-    (BatchStore, _Batch),
-    (InterruptibleStore, _Interruptible),
-    (LastWordStore, _LastWord),
-    (AttentiveStore, _Attentive),
-)
-
-
-@cache
-def _class_with(abilities: tuple[type[IncarnationStore], ...]) -> type[IncarnationStore]:
-    return type("IncarnationStore", (*abilities, IncarnationStore), {"__doc__": IncarnationStore.__doc__})
-
-
 def incarnation_store(store: Store, number: int, run_id: str, keeps: bool) -> IncarnationStore:
     """Return the store of one incarnation; it has the optional abilities that ``store`` has, and no others."""
-    abilities = tuple(layer for ability, layer in _ABILITIES if isinstance(store, ability))
-    return _class_with(abilities)(store, number, run_id, keeps)
+    return lay_over(store, IncarnationStore, number, run_id, keeps)

@@ -15,23 +15,12 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
 
 from ..errors import StoreCorruptError
 from ..job_token import STORE_PURPOSE, JobToken
+from ._layer import Layer, lay_over
 from ._protocol import Key
-from ._store import (
-    AttentiveStore,
-    BatchStore,
-    HostedStore,
-    InterruptibleStore,
-    LastWordStore,
-    LastWordWriter,
-    Store,
-    Write,
-    put_many,
-    writes_below,
-)
+from ._store import Store
 
 __all__ = ["SignedStore", "protect", "sign_store"]
 
@@ -43,7 +32,7 @@ _COUNT = re.compile(rb"-?[0-9]{1,19}")
 _PROBLEM = "it is not signed with this job's token"
 
 
-class SignedStore:
+class SignedStore(Layer):
     """Implements :class:`quorate.rendezvous.Store`; made by :func:`sign_store`.
 
     A value that is not signed counts as absent for ``get`` (its owner may yet write the right one), and is reported
@@ -56,7 +45,8 @@ class SignedStore:
     def __init__(
         self, store: Store, key: bytes, report: Callable[[str], None], is_counter: Callable[[str], bool]
     ) -> None:
-        self._store, self._report, self._is_counter = store, report, is_counter
+        super().__init__(store)
+        self._report, self._is_counter = report, is_counter
         # Copied for each digest: to copy is cheaper than to take in the key again.
         self._name_digest = hashlib.blake2b(key=key, digest_size=_SUFFIX_CHARACTERS // 2, person=b"name")
         self._value_digest = hashlib.blake2b(key=key, digest_size=_TAG_BYTES, person=b"value")
@@ -81,7 +71,7 @@ class SignedStore:
         digest.update(len(data).to_bytes(4, "big") + data + value)
         return digest.digest()
 
-    def _seal(self, name: str, value: bytes) -> bytes:
+    def _value(self, name: str, value: bytes) -> bytes:
         return _VERSION + self._tag(name, value) + value
 
     def _open(self, key: str, name: str, sealed: bytes) -> bytes | None:
@@ -92,27 +82,7 @@ class SignedStore:
         tag, value = sealed[len(_VERSION) : start], sealed[start:]
         return value if hmac.compare_digest(tag, self._tag(name, value)) else None
 
-    def _seal_writes(self, writes: Sequence[Write]) -> list[Write]:
-        named = [(self._name(write.key), write) for write in writes]
-        return [Write(name, self._seal(name, write.value), write.once) for name, write in named]
-
-    def writes_below(self, writes: Sequence[Write]) -> Sequence[Write]:
-        """See :class:`._store.StoreLayer`."""
-        return writes_below(self._store, self._seal_writes(writes))
-
     # --- the store --------------------------------------------------------------------------------------------------
-
-    def create(self, key: str, value: bytes) -> bool:
-        """See :class:`quorate.rendezvous.Store`, as for all methods below."""
-        name = self._name(key)
-        return self._store.create(name, self._seal(name, value))
-
-    def put(self, key: str, value: bytes) -> None:
-        name = self._name(key)
-        self._store.put(name, self._seal(name, value))
-
-    def add(self, key: str, amount: int) -> int:
-        return self._store.add(self._name(key), amount)
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         names = [self._name(key) for key in keys]
@@ -138,55 +108,6 @@ class SignedStore:
     def delete(self, prefix: str) -> None:
         self._store.delete(prefix)
 
-    def close(self) -> None:
-        self._store.close()
-
-
-class _Batch(SignedStore):
-    def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """See :class:`quorate.rendezvous.BatchStore`."""
-        named = [(self._name(key), value) for key, value in items]
-        put_many(self._store, [(name, self._seal(name, value)) for name, value in named])
-
-
-class _Interruptible(SignedStore):
-    def interrupt(self) -> None:
-        """See :class:`quorate.rendezvous.InterruptibleStore`."""
-        assert isinstance(self._store, InterruptibleStore)
-        self._store.interrupt()
-
-
-class _Hosted(SignedStore):
-    @property
-    def is_host(self) -> bool:
-        """See :class:`quorate.rendezvous.HostedStore`."""
-        assert isinstance(self._store, HostedStore)
-        return self._store.is_host
-
-
-class _LastWord(SignedStore):
-    def last_word_writer(self) -> LastWordWriter:
-        """See :class:`quorate.rendezvous.LastWordStore`."""
-        assert isinstance(self._store, LastWordStore)
-        return self._store.last_word_writer()
-
-
-class _Attentive(SignedStore):
-    @property
-    def return_timeout(self) -> float:
-        """See :class:`quorate.rendezvous.AttentiveStore`."""
-        assert isinstance(self._store, AttentiveStore)
-        return self._store.return_timeout
-
-    def set_last_words(self, writes: Sequence[Write]) -> None:
-        assert isinstance(self._store, AttentiveStore)
-        self._store.set_last_words(self._seal_writes(writes))
-
-
-@cache
-def _class_with(abilities: tuple[type[SignedStore], ...]) -> type[SignedStore]:
-    return type("SignedStore", (*abilities, SignedStore), {"__doc__": SignedStore.__doc__})
-
 
 def _may_be_any(key: str) -> bool:
     return True
@@ -207,18 +128,7 @@ def sign_store(
         is_counter: returns whether a key is a counter; by default any may be one, so that a decimal number passes
             unsigned under any key.
     """
-    abilities: list[type[SignedStore]] = []
-    if isinstance(store, BatchStore):
-        abilities.append(_Batch)
-    if isinstance(store, InterruptibleStore):
-        abilities.append(_Interruptible)
-    if isinstance(store, HostedStore):
-        abilities.append(_Hosted)
-    if isinstance(store, LastWordStore):
-        abilities.append(_LastWord)
-    if isinstance(store, AttentiveStore):
-        abilities.append(_Attentive)
-    return _class_with(tuple(abilities))(store, key, report, is_counter)
+    return lay_over(store, SignedStore, key, report, is_counter)
 
 
 def protect(store: Store, run_id: str, token: JobToken | None, report: Callable[[str], None]) -> Store:
