@@ -7,6 +7,7 @@ made.  What does not live here: losses of machines, and what one machine alone s
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path

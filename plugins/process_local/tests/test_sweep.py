@@ -75,7 +75,8 @@ def test_what_passes_on_from_process_to_process_is_swept_too(start: Start, tmp_p
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
         start("exec", [launch(0, sys.executable, "-S", "-c", _CHAIN, str(tmp_path / "pipe"))], 0.2).run()
-        assert select.select([reader], [], [], 1.0)[0] and not os.read(reader, 1)  # the end: nobody holds it
+        assert select.select([reader], [], [], 1.0)[0]
+        assert not os.read(reader, 1)  # the end: no process holds it
     finally:
         os.close(reader)
 

@@ -19,7 +19,7 @@ from attrs import evolve
 from .._isolation import call_plugin, described, problem_of, raise_if_interrupted
 from ..catalogue import PluginKind, StarterRequest
 from ..clock import monotonic, seconds_until, wall_time_ns
-from ..errors import FailureKind, PluginError, QuorateError, StartError
+from ..errors import FailureKind, PluginError, StartError
 from ..net import host_name
 from ..plugins import PluginHost
 from ..preemption import DEADLINE_VARIABLE
