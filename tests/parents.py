@@ -204,7 +204,9 @@ def run_in_children(
         try:
             told: list[list[Outcome | str]] = pickle.loads(receiver.recv_bytes())
         except EOFError:
-            raise AssertionError(f"the parent died:\n{console.read_text(errors='replace')}") from None
+            process.join(DEADLINE)
+            told_by_it = console.read_text(errors="replace")
+            raise AssertionError(f"the parent died with {process.exitcode}:\n{told_by_it}") from None
         process.join(DEADLINE)
         assert process.exitcode == 0, (
             f"the parent ended with {process.exitcode}:\n{console.read_text(errors='replace')}"
