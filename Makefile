@@ -20,7 +20,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo demo-live soak test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials slow-starts redis chromium mpirun slurm sshd
+.PHONY: help demo demo-live soak test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials slow-starts redis chromium mpirun slurm sshd kubernetes
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -52,7 +52,7 @@ types: $(STAMP) ## mypy --strict over all sources
 	set -e; for folder in $(sort $(dir $(wildcard examples/*/*.py))); do \
 		MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $$folder; done
 
-tests: $(STAMP) etcd redis chromium mpirun machines slurm sshd ## pytest alone
+tests: $(STAMP) etcd redis chromium mpirun machines slurm sshd kubernetes ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone
 
@@ -155,6 +155,11 @@ slurm:
 sshd: APT_PACKAGES := openssh-server openssh-client
 sshd:
 	@{ command -v sshd || [ -x /usr/sbin/sshd ]; } >/dev/null || ( $(APT_INSTALL) ) || true
+
+# The manifests of examples/kubernetes are read by the API's own client libraries, in an environment of their own; where
+# they cannot be had that test is skipped, and says so.
+kubernetes:
+	@[ -e .venv-kubernetes/.installed ] || { $(PYTHON) -m venv .venv-kubernetes && .venv-kubernetes/bin/python -m pip install --quiet --upgrade 'pip>=25.1' && .venv-kubernetes/bin/python -m pip install --quiet --group kubernetes && touch .venv-kubernetes/.installed; } || rm -rf .venv-kubernetes
 
 # sudo only where there is one and it is needed.
 define APT_INSTALL

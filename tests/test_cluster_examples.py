@@ -82,7 +82,7 @@ SCHEMAS: Mapping[tuple[str, str], dict[str, Any]] = {
     ("trainer.kubeflow.org/v1alpha1", "TrainJob"): {
         "spec!": {
             "runtimeRef!": {"name!": str, "kind": str, "apiGroup": str},
-            "trainer": {"numNodes": int, "numProcPerNode": object, "image": str, "command": [str], "args": [str]},
+            "trainer": {"numNodes": int, "numProcPerNode": int, "image": str, "command": [str], "args": [str]},
         },
     },
 }
@@ -122,6 +122,53 @@ def test_a_manifest_fits_its_schema(path: Path) -> None:
         assert (
             misfits(document, {"apiVersion!": str, "kind!": str, "metadata!": META, **schema}, document["kind"]) == []
         )
+
+
+#: Reads manifests with the libraries of those who define the API, and writes what they have understood.
+CLIENT = """
+import json, sys
+import kubeflow_trainer_api.models as kubeflow
+from kubernetes import client
+
+MODELS = {"JobSet": kubeflow.JobsetV1alpha2JobSet, "TrainJob": kubeflow.TrainerV1alpha1TrainJob}
+api = client.ApiClient()
+
+def understood(text):
+    kind = json.loads(text)["kind"]
+    if kind in MODELS:
+        return MODELS[kind].from_json(text).to_dict()
+    return api.sanitize_for_serialization(api.deserialize(text, f"V1{kind}", "application/json"))
+
+for line in sys.stdin:
+    try:
+        print(json.dumps(understood(line)))
+    except ValueError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def understood(manifests: list[dict[str, Any]]) -> list[Any]:
+    """Return what the client libraries make of manifests: the same again, or less, or why they are refused."""
+    python = ROOT / ".venv-kubernetes/bin/python"
+    if not python.exists():
+        pytest.skip("the client libraries of Kubernetes and Kubeflow are not installed (make kubernetes)")
+    lines = "\n".join(map(json.dumps, manifests))
+    done = subprocess.run([python, "-c", CLIENT], input=lines, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_client_libraries_understand_every_field_of_the_manifests() -> None:
+    manifests = [document for path in sorted(KUBERNETES.glob("*.yaml")) for document in documents(path)]
+    (job,) = [json.loads(json.dumps(each)) for each in manifests if each["kind"] == "Job"]
+    (train_job,) = [json.loads(json.dumps(each)) for each in manifests if each["kind"] == "TrainJob"]
+    job["spec"]["completion"] = 2
+    train_job["spec"]["trainer"]["numNodes"] = "two"
+    *found, misspelt, mistyped = understood([*manifests, job, train_job])
+    assert found == manifests
+    assert "completion" not in misspelt["spec"]
+    assert "numNodes" in mistyped
+    assert "valid integer" in mistyped
 
 
 def test_the_schemas_refuse_what_the_api_refuses() -> None:
