@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from quorate.catalogue import PluginKind
 from quorate.clock import monotonic, sleep
 from quorate.plugins import get_host
 from quorate.rendezvous import RendezvousBackend
-from quorate.testing import Subject, check
+from quorate.testing import ServerProcess, Subject, check, free_port
 
 from .backends import BACKENDS, loopback_port
 from .nodes import file_store_environment
@@ -30,16 +31,16 @@ pytestmark = pytest.mark.usefixtures("capfd")
 
 REPOSITORY = Path(__file__).parents[1]
 DEADLINE = 60.0
-PERSISTENT = ("etcd", "etcd-v2", "file")
+PERSISTENT = ("etcd", "etcd-v2", "file", "redis")
 
 
-def _file_backend() -> RendezvousBackend:
-    sys.path.insert(0, str(REPOSITORY / "docs/examples/rendezvous_file/src"))
+def _example(name: str) -> RendezvousBackend:
+    sys.path.insert(0, str(REPOSITORY / f"docs/examples/rendezvous_{name}/src"))
     try:
-        import quorate_rendezvous_file  # an example, which is not installed here
+        module = __import__(f"quorate_rendezvous_{name}")  # an example, which is not installed here
     finally:
         sys.path.pop(0)
-    (backend,) = quorate_rendezvous_file.plugin.quorate_register_rendezvous()
+    (backend,) = module.plugin.quorate_register_rendezvous()
     assert isinstance(backend, RendezvousBackend)
     return backend
 
@@ -54,7 +55,15 @@ def servers() -> Iterator[None]:
 def subject(request: pytest.FixtureRequest, servers: None, tmp_path: Path) -> Iterator[Subject]:
     """Each store that keeps its data, as the conformance kit sees it."""
     if request.param == "file":
-        yield Subject(_file_backend(), str(tmp_path), lenient=True, host=PluginHost(paths=[]))
+        yield Subject(_example("file"), str(tmp_path), lenient=True, host=PluginHost(paths=[]))
+        return
+    if request.param == "redis":
+        if shutil.which("redis-server") is None:
+            pytest.skip("redis-server is not installed")
+        port = free_port()
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
+        with ServerProcess(command, port) as server:
+            yield Subject(_example("redis"), server.endpoint, lenient=True, host=PluginHost(paths=[]))
         return
     backend = get_host().choose(PluginKind.RENDEZVOUS, request.param)
     with BACKENDS[request.param].fresh_endpoint() as endpoint:

@@ -65,6 +65,7 @@ def store_of(backend: str, machine: Machine, folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow  # each message takes a tenth of a second, or is sent again
+@pytest.mark.timeout(180 + 60 * TRIALS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nobody_is_lost_where_messages_are_late_and_some_are_lost(
     backend: str, machines: list[Machine], tmp_path: Path
@@ -78,7 +79,7 @@ def test_nobody_is_lost_where_messages_are_late_and_some_are_lost(
                 for rank, machine in enumerate(machines)
             ]
             try:
-                outputs = [agent.communicate(timeout=DEADLINE)[0] for agent in agents]
+                outputs = [agent.communicate(timeout=2 * DEADLINE)[0] for agent in agents]
             finally:
                 for agent in agents:
                     agent.kill()

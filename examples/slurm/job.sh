@@ -10,4 +10,5 @@
 #SBATCH --output=%x-%j.out
 
 # One task a node: each is the agent of its node. The script finds quorate.deadline() once Slurm has sent USR1.
-srun quorate run --requeue "$@"
+# exec, because Slurm also ends the shell of the script at the time limit, and what waits for srun would be gone with it.
+exec srun quorate run --requeue "$@"

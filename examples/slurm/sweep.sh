@@ -5,4 +5,4 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --output=%x-%A_%a.out
 
-srun quorate run "$@"
+exec srun quorate run "$@"

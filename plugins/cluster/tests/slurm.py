@@ -105,8 +105,8 @@ class Slurm:
         self._enter = ["nsenter", f"--target={children[0]}", "--net", "--mount", "--pid", f"--wd={os.getcwd()}"]
         self._wait(lambda: "idle*" not in self.states() and self.states().count("idle") == 3, "the nodes are not up")
 
-    def _wait(self, is_true: Callable[[], bool], problem: str) -> None:
-        deadline = monotonic() + DEADLINE_SECONDS
+    def _wait(self, is_true: Callable[[], bool], problem: str, seconds: float = DEADLINE_SECONDS) -> None:
+        deadline = monotonic() + seconds
         while not is_true():
             if monotonic() > deadline or self._outer.poll() is not None:
                 logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.log"))
@@ -169,9 +169,14 @@ class Slurm:
         self._wait(lambda: self.state(job) in states, f"job {job} is not {' or '.join(states)}\n{self.output(job)}")
         return self.state(job)
 
-    def wait_for_text(self, job: str, text: str, count: int = 1, task: str = "4294967294") -> None:
+    def wait_for_text(
+        self, job: str, text: str, count: int = 1, task: str = "4294967294", seconds: float = DEADLINE_SECONDS
+    ) -> None:
         """Wait until a batch job has printed ``text``."""
-        self._wait(lambda: self.output(job, task).count(text) >= count, f"job {job} does not print {text!r}")
+        try:
+            self._wait(lambda: self.output(job, task).count(text) >= count, f"job {job} is too slow", seconds)
+        except RuntimeError as error:
+            raise RuntimeError(f"job {job} has not printed {text!r} but:\n{self.output(job, task)}\n{error}") from None
 
     def processes(self, word: str) -> list[str]:
         """Return the command lines of the cluster's processes that contain ``word``."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from slurm import Slurm
+
+from quorate.clock import monotonic, sleep
+from quorate.testing import free_port
 
 WORKER = str(Path(__file__).with_name("saving_worker.py"))
 COMMAND = f"{sys.executable} -m quorate run"
@@ -49,13 +55,80 @@ def test_the_two_sigterms_of_a_time_limit_are_one_request(slurm: Slurm, tmp_path
     assert "srun ended with 75" in slurm.output(job)
 
 
-@pytest.mark.slow  # Slurm looks at its clock every half minute
-def test_the_signal_that_was_asked_for_comes_before_the_time_limit(slurm: Slurm, tmp_path: Path) -> None:
-    job = slurm.submit(script(tmp_path, "signal"), "-N2", "--time=1", "--signal=USR1@58")
-    slurm.wait_for(job, "COMPLETED", "TIMEOUT", "FAILED")
-    output = slurm.output(job)
-    assert saved(tmp_path) == {"saved-0-0": "SIGUSR1", "saved-1-0": "SIGUSR1"}, output
+def test_a_sigterm_that_comes_once_the_job_has_ended_takes_nothing_away(tmp_path: Path) -> None:
+    """One node was warned, and Slurm's signal to the first node comes while that asks for another start."""
+    begun, go, done = (tmp_path / name for name in ("begun", "go", "done"))
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\ntouch {begun}\nwhile [ ! -e {go} ]; do sleep 0.05; done\ntouch {done}\n")
+    scontrol.chmod(0o755)
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "SLURM", "OMPI"))}
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n1"}
+    flags = ("--rdzv-backend=tcp", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-auth=off", "--requeue")
+    agents = [
+        subprocess.Popen(
+            [*COMMAND.split(), *flags, f"--rdzv-conf=is_host={1 - rank}", WORKER, str(tmp_path), "deadline"],
+            env={**own, **step, "SLURM_PROCID": str(rank), "PATH": f"{tmp_path}:{own['PATH']}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for agent in agents:
+            assert agent.stdout is not None
+            while not agent.stdout.readline().startswith("begins"):
+                assert agent.poll() is None
+        agents[1].send_signal(signal.SIGUSR1)
+        deadline = monotonic() + 60.0
+        while not begun.exists():
+            assert monotonic() < deadline
+            sleep(0.02)
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            agents[0].send_signal(number)
+        go.touch()
+        outputs = [agent.communicate(timeout=60.0)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == [75, 75], outputs
+        assert done.exists()
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.communicate()
+
+
+@pytest.mark.slow  # Slurm looks at its clock every half minute; both jobs wait for it at the same time
+def test_slurm_warns_before_a_time_limit_and_ends_the_job_at_it(slurm: Slurm, tmp_path: Path) -> None:
+    """The end is one SIGTERM for the tasks and one for all that is left of the job, and one request to save.
+
+    The second would end a shell that waits for srun, and srun with it.
+    """
+    warned, ended, go = tmp_path / "warned", tmp_path / "ended", tmp_path / "go"
+    warned.mkdir()
+    ended.mkdir()
+    command = f"exec srun --ntasks-per-node=1 {COMMAND} --requeue {WORKER} {ended} signal"
+    waiting = f"while [ ! -e {go} ]; do sleep 0.05; done\n{command}\n"
+    limited = slurm.submit(waiting, "--nodelist=n1,n2", "--time=10", "--requeue", "--open-mode=append")
+    slurm.wait_for(limited, "RUNNING")
+    changed = slurm.run("scontrol", "update", f"JobId={limited}", "EndTime=now+15")
+    assert changed.returncode == 0, changed.stderr
+    go.touch()
+    signalled = slurm.submit(script(warned, "signal"), "--nodelist=n2,n3", "--time=1", "--signal=USR1@58")
+    slurm.wait_for_text(limited, "begins", 2)
+    slurm.wait_for_text(limited, "is put in the queue again: scontrol requeue", seconds=90)
+    output = slurm.output(limited)
+    assert "DUE TO TIME LIMIT" in output
+    first = {name: word for name, word in saved(ended).items() if name.endswith("-0")}
+    assert first == {"saved-0-0": "SIGTERM", "saved-1-0": "SIGTERM"}, output
+    assert max(seconds_that_were_left(ended)) <= 3.0  # of the four that Slurm is configured for
+    assert output.count("saved 0 SIGTERM") == output.count("saved 1 SIGTERM") == 1
+    slurm.wait_for(signalled, "COMPLETED", "TIMEOUT", "FAILED")
+    output = slurm.output(signalled)
+    assert saved(warned) == {"saved-0-0": "SIGUSR1", "saved-1-0": "SIGUSR1"}, output
     assert "srun ended with 75" in output
+    slurm.wait_for(limited, "PENDING", "RUNNING", "COMPLETED")
+    slurm.run("scontrol", "update", f"JobId={limited}", "StartTime=now+1")  # Slurm holds it back for two minutes
+    slurm.wait_for_text(limited, "begins 0 start 1")
+    slurm.wait_for(limited, "COMPLETED")
 
 
 def test_scancel_lets_the_workers_save_within_its_grace(slurm: Slurm, tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ class Runner:
             self._close_preparation()
             self._close_services()
             self._preemption.close()
+            if self._finish is not None and self._finish.outcome is protocol.Outcome.PREEMPTED:
+                self._signals.outlast()
             self._signals.restore()
             self._epoll.close()
             wake, self._wake = self._wake, -1

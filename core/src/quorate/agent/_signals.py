@@ -113,6 +113,13 @@ class SignalCatcher:
         self._has_stopped = self._has_stopped or any(caught.number in self._stopping for caught in found)
         return found
 
+    def outlast(self) -> None:
+        """Take it that signals that stop the job, or warn of its end, are still to come; see ``ending_with_the_run``.
+
+        A scheduler that has warned one node signals the others a moment later.
+        """
+        self._has_stopped = True
+
     def suspend(self) -> None:
         """Stop this process as Ctrl-Z does, until it is continued; where the kernel forbids that, return at once."""
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
@@ -127,7 +134,8 @@ class SignalCatcher:
         if self._interrupts >= 0:
             read_signalfd(self._interrupts)
         for number, handler in self._old.items():
-            if _program_ends_with_run and self._has_stopped and number in self._stopping:
+            is_stopping = number in self._stopping or number in self._warning
+            if _program_ends_with_run and self._has_stopped and is_stopping:
                 signal.signal(number, signal.SIG_IGN)
             else:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
