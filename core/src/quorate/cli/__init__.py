@@ -6,7 +6,7 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from ..notices import open_missing_streams
+from ..notices import open_missing_streams, write_error
 from ._exit import ExitCode
 
 __all__ = ["ExitCode", "main"]
@@ -22,7 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the launch.
         gc.set_threshold(50_000, 20, 20)
         open_missing_streams()
-    from ._main import execute, leave  # everything else, once the threshold is set
+    try:
+        from ._main import execute, leave  # everything else, once the threshold is set
+    except KeyboardInterrupt:
+        if argv is not None:
+            raise
+        write_error("quorate: interrupted")
+        return 130
 
     if argv is None:
         leave(execute(sys.argv[1:]))
