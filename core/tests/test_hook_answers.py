@@ -182,6 +182,8 @@ def test_a_function_without_the_mark_is_reported_and_not_called(name: str) -> No
         ("launch", evolve(LAUNCH, environment=None)),
         ("launch", evolve(LAUNCH, entrypoint=None)),
         ("launch", evolve(LAUNCH, args="ab")),
+        ("launch", evolve(LAUNCH, args=(1,))),
+        ("launch", evolve(LAUNCH, args=("\0",))),
         ("launch", evolve(LAUNCH, logs=None)),
         ("launch", evolve(LAUNCH, cpus=frozenset({"0"}))),
         ("launch", evolve(LAUNCH, memory_node=-1)),
@@ -202,6 +204,15 @@ def test_an_answer_of_the_right_type_and_a_wrong_value_is_refused(question: str,
     assert ask(host, name) == ask(host, name) == default
     assert len(sentences) == 1
     assert f"plugin bad: {name} answered" in sentences[0]
+
+
+def test_what_is_said_of_a_wrong_environment_is_the_wrong_variable_alone() -> None:
+    sentences: list[str] = []
+    answer = evolve(LAUNCH, environment={"API_KEY": "secret", "PORT": 1})
+    host = PluginHost([], (), [("bad", plugin_of("quorate_decide_launch", lambda: answer))], sentences.append)
+    ask(host, "quorate_decide_launch")
+    assert "'PORT' of type int" in sentences[0]
+    assert "secret" not in sentences[0]
 
 
 OFFERS: Sequence[Callable[[], Any]] = (

@@ -221,3 +221,44 @@ def test_the_difference_between_two_nodes_plugins_is_printed_as_a_difference() -
     assert _warning(same, same) == ""
     assert _warning("", "x=1") == "nodes run different plugins: only b has x 1"
     assert len(_warning(",".join(f"p{n}=1" for n in range(999)), ",".join(f"p{n}=2" for n in range(999)))) < 1000
+
+
+BACKENDS = """
+from quorate import RendezvousBackend, ServiceBackend, hookimpl
+
+def fail(parameters):
+    raise ValueError("odd")
+
+@hookimpl
+def quorate_register_rendezvous():
+    yield RendezvousBackend("five", "opens 5", open_store=lambda parameters: 5)
+    yield RendezvousBackend("odd", "raises", open_store=fail)
+
+@hookimpl
+def quorate_register_service():
+    return [ServiceBackend("six", "starts 6", start=lambda view: 6)]
+"""
+
+
+@runs_a_job
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("five", "rendezvous backend 'five' opened 5, which is not a store: it has no add()"),
+        ("odd", "rendezvous backend 'odd' raised ValueError: odd"),
+    ],
+)
+def test_what_a_backend_opens_is_checked_by_name(tmp_path: Path, name: str, sentence: str) -> None:
+    install(tmp_path / "plugins", "opener", BACKENDS)
+    (tmp_path / "train.py").write_text("")
+    flags = [f"--rdzv-backend={name}", "--rdzv-endpoint=host:1"]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("quorate")), "run", *flags, str(tmp_path / "train.py")],
+        env=clean_environment(PYTHONPATH=str(tmp_path / "plugins")),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 3, done.stderr
+    assert f"quorate: error: {sentence}" in done.stderr
+    assert "service 'six' could not be started: TypeError: start answered 6, which is not a service" in done.stderr

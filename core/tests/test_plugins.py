@@ -184,6 +184,22 @@ def test_a_plugin_is_disabled_by_entry_point_or_distribution(
     assert host.disabled == {"other", name}
 
 
+def test_what_is_disabled_is_not_offered_for_installation(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.install("quorate-rendezvous-etcd", "", name="rendezvous-etcd")
+    monkeypatch.setenv("QUORATE_DISABLE_PLUGINS", "rendezvous-etcd")
+    with pytest.raises(UnknownBackendError, match=r"leaves out quorate-rendezvous-etcd .*; remove it from there"):
+        tree.host().choose(PluginKind.RENDEZVOUS, "etcd")
+
+
+def test_a_flag_with_the_name_of_one_of_the_core_is_reported_with_its_plugin(tree: Tree) -> None:
+    source = "import sys\nfrom quorate import CliOption, hookimpl\nplugin = sys.modules[__name__]\n"
+    source += "@hookimpl\ndef quorate_register_cli_options():\n    return [CliOption('nnodes', 'help')]\n"
+    tree.install("bold-plug", source, name="bold")
+    text, is_healthy = describe(tree.host())
+    assert not is_healthy
+    assert "bold-plug 1.5 (bold) offers the flag --nnodes, which is one of quorate's own" in text
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "package"),
     [

@@ -189,6 +189,18 @@ def _check_launch(answer: Any, arguments: _Arguments) -> str:
     for name, is_good in _LAUNCH_FIELDS.items():
         if not is_good(getattr(answer, name)):
             return f"answered a WorkerLaunch whose {name} is {shown(getattr(answer, name))}"
+    is_command = isinstance(answer.entrypoint, str)
+    if is_command and not all(isinstance(each, str) and "\0" not in each for each in answer.args):
+        return "answered a WorkerLaunch whose args are not all texts without a NUL, as a command needs them"
+    # Most of an environment is the user's own, and some of it secret.
+    if not isinstance(answer.environment, Mapping):
+        return f"answered a WorkerLaunch whose environment is a {type(answer.environment).__name__}, not a mapping"
+    for name, text in answer.environment.items():
+        if not is_environment({name: text}):
+            kind = type(text).__name__
+            return (
+                f"answered a WorkerLaunch whose environment has {shown(name)} of type {kind}, which cannot be passed on"
+            )
     return ""
 
 
@@ -204,7 +216,6 @@ def is_environment(value: Any) -> bool:
 _LAUNCH_FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "entrypoint": lambda value: isinstance(value, str) or callable(value),
     "args": lambda value: isinstance(value, tuple),
-    "environment": is_environment,
     "error_file": lambda value: isinstance(value, str),
     "logs": lambda value: isinstance(value, WorkerLogs),
     "cpus": lambda value: value is None or all(type(cpu) is int and cpu >= 0 for cpu in value),

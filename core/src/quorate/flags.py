@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .catalogue import PluginKind
 from .cli._devices import count_workers
 from .cli._flags import Flag
 from .cli._parse import resolve
-from .cli._run import check_launch, flags_with
+from .cli._run import check_launch, flags_of
 from .config import LaunchConfig
 from .plugins import get_host
 
@@ -21,7 +20,7 @@ __all__ = ["Flag", "all_flags", "configure", "count_workers"]
 
 def all_flags() -> tuple[Flag, ...]:
     """Return every flag of ``quorate run``, those of the installed plugins included."""
-    return flags_with(get_host().catalogue(PluginKind.CLI_OPTION).values())
+    return flags_of(get_host())
 
 
 def configure(

@@ -101,6 +101,7 @@ class PluginHost:
         self.disabled = frozenset(name.strip() for name in disabled if name.strip())
         self.loaded: list[LoadedPlugin] = []
         self.broken: list[BrokenPlugin] = []
+        self._left_out: list[FoundPlugin] = []
         self._warn = warn or notices.warn
         self._catalogues: dict[PluginKind, dict[str, _Offer]] = {}
         self._failed_observers: set[int] = set()
@@ -112,7 +113,9 @@ class PluginHost:
         found += [(FoundPlugin(name, "", "", ""), value) for name, value in extra]
         # pluggy calls the last one registered first: register in reverse for alphabetical order of the calls.
         for plugin, value in sorted(found, key=lambda pair: (pair[0].name, pair[0].distribution), reverse=True):
-            if plugin.name not in self.disabled and plugin.distribution not in self.disabled:
+            if plugin.name in self.disabled or plugin.distribution in self.disabled:
+                self._left_out.append(plugin)
+            else:
                 self._load(plugin, value)
         self.loaded.reverse()
 
@@ -215,7 +218,14 @@ class PluginHost:
                     f"{described(broken.error)}"
                 ) from broken.error
         remedy = f"Install it with: pip install {package}" if package else "Run 'quorate plugins' to see all plugins"
+        for found in self._left_out:
+            if found.distribution == package:
+                remedy = f"QUORATE_DISABLE_PLUGINS leaves out {_describe(found)}, which offers it; remove it from there"
         raise UnknownBackendError(kind.value, name, sorted(offers), remedy)
+
+    def owner_of(self, kind: PluginKind, name: str) -> str:
+        """Return what offers ``name``, for messages: distribution, version and plugin."""
+        return _describe(self._offers(kind)[name].owner.found)
 
     # --- decide ---------------------------------------------------------------------------------------------------
 

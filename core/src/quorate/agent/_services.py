@@ -164,7 +164,7 @@ class Services:
             for name, backend in host.catalogue(kind).items():
                 try:
                     service = backend.start(self._view)
-                    environment = {} if service is None else _checked(service.worker_environment)
+                    environment = {} if service is None else _environment_of(service)
                 except BaseException as error:
                     raise_if_interrupted(error)
                     self._warn(f"{kind} {name!r} could not be started: {described(error)}")
@@ -209,7 +209,11 @@ class Services:
             self._warn(f"service {name!r} could not be closed: {described(error)}")
 
 
-def _checked(environment: Any) -> Mapping[str, str]:
+def _environment_of(service: Any) -> Mapping[str, str]:
+    for name in ("observe", "close"):
+        if not callable(getattr(service, name, None)):
+            raise TypeError(f"start answered {shown(service)}, which is not a service: it has no {name}()")
+    environment = service.worker_environment
     if not is_environment(environment):
         raise TypeError(f"its worker_environment is {shown(environment)}, not a mapping of strings")
     checked: Mapping[str, str] = environment

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..catalogue import PluginKind
-from ..errors import DuplicatePluginError, UsageError
+from ..errors import PluginError, UsageError
 from ..notices import write_output
 from ..plugins import PluginHost
 from ._exit import ExitCode
 from ._help import table_text
+from ._run import flags_of
 
 __all__ = ["describe", "show"]
 
@@ -39,7 +40,8 @@ def describe(host: PluginHost) -> tuple[str, bool]:
     conflict = ""
     try:
         plugins = host.described()
-    except DuplicatePluginError as error:
+        flags_of(host)
+    except PluginError as error:
         plugins, conflict = list(host.loaded), str(error)
     rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "OFFERS")]
     for plugin in plugins:

@@ -38,7 +38,7 @@ from ._help import config_text, help_text
 from ._parse import Parsed, parse
 from ._values import text
 
-__all__ = ["WorkerExitCode", "build_command", "build_config", "check_launch", "flags_with", "run"]
+__all__ = ["WorkerExitCode", "build_command", "build_config", "check_launch", "flags_of", "flags_with", "run"]
 
 _DEFAULT_MASTER_ADDR = "127.0.0.1"
 _DEFAULT_MASTER_PORT = 29500
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     """Carry out ``quorate run ARGV`` and return the exit code."""
     _outlive_user_signals()
     host = get_host()
-    parsed = parse(argv, os.environ, flags_with(host.catalogue(PluginKind.CLI_OPTION).values()))
+    parsed = parse(argv, os.environ, flags_of(host))
     if "help" in parsed.actions:
         write_output(help_text(parsed.flags))
         return ExitCode.OK
@@ -150,18 +150,28 @@ def check_launch(parsed: Parsed, host: PluginHost, job: ClusterJob | None = None
     return config, command
 
 
-def flags_with(options: Iterable[CliOption]) -> tuple[Flag, ...]:
+def flags_of(host: PluginHost) -> tuple[Flag, ...]:
+    """Return the table of flags with those of the plugins of ``host``; raises as :func:`flags_with`."""
+    return flags_with(
+        host.catalogue(PluginKind.CLI_OPTION).values(), lambda name: host.owner_of(PluginKind.CLI_OPTION, name)
+    )
+
+
+def flags_with(
+    options: Iterable[CliOption], owner_of: Callable[[str], str] = lambda name: "a plugin"
+) -> tuple[Flag, ...]:
     """Return the table of flags with those that plugins offer.
 
     Raises:
-        PluginError: a plugin's option has the name of a flag of the core.
+        PluginError: a plugin's option has the name of a flag of the core, or one that cannot be a flag's.
     """
     flags = {flag.name: flag for flag in FLAGS}
     for option in options:
         name = option.name.replace("_", "-")
         if name in flags and not flags[name].plugin_only:
             raise PluginError(
-                f"a plugin offers the flag --{name}, which is one of quorate's own; it needs another name"
+                f"{owner_of(option.name)} offers the flag --{name}, which is one of quorate's own; it needs another "
+                "name. Until then leave it out: QUORATE_DISABLE_PLUGINS"
             )
         flags[name] = Flag(
             name,

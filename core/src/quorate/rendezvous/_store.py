@@ -22,6 +22,7 @@ __all__ = [
     "StoreLayer",
     "Write",
     "ends_with_host",
+    "lacking_method",
     "parse_counter",
     "put_many",
     "writes_below",
@@ -76,6 +77,14 @@ class Store(Protocol):
     def close(self) -> None:
         """Release connections, threads and servers.  May be called twice; later calls of other methods may raise."""
         ...
+
+
+_METHODS = ("add", "close", "create", "delete", "get", "put", "wait")
+
+
+def lacking_method(store: object) -> str:
+    """Return the first method of :class:`Store` that ``store`` has not, ``""`` if it has all."""
+    return next((name for name in _METHODS if not callable(getattr(store, name, None))), "")
 
 
 @runtime_checkable
