@@ -12,10 +12,9 @@ from typing import Any, Protocol, final
 
 from attrs import evolve
 
-from .._isolation import call_plugin, shown
 from ..clock import monotonic, seconds_until
 from ..cut_off import WhenCutOff, parse_when_cut_off
-from ..errors import FailureKind, PluginError, RendezvousClosedError, StoreUnavailableError, UsageError
+from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
 from ..job_token import job_token_of
 from ..net import advertised_address, host_name, is_local_name
 from ..notices import warn
@@ -54,7 +53,7 @@ from ._protocol import (
 from ._reporting import Reporting
 from ._signed import protect
 from ._state import cut_off_at
-from ._store import PortLendingStore, Store, ends_with_host, lacking_method
+from ._store import PortLendingStore, Store, ends_with_host, open_checked
 from ._strangers import StrangerWatch
 
 __all__ = ["Decisions", "StoreRendezvousHandler", "settings_of"]
@@ -166,7 +165,7 @@ class StoreRendezvousHandler(RendezvousHandler):
     def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
         plain = self._plain_store
         if plain is None:
-            plain = self._plain_store = self._opened(open_store)
+            plain = self._plain_store = open_checked(self._backend.name, open_store, self._parameters)
         try:
             store = self._door.enter(protect(plain, self._parameters.run_id, self._token, warn), self._node)
             self._door_reason = ""
@@ -177,14 +176,6 @@ class StoreRendezvousHandler(RendezvousHandler):
                 plain.close()
             raise
         self._has_entered = True
-        return store
-
-    def _opened(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
-        what = f"rendezvous backend {self._backend.name!r}"
-        store = call_plugin(what, open_store, self._parameters)
-        lacking = lacking_method(store)
-        if lacking:
-            raise PluginError(f"{what} opened {shown(store)}, which is not a store: it has no {lacking}()")
         return store
 
     def _report_waiting(self, sentence: str) -> None:

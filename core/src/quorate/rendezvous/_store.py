@@ -6,9 +6,10 @@ What does not live here: the protocol (:mod:`quorate.rendezvous._machine`) and a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, final, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, final, runtime_checkable
 
-from ..errors import StoreCorruptError
+from .._isolation import call_plugin, shown
+from ..errors import PluginError, StoreCorruptError
 
 __all__ = [
     "AttentiveStore",
@@ -22,12 +23,13 @@ __all__ = [
     "StoreLayer",
     "Write",
     "ends_with_host",
-    "lacking_method",
+    "open_checked",
     "parse_counter",
     "put_many",
     "writes_below",
 ]
 
+_T = TypeVar("_T")
 _MOST_DIGITS = 100
 
 
@@ -82,9 +84,19 @@ class Store(Protocol):
 _METHODS = ("add", "close", "create", "delete", "get", "put", "wait")
 
 
-def lacking_method(store: object) -> str:
-    """Return the first method of :class:`Store` that ``store`` has not, ``""`` if it has all."""
-    return next((name for name in _METHODS if not callable(getattr(store, name, None))), "")
+def open_checked(backend: str, open_store: Callable[[_T], Store], parameters: _T) -> Store:
+    """Open a backend's store.
+
+    Raises:
+        QuorateError: what ``open_store`` raised, if it is one.
+        PluginError: ``open_store`` raised anything else, or returned what is not a store; names the backend.
+    """
+    what = f"rendezvous backend {backend!r}"
+    store = call_plugin(what, open_store, parameters)
+    lacking = next((name for name in _METHODS if not callable(getattr(store, name, None))), "")
+    if lacking:
+        raise PluginError(f"{what} opened {shown(store)}, which is not a store: it has no {lacking}()")
+    return store
 
 
 @runtime_checkable
