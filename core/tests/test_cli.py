@@ -490,6 +490,10 @@ def test_a_command_that_a_plugin_offers_is_found(tmp_path: Path) -> None:
     (info / "entry_points.txt").write_text("[quorate.commands]\nhello = offered:hello\nbroken = offered:gone\n")
     done = quorate("hello", "a", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (7, "hello a\n"), done.stderr
+    help_text = quorate("--help", PYTHONPATH=str(tmp_path)).stdout
+    assert "  hello        of offered; see: quorate hello --help\n" in help_text
+    assert "\n  exec " in help_text
+    assert "did you mean 'quorate hello'?" in quorate("helo", PYTHONPATH=str(tmp_path)).stderr
     done = quorate("broken", PYTHONPATH=str(tmp_path))
     assert done.returncode == ExitCode.PLUGIN
     assert "'broken' of offered could not be loaded: AttributeError" in done.stderr

@@ -98,6 +98,8 @@ class PluginHost:
     ) -> None:
         if disabled is None:
             disabled = os.environ.get("QUORATE_DISABLE_PLUGINS", "").split(",")
+        #: Where to look for distributions; ``None``: on ``sys.path``.
+        self.paths = paths
         self.disabled = frozenset(name.strip() for name in disabled if name.strip())
         self.loaded: list[LoadedPlugin] = []
         self.broken: list[BrokenPlugin] = []

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__, notices
-from .._discovery import find_plugins
+from .._discovery import COMMANDS_GROUP, FoundPlugin, find_plugins
 from ..errors import (
     PluginError,
     PreemptedError,
@@ -41,11 +41,12 @@ commands:
   run          run one node of a job; see: quorate run --help
   plugins      show which plugins are installed, what they offer, and what is wrong with them
   conformance  test a rendezvous backend with the conformance kit; see: quorate conformance --help
-  exec         run a command whose calls of torchrun go to quorate; needs quorate-torchrun
-
+{offered}
 options:
-  --help, --version
-"""
+  --help, --version"""
+
+#: Commands of distributions of this project -> the distribution.
+_USUAL_OWNERS = {"exec": "quorate-torchrun", "detached": "quorate-ssh"}
 
 
 def execute(argv: Sequence[str]) -> int:
@@ -79,13 +80,25 @@ _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 }
 
 
+def _usage() -> str:
+    offered = {found.name: f"of {found.distribution}; see: quorate {found.name} --help" for found in _offered()}
+    for name, owner in _USUAL_OWNERS.items():
+        offered.setdefault(name, f"not installed; pip install {owner}")
+    return _USAGE.format(offered="".join(f"  {name:<12} {text}\n" for name, text in sorted(offered.items())))
+
+
+def _offered() -> list[FoundPlugin]:
+    """Return the subcommands that installed distributions offer (entry points of ``quorate.commands``)."""
+    return find_plugins(group=COMMANDS_GROUP)
+
+
 def _find_command(name: str) -> Callable[[Sequence[str]], int] | None:
-    """Return the subcommand ``name`` that an installed distribution offers (entry points of ``quorate.commands``).
+    """Return the subcommand ``name`` that an installed distribution offers.
 
     Raises:
         PluginError: it could not be imported.
     """
-    found = next((found for found in find_plugins(group="quorate.commands") if found.name == name), None)
+    found = next((found for found in _offered() if found.name == name), None)
     if found is None:
         return None
     module, _, attribute = found.target.partition(":")
@@ -103,7 +116,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command in _COMMANDS:
         return _COMMANDS[command](argv[1:])
     if command in ("-h", "--help", "help"):
-        write_output(_USAGE.rstrip())
+        write_output(_usage())
         return ExitCode.OK
     if command == "--version":
         write_output(f"quorate {__version__}")
@@ -119,10 +132,11 @@ def _unknown(command: str) -> UsageError:
         return UsageError("a command is missing; write 'quorate run SCRIPT' (see: quorate --help)")
     if command.startswith("-") or command.endswith(".py"):
         return UsageError(f"{command} is not a command; did you mean 'quorate run {command} ...'?")
-    if command == "exec":
-        return UsageError("the command 'exec' is not installed; pip install quorate-torchrun")
-    near = near_names(command, _COMMANDS)
-    remedy = f"did you mean 'quorate {near[0]}'?" if near else f"the commands are {', '.join(_COMMANDS)}"
+    if command in _USUAL_OWNERS:
+        return UsageError(f"the command {command!r} is not installed; pip install {_USUAL_OWNERS[command]}")
+    names = [*_COMMANDS, *(found.name for found in _offered())]
+    near = near_names(command, names)
+    remedy = f"did you mean 'quorate {near[0]}'?" if near else f"the commands are {', '.join(names)}"
     return UsageError(f"{command!r} is not a command; {remedy}")
 
 

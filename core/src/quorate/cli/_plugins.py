@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .._discovery import COMMANDS_GROUP, find_plugins
 from ..catalogue import PluginKind
 from ..errors import PluginError, UsageError
 from ..notices import write_output
@@ -43,10 +44,13 @@ def describe(host: PluginHost) -> tuple[str, bool]:
         flags_of(host)
     except PluginError as error:
         plugins, conflict = list(host.loaded), str(error)
+    commands: dict[str, list[str]] = {}
+    for command in find_plugins(host.paths, group=COMMANDS_GROUP):
+        commands.setdefault(command.distribution, []).append(f"command: {command.name}")
     rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "OFFERS")]
     for plugin in plugins:
         found = plugin.found
-        offers = _offers(plugin.offers) + _hooks(host, plugin.plugin)
+        offers = _offers(plugin.offers) + commands.pop(found.distribution, []) + _hooks(host, plugin.plugin)
         rows.append((found.name, found.distribution or "-", found.version or "-", "; ".join(offers) or "nothing"))
     lines = (
         [table_text(rows)]
