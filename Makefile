@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 CORE_VENV := .venv-core
 CORE_BIN := $(CORE_VENV)/bin
 CORE_STAMP := $(CORE_VENV)/.installed
+# Programs that call torchrun; some want old releases of what the tests need.
+CLIENTS_BIN := .venv-clients/bin
 PRIVATE_HOSTS := tests/with-private-hosts
 # Most tests wait for processes, leases and deadlines: three at a time keep two cores busy.
 JOBS ?= 3
@@ -20,7 +22,7 @@ TYPE_ROOTS := $(SOURCES) $(patsubst %/,%,$(wildcard examples/*/))
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help demo demo-live soak test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials slow-starts redis chromium mpirun slurm sshd kubernetes
+.PHONY: clients help demo demo-live soak test test-core lint format types tests reference coverage simulate docs dist bench clean system-packages etcd machines trials slow-starts redis chromium mpirun slurm sshd kubernetes
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -78,6 +80,12 @@ fuzz: $(STAMP) ## random bytes for everything that reads what others wrote (SECO
 docs: $(STAMP) ## write the generated parts of docs/ anew
 	$(BIN)/python -m quorate.cli._reference docs
 
+clients: $(STAMP) ## released programs that call torchrun, run by quorate (ARGS="-k deepspeed"; installs about 3 GB, takes about 20 minutes)
+	[ -x $(CLIENTS_BIN)/python ] || $(PYTHON) -m venv $(dir $(CLIENTS_BIN))
+	$(CLIENTS_BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(CLIENTS_BIN)/python -m pip install --quiet $(shell grep '^torch==' constraints.txt) --group clients $(PROJECTS:%=-e ./%)
+	QUORATE_CLIENTS_PYTHON=$(abspath $(CLIENTS_BIN)/python) $(PRIVATE_HOSTS) $(BIN)/python -m pytest plugins/torchrun/tests/test_torchrun_clients.py -rs $(ARGS)
+
 trials: $(STAMP) etcd machines ## a hundred random losses of a machine, of each kind (about half an hour; TRIALS=10 for fewer)
 	QUORATE_TEST_TRIALS=$(or $(TRIALS),100) $(PRIVATE_HOSTS) $(BIN)/python -m pytest tests/test_lost_machines.py -k three_machines -x
 
@@ -94,7 +102,7 @@ dist: $(CORE_STAMP) ## wheel and source archive of every distribution, in dist/
 	set -e; for project in . $(PROJECTS); do $(CORE_BIN)/python -m build --no-isolation --outdir dist $$project; done
 
 clean: ## remove the environment, caches and everything that was built or written
-	rm -rf $(VENV) $(CORE_VENV) demo-output benchmarks/results build dist .coverage .coverage.* coverage
+	rm -rf $(VENV) $(CORE_VENV) .venv-clients demo-output benchmarks/results build dist .coverage .coverage.* coverage
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .nox
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf $(PROJECTS:%=%/dist) $(PROJECTS:%=%/build)
