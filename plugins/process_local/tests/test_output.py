@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,19 @@ Shell = Callable[..., Group]
 Capture = pytest.CaptureFixture[bytes]
 
 
+@contextmanager
+def stderr_of_the_agent(descriptor: int) -> Iterator[None]:
+    """Make ``descriptor`` what this process writes errors to, by its descriptor and by ``sys.stderr``."""
+    saved = os.dup(2)
+    os.dup2(descriptor, 2)
+    try:
+        with redirect_stderr(open(2, "w", closefd=False)):
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
 def test_without_wishes_bytes_go_through_as_they_are(sh: Shell, capfdbinary: Capture) -> None:
     sh(r"printf 'a\rb\rc\0\377'; printf '10%%\r20%%\r\n30%%\r' >&2").run()
     out, err = capfdbinary.readouterr()
@@ -30,16 +44,11 @@ def test_without_wishes_bytes_go_through_as_they_are(sh: Shell, capfdbinary: Cap
 def test_stderr_is_forwarded_at_once_even_without_a_line_end(start: Start, ear: Ear) -> None:
     os.mkfifo(f"{ear.path}.go")
     read_end, write_end = os.pipe()
-    saved = os.dup(2)
-    os.dup2(write_end, 2)
-    os.close(write_end)
-    try:
+    with stderr_of_the_agent(write_end):
+        os.close(write_end)
         group = start("exec", [launch(0, "sh", "-c", f"printf 'name? ' >&2; read -r _ <'{ear.path}.go'")])
         assert os.read(read_end, 100) == b"name? "
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(read_end)
+    os.close(read_end)
     group.close()
 
 
@@ -205,23 +214,16 @@ def test_a_log_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
 def test_a_console_whose_reader_has_gone_is_no_problem(start: Start) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    saved = os.dup(2)
-    os.dup2(write_end, 2)
-    try:
+    with stderr_of_the_agent(write_end):
         group = start("exec", [launch(0, "sh", "-c", "echo word >&2; exit 3")])
         (event,) = group.run()
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(write_end)
+    os.close(write_end)
     assert (event.exit_code, event.stderr_tail) == (3, ("word",))
 
 
 def test_a_console_that_stalls_delays_the_output_not_the_stop(start: Start, ear: Ear) -> None:
     read_end, write_end = os.pipe()
-    saved = os.dup(2)
-    os.dup2(write_end, 2)
-    try:
+    with stderr_of_the_agent(write_end):
         group = start("exec", [launch(0, "sh", "-c", f"echo ready >'{ear.path}'; yes >&2")])
         ear.words(1)
         pid = group.context.pids()[0]
@@ -229,7 +231,4 @@ def test_a_console_that_stalls_delays_the_output_not_the_stop(start: Start, ear:
         wait_for_end([pid])
         os.close(read_end)  # lets the stuck write fail, so that nothing stays behind
         group.run()
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(write_end)
+    os.close(write_end)

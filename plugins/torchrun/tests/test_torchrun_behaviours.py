@@ -6,6 +6,8 @@ process of its own, for it costs seconds.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -263,6 +265,24 @@ def test_streams_to_files_to_the_console_and_through_filters(
     assert capfd.readouterr() == ("[second]two\n", "[second]two on stderr\n")
     (filtered,) = tmp_path.rglob("filtered_stdout.log")
     assert filtered.read_text().strip().endswith("two")
+
+
+def test_what_is_teed_goes_to_the_streams_that_a_program_has_put_in_place(contexts: list[PContext]) -> None:
+    """A notebook does that.  A stream that breaks holds no worker up."""
+
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise ValueError("closed")
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(Broken()):
+        code = "import sys; print('one'); print('x' * 200_000, file=sys.stderr)"
+        context = start(contexts, sys.executable, {0: ("-c", code)}, logs_specs=DefaultLogsSpecs(tee=Std.ALL))
+        result = context.wait()
+        context.close()
+    assert result is not None
+    assert not result.is_failed()
+    assert output.getvalue() == "[trainer0]:one\n"
 
 
 def test_signals_raise_while_processes_run(contexts: list[PContext]) -> None:

@@ -16,6 +16,7 @@ from typing import final
 from quorate.notices import warn
 from quorate.proc import forget, hold, release
 
+from ._consoles import consoles
 from ._streams import Sink, Stream
 
 __all__ = ["Pump"]
@@ -33,7 +34,7 @@ class Pump:
     """
 
     def __init__(self) -> None:
-        self.consoles = (Sink(1), Sink(2))
+        self.consoles = consoles()
         self.copies: dict[str, Sink] = {}
         self.notice = hold(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import select
-from typing import final
+from typing import Protocol, final
 
 from quorate.errors import StartError
 from quorate.files import read_regular
@@ -21,7 +21,7 @@ from quorate.text import printable
 
 from ._terminals import are_one_terminal, follow_size, open_terminal
 
-__all__ = ["Output", "Sink", "Stream", "captures_stderr", "plan_output", "tail_lines", "tail_of_file"]
+__all__ = ["Console", "Output", "Sink", "Stream", "captures_stderr", "plan_output", "tail_lines", "tail_of_file"]
 
 #: Enough for a traceback that a library has written much behind.
 _TAIL_BYTES = 64 * 1024
@@ -29,6 +29,18 @@ _TAIL_LINES = 20
 _TAIL_LINE_CHARACTERS = 1000
 _LONGEST_LINE_BYTES = 1 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Console(Protocol):
+    """Takes bytes; after the first error it takes nothing more."""
+
+    def write(self, data: bytes) -> None:
+        """Write all of ``data``; may block on a slow console."""
+        ...
+
+    def close(self) -> None:
+        """Take no more; the console itself stays open."""
+        ...
 
 
 @final
@@ -82,7 +94,7 @@ class Stream:
     def __init__(
         self,
         read_end: int,
-        console: Sink | None,
+        console: Console | None,
         file: Sink | None,
         prefix: bytes,
         copies: tuple[tuple[Sink, tuple[bytes, ...]], ...],
@@ -167,7 +179,7 @@ def captures_stderr(request: StarterRequest) -> bool:
 
 
 def plan_output(
-    launch: WorkerLaunch, consoles: tuple[Sink, Sink], copies: dict[str, Sink], captures: bool = True
+    launch: WorkerLaunch, consoles: tuple[Console, Console], copies: dict[str, Sink], captures: bool = True
 ) -> Output:
     """Open what ``launch.logs`` asks for.
 
@@ -203,7 +215,7 @@ def _passes_through(logs: WorkerLogs, name: str) -> bool:
     return logs.console and path is None and not logs.prefix and not copied
 
 
-def _plan_terminal(logs: WorkerLogs, console: Sink, output: Output) -> None:
+def _plan_terminal(logs: WorkerLogs, console: Console, output: Output) -> None:
     """Give stderr a terminal, and stdout the same one if the agent's are the same: so the order of both is kept."""
     try:
         read_end, worker_end = open_terminal(2)
@@ -218,7 +230,7 @@ def _plan_terminal(logs: WorkerLogs, console: Sink, output: Output) -> None:
 
 
 def _plan(
-    launch: WorkerLaunch, name: str, console: Sink, copies: dict[str, Sink], output: Output, captures: bool
+    launch: WorkerLaunch, name: str, console: Console, copies: dict[str, Sink], output: Output, captures: bool
 ) -> int:
     logs = launch.logs
     is_error = name == "stderr"

@@ -14,6 +14,7 @@ from typing import Any, final
 
 import quorate
 from quorate import RunResult, Std, WorkerGroup
+from quorate.lazy_exports import lazy_function
 from quorate.logs_specs import adopt_logs_specs
 
 from ._config import with_numa
@@ -22,6 +23,8 @@ from ._errors import raised_as_torch_has_it
 
 __all__ = ["DEFAULT_ROLE", "ElasticAgent", "LocalElasticAgent", "WorkerSpec", "own_spec"]
 
+#: With torch, as whoever has such a handler.
+_adopt = lazy_function(f"{__package__}._adopted", "AdoptedHandler")
 #: The role of workers that have none.
 DEFAULT_ROLE = "default"
 
@@ -73,9 +76,7 @@ class WorkerSpec:
             raise quorate.UsageError("WorkerSpec needs an entrypoint, a command or a function")
         handler = self.rdzv_handler
         if callable(getattr(handler, "next_rendezvous", None)) and not isinstance(handler, quorate.RendezvousHandler):
-            from ._adopted import AdoptedHandler  # with torch, as whoever has such a handler
-
-            handler = AdoptedHandler(handler)
+            handler = _adopt(handler)
         return quorate.WorkerSpec(
             self.role or DEFAULT_ROLE,
             self.local_world_size,

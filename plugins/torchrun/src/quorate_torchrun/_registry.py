@@ -13,6 +13,7 @@ from typing import Any, final
 
 import quorate
 from quorate import PluginHost, PluginKind, RendezvousBackend, hookimpl
+from quorate.lazy_exports import lazy_function
 from quorate.plugins import get_host
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
 
 RendezvousHandlerCreator = Callable[[Any], Any]
 
+#: With torch, as whoever has such a handler.
+_adopt, _torch_parameters = (lazy_function(f"{__package__}._adopted", name) for name in ("adopt", "torch_parameters"))
 _TORCHS = "torch.distributed.elastic.rendezvous.api"
 
 
@@ -105,9 +108,7 @@ def _find_creator(backend: str) -> RendezvousHandlerCreator | None:
 
 
 def _create_by_torch(registry: Any, params: quorate.RendezvousParameters) -> Any:
-    from ._adopted import torch_parameters  # with torch, which is loaded
-
-    return registry.create_handler(torch_parameters(params))
+    return registry.create_handler(_torch_parameters(params))
 
 
 @final
@@ -125,6 +126,5 @@ class _Registered:
         handler = self._create(params)
         if isinstance(handler, quorate.RendezvousHandler):
             return handler
-        from ._adopted import adopt  # with torch, as whoever has such a handler
-
-        return adopt(handler, f"{self._backend}, registered in this process,", params)
+        adopted: quorate.RendezvousHandler = _adopt(handler, f"{self._backend}, registered in this process,", params)
+        return adopted
