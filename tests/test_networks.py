@@ -117,6 +117,7 @@ def test_static_needs_one_port(machines: list[Machine], tmp_path: Path, verdict:
     finally:
         for agent in agents:
             agent.kill()
+            agent.communicate()
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert all("met at port 29500 in attempt 1" in output for output in outputs), outputs
 
