@@ -47,6 +47,7 @@ from quorate_torchrun.elastic.rendezvous import (
     RendezvousGracefulExitError,
     RendezvousHandlerRegistry,
     RendezvousParameters,
+    RendezvousStoreInfo,
     rendezvous_handler_registry,
 )
 from quorate_torchrun.elastic.rendezvous.registry import get_rendezvous_handler
@@ -437,6 +438,21 @@ def test_an_adopted_handler_may_end_a_node_in_peace() -> None:
 def test_parameters_without_sense_are_value_errors(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(quorate.UsageError):
         RendezvousParameters(*arguments)
+
+
+class DictStore(dict[str, bytes]):
+    """What is used of torch's store."""
+
+    set = dict.__setitem__
+    get = dict.__getitem__
+
+
+def test_nodes_agree_on_where_their_workers_meet() -> None:
+    store = DictStore()
+    first = RendezvousStoreInfo.build(0, store, "10.0.0.1")
+    assert (first.master_addr, 0 < first.master_port < 65536) == ("10.0.0.1", True)
+    assert RendezvousStoreInfo.build(1, store, "10.0.0.2") == first
+    assert RendezvousStoreInfo.build(0, store, None, 29500).master_port == 29500
 
 
 def test_settings_of_parameters() -> None:

@@ -10,7 +10,6 @@ from quorate import (
     RendezvousInfo,
     RendezvousParameters,
     RendezvousStateError,
-    RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
 
@@ -20,6 +19,7 @@ from ..._registry import (
     RendezvousHandlerRegistry,
     rendezvous_handler_registry,
 )
+from ..._store_info import RendezvousStoreInfo
 
 __all__ = [
     "RendezvousClosedError",
