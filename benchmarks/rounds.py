@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes: Sequence[int] = (8, 512) if options.quick else (8, 32, 128, 512, 2048, 4096)
     repeats = 2 if options.quick else 3
     if options.signed:
-        sizes, repeats = (8, 128, 512), 15
+        sizes, repeats = (8, 128, 512), 5 if options.quick else 15
     compile_sources()
     report = Report("rounds", repeats)
     servers: dict[str, Callable[[], Any]] = {"c10d": c10d_server, "tcp": tcp_server, "etcd": etcd_server}

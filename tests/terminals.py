@@ -6,17 +6,19 @@ What does not live here: what is typed (``test_terminals``).
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from .harness import DEADLINE
 
-__all__ = ["CTRL_C", "CTRL_Z", "QUORATE", "Terminal"]
+__all__ = ["CTRL_C", "CTRL_Z", "QUORATE", "Piped", "Terminal", "quorate", "script"]
 
 CTRL_C, CTRL_Z = b"\x03", b"\x1a"
 QUORATE = (sys.executable, "-m", "quorate", "run")
@@ -84,3 +86,43 @@ class Terminal:
             self.process.wait()
         if self._master >= 0:
             os.close(self._master)
+
+
+def script(folder: Path, text: str) -> str:
+    path = folder / "script.py"
+    path.write_text(text)
+    return str(path)
+
+
+def quorate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*QUORATE, *arguments], capture_output=True, text=True, timeout=DEADLINE, env={**os.environ, **environment}
+    )
+
+
+class Piped:
+    """A command whose output is read line by line."""
+
+    def __init__(self, *command: str, new_session: bool = False) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=new_session
+        )
+        self.text = b""
+
+    def wait_for(self, text: str) -> None:
+        assert self.process.stdout is not None
+        while text.encode() not in self.text:
+            ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
+            data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+            assert data, self.text.decode()
+            self.text += data
+
+    def number_behind(self, text: str) -> int:
+        self.wait_for(text)
+        while not (found := re.search(rf"{text}(\d+)\n", self.text.decode())):
+            self.wait_for(text)
+        return int(found[1])
+
+    def end(self) -> tuple[int, str]:
+        output, _ = self.process.communicate(timeout=DEADLINE)
+        return self.process.returncode, (self.text + output).decode()

@@ -175,6 +175,13 @@ def test_no_module_is_long(distribution: str) -> None:
     assert {name: length for name, length in lengths.items() if length > LONGEST_MODULE_LINES} == {}
 
 
+def test_no_module_of_tests_is_long() -> None:
+    folders = [ROOT / "tests", ROOT / "benchmarks", ROOT / "examples", *ROOT.glob("**/tests")]
+    folders = [folder for folder in folders if not any(part.startswith(".") for part in folder.relative_to(ROOT).parts)]
+    lengths = {path: len(path.read_text().splitlines()) for folder in folders for path in folder.rglob("*.py")}
+    assert [str(path) for path, length in lengths.items() if length > LONGEST_MODULE_LINES] == []
+
+
 def code_lines(text: str) -> Iterator[tuple[int, str]]:
     """Yield number and content of the lines that are code: no blank lines, comments, imports, or brackets alone."""
     skipped: set[int] = set()

@@ -20,8 +20,9 @@ import pytest
 from quorate import PluginHost
 from quorate.testing import Ability, Outcome, Subject, Verdict, all_laws, check
 
+from .honest_store import FakeServer, Honest
 from .mutant_handlers import HonestHandler
-from .mutant_stores import FakeServer, Honest, LeaksAThread
+from .mutant_stores import LeaksAThread
 from .mutants import MUTANTS, Mutant, backend_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from core.tests.test_cli import clean_environment, runs_a_job
+from core.tests.cli_runs import clean_environment, runs_a_job
 from core.tests.test_hostile_plugins import install
 
 from quorate import PluginHost, hookimpl, hookspecs

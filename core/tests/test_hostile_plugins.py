@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from core.tests.test_cli import clean_environment, runs_a_job
+from core.tests.cli_runs import clean_environment, runs_a_job
 
 from quorate import PluginHost, hookimpl
 from quorate._discovery import find_plugins

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve, fields
-from core.tests.test_cli import clean_environment, quorate, runs_a_job
+from core.tests.cli_runs import clean_environment, quorate, runs_a_job
 from core.tests.test_foreign_files import KINDS
 
 from quorate import notices

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from core.tests.test_cli import quorate, runs_a_job
+from core.tests.cli_runs import quorate, runs_a_job
 
 from quorate.failures import ProcessFailure, read_error_file
 

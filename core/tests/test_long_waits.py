@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from core.tests.test_cli import quorate, runs_a_job
+from core.tests.cli_runs import quorate, runs_a_job
 
 from quorate.clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
 from quorate.timeouts import LONGEST_SECONDS, parse_seconds

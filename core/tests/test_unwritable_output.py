@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from core.tests.test_cli import clean_environment, runs_a_job
+from core.tests.cli_runs import clean_environment, runs_a_job
 
 from quorate import DefaultLogsSpecs, Std, notices
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from quorate.records import WorkerExited, WorkerLaunch, WorkerLogs
-from quorate.starter import ProcessContext, Starter, StarterRequest
-from quorate_process_local import plugin
+from quorate.starter import PreparingStarter, ProcessContext, Starter, StarterRequest
+from quorate_process_local import _warm, plugin
 
 DEADLINE_SECONDS = 30.0
 
@@ -100,6 +100,25 @@ def functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     import process_local_functions
 
     return process_local_functions
+
+
+Make = Callable[..., _warm.WarmStarter]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """``make(*modules)`` → a warm starter with these imported ahead; it and its groups end with the test."""
+    starters: list[_warm.WarmStarter] = []
+
+    def begin(*modules: str) -> _warm.WarmStarter:
+        starter = _warm.WarmStarter(StarterRequest("warm", "token", DEADLINE_SECONDS, {"preload": modules}))
+        assert isinstance(starter, PreparingStarter)
+        starters.append(starter)
+        return starter
+
+    yield begin
+    for starter in starters:
+        starter.close()
 
 
 class Ear:

@@ -6,84 +6,22 @@ That programs notice no difference is proved in ``test_warm_like_exec.py``.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quorate.errors import StartError, UsageError
-from quorate.records import WorkerLaunch
-from quorate.starter import PreparingStarter, StarterRequest
-from quorate_process_local import _template, _warm
+from quorate.errors import StartError
+from quorate_process_local import _template
 from quorate_process_local._python import is_python, parse_python_command
 from quorate_process_local._template_site import quorate_template
-from quorate_process_local._template_site.quorate_template import why_not_forkable
 
-from . import process_local_functions as functions
-from .conftest import DEADLINE_SECONDS, Ear, Group, is_running, launch, wait_for_end
-
-Make = Callable[..., _warm.WarmStarter]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    """``make(*modules)`` → a warm starter with these imported ahead; it and its groups end with the test."""
-    starters: list[_warm.WarmStarter] = []
-
-    def begin(*modules: str) -> _warm.WarmStarter:
-        starter = _warm.WarmStarter(StarterRequest("warm", "token", DEADLINE_SECONDS, {"preload": modules}))
-        assert isinstance(starter, PreparingStarter)
-        starters.append(starter)
-        return starter
-
-    yield begin
-    for starter in starters:
-        starter.close()
-
-
-def python(code: str, *arguments: str, rank: int = 0, **others: Any) -> WorkerLaunch:
-    return launch(rank, sys.executable, "-u", "-c", code, *arguments, **others)
-
-
-def run(starter: _warm.WarmStarter, launches: Sequence[WorkerLaunch]) -> dict[int, Any]:
-    """Run a group to its end; local rank → exit record."""
-    group = Group(starter.start(launches))
-    try:
-        return {event.local_rank: event for event in group.run()}
-    finally:
-        group.close()
-
-
-def outputs(starter: _warm.WarmStarter, code: str, folder: Path, ranks: int = 2) -> list[str]:
-    """Run ``code`` in ``ranks`` workers; what each printed."""
-    paths = [folder / f"{rank}.out" for rank in range(ranks)]
-    for path in paths:
-        path.unlink(missing_ok=True)
-    exits = run(starter, [python(code, rank=rank, stdout=str(path)) for rank, path in enumerate(paths)])
-    assert [exits[rank].exit_code for rank in range(ranks)] == [0] * ranks
-    return [path.read_text() for path in paths]
-
-
-def wait_until_ready(starter: _warm.WarmStarter) -> None:
-    """Wait as the agent does."""
-    end = time.monotonic() + DEADLINE_SECONDS
-    while not starter.is_ready():
-        ready, _, _ = select.select([starter], [], [], max(0.0, end - time.monotonic()))
-        assert ready, "the template is not ready"
-
-
-def write_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
-    (folder / f"{name}.py").write_text(text)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-
+from .conftest import DEADLINE_SECONDS, Ear, Group, Make, is_running, launch, wait_for_end
+from .warm_workers import outputs, python, refused, run, wait_until_ready, write_module
 
 # --- what workers share, and what not -------------------------------------------------------------------------------
 
@@ -169,156 +107,6 @@ def test_workers_may_have_their_own_device(make: Make, tmp_path: Path) -> None:
     ]
     run(make(), launches)
     assert [path.read_text() for path in paths] == ["0\n", "1\n"]
-
-
-# --- functions ------------------------------------------------------------------------------------------------------
-
-
-def test_a_function_gets_its_arguments_and_returns_its_value(make: Make) -> None:
-    starter = make("json")
-    for turn in range(2):
-        exits = run(starter, [launch(rank, functions.echo, turn, rank, b"x" * 100_000) for rank in range(2)])
-        assert [exits[rank].return_value for rank in range(2)] == [(turn, rank, b"x" * 100_000) for rank in range(2)]
-        assert [exits[rank].exit_code for rank in range(2)] == [0, 0]
-
-
-def test_a_functions_exception_is_recorded_and_printed(make: Make, tmp_path: Path) -> None:
-    err, error_file = tmp_path / "err", tmp_path / "error.json"
-    (event,) = run(make(), [launch(0, functions.boom, stderr=str(err), error_file=str(error_file))]).values()
-    assert event.exit_code == 1
-    assert err.read_text().startswith("Traceback (most recent call last):\n")
-    assert err.read_text().endswith("ValueError: a reason\n")
-    assert "_template" not in err.read_text()
-    assert "a reason" in error_file.read_text()
-
-
-@pytest.mark.parametrize("code", [0, 3])
-def test_a_function_may_exit(make: Make, code: int) -> None:
-    assert run(make(), [launch(0, functions.leave, code)])[0].exit_code == code
-
-
-def test_a_function_may_share_a_queue_with_the_agent(make: Make) -> None:
-    queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    try:
-        assert run(make(), [launch(0, functions.put_simply, queue, "words")])[0].exit_code == 0
-        assert queue.get() == "words"
-    finally:
-        queue.close()
-
-
-def test_a_function_finds_what_every_worker_finds(make: Make, tmp_path: Path) -> None:
-    worker = launch(0, functions.surroundings, stdout=str(tmp_path / "out"), environment={"A": "b"})
-    found = run(make(), [worker])[0].return_value
-    assert found["sid"]
-    assert found["env"] == {"A": "b", "QUORATE_AGENT_TOKEN": "token", "NOT_GIVEN": None}
-    assert (found["mask"], found["term"], found["int"], found["daemon"]) == (set(), True, True, False)
-    assert found["parent"]
-    assert (tmp_path / "out").read_text() == "to stdout\n"
-
-
-def test_a_function_passes_no_descriptor_on(make: Make) -> None:
-    queue: Any = multiprocessing.get_context("spawn").SimpleQueue()
-    try:
-        assert run(make(), [launch(0, functions.inheritable, queue)])[0].return_value == [0, 1, 2]
-    finally:
-        queue.close()
-
-
-def test_a_function_that_cannot_be_passed_is_refused(make: Make) -> None:
-    with pytest.raises(StartError, match="top level"):
-        make().start([launch(0, lambda: None)])
-
-
-# --- what is refused ------------------------------------------------------------------------------------------------
-
-
-def refused(starter: _warm.WarmStarter, *launches: WorkerLaunch) -> str:
-    with pytest.raises(StartError) as caught:
-        starter.start(launches or [python("print('never')")])
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        (["sh", "-c", "true"], "runs Python programs"),
-        ([sys.executable], "standard input"),
-        ([sys.executable, "-u", "-"], "standard input"),
-        ([sys.executable, "-i", "script.py"], "-i"),
-        ([sys.executable, "-uS", "script.py"], "option -S"),
-        ([sys.executable, "-I", "script.py"], "option -I"),
-        ([sys.executable, "--version"], "--version"),
-        (["no-such-python"], "not found"),
-    ],
-    ids=lambda it: " ".join(it)[-16:] if isinstance(it, list) else "",
-)
-def test_what_is_no_python_program_is_refused_before_anything_starts(
-    make: Make, command: list[str], words: str
-) -> None:
-    """One clear sentence, and it is the caller's mistake."""
-    starter = make()
-    with pytest.raises(UsageError, match=words):
-        starter.prepare(command[0], command[1:], dict(os.environ))
-    assert words in refused(make(), launch(0, *command))
-
-
-def test_an_import_that_fails_says_why(make: Make) -> None:
-    assert "importing no_such_module failed: ModuleNotFoundError" in refused(make("json", "no_such_module"))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), name='mine', daemon=True).start()",
-         "1 thread(s) running (mine)"),
-        ("import os\nos._exit(3)", "ended by exit code 3 before it had imported troubled"),
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "ended by signal 9"),
-        ("import os\nos.closerange(3, 100)\nimport signal\nsignal.pause()", "closed its channel to the agent"),
-        ("raise SystemExit('no')", "importing troubled failed: SystemExit: no"),
-        ("import sys, types\nsys.modules['torch'] = torch = types.ModuleType('torch')\n"
-         "torch.cuda = types.SimpleNamespace(is_initialized=lambda: True)", "initialised CUDA"),
-    ],
-    ids=["thread", "exit", "killed", "closed", "system-exit", "cuda"],
-)  # fmt: skip
-def test_an_import_that_leaves_what_cannot_be_copied_is_refused(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
-) -> None:
-    write_module(tmp_path, monkeypatch, "troubled", text)
-    assert words in refused(make("troubled"))
-
-
-def test_an_open_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "readlink", lambda path: "/dev/nvidia0")
-    assert "/dev/nvidia0" in why_not_forkable()
-
-
-def test_an_import_that_hangs_is_given_up(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_module(tmp_path, monkeypatch, "hanging", "import signal\nsignal.pause()")
-    monkeypatch.setattr(_template, "IMPORT_TIMEOUT_SECONDS", 1)
-    assert "importing hanging took longer than 1 s" in refused(make("hanging"))
-
-
-@pytest.mark.parametrize(
-    ("second", "words"),
-    [
-        (python("pass", rank=1, environment={"OMP_NUM_THREADS": "7"}), "another value of OMP_NUM_THREADS"),
-        (python("other", rank=1), "another command, code other"),
-    ],
-    ids=["variable", "program"],
-)
-def test_workers_that_cannot_be_copies_of_one_process_are_refused(make: Make, second: WorkerLaunch, words: str) -> None:
-    assert words in refused(make(), python("pass"), second)
-
-
-def test_a_template_that_no_longer_fits_is_replaced(make: Make, tmp_path: Path) -> None:
-    starter = make()
-    code = "import os, sys; print(os.environ['OMP_NUM_THREADS'], sys.flags.hash_randomization)"
-    out = tmp_path / "out"
-    for threads, seed in (("3", "0"), ("4", "random")):
-        out.unlink(missing_ok=True)
-        surroundings = {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": seed}
-        run(starter, [python(code, stdout=str(out), environment=surroundings)])
-        assert out.read_text() == f"{threads} {int(seed == 'random')}\n"
 
 
 # --- the template's life --------------------------------------------------------------------------------------------

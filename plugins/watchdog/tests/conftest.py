@@ -119,6 +119,10 @@ class Worker:
                 pass
 
 
+Watch = Callable[..., Any]
+Work = Callable[..., Worker]
+
+
 @pytest.fixture
 def view() -> View:
     return View()

@@ -57,8 +57,8 @@ def decode(line: bytes | str, kinds: Mapping[str, Callable[[Any], bool]]) -> dic
 def is_record(value: Any) -> bool:
     """Return whether ``value`` is the record of a detached agent."""
     return (
-        _has_texts(value, "job", "host", "log")
-        and {"job", "host", "log"} <= value.keys()
+        isinstance(value, dict)
+        and all(_is_text(value.get(name)) for name in ("job", "host", "log"))
         and _is_number(value.get("pid"), 2, _LARGEST_PID)
         and isinstance(value.get("is_alive", False), bool)
     )

@@ -1,0 +1,164 @@
+"""The bounds of the health server: requests, connections, threads, and looks that are stuck."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from quorate.clock import monotonic
+from quorate.services import AgentSnapshot, WorkerSnapshot
+from quorate_health._import_lock import import_lock
+from quorate_health._journal import Journal
+from quorate_health._pulse import Pulse
+from quorate_health._service import HealthService
+from quorate_health._status import Status
+
+from .conftest import DEADLINE, StubAgent, ask, start, wait_until
+
+# --- clients --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", b"431"),
+        (b"POST /livez HTTP/1.1\r\nContent-Length: 10000000\r\n\r\n", b"413"),
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
+        (b"GET /livez HTTP/1.1\r\n\r\nGET /readyz HTTP/1.1\r\n\r\n", b"200"),
+    ],
+)
+def test_a_request_that_is_out_of_bounds_is_refused(
+    service: HealthService, request_bytes: bytes, status: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE) as client:
+        client.sendall(request_bytes)
+        received = b""
+        try:
+            while data := client.recv(4096):
+                received += data
+        except ConnectionResetError:
+            pass  # what it had not read is thrown away
+    assert received.startswith((b"HTTP/1.1 " + status, b"HTTP/1.0 " + status))
+    assert received.count(b"HTTP/1.") == 1, "a connection is good for one request"
+
+
+def test_idle_connections_are_closed_for_those_with_requests(agent: StubAgent) -> None:
+    """With few descriptors to spend, and all taken by silent clients, the next one is still answered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        service = start(agent)
+        assert service is not None
+        ask(service, "/livez")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        with ExitStack() as stack:
+            for _ in range(200):
+                stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE))
+            assert ask(service, "/livez")[0] == 200
+    finally:
+        service.close()
+
+
+def test_no_thread_wakes_without_clients(service: HealthService) -> None:
+    """No polling: the server's threads do not run at all between requests."""
+    ask(service, "/livez")
+    tasks = {int(name) for name in os.listdir("/proc/self/task")} - {threading.get_native_id()}
+    own = {thread.native_id for thread in threading.enumerate() if thread.name.startswith("quorate-health")}
+    assert own <= tasks
+    assert len(own) == 4
+    wait_until(lambda: not _has_clients(service))
+    # At most two chances to have gone to sleep only just now; the window is longer than a poll's period would be.
+    assert any(_switches_within(1.2, own) == 0 for _ in range(3))
+
+
+def _switches_within(seconds: float, threads: set[int | None]) -> int:
+    before = _switches(threads)
+    select.select([], [], [], seconds)
+    return _switches(threads) - before
+
+
+def _has_clients(service: HealthService) -> bool:
+    assert service._server is not None
+    return bool(service._server._listener.active_channels)
+
+
+def _switches(threads: set[int | None]) -> int:
+    total = 0
+    for thread in threads:
+        for line in Path(f"/proc/self/task/{thread}/status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                total += int(line.split()[1])
+    return total
+
+
+def test_a_log_that_cannot_be_read_delays_no_answer(service: HealthService, agent: StubAgent, tmp_path: Path) -> None:
+    """A worker can put anything in its log's place: a pipe without a writer, a link, a folder."""
+    pipe, link, secret = tmp_path / "pipe", tmp_path / "link", tmp_path / "secret"
+    os.mkfifo(pipe)
+    secret.write_text("secret\n")
+    link.symlink_to(secret)
+    agent.workers = tuple(
+        WorkerSnapshot(index, index, os.getpid(), stdout=str(path)) for index, path in enumerate((pipe, link, tmp_path))
+    )
+    begun_at = time.monotonic()
+    workers = json.loads(ask(service, "/status.json")[1])["workers"]
+    assert [worker["stdout"] for worker in workers] == [None, None, None]
+    assert "cannot be read" in ask(service, "/status")[1]
+    assert time.monotonic() - begun_at < DEADLINE
+
+
+def test_a_look_that_is_stuck_delays_no_other(agent: StubAgent) -> None:
+    """As on a file system that does not answer: others get the last look that came to its end."""
+    stuck, freed = threading.Event(), threading.Event()
+
+    class Stuck(StubAgent):
+        def snapshot(self) -> AgentSnapshot:
+            if threading.current_thread() is looking:
+                stuck.set()
+                assert freed.wait(DEADLINE)
+            return super().snapshot()
+
+    stuck_agent = Stuck()
+    status = Status(stuck_agent, Journal(), Pulse(stuck_agent))
+    looking = threading.Thread(target=status.look)
+    first = status.look()
+    wait_until(lambda: monotonic() >= status._fresh_until)
+    looking.start()
+    assert stuck.wait(DEADLINE)
+    assert status.look() is first
+    freed.set()
+    looking.join(DEADLINE)
+    assert status.look() is not first
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_waits_for_a_running_import() -> None:
+    """The child would inherit the import's lock, which nothing there releases."""
+
+    def fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if import_lock.acquire(blocking=False) else 1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    codes: list[int] = []
+    forking = threading.Thread(target=fork)
+    with import_lock:
+        forking.start()
+        forking.join(0.2)
+        assert forking.is_alive(), "it did not wait"
+    forking.join(DEADLINE)
+    assert codes == [0], "the child cannot import"
