@@ -153,7 +153,7 @@ def test_a_job_that_must_be_protected_does_not_start_without_a_token(tmp_path: P
     script.write_text("print('started')")
     result = quorate("run", "--rdzv-auth=required", str(script))
     assert result.returncode == ExitCode.USAGE
-    assert "there is no job token; set QUORATE_JOB_TOKEN_FILE" in result.stderr
+    assert "no job token is set; set QUORATE_JOB_TOKEN_FILE" in result.stderr
     assert "started" not in result.stdout
     short = quorate("run", str(script), QUORATE_JOB_TOKEN="short")
     assert short.returncode == ExitCode.USAGE

@@ -365,7 +365,7 @@ def test_the_command_fails_for_a_broken_law(installed: None, capsys: pytest.Capt
         (["memory", "--endpoint=x", "--rdzv_conf=a"], "'a' is not a list of settings KEY=VALUE"),
         (["memory", "--endpoint=x", "--what"], "unrecognized arguments: --what; see: quorate conformance --help"),
         (["nobody", "--endpoint=x"], "unknown rendezvous backend 'nobody'"),
-        (["memory", "--endpoint=x", "--law=zzz"], "there is no law zzz; see: quorate conformance --list"),
+        (["memory", "--endpoint=x", "--law=zzz"], "unknown law zzz; see: quorate conformance --list"),
     ],
 )
 def test_wrong_use_of_the_command_is_told(

@@ -1,6 +1,6 @@
 """Trains on scikit-learn's handwritten digits, as ``digits_ddp`` does, by workers that live through the end of a round.
 
-There is no checkpoint: a newcomer gets the state from the workers that have lived on.  What does not live here: the
+No checkpoint is written: a newcomer gets the state from the workers that have lived on.  What does not live here: the
 processes that start it and kill it (``demo.py``).
 """
 
@@ -36,7 +36,7 @@ def build_model() -> nn.Module:
 
 
 def batch_of(step: int, size: int) -> torch.Tensor:
-    """Return which images a step is about: it follows from the step alone, whoever trains it."""
+    """Return which images a step is about: it follows from the step alone, not from the workers."""
     chosen = torch.randperm(size, generator=torch.Generator().manual_seed(SEED + step))
     return chosen[:GLOBAL_BATCH]
 

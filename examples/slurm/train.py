@@ -1,6 +1,6 @@
 """A loop that saves its state when the scheduler ends the job, and goes on from there at the next start.
 
-There is no model in it: ``step`` stands for whatever a training program would save.
+It has no model: ``step`` stands for whatever a training program would save.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
 
 
 def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
-    """Call a plugin's function where there is no default to go on with.
+    """Call a plugin's function where the job cannot go on without its answer.
 
     Raises:
         QuorateError: what the function raised, if it is one.

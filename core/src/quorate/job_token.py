@@ -68,8 +68,7 @@ class JobToken:
     def __init__(self, secret: bytes) -> None:
         if len(secret) < _FEWEST_BYTES:
             raise UsageError(
-                f"the job token has {len(secret)} bytes; it needs at least {_FEWEST_BYTES} that nobody can guess; "
-                f"{_MAKE_ONE}"
+                f"the job token has {len(secret)} bytes; it needs at least {_FEWEST_BYTES} random ones; {_MAKE_ONE}"
             )
         self._secret = secret
 
@@ -158,7 +157,7 @@ def job_token_of(settings: Mapping[str, Any], environment: Mapping[str, str] | N
     token = load_job_token(environment)
     if token is None and auth is Auth.REQUIRED:
         raise UsageError(
-            f"--rdzv-auth=required, but there is no job token; set {TOKEN_FILE_VARIABLE} to a file with at least "
+            f"--rdzv-auth=required, but no job token is set; set {TOKEN_FILE_VARIABLE} to a file with at least "
             f"{_FEWEST_BYTES} secret bytes, the same on all nodes ({_MAKE_ONE})"
         )
     return token

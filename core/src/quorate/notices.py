@@ -16,7 +16,7 @@ from .text import printable_lines
 __all__ = ["LONGEST_LINE", "flush", "note", "open_missing_streams", "warn", "write_error", "write_output"]
 
 
-#: In characters; whoever has more to say has a file for it.
+#: In characters; longer texts belong into a file.
 LONGEST_LINE = 4096
 
 

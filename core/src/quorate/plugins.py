@@ -245,7 +245,7 @@ class PluginHost:
         return self._decisions.decide(question, arguments)
 
     def decide_or(self, default: _T, question: str, *arguments: Any) -> _T:
-        """As :meth:`decide`, with ``default`` where there is no answer; never raises."""
+        """As :meth:`decide`, with ``default`` where no plugin answers; never raises."""
         try:
             answer = self.decide(question, *arguments)
         except BaseException as error:

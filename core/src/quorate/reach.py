@@ -1,6 +1,6 @@
 """Why an endpoint does not answer: looks its names up, tries its addresses, and says in a sentence what came of it.
 
-Used once a node has waited for some seconds, so that nobody has to guess which address was tried.
+Used once a node has waited for some seconds, so that the user sees which address was tried.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class ReleasesWorkers(Protocol):
     def released(self) -> Sequence[int] | None:
         """Return the local ranks of the workers that have left their world; ``None`` while :meth:`release` goes on.
 
-        ``None`` also where none was asked to leave.  A worker that ends while it waits is no longer among them.
+        ``None`` also where none was asked to leave.  A worker that ends while it waits is not among them any more.
         """
         ...
 

@@ -178,7 +178,7 @@ def test_events_become_rounds_and_durations(service: HealthService, agent: StubA
 def test_a_value_that_is_not_a_port_is_reported(text: str) -> None:
     agent = StubAgent({VARIABLE: text})
     assert start(agent) is None
-    assert agent.said == [f"warning: {VARIABLE}={text} is not a port; there is no health server"]
+    assert agent.said == [f"warning: {VARIABLE}={text} is not a port; the health server is not started"]
 
 
 def test_a_host_of_another_machine_is_reported() -> None:

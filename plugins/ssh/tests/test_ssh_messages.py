@@ -95,7 +95,13 @@ def test_forgetting_a_job_removes_its_folder_alone(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[" * 600, b"5", b"{}", *(json.dumps({**RECORD, **each}).encode() for each in ({"job": ".."}, {"pid": -1}, {"job": None}))]
+    [
+        b"",
+        b"[" * 600,
+        b"5",
+        b"{}",
+        *(json.dumps({**RECORD, **each}).encode() for each in ({"job": ".."}, {"pid": -1}, {"job": None})),
+    ]
     + [json.dumps({**RECORD, "pid": 10**30}).encode(), json.dumps({**RECORD, "job": 5}).encode()],
 )
 def test_what_is_not_a_record_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:

@@ -144,6 +144,6 @@ def _answer(check: HealthCheck, view: AgentView) -> str:
         problem = check.check(view)
         if problem is not None and not isinstance(problem, str):
             problem = f"the check answered {shown(problem)}, which is neither a sentence nor None"
-    except BaseException as error:  # on a thread of its own, so it is no Ctrl-C
+    except BaseException as error:  # on a thread of its own, where no Ctrl-C arrives
         problem = f"the check raised {described(error)}"
     return f"{check.name}: {problem}" if problem else ""

@@ -46,7 +46,7 @@ class Diagnosis:
         try:
             recorders = self._host.catalogue(PluginKind.ERROR_RECORDER)
         except PluginError as error:
-            self._warn(f"there is no error recorder: {error}")
+            self._warn(f"no error recorder is used: {error}")
             return
         for name, recorder in recorders.items():
             try:

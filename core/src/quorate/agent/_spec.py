@@ -91,7 +91,7 @@ class WorkerSpec(WorkerSettings):
         """Return the seconds that workers get to stop, for every cause, within what the scheduler leaves."""
         seconds = {cause.name: self.grace.get(cause.name, self.shutdown_timeout) for cause in fields(protocol.Grace)}
         job = self.cluster
-        if job is not None and job.kill_seconds is not None:  # whoever sends SIGTERM there kills soon
+        if job is not None and job.kill_seconds is not None:  # the scheduler kills soon after its SIGTERM
             seconds["preemption"] = min(seconds["preemption"], job.grace_before(job.kill_seconds))
         return protocol.Grace(**seconds)
 

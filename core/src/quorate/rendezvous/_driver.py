@@ -6,7 +6,7 @@ Three threads, so that a store that hangs can stop neither the machine's clock n
 * *store*: carries out calls, one at a time, and opens the store before the first;
 * *wait*: sits in the one blocking wait.
 
-A thread that meets an exception that nobody expected emits ``GaveUp``, which ends the agent; none ends in silence.
+An unexpected exception in a thread becomes ``GaveUp``, which ends the agent; no thread ends in silence.
 """
 
 from __future__ import annotations

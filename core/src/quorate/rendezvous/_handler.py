@@ -228,7 +228,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         """Return this machine's address for nodes elsewhere, if ``address`` is loopback and there may be some.
 
         The endpoint may be this machine's own name, which many systems resolve to a loopback address; any address; or
-        nothing that has an address.  If it says ``localhost``, nobody elsewhere comes here.
+        nothing that has an address.  If it says ``localhost``, no node of another machine comes here.
         """
         parameters = self._parameters
         if parameters.max_nodes == 1 or parameters.local_addr or not is_local_name(address):

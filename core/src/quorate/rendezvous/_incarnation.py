@@ -7,7 +7,7 @@ A node of an older incarnation can therefore write nothing into a newer one.  It
 read, and finds out that its job is gone.  The counter ``incarnations`` is a hint at the newest one.
 
 An incarnation is over when all its nodes have left: the last one says so and clears its keys.  Otherwise it is over
-when nothing of it has changed for a lease, on the clock of the node that wants to begin the next one.
+when none of its keys has changed for a lease, on the clock of the node that wants to begin the next one.
 
 A store that the job's own nodes serve ends with the job.  It has one incarnation only.
 
@@ -101,7 +101,7 @@ def judge(node: NodeRecord, first: Signs, now: Signs, still_seconds: float, leas
     if still_seconds >= lease:
         return Next.BEGIN if is_other or now.is_over else Next.JOIN
     if now.is_over:
-        # A node on a host that was in the job has started anew: it waits until the last run has left.
+        # A node on a host that was in the job has started again: it waits until the last run has left.
         is_latecomer = not is_other and node.host not in now.hosts()
         return Next.JOIN if is_latecomer and is_alive else Next.WAIT
     if is_other:
@@ -274,7 +274,7 @@ class Doorway:
                 raise StoreUnavailableError("this node is leaving")
             before, now = now, read_signs(inside)
             moment = self._clock()
-            # While this node stood still itself, it saw nothing of the others.
+            # While this node stood still itself, it did not see the others.
             if now != before or moment - looked_at > self._lease / 2:
                 still_since = moment
             looked_at = moment

@@ -116,7 +116,7 @@ class LastWords:
             self._later(lambda store: _set(store, closed))
 
     def close(self) -> None:
-        """This node has left, or is about to be closed for good: nobody speaks for it any more."""
+        """This node has left, or is about to be closed for good: its last words are not written any more."""
         with self._lock:
             self._store = None
             guardian, self._guardian = self._guardian, None

@@ -1,6 +1,6 @@
 """``Bootstrap`` holds a round's ``MASTER_PORT``; ``PortReservation``, the default, reserves it for the worker.
 
-The socket is bound and does not listen.  While nodes gather nobody else can bind the port, whatever options they set.
+The socket is bound and does not listen.  While nodes gather no other process can bind the port, with any options.
 (One exception: a port of a given range on which only old connections are left, see :meth:`PortReservation.reserve`.)
 :meth:`PortReservation.activate` then sets ``SO_REUSEADDR``: the worker, whose store sets it too, can bind the port
 and listen on it, and the system still gives it to no program that asks for any port.  (Binding, closing and hoping is

@@ -132,7 +132,7 @@ class HostedStore(Store, Protocol):
 
 @final
 class Write(NamedTuple):
-    """One write that somebody else makes for a node: ``create`` where ``once`` is set, ``put`` otherwise."""
+    """One write that another process makes for a node: ``create`` where ``once`` is set, ``put`` otherwise."""
 
     key: str
     value: bytes
@@ -149,8 +149,8 @@ class LastWordStore(Store, Protocol):
     def last_word_writer(self) -> LastWordWriter:
         """Return what makes these writes, in order, within a few seconds and at most once.
 
-        It is a function of a module, or a ``functools.partial`` of one: it is pickled, and called in a process that has
-        nothing of this one.  It may raise.  What takes long to import (torch) must not be needed.
+        It is a function of a module, or a ``functools.partial`` of one: it is pickled, and called in a process that
+        shares no memory with this one.  It may raise.  What takes long to import (torch) must not be needed.
         """
         ...
 

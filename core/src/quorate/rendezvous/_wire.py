@@ -157,7 +157,7 @@ def _fields(record: Any, longest: int) -> dict[str, Any]:
 
 def _short(value: Any, longest: int, depth: int = _DEEPEST) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # nobody could read it
+        return str(value)  # it could not be read again
     if type(value) in _WHOLE:
         return value
     if isinstance(value, str) and len(value) > longest:

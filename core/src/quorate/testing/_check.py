@@ -50,14 +50,14 @@ def check(subject: Subject, names: Iterable[str] = ()) -> Iterator[Outcome]:
     """Try all laws, or those in ``names``, on ``subject``, one after the other.
 
     Raises:
-        UsageError: there is no law of a given name.
+        UsageError: a name is not that of a law.
     """
     chosen, laws = set(names), all_laws()
     unknown = chosen - {law.name for law in laws}
     if unknown:
         near = [name for word in unknown for name in near_names(word, (law.name for law in laws), 3)]
         remedy = f"did you mean {' or '.join(near)}?" if near else "see: quorate conformance --list"
-        raise UsageError(f"there is no law {', '.join(sorted(unknown))}; {remedy}")
+        raise UsageError(f"unknown law {', '.join(sorted(unknown))}; {remedy}")
     for law in laws:
         if law.name in chosen or not chosen:
             yield try_law(law, subject)

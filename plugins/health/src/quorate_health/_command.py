@@ -166,4 +166,4 @@ def _kill_group(group: int) -> None:
     try:
         os.killpg(group, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # nothing of it is left, or it runs as another user by now
+        pass  # it has ended, or it runs as another user by now

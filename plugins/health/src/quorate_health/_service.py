@@ -41,7 +41,7 @@ def start(agent: AgentView, variable: str) -> HealthService | None:
         text = agent.environment.get(variable, "")
         port = whole_number(text)
         if port is None or port > 65535:
-            agent.say(f"warning: {variable}={text} is not a port; there is no health server")
+            agent.say(f"warning: {variable}={text} is not a port; the health server is not started")
             return None
     host = agent.settings.get("health_host") or "127.0.0.1"
     try:
@@ -103,7 +103,7 @@ class HealthService:
     def _run(self) -> None:
         try:
             self._serve()
-        except BaseException as error:  # the job needs no health page, but whoever looks at it should know
+        except BaseException as error:  # the job goes on without a health page; the log says why
             self._agent.say(f"warning: the health server has failed: {type(error).__name__}: {error}")
 
     def _serve(self) -> None:

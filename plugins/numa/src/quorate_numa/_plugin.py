@@ -1,6 +1,6 @@
 """The entry point's object: the flag, and the hook that changes how a worker is started.
 
-A launch knows nothing of the settings of its agent.  So a service notes each agent that wants its workers bound, and
+A launch does not have the settings of its agent.  So a service notes each agent that wants its workers bound, and
 the hook finds it by the node id of the round's assignment: one process may run several agents with different settings.
 """
 

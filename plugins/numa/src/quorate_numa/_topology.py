@@ -112,7 +112,7 @@ def _caches(cpus: frozenset[int], root: str) -> tuple[frozenset[int], ...]:
 def _l3_siblings(root: str, cpu: int) -> frozenset[int]:
     """Return the CPUs with which ``cpu`` shares its cache of the highest level, if that is at least the third.
 
-    Where that is a private one of a lower level, it says nothing of neighbours.
+    Where that is a private one of a lower level, it does not show neighbours.
     """
     folder = os.path.join(root, _CPUS, f"cpu{cpu}", "cache")
     best, shared = _L3 - 1, frozenset[int]()
@@ -157,7 +157,7 @@ def _distances(folder: str, numbers: list[int]) -> dict[tuple[int, int], int]:
 
 
 def _numbered(folder: str, prefix: str) -> list[int]:
-    """Return the numbers of the entries called ``<prefix><number>``, ascending; nothing where there is no folder."""
+    """Return the numbers of the entries called ``<prefix><number>``, ascending; nothing where the folder is missing."""
     try:
         names = os.listdir(folder)
     except OSError:

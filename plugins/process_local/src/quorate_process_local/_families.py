@@ -74,7 +74,7 @@ def _forward(pid: int, signal_number: int) -> bool:
 
 
 def _send_to_all(pid: int, signal_number: int) -> None:
-    """Send a signal that nobody handles to a worker's process group, and to descendants that left the group."""
+    """Send a signal that cannot be handled to a worker's process group, and to descendants that left the group."""
     for group in {pid, *(_group_of(each) for each in descendants_of(pid))} - {0}:
         try:
             os.killpg(group, signal_number)

@@ -48,7 +48,7 @@ _LONGEST_STACK_BYTES = 1 << 18
 
 @final
 class _Process:
-    """One process of a worker, as /proc shows it; read anew by :meth:`look`."""
+    """One process of a worker, as /proc shows it; read again by :meth:`look`."""
 
     def __init__(self, pid: int, parent: int, worker: int, local_rank: int, log: str) -> None:
         self.pid, self.parent, self.worker, self.local_rank, self.log = pid, parent, worker, local_rank, log

@@ -244,7 +244,7 @@ _was_adopting = 0
 
 
 def _forget_the_parents_threads() -> None:
-    """Let a forked child begin anew: it adopts nobody yet, and the lock's holder exists in the parent alone."""
+    """Reset a forked child: it has adopted no process yet, and only the parent has the lock's holder."""
     global _lock, _adopting
     _lock, _adopting = threading.Lock(), 0
 

@@ -33,7 +33,7 @@ _has_started = threading.Condition()
 
 
 def _forget_the_parents_threads() -> None:
-    """Let a forked child begin anew: the threads that may have held the locks exist in the parent alone."""
+    """Reset a forked child: the threads that may have held the locks exist in the parent alone."""
     global _constructing, _has_started
     _constructing, _has_started = threading.Lock(), threading.Condition()
     _starting.clear()

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
-        parser.error("there is no command to run; write, for example, quorate run train.py")
+        parser.error("the command to run is missing; write, for example, quorate run train.py")
     try:
         with EtcdServer(options.members, enable_v2=options.api == 2) as server:
             return _run(command, _environment("etcd-v2" if options.api == 2 else "etcd", server.get_endpoint()))

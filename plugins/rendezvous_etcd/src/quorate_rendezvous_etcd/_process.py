@@ -164,7 +164,7 @@ class Member:
                     self._is_ready = True
                     self._ready.set()
         finally:
-            # Also if this thread fails: nobody must wait for it in vain.
+            # Also if this thread fails: otherwise others would wait for it in vain.
             self._ready.set()
 
     def wait_until_ready(self, seconds: float) -> None:

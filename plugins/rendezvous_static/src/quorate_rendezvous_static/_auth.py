@@ -99,7 +99,7 @@ class Session:
         """Return the body of the next frame without its signature.
 
         Raises:
-            WireError: the frame was changed, left out, repeated, or comes from somebody without the key.
+            WireError: the frame was changed, left out, repeated, or comes from a program without the key.
         """
         view = memoryview(signed)
         body, tag = view[:-TAG_BYTES], view[-TAG_BYTES:]

@@ -1,9 +1,9 @@
 """Rendezvous handlers of third parties, made for torchrun, as backends of quorate: ``--rdzv-backend=NAME``.
 
 Such a handler knows which nodes are there, and no more.  So, as in torchrun, a node learns that a round is over because
-others wait to join, restarts are counted on each node, and nobody is told why a round ended.  Sizes and the exit
+others wait to join, restarts are counted on each node, and no node is told why a round ended.  Sizes and the exit
 barrier go through the store that it hands out, which is the round's own.  Imported when a job asks for one: it needs
-torch, which whoever offers a handler for torchrun needs as well.
+torch, which every handler for torchrun needs as well.
 
 What does not live here: the other direction (:mod:`._handlers`).
 """

@@ -95,7 +95,7 @@ class _Handler(RendezvousHandler):  # type: ignore[misc] # torch is not checked
         return self._end
 
     def num_nodes_waiting(self) -> int:
-        """Return a number above 0 where the workers must be started anew: nodes wait, or the round has ended."""
+        """Return a number above 0 where the workers must be started again: nodes wait, or the round has ended."""
         try:
             end = self._look()
             if end is not None:

@@ -1,6 +1,6 @@
 """Finds workers that hang.  Workers call :class:`expires` and :func:`heartbeat`; the rest runs beside the agent.
 
-Names are imported when they are first used: a worker needs nothing of what the agent loads.
+Names are imported when they are first used: a worker does not need what the agent loads.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a worker calls: timers and heartbeats, written as lines into the agent's pipe.
 
-There is no thread, lock or file.  A message is one ``write`` of about a hundred bytes, which blocks for a quarter of a
+It needs no thread, lock or file.  A message is one ``write`` of about a hundred bytes, which blocks for a quarter of a
 second at most.  Without an agent, or where its pipe cannot be opened, nothing happens.  What does not live here: who
 reads the lines (:mod:`._server`) and what they mean (:mod:`._messages`).
 """

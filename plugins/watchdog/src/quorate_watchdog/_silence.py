@@ -1,7 +1,7 @@
 """Finds workers that hang without a line of their code: no CPU used and no output written for a while.
 
 Also workers in an uninterruptible wait of the kernel.  A thread looks four times within the time that was asked for,
-because silence gives nothing to wait for; without the flags there is no thread.  What does not live here: how the
+because silence gives nothing to wait for; without the flags no thread runs.  What does not live here: how the
 activity of workers is measured (:mod:`._activity`).
 """
 

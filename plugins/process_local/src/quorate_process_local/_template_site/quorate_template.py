@@ -195,7 +195,7 @@ def why_not_forkable() -> str:
             return f"an import has opened the device {path}, which no copy of a process can use"
     names = _other_threads()
     if names:
-        # Libraries that are made for it (OpenBLAS) end their threads before a fork and start them anew when needed.
+        # Libraries that are made for it (OpenBLAS) end their threads before a fork and start them again when needed.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             probe = os.fork()

@@ -152,8 +152,8 @@ class Cluster:
     def leave(self) -> bool:
         """Hand over if this member leads, and have it removed, so that those who stay need no vote of it.
 
-        Whoever does not answer goes first, or those who stay might be too few.  Returns whether there is nothing left
-        to do.  Raises QuorateError: no answer.
+        Members that do not answer are removed first, or those that stay might be too few.  Returns whether nothing is
+        left to do.  Raises QuorateError: no answer.
         """
         own, leads = self.own_id(_LEAVE_ASK_SECONDS)
         silent = set(self.unreachable(_LEAVE_ASK_SECONDS)) - {own}
@@ -188,7 +188,7 @@ class Cluster:
 
     def _answers(self, peer: Endpoint | None, seconds: float) -> bool:
         if peer is None:
-            return True  # somebody else has added it
+            return True  # another node has added it
         try:
             self._members_at(peer, seconds)
         except (OSError, ValueError):

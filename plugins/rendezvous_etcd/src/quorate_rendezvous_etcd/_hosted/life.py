@@ -166,7 +166,7 @@ def _look_again(state: State, event: Event) -> State:
 
 
 def _begin_anew(state: State, event: Event) -> State:
-    """This member is not what it was: nothing of it counts any more."""
+    """This member has lost its place in the cluster: its state does not count any more."""
     return evolve(_fail(state, event, Phase.LOOKING), member_id=0, is_learner=False)
 
 

@@ -37,7 +37,7 @@ _LAST_HEARTBEATS = 4
 _OUTLIVE_SECONDS = 6.0
 #: How long that guardian tries to.
 LEAVE_SECONDS = 5.0
-#: A start that serves nobody yet is looked at this often, for an agent that closes meanwhile.
+#: While the server starts, this often the agent's end is looked for.
 _LOOK_SECONDS = 3600.0
 _WAS_REMOVED = ("permanently removed from the cluster",)
 _IS_KNOWN = ("has already been bootstrapped", "member count is unequal", "cluster ID mismatch")

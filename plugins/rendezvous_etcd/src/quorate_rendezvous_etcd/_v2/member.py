@@ -232,7 +232,7 @@ class Membership:
             pass
         self.set_lost(
             f"etcd no longer has the job {self._settings.run_id!r} that this node belonged to (at {self._root}): "
-            "it was removed, expired while nobody could refresh it, or etcd lost its data. Start the job again"
+            "it was removed, expired because it could not be refreshed, or etcd lost its data. Start the job again"
         )
         raise StoreLostError(self.lost)
 

@@ -76,7 +76,7 @@ class Membership:
         return self._incarnation.members(self._root) + self._name.encode()
 
     def departed(self) -> Departed:
-        """Return what somebody else needs to write for this member once it is gone."""
+        """Return what another process needs to write for this member once it is gone."""
         return Departed(self._job, self._revision, self.keys, self.lease, self.member_lease)
 
     # --- joining ------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class Membership:
         self.run([self.requests.is_absent(self.member)], [self._put_member()], [], deadline)
 
     def _refresh_leases(self) -> None:
-        """Keep both leases alive; the keeper's thread calls this."""
+        """Keep both leases alive; a thread of its own calls this."""
         settings = self._settings
         # Shorter than the lease, so that a retry is in time.
         deadline = monotonic() + min(settings.operation_timeout_seconds, settings.member_ttl_seconds / 3)
@@ -237,12 +237,12 @@ class Membership:
             pass  # etcd is away, or the job is gone: the leases end by themselves
 
     def abandon(self) -> None:
-        """Stop keeping the leases alive, and tell nobody."""
+        """Stop keeping the leases alive, without revoking them."""
         if self._keeper is not None:
             self._keeper.stop()
 
     def join_thread(self) -> None:
-        """Wait for the keeper's thread; only after the client is closed."""
+        """Wait for the thread that keeps the leases; only after the client is closed."""
         if self._keeper is not None:
             self._keeper.join(self._settings.leave_seconds)
 

@@ -43,7 +43,7 @@ class Watcher:
         self.look_again()
 
     def look_again(self) -> None:
-        """Have the wait that is under way begin anew with a read, which may raise an error.  Never blocks."""
+        """Have the wait that is under way start over with a read, which may raise an error.  Never blocks."""
         with self._state:
             connection = self._connection
         if connection is not None:
