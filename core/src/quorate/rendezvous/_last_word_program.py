@@ -1,9 +1,9 @@
 """The program of a node's guardian: waits for the death of its agent, and then writes the agent's last words.
 
 It is run by its path, in an isolated interpreter, and imports no module of quorate until it is needed, or the machine
-has had a second to start workers.  It reads frames (a length and a pickle) from a pipe whose other end the agent alone has:
-first the agent's ``sys.path`` and the function that writes, then lists of writes, of which the last one counts.  The
-end of the pipe is the death of the agent.  What does not live here: what is written (:mod:`._last_word`).
+has had a second to start workers.  It reads frames (a length and a pickle) from a pipe whose other end the agent alone
+has: first the agent's ``sys.path`` and the function that writes, then lists of writes, of which the last one counts.
+The end of the pipe is the death of the agent.  What does not live here: what is written (:mod:`._last_word`).
 """
 
 from __future__ import annotations
