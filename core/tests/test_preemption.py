@@ -207,6 +207,12 @@ def test_a_service_reports_a_clouds_notice() -> None:
     assert got == [protocol.PreemptionWarned(signal.SIGTERM, 118.0, "spot notice", whole_job=False, min_nodes=2)]
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0, 0.0])
+def test_a_wait_that_is_not_one_ends_at_once(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.delenv(DEADLINE_VARIABLE, raising=False)
+    assert quorate.deadline(seconds) is None
+
+
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, "60", None])
 def test_a_notice_without_a_time_is_the_services_mistake(seconds: Any) -> None:
     view: AgentView = View({}, lambda: None, None, pytest.fail, print, 2)  # type: ignore[arg-type, return-value] # not used

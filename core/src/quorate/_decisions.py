@@ -6,6 +6,7 @@ asked again without it.  What does not live here: finding and registering plugin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import FrameType
@@ -20,6 +21,8 @@ from .records import Cause, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
 __all__ = ["DecisionMaker", "is_environment"]
 
 _Arguments = Sequence[Any]
+#: In bytes, with the NUL at its end (execve(2): MAX_ARG_STRLEN).
+_LONGEST_VARIABLE = 1 << 17
 
 
 @final
@@ -207,16 +210,30 @@ def _check_launch(answer: Any, arguments: _Arguments) -> str:
 def is_environment(value: Any) -> bool:
     """Return whether the system takes ``value`` as the environment of a process, or as a part of it."""
     return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(text, str) and name and not {"=", "\0"} & set(name) and "\0" not in text
+        _is_passable(name)
+        and _is_passable(text)
+        and name
+        and "=" not in name
+        and len(f"{name}={text}") < _LONGEST_VARIABLE
         for name, text in value.items()
     )
 
 
+def _is_passable(text: Any) -> bool:
+    """Return whether ``text`` can be handed to a process: without NUL, and without halves of characters."""
+    if not isinstance(text, str) or "\0" in text:
+        return False
+    try:
+        return len(os.fsencode(text)) < _LONGEST_VARIABLE
+    except UnicodeEncodeError:
+        return False
+
+
 #: Field -> whether a starter can use a value of it.
 _LAUNCH_FIELDS: Mapping[str, Callable[[Any], bool]] = {
-    "entrypoint": lambda value: isinstance(value, str) or callable(value),
+    "entrypoint": lambda value: (value != "" and _is_passable(value)) or callable(value),
     "args": lambda value: isinstance(value, tuple),
-    "error_file": lambda value: isinstance(value, str),
+    "error_file": _is_passable,
     "logs": lambda value: isinstance(value, WorkerLogs),
     "cpus": lambda value: value is None or all(type(cpu) is int and cpu >= 0 for cpu in value),
     "memory_node": lambda value: value is None or (type(value) is int and value >= 0),

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from attrs import Attribute, asdict, field, frozen
 
+from ._bounded import MOST_NODES
 from .catalogue import PluginKind
 from .errors import UsageError
 from .job_token import AUTH_SETTING, Auth, parse_auth
@@ -95,9 +96,9 @@ class LaunchConfig(WorkerSettings):
         UsageError: a value is out of range or contradicts another; the message names it, its flag and the remedy.
     """
 
-    min_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes"))
-    max_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes"))
-    nproc_per_node: int = field(kw_only=False, validator=at_least(1))
+    min_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes", most=MOST_NODES))
+    max_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes", most=MOST_NODES))
+    nproc_per_node: int = field(kw_only=False, validator=at_least(1, most=MOST_NODES))
     logs_specs: LogsSpecs = field(default=None, converter=_logs_specs, kw_only=False)
     run_id: str = ""
     role: str = "default_role"

@@ -25,6 +25,7 @@ DEADLINE_VARIABLE = "QUORATE_DEADLINE_FILE"
 _MOST_BYTES = 1 << 16
 _LONGEST_REASON = 1000
 _PAUSE_SECONDS = 0.01
+_LONGEST_WAIT_SECONDS = 86_400.0
 
 
 @final
@@ -49,7 +50,7 @@ def deadline(wait_seconds: float = 0.0) -> Deadline | None:
     It costs one attempt to open a file.  Some schedulers send their signal to workers and agent at the same time: a
     signal handler gives the agent a moment (``wait_seconds``) to write the file.
     """
-    until = monotonic() + wait_seconds
+    until = monotonic() + (min(wait_seconds, _LONGEST_WAIT_SECONDS) if wait_seconds > 0 else 0.0)  # NaN is no wait
     while True:
         found = _read()
         if found is not None or monotonic() >= until:

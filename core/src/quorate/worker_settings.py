@@ -23,6 +23,7 @@ __all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", 
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 _FORWARDED = "USR1,USR2"
+_LARGEST = (1 << 31) - 1
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
@@ -32,17 +33,21 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def at_least(minimum: int, flag: str = "", *, optional: bool = False) -> Validator:
-    """Return a validator for whole numbers from ``minimum``; ``flag`` (default: the field's own) is the remedy."""
+def at_least(minimum: int, flag: str = "", *, most: int = _LARGEST, optional: bool = False) -> Validator:
+    """Return a validator for whole numbers from ``minimum`` to ``most``, which other nodes take from this one too.
+
+    ``flag`` (default: the field's own) is the remedy.
+    """
 
     def check(record: Any, attribute: Attribute[Any], value: Any) -> None:
         if value is None and optional:
             return
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            remedy = flag or flag_of(attribute.name)
-            raise UsageError(
-                f"{attribute.name} is {value!r}; it must be a whole number of at least {minimum} ({remedy})"
-            )
+        if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= most:
+            return
+        limit = f"of at least {minimum}" if not isinstance(value, int) or value < minimum else f"of at most {most}"
+        raise UsageError(
+            f"{attribute.name} is {value!r:.80}; it must be a whole number {limit} ({flag or flag_of(attribute.name)})"
+        )
 
     return check
 

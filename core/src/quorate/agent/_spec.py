@@ -8,6 +8,7 @@ from typing import Any, final
 
 from attrs import field, fields, frozen
 
+from .._bounded import MOST_NODES
 from ..config import LaunchConfig
 from ..errors import UsageError
 from ..failures import ProcessFailure
@@ -64,7 +65,7 @@ class WorkerSpec(WorkerSettings):
     """
 
     role: str
-    local_world_size: int = field(validator=at_least(1, "--nproc-per-node"))
+    local_world_size: int = field(validator=at_least(1, "--nproc-per-node", most=MOST_NODES))
     rdzv_handler: RendezvousHandler
     entrypoint: str | Callable[..., Any]
     args: tuple[Any, ...] = field(default=(), converter=tuple)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, final, runtime_checkable
 from attrs import field, frozen
 from attrs.validators import instance_of, is_callable, optional
 
-from .._bounded import is_word
+from .._bounded import MOST_NODES, is_word
 from ..clock import sleep
 from ..cut_off import WhenCutOff
 from ..errors import UsageError
@@ -52,7 +52,7 @@ class RendezvousParameters:
         config: settings, strings or numbers, see ``docs/timeouts.md``.
 
     Raises:
-        UsageError: empty run id or backend, or not 1 <= ``min_nodes`` <= ``max_nodes``.
+        UsageError: empty run id or backend, or not 1 <= ``min_nodes`` <= ``max_nodes`` <= 65536.
     """
 
     __slots__ = ("backend", "config", "endpoint", "local_addr", "max_nodes", "min_nodes", "run_id")
@@ -73,6 +73,8 @@ class RendezvousParameters:
             raise UsageError("the run id is empty; set --rdzv-id to a name that all nodes of the job share")
         if min_nodes < 1:
             raise UsageError(f"the minimum number of nodes is {min_nodes}, it must be at least 1; set --nnodes")
+        if max_nodes > MOST_NODES:
+            raise UsageError(f"the maximum number of nodes is {max_nodes!r:.80}, above {MOST_NODES}; set --nnodes")
         if max_nodes < min_nodes:
             raise UsageError(
                 f"the maximum number of nodes ({max_nodes}) is below the minimum ({min_nodes}); set --nnodes=MIN:MAX"
