@@ -299,6 +299,14 @@ def test_whatever_a_store_raises_ends_the_rendezvous_with_a_sentence(
         join(type("FailingStore", (_Changed,), {method: fail})())
 
 
+@pytest.mark.parametrize("answer", [None, 5, "store", object(), InMemoryStore])
+def test_what_a_backend_opens_is_a_store(join: Join, answer: Any) -> None:
+    if answer is InMemoryStore:
+        answer = type("HalfAStore", (), {"get": InMemoryStore.get, "close": InMemoryStore.close})()
+    with pytest.raises(RendezvousError, match=r"rendezvous backend '\w+' opened .*, which is not a store"):
+        join(answer)
+
+
 @pytest.mark.parametrize("seconds", [3_000_000, 10**10, 1e300, 10**300])
 def test_the_longest_timeouts_can_be_waited_for(join: Join, seconds: float) -> None:
     settings = dict.fromkeys(("join_timeout", "operation_timeout", "close_timeout", "store_outage_timeout"), seconds)

@@ -209,8 +209,8 @@ class SignalReceived:
 class PreemptionWarned:
     """The scheduler, or a service, has announced that this node or the whole job ends soon.
 
-    ``grace_seconds`` is what is left to the workers, ``None`` where nobody knows.  ``min_nodes`` is how many nodes the
-    job needs, 0 where that is not known.
+    ``grace_seconds`` is what is left to the workers, ``None`` where it is not known.  ``min_nodes`` is how many nodes
+    the job needs, 0 where that is not known.
     """
 
     number: int

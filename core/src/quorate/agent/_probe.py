@@ -17,7 +17,7 @@ __all__ = ["probe_master"]
 
 
 def probe_master(spec: WorkerSpec, assignment: Assignment, warn: Callable[[str], None]) -> None:
-    """Try the first node's address while the workers start: they would only say that somebody is missing."""
+    """Try the first node's address while the workers start: they would only say that a node is missing."""
     address, port = spec.master_addr or assignment.master_addr, assignment.master_port
 
     def probe() -> None:

@@ -13,14 +13,13 @@ from typing import Any, Protocol, final
 from attrs import evolve
 
 from ..clock import monotonic, seconds_until
-from ..cut_off import WhenCutOff, parse_when_cut_off
+from ..cut_off import WhenCutOff
 from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
 from ..job_token import job_token_of
 from ..net import advertised_address, host_name, is_local_name
 from ..notices import warn
 from ..reach import names_local_host
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
-from ..timeouts import Timeouts
 from ._api import (
     DERIVED_SETTING,
     RendezvousBackend,
@@ -31,6 +30,7 @@ from ._api import (
 )
 from ._driver import Driver
 from ._incarnation import Doorway
+from ._parameters import as_guest, settings_of
 from ._port import PORT_RANGE_SETTING, Bootstrap, PortReservation, reserve_master_port
 from ._protocol import (
     Closed,
@@ -45,7 +45,6 @@ from ._protocol import (
     Left,
     Output,
     Phase,
-    Settings,
     StandingBy,
     StopWaiting,
     Waiting,
@@ -56,10 +55,8 @@ from ._state import cut_off_at
 from ._store import PortLendingStore, Store, ends_with_host, open_checked
 from ._strangers import StrangerWatch
 
-__all__ = ["Decisions", "StoreRendezvousHandler", "settings_of"]
+__all__ = ["Decisions", "StoreRendezvousHandler"]
 
-#: How long a node that declines tries to reach the store.
-_DECLINE_CONNECT_SECONDS = 2.0
 #: A host whose node left early stays this many ``linger_timeout``: the other nodes' workers still run, and will
 #: report that they are done.
 _LINGER_FACTOR = 12
@@ -79,33 +76,6 @@ class Decisions(Protocol):
     def digest(self) -> str:
         """Return names and versions of the plugins."""
         ...
-
-
-def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) -> Settings:
-    """Return the protocol's settings from the parameters.  Raises UsageError for values that cannot be used."""
-    timeouts = Timeouts.from_settings(parameters.config)
-    return Settings(
-        parameters.min_nodes,
-        parameters.max_nodes,
-        timeouts,
-        outlives_job,
-        parse_when_cut_off(parameters.get("when_cut_off", WhenCutOff.RUN)),
-        bool(parameters.get_as_bool("majority", False)),
-    )
-
-
-def _as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
-    """Return parameters for a short visit: this node does not host the store, and connects within a short time."""
-    config = {**parameters.config, "is_host": False, "connect_timeout": _DECLINE_CONNECT_SECONDS}
-    return RendezvousParameters(
-        parameters.backend,
-        parameters.endpoint,
-        parameters.run_id,
-        parameters.min_nodes,
-        parameters.max_nodes,
-        parameters.local_addr,
-        **config,
-    )
 
 
 @final
@@ -255,7 +225,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             return
         if not self._started:
             self._started = True
-            self._parameters = _as_guest(self._parameters)
+            self._parameters = as_guest(self._parameters)
             self._driver.start()
         self._release()
         self._node = self._complete(node)

@@ -1,0 +1,43 @@
+"""What a handler makes of its parameters: the protocol's settings, and the parameters of a short visit.
+
+What does not live here: the parameters themselves (``_api``).
+"""
+
+from __future__ import annotations
+
+from ..cut_off import WhenCutOff, parse_when_cut_off
+from ..timeouts import Timeouts
+from ._api import RendezvousParameters
+from ._protocol import Settings
+
+__all__ = ["as_guest", "settings_of"]
+
+#: How long a node that declines tries to reach the store.
+_DECLINE_CONNECT_SECONDS = 2.0
+
+
+def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) -> Settings:
+    """Return the protocol's settings from the parameters.  Raises UsageError for values that cannot be used."""
+    timeouts = Timeouts.from_settings(parameters.config)
+    return Settings(
+        parameters.min_nodes,
+        parameters.max_nodes,
+        timeouts,
+        outlives_job,
+        parse_when_cut_off(parameters.get("when_cut_off", WhenCutOff.RUN)),
+        bool(parameters.get_as_bool("majority", False)),
+    )
+
+
+def as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
+    """Return parameters for a short visit: this node does not host the store, and connects within a short time."""
+    config = {**parameters.config, "is_host": False, "connect_timeout": _DECLINE_CONNECT_SECONDS}
+    return RendezvousParameters(
+        parameters.backend,
+        parameters.endpoint,
+        parameters.run_id,
+        parameters.min_nodes,
+        parameters.max_nodes,
+        parameters.local_addr,
+        **config,
+    )
