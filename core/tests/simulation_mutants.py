@@ -11,13 +11,25 @@ from typing import Any, final
 
 from attrs import evolve, frozen
 
+from quorate.agent import _cut_off as agent_cut_off
 from quorate.agent import _joining as agent_joining
 from quorate.agent import _machine as agent_machine
 from quorate.agent import _protocol as agent
 from quorate.agent import _running as agent_running
 from quorate.agent import _stopping as agent_stopping
 from quorate.records import Verdict
-from quorate.rendezvous import _every_phase, _executor, _gather, _joining, _machine, _protocol, _running, _sealing
+from quorate.rendezvous import (
+    _every_phase,
+    _executor,
+    _gather,
+    _joining,
+    _machine,
+    _protocol,
+    _running,
+    _sealing,
+    _standing,
+    _state,
+)
 from quorate.rendezvous._liveness import Liveness
 from quorate.rendezvous._protocol import Phase, Purpose
 from quorate.rendezvous._state import State
@@ -202,6 +214,44 @@ def _when_stopping(input: type, handler: Callable[[Any, Any], None]) -> tuple[An
     return table, input, evolve(table[input], handler=handler)
 
 
+def _from_the_last_failure(state: State) -> float | None:
+    """Count from when the store was found away, instead of from the last heartbeat that it acknowledged."""
+    due_at = _REAL_CUT_OFF_AT(state)
+    since = state.trouble.since
+    return due_at if due_at is None or since is None else since + state.settings.timeouts.silence_limit
+
+
+_REAL_CUT_OFF_AT = _state.cut_off_at
+
+
+def _on_though_it_is_over(transition: Transition, values: list[bytes | None]) -> None:
+    """Go on, whatever became of the round."""
+    _standing.on_standing(transition, [None])
+
+
+def _frozen_in_name(transition: Any, event: Any) -> None:
+    """Say that the workers are frozen, and leave them running."""
+    agent_cut_off.cut_off(transition, event)
+    transition.commands[:] = [each for each in transition.commands if not isinstance(each, agent.FreezeWorkers)]
+
+
+def _with_a_grace(transition: Any, event: Any) -> None:
+    """Let frozen workers go on, so that they can save what they have."""
+    transition.set(phase=agent.Phase.RUNNING)
+    transition.emit(agent.ThawWorkers())
+    agent_running.round_ended(transition, event)
+
+
+def _majority_of_any(state: State, live: Any) -> str:
+    """Let new nodes count as those of the last round."""
+    previous = state.previous
+    number = -1 if previous is None else previous.summary.round_number
+    return _REAL_WHY_MINORITY(state, {ticket: evolve(node, previous_round=number) for ticket, node in live.items()})
+
+
+_REAL_WHY_MINORITY = _gather.why_minority
+
+
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "seal without create",
@@ -307,5 +357,41 @@ MUTANTS: tuple[Mutant, ...] = (
         "an agent gives the next assignment to a live worker that has ended while it waited",
         (_when(agent.Phase.JOINING, agent.WorkersExited, _stay_as_it_was),),
         likely=74,
+    ),
+    Mutant(
+        "cut off from the last failure on",
+        "a node counts its lease from the failure that it saw, not from the last heartbeat that arrived",
+        tuple((module, "cut_off_at", _from_the_last_failure) for module in (_state, _standing)),
+        likely=1,
+    ),
+    Mutant(
+        "frozen in name only",
+        "the workers of a node that is cut off are not frozen",
+        (_when(agent.Phase.RUNNING, agent.CutOff, _frozen_in_name),),
+        likely=1,
+    ),
+    Mutant(
+        "frozen workers get a grace",
+        "workers go on to save what they have, though the next round may run already",
+        (_when(agent.Phase.FROZEN, agent.RoundEnded, _with_a_grace),),
+        likely=1,
+    ),
+    Mutant(
+        "frozen workers go on in a round that is over",
+        "a node whose heartbeat arrives again does not look whether its round has ended",
+        (_rule(Phase.RUNNING, Purpose.STANDING, _on_though_it_is_over),),
+        likely=1,
+    ),
+    Mutant(
+        "a grace goes on while the node is cut off",
+        "workers that are being stopped use their whole grace, though no node waits for it any more",
+        (_when(agent.Phase.STOPPING, agent.CutOff, _stay_as_it_was),),
+        likely=1,
+    ),
+    Mutant(
+        "new nodes count for the majority",
+        "nodes that were not in the last round are counted among those that may begin the next one",
+        ((_gather, "why_minority", _majority_of_any),),
+        likely=7,
     ),
 )

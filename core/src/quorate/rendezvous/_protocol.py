@@ -42,8 +42,11 @@ class Settings:
 
     @property
     def minds_cut_off(self) -> bool:
-        """Whether a node must know for how long the others count on it."""
-        return self.when_cut_off is not WhenCutOff.RUN and self.max_nodes > 1
+        """Whether a node must know for how long the others count on it.
+
+        The only node of a round too: a standby may take its place.
+        """
+        return self.when_cut_off is not WhenCutOff.RUN
 
     @property
     def silence_limit(self) -> float:

@@ -8,7 +8,7 @@ After a gap, an acknowledged heartbeat proves nothing yet: another node may be r
 of the round is then read; only if it is not there does the round go on.  Whoever gathers the next round reads the
 heartbeats of the lost once more, and waits for one that has sent another since (``RoundEnd.lost_counts``).
 
-Nothing of this happens where workers go on anyway (``when_cut_off=run``), or where there can be no other node.
+Nothing of this happens where workers go on anyway (``when_cut_off=run``).
 """
 
 from __future__ import annotations

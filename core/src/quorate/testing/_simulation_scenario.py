@@ -21,7 +21,7 @@ from ..timeouts import Timeouts
 from ._simulation import Faults, Law, Plan, SimulatedNode, SimulationError, WorkerOutcome, World
 from ._simulation_node import RELEASE_SECONDS
 
-__all__ = ["Action", "ActionKind", "Result", "Scenario", "bound_seconds", "make_scenario", "play", "shrink"]
+__all__ = ["Action", "ActionKind", "Result", "Scenario", "bound_seconds", "differences", "make_scenario", "play"]
 
 _FAULTY_SECONDS = 15.0
 _GRACE_SECONDS = 4.0
@@ -49,6 +49,7 @@ class ActionKind(str, Enum):
     PAUSE = "pause"
     PAUSE_ALL = "pause all"
     CUT = "cut"
+    CUT_RANK_ZERO = "cut off rank 0"
     OUTAGE = "outage"
     DROP_CONNECTIONS = "drop connections"
     FAIL = "fail"
@@ -57,6 +58,10 @@ class ActionKind(str, Enum):
     SIGNAL = "signal"
     MAKE_UNHEALTHY = "make unhealthy"
     JOIN = "join"
+
+
+#: What any scenario may hold; ``_partitions`` adds the other.
+_ANY_KIND = [kind for kind in ActionKind if kind is not ActionKind.CUT_RANK_ZERO]
 
 
 @final
@@ -96,7 +101,7 @@ class Scenario:
     actions: tuple[Action, ...] = ()
 
     def __str__(self) -> str:
-        changed = [f"{name}={value!r}" for name, value in _differences(self.faults, Faults())]
+        changed = [f"{name}={value!r}" for name, value in differences(self.faults, Faults())]
         lines = [
             f"{self.size} node(s) of {self.local_world_size} worker(s)",
             f"{self.min_nodes} to {self.max_nodes} nodes in a round, at most {self.max_restarts} restarts",
@@ -109,7 +114,7 @@ class Scenario:
         return "\n".join([*lines, *map(str, self.actions)])
 
 
-def _differences(one: Faults, other: Faults) -> Iterator[tuple[str, object]]:
+def differences(one: Faults, other: Faults) -> Iterator[tuple[str, object]]:
     ours, theirs = asdict(one, recurse=False), asdict(other, recurse=False)
     yield from ((name, value) for name, value in ours.items() if value != theirs[name])
 
@@ -143,7 +148,7 @@ def make_scenario(seed: int) -> Scenario:
         wake_twice=choose.choice([0.0, 0.0, 0.2]),
         thread_delay=choose.choice([0.0, 0.0, 0.02]),
     )
-    kinds = choose.sample(list(ActionKind), k=choose.randint(1, 5))
+    kinds = choose.sample(_ANY_KIND, k=choose.randint(1, 5))
     actions = [
         Action(
             round(choose.uniform(0.0, _FAULTY_SECONDS - 1.0), 3),
@@ -153,10 +158,7 @@ def make_scenario(seed: int) -> Scenario:
         )
         for _ in range(choose.randint(0, 7))
     ]
-    when_cut_off = _CUT_OFF.get(seed % 5, WhenCutOff.RUN)
-    if when_cut_off is not WhenCutOff.RUN:
-        actions += _partitions(random.Random(f"partitions {seed}"))
-    return Scenario(
+    scenario = Scenario(
         seed,
         size,
         min_nodes,
@@ -171,21 +173,39 @@ def make_scenario(seed: int) -> Scenario:
         choose.choice([0.0, 0.0, 0.1, 0.3]),
         # One of seven seeds has live workers: those that once showed a defect are not among them and still show it.
         live=choose.choice([0.5, 1.0]) if seed % 7 == 4 else 0.0,
-        when_cut_off=when_cut_off,
         majority=seed % 11 == 7,
+        actions=tuple(sorted(actions, key=lambda action: action.at)),
+    )
+    when_cut_off = _CUT_OFF.get(seed % 5)
+    return scenario if when_cut_off is None else _with_partitions(scenario, when_cut_off)
+
+
+def _with_partitions(scenario: Scenario, when_cut_off: WhenCutOff) -> Scenario:
+    """Return the scenario with partitions, in most of them nothing else, and rounds that may do without some nodes."""
+    choose = random.Random(f"partitions {scenario.seed}")
+    actions = [*scenario.actions[: choose.choice([0, 0, 7])], *_partitions(choose)]
+    return evolve(
+        scenario,
+        when_cut_off=when_cut_off,
+        min_nodes=choose.choice([1, scenario.min_nodes]),
+        busy=choose.choice([0.0, scenario.busy]),
+        stop_seconds=choose.choice([8.0, scenario.stop_seconds]),
         actions=tuple(sorted(actions, key=lambda action: action.at)),
     )
 
 
 def _partitions(choose: random.Random) -> list[Action]:
-    """Return partitions, some of which follow each other closely."""
+    """Return partitions, most of them of rank 0: about as long as a lease, close together, or while workers stop."""
     actions = []
-    at = choose.uniform(1.0, 6.0)
-    for _ in range(choose.randint(1, 4)):
-        seconds = choose.choice([choose.uniform(0.1, 2.0), choose.uniform(2.0, 6.0)])
-        actions.append(Action(round(at, 3), ActionKind.CUT, choose.randrange(6), round(seconds, 3)))
-        at = min(at + choose.choice([seconds + choose.uniform(0.0, 0.3), choose.uniform(0.5, 4.0)]), 14.0)
-    return actions
+    at = choose.uniform(3.0, 6.0)
+    for _ in range(choose.randint(1, 3)):
+        kind = choose.choice([ActionKind.CUT, ActionKind.CUT_RANK_ZERO, ActionKind.CUT_RANK_ZERO])
+        seconds = choose.choice([choose.uniform(0.1, 2.0), choose.uniform(2.5, 3.5), choose.uniform(3.0, 8.0)])
+        actions.append(Action(round(at, 3), kind, choose.randrange(6), round(seconds, 3)))
+        if choose.random() < 0.3:
+            actions.append(Action(round(at - choose.uniform(0.0, 0.5), 3), ActionKind.FAIL, choose.randrange(6)))
+        at += choose.choice([seconds + choose.uniform(0.0, 0.3), seconds + choose.uniform(2.0, 4.0)])
+    return [action for action in actions if action.at < _FAULTY_SECONDS - 1.0]
 
 
 def bound_seconds(world: World, settings: Settings) -> float:
@@ -361,12 +381,18 @@ def _cut_some(world: World, nodes: list[SimulatedNode], action: Action) -> None:
     world.cut(chosen or nodes[:1], action.seconds)
 
 
+def _cut_rank_zero(world: World, nodes: list[SimulatedNode], action: Action) -> None:
+    chosen = [node for node in nodes if node.running is not None and node.running.first_rank == 0]
+    world.cut(chosen or nodes[:1], action.seconds)
+
+
 #: How each action is done; ``JOIN`` is done by the run itself.
 _ACTIONS: dict[ActionKind, Callable[[World, list[SimulatedNode], Action], None]] = {
     ActionKind.CRASH: _one(lambda world, node, action: world.crash(node)),
     ActionKind.PAUSE: _one(lambda world, node, action: world.pause(node, action.seconds)),
     ActionKind.PAUSE_ALL: lambda world, nodes, action: world.pause_all(action.seconds),
     ActionKind.CUT: _cut_some,
+    ActionKind.CUT_RANK_ZERO: _cut_rank_zero,
     ActionKind.OUTAGE: lambda world, nodes, action: world.outage(action.seconds),
     ActionKind.DROP_CONNECTIONS: _one(lambda world, node, action: world.drop_connections(node)),
     ActionKind.FAIL: _one(lambda world, node, action: world.fail_worker(node)),
@@ -375,56 +401,3 @@ _ACTIONS: dict[ActionKind, Callable[[World, list[SimulatedNode], Action], None]]
     ActionKind.SIGNAL: _one(lambda world, node, action: world.signal(node)),
     ActionKind.MAKE_UNHEALTHY: _one(lambda world, node, action: world.make_unhealthy(node)),
 }
-
-
-# --- shrinking --------------------------------------------------------------------------------------------------------
-
-
-def shrink(scenario: Scenario, law: Law, most_tries: int = 400) -> Scenario:
-    """Return a scenario, as short as could be found in ``most_tries``, that breaks the same law."""
-    tries = 0
-
-    def still_breaks(candidate: Scenario) -> bool:
-        nonlocal tries
-        tries += 1
-        try:
-            play(candidate)
-        except SimulationError as error:
-            return error.law is law
-        return False
-
-    found = True
-    while found and tries < most_tries:
-        found = False
-        for candidate in _simpler(scenario):
-            if tries < most_tries and still_breaks(candidate):
-                scenario, found = candidate, True
-                break
-    return scenario
-
-
-def _simpler(scenario: Scenario) -> Iterator[Scenario]:
-    actions = scenario.actions
-    for number in range(len(actions)):
-        yield evolve(scenario, actions=actions[:number] + actions[number + 1 :])
-    plain, plain_faults = Scenario(0, 1, 1, 1), Faults()
-    for name in (
-        "connects_workers",
-        "interrupt_seconds",
-        "drift",
-        "stop_seconds",
-        "busy",
-        "live",
-        "local_world_size",
-        "majority",
-    ):
-        if getattr(scenario, name) != getattr(plain, name):
-            yield evolve(scenario, **{name: getattr(plain, name)})
-    for name, _ in _differences(scenario.faults, plain_faults):
-        yield evolve(scenario, faults=evolve(scenario.faults, **{name: getattr(plain_faults, name)}))
-    if scenario.size > scenario.min_nodes:
-        yield evolve(scenario, size=scenario.size - 1)
-    for number, action in enumerate(actions):
-        for simpler in (evolve(action, at=round(action.at)), evolve(action, seconds=round(action.seconds) or 1)):
-            if simpler != action:
-                yield evolve(scenario, actions=(*actions[:number], simpler, *actions[number + 1 :]))

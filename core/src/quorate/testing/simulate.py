@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from ..clock import monotonic
 from ._simulation import SimulationError
 from ._simulation_large import play_large
-from ._simulation_scenario import Result, make_scenario, play, shrink
+from ._simulation_scenario import Result, make_scenario, play
+from ._simulation_shrinking import shrink
 
 __all__ = ["explain_failure", "main", "replay_command"]
 
