@@ -287,3 +287,60 @@ def test_three_machines_survive_any_one_of_them(
         survivors = agents
     nodes.finish(survivors)
     print(f"seed {seed}")
+
+
+#: Rank 0 writes a line every few milliseconds, also while it has a grace, as one that saves its work does.
+WRITER = """
+import os, signal, time
+here = f"{os.getpid()} {os.environ['QUORATE_GENERATION']} {os.environ['WORLD_SIZE']} {os.environ['MASTER_ADDR']}\\n"
+until = [float("inf")]
+signal.signal(signal.SIGTERM, lambda *_: until.__setitem__(0, time.monotonic() + 1.0))
+file = os.open("FILE", os.O_APPEND | os.O_WRONLY | os.O_CREAT)
+while time.monotonic() < until[0] and not os.path.exists("GATE"):
+    if os.environ["RANK"] == "0":
+        os.write(file, here.encode())
+    time.sleep(0.005)
+"""
+
+
+def writers(text: str) -> list[str]:
+    """Return who wrote, in order, each as often as it took over from another."""
+    lines = text.splitlines()
+    return [line for line, before in zip(lines, ["", *lines], strict=False) if line != before]
+
+
+@pytest.mark.slow(reason="leases are waited for")
+@pytest.mark.parametrize("trial", range(max(1, TRIALS // 10)))
+@pytest.mark.parametrize("when_cut_off", ["freeze", "stop"])
+def test_no_two_ranks_zero_run_at_once(
+    when_cut_off: str, trial: int, machines: Machines, make_nodes: Callable[..., Nodes]
+) -> None:
+    """Machines are cut off for about a lease, mostly that of rank 0: who has been replaced never writes again."""
+    seed = random.randrange(1 << 32) if TRIALS > 1 else 1
+    source = random.Random(seed)
+    conf = {"lease_timeout": 3, "last_call_timeout": 2, "when_cut_off": when_cut_off}
+    nodes = make_nodes("etcd-hosted", ",".join(machines.addresses) + ":2379", "2:3", **conf)
+    written = nodes.folder / "written"
+    program = WRITER.replace("FILE", str(written)).replace("GATE", str(nodes.gate))
+    (nodes.folder / "writer.py").write_text(program)
+    with open(nodes.worker, "w") as file:
+        file.write(f'echo "$RANK $WORLD_SIZE $GROUP_RANK" >> {nodes.lines}\n')
+        file.write(f"exec {sys.executable} -S {nodes.folder}/writer.py\n")
+    agents = [nodes.start(rank, machines.prefix(rank)) for rank in range(3)]
+    nodes.wait_for_world(3)
+    for number in range(min(10, TRIALS)):
+        size = written.stat().st_size if written.exists() else 0
+        assert settles(lambda size=size: written.exists() and written.stat().st_size > size + 100), nodes.story()
+        first = machines.addresses.index(written.read_text().splitlines()[-1].split()[-1])
+        victim = first if number == 0 or source.random() < 0.7 else source.randrange(3)
+        machines.cut(victim)
+        longer = source.choice([(0.5, 2.5), (2.5, 4.0), (4.0, 7.0)]) if TRIALS > 1 else (4.5, 4.5)
+        time.sleep(source.uniform(*longer))
+        machines.mend(victim)
+        time.sleep(source.choice([0.0, 0.5, 2.0]) if TRIALS > 1 else 0.0)
+    nodes.wait_for_world(3, 2)
+    nodes.finish(agents)
+    order = writers(written.read_text())
+    assert len(order) == len(set(order)), f"seed {seed}: {order}\n{nodes.story()}"
+    assert len(order) > 1, nodes.story()
+    print(f"seed {seed}: {len(order)} ranks 0, one after the other")
