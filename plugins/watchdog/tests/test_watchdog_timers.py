@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from quorate.files import write_all
+from quorate.records import Event
 from quorate_watchdog._channels import ChannelError, named_channel
 from quorate_watchdog._messages import Lines
 from quorate_watchdog._service import WatchdogService
 from quorate_watchdog._timers import Timer, TimerKey, Timers
 
-from .conftest import DEADLINE_SECONDS, View, Watch, Work, wait_until
+from .conftest import DEADLINE_SECONDS, NODE, View, Watch, Work, wait_until
 
 ENABLED = "TORCHELASTIC_ENABLE_FILE_TIMER"
 
@@ -224,6 +225,24 @@ def test_released_timers_leave_nothing() -> None:
         timers.set(TimerKey(1, 2, number), Timer(1e6 + number, 1.0, "step"))
         timers.release(TimerKey(1, 2, number))
     assert len(timers._heap) <= 100
+
+
+def test_frozen_workers_are_not_reported_and_get_their_time_back(view: View, watch: Watch, work: Work) -> None:
+    """The agent freezes workers while it is cut off from the store (``when_cut_off=freeze``)."""
+
+    def enter(phase: str, was: str) -> None:
+        service.observe(Event("agent.phase", "", NODE, 0, {"phase": phase, "was": was}))
+
+    service = watch()
+    work(service, "from quorate_watchdog import expires\nwith expires(after=2.0, scope='step'): wait()")
+    wait_until(lambda: len(timers_of(service)) == 1)
+    deadline = timers_of(service).next_deadline()
+    enter("frozen", "running")
+    with pytest.raises(queue.Empty):
+        view.reports.get(timeout=2.3)
+    enter("running", "frozen")
+    wait_until(lambda: timers_of(service).next_deadline() >= deadline + 2.3)
+    assert view.reports.empty()
 
 
 @pytest.mark.parametrize(("frozen_seconds", "ends_meanwhile"), [(1.6, True), (2.7, False)], ids=["ended", "goes on"])

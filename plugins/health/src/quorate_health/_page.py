@@ -34,6 +34,7 @@ PAGE_POLICY = (
 
 _PHASE_TONES: Mapping[str, str] = {
     AgentPhase.RUNNING: "green",
+    AgentPhase.FROZEN: "amber",
     AgentPhase.STOPPING: "amber",
     AgentPhase.FINISHED: "grey",
 }

@@ -47,6 +47,13 @@ class TimerServer:
         self._thread = threading.Thread(target=self._run, name="quorate-watchdog", daemon=True)
         self._thread.start()
 
+    def freeze(self, is_frozen: bool) -> None:
+        """The workers stand still, or go on; called on the agent's thread."""
+        if is_frozen:
+            self._timekeeper.freeze()
+        elif self._timekeeper.thaw():
+            os.eventfd_write(self._wake, 1)
+
     def close(self) -> bool:
         """End the thread; return whether it has ended, so that the channels can be closed.
 
@@ -77,6 +84,8 @@ class TimerServer:
             deadline = self._timekeeper.next_deadline()
             found = everything.poll(None if deadline is None else 1000.0 * seconds_until(deadline))
             ready = [descriptor for descriptor, _ in found if descriptor != self._wake]
+            if len(ready) < len(found) and not self._is_closing:
+                os.eventfd_read(self._wake)
             if ready and not are_enlarged:
                 are_enlarged = True  # not before: most programs write nothing, and the room counts for the user
                 for channel in self._channels:

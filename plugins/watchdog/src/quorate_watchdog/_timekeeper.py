@@ -48,22 +48,41 @@ class Timekeeper:
         self._start_times: dict[int, int | None] = {}
         self._seen: AgentSnapshot | None = None
         self._has_warned: set[str] = set()
+        self._frozen_at: float | None = None
+        self._owed_seconds = 0.0
 
     def next_deadline(self) -> float | None:
         """Return when the next timer ends, on the monotonic clock; ``None`` if none runs."""
-        return self.timers.next_deadline()
+        return None if self._frozen_at is not None else self.timers.next_deadline()
+
+    def freeze(self) -> None:
+        """The workers stand still from now on; as :meth:`thaw`, called on the agent's thread."""
+        if self._frozen_at is None:
+            self._frozen_at = monotonic()
+
+    def thaw(self) -> bool:
+        """Give every timer the time for which the workers stood still; return whether they did."""
+        if self._frozen_at is None:
+            return False
+        self._owed_seconds += monotonic() - self._frozen_at + _GRACE_SECONDS
+        self._frozen_at = None
+        return True
 
     def take(self, ready: Sequence[int], deadline: float | None) -> None:
         """Read what is in ``ready``, then judge the timers; ``deadline`` is when it was due at the latest."""
         now = monotonic()
-        if deadline is not None and now > deadline + _LATE_SECONDS:
+        owed, self._owed_seconds = self._owed_seconds, 0.0
+        if owed:
+            self.timers.prolong_all(owed)
+        elif deadline is not None and now > deadline + _LATE_SECONDS:
             self.timers.prolong_all(now - deadline + _GRACE_SECONDS)
         self._start_times.clear()
         self._seen = None
         # Read before judging: the release of a timer may be in the pipe since before its deadline.
         for descriptor in ready:
             self._read(descriptor)
-        self._judge()
+        if self._frozen_at is None and not self._owed_seconds:
+            self._judge()
 
     def _read(self, descriptor: int) -> None:
         for _ in range(_CHUNKS):
