@@ -303,6 +303,14 @@ while time.monotonic() < until[0] and not os.path.exists("GATE"):
 """
 
 
+def newest_world(nodes: Nodes) -> tuple[int, int]:
+    """Return how many workers the newest round has, and how many of them have started."""
+    found = [line.split() for line in nodes.lines.read_text().splitlines()]
+    newest = max(int(line[3]) for line in found)
+    sizes = [int(line[1]) for line in found if int(line[3]) == newest]
+    return sizes[0], len(sizes)
+
+
 def writers(text: str) -> list[str]:
     """Return who wrote, in order, each as often as it took over from another."""
     lines = text.splitlines()
@@ -324,7 +332,7 @@ def test_no_two_ranks_zero_run_at_once(
     program = WRITER.replace("FILE", str(written)).replace("GATE", str(nodes.gate))
     (nodes.folder / "writer.py").write_text(program)
     with open(nodes.worker, "w") as file:
-        file.write(f'echo "$RANK $WORLD_SIZE $GROUP_RANK" >> {nodes.lines}\n')
+        file.write(f'echo "$RANK $WORLD_SIZE $GROUP_RANK $QUORATE_GENERATION" >> {nodes.lines}\n')
         file.write(f"exec {sys.executable} -S {nodes.folder}/writer.py\n")
     agents = [nodes.start(rank, machines.prefix(rank)) for rank in range(3)]
     nodes.wait_for_world(3)
@@ -338,7 +346,7 @@ def test_no_two_ranks_zero_run_at_once(
         time.sleep(source.uniform(*longer))
         machines.mend(victim)
         time.sleep(source.choice([0.0, 0.5, 2.0]) if TRIALS > 1 else 0.0)
-    nodes.wait_for_world(3, 2)
+    assert settles(lambda: newest_world(nodes) == (3, 3)), nodes.story()
     nodes.finish(agents)
     order = writers(written.read_text())
     assert len(order) == len(set(order)), f"seed {seed}: {order}\n{nodes.story()}"

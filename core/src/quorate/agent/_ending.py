@@ -31,6 +31,7 @@ def stop(
     """
     if transition.state.phase is Phase.FROZEN:
         with_signal, grace_seconds = signal.SIGKILL, 0.0
+        reason = f"{reason}; the frozen workers are killed, since another round may run already"
     transition.enter(Phase.STOPPING, reason, kept=frozenset(), joining=None, stopping=Stopping(why, **known))
     transition.emit(protocol.StopWorkers(int(with_signal), grace_seconds))
 

@@ -33,7 +33,7 @@ from ..events import (
 from ..failures import signal_name
 from ..notices import LONGEST_LINE, write_error
 from ..plugins import PluginHost
-from ..records import Assignment, Event, FailureRecord, RendezvousWaiting, RoundEnd, WorkerLaunch
+from ..records import Assignment, Cause, Event, FailureRecord, RendezvousWaiting, RoundEnd, WorkerLaunch
 from ..text import printable_lines
 from ._protocol import AnnounceDeadline, Finish, Outcome, Phase
 from ._state import Joining, State
@@ -53,6 +53,12 @@ def level_of(word: str | None) -> int:
     if level is None:
         raise UsageError(f"QUORATE_LOG is {word!r}; it must be one of {', '.join(_LEVELS)}")
     return level
+
+
+def _has_killed(state: State) -> bool:
+    """Return whether this node is cut off, and has killed its workers."""
+    proposed = None if state.stopping is None else state.stopping.proposed
+    return state.phase is Phase.STOPPING and proposed is not None and proposed.cause is Cause.NODE_LOST
 
 
 @final
@@ -99,7 +105,8 @@ class Reporter:
             self._finished(new, new.finish)
         self._interrupted(old, new)
         if new.phase is not old.phase:
-            self.emit(AgentPhaseDetails(new.phase, old.phase), new.reason, level=2)
+            level = 1 if Phase.FROZEN in (new.phase, old.phase) or _has_killed(new) else 2
+            self.emit(AgentPhaseDetails(new.phase, old.phase), new.reason, level=level)
 
     def _interrupted(self, old: State, new: State) -> None:
         """Tell a person at a terminal how long it may take, and how to end it."""
