@@ -132,6 +132,18 @@ def test_a_drained_host_of_the_store_ends_the_job(name: str, make_nodes: Callabl
         assert "at no cost" not in nodes.said(1)
 
 
+def test_too_few_nodes_are_not_told_as_a_lost_store(make_nodes: Callable[..., Nodes]) -> None:
+    """The host of the store gives up first: the other one learns why, and not only that the store has gone."""
+    with BACKENDS["tcp"].fresh_endpoint() as endpoint:
+        nodes = make_nodes("tcp", endpoint, "3")
+        first = nodes.start(0, is_host="true", join_timeout=6)
+        second = nodes.start(1, is_host="false", join_timeout=DEADLINE)
+        codes = first.wait(DEADLINE), second.wait(DEADLINE)
+        assert codes == (3, 3), nodes.story()
+        assert "of 3 nodes joined" in nodes.said(1), nodes.story()
+        assert "which hosts the rendezvous store, has given up" in nodes.said(1)
+
+
 def test_who_cannot_learn_what_became_of_the_others_says_so(make_nodes: Callable[..., Nodes]) -> None:
     """Its workers have succeeded; the host of the store is killed before its own are done."""
     with BACKENDS["tcp"].fresh_endpoint() as endpoint:

@@ -14,8 +14,10 @@ from quorate.agent import _protocol as agent
 from quorate.agent._machine import initial_state, step
 from quorate.cut_off import WhenCutOff, parse_when_cut_off
 from quorate.errors import FailureKind, UsageError
-from quorate.records import AgentPhase, Assignment, Cause, RoundEnd, Verdict, WorkerExited
-from quorate.rendezvous._protocol import End, Key, Phase, Settings
+from quorate.records import AgentPhase, Assignment, Cause, NodeRecord, RoundEnd, Verdict, WorkerExited
+from quorate.rendezvous._host_end import end_with_store, why_no_round
+from quorate.rendezvous._memory import InMemoryStore
+from quorate.rendezvous._protocol import End, GaveUp, Key, Phase, Settings
 from quorate.rendezvous._wire import decode_end
 from quorate.testing import Faults, SimulatedNode, World
 from quorate.testing._simulation import Plan
@@ -248,3 +250,39 @@ def test_a_policy_that_nobody_knows_is_refused_with_the_known_ones() -> None:
 def test_a_node_is_cut_off_well_before_the_others_call_it_lost() -> None:
     assert TIMEOUTS.cut_off_timeout == pytest.approx(2.75)
     assert TIMEOUTS.silence_limit - TIMEOUTS.cut_off_timeout > 0.1 * TIMEOUTS.lease_timeout
+
+
+# --- the host of the store ------------------------------------------------------------------------------------------
+
+
+class Hosted(InMemoryStore):
+    """A store that ends with this node."""
+
+    is_host = True
+
+
+@pytest.mark.parametrize("cause", [Cause.NODE_LEFT, Cause.UNHEALTHY, Cause.PREEMPTED, Cause.EXCEPTION])
+def test_a_host_that_goes_takes_the_job_with_it_and_says_so(cause: Cause) -> None:
+    """Whatever makes it go: its departure is not a new round at no cost."""
+    end = RoundEnd(3, cause, Verdict.RESCALE, "it goes", lost=("me",), lost_ranks=(0,))
+    told = end_with_store(end, Hosted(), SEAT)
+    assert told.verdict is Verdict.STOPPED
+    assert told.reason == "it goes; it hosts the rendezvous store, which ends with it"
+
+
+def test_a_host_that_stays_lets_the_round_end_as_it_does() -> None:
+    stays = evolve(OVER, lost_ranks=(1,))
+    assert end_with_store(stays, Hosted(), SEAT) is stays
+    alone = evolve(SEAT, group_world_size=1)
+    leaves = evolve(OVER, lost_ranks=(0,))
+    assert end_with_store(leaves, Hosted(), alone) is leaves
+
+
+def test_who_gives_up_for_want_of_nodes_tells_those_in_line_if_the_store_ends_with_it() -> None:
+    node = NodeRecord("me", "default", 1, host="alpha")
+    gave_up = GaveUp(FailureKind.TIMEOUT, "2 of 3 nodes joined")
+    assert why_no_round(gave_up, Hosted(), node) == (
+        "2 of 3 nodes joined (alpha, which hosts the rendezvous store, has given up)"
+    )
+    assert why_no_round(GaveUp(FailureKind.LOST, "gone"), Hosted(), node) == ""
+    assert why_no_round(gave_up, None, node) == ""

@@ -29,8 +29,9 @@ from ._executor import Interpreter, PendingWait
 from ._incarnation_store import IncarnationStore, wrong_answer
 from ._last_word import LastWords
 from ._liveness import Heartbeat, HeartbeatState
-from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Reply, Settings
+from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Phase, Reply, Settings
 from ._refusals import RefusalReader
+from ._sealing import refusal_of
 from ._state import State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
 from ._transition import own_heartbeat_key
@@ -93,7 +94,7 @@ class Driver:
         self.decide_ranks, self.decide_rescale, self.emit = decide_ranks, decide_rescale, emit
         self._interpreter = Interpreter(settings, self, monotonic, operation_timeout)
         self._inputs: SimpleQueue[Input | None] = SimpleQueue()
-        self._calls: SimpleQueue[Call | Callable[[Store], None] | None] = SimpleQueue()
+        self._calls: SimpleQueue[Call | Callable[[Store], object] | None] = SimpleQueue()
         self._store: Store | None = None
         self._last_words = LastWords(self._calls.put)
         self._is_opening = False
@@ -153,6 +154,13 @@ class Driver:
             raise value
         result: _T = value
         return result
+
+    def refuse_round(self, reason: str) -> None:
+        """Tell the nodes in line why no round will be formed: this node hosts the store, and has given up."""
+        state = self.state
+        if state.ticket > 0 and state.assignment is None:
+            number, refusal = state.round_number, refusal_of(state.ticket, reason, FailureKind.TIMEOUT)
+            self._calls.put(lambda store: store.create(Key.sealed(number), refusal))
 
     def close(self, timeout: float, linger_seconds: float = 0.0) -> None:
         """Stop the threads and close the store; returns after at most about ``timeout + linger_seconds`` seconds.
@@ -275,6 +283,8 @@ class Driver:
             number, members = state.assignment.round_number, state.assignment.group_world_size
         elif state.previous is not None:
             number, members = state.previous.summary.round_number, state.previous.summary.group_world_size
+        elif state.phase is Phase.FAILED and state.ticket > 0 and state.trouble.since is None:
+            number, members = state.round_number - 1, 0  # no round was formed; those in line want to read why
         else:
             return
         beats = [Key.rank_heartbeat(number, rank) for rank in range(members)]

@@ -29,6 +29,7 @@ from ._api import (
     RendezvousStoreInfo,
 )
 from ._driver import Driver
+from ._host_end import end_with_store, linger_seconds, why_no_round
 from ._incarnation import Doorway
 from ._parameters import as_guest, settings_of
 from ._port import PORT_RANGE_SETTING, Bootstrap, PortReservation, reserve_master_port
@@ -52,14 +53,10 @@ from ._protocol import (
 from ._reporting import Reporting
 from ._signed import protect
 from ._state import cut_off_at
-from ._store import PortLendingStore, Store, ends_with_host, open_checked
+from ._store import PortLendingStore, Store, open_checked
 from ._strangers import StrangerWatch
 
 __all__ = ["Decisions", "StoreRendezvousHandler"]
-
-#: A host whose node left early stays this many ``linger_timeout``: the other nodes' workers still run, and will
-#: report that they are done.
-_LINGER_FACTOR = 12
 
 
 class Decisions(Protocol):
@@ -232,17 +229,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._driver.post(Join(self._node))
 
     def end_round(self, end: RoundEnd) -> None:
-        self._driver.post(End(self._with_store(end)))
-
-    def _with_store(self, end: RoundEnd) -> RoundEnd:
-        """Return how a round ends, which the others would follow up with a store that ends now."""
-        store, assignment = self._plain_store, self._driver.state.assignment
-        leaves = end.verdict is Verdict.RESCALE and end.cause in (Cause.NODE_LEFT, Cause.UNHEALTHY)
-        is_alone = assignment is None or assignment.group_world_size == 1
-        if not leaves or is_alone or store is None or not ends_with_host(store):
-            return end
-        reason = f"{end.reason}; it hosts the rendezvous store, which ends with it"
-        return evolve(end, verdict=Verdict.STOPPED, reason=reason)
+        self._driver.post(End(end_with_store(end, self._plain_store, self._driver.state.assignment)))
 
     def report_done(self) -> None:
         self._driver.post(Done())
@@ -269,6 +256,9 @@ class StoreRendezvousHandler(RendezvousHandler):
         output = self._explained(output)
         if isinstance(output, (Closed, GaveUp)):
             self._final = output
+        refusal = why_no_round(output, self._plain_store, self._node)
+        if refusal:
+            self._driver.refuse_round(refusal)
         if isinstance(output, (Closed, GaveUp, Left)):
             self._departed.set()
         self._pass_on(output)
@@ -407,21 +397,13 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._shut_down = True
             self._changed.notify_all()
         if self._started:
-            self._driver.close(self._close_timeout, self._linger_seconds())
+            linger = linger_seconds(self._driver.state, self._final, self._linger_timeout)
+            self._driver.close(self._close_timeout, linger)
         self._reporting.close(self._close_timeout)
         if not self._has_entered and self._plain_store is not None:
             self._plain_store.close()
         self._release()
         return True
-
-    def _linger_seconds(self) -> float:
-        """Return for how long the host of a store keeps it for the other nodes, which may still read it."""
-        state = self._driver.state
-        if state.phase is Phase.CLOSED:
-            return self._linger_timeout
-        if state.phase is Phase.LEFT and state.is_done:
-            return _LINGER_FACTOR * self._linger_timeout
-        return 0.0
 
     def _release(self) -> None:
         if self._bootstrap is not None:

@@ -198,6 +198,11 @@ def _seal(transition: Transition, fields: Mapping[str, Any]) -> None:
     transition.create(Purpose.SEAL, Key.sealed(transition.state.round_number), value)
 
 
+def refusal_of(ticket: int, reason: str, kind: FailureKind) -> bytes:
+    """Return the seal of a round that will not be formed."""
+    return encode_object("sealed", {"sealer": ticket, "refusal": reason, "failure": kind.value})
+
+
 def on_seal_created(transition: Transition, is_writer: bool) -> None:
     """The seal exists now; read it like every other node, since another node may have written it."""
     _await_seal(transition, f"round {transition.state.round_number} is sealed")
@@ -255,7 +260,8 @@ def on_sealed(transition: Transition, event: Appeared) -> None:
         return
     seal = decode_seal(number, event.value)
     if seal.get("refusal"):
-        transition.give_up(FailureKind.STATE, printable(str(seal["refusal"]), _LONGEST_REFUSAL))
+        kind = FailureKind.TIMEOUT if seal.get("failure") == FailureKind.TIMEOUT else FailureKind.STATE
+        transition.give_up(kind, printable(str(seal["refusal"]), _LONGEST_REFUSAL))
         return
     transition.set(summary=read_summary(number, seal))
     sealer = seal.get("sealer")
