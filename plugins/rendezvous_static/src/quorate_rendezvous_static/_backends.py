@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 from attrs import frozen
 
 from quorate.clock import monotonic, sleep
+from quorate.cut_off import WhenCutOff, parse_when_cut_off
 from quorate.errors import (
     RendezvousConnectionError,
     RendezvousError,
@@ -23,6 +24,7 @@ from quorate.job_token import STORE_PURPOSE, job_token_of
 from quorate.net import Endpoint, is_local_name, parse_endpoint
 from quorate.notices import warn
 from quorate.rendezvous import RendezvousParameters, job_is_over
+from quorate.timeouts import Timeouts
 
 from ._client import RETURN_TIMEOUT_SECONDS, TcpStore
 from ._limits import raise_descriptor_limit
@@ -222,7 +224,7 @@ class _Opening:
             tls=_tls_of(self.params, self.endpoint.host),
             shared_port=None if server is not None else self.shared_port,
             lendable=lendable,
-            return_timeout=self.params.get_as_float("return_timeout", RETURN_TIMEOUT_SECONDS),
+            return_timeout=_return_timeout(self.params),
         )
 
     def _serve(self) -> TcpStore:
@@ -349,6 +351,14 @@ def _tls_of(params: RendezvousParameters, host: str) -> Tls | None:
     from ._tls import Tls  # imports ssl, a few MiB that a job without TLS does not need
 
     return Tls.from_parameters(params, host)
+
+
+def _return_timeout(params: RendezvousParameters) -> float:
+    """Return how long a node has to come back; not less than its lease where it may use that to freeze its workers."""
+    seconds = params.get_as_float("return_timeout", RETURN_TIMEOUT_SECONDS)
+    if parse_when_cut_off(params.get("when_cut_off", WhenCutOff.RUN)) is WhenCutOff.RUN:
+        return seconds
+    return max(seconds, Timeouts.from_settings(params.config).silence_limit)
 
 
 def _check_times(params: RendezvousParameters) -> None:
