@@ -26,11 +26,12 @@ from tests.harness import Ear, Gate, Job, children, processes_with, wait_for_end
 _PRELOAD = ["torch", "torch.distributed", "quorate.agent._runner", "quorate.agent._reports", "tests.harness"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _fork_server() -> None:
     """Have the server running that hosts are forked from, so that it is no test's leftover.
 
-    Tests elsewhere may have ended it, where they run in the same process.
+    Only tests of jobs pay for it: it imports torch.  Tests elsewhere may have ended it, where they run in the same
+    process.
     """
     if forkserver._forkserver._forkserver_pid is not None:  # type: ignore[attr-defined] # there is no public way to ask
         return
