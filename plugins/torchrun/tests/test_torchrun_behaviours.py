@@ -9,30 +9,22 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import quorate
-from quorate import DefaultLogsSpecs, ProcessFailure, RunResult, WorkerGroup, WorkerState
+from quorate import DefaultLogsSpecs
 from quorate.clock import monotonic, sleep
 from quorate.proc import is_alive
 from quorate_torchrun import LaunchConfig, elastic_launch
-from quorate_torchrun.elastic.agent.server import (
-    DEFAULT_ROLE,
-    ElasticAgent,
-    LocalElasticAgent,
-    SimpleElasticAgent,
-    WorkerSpec,
-)
 from quorate_torchrun.elastic.multiprocessing import (
     MultiprocessContext,
     PContext,
@@ -42,7 +34,6 @@ from quorate_torchrun.elastic.multiprocessing import (
     start_processes,
     to_map,
 )
-from quorate_torchrun.elastic.multiprocessing.errors import ErrorHandler, get_error_handler, record
 from quorate_torchrun.elastic.rendezvous import (
     RendezvousGracefulExitError,
     RendezvousHandlerRegistry,
@@ -70,10 +61,6 @@ def say(word: str) -> None:
     print(f"{word} on stderr", file=sys.stderr, flush=True)
 
 
-def rank_and_restarts() -> tuple[str, str]:
-    return os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
-
-
 @pytest.fixture
 def contexts() -> Iterator[list[PContext]]:
     started: list[PContext] = []
@@ -97,6 +84,7 @@ def start(contexts: list[PContext], entrypoint: Any, args: dict[int, tuple[Any, 
 
 
 #: Prints the public names of torch's module that ours lacks, module by module; what torch has imported is not its own.
+
 NAMES = """
 import importlib, json, sys, types
 def own(module):
@@ -311,84 +299,6 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     assert not is_alive(int(done.stdout))
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def error_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "error.json"
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
-    return path
-
-
-def test_the_handler_records_an_exception(error_file: Path) -> None:
-    handler = get_error_handler()
-    handler.initialize()
-    try:
-        raise RuntimeError("bad")
-    except RuntimeError as error:
-        handler.record_exception(error)
-    message = json.loads(error_file.read_text())["message"]
-    assert message["message"] == "RuntimeError: bad"
-    assert "raise RuntimeError" in message["extraInfo"]["py_callstack"]
-    assert int(message["extraInfo"]["timestamp"]) > 0
-
-
-def test_without_an_error_file_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
-    ErrorHandler().record_exception(ValueError("nowhere"))
-
-
-@pytest.mark.parametrize(
-    ("message", "exit_code", "expected"),
-    [
-        ({"message": "bad", "errorCode": 0}, 7, {"message": "bad", "errorCode": 7}),
-        ({"message": "bad"}, 0, {"message": "bad"}),
-        ("bad", 7, "bad"),
-    ],
-)
-def test_the_error_of_a_child_is_handed_upwards(
-    error_file: Path, tmp_path: Path, message: Any, exit_code: int, expected: Any
-) -> None:
-    child = tmp_path / "child.json"
-    child.write_text(json.dumps({"message": message}))
-    error_file.write_text("what was there")
-    ErrorHandler().dump_error_file(str(child), exit_code)
-    assert json.loads(error_file.read_text())["message"] == expected
-    with pytest.raises(ValueError, match="not an error file"):
-        ErrorHandler().dump_error_file(str(tmp_path / "absent.json"))
-
-
-def test_record_calls_the_handler_that_it_is_given(error_file: Path, tmp_path: Path) -> None:
-    seen: list[str] = []
-
-    class Mine(ErrorHandler):
-        def initialize(self) -> None:
-            seen.append("ready")
-
-        def record_exception(self, e: BaseException) -> None:
-            seen.append(str(e))
-
-    def leave(how: BaseException | None) -> str:
-        if how is not None:
-            raise how
-        return "value"
-
-    recorded = record(leave, Mine())
-    assert recorded(None) == "value"
-    assert recorded(SystemExit(0)) is None
-    for how in (ValueError("bad"), SystemExit(3)):
-        with pytest.raises(type(how)):
-            recorded(how)
-    assert seen == ["ready", "ready", "ready", "bad", "ready"]
-    child = tmp_path / "child.json"
-    child.write_text(json.dumps({"message": {"message": "of the child"}}))
-    failed = quorate.ChildFailedError("job", {0: ProcessFailure(0, 1, 3, str(child))})
-    with pytest.raises(quorate.ChildFailedError):
-        record(leave)(failed)
-    assert json.loads(error_file.read_text())["message"] == {"message": "of the child", "errorCode": 3}
-
-
 # --- rendezvous -----------------------------------------------------------------------------------------------------
 
 
@@ -463,102 +373,3 @@ def test_settings_of_parameters() -> None:
     for read in (params.get_as_bool, params.get_as_int):
         with pytest.raises(ValueError, match="word"):
             read("word")
-
-
-# --- the agent ------------------------------------------------------------------------------------------------------
-
-
-Specify = Callable[..., WorkerSpec]
-
-
-@pytest.fixture
-def specify() -> Iterator[Specify]:
-    """Makes specifications of two workers whose handlers are shut down at the end."""
-    handlers: list[Any] = []
-
-    def make(entrypoint: Any = rank_and_restarts, **keywords: Any) -> WorkerSpec:
-        handlers.append(quorate.get_rendezvous_handler(RendezvousParameters("standalone", "", "job", 1, 1)))
-        return WorkerSpec(DEFAULT_ROLE, 2, handlers[-1], entrypoint=entrypoint, **keywords)
-
-    yield make
-    for each in handlers:
-        each.shutdown()
-
-
-def test_an_agent_with_torchs_arguments(tmp_path: Path, specify: Specify) -> None:
-    agent = LocalElasticAgent(
-        specify(max_restarts=1, master_addr="127.0.0.1"),
-        logs_specs=DefaultLogsSpecs(str(tmp_path)),
-        start_method="fork",
-        exit_barrier_timeout=5,
-        shutdown_timeout=3,
-        uninterruptible_state_timeout=1.0,
-    )
-    result = agent.run()
-    assert (result.state, result.return_values) == (WorkerState.SUCCEEDED, {0: ("0", "0"), 1: ("1", "0")})
-    group = agent.get_worker_group(DEFAULT_ROLE)
-    assert [worker.global_rank for worker in group.workers] == [0, 1]
-    assert isinstance(agent, ElasticAgent)
-    assert issubclass(quorate.LocalElasticAgent, ElasticAgent)
-
-
-def test_streams_may_be_named_in_the_specification(specify: Specify, capfd: pytest.CaptureFixture[str]) -> None:
-    spec = specify("echo", args=("word",), redirects=Std.OUT, duplicate_stdout_filters=["word"])
-    assert LocalElasticAgent(spec).run().state is WorkerState.SUCCEEDED
-    assert capfd.readouterr().out == ""
-
-
-def test_the_former_name_of_an_entrypoint_and_what_a_specification_cannot_be(specify: Specify) -> None:
-    with pytest.warns(DeprecationWarning, match="entrypoint"):
-        assert specify(None, fn=rank_and_restarts).get_entrypoint_name() == "rank_and_restarts"
-    assert specify("/bin/echo").get_entrypoint_name() == "echo"
-    for wrong in ({"entrypoint": None}, {"monitor_interval": 0}):
-        with pytest.raises(quorate.UsageError):
-            specify(**wrong)
-
-
-class OwnAgent(SimpleElasticAgent):
-    """Starts its workers by itself; rank 1 of the first round fails."""
-
-    processes: dict[int, subprocess.Popen[bytes]]
-    ended: list[str]
-
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        code = "import os; os._exit(os.environ['RANK'] + os.environ['TORCHELASTIC_RESTART_COUNT'] == '10')"
-        self.processes = {
-            launch.local_rank: subprocess.Popen([sys.executable, "-S", "-c", code], env=dict(launch.environment))
-            for launch in self.launches
-        }
-        return {rank: process.pid for rank, process in self.processes.items()}
-
-    def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        codes = {worker.global_rank: self.processes[worker.local_rank].poll() for worker in worker_group.workers}
-        failed = {
-            rank: ProcessFailure(rank, worker_group.workers[rank].id or 0, code, "")
-            for rank, code in codes.items()
-            if code
-        }
-        if failed:
-            return RunResult(WorkerState.FAILED, failures=failed)
-        if None in codes.values():
-            return RunResult(WorkerState.HEALTHY)
-        return RunResult(WorkerState.SUCCEEDED, {rank: rank * 10 for rank in codes})
-
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
-        self.ended = [*getattr(self, "ended", []), "shut down"]
-
-
-def test_an_agent_may_run_workers_by_its_own_methods(specify: Specify) -> None:
-    agent = OwnAgent(specify("not started", monitor_interval=0.02))
-    result = agent.run()
-    assert (result.state, result.return_values) == (WorkerState.SUCCEEDED, {0: 0, 1: 10})
-    group = agent.get_worker_group()
-    assert (group.restart_count, group.state) == (1, WorkerState.SUCCEEDED)
-    assert agent.ended == ["shut down"]
-    no_restarts = OwnAgent(specify("not started", max_restarts=0, monitor_interval=0.02)).run()
-    assert (no_restarts.state, list(no_restarts.failures)) == (WorkerState.FAILED, [1])
