@@ -15,6 +15,7 @@ from attrs import evolve
 
 from quorate.agent import _machine as agent
 from quorate.agent import _protocol as agent_protocol
+from quorate.cut_off import WhenCutOff
 from quorate.errors import FailureKind
 from quorate.records import (
     Assignment,
@@ -77,6 +78,9 @@ def agent_inputs() -> list[agent_protocol.Input]:
         agent_protocol.SignalReceived(15),
         agent_protocol.PreemptionWarned(10, 5.0, "told to stop"),
         agent_protocol.Clock(due=True),
+        agent_protocol.CutOff("no answer"),
+        agent_protocol.CannotFreeze("no such ability"),
+        agent_protocol.Reconnected(),
     ]
 
 
@@ -96,8 +100,8 @@ def test_diagram_of_the_agent_is_its_table() -> None:
 def test_the_agent_leaves_each_phase_for_those_that_its_table_lists() -> None:
     inputs, found = agent_inputs(), set[Edge]()
     fresh = [
-        agent.initial_state(max_restarts=1, exit_barrier_timeout=timeout, release_timeout=5.0)
-        for timeout in (0.0, 300.0)
+        agent.initial_state(max_restarts=1, exit_barrier_timeout=timeout, release_timeout=5.0, when_cut_off=policy)
+        for timeout, policy in ((0.0, WhenCutOff.FREEZE), (300.0, WhenCutOff.FREEZE), (0.0, WhenCutOff.STOP))
     ]
     seen = set(fresh)
     while fresh:
@@ -150,7 +154,7 @@ def test_every_listed_change_of_phase_happens(monkeypatch: pytest.MonkeyPatch) -
         found.add((before.phase.value, result.state.phase.value, type(event).__name__))
 
     monkeypatch.setattr(Judge, "steps", steps)
-    for seed in range(200):
+    for seed in range(220):
         play(make_scenario(seed))
     assert listed() - found == {("awaiting", "failed", "Appeared")}, "only a refused seal does not happen here"
 
