@@ -150,7 +150,10 @@ class ForwardsSignals(Protocol):
 
 @runtime_checkable
 class SuspendsWorkers(Protocol):
-    """A further ability of a process context: to stop workers for a while, as Ctrl-Z stops a program."""
+    """A further ability of a process context: to stop workers for a while, as Ctrl-Z stops a program.
+
+    Without it, workers are killed where ``when_cut_off=freeze`` would have them stand still.
+    """
 
     def suspend(self) -> None:
         """Stop all workers and what they started, without their doing."""
