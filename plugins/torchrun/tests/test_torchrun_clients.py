@@ -184,8 +184,13 @@ def test_accelerate_with_its_deepspeed_plugin(tmp_path: Path) -> None:
     need("deepspeed")
     program = script("accelerate_with_deepspeed")
     config = tmp_path / "deepspeed.json"
-    config.write_text(json.dumps({"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True,
-                                  "zero_force_ds_cpu_optimizer": False}))  # fmt: skip
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 1},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    config.write_text(json.dumps(settings))
     launcher = ["-m", "accelerate.commands.launch", "--use_deepspeed", f"--deepspeed_config_file={config}"]
     flags = ["--num_processes=2", "--num_machines=1", "--dynamo_backend=no"]
     lines = run(tmp_path, *EXEC, *launcher, *flags, program, DS_ACCELERATOR="cpu")
