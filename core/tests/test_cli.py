@@ -48,7 +48,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ),
         (
             ["run", "--rdzv-backend=etcd", "--rdzv-id=j", "--nnodes=2", "-m", "x"],
-            ["pip install quorate-rendezvous-etcd"],
+            ["unknown rendezvous backend 'etcd'", "quorate-rendezvous-etcd"],
         ),
         pytest.param(
             ["run", "--rdzv-backend=tcp", "--rdzv-endpoint=a:b:c", "--nnodes=2", "-m", "x"],
@@ -58,7 +58,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         (["run", "--nnodes=2", "--node-rank=2", "-m", "x"], ["node_rank is 2", "--nnodes"]),
         (["run", "--nnodes=2", "--master-port=65535", "-m", "x"], ["--master-port=65535", "65534"]),
         (["run", "--standalone", "--nnodes=2", "-m", "x"], ["--standalone", "--nnodes"]),
-        (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "pip install quorate-numa"]),
+        (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "quorate-numa"]),
         (["run", "--logs-specs=none-such", "-m", "x"], ["'none-such'", "torchrun.logs_specs"]),
         pytest.param(["run", "--start-method=teleport", "-m", "x"], ["'teleport'", "spawn"], marks=runs_a_job),
         pytest.param(["run", "--event-log-handler=pigeon", "-m", "x"], ["'pigeon'"], marks=runs_a_job),
@@ -68,7 +68,7 @@ DOCS = Path(__file__).parents[2] / "docs"
     ids=lambda value: " ".join(value) if value and str(value[0]).islower() else "",
 )
 def test_wrong_use_gives_one_sentence_and_exit_code_2(argv: list[str], words: list[str], tmp_path: Path) -> None:
-    # As if nobody had installed these plugins, whether or not somebody has.
+    # These plugins are not there, whether or not somebody has installed them.
     result = quorate(*argv, cwd=tmp_path, QUORATE_DISABLE_PLUGINS="quorate-rendezvous-etcd,quorate-numa")
     assert result.returncode == ExitCode.USAGE, result.stderr
     assert result.stdout == ""
