@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from core.tests.test_cli import clean_environment, runs_a_job
+from core.tests.cli_runs import clean_environment, runs_a_job
 
 from quorate.cli import ExitCode
 
