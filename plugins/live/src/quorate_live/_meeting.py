@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 from quorate.clock import monotonic, sleep
 
+from ._listeners import listens
+
 __all__ = ["wait_for_store"]
 
 #: As long as torch's own pause: if the store is not there by then, nothing is gained by waiting.
 _TIMEOUT_SECONDS = 0.5
 _PAUSE_SECONDS = 0.002
-_LISTENING = "0A"
 
 
 def wait_for_store(is_over: Callable[[], bool]) -> None:
@@ -35,24 +36,9 @@ def wait_for_store(is_over: Callable[[], bool]) -> None:
     is_here = environment.get("GROUP_RANK") == "0"
     end = monotonic() + _TIMEOUT_SECONDS
     while monotonic() < end and not is_over():
-        if _listens(int(port)) if is_here else _answers(environment.get("MASTER_ADDR", ""), int(port)):
+        if listens(int(port)) if is_here else _answers(environment.get("MASTER_ADDR", ""), int(port)):
             return
         sleep(_PAUSE_SECONDS)
-
-
-def _listens(port: int) -> bool:
-    """Return whether a socket of this machine listens on ``port``, without connecting to it."""
-    needle = f"{port:04X}"
-    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(path) as file:
-                for line in file:
-                    words = line.split(None, 4)
-                    if words[3] == _LISTENING and words[1].endswith(needle):
-                        return True
-        except OSError:
-            continue
-    return False
 
 
 def _answers(host: str, port: int) -> bool:

@@ -88,7 +88,7 @@ class LocalContext(Family):
             undo.callback(self._guardian.close)
             self._pump = Pump()
             undo.callback(self._pump.close, 0.0)
-            self._live = Live(
+            self.live = Live(
                 self._workers, self._watch, self._unwatch, request.loss_timeout, lambda worker: self._kill_at is None
             )
             undo.pop_all()
@@ -114,7 +114,7 @@ class LocalContext(Family):
         Raises:
             StartError: it cannot be started.
         """
-        environment = marked_environment(launch, self._request.token, self._id, self._live.address)
+        environment = marked_environment(launch, self._request.token, self._id, self.live.address)
         try:
             output = plan_output(launch, self._pump.consoles, self._pump.copies, captures_stderr(self._request))
             try:
@@ -220,7 +220,7 @@ class LocalContext(Family):
         if self._is_swept or self._kill_at is not None:
             return
         self._is_settled, self._grace_seconds = False, grace_seconds
-        self._live.ask_to_leave(now + release_seconds, given_up)
+        self.live.ask_to_leave(now + release_seconds, given_up)
         self._kill_at = now + max(0.0, grace_seconds)
         self._send(signal_number)
         self._release_from_wait(worker for worker in self._running() if worker.result is not None)
@@ -238,7 +238,7 @@ class LocalContext(Family):
         for worker in self._running():
             if worker.local_rank == launch.local_rank:
                 worker.is_kept = self._deliveries is not None and may_serve_other_nodes(launch.environment)
-                self._live.assign(worker, launch.environment)
+                self.live.assign(worker, launch.environment)
 
     def delivered(self) -> Sequence[int]:
         """See :class:`quorate.starter.DeliversResults`."""
@@ -267,7 +267,7 @@ class LocalContext(Family):
             now = monotonic()
             self._collect(now)
             self._go_on(now)
-        self._live.close()
+        self.live.close()
         self._pump.close(_CLOSE_TIMEOUT_SECONDS)
         self._guardian.close()
         self._close_epoll()
@@ -348,7 +348,7 @@ class LocalContext(Family):
         if self._deliveries is not None:
             self._deliveries.receive_last(worker)
         worker.note_exit(exit_code, was_stopped, now + _TAIL_TIMEOUT_SECONDS)
-        self._live.drop(worker)
+        self.live.drop(worker)
         if worker.exit_code != 0 and worker.errors is not None:
             self._pump.drain(worker.errors)
         if not worker.is_reported:
@@ -404,7 +404,7 @@ class LocalContext(Family):
 
     def _stop_late(self, now: float) -> None:
         """Stop the workers that did not leave their world in time, with a grace of their own."""
-        for worker in self._live.take_late(now):
+        for worker in self.live.take_late(now):
             self._kill_at, self._is_killing = now + self._grace_seconds, False
             worker.tell(signal.SIGTERM)
 

@@ -77,6 +77,8 @@ class Live:
         except BaseException:
             self._socket.close()
             raise
+        #: Called whenever a worker has become live.
+        self.on_live: Callable[[], None] = lambda: None
         #: The value of the variable.
         self.address = f"@{name}"
         self._descriptor = hold(self._socket.fileno(), self._socket.close)
@@ -190,6 +192,7 @@ class Live:
                 self._forget(worker)
                 return
             channel.is_open = channel.send({"welcome": FORMAT, "loss_timeout": self._loss_timeout})
+            self.on_live()
         elif message.get("left") == channel.number and worker.leave_by is not None:
             worker.leave_by, worker.has_left = None, True
         elif "ask" in message:

@@ -39,6 +39,7 @@ _ANSWER_TIMEOUT_SECONDS = 60.0
 _END_TIMEOUT_SECONDS = 2.0
 
 _LONGEST_PROBLEM = 2048
+_NO_ANSWER = "the template process no longer answers"
 
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
@@ -68,6 +69,8 @@ class Template:
         path: Sequence[str],
     ) -> None:
         self.is_ready = False
+        #: Whether nothing was asked of it for as long as :meth:`rest` says.
+        self.is_idle = False
         #: Why it cannot be used, ``""`` while nothing is known against it.
         self.problem = ""
         self._modules = ", ".join(modules) or "nothing"
@@ -112,9 +115,13 @@ class Template:
         self.channel.settimeout(_ANSWER_TIMEOUT_SECONDS)
         if ended:
             self.problem = self._how_it_ended()
-        else:
+        elif not self.is_ready:
             self.problem = printable(str(self._ask().get("problem", "")), _LONGEST_PROBLEM)
             self.is_ready = not self.problem
+        else:
+            answer = self._receive()
+            self.is_idle = "idle" in answer
+            self.problem = "" if self.is_idle else printable(str(answer.get("problem", "")), _LONGEST_PROBLEM)
 
     def wait(self) -> None:
         """Wait until it is ready or has a problem; its imports end it if they take too long."""
@@ -126,18 +133,33 @@ class Template:
                 pass
             self.look()
 
+    def rest(self, seconds: float) -> None:
+        """Have it say when nothing was asked of it for ``seconds``; see :attr:`is_idle`."""
+        try:
+            send(self.channel, {"rest": seconds})
+        except OSError:
+            pass  # it has ended, which the next look() notices
+
     def _ask(self, message: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()) -> dict[str, Any]:
         """Send ``message`` if there is one, and return the answer; a problem if there is none."""
         try:
             self.channel.settimeout(_ANSWER_TIMEOUT_SECONDS)
             if message is not None:
                 send(self.channel, dict(message), descriptors)
+        except (ConnectionError, TimeoutError):
+            return {"problem": _NO_ANSWER}
+        answer = self._receive()
+        return self._receive() if "idle" in answer else answer  # it began to rest just before it was asked
+
+    def _receive(self) -> dict[str, Any]:
+        """Return the next message; a problem if there is none."""
+        try:
             received = receive(self.channel)
         except (ConnectionError, TimeoutError):
             received = None
         except ValueError as error:
             return {"problem": f"the template process sent what is not a message ({error})"}
-        return {"problem": "the template process no longer answers"} if received is None else received[0]
+        return {"problem": _NO_ANSWER} if received is None else received[0]
 
     def _how_it_ended(self) -> str:
         # Its end of the channel is closed, so it is about to end; unless an import has closed the channel.

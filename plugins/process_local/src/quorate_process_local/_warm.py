@@ -25,14 +25,17 @@ from ._context import LocalContext
 from ._exec import checked_words
 from ._group import start_group
 from ._python import PythonCommand, is_python, parse_python_command
+from ._spare import Spare, WorkerSource, make_spare
 from ._streams import Output
-from ._template import Forking, Template
+from ._template import Template
 from ._workers import ChildProcess
 
 __all__ = ["WarmStarter"]
 
 #: How often a template that dies between two starts is replaced.
 _MOST_REBUILDS = 3
+#: How long after a worker has become live a spare is forked: it and its like have the processors to themselves first.
+_REST_SECONDS = 0.5
 #: Variables that an interpreter or a library reads when it starts, so that a worker cannot have another value than its
 #: template.  (What is read later, such as CUDA_VISIBLE_DEVICES, is not among them.)
 _READ_AT_IMPORT = (
@@ -80,6 +83,7 @@ class WarmStarter:
         self._key: _TemplateKey | None = None
         self._rebuild: Callable[[], Template] | None = None
         self._rebuilds = 0
+        self._spare: Spare | None = None
         self._epoll: select.epoll | None = None
 
     # --- the interface of the core --------------------------------------------------------------------------------
@@ -116,6 +120,9 @@ class WarmStarter:
             return False
         if template.problem:
             self._unwatch()  # start() reports it
+        if template.is_idle:
+            template.is_idle = False
+            self._spare = self._spare or make_spare(template)
         return template.is_ready or bool(template.problem)
 
     def start(self, launches: Sequence[WorkerLaunch]) -> ProcessContext:
@@ -129,11 +136,13 @@ class WarmStarter:
 
         def launch_all(context: LocalContext) -> None:
             address = context.expect_results() if any(program.is_call for program in programs) else b""
-            with template.fork_workers() as forking:
+            spare, self._spare = self._spare, None
+            with WorkerSource(template, spare) as source:
                 for launch, program in zip(launches, programs, strict=True):
-                    context.launch(launch, partial(_start, forking=forking, program=program, address=address))
+                    context.launch(launch, partial(_start, source=source, program=program, address=address))
 
         context = start_group(self._request, launch_all)
+        context.live.on_live = partial(template.rest, _REST_SECONDS)
         self._rebuilds = 0
         return context
 
@@ -193,6 +202,9 @@ class WarmStarter:
                 pass  # it is no longer watched
 
     def _drop(self) -> None:
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
         if self._template is not None:
             self._unwatch()
             self._template.close()
@@ -233,7 +245,7 @@ def _start(
     launch: WorkerLaunch,
     environment: dict[str, str],
     output: Output,
-    forking: Forking,
+    source: WorkerSource,
     program: _Program,
     address: bytes,
 ) -> ChildProcess:
@@ -249,9 +261,9 @@ def _start(
     }
     descriptors = [source for source, _ in streams]
     if program.is_call:
-        started: ChildProcess = _for_functions().start_function(forking, launch, order, descriptors, address)
+        started: ChildProcess = _for_functions().start_function(source, launch, order, descriptors, address)
         return started
-    return ChildProcess(forking.fork(order, descriptors, launch.local_rank))
+    return ChildProcess(source.fork(order, descriptors, launch.local_rank))
 
 
 def _memory_call(node: int | None) -> tuple[int, int, list[int]] | None:

@@ -15,7 +15,7 @@ from quorate.records import WorkerLaunch
 
 from ._functions import prepare_call, unpicklable
 from ._memory_file import memory_file
-from ._template import Forking
+from ._spare import WorkerSource
 from ._warm_call import COMMAND, pack
 from ._workers import ChildProcess
 
@@ -29,7 +29,7 @@ def command() -> list[str]:
 
 
 def start_function(
-    forking: Forking, launch: WorkerLaunch, order: dict[str, Any], descriptors: list[int], address: bytes
+    source: WorkerSource, launch: WorkerLaunch, order: dict[str, Any], descriptors: list[int], address: bytes
 ) -> ChildProcess:
     """Have one worker forked that makes ``launch``'s call; ``order`` is that of a command."""
     if launch.error_file:
@@ -41,7 +41,7 @@ def start_function(
         packed = memory_file("quorate-task", data)
         tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
         passed = [*descriptors, packed, packed if tracker is None else tracker, *referred]
-        return ChildProcess(forking.fork(order, passed, launch.local_rank))
+        return ChildProcess(source.fork(order, passed, launch.local_rank))
     except StartError:
         raise
     except Exception as error:

@@ -15,6 +15,7 @@ import ctypes
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -125,15 +126,18 @@ def become_template(descriptor: int) -> Exception | None:
     send(channel, {"problem": problem})
     changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
     order, descriptors, gate = _serve(channel)
+    is_spare = "spare" in order
+    if is_spare:
+        _become_child_of(plan["agent"], gate)
+        order, descriptors = _wait_as_spare(descriptors)
     _call_prctl(_PR_SET_NAME, name)
     atexit.register(gc.unfreeze)  # or destructors that the last collection runs would not be
     _begin_worker(order, descriptors, place)
     # An import would set the same variables in this worker, unless the worker was given a value of its own.
     given = order["environment"]
     os.environ.update({name: value for name, value in changed.items() if given.get(name) == before.get(name)})
-    os.read(gate, 1)  # until the agent is the parent
-    os.close(gate)
-    _die_with_parent(plan["agent"])
+    if not is_spare:
+        _become_child_of(plan["agent"], gate)
     return site_error
 
 
@@ -145,6 +149,12 @@ def _die_with_parent(agent: int) -> None:
     _call_prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != agent:
         os._exit(1)
+
+
+def _become_child_of(agent: int, gate: int) -> None:
+    os.read(gate, 1)  # until the agent is the parent
+    os.close(gate)
+    _die_with_parent(agent)
 
 
 def _read(path: str) -> bytes:
@@ -230,7 +240,7 @@ def _serve(channel: socket.socket) -> tuple[Message, list[int], int]:
     other pipe the template knows that all workers have left its session.
     """
     # Any message but the request for a group was meant for an intermediate that has died too early: then this ends too.
-    while (received := receive(channel)) is not None and "group" in received[0]:
+    while (received := _next_request(channel)) is not None and "group" in received[0]:
         gate, gate_writer = os.pipe()
         left, not_left = os.pipe()
         intermediate = os.fork()
@@ -252,6 +262,16 @@ def _serve(channel: socket.socket) -> tuple[Message, list[int], int]:
     os._exit(0)
 
 
+def _next_request(channel: socket.socket) -> tuple[Message, list[int]] | None:
+    """Receive the next request; meanwhile say so when nothing has come for as long as the agent wants to know."""
+    received = receive(channel)
+    while received is not None and "rest" in received[0]:
+        if not select.select([channel], [], [], received[0]["rest"])[0]:
+            send(channel, {"idle": True})
+        received = receive(channel)
+    return received
+
+
 def _fork_workers(channel: socket.socket) -> tuple[Message, list[int]]:
     """In the intermediate process: fork workers until the agent asks it to end; return in each of them."""
     send(channel, {"intermediate": os.getpid()})
@@ -270,6 +290,15 @@ def _fork_workers(channel: socket.socket) -> tuple[Message, list[int]]:
 
 
 # --- a worker -------------------------------------------------------------------------------------------------------
+
+
+def _wait_as_spare(descriptors: list[int]) -> tuple[Message, list[int]]:
+    """In a worker that was forked ahead: return its order; end without one."""
+    with socket.socket(fileno=descriptors.pop()) as channel:
+        received = receive(channel)
+    if received is None:
+        os._exit(0)
+    return received
 
 
 def _find_marker_place() -> tuple[int, int]:
