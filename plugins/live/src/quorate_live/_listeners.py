@@ -1,7 +1,7 @@
 """Whether a port of this machine is listened on, without connecting to it.
 
-The kernel is asked by netlink (sock_diag(7)), which answers in a tenth of a millisecond.  ``/proc/net/tcp`` says the same
-where that cannot be had, but lists every connection of the machine: some tens of milliseconds on a busy one.
+The kernel is asked by netlink (sock_diag(7)), which answers in a tenth of a millisecond.  ``/proc/net/tcp`` says the
+same where that cannot be had, but lists every connection of the machine: some tens of milliseconds on a busy one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _kernel_lists(family: int, port: int) -> bool:
         channel.close()
     if len(answer) < _HEADER.size:
         raise OSError(errno.EPROTO, "the kernel's answer is too short")
-    kind = _HEADER.unpack_from(answer)[1]
+    kind: int = _HEADER.unpack_from(answer)[1]
     if kind == _NLMSG_ERROR:
         raise OSError(errno.EOPNOTSUPP, "the kernel does not list sockets")
     return kind != _NLMSG_DONE  # the first message is a socket, or the end of an empty list

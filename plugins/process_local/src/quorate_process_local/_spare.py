@@ -65,7 +65,7 @@ class Spare:
 
 
 def make_spare(template: Template) -> Spare | None:
-    """Have a spare forked by a template that is ready; ``None`` if that is not to be: workers are forked when needed."""
+    """Have a spare forked by a template that is ready; ``None`` where none can be: workers are forked when needed."""
     try:
         ours, its = socket.socketpair()
     except OSError:
