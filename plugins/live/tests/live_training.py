@@ -20,6 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from quorate_live import World, worlds
@@ -38,8 +40,9 @@ def say(kind: str, **more: Any) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+def build(prepare: Callable[[nn.Module], Any] = lambda model: None) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1)).double()
+    prepare(model)
     return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
@@ -53,7 +56,8 @@ def loss_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 
 
 def digest(model: nn.Module) -> list[float]:
-    return [float(parameter.detach().norm()) for parameter in model.parameters()]
+    norms = [parameter.detach().norm() for parameter in model.parameters()]
+    return [float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for norm in norms]
 
 
 def train_alone(steps: int) -> list[float]:
@@ -112,6 +116,29 @@ def train(
     say("out")
 
 
+def train_in_shards() -> None:
+    """As :func:`train`, with parameters and momenta spread over the workers; every fifth step is kept."""
+    torch.set_num_threads(1)
+    last, step = int(os.environ["STEPS"]), 0
+    for world in worlds():
+        with world:
+            dist.init_process_group("gloo")
+            torch.manual_seed(0 if os.environ["QUORATE_GENERATION"] == "1" else os.getpid())
+            model, optimizer = build(fully_shard)
+            step = world.share(model, optimizer, step)
+            say("begin", step=step)
+            is_enough = torch.zeros(1)
+            while step < last and not is_enough:
+                train_one(model, optimizer, step, is_enough)
+                step += 1
+                say("step", step=step)
+                if step % 5 == 0:
+                    world.keep(model, optimizer, step)
+                time.sleep(float(os.environ.get("PAUSE", "0.01")))
+            say("end", step=step, digest=digest(model))
+            dist.barrier()
+
+
 # --- programs that are not easily taken out of their world ----------------------------------------------------------
 
 
@@ -130,6 +157,20 @@ def catch_broadly() -> None:
                 if text not in told:  # it is tried again thousands of times
                     told.add(text)
                     sys.stderr.write(f"{text}\n")
+
+    train(around)
+
+
+def catch_everything() -> None:
+    """As worse user code does: what is not an Exception is caught around the step, too, and the step is tried again."""
+
+    def around(step: Callable[[], None]) -> None:
+        while True:
+            try:
+                step()
+                return
+            except BaseException:
+                time.sleep(0.001)
 
     train(around)
 

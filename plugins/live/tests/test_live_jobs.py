@@ -87,6 +87,43 @@ def test_a_program_that_catches_exceptions_broadly_lives_on(job: Job) -> None:
     check_training(job, 60, 3)
 
 
+def test_a_program_that_catches_everything_ends_with_equal_parameters(job: Job) -> None:
+    """An interruption that comes outside of its ``try`` takes it out; if none does, it is stopped."""
+    job.start("catch_everything", 2, "--release-timeout=1", "--shutdown-timeout=2", STEPS="20")
+    number = job.wait_for_world(2, steps=3)
+    os.kill(job.pids(number)[1], signal.SIGKILL)
+    job.wait_for_world(2, above=number)
+    assert job.finish() == [0], job.output()
+    assert len({tuple(line["digest"]) for line in job.of("end", job.generation)}) == 1
+
+
+def test_a_state_in_shards_goes_on_from_the_newest_copy_in_worlds_of_other_sizes(job: Job) -> None:
+    flags = two_agents()
+    job.start("train_in_shards", 2, *flags, STEPS="1000000")
+    small = job.wait_for_world(2, steps=6)
+    before = job.pids(small)
+    os.kill(before[1], signal.SIGKILL)  # half of the parameters
+    again = job.wait_for_world(2, above=small, steps=6)
+    assert before[0] in job.pids(again).values(), job.output()
+    other = job.start("train_in_shards", 1, *flags, STEPS="1000000")
+    large = job.wait_for_world(3, above=again, steps=6)
+    assert set(job.pids(again).values()) < set(job.pids(large).values()), job.output()
+    other.kill()
+    job.wait_for_world(2, above=large, steps=6)
+    (job.folder / "enough").touch()
+    assert job.finish() == [0, -signal.SIGKILL], job.output()
+    for generation in range(2, job.generation + 1):
+        begun = {line["step"] for line in job.of("begin", generation)}
+        trained = max(line["step"] for line in job.of("step", generation - 1))
+        assert len(begun) == 1
+        assert trained - 5 <= max(begun) <= trained
+        assert max(begun) % 5 == 0
+    ends = job.of("end", job.generation)
+    assert len(ends) == 2
+    for line in ends:
+        assert line["digest"] == pytest.approx(train_alone(line["step"]), rel=1e-9)
+
+
 def test_a_worker_between_two_passes_leaves_nothing_behind(job: Job) -> None:
     """The hooks of the old DDP module would reduce the next world's gradients over broken connections."""
     job.start("wait_after_forward", 2)

@@ -138,6 +138,14 @@ def test_a_start_that_fails_leaves_no_spare(starter: _warm.WarmStarter, live: Gr
     assert str(spare) not in children()
 
 
+def test_a_spare_ends_with_its_starter(starter: _warm.WarmStarter, live: Group) -> None:
+    spare = wait_for_spare(starter)
+    live.close()
+    starter.close()
+    wait_for_end([spare])
+    assert str(spare) not in children()
+
+
 def test_a_spare_ends_with_its_agent(ear: Ear) -> None:
     agent = subprocess.Popen(
         [sys.executable, "-c", _AGENT, PROGRAM], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True

@@ -1,8 +1,8 @@
 """Brings all workers of a world to the same state: those that have lived on keep theirs, newcomers get it from them.
 
 The *ledger* of this process says what its state is worth: which step it has reached, by counting the optimizer's
-updates, and whether an update was cut in two.  What does not live here: when interruptions are held back
-(:mod:`._world`), and states in shards (:mod:`._shards`).
+updates, whether an update was cut in two, and the whole copy of a sharded state.  What does not live here: when
+interruptions are held back (:mod:`._world`), and how that copy is taken and loaded (:mod:`._shards`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 
 from ._errors import StateLostError
+from ._shards import WholeState, is_sharded, load_whole, take_whole
 
-__all__ = ["Ledger", "share"]
+__all__ = ["Ledger", "keep", "share"]
 
 
 class Interruptible(Protocol):
@@ -36,6 +37,7 @@ class Ledger:
     def __init__(self) -> None:
         self.is_shared = False
         self.is_torn = False
+        self.whole: WholeState | None = None
         self._base = self._updates = 0
         self._handles: list[Any] = []
 
@@ -78,16 +80,34 @@ def share(
     restore: Callable[[], int] | None,
 ) -> int:
     """See :meth:`._world.World.share`."""
-    step = _ledger.true_step(step)
-    source, furthest, receivers = _compare(step)
-    if source is None:
+    exchange = _share_shards if is_sharded(model) else _share_replicas
+    reached = exchange(model, optimizer, step, others)
+    if reached is None:
         if restore is None:
             raise StateLostError(
                 "no worker has a whole state to go on from; reload a checkpoint (world.share(..., restore=function)), "
                 "or let this exception end the worker, which then starts again"
             )
-        furthest = restore()
-    elif receivers:
+        reached = restore()
+    model.zero_grad(set_to_none=True)
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+    _ledger.begin(world, model, optimizer, reached)
+    return reached
+
+
+def keep(model: Any, optimizer: Any, step: int, others: Sequence[Any]) -> None:
+    """See :meth:`._world.World.keep`."""
+    if is_sharded(model):
+        _ledger.whole = take_whole(model, optimizer, step, others)
+
+
+def _share_replicas(model: Any, optimizer: Any, step: int, others: Sequence[Any]) -> int | None:
+    """Every worker has the whole state: those that are furthest keep it; return their step, ``None`` if all is lost."""
+    source, furthest, receivers = _compare(_ledger.is_torn, _ledger.true_step(step))
+    if source is None:
+        return None
+    if receivers:
         objects = [model, *([] if optimizer is None else [optimizer]), *others]
         rank = dist.get_rank()
         if rank == source:
@@ -96,16 +116,33 @@ def share(
             _ledger.is_torn = True
             for each, state in zip(objects, _receive(source), strict=True):
                 each.load_state_dict(state)
-    model.zero_grad(set_to_none=True)
-    if optimizer is not None:
-        optimizer.zero_grad(set_to_none=True)
-    _ledger.begin(world, model, optimizer, furthest)
     return furthest
 
 
-def _compare(step: int) -> tuple[int | None, int, list[int]]:
+def _share_shards(model: Any, optimizer: Any, step: int, others: Sequence[Any]) -> int | None:
+    """Every worker has shards of this world: all load theirs from the newest copy; as above."""
+    whole = _ledger.whole
+    has_none = _ledger.is_shared and whole is None
+    source, furthest, receivers = _compare(has_none, step if whole is None else whole.step)
+    if source is None:
+        return None
+    rank = dist.get_rank()
+    has_copy = torch.tensor([whole is not None], dtype=torch.int64, device=_device())
+    dist.broadcast(has_copy, source)
+    if not has_copy:
+        return furthest  # the first world of all
+    if rank == source and whole is not None and receivers:
+        _send(whole.states, receivers)
+    elif rank in receivers:
+        whole = _ledger.whole = WholeState(furthest, _receive(source))
+    assert whole is not None
+    load_whole(whole, model, optimizer, others)
+    return furthest
+
+
+def _compare(is_torn: bool, step: int) -> tuple[int | None, int, list[int]]:
     """Return the rank whose state counts (``None`` if no state is whole), its step, and the ranks that need it."""
-    mine = torch.tensor([_ledger.is_shared, _ledger.is_torn, step], dtype=torch.int64, device=_device())
+    mine = torch.tensor([_ledger.is_shared, is_torn, step], dtype=torch.int64, device=_device())
     table = [torch.zeros_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(table, mine)
     rows = [tuple(int(number) for number in row) for row in table]

@@ -126,10 +126,26 @@ class World:
 
         Raises:
             StateLostError: no whole state is left, and there is no ``restore``.
+
+        A model in shards (``fully_shard``) is made in each world anew; it goes on from the step of the newest copy that
+        the workers have taken by :meth:`keep`.
         """
         from ._share import share  # with torch
 
         return share(self, model, optimizer, step, others, restore)
+
+    def keep(self, model: Any, optimizer: Any = None, step: int = 0, *others: Any) -> None:
+        """Take a copy of a state in shards into the memory of each worker; what is not in shards needs none.
+
+        All workers of this world call it at the same step.  It gathers all shards, and needs as much memory of each
+        host's as the whole state has, for each of its workers.
+
+        Arguments:
+            model, optimizer, step, others: as for :meth:`share`.
+        """
+        from ._share import keep  # with torch
+
+        keep(model, optimizer, step, others)
 
     # --- entering and leaving ---------------------------------------------------------------------------------------
 
