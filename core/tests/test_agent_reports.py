@@ -11,6 +11,7 @@ from quorate.agent._machine import initial_state, step
 from quorate.agent._reports import Reporter
 from quorate.agent._workers import WorkerTable
 from quorate.records import Assignment, Cause, Event, FailureRecord, RestartDecision, RoundEnd, Verdict, WorkerLaunch
+from quorate.verdict import LiveRound
 
 SEAT = Assignment(0, "me", "default", 1, 0, 1, 0, 1, 0, 1, "10.0.0.1", 4711)
 FAILURE = FailureRecord(0, 0, 7, 1, Cause.EXIT_CODE, "exit code 1", 0)
@@ -73,3 +74,18 @@ def test_what_workers_were_bound_to_is_told_and_shown() -> None:
 def test_a_worker_without_a_cpu_cannot_be_launched() -> None:
     with pytest.raises(ValueError, match="cpus"):
         WorkerLaunch(0, 0, "t", "true", (), {}, "", cpus=frozenset())
+
+
+def test_who_lives_on_is_told_and_kept_for_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    listener = Listener()
+    reporter = Reporter(PluginHost(paths=[], extra=[("listener", listener)]), None)
+    launches = [WorkerLaunch(rank, rank, "t", "true", (), {}, "") for rank in range(3)]
+    reporter.started({0: 70, 1: 71, 2: 72}, launches)
+    assert not reporter.live_rounds
+    reporter.stopping()
+    reporter.started({0: 70, 1: 80, 2: 72}, launches, kept=frozenset({0, 2}), round_number=4)
+    details = listener.heard[-1].details
+    assert (details["pids"], details["kept"]) == ((70, 80, 72), (70, 72))
+    (live,) = reporter.live_rounds
+    assert live == LiveRound(4, (70, 72), (80,), details["pause_seconds"])
+    assert "2 worker(s) live on (pid 70, 72), 1 started, after" in capsys.readouterr().err

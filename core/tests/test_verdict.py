@@ -14,7 +14,7 @@ from quorate.agent._verdict import judge
 from quorate.diagnosis import describe_signal
 from quorate.errors import FailureKind
 from quorate.records import Assignment, Cause, FailureRecord, RoundEnd, Verdict, evolve
-from quorate.verdict import FILE_NAME, JobState, JobVerdict
+from quorate.verdict import FILE_NAME, JobState, JobVerdict, LiveRound
 
 SEAT = Assignment(1, "me", "default", 2, 0, 2, 0, 4, 0, 4, "10.0.0.1", 4711, restart_count=1)
 FAILURE = FailureRecord(
@@ -100,7 +100,8 @@ def test_a_signal_has_a_meaning() -> None:
 def test_the_file_holds_all_of_it(tmp_path: Path) -> None:
     trace = {"message": {"message": "ValueError: no", "extraInfo": {"py_callstack": "Traceback ..."}}}
     failure = evolve(FAILURE, exit_code=-9, error_data=trace, stderr_tail=tuple(f"line {n}" for n in range(30)))
-    verdict(first_cause=failure, victims=(FAILURE,)).write(str(tmp_path))
+    live = LiveRound(1, (70, 72), (80,), 0.083)
+    verdict(first_cause=failure, victims=(FAILURE,), live_rounds=(live,)).write(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     data = json.loads((tmp_path / FILE_NAME).read_text())
     assert (data["state"], data["cause"], data["restarts"]) == ("failed", "exception", {"used": 1, "allowed": 3})
@@ -109,6 +110,8 @@ def test_the_file_holds_all_of_it(tmp_path: Path) -> None:
     assert data["first_cause"]["stderr"] == [f"line {n}" for n in range(10, 30)]
     assert [end["verdict"] for end in data["rounds"]] == ["restart", "rescale", "failed"]
     assert len(data["this_node"]["victims"]) == 1
+    told = {"round": 1, "kept": [70, 72], "started": [80], "pause_seconds": 0.083}
+    assert data["this_node"]["live_rounds"] == [told]
 
 
 def test_a_later_verdict_replaces_an_earlier_one(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from .files import write_atomically
 from .records import Cause, FailureRecord, RoundEnd, Verdict
 from .text import printable
 
-__all__ = ["FILE_NAME", "FORMAT", "JobState", "JobVerdict"]
+__all__ = ["FILE_NAME", "FORMAT", "JobState", "JobVerdict", "LiveRound"]
 
 FILE_NAME = "verdict.json"
 #: The number in the file's field ``format``; fields may be added without a new one.
@@ -51,6 +51,21 @@ class JobState(str, Enum):
 
 @final
 @frozen
+class LiveRound:
+    """A round into which workers of this node have lived on.
+
+    ``kept`` and ``started`` are the pids of those and of the new ones, ``pause_seconds`` the time from the end of the
+    round before, for this node's workers, until all of this one were there.
+    """
+
+    round_number: int
+    kept: tuple[int, ...]
+    started: tuple[int, ...]
+    pause_seconds: float
+
+
+@final
+@frozen
 class JobVerdict:
     """Why a job ended on this node.
 
@@ -64,6 +79,7 @@ class JobVerdict:
         signal_number: what this agent was stopped with.
         cluster: the job of a cluster's scheduler that this one is, if there is one.
         time_ns: wall time of the verdict.
+        live_rounds: the rounds into which workers of this node have lived on, oldest first; the last hundred.
     """
 
     run_id: str
@@ -80,6 +96,7 @@ class JobVerdict:
     signal_number: int | None = None
     time_ns: int = 0
     cluster: ClusterJob | None = None
+    live_rounds: tuple[LiveRound, ...] = ()
 
     @property
     def is_final(self) -> bool:
@@ -126,6 +143,7 @@ class JobVerdict:
                 "node": self.node_id,
                 "host": self.host,
                 "victims": [_describe(failure) for failure in self.victims],
+                "live_rounds": [_describe_live(each) for each in self.live_rounds],
             },
         }
 
@@ -249,4 +267,13 @@ def _describe_round(end: RoundEnd) -> dict[str, Any]:
         "lost_group_ranks": list(end.lost_ranks),
         "missing": list(end.missing),
         "first_cause": None if end.failure is None else _describe(end.failure),
+    }
+
+
+def _describe_live(live: LiveRound) -> dict[str, Any]:
+    return {
+        "round": live.round_number,
+        "kept": list(live.kept),
+        "started": list(live.started),
+        "pause_seconds": live.pause_seconds,
     }

@@ -135,6 +135,23 @@ def test_the_cpus_that_a_worker_is_bound_to_are_shown(service: HealthService, ag
     assert "0-27,56-83" in page
 
 
+def test_who_lives_on_into_a_round_is_shown(service: HealthService, agent: StubAgent) -> None:
+    agent.workers = (WorkerSnapshot(0, 0, os.getpid(), rounds=2), WorkerSnapshot(1, 1, os.getpid()))
+    joined = {"group_rank": 0, "group_world_size": 1, "world_size": 2, "restart_count": 0}
+    for number, started in enumerate([{"pids": [7, 8]}, {"pids": [7, 9], "kept": [7], "pause_seconds": 0.083}]):
+        service.observe(Event("round.joined", "", details={"round": number, **joined}))
+        service.observe(Event("workers.started", "", details=started))
+    status = json.loads(ask(service, "/status.json")[1])
+    assert [worker["rounds"] for worker in status["workers"]] == [2, 1]
+    assert [(entry["kept_pids"], entry["new_pids"], entry["pause_seconds"]) for entry in status["rounds"]] == [
+        ([], [7, 8], 0.0),
+        ([7], [9], 0.083),
+    ]
+    page = ask(service, "/status")[1]
+    assert page.count("1 lived on, 1 new, after 83 ms") == 1
+    assert page.count("Lived through") == 1
+
+
 def test_events_become_rounds_and_durations(service: HealthService, agent: StubAgent) -> None:
     def emit(name: str, **details: Any) -> None:
         service.observe(Event(name, "", details=details))

@@ -165,7 +165,7 @@ class LocalElasticAgent:
     def _judge(self, state: State, reporter: Reporter) -> JobVerdict:
         """Form the job's verdict and write it to the folder of the run's logs; a disk error is only reported."""
         run_id = self._spec.rdzv_handler.get_run_id()
-        verdict = judge(state, run_id, reporter.node_id, self._spec.cluster)
+        verdict = judge(state, run_id, reporter.node_id, self._spec.cluster, reporter.live_rounds)
         try:
             folder = self._logs_specs.keep_run_dir(run_id)
             if folder is not None:

@@ -6,6 +6,7 @@ What does not live here: the events' names and fields (:mod:`quorate.events`).
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
@@ -35,11 +36,13 @@ from ..notices import LONGEST_LINE, write_error
 from ..plugins import PluginHost
 from ..records import Assignment, Cause, Event, FailureRecord, RendezvousWaiting, RoundEnd, WorkerLaunch
 from ..text import printable_lines
+from ..verdict import LiveRound
 from ._protocol import AnnounceDeadline, Finish, Outcome, Phase
 from ._state import Joining, State
 
 __all__ = ["Reporter", "level_of"]
 
+_MOST_LIVE_ROUNDS = 100
 _LEVELS = {"quiet": 0, "info": 1, "debug": 2}
 
 
@@ -73,6 +76,7 @@ class Reporter:
         self._level = level_of(os.environ.get("QUORATE_LOG"))
         self.pids: dict[int, int] = {}
         self.error_files: dict[int, str] = {}
+        self.live_rounds: deque[LiveRound] = deque(maxlen=_MOST_LIVE_ROUNDS)
         self._pause_since: float | None = None
         self.listeners: list[Callable[[Event], None]] = []  # the agent's services
 
@@ -176,9 +180,13 @@ class Reporter:
             self._pause_since = monotonic()
 
     def started(
-        self, pids: Mapping[int, int], launches: Sequence[WorkerLaunch], kept: Collection[int] = frozenset()
+        self,
+        pids: Mapping[int, int],
+        launches: Sequence[WorkerLaunch],
+        kept: Collection[int] = frozenset(),
+        round_number: int = 0,
     ) -> None:
-        """Report that workers were started; those of the local ranks ``kept`` have lived on."""
+        """Report that the workers of a round were started; those of the local ranks ``kept`` have lived on."""
         self.pids = dict(pids)
         self.error_files = {launch.local_rank: launch.error_file for launch in launches}
         cpus = tuple(format_cpus(launch.cpus or ()) for launch in launches)
@@ -189,10 +197,10 @@ class Reporter:
         if not lived:
             self.emit(details, f"{len(self.pids)} worker(s) started", level=2)
             return
-        new = len(self.pids) - len(lived)
-        sentence = (
-            f"{len(lived)} worker(s) live on (pid {', '.join(map(str, lived))}), {new} started, after {pause:.3f} s"
-        )
+        new = tuple(pid for local_rank, pid in sorted(self.pids.items()) if local_rank not in kept)
+        self.live_rounds.append(LiveRound(round_number, lived, new, details.pause_seconds))
+        words = f"{len(lived)} worker(s) live on (pid {', '.join(map(str, lived))})"
+        sentence = f"{words}, {len(new)} started, after {pause:.3f} s"
         self.emit(details, sentence, level=1)
 
     def failed(self, failure: FailureRecord) -> None:

@@ -378,7 +378,7 @@ class Runner:
             return protocol.StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
         self._processes.assign([launch for launch in launches if launch.local_rank in command.kept])
         self._workers.started(launches, pids, command.kept)
-        self._reporter.started(pids, launches, command.kept)
+        self._reporter.started(pids, launches, command.kept, command.assignment.round_number)
         self._diagnosis.begin()
         probe_master(self._spec, command.assignment, self._warn)
         return None

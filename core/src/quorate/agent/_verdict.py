@@ -5,11 +5,13 @@ What does not live here: what a verdict looks like (:mod:`quorate.verdict`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..clock import wall_time_ns
 from ..clusters import ClusterJob
 from ..errors import FailureKind
 from ..records import Cause, FailureRecord, Verdict
-from ..verdict import JobState, JobVerdict
+from ..verdict import JobState, JobVerdict, LiveRound
 from . import _protocol as protocol
 from ._state import State
 
@@ -27,7 +29,13 @@ _TROUBLES = {
 }
 
 
-def judge(state: State, run_id: str, node_id: str, cluster: ClusterJob | None = None) -> JobVerdict:
+def judge(
+    state: State,
+    run_id: str,
+    node_id: str,
+    cluster: ClusterJob | None = None,
+    live_rounds: Iterable[LiveRound] = (),
+) -> JobVerdict:
     """Return the verdict on a run that has finished."""
     finish = state.finish
     assert finish is not None
@@ -50,6 +58,7 @@ def judge(state: State, run_id: str, node_id: str, cluster: ClusterJob | None = 
         signal_number=state.signal_number if kind is JobState.STOPPED else None,
         time_ns=wall_time_ns(),
         cluster=cluster,
+        live_rounds=tuple(live_rounds),
     )
 
 

@@ -29,6 +29,8 @@ class RoundEntry:
     """One round that this node took part in.  Times are seconds of the monotonic clock, ``None`` until they come.
 
     ``asked_at`` is when the node began to join, ``ended_at`` when the round's recorded end became known here.
+    ``kept`` and ``new`` are the pids of this node's workers that have lived on into it, and of those that were started
+    for it; ``pause_seconds`` is the time from the end of the round before until both were there.
     """
 
     number: int
@@ -42,6 +44,9 @@ class RoundEntry:
     ended_at: float | None = None
     cause: str = ""
     verdict: str = ""
+    kept: tuple[int, ...] = ()
+    new: tuple[int, ...] = ()
+    pause_seconds: float = 0.0
 
 
 @final
@@ -103,7 +108,15 @@ class Journal:
 
     def _started(self, event: Event, now: float) -> None:
         if self._rounds:
-            self._rounds[-1] = evolve(self._rounds[-1], started_at=now)
+            details = event.details
+            kept = tuple(details.get("kept", ()))
+            self._rounds[-1] = evolve(
+                self._rounds[-1],
+                started_at=now,
+                kept=kept,
+                new=tuple(pid for pid in details.get("pids", ()) if pid not in kept),
+                pause_seconds=details.get("pause_seconds", 0.0),
+            )
         if self._trouble_at is not None:
             self.recovery_seconds.append(now - self._trouble_at)
             self._trouble_at = None

@@ -186,6 +186,8 @@ def _worker(worker: Mapping[str, Any], status: Mapping[str, Any]) -> str:
         facts.append(("Memory", f"{_bytes(worker['memory_bytes'])}{extra}"))
     if worker["cpus"]:
         facts.append(("CPUs", _text(worker["cpus"])))
+    if worker["rounds"] > 1:
+        facts.append(("Lived through", _count(worker["rounds"] - 1, "round")))
     if worker["exit_code"] is None:
         facts.append(("Up", _duration(max(0.0, status["time"] - worker["started_at"]))))
     if worker["seconds_since_heartbeat"] is not None:
@@ -281,10 +283,18 @@ def _row(entry: Mapping[str, Any], now: float) -> str:
     return (
         f'<tr><td data-label="round">{_text(entry["number"])}</td><td>{_clock(entry["joined_at"], now)}</td>'
         f"<td>{_duration(entry['run_seconds'])}</td>"
-        f'<td data-label="world">{_text(entry["world_size"])}</td>'
+        f'<td data-label="world">{_text(entry["world_size"])}{_lived(entry)}</td>'
         f'<td data-label="restart">{_text(entry["restart_count"])}</td>'
         f'<td class="end"><span class="tone {_tone(entry)}">{_text(_how(entry))}</span>{reason}</td></tr>'
     )
+
+
+def _lived(entry: Mapping[str, Any]) -> str:
+    """Return who of this node's workers has lived on into a round, and what it took."""
+    if not entry["kept_pids"]:
+        return ""
+    kept, new = len(entry["kept_pids"]), len(entry["new_pids"])
+    return f" <small>{kept} lived on, {new} new, after {_duration(entry['pause_seconds'])}</small>"
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
