@@ -21,7 +21,7 @@ from typing import Any, final
 
 STEPS = 600
 TIMEOUT_SECONDS = 120.0  # for each wait; long, because machines can be slow
-PRELOAD = "torch,torch.distributed,torch._dynamo,sklearn.datasets,quorate_live"
+PRELOAD = "quorate_live.preload,sklearn.datasets"
 
 Line = Mapping[str, Any]
 

@@ -17,8 +17,8 @@ from typing import Any
 QUORATE = str(Path(sys.executable).with_name("quorate"))
 PROGRAM = str(Path(__file__).with_name("live_training.py"))
 DEADLINE_SECONDS = 120.0
-#: What workers import when they are started warm; the optimizers of torch import the last.
-PRELOAD = "torch,torch.distributed,torch._dynamo,quorate_live"
+#: What workers import when they are started warm.
+PRELOAD = "quorate_live.preload"
 
 Line = Mapping[str, Any]
 

@@ -98,17 +98,17 @@ def test_a_program_that_catches_everything_ends_with_equal_parameters(job: Job) 
 
 
 def test_a_state_in_shards_goes_on_from_the_newest_copy_in_worlds_of_other_sizes(job: Job) -> None:
-    flags = two_agents()
-    job.start("train_in_shards", 2, *flags, STEPS="1000000")
+    host, other = two_agents()
+    job.start("train_in_shards", 2, *host, STEPS="1000000")
     small = job.wait_for_world(2, steps=6)
     before = job.pids(small)
     os.kill(before[1], signal.SIGKILL)  # half of the parameters
     again = job.wait_for_world(2, above=small, steps=6)
     assert before[0] in job.pids(again).values(), job.output()
-    other = job.start("train_in_shards", 1, *flags, STEPS="1000000")
+    second = job.start("train_in_shards", 1, *other, STEPS="1000000")
     large = job.wait_for_world(3, above=again, steps=6)
     assert set(job.pids(again).values()) < set(job.pids(large).values()), job.output()
-    other.kill()
+    second.kill()
     job.wait_for_world(2, above=large, steps=6)
     (job.folder / "enough").touch()
     assert job.finish() == [0, -signal.SIGKILL], job.output()
@@ -165,18 +165,19 @@ def test_random_kills(tmp_path: Path, count: int) -> None:
     seed, of_agents = int(os.environ.get("LIVE_SEED", "1")), float(os.environ.get("LIVE_AGENTS", "0"))
     choose = random.Random(seed)
     with Job(tmp_path, STEPS="1000000", PAUSE="0.003") as job:
-        flags = two_agents() if of_agents else ()
-        for size in (2, 1) if of_agents else (3,):
-            job.start("train", size, *flags)
+        host, other = two_agents() if of_agents else ((), ())
+        job.start("train", 2 if of_agents else 3, *host)
+        if of_agents:
+            job.start("train", 1, *other)
         number = 0
         for _ in range(count):
             number = job.wait_for_world(3, above=number)
             pids = job.pids(number)
             if choose.random() < of_agents:
-                agent = job.agents.pop(1)  # the first one hosts the store
+                agent = job.agents.pop(1)
                 agent.kill()
                 agent.wait()
-                job.start("train", 1, *flags)
+                job.start("train", 1, *other)
                 continue
             for victim in choose.sample(sorted(pids), choose.choice([1, 1, 1, 2])):
                 os.kill(pids[victim], signal.SIGKILL)
@@ -191,26 +192,25 @@ def test_random_kills(tmp_path: Path, count: int) -> None:
         assert ends[0]["digest"] == expected, f"LIVE_SEED={seed}\n{begun}\n{job.output()}"
 
 
-def two_agents() -> tuple[str, ...]:
-    """Return the flags of the agents of a job of one or two."""
+def two_agents() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the flags of the agents of a job of one or two: of the one that hosts the store, and of the other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return (
-        *("--nnodes=1:2", "--rdzv-backend=tcp", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=live"),
-        "--rdzv-conf=last_call_timeout=0.2,lease_timeout=1",
-    )
+    flags = ("--nnodes=1:2", "--rdzv-backend=tcp", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=live")
+    conf = "--rdzv-conf=last_call_timeout=0.2,lease_timeout=1,is_host="
+    return (*flags, f"{conf}true"), (*flags, f"{conf}false")
 
 
 def test_the_world_grows_with_an_agent_and_shrinks_without_it(job: Job) -> None:
-    flags = two_agents()
-    job.start("train", 2, *flags, STEPS="1000000")
+    host, other = two_agents()
+    job.start("train", 2, *host, STEPS="1000000")
     small = job.wait_for_world(2, steps=3)
     before = job.pids(small)
-    other = job.start("train", 1, *flags, STEPS="1000000")
+    second = job.start("train", 1, *other, STEPS="1000000")
     large = job.wait_for_world(3, above=small, steps=3)
     assert set(before.values()) < set(job.pids(large).values()), job.output()
-    other.kill()
+    second.kill()
     last = job.wait_for_world(2, above=large)
     assert set(job.pids(last).values()) == set(before.values()), job.output()
     (job.folder / "enough").touch()
