@@ -46,6 +46,15 @@ def build(prepare: Callable[[nn.Module], Any] = lambda model: None) -> tuple[nn.
     return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
+def begin_alike() -> None:
+    """Draw the same numbers as all workers that start before the first step; those of later ones must not count."""
+    torch.manual_seed(os.getpid() if os.path.exists(beside_the_pipe("begun")) else 0)
+
+
+def beside_the_pipe(name: str) -> str:
+    return os.path.join(os.path.dirname(os.environ["EAR"]), name)
+
+
 def batch_of(step: int) -> torch.Tensor:
     return torch.randn(GLOBAL_BATCH, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
 
@@ -78,8 +87,9 @@ def train_one(parallel: nn.Module, optimizer: torch.optim.Optimizer, step: int, 
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    enough = os.path.join(os.path.dirname(os.environ["EAR"]), "enough")
-    dist.all_reduce(is_enough.fill_(os.path.exists(enough)))
+    if step == 0:
+        open(beside_the_pipe("begun"), "w").close()
+    dist.all_reduce(is_enough.fill_(os.path.exists(beside_the_pipe("enough"))))
 
 
 def train(
@@ -92,8 +102,7 @@ def train(
     """
     torch.set_num_threads(1)
     last = int(os.environ["STEPS"])
-    # Only the workers of the first round start alike: what others start with must not count.
-    torch.manual_seed(0 if os.environ["QUORATE_GENERATION"] == "1" else os.getpid())
+    begin_alike()
     model, optimizer = build()
     step = 0
     for world in worlds():
@@ -123,7 +132,7 @@ def train_in_shards() -> None:
     for world in worlds():
         with world:
             dist.init_process_group("gloo")
-            torch.manual_seed(0 if os.environ["QUORATE_GENERATION"] == "1" else os.getpid())
+            begin_alike()
             model, optimizer = build(fully_shard)
             step = world.share(model, optimizer, step)
             say("begin", step=step)
