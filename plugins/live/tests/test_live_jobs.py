@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,6 +45,12 @@ def check_training(job: Job, steps: int, size: int) -> None:
         assert trained == sorted(set(trained)), "a worker counts no step twice and goes back nowhere"
         # A step whose update another worker completed for this one is not reported by it.
     assert {step for trained in steps_of(job).values() for step in trained} == set(range(1, steps + 1))
+
+
+def check_lived(job: Job, pids: Iterable[int], generation: int) -> None:
+    """These workers are in this world, but for such as gloo has kept in a collective (docs/live-workers.md)."""
+    late = {int(pid) for pid in re.findall(r"\(pid (\d+)\) did not leave its world in time", job.output())}
+    assert set(pids) - set(job.pids(generation).values()) <= late, job.output()
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -104,10 +111,10 @@ def test_a_state_in_shards_goes_on_from_the_newest_copy_in_worlds_of_other_sizes
     before = job.pids(small)
     os.kill(before[1], signal.SIGKILL)  # half of the parameters
     again = job.wait_for_world(2, above=small, steps=6)
-    assert before[0] in job.pids(again).values(), job.output()
+    check_lived(job, {before[0]}, again)
     second = job.start("train_in_shards", 1, *other, STEPS="1000000")
     large = job.wait_for_world(3, above=again, steps=6)
-    assert set(job.pids(again).values()) < set(job.pids(large).values()), job.output()
+    check_lived(job, job.pids(again).values(), large)
     second.kill()
     job.wait_for_world(2, above=large, steps=6)
     (job.folder / "enough").touch()
@@ -209,10 +216,11 @@ def test_the_world_grows_with_an_agent_and_shrinks_without_it(job: Job) -> None:
     before = job.pids(small)
     second = job.start("train", 1, *other, STEPS="1000000")
     large = job.wait_for_world(3, above=small, steps=3)
-    assert set(before.values()) < set(job.pids(large).values()), job.output()
+    check_lived(job, before.values(), large)
+    between = set(job.pids(large).values())
     second.kill()
     last = job.wait_for_world(2, above=large)
-    assert set(job.pids(last).values()) == set(before.values()), job.output()
+    assert set(job.pids(last).values()) < between or "did not leave its world in time" in job.output(), job.output()
     (job.folder / "enough").touch()
     assert job.finish() == [0, -signal.SIGKILL], job.output()
     check_training(job, job.of("end")[-1]["step"], 2)
