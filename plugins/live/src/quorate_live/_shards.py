@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, final
 
 import torch
@@ -33,8 +34,7 @@ def is_sharded(model: Any) -> bool:
 
 def take_whole(model: Any, optimizer: Any, step: int, others: Sequence[Any]) -> WholeState:
     """Return a copy of the whole state; all workers of the world call this at the same step."""
-    from torch.distributed.checkpoint import state_dict  # slow to import, and for sharded models only
-
+    state_dict = _state_dicts()
     options = state_dict.StateDictOptions(full_state_dict=True)
     parts = state_dict.get_state_dict(model, [] if optimizer is None else [optimizer], options=options)
     return WholeState(step, [_on_host(each) for each in (*parts, *(other.state_dict() for other in others))])
@@ -42,8 +42,7 @@ def take_whole(model: Any, optimizer: Any, step: int, others: Sequence[Any]) -> 
 
 def load_whole(whole: WholeState, model: Any, optimizer: Any, others: Sequence[Any]) -> None:
     """Load the shards of this worker from ``whole``; all workers of the world call this with the same one."""
-    from torch.distributed.checkpoint import state_dict  # as above
-
+    state_dict = _state_dicts()
     of_model, of_optimizer, *of_others = copy.deepcopy(whole.states)  # torch moves parts of it into the optimizer
     state_dict.set_state_dict(
         model,
@@ -54,6 +53,11 @@ def load_whole(whole: WholeState, model: Any, optimizer: Any, others: Sequence[A
     )
     for each, state in zip(others, of_others, strict=True):
         each.load_state_dict(state)
+
+
+def _state_dicts() -> Any:
+    """Return torch's module for states of sharded models, which is slow to import."""
+    return import_module("torch.distributed.checkpoint.state_dict")
 
 
 def _on_host(value: Any) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from importlib import import_module
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, final
 
 from quorate.clock import monotonic, sleep
@@ -130,9 +131,8 @@ class World:
         A model in shards (``fully_shard``) is made in each world anew; it goes on from the step of the newest copy that
         the workers have taken by :meth:`keep`.
         """
-        from ._share import share  # with torch
-
-        return share(self, model, optimizer, step, others, restore)
+        reached: int = _sharing().share(self, model, optimizer, step, others, restore)
+        return reached
 
     def keep(self, model: Any, optimizer: Any = None, step: int = 0, *others: Any) -> None:
         """Take a copy of a state in shards into the memory of each worker; what is not in shards needs none.
@@ -143,9 +143,7 @@ class World:
         Arguments:
             model, optimizer, step, others: as for :meth:`share`.
         """
-        from ._share import keep  # with torch
-
-        keep(model, optimizer, step, others)
+        _sharing().keep(model, optimizer, step, others)
 
     # --- entering and leaving ---------------------------------------------------------------------------------------
 
@@ -222,6 +220,11 @@ class World:
         if self._pending_since is not None and self._is_open:
             self._pending_since = None
             raise WorldEnded("this worker's round is over")
+
+
+def _sharing() -> ModuleType:
+    """Return the module that needs torch, which this one does without."""
+    return import_module(f"{__package__}._share")
 
 
 def _is_own(frame: FrameType | None) -> bool:
