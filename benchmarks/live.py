@@ -37,8 +37,14 @@ SHRINKING_LIMIT = 0.2
 TORCHRUN_RATIO = 15.0
 TORCHFT = "torchft"
 #: torchft's coordinator.  Its own defaults are 5 s for a lost heartbeat and a minute for workers that do not join.
-LIGHTHOUSE = "from torchft._torchft import lighthouse_main; lighthouse_main()"
-LIGHTHOUSE_FLAGS = ("--min_replicas=1", "--join_timeout_ms=1000", "--quorum_tick_ms=50", "--heartbeat_timeout_ms=1000")
+LIGHTHOUSE = """
+import signal, sys
+from torchft.coordination import LighthouseServer
+server = LighthouseServer(
+    bind=sys.argv[1], min_replicas=1, join_timeout_ms=1000, quorum_tick_ms=50, heartbeat_timeout_ms=1000
+)
+signal.pause()
+"""
 
 
 @final
@@ -156,7 +162,7 @@ class Job:
         if contender.mode == TORCHFT:
             bind = f"127.0.0.1:{free_port()}"
             self._environment["TORCHFT_LIGHTHOUSE"] = f"http://{bind}"
-            self._start([sys.executable, "-c", LIGHTHOUSE, f"--bind={bind}", *LIGHTHOUSE_FLAGS])
+            self._start([sys.executable, "-c", LIGHTHOUSE, bind])
 
     def __enter__(self) -> Job:
         return self
