@@ -78,8 +78,9 @@ MEETING = """\
 import os, socket, sys, time
 where = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
 if os.environ["RANK"] == "0":
-    with socket.create_server(("", where[1]), reuse_port=False) as server:
-        server.accept()[0].recv(1)
+    with socket.create_server(("", where[1])) as server:
+        while server.accept()[0].recv(1) != b"x":
+            pass  # an agent that looks whether this port can be reached, or rank 1 before it fails
 else:
     while True:
         try:
