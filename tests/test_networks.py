@@ -20,19 +20,25 @@ from .machines import DEADLINE, Machine, two_machines
 MEETS = """\
 import os, socket, sys, time
 there = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+def say():  # before either of the two ends, for the other is stopped then
+    print(os.environ["RANK"], "met at", "%s:%d" % there, flush=True)
 if os.environ["RANK"] == "0":
     with socket.create_server(("", there[1])) as server:
-        server.accept()[0].close()
+        while (client := server.accept()[0]).recv(1) != b"x":
+            pass  # an agent that looks whether this port can be reached
+        say()
+        client.close()
 else:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
             with socket.create_connection(there, 5) as client:
+                say()
+                client.send(b"x")
                 assert client.recv(1) == b""
             break
         except ConnectionRefusedError:  # the other has only begun
             time.sleep(0.05)
-print(os.environ["RANK"], "met at", "%s:%d" % there, flush=True)
 sys.exit(1 - int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
 """
 
