@@ -79,6 +79,11 @@ class Nodes:
         self.agents.append(agent)
         return agent
 
+    def count_worlds(self, size: int) -> int:
+        """Return how many worlds of ``size`` workers have started."""
+        found = [line.split() for line in self.lines.read_text().splitlines()]
+        return sum(line[1:2] == [str(size)] for line in found) // size
+
     def has_world(self, size: int, times: int = 1) -> bool:
         """Return whether a world of ``size`` workers has started ``times`` times."""
         found = [line.split() for line in self.lines.read_text().splitlines()]
