@@ -86,8 +86,7 @@ class Nodes:
 
     def has_world(self, size: int, times: int = 1) -> bool:
         """Return whether a world of ``size`` workers has started ``times`` times."""
-        found = [line.split() for line in self.lines.read_text().splitlines()]
-        return sum(line[1:2] == [str(size)] for line in found) >= size * times
+        return self.count_worlds(size) >= times
 
     def wait_for_world(self, size: int, times: int = 1) -> None:
         assert settles(lambda: self.has_world(size, times)), self.story()
