@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quorate.files import read_bytes, write_all, write_atomically
+from quorate.files import read_bytes, write_all, write_atomically, write_byte
 
 
 def test_a_reader_sees_the_old_content_or_the_new_and_never_a_part(tmp_path: Path) -> None:
@@ -82,3 +82,16 @@ def test_reading_is_bounded_and_never_raises_or_blocks(tmp_path: Path) -> None:
     assert read_bytes(str(tmp_path)) == read_bytes(str(tmp_path / "absent")) == b""
     os.mkfifo(tmp_path / "pipe")  # an ordinary open would wait for a writer
     assert read_bytes(str(tmp_path / "pipe")) == b""
+
+
+def test_a_file_system_whose_files_have_names(tmp_path: Path) -> None:
+    """Network file systems have no files without names; the file has a name there, and is gone afterwards too."""
+    written = []
+
+    def write(descriptor: int, data: bytes) -> None:
+        written.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        assert os.write(descriptor, data) == 1
+
+    write_byte(str(tmp_path), nameless=os.O_DIRECTORY, write=write)  # opening a folder for writing: EISDIR, as there
+    assert written[0].startswith(str(tmp_path / ".quorate-"))
+    assert not list(tmp_path.iterdir())

@@ -8,8 +8,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable, Mapping
 
-__all__ = ["open_regular", "read_bytes", "read_regular", "write_all", "write_atomically"]
+__all__ = [
+    "open_regular",
+    "read_bytes",
+    "read_regular",
+    "temporary_folder",
+    "write_all",
+    "write_atomically",
+    "write_byte",
+]
+
+#: How file systems refuse files without a name: most network file systems, and old kernels.
+_NO_NAMELESS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
+#: What no other folder mends: this process, or the system, can open no further file.
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -52,6 +66,65 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int 
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_byte(folder: str, nameless: int = os.O_TMPFILE, write: Callable[[int, bytes], object] = os.write) -> None:
+    """Write one byte into a file in ``folder`` that is gone afterwards, even if this process dies.
+
+    A disk that is full still takes folders and empty files.
+
+    Arguments:
+        folder: an existing folder.
+        nameless: the flag of ``open`` for a file without a name.
+        write: writes to a descriptor.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        descriptor = os.open(folder, nameless | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        path = ""
+    except OSError as error:
+        if error.errno not in _NO_NAMELESS_FILES:
+            raise
+        path = os.path.join(folder, f".quorate-{os.getpid()}-{os.urandom(4).hex()}")
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        write(descriptor, b"\n")
+    finally:
+        if path:
+            os.unlink(path)
+        os.close(descriptor)  # a full server or a quota may be reported only here
+
+
+def temporary_folder(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return where temporary files go, and a sentence about the first place that cannot be used, if there is one.
+
+    The places are those of Python's ``tempfile``, which imports more than a launch has time for.  The one that is
+    returned exists and takes a byte.
+
+    Arguments:
+        environment: may have ``TMPDIR``, ``TEMP`` and ``TMP``.
+
+    Raises:
+        OSError: no place can be used; it is the error of the first one, whose name is its ``filename``.
+    """
+    chosen = [place for variable in ("TMPDIR", "TEMP", "TMP") if (place := environment.get(variable))]
+    problem = ""
+    first: OSError | None = None
+    for place in (*chosen, "/tmp", "/var/tmp", "/usr/tmp", "."):
+        try:
+            write_byte(os.path.abspath(place))
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                raise
+            if first is None:
+                first, problem = error, f"{place} cannot be used for temporary files: {error.strerror}"
+                first.filename = place
+        else:
+            return os.path.abspath(place), problem
+    assert first is not None
+    raise first
 
 
 def read_bytes(path: str, limit: int = 1 << 20, *, regular: bool = False) -> bytes:

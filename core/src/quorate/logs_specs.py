@@ -13,7 +13,7 @@ from typing import Any, final
 from attrs import field, fields, frozen
 
 from .errors import UsageError
-from .files import write_atomically
+from .files import temporary_folder
 from .notices import warn
 from .proc import remedy_for
 
@@ -268,33 +268,25 @@ class DefaultLogsSpecs(LogsSpecs):
 
 
 def _make_temporary_folder(name: str) -> str:
-    """Make a folder where Python's ``tempfile`` would, which imports more than a launch has time for.
+    """Make a folder where temporary files go.
 
     Raises:
         UsageError: no place for temporary files can be written to.
     """
-    chosen = [place for variable in ("TMPDIR", "TEMP", "TMP") if (place := os.environ.get(variable))]
-    problem = ""
-    for place in (*chosen, "/tmp", "/var/tmp", "/usr/tmp", "."):
-        folder = ""
-        try:
-            folder = os.path.join(os.path.abspath(place), name)
-            os.mkdir(folder, 0o700)
-            write_atomically(os.path.join(folder, "probe"), b"x")  # a disk that is full still takes folders
-            os.unlink(os.path.join(folder, "probe"))
-        except OSError as error:
-            problem = problem or f"{place} cannot be used for temporary files: {error.strerror}"
-            try:
-                os.rmdir(folder)
-            except OSError:
-                pass  # it was not made
-            if remedy := remedy_for(error):
-                raise UsageError(f"no temporary folder can be made: {error.strerror}; {remedy}") from error
-        else:
-            if problem:
-                warn(f"{problem}; {os.path.dirname(folder)} is used instead")
-            return folder
-    raise UsageError(f"{problem}, nor can any other place; set TMPDIR to a writable folder, or --log-dir")
+    try:
+        place, problem = temporary_folder(os.environ)
+        folder = os.path.join(place, name)
+        os.mkdir(folder, 0o700)
+    except OSError as error:
+        if remedy := remedy_for(error):
+            raise UsageError(f"no temporary folder can be made: {error.strerror}; {remedy}") from error
+        raise UsageError(
+            f"{error.filename} cannot be used for temporary files: {error.strerror}, nor can any other place; set "
+            "TMPDIR to a writable folder, or --log-dir"
+        ) from error
+    if problem:
+        warn(f"{problem}; {place} is used instead")
+    return folder
 
 
 @final

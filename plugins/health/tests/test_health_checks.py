@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from quorate.cli import main
+from quorate.cli import ExitCode, main
 from quorate.errors import StoreUnavailableError
 from quorate.services import AgentSnapshot
 from quorate_health._check_flags import names_of
 from quorate_health._checks import DEFAULTS, NAMES, CheckStates
-from quorate_health._disk import check_disk, check_log_dir, write_byte
+from quorate_health._disk import check_disk, check_log_dir
 from quorate_health._resources import available_memory
 from quorate_health._watches import ClockWatch, StoreWatch
 
@@ -98,10 +98,23 @@ def test_a_read_only_folder_for_logs(tmp_path: Path) -> None:
     folder = tmp_path / "tmp"
     folder.mkdir()
     mount = f"mount --bind {folder} {folder}; mount -o remount,bind,ro {folder}"
-    problem = refused(run(before=mount, path=tmp_path, TMPDIR=str(folder)))
-    assert problem == (
-        f"log_dir: nothing can be written in {folder}: Read-only file system; set TMPDIR to another folder"
-    )
+    done = run(f"--log-dir={folder}", before=mount, path=tmp_path)
+    assert done.returncode == ExitCode.USAGE
+    assert f"the log folder {folder} cannot be used: it is not writable; set --log-dir" in done.stderr
+
+
+@needs_mounts
+@pytest.mark.parametrize("option", ["ro", "size=4k,nr_inodes=1"], ids=["read-only", "full"])
+def test_a_folder_for_temporary_files_that_cannot_be_used_is_replaced_with_a_word(tmp_path: Path, option: str) -> None:
+    """Both the agent and the checks go on to the next place, as Python's tempfile does."""
+    folder, good = tmp_path / "tmp", tmp_path / "good"
+    folder.mkdir()
+    good.mkdir()
+    mount = f"mount -t tmpfs -o {option} none {folder}"
+    done = run(before=mount, path=tmp_path, worker="print('ran')", TMPDIR=str(folder), TEMP=str(good))
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+    assert f"{folder} cannot be used for temporary files" in done.stderr
+    assert f"{good} is used instead" in done.stderr
 
 
 @needs_mounts
@@ -109,7 +122,7 @@ def test_a_file_system_without_inodes(tmp_path: Path) -> None:
     folder = tmp_path / "tmp"
     folder.mkdir()
     mount = f"mount -t tmpfs -o size=200m,nr_inodes=2 none {folder}; touch {folder}/last"
-    problem = refused(run("--health-checks=disk", before=mount, path=tmp_path, TMPDIR=str(folder)))
+    problem = refused(run("--health-checks=disk", f"--log-dir={folder}", before=mount, path=tmp_path))
     assert "has no free inode" in problem
 
 
@@ -120,19 +133,6 @@ def test_a_log_folder_is_judged_by_what_exists_of_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert check_log_dir(StubAgent(str(tmp_path / "file" / "b"))) is None
     assert list(tmp_path.iterdir()) == [tmp_path / "file"], "looking leaves nothing behind"
-
-
-def test_a_file_system_whose_files_have_names(tmp_path: Path) -> None:
-    """Network file systems have no files without names; the file has a name there, and is gone afterwards too."""
-    written = []
-
-    def write(descriptor: int, data: bytes) -> None:
-        written.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-        assert os.write(descriptor, data) == 1
-
-    write_byte(str(tmp_path), nameless=os.O_DIRECTORY, write=write)  # opening a folder for writing: EISDIR, as there
-    assert written[0].startswith(str(tmp_path / ".quorate-"))
-    assert not list(tmp_path.iterdir())
 
 
 def test_few_open_files(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import final
 from ..clock import monotonic, sleep
 from ..clusters import ClusterJob
 from ..failures import signal_name
+from ..files import temporary_folder
 from ..preemption import remove_deadline, write_deadline
 from . import _protocol as protocol
 
@@ -33,8 +34,7 @@ class Preemption:
         self._is_announced = False
         self._ends_at: float | None = None
         # Named by chance, because others may write where temporary files are.
-        folder = os.environ.get("TMPDIR") or "/tmp"
-        self.path = os.path.join(folder, f"quorate-deadline-{os.urandom(8).hex()}.json")
+        self.path = os.path.join(_folder(), f"quorate-deadline-{os.urandom(8).hex()}.json")
         names = () if job is None else job.warnings
         self.signals = tuple(int(signal.Signals[name]) for name in names if name in signal.Signals.__members__)
 
@@ -90,3 +90,10 @@ class Preemption:
             remove_deadline(self.path)
 
     close = take_back
+
+
+def _folder() -> str:
+    try:
+        return temporary_folder(os.environ)[0]
+    except OSError:
+        return "/tmp"  # the announcement says why it cannot be written there

@@ -5,18 +5,19 @@ Each returns ``None``, or one sentence that names the trouble and the remedy.
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 
+from quorate.files import temporary_folder, write_byte
 from quorate.services import AgentView
 
 from ._resources import MEGABYTE
 
-__all__ = ["check_disk", "check_log_dir", "write_byte"]
+__all__ = ["check_disk", "check_log_dir"]
 
-#: How file systems refuse files without a name: most network file systems, and old kernels.
-_NO_NAMELESS_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL})
+#: Where a user may say it, the first first.
+_VARIABLES = ("TMPDIR", "TEMP", "TMP")
 
 
 def check_log_dir(agent: AgentView) -> str | None:
@@ -56,9 +57,17 @@ def _logs(agent: AgentView) -> tuple[str, str]:
 
 
 def _temporary(environment: Mapping[str, str]) -> tuple[str, str]:
-    """Return the folder for temporary files and the remedy; importing ``tempfile`` takes longer than all checks."""
-    folders = [environment.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
-    return next((folder for folder in folders if os.path.isdir(folder)), "/tmp"), "set TMPDIR to another folder"
+    """Return the folder for temporary files, and the remedy."""
+    return _chosen(*(environment.get(name, "") for name in _VARIABLES)), "set TMPDIR to another folder"
+
+
+@lru_cache
+def _chosen(*places: str) -> str:
+    """Return the folder that was used first: when it is full later, temporary files still lie there."""
+    try:
+        return temporary_folder(dict(zip(_VARIABLES, places, strict=True)))[0]
+    except OSError as error:
+        return str(error.filename)
 
 
 def _first_existing(path: str) -> str:
@@ -67,30 +76,3 @@ def _first_existing(path: str) -> str:
     while not os.path.lexists(path) and path != "/":
         path = os.path.dirname(path)
     return path
-
-
-def write_byte(folder: str, nameless: int = os.O_TMPFILE, write: Callable[[int, bytes], object] = os.write) -> None:
-    """Write one byte into a file in ``folder`` that is gone afterwards, even if this process dies.
-
-    Arguments:
-        folder: an existing folder.
-        nameless: the flag of ``open`` for a file without a name.
-        write: writes to a descriptor.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        descriptor = os.open(folder, nameless | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        path = ""
-    except OSError as error:
-        if error.errno not in _NO_NAMELESS_FILES:
-            raise
-        path = os.path.join(folder, f".quorate-{os.getpid()}-{os.urandom(4).hex()}")
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        write(descriptor, b"\n")
-    finally:
-        if path:
-            os.unlink(path)
-        os.close(descriptor)  # a full server or a quota may be reported only here

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from quorate.files import write_all
+from quorate.files import temporary_folder, write_all
 from quorate.notices import warn
 
 __all__ = ["memory_file", "read_all"]
@@ -37,12 +37,11 @@ def _make_memory_file(name: str) -> int:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM):
                 raise
-    import tempfile  # 40 ms, for kernels and sandboxes without memfd_create only
-
-    folder, wanted = tempfile.gettempdir(), os.environ.get("TMPDIR")
-    if wanted and os.path.abspath(wanted) != folder:
-        warn(f"TMPDIR is {wanted}, which is missing, full or not writable; {folder} is used instead")
-    descriptor, path = tempfile.mkstemp(prefix=f"{name}-", dir=folder)
+    folder, problem = temporary_folder(os.environ)
+    if problem:
+        warn(f"{problem}; {folder} is used instead")
+    path = os.path.join(folder, f"{name}-{os.urandom(8).hex()}")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     os.unlink(path)
     return descriptor
 
