@@ -140,6 +140,7 @@ def test_scancel_lets_the_workers_save_within_its_grace(slurm: Slurm, tmp_path: 
     assert saved(tmp_path) == {"saved-0-0": "SIGTERM", "saved-1-0": "SIGTERM"}, slurm.output(job)
     assert max(seconds_that_were_left(tmp_path)) <= 3.0  # of the four that Slurm is configured for
     assert slurm.state(job) == "CANCELLED"  # and not in the queue again
+    assert "is put in the queue again" not in slurm.output(job)
 
 
 def test_a_job_is_put_in_the_queue_again_where_that_was_asked_for(slurm: Slurm, tmp_path: Path) -> None:

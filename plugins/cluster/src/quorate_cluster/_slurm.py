@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from attrs import evolve
 
-from quorate.clock import wall_seconds
+from quorate.clock import monotonic, wall_seconds
 from quorate.clusters import ClusterJob, Machine
 from quorate.text import whole_number
 
@@ -115,10 +115,17 @@ def _kill_wait(environment: Mapping[str, str], machine: Machine) -> float:
 def _time_left(environment: Mapping[str, str], machine: Machine) -> Callable[[], float | None]:
     job_id, end = environment["SLURM_JOB_ID"], number(environment, "SLURM_JOB_END_TIME")
 
+    ends_at: float | None = None
+
     def ask() -> float | None:
+        nonlocal ends_at
         if end:
             return max(0.0, float(end - wall_seconds()))
-        return parse_time_left(machine.output("squeue", "--noheader", f"--jobs={job_id}", "--format=%L"))
+        left = parse_time_left(machine.output("squeue", "--noheader", f"--jobs={job_id}", "--format=%L"))
+        if left is not None:
+            ends_at = monotonic() + left
+        # Of a job that is being ended, squeue says no time any more: whether by its limit tells what it said before.
+        return None if ends_at is None else max(0.0, ends_at - monotonic())
 
     return ask
 
