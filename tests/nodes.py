@@ -94,6 +94,7 @@ class Nodes:
     def finish(self, agents: list[subprocess.Popen[bytes]]) -> None:
         """Let the workers end; the agents must then succeed."""
         self.gate.touch()
+        assert settles(lambda: all(agent.poll() is not None for agent in agents)), self.story()
         codes = [agent.wait(DEADLINE) for agent in agents]
         assert set(codes) == {0}, f"{codes}\n{self.story()}"
 

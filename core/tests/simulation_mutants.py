@@ -282,7 +282,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "survivors are not waited for",
         "the next round is sealed while workers of the last one are stopping",
         ((_gather, "missing_survivors", _no_survivors),),
-        likely=1,
+        likely=9,
     ),
     Mutant(
         "workers are kept after being left out",
