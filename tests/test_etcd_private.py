@@ -46,7 +46,10 @@ def test_it_ends_as_the_command_ends(tmp_path: Path) -> None:
     assert failed.returncode == 1, failed.stderr
     shown = _run([*PRIVATE, *QUORATE, "--show-config", "train.py"], tmp_path)
     assert re.search(r"rdzv-backend\s.*etcd", shown.stdout), shown.stdout
-    for argv, words in (([], "no command"), (["no-such-command"], "'no-such-command' cannot be run: No such file")):
+    for argv, words in (
+        ([], "the command to run is missing"),
+        (["no-such-command"], "'no-such-command' cannot be run: No such file"),
+    ):
         refused = _run([*PRIVATE, *argv], tmp_path)
         assert refused.returncode == 2
         assert words in refused.stderr

@@ -23,6 +23,7 @@ from quorate.cli._flags import FLAGS
 from quorate.cli._parse import parse
 from quorate.cli._run import build_config
 from quorate.cli._values import settings
+from quorate.cut_off import parse_when_cut_off
 from quorate.errors import RendezvousStateError, StoreCorruptError, StoreUnavailableError, UsageError
 from quorate.failures import ProcessFailure, message_from_abort, message_from_stderr, read_error_file
 from quorate.job_token import TOKEN_FILE_VARIABLE, load_job_token
@@ -39,6 +40,7 @@ from quorate.rendezvous._last_word_program import take_frames
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState, Liveness
 from quorate.rendezvous._over import job_is_over
 from quorate.rendezvous._protocol import Key
+from quorate.rendezvous._refusals import RefusalReader
 from quorate.rendezvous._signed import sign_store
 from quorate.rendezvous._signs import read_signs
 from quorate.rendezvous._store import parse_counter
@@ -268,6 +270,14 @@ def _ask_a_scheduler(path: str) -> None:
     assert machine.read(path) == machine.output("cat", path)
 
 
+def _read_refusals(data: bytes) -> None:
+    sentences: list[str] = []
+    RefusalReader(sentences.append).take([None, data])
+    assert len(sentences) == 1
+    assert sentences[0].isprintable()
+    assert len(sentences[0]) <= 1500
+
+
 def _read_endpoints(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     parse_of_any_endpoint(text)
@@ -310,6 +320,10 @@ TARGETS: Mapping[str, Target] = {
     "signed values": Target(_read_signed, (_signed("a", b"value"), _held(other=b"1")), _CORRUPT),
     "notes of who is here": Target(
         lambda data: decode_note("key", data), (encode_object("here", {"hosts": ["a", "b"], "nodes": 2}),), _CORRUPT
+    ),
+    "sentences of refused nodes": Target(_read_refusals, (b"node b was refused: --nnodes differs",)),
+    "policies of nodes that are cut off": Target(
+        lambda data: parse_when_cut_off(data.decode("utf-8", "replace")), (b"run", b" FREEZE"), (UsageError,)
     ),
     "cells": Target(_read_cell, (b'{"a":"MQ=="}', b""), _CORRUPT),
     "last words": Target(_read_frames, (b"\0\0\0\3abc\0\0\0\2de\0\0\0\0\0\0\0\1f",)),

@@ -21,7 +21,9 @@ from quorate.agent._protocol import Outcome, Phase
 from quorate.agent._services import View
 from quorate.agent._state import State
 from quorate.agent._stopping import SECOND_INTERRUPT_SECONDS
+from quorate.cli._cluster import requeue
 from quorate.clusters import ClusterJob, grace_before
+from quorate.errors import PreemptedError
 from quorate.policy import default_cause, default_restart
 from quorate.preemption import DEADLINE_VARIABLE, remove_deadline, write_deadline
 from quorate.records import Assignment, Cause, FailureRecord, RestartBudget, RoundEnd, Verdict
@@ -273,3 +275,35 @@ def test_the_exit_code_of_quorate_says_so_too(code: int, expected: int) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == expected, done.stderr
+
+
+class Scheduler:
+    """What a test's machine has run."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[str, ...]] = []
+
+    def run(self, *command: str) -> bool:
+        self.commands.append(command)
+        return True
+
+
+@pytest.mark.parametrize(
+    ("number", "left", "is_again"),
+    [
+        (signal.SIGTERM, 0.0, True),
+        (signal.SIGTERM, 500.0, False),
+        (signal.SIGTERM, None, False),
+        (signal.SIGUSR1, None, True),
+        (signal.SIGUSR1, 500.0, True),
+    ],
+)
+def test_a_job_that_a_person_has_cancelled_is_not_put_in_the_queue_again(
+    number: int, left: float | None, is_again: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A time limit leaves no time; without a word about the time a SIGTERM counts as a person's."""
+    job = evolve(JOB, requeue=("again", "1"), seconds_left=lambda: left)
+    scheduler: Any = Scheduler()
+    requeue(job, PreemptedError("over", is_first=True, signal_number=number), scheduler)
+    assert scheduler.commands == ([("again", "1")] if is_again else [])
+    assert ("not put in the queue again" in capfd.readouterr().err) is not is_again

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .errors import PluginError, QuorateError
-from .proc import remedy_for
+from .errors import PluginError, QuorateError, remedy_for
 from .text import printable
 
 __all__ = ["call_plugin", "described", "problem_of", "raise_if_interrupted", "shown"]

@@ -5,6 +5,7 @@ What does not live here: failures of workers, which are results (:mod:`quorate.f
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import final
@@ -29,6 +30,7 @@ __all__ = [
     "UnhealthyNodeError",
     "UnknownBackendError",
     "UsageError",
+    "remedy_for",
 ]
 
 
@@ -188,3 +190,17 @@ class SignalException(QuorateError):  # noqa: N818 - the name that TorchElastic'
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (str(self), self.sigval)
+
+
+def remedy_for(error: BaseException) -> str:
+    """Return what a person can do where a limit of the system is reached or /proc is missing, else ``""``."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EMFILE:
+        return "raise the limit on open files (ulimit -n)"
+    if number == errno.ENFILE:
+        return "raise the machine's limit on open files (sysctl fs.file-max)"
+    if number in (errno.EAGAIN, errno.ENOMEM):
+        return "raise the limit on processes or memory (ulimit -u, cgroup limits)"
+    if number == errno.ENOENT and str(getattr(error, "filename", "")).startswith("/proc/self"):
+        return "mount /proc, which is missing here"
+    return ""

@@ -12,10 +12,9 @@ from typing import Any, final
 
 from attrs import field, fields, frozen
 
-from .errors import UsageError
+from .errors import UsageError, remedy_for
 from .files import temporary_folder
 from .notices import warn
-from .proc import remedy_for
 
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std", "adopt_logs_specs", "adopt_logs_specs_class"]
 

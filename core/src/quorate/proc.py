@@ -7,7 +7,6 @@ What does not live here: which processes belong to a job, and what is done to th
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import struct
@@ -43,7 +42,6 @@ __all__ = [
     "parent_death_command",
     "read_signalfd",
     "release",
-    "remedy_for",
     "resident_bytes",
     "send_signal",
     "signals_of",
@@ -391,20 +389,6 @@ def die_with_parent(parent: int) -> bool:
 
 
 @lru_cache(maxsize=4)
-def remedy_for(error: BaseException) -> str:
-    """Return what a person can do where a limit of the system is reached or /proc is missing, else ``""``."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.EMFILE:
-        return "raise the limit on open files (ulimit -n)"
-    if number == errno.ENFILE:
-        return "raise the machine's limit on open files (sysctl fs.file-max)"
-    if number in (errno.EAGAIN, errno.ENOMEM):
-        return "raise the limit on processes or memory (ulimit -u, cgroup limits)"
-    if number == errno.ENOENT and str(getattr(error, "filename", "")).startswith("/proc/self"):
-        return "mount /proc, which is missing here"
-    return ""
-
-
 def parent_death_command(path: str) -> tuple[str, ...]:
     """Return the words that, put before a command, make the kernel kill it when its parent dies; () where none fit.
 

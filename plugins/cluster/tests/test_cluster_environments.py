@@ -104,18 +104,21 @@ def test_a_batch_script_or_a_shell_is_one_node_of_its_job(step: dict[str, str]) 
 
 def test_slurm_says_how_long_it_waits_before_it_kills_and_what_time_is_left() -> None:
     files = {"/conf": "ClusterName=x\n# KillWait=9\nkillwait=7\n"}
-    asked = ("squeue", "--noheader", "--jobs=4711", "--format=%L")
-    outputs = {asked: "1:30\n"}
+    asked = ("squeue", "--noheader", "--jobs=4711", "--format=%L %r")
+    outputs = {asked: "1:30 None\n"}
     place = Place(files=files, outputs=outputs)
     job = found("slurm", {**STEP, "SLURM_CONF": "/conf"}, place)
     assert job.kill_seconds == 7.0
     assert job.seconds_left is not None
     assert 89.0 < (job.seconds_left() or 0.0) <= 90.0
-    outputs[asked] = "INVALID\n"  # the job is being ended
+    outputs[asked] = "INVALID None\n"  # the job is being ended, and not by its limit
     assert 60.0 < (job.seconds_left() or 0.0) <= 90.0
     unknown = found("slurm", {**STEP, "SLURM_CONF": "/conf"}, place).seconds_left
     assert unknown is not None
     assert unknown() is None
+    outputs[asked] = "INVALID TimeLimit\n"
+    assert unknown() == 0.0
+    assert job.seconds_left() == 0.0
     left = found("slurm", {**STEP, "SLURM_JOB_END_TIME": "1"}).seconds_left
     assert left is not None
     assert left() == 0.0

@@ -13,6 +13,7 @@ from core.tests.fuzz.target import Target, in_a_file, over_a_socket
 
 from quorate_process_local._channel import Channel
 from quorate_process_local._connections import Connection
+from quorate_process_local._consoles import _Text
 from quorate_process_local._live import Live
 from quorate_process_local._python import parse_python_command
 from quorate_process_local._results import LARGEST_RESULT_BYTES, LENGTH
@@ -90,6 +91,15 @@ def _read_stream(data: bytes) -> None:
     assert all(line.isprintable() and len(line) <= 1000 for line in lines)
 
 
+def _write_to_text(data: bytes) -> None:
+    """Write what workers print to a stream that a program has put in place of the agent's."""
+    stream = io.StringIO()
+    text = _Text(stream)
+    for start in range(0, len(data), 7):
+        text.write(data[start : start + 7])
+    assert len(stream.getvalue()) <= len(data)
+
+
 def _read_log(path: str) -> None:
     tail_lines(tail_of_file(path))
 
@@ -111,6 +121,7 @@ TARGETS: Mapping[str, Target] = {
         ),
     ),
     "results": Target(over_a_socket(_read_result), (_result(b"abc"), _result(b"") + b"more", LENGTH.pack(1 << 40))),
+    "output into a program's own stream": Target(_write_to_text, ("ä ∑\n".encode(), b"\xf0\x9f\x98")),
     "orders to templates": Target(
         over_a_socket(_read_orders),
         (_order({"start": 1, "words": ["a"]}), _order({}) + _order({"x": None})),

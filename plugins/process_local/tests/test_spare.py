@@ -103,11 +103,12 @@ def test_only_the_first_of_several_workers_is_the_spare(starter: _warm.WarmStart
 
 
 def test_there_is_no_spare_where_no_worker_is_live(starter: _warm.WarmStarter) -> None:
+    before = children()
     run(starter, worker("0"))
     assert starter.is_ready()
     assert starter._spare is None
     assert starter._template is not None
-    assert children() == {str(starter._template.pid)}
+    assert children() - before <= {str(starter._template.pid)}
 
 
 def test_a_spare_that_has_ended_is_not_used(starter: _warm.WarmStarter, live: Group) -> None:

@@ -52,7 +52,7 @@ def test_endpoints(text: str, is_https: bool | None, endpoints: list[str]) -> No
         (":1", "it has no host"),
         ("a b:1", "'a b' is not a host"),
         ("a/b:1", "'a/b' is not a host"),
-        ("user@a:1", "'user@a' is not a host"),
+        ("user@a:1", "takes no scheme, user or password"),
         ("a:b", "no port from 1 to 65535"),
         ("a:" + "0" * 5 + "80", "no port from 1 to 65535"),
         ("a:" + "9" * 5000, "no port from 1 to 65535"),

@@ -12,6 +12,7 @@ from quorate.records import NodeRecord
 from quorate.rendezvous import RendezvousStoreInfo
 from quorate_torchrun._adopted import AdoptedHandler
 from quorate_torchrun._arguments import parse_min_max_nnodes
+from quorate_torchrun._store_info import RendezvousStoreInfo as StoreInfo
 
 
 class _Store:
@@ -38,7 +39,25 @@ def _assign(data: bytes) -> None:
     assert 2 < assignment.world_size <= 1 << 17
 
 
+class _Meeting(dict[str, bytes]):
+    """A store into which rank 0 has written where the workers meet."""
+
+    def __init__(self, data: bytes) -> None:
+        address, _, port = data.partition(b"\0")
+        super().__init__({StoreInfo.MASTER_ADDR_KEY: address, StoreInfo.MASTER_PORT_KEY: port})
+
+    def get(self, key: str) -> bytes:  # type: ignore[override]
+        return self[key]
+
+
+def _find_meeting(data: bytes) -> None:
+    assert 0 < StoreInfo.build(1, _Meeting(data), None).master_port < 65536
+
+
 TARGETS: Mapping[str, Target] = {
+    "where workers meet": Target(
+        _find_meeting, (b"node1\x0029500",), (ValueError,), (b"node1\x00" + b"9" * 5000, b"\xff\x001", b"a\x000")
+    ),
     "sizes of nodes": Target(
         _assign,
         (b'{"role":"r","workers":3}',),

@@ -21,12 +21,12 @@ from ..errors import (
     UnhealthyNodeError,
     UnknownBackendError,
     UsageError,
+    remedy_for,
 )
 from ..failures import ProcessFailure, copy_error_data
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..notices import warn, write_error
 from ..plugins import PluginHost, get_host
-from ..proc import remedy_for
 from ..records import Event, Verdict
 from ..verdict import JobVerdict
 from . import _protocol as protocol

@@ -202,10 +202,14 @@ def requeue(job: ClusterJob | None, error: PreemptedError, machine: ThisMachine)
     if job is None or not job.requeue:
         warn(f"--requeue: {'no scheduler' if job is None else job.scheduler} is known here that runs a job again")
         return
-    left = job.time_left()
-    if error.signal_number == signal.SIGTERM and left is not None and left > (job.kill_seconds or 0.0) + _SURE_SECONDS:
-        note(f"{job.title} is not put in the queue again: it was cancelled, {left:.0f} s before its time was over")
-        return
+    if error.signal_number == signal.SIGTERM and job.seconds_left is not None:
+        left = job.time_left()
+        if left is None:
+            note(f"{job.title} is not put in the queue again: nothing says that its time was over, so it was cancelled")
+            return
+        if left > (job.kill_seconds or 0.0) + _SURE_SECONDS:
+            note(f"{job.title} is not put in the queue again: it was cancelled, {left:.0f} s before its time was over")
+            return
     note(f"{job.title} is put in the queue again: {' '.join(job.requeue)}")
     if not machine.run(*job.requeue):
         warn(f"--requeue: {' '.join(job.requeue)} failed; is the job a batch job that may be requeued?")

@@ -25,6 +25,8 @@ _KILL_WAIT_SECONDS = 30.0
 #: Not a step that srun has started with a command: the shell of ``salloc`` (interactive), and the batch script.
 _SHELL_STEPS = frozenset({"4294967290", "4294967291"})
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
+#: The reason of a job that Slurm ends because its time is over.
+_AT_ITS_LIMIT = "TimeLimit"
 _TIME_LEFT = re.compile(r"(?:(?P<days>[0-9]{1,4})-)?(?P<clock>[0-9]{1,6}(?::[0-9]{1,6}){0,2})")
 _KILL_WAIT = re.compile(r"^\s*KillWait\s*=\s*(\d{1,6})\b", re.IGNORECASE | re.MULTILINE)
 
@@ -121,10 +123,13 @@ def _time_left(environment: Mapping[str, str], machine: Machine) -> Callable[[],
         nonlocal ends_at
         if end:
             return max(0.0, float(end - wall_seconds()))
-        left = parse_time_left(machine.output("squeue", "--noheader", f"--jobs={job_id}", "--format=%L"))
+        time, _, reason = machine.output("squeue", "--noheader", f"--jobs={job_id}", "--format=%L %r").partition(" ")
+        if reason.strip() == _AT_ITS_LIMIT:
+            return 0.0
+        left = parse_time_left(time)
         if left is not None:
             ends_at = monotonic() + left
-        # Of a job that is being ended, squeue says no time any more: whether by its limit tells what it said before.
+        # squeue says no time of a job that is being ended for another reason; what it said before still holds.
         return None if ends_at is None else max(0.0, ends_at - monotonic())
 
     return ask

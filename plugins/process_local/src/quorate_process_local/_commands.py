@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from types import BuiltinFunctionType
 
-from quorate import proc
+from quorate import errors
 from quorate.errors import StartError
 from quorate.proc import parent_death_command
 
@@ -93,7 +93,7 @@ def remedy_for(error: OSError | RuntimeError) -> str:
     """Return what a person can do where a limit of the system is reached, ``""`` for any other error."""
     if isinstance(error, RuntimeError):  # of threading: its text does not say which limit
         return f"{error}; raise the limit on processes and threads (ulimit -u, cgroup limits)"
-    remedy = proc.remedy_for(error)
+    remedy = errors.remedy_for(error)
     return f"{error.strerror}; {remedy}" if remedy else ""
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, final
 from attrs import frozen
 
 from quorate.net import host_name
+from quorate.text import printable, whole_number
 
 __all__ = ["RendezvousStoreInfo"]
 
@@ -31,13 +32,20 @@ class RendezvousStoreInfo:
             rank: this node's rank.
             store: what has torch's ``set`` and ``get``, which waits for the key.
             local_addr: rank 0's address; its name by default.
-            server_port: rank 0's port; a free one by default, which nobody holds.
+            server_port: rank 0's port; a free one by default, which no socket holds.
+
+        Raises:
+            ValueError: what stands in the store is not an address and a port.
         """
         cls = RendezvousStoreInfo
         if rank == 0:
             store.set(cls.MASTER_ADDR_KEY, (local_addr or host_name()).encode())
             store.set(cls.MASTER_PORT_KEY, str(server_port or _free_port()).encode())
-        return cls(store.get(cls.MASTER_ADDR_KEY).decode(), int(store.get(cls.MASTER_PORT_KEY)))
+        address, port = (bytes(store.get(key)).decode() for key in (cls.MASTER_ADDR_KEY, cls.MASTER_PORT_KEY))
+        number = whole_number(port)
+        if number is None or not 0 < number < 65536:
+            raise ValueError(f"{printable(port, 80)} is not a port")
+        return cls(address, number)
 
 
 def _free_port() -> int:
