@@ -103,7 +103,7 @@ def test_who_has_returned_is_no_part_of_anothers_failure(job: Job, ear: Ear, gat
     gate.open()
     result = host.outcome().failed
     assert set(result.failures) == {1}
-    assert "failed after it" not in host.console()
+    assert "failed after the root cause" not in host.console()
 
 
 @one_backend

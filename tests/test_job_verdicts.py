@@ -107,7 +107,7 @@ def test_a_node_that_comes_to_be_missed_is_named_afterwards(job: Job, ear: Ear, 
     assert (first["cause"], first["verdict"]) == ("exception", "restart")
     (missing,) = first["missing"]
     assert missing.endswith("was lost")
-    assert f"in round 0 {missing}: probably why it ended" in keeper.console()
+    assert f"in round 0 {missing}: this probably ended the round" in keeper.console()
 
 
 def test_who_failed_first_hand_is_the_cause_although_its_victim_was_quicker(

@@ -125,8 +125,8 @@ def _page(seeds: int) -> tuple[list[str], bool]:
         *FUZZING.read_text(encoding="utf-8").splitlines(),
         "## Defects that were found",
         "",
-        "Each defect is fixed, and the tests contain the seed, story or test that shows it. (When the protocol changes, "
-        "a seed plays another scenario. The seeds in this table showed the defect when it was found.)",
+        "Each defect is fixed, and the tests contain the seed, story or test that shows it. (When the protocol "
+        "changes, a seed plays another scenario. The seeds in this table showed the defect when it was found.)",
         "",
         "| what was wrong | shown by |",
         "|---|---|",

@@ -88,4 +88,4 @@ def test_who_lives_on_is_told_and_kept_for_the_verdict(capsys: pytest.CaptureFix
     assert (details["pids"], details["kept"]) == ((70, 80, 72), (70, 72))
     (live,) = reporter.live_rounds
     assert live == LiveRound(4, (70, 72), (80,), details["pause_seconds"])
-    assert "2 worker(s) live on (pid 70, 72), 1 started, after" in capsys.readouterr().err
+    assert "2 worker(s) live on (pid 70, 72), 1 started; the pause was" in capsys.readouterr().err

@@ -142,7 +142,10 @@ def test_the_report_names_the_cause_before_its_victims() -> None:
         assert words in report
     assert "last words" in report
     assert (
-        report.index("root cause") < report.index("rank 0") < report.index("failed after it") < report.index("rank 1 ")
+        report.index("root cause")
+        < report.index("rank 0")
+        < report.index("failed after the root cause")
+        < report.index("rank 1 ")
     )
     assert "SIGTERM" in report
     assert len(report.splitlines()) < 40

@@ -48,9 +48,9 @@ FACTS = ("Called", "Thread", "Answer", "If it raises")
 ABILITIES_HEAD = """\
 ## Abilities of starters and process contexts
 
-A starter starts the workers of one node and returns a process context, which watches and stops them
-(`quorate.starter.Starter`, `ProcessContext`). Either may have more abilities. The core uses one where it finds its
-methods, and does without it elsewhere.
+A starter starts the workers of one node and returns a process context. The process context watches and stops the
+workers (`quorate.starter.Starter`, `ProcessContext`). Both may have more abilities. The core uses an ability if the
+object has its methods.
 
 | ability | what it is for | methods |
 |---|---|---|
@@ -59,8 +59,8 @@ methods, and does without it elsewhere.
 HOOKS_HEAD = """\
 # Hooks
 
-A plugin is a module or an object that an entry point of the group `quorate` names. It implements hooks: functions
-marked with `quorate.hookimpl`. The verb in a hook's name says how it is called.
+A plugin is a module or an object. An entry point of the group `quorate` names it. It implements hooks: functions marked
+with `quorate.hookimpl`. The verb in a hook's name tells how the hook is called.
 
 | verb | how it is called |
 |---|---|
@@ -79,17 +79,17 @@ flowchart LR
     run -- nodes wait --> rescale[decide_rescale] --> ranks
 ```
 
-- Plugins are called in the alphabetical order of their entry-point names, the same on every host.
+- Plugins are called in the alphabetical order of their entry-point names. So the order is the same on every host.
 - An implementation may leave out trailing parameters that it does not need.
 - A plugin with a misspelt hook is not used. A warning names the hook, and the job goes on. `quorate plugins` shows
   which plugins were loaded and which were not.
-- If a plugin raises in a decision, or answers with the wrong type, a warning names the plugin. The next plugin is
+- If a plugin raises in a decision, or answers with the wrong type, a warning names the plugin. Then the next plugin is
   called, and after the last plugin the core. The job goes on.
-- `QUORATE_DISABLE_PLUGINS=name,...` leaves plugins out.
+- `QUORATE_DISABLE_PLUGINS=name,...` disables plugins.
 
-The types in the examples are in `quorate.records` and `quorate.catalogue`. The examples are functions of a module;
-methods of an object work too. Tests call the examples. [hook_examples.py](../core/tests/hook_examples.py) shows what
-they import.
+The types in the examples are in `quorate.records` and `quorate.catalogue`. The examples are functions of a module.
+Methods of an object work too. Tests call the examples. Their imports are in
+[hook_examples.py](../core/tests/hook_examples.py).
 """
 
 EVENTS_HEAD = """\
@@ -111,9 +111,11 @@ agent. An event has these fields:
 """
 
 EVENTS_TAIL = """
-`--event-log-handler=console` writes events to stderr as JSON lines. `null`, the default, writes them nowhere. A plugin
-offers more with `quorate_register_event_sink`. Apart from events, the agent prints one sentence for what people want to
-know: `QUORATE_LOG=quiet` turns that off, `QUORATE_LOG=debug` prints every event's sentence.
+`--event-log-handler=console` writes events to stderr as JSON lines. `null`, the default, writes no events. A plugin
+offers more destinations with `quorate_register_event_sink`.
+
+The agent also prints one line for each important event, whatever the destination of events. `QUORATE_LOG=quiet`
+disables these lines. `QUORATE_LOG=debug` prints a line for every event.
 """
 
 

@@ -172,7 +172,7 @@ def warning_of(job: ClusterJob | None, number: int) -> Any:
 def test_after_sigterm_the_time_is_what_the_scheduler_waits() -> None:
     warning = warning_of(JOB, signal.SIGTERM)
     assert (warning.grace_seconds, warning.whole_job, warning.min_nodes) == (28.0, True, 2)
-    assert warning.reason == "Example job 1 was told to stop by SIGTERM, 30 s before it kills"
+    assert warning.reason == "Example job 1 was told to stop by SIGTERM and will be killed in 30 s"
 
 
 def test_an_early_warning_without_an_answer_leaves_the_usual_grace() -> None:

@@ -57,7 +57,7 @@ def test_the_pauses_between_reports_grow_up_to_two_minutes() -> None:
     assert times[5:] == [128, 248, 368, 488]
     first = reports.of("a")[0][1]
     assert (first.nodes, first.missing, first.hosts) == (1, 1, ("a",))
-    assert first.reason == "waiting for nodes for 3 s: 1 of 2 are here (a), 1 missing; gives up in 597 s"
+    assert first.reason == "waiting for nodes for 3 s: 1 of 2 are here (a), 1 missing; this node gives up in 597 s"
 
 
 def test_every_node_knows_who_is_here_from_the_one_that_gathers() -> None:
@@ -91,7 +91,7 @@ def test_a_store_that_does_not_answer_is_reported_while_workers_run_and_not_afte
     found = reports.of("a")
     assert 2 <= len(found) <= 4
     assert "the rendezvous store has not answered for 3 s" in found[0][1].reason
-    assert "the workers go on; gives up in" in found[0][1].reason
+    assert "the workers go on; this node gives up in" in found[0][1].reason
     assert found[-1][0] < 31.0
     assert node.agent.waiting is not None
 
@@ -105,7 +105,7 @@ def test_a_standby_says_that_it_still_stands_by() -> None:
     world.run(30.0)
     (_, first), *rest = reports.of("c")
     assert rest
-    assert first.reason.startswith("standing by for the next round for 3 s: round 0 runs with 2 of at most 2 node(s)")
+    assert first.reason.startswith("on standby for 3 s: round 0 runs with 2 of at most 2 node(s)")
     assert first.left_seconds is None
 
 

@@ -141,9 +141,9 @@ class RendezvousFailedDetails(EventDetails):
 class RendezvousWaitingDetails(EventDetails):
     """This node has waited for other nodes, or for the store, for some seconds; sent again at growing intervals.
 
-    ``left_seconds`` is how long it goes on, ``null`` without a limit; ``nodes`` are here and ``missing`` to the minimum
-    (0 where that is not known); ``hosts`` are the first of those that are here.  ``problem`` is what the last attempt
-    to reach the store came to.
+    After ``left_seconds`` the node gives up (``null``: never).  ``nodes`` have joined, and ``missing`` are needed for
+    the minimum (0 if this is not known).  ``hosts`` are the first of the nodes that have joined.  ``problem`` is why
+    the last attempt to reach the store failed.
     """
 
     name = EventName.RENDEZVOUS_WAITING
@@ -181,7 +181,7 @@ class RoundJoinedDetails(EventDetails):
 @final
 @frozen
 class RoundEndedDetails(EventDetails):
-    """The round's end was recorded, by whichever node came first."""
+    """The round's end was recorded, by this node or another one."""
 
     name = EventName.ROUND_ENDED
     round: int
@@ -197,8 +197,8 @@ class RoundEndedDetails(EventDetails):
 class WorkersStartedDetails(EventDetails):
     """The workers of this node were started.
 
-    ``cpus`` are those of each, as ``0-3,8``, empty for a worker not bound.  ``kept`` are the pids of live workers that
-    were there in the round before, and ``pause_seconds`` is the time since that round ended for this node's workers.
+    ``cpus`` has the CPUs of each worker, as ``0-3,8``, empty for a worker that is not bound.  ``kept`` has the pids of
+    live workers from the round before.  ``pause_seconds`` is the time since that round ended for this node's workers.
     """
 
     name = EventName.WORKERS_STARTED

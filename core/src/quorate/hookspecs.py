@@ -48,26 +48,26 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def quorate_register_cli_options() -> Iterable[CliOption]:  # type: ignore[empty-body] # specs have no body
-    """Offer more flags for ``quorate run``; the value of each becomes a setting, whatever the rendezvous backend.
+    """Offer more flags for ``quorate run``.  The value of each becomes a setting, with every rendezvous backend.
 
     Called: once, when the command line is parsed.
     Thread: the main thread.
-    Answer: an iterable of CliOption; two plugins offering one flag is an error.
+    Answer: an iterable of CliOption.  It is an error if two plugins offer one flag.
     If it raises: the plugin is reported as broken and its options are missing.
     """
 
 
 @hookspec
 def quorate_register_environment() -> Iterable[ClusterEnvironment]:  # type: ignore[empty-body] # specs have no body
-    """Offer schedulers that can have started this process, chosen by ``--cluster NAME`` or found by their variables.
+    """Offer cluster schedulers.  The one that started this process is found by its variables, or by ``--cluster NAME``.
 
-    What the scheduler knows (the number of nodes, this node's rank, where the nodes meet, the job's name) takes the
-    place of the flags' defaults.  Arguments and ``PET_*`` variables stand above it.
+    The values that the scheduler knows (the number of nodes, this node's rank, where the nodes meet, the job's name)
+    replace the flags' defaults.  Arguments and ``PET_*`` variables take precedence.
 
     Called: once, after the command line was parsed.
     Thread: the main thread.
     Answer: an iterable of ClusterEnvironment.
-    If it raises: the plugin is reported as broken; the job is then formed by the flags alone.
+    If it raises: the plugin is reported as broken, and the job is formed by the flags alone.
     """
 
 
@@ -77,8 +77,9 @@ def quorate_register_rendezvous() -> Iterable[RendezvousBackend]:  # type: ignor
 
     Called: once, when a backend is first looked up.
     Thread: the thread that looks it up.
-    Answer: an iterable of RendezvousBackend.  Two distributions offering one name is an error that names both.
-    If it raises: the plugin is reported as broken; fatal only if a name is asked for that no other plugin offers.
+    Answer: an iterable of RendezvousBackend.  If two distributions offer one name, the error names both.
+    If it raises: the plugin is reported as broken.  This ends the launch only if no other plugin offers the chosen
+        name.
     """
 
 
@@ -86,7 +87,7 @@ def quorate_register_rendezvous() -> Iterable[RendezvousBackend]:  # type: ignor
 def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empty-body] # specs have no body
     """Offer ways to start workers, chosen by ``--start-method NAME``.
 
-    If the start method that was chosen takes functions only, a command is started by ``exec``.
+    If the chosen start method takes only functions, a command is started by the start method ``exec``.
 
     Called: once, when a starter is first looked up.
     Thread: the thread that looks it up.
@@ -97,7 +98,9 @@ def quorate_register_starter() -> Iterable[StarterBackend]:  # type: ignore[empt
 
 @hookspec
 def quorate_register_health_check() -> Iterable[HealthCheck]:  # type: ignore[empty-body] # specs have no body
-    """Offer health checks of the node, which run before each join; an unhealthy node does not join, or leaves.
+    """Offer health checks of the node.  An unhealthy node does not join, or leaves the job.
+
+    The checks run before each join, and while workers run if ``--health-interval`` is set.
 
     Called: once, before the first join.
     Thread: the agent's thread.
@@ -134,10 +137,10 @@ def quorate_register_service() -> Iterable[ServiceBackend]:  # type: ignore[empt
 def quorate_register_error_recorder() -> Iterable[ErrorRecorder]:  # type: ignore[empty-body] # specs have no body
     """Offer ways to record a worker's exception where the agent can read it (``quorate.record`` uses it).
 
-    Called: once in the agent; in a worker only once it has failed.
+    Called: once in the agent, and in a worker only when it has failed.
     Thread: the thread that looks it up.
     Answer: an iterable of ErrorRecorder; ``QUORATE_ERROR_RECORDER`` chooses by name, default ``file``.
-    If it raises: the plugin is reported as broken; the exit code alone is then reported.
+    If it raises: the plugin is reported as broken, and only the exit code of a failed worker is reported.
     """
 
 
@@ -163,8 +166,8 @@ def quorate_decide_waiting(waiting: RendezvousWaiting) -> bool | None:
 
     Called: when the node has waited for three seconds, and then at intervals that grow to two minutes.
     Thread: a thread of its own; the implementation may block for a second, not longer.
-    Answer: False gives up, and the agent ends with an error; True goes on.
-    If it raises: reported once, and the next plugin is asked; so is an answer that is not a bool.
+    Answer: True to go on; False to give up: the agent then ends with an error.
+    If it raises: reported once, and the next plugin is asked. The same holds for an answer that is not a bool.
     """
 
 
@@ -180,22 +183,23 @@ def quorate_decide_ranks(nodes: Sequence[NodeRecord], previous: Sequence[str]) -
 
     Called: once per round, by the one node that seals it.
     Thread: the rendezvous thread; the implementation may block for a second, not longer.
-    Answer: the ``node_id`` of every node in ``nodes``, each once; ``previous`` are the node ids of the previous
-        round by group rank (an empty string where that node does not take part again).
-    If it raises: reported once, and the next plugin is asked; so is an answer that does not name each node once.
+    Answer: the ``node_id`` of every node in ``nodes``, each once.  ``previous`` has the node ids of the previous
+        round by group rank, with an empty string for a node that does not take part again.
+    If it raises: reported once, and the next plugin is asked. The same holds for an answer that does not name each
+        node once.
     """
 
 
 @hookspec(firstresult=True)
 def quorate_decide_rescale(summary: RoundSummary, waiting: int) -> bool | None:
-    """Decide whether to end the running round for the nodes that wait.
+    """Decide whether to end the running round, so that the nodes that wait can join the next one.
 
     The core's default: yes, if the round has fewer nodes than ``max_nodes``.
 
-    Called: when nodes wait and the round runs, after arrivals have settled.
+    Called: when nodes wait while a round runs, and no further node has arrived for ``settle_timeout``.
     Thread: the rendezvous thread of a waiting node.
     Answer: True or False; ``waiting`` counts the nodes that wait.
-    If it raises: reported once, and the next plugin is asked; so is an answer that is not a bool.
+    If it raises: reported once, and the next plugin is asked. The same holds for an answer that is not a bool.
     """
 
 
@@ -206,7 +210,7 @@ def quorate_decide_launch(launch: WorkerLaunch, assignment: Assignment) -> Worke
     Called: for each worker of each round, just before the workers start.
     Thread: the agent's thread; the implementation must not block.
     Answer: the launch to use instead (``attrs.evolve(launch, …)``).
-    If it raises: reported once, and the next plugin is asked; so is an answer that is not a WorkerLaunch.
+    If it raises: reported once, and the next plugin is asked. The same holds for an answer that is not a WorkerLaunch.
     """
 
 
@@ -214,14 +218,14 @@ def quorate_decide_launch(launch: WorkerLaunch, assignment: Assignment) -> Worke
 def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
     """Classify how a worker failed.
 
-    The core's default: a negative exit code is ``signal``, recorded error data is ``exception``, else ``exit_code``.
-    ``broken_collective`` is the cause of a victim: the node of the victim waits about a lease, so that another node
-    can record why the round ended.
+    The core's default: exit code 75 is ``preempted``, a negative exit code is ``signal``, a failure with recorded error
+    data is ``exception``, and any other failure is ``exit_code``.  ``broken_collective`` is the cause of a victim.  The
+    node of the victim waits for 1.25 leases, so that another node can record why the round ended.
 
     Called: when a worker ended with a non-zero exit code or hangs, before ``quorate_decide_restart``.
     Thread: the agent's thread; the implementation must not block.
     Answer: the cause.
-    If it raises: reported once, and the next plugin is asked; so is an answer that is not a Cause.
+    If it raises: reported once, and the next plugin is asked. The same holds for an answer that is not a Cause.
     """
 
 
@@ -229,15 +233,21 @@ def quorate_decide_cause(failure: FailureRecord) -> Cause | None:
 def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDecision | None:
     """Decide what follows a worker's failure: restart, rescale without this node, or fail the job.
 
-    The core's default: a worker that could not start fails the job; any other failure is a restart while the budget
-    lasts, unless the worker ended with exit code 79 (do not start it again). If the same rank failed by the same cause
-    before, the restart has a delay that grows and is partly random.
+    The core's default:
+
+    1. a worker that could not start fails the job;
+    2. a worker that ended with exit code 75 ends the job as preempted;
+    3. a worker that ended with exit code 79 fails the job, and the job should not be started again;
+    4. any other failure is a restart, as long as restarts are left.  If the same rank failed by the same cause before,
+       the restart has a delay that grows and is partly random.
 
     Called: on the node whose worker failed first, before the round is ended.
     Thread: the agent's thread; the implementation must not block.
-    Answer: a RestartDecision; its ``delay_seconds`` holds back the next round on every node, and ``exclude_node``
-        takes this node out of the job. ``is_final`` gives ``quorate run`` the exit code 79: do not start it again.
-    If it raises: reported once, and the next plugin is asked; so is an answer that is not a RestartDecision.
+    Answer: a RestartDecision.  Its ``delay_seconds`` delays the next round on every node. Its ``exclude_node`` takes
+        this node out of the job. With ``is_final``, ``quorate run`` ends with exit code 79: do not start the job
+        again.
+    If it raises: reported once, and the next plugin is asked. The same holds for an answer that is not a
+        RestartDecision.
     """
 
 

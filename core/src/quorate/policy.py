@@ -36,7 +36,9 @@ def default_restart(failure: FailureRecord, budget: RestartBudget) -> RestartDec
     if failure.cause is Cause.START_FAILED:
         return RestartDecision(Verdict.FAILED, "a worker could not be started; starting it again cannot help")
     if failure.cause is Cause.PREEMPTED:
-        return RestartDecision(Verdict.STOPPED, f"it asks for another start later (exit code {PREEMPTED_CODE})")
+        return RestartDecision(
+            Verdict.STOPPED, f"the worker asks that the job be started again (exit code {PREEMPTED_CODE})"
+        )
     if failure.exit_code == DO_NOT_RESTART:
         reason = f"the worker asked not to be started again (exit code {DO_NOT_RESTART})"
         return RestartDecision(Verdict.FAILED, reason, is_final=True)

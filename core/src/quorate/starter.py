@@ -85,7 +85,7 @@ class ProcessContext(Protocol):
 
 @runtime_checkable
 class DeliversResults(Protocol):
-    """An ability that a process context may have besides: having a function's result before its process ends.
+    """An ability of a process context: to have a function's result before its process ends.
 
     Such a worker stays, its connections open, until all workers of the node that still run have delivered theirs, or
     until it is stopped.  What it has delivered counts: :meth:`ProcessContext.advance` reports it with exit code 0 and
@@ -99,7 +99,7 @@ class DeliversResults(Protocol):
 
 @runtime_checkable
 class LeavesBehind(Protocol):
-    """A further ability of a process context: to name the processes that it could not end."""
+    """An ability of a process context: to name the processes that it could not end."""
 
     def left_behind(self) -> Sequence[str]:
         """Return, once the context is closed, a sentence for each process that lives on in spite of SIGKILL.
@@ -111,7 +111,7 @@ class LeavesBehind(Protocol):
 
 @runtime_checkable
 class ReleasesWorkers(Protocol):
-    """A further ability of a process context: to let live workers go on into the next round.
+    """An ability of a process context: to keep live workers for the next round.
 
     A worker is *live* once it has said so to its starter, by whatever way the two have.  Where a context lacks this
     ability, all its workers are stopped at the end of a round.
@@ -141,7 +141,7 @@ class ReleasesWorkers(Protocol):
 
 @runtime_checkable
 class ForwardsSignals(Protocol):
-    """A further ability of a process context: to pass a signal on that stops nothing (``--forward-signals``)."""
+    """An ability of a process context: to pass on a signal that stops no worker (``--forward-signals``)."""
 
     def forward(self, signal_number: int) -> Sequence[int]:
         """Send a signal to the workers that have a handler for it; return their local ranks."""
@@ -150,7 +150,7 @@ class ForwardsSignals(Protocol):
 
 @runtime_checkable
 class SuspendsWorkers(Protocol):
-    """A further ability of a process context: to stop workers for a while, as Ctrl-Z stops a program.
+    """An ability of a process context: to suspend workers and let them go on, as Ctrl-Z suspends a program.
 
     Without it, workers are killed where ``when_cut_off=freeze`` would have them stand still.
     """
@@ -166,7 +166,7 @@ class SuspendsWorkers(Protocol):
 
 @runtime_checkable
 class StackDumper(Protocol):
-    """A further ability of a process context: to show where hung workers are."""
+    """An ability of a process context: to have the stacks of hung workers written."""
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
         """Have every running worker write the stacks of all its threads into its log; return the hung one's last lines.
@@ -193,7 +193,7 @@ class Starter(Protocol):
 
 @runtime_checkable
 class PreparingStarter(Starter, Protocol):
-    """A further ability of a starter: to get ready while the nodes of the job still find each other.
+    """An ability of a starter: to get ready while the nodes of the job still find each other.
 
     All methods are called by the agent's one owner thread, and none but :meth:`close` may block.
     """

@@ -63,18 +63,19 @@ class Timeouts:
     )
     last_call_timeout: float = _timeout(
         5.0,
-        "how long a round that has `min_nodes` waits for one more node before it is sealed; "
-        "not used once `max_nodes` are there, and over a moment before `join_timeout`",
+        "how long a round that has `min_nodes` waits for one more node before it is sealed. With `max_nodes` the round "
+        "is sealed at once. The wait ends a moment before `join_timeout` at the latest",
     )
     settle_timeout: float = _timeout(
         0.1,
-        "a round ends for new nodes once no further one has arrived for this long, so that ten cost one new round",
+        "a round ends for new nodes when no further node has arrived for this long. So ten new nodes cost one new "
+        "round",
     )
     lease_timeout: float = _timeout(
         3.0,
-        "how long a node may stand still before the others go on without it. A node sends twelve heartbeats in this "
-        "time; it is lost once no new one was seen for 1.07 times as long. A node whose collectives broke waits 1.25 "
-        "times as long before it records that as the cause",
+        "how long a node may send no heartbeat before the others go on without it. A node sends twelve heartbeats in "
+        "this time. It is lost when the others have seen no new heartbeat for 1.07 times as long. A node whose "
+        "collectives broke waits 1.25 times as long before it records this as the cause",
     )
     operation_timeout: float = _timeout(5.0, "one operation on the store; a failed operation is repeated")
     store_outage_timeout: float = _timeout(

@@ -57,7 +57,7 @@ def test_a_job_that_needs_all_pods_ends_as_preempted_on_all(tmp_path: Path) -> N
         errors = [agent.communicate(timeout=SECONDS)[1] for agent in (first, second)]
         assert [first.returncode, second.returncode] == [75, 75], errors
     assert saved(tmp_path) == ["saved-0-0", "saved-1-0"]
-    reason = "preempted: Kubernetes job train was told to stop by SIGTERM, 30 s before it kills (node train-1)"
+    reason = "preempted: Kubernetes job train was told to stop by SIGTERM and will be killed in 30 s (node train-1)"
     assert all(reason in error for error in errors)
 
 

@@ -70,7 +70,7 @@ class Preemption:
 
     def _warning(self, job: ClusterJob, number: int, left: float | None) -> protocol.PreemptionWarned:
         grace = None if left is None else min(job.grace_before(left), _LONGEST_GRACE_SECONDS)
-        known = "" if left is None else f", {left:.0f} s before it kills"
+        known = "" if left is None else f" and will be killed in {left:.0f} s"
         where = f" (node {job.node_name})" if job.node_name and not job.warns_whole_job else ""
         reason = f"{job.title} was told to stop by {signal_name(-number)}{known}{where}"
         return protocol.PreemptionWarned(number, grace, reason, job.warns_whole_job, job.min_nodes or 0)

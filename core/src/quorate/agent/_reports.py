@@ -126,7 +126,7 @@ class Reporter:
             self.say(1, f"warning: {warning}")
         if assignment.missing:
             missing = ", ".join(assignment.missing)
-            self.say(1, f"in round {assignment.round_number - 1} {missing}: probably why it ended")
+            self.say(1, f"in round {assignment.round_number - 1} {missing}: this probably ended the round")
         details = RoundJoinedDetails(
             assignment.round_number,
             assignment.group_rank,
@@ -154,7 +154,9 @@ class Reporter:
         """Say so if this node never ran anything: success alone would look like workers that have succeeded."""
         if finish.outcome is Outcome.CLOSED and state.round is None and not state.history and finish.end is not None:
             verdict, reason = finish.end.verdict, finish.end.reason
-            self.say(1, f"this node ran no workers: the job had ended ({verdict}) before it was in a round: {reason}")
+            self.say(
+                1, f"this node ran no workers: the job had ended ({verdict}) before this node was in a round: {reason}"
+            )
 
     def _still_waits(self, report: RendezvousWaiting) -> None:
         details = RendezvousWaitingDetails(
@@ -200,7 +202,7 @@ class Reporter:
         new = tuple(pid for local_rank, pid in sorted(self.pids.items()) if local_rank not in kept)
         self.live_rounds.append(LiveRound(round_number, lived, new, details.pause_seconds))
         words = f"{len(lived)} worker(s) live on (pid {', '.join(map(str, lived))})"
-        sentence = f"{words}, {len(new)} started, after {pause:.3f} s"
+        sentence = f"{words}, {len(new)} started; the pause was {pause:.3f} s"
         self.emit(details, sentence, level=1)
 
     def failed(self, failure: FailureRecord) -> None:

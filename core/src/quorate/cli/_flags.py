@@ -65,15 +65,15 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "N|KIND",
             "1",
             kind.workers,
-            "number of workers on this node; cpu, gpu or another device of torch: one per device; "
-            "auto: gpu if there is any, else cpu",
+            "number of workers on this node, or a kind of device (cpu, gpu or another one of torch): one worker per "
+            "device; auto: gpu if there is any, else cpu",
         ),
         Flag(
             "node-rank",
             "N",
             None,
             kind.whole,
-            "static: group rank of this node; other backends: group rank that it asks for",
+            "group rank of this node (static), or the group rank that this node prefers (other backends)",
         ),
         Flag("role", "NAME", "default", kind.text, "role name of this node's workers"),
         Flag(
@@ -81,12 +81,18 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "NAME",
             "auto",
             kind.text,
-            "scheduler that says which node of which job this is; auto: the one that started this process; "
-            "none: only flags and PET_* variables count; see docs/clusters.md",
+            "scheduler that gives the defaults of the job; auto: the one that started this process; none: only flags "
+            "and PET_* variables count; see docs/clusters.md",
         ),
     ),
     "Rendezvous": (
-        Flag("rdzv-backend", "NAME", "static", kind.text, "rendezvous backend; see: quorate plugins"),
+        Flag(
+            "rdzv-backend",
+            "NAME",
+            "static",
+            kind.text,
+            "rendezvous backend; static for one node without an endpoint is standalone; see: quorate plugins",
+        ),
         Flag(
             "rdzv-endpoint",
             "HOST:PORT",
@@ -110,7 +116,7 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "job token: auto (used if there is one), required (no start without one), off; default: auto. "
             "The token is in the file that QUORATE_JOB_TOKEN_FILE names; see docs/security.md",
         ),
-        Flag("share-job-token", "", "0", kind.switch, "the workers get the variables of the job token, too"),
+        Flag("share-job-token", "", "0", kind.switch, "give the variables of the job token to the workers"),
         Flag("standalone", "", "0", kind.switch, "a job of this node alone: no endpoint, no port"),
         Flag("master-addr", "HOST", None, kind.text, "static only: address of the node with rank 0"),
         Flag(
@@ -118,8 +124,8 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "PORT",
             None,
             kind.whole,
-            "static only: MASTER_PORT of the workers; the nodes meet at the next port, or here if no other is open; "
-            "default and 0: 29500, or a free port for one node",
+            "static only: MASTER_PORT of the workers. The nodes meet at the next higher port, or at this port if no "
+            "other is open. Default and 0: 29500; for one node: a free port",
         ),
         Flag(
             "master-port-range",
@@ -133,7 +139,8 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "HOST",
             None,
             kind.text,
-            "address at which other nodes reach this one; or an interface (eth0) or a network (10.1.0.0/16) with one",
+            "address at which other nodes reach this node; or the interface (eth0) or network (10.1.0.0/16) that "
+            "has this address",
         ),
     ),
     "The program": (
@@ -206,14 +213,14 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "NAMES",
             "USR1,USR2",
             kind.text,
-            "signals that are passed on to the workers that handle them, and stop nothing",
+            "signals that are passed on to the workers that handle them; they do not stop the job",
         ),
         Flag(
             "exit-code",
             "WHOSE",
             "quorate",
             kind.whose_code,
-            "exit code if workers fail: quorate (see docs/exit-codes.md), or worker: that of the first that failed",
+            "exit code if workers fail; quorate: see docs/exit-codes.md; worker: that of the worker that failed first",
         ),
     ),
     "Output": (

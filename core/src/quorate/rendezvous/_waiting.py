@@ -117,7 +117,7 @@ def _emit(transition: Transition, hosts: Sequence[str], count: int) -> None:
 
 
 def _sentence(state: State, waited: float, left: float | None, hosts: Sequence[str], count: int, missing: int) -> str:
-    ends = "" if left is None else f"; gives up in {left:.0f} s"
+    ends = "" if left is None else f"; this node gives up in {left:.0f} s"
     since = f"for {waited:.0f} s"
     if state.trouble.since is not None or state.phase is Phase.LOCATING:
         problem = f" ({state.trouble.problem})" if state.trouble.since is not None else ""
@@ -126,7 +126,7 @@ def _sentence(state: State, waited: float, left: float | None, hosts: Sequence[s
         workers = _WORKERS[state.settings.when_cut_off] if state.standing.is_cut_off else "go on"
         return f"the rendezvous store has not answered {since}{problem}; the workers {workers}{ends}"
     if state.phase is Phase.STANDBY:
-        return f"standing by for the next round {since}: {state.reason}"
+        return f"on standby {since}: {state.reason}"
     if not count:
         return f"waiting for round {state.round_number} {since}: {state.reason}{ends}"
     if state.phase is Phase.GATHERING and (minority := why_minority(state, live_nodes(state))):

@@ -54,7 +54,11 @@ class _Plugin:
                 f"default: {_PORT_VARIABLE}, else no server",
                 apply=_setting("health_port", port_of),
             ),
-            CliOption("health-host", "address of that server; default: 127.0.0.1", apply=_setting("health_host")),
+            CliOption(
+                "health-host",
+                "address of the server of --health-port; default: 127.0.0.1",
+                apply=_setting("health_host"),
+            ),
             CliOption(
                 "health-checks",
                 "checks of this node before each join: all, none, or names; -NAME: all but that one; default: all; "

@@ -40,8 +40,8 @@ class _Plugin:
     def quorate_register_cli_options(self) -> Iterable[CliOption]:
         """Offer the flag for the workers' store."""
         help_text = (
-            "who serves the store at MASTER_ADDR:MASTER_PORT: always the agent (on all nodes alike), auto (the agent "
-            "for programs of torchft, else the first worker), never the agent; default: auto"
+            "who serves the store at MASTER_ADDR:MASTER_PORT; always: the agent; never: the first worker; auto: the "
+            "agent for programs of torchft, else the first worker; the same on all nodes; default: auto"
         )
         return [CliOption("agent-store", help_text, None, _note_when, "WHEN")]
 

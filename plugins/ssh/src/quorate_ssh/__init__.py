@@ -32,15 +32,16 @@ class plugin:  # noqa: N801 - the name of the entry point
             ),
             CliOption(
                 "hostfile",
-                "as --hosts, from a file: a host a line, as MPI (HOST slots=N, HOST:N) and DeepSpeed write it",
+                "as --hosts, from a file with one host on each line, in the form of MPI (HOST slots=N, HOST:N) or "
+                "DeepSpeed",
                 metavar="FILE",
                 run=_RUN,
             ),
             CliOption("ssh-command", "the command that connects to a host of --hosts", "ssh", metavar="COMMAND"),
             CliOption(
                 "ssh-env",
-                "variables that the hosts of --hosts get from this machine: patterns such as NCCL_*, those with a "
-                "minus sign before them are left out; all: those that are not the machine's or the session's own",
+                "variables that the hosts of --hosts get from this machine: patterns such as NCCL_*; a minus sign "
+                "before a pattern leaves its variables out; all: all but those of the machine and the session",
                 "all",
                 metavar="NAMES",
             ),

@@ -14,7 +14,9 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str]) -> int:
     """Carry out ``quorate detached``."""
-    parser = argparse.ArgumentParser(prog="quorate detached", description="Shows and ends jobs of --detach.")
+    parser = argparse.ArgumentParser(
+        prog="quorate detached", description="Shows and ends jobs that were started with --detach=1."
+    )
     parser.add_argument("--hosts", required=True, help="as for quorate run")
     parser.add_argument("--ssh-command", default="ssh", help="as for quorate run")
     parser.add_argument("--end", metavar="JOB", help="ask the agents of a job to stop")

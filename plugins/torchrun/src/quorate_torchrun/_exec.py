@@ -21,7 +21,7 @@ __all__ = ["execute"]
 _USAGE = """\
 usage: quorate exec [--] COMMAND [ARGUMENTS]
 
-Runs COMMAND with torch's launchers led to quorate, in its Python processes and those that they start: torchrun,
+Runs COMMAND.  In COMMAND and in the processes that it starts, quorate runs in the place of torch's launchers: torchrun,
 python -m torch.distributed.run, elastic_launch.  The workers' own environment is not changed.
 """
 
