@@ -287,7 +287,7 @@ def test_a_command_that_a_plugin_offers_is_found(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (7, "hello a\n"), done.stderr
     help_text = quorate("--help", PYTHONPATH=str(tmp_path)).stdout
     assert "  hello        of offered; see: quorate hello --help\n" in help_text
-    assert "\n  exec " in help_text
+    assert "\n  exec         run a program that calls torchrun" in help_text
     assert "did you mean 'quorate hello'?" in quorate("helo", PYTHONPATH=str(tmp_path)).stderr
     done = quorate("broken", PYTHONPATH=str(tmp_path))
     assert done.returncode == ExitCode.PLUGIN

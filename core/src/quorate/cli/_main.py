@@ -45,8 +45,12 @@ commands:
 options:
   --help, --version"""
 
-#: Commands of distributions of this project -> the distribution.
+#: Commands of distributions of this project -> the distribution, and what they do: no plugin is loaded for --help.
 _USUAL_OWNERS = {"exec": "quorate-torchrun", "detached": "quorate-ssh"}
+_SUMMARIES = {
+    "exec": "run a program that calls torchrun, with quorate in its place",
+    "detached": "show and end jobs that were started with --detach=1",
+}
 
 
 def execute(argv: Sequence[str]) -> int:
@@ -81,9 +85,12 @@ _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
 
 
 def _usage() -> str:
-    offered = {found.name: f"of {found.distribution}; see: quorate {found.name} --help" for found in _offered()}
+    offered = {
+        found.name: f"{_SUMMARIES.get(found.name, f'of {found.distribution}')}; see: quorate {found.name} --help"
+        for found in _offered()
+    }
     for name, owner in _USUAL_OWNERS.items():
-        offered.setdefault(name, f"not installed; pip install {owner}")
+        offered.setdefault(name, f"{_SUMMARIES[name]}; not installed: pip install {owner}")
     return _USAGE.format(offered="".join(f"  {name:<12} {text}\n" for name, text in sorted(offered.items())))
 
 
