@@ -269,14 +269,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "assignments of all sealers in one place",
         "a node reads an assignment of the sealer that lost",
         ((_protocol.Key, "assignment", staticmethod(_assignment_by_ticket_alone)),),
-        likely=117,
+        likely=149,
     ),
     Mutant("no lease", "no node is ever found lost", ((Liveness, "silent_for", _never_silent),)),
     Mutant(
         "no credit for the watcher's own pause",
         "a node that was paused declares the others lost",
         ((Liveness, "after_reading", _reading_without_credit),),
-        likely=22,
+        likely=378,
     ),
     Mutant(
         "survivors are not waited for",
@@ -308,7 +308,7 @@ MUTANTS: tuple[Mutant, ...] = (
             _when_stopping(agent.RoundEnded, _follow_the_proposal),
             _when_stopping(agent.JobClosed, _follow_the_proposal),
         ),
-        likely=56,
+        likely=138,
     ),
     Mutant(
         "restarts count twice",
@@ -356,7 +356,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a live worker that has ended is counted on",
         "an agent gives the next assignment to a live worker that has ended while it waited",
         (_when(agent.Phase.JOINING, agent.WorkersExited, _stay_as_it_was),),
-        likely=74,
+        likely=256,
     ),
     Mutant(
         "cut off from the last failure on",
