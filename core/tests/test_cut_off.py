@@ -11,9 +11,11 @@ import pytest
 from attrs import evolve
 
 from quorate.agent import _protocol as agent
+from quorate.agent._guarded_context import GuardedContext
 from quorate.agent._machine import initial_state, step
+from quorate.agent._processes import Processes
 from quorate.cut_off import WhenCutOff, parse_when_cut_off
-from quorate.errors import FailureKind, UsageError
+from quorate.errors import FailureKind, PluginError, UsageError
 from quorate.records import AgentPhase, Assignment, Cause, NodeRecord, RoundEnd, Verdict, WorkerExited
 from quorate.rendezvous._host_end import end_with_store, why_no_round
 from quorate.rendezvous._memory import InMemoryStore
@@ -191,6 +193,79 @@ def test_workers_that_end_while_they_are_frozen_count() -> None:
     """Somebody else may kill them, the kernel for example."""
     _, commands = after(CUT_OFF, agent.WorkersExited((WorkerExited(0, 1, -9, 0),)))
     assert isinstance(commands[0], agent.Diagnose)
+
+
+class Unstoppable:
+    """The context of a start method that cannot suspend workers."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def fileno(self) -> int:
+        return 0
+
+    def wake_at(self) -> float | None:
+        return None
+
+    def advance(self, now: float) -> list[WorkerExited]:
+        return []
+
+    def is_gone(self) -> bool:
+        return self.is_closed
+
+    def pids(self) -> dict[int, int]:
+        return {}
+
+    def stop(self, signal_number: int, grace_seconds: float, now: float) -> None: ...
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_workers_that_start_while_all_are_frozen_do_not_run() -> None:
+    """They may have been held back until their start method was ready."""
+    processes = Processes(lambda descriptor: None, lambda descriptor: None, lambda sentence: None)
+    assert processes.freeze() == "", "none is there yet"
+    context = Unstoppable()
+    with pytest.raises(PluginError, match="cannot be frozen"):
+        processes.add(GuardedContext("own", context))
+    processes.begin()  # as the runner does where a start fails
+    assert context.is_closed
+
+
+class Stoppable(Unstoppable):
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_suspended = False
+
+    def suspend(self) -> None:
+        self.is_suspended = True
+
+    def resume(self) -> None:
+        self.is_suspended = False
+
+
+@pytest.mark.parametrize("end", [agent.StopWorkers(15, 5.0), agent.ReleaseWorkers(15, 5.0, 5.0)])
+def test_nothing_stays_frozen_where_all_workers_had_succeeded_when_they_were(
+    end: agent.StopWorkers | agent.ReleaseWorkers,
+) -> None:
+    """Neither what they had started, nor the workers of the next round."""
+    processes = Processes(lambda descriptor: None, lambda descriptor: None, lambda sentence: None)
+    old, new = Stoppable(), Stoppable()
+    processes.add(GuardedContext("own", old))
+    processes.freeze()
+    assert old.is_suspended
+    assert after(CUT_OFF, agent.WorkersExited((WorkerExited(0, 1, 0, 0),)))[0] is AgentPhase.BARRIER
+    if isinstance(end, agent.StopWorkers):
+        processes.stop(end)
+    else:
+        processes.release(end)
+    assert not old.is_suspended
+    old.is_closed = True
+    assert processes.take_gone() is not None
+    processes.begin()
+    processes.add(GuardedContext("own", new))
+    assert not new.is_suspended
 
 
 def test_stop_kills_at_once_and_ends_the_round_for_the_others() -> None:

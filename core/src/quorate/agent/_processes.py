@@ -49,11 +49,15 @@ class Processes:
                 self._close(context)
 
     def add(self, context: GuardedContext) -> None:
-        """Take the context of workers that were started."""
+        """Take the context of workers that were started.
+
+        Raises:
+            PluginError: all workers are frozen, and these cannot be.
+        """
         self._contexts.append(context)
         self._watch(context.fileno())
-        if self._is_frozen:
-            context.suspend()
+        if self._is_frozen and (problem := self.freeze()):
+            raise PluginError(problem)
 
     def assign(self, launches: Sequence[WorkerLaunch]) -> None:
         """Tell released workers their next assignment."""
@@ -130,19 +134,30 @@ class Processes:
 
     def stop(self, command: protocol.StopWorkers) -> None:
         """Stop all workers, released ones included; :meth:`take_gone` says when that is done."""
-        self._is_releasing = self._is_frozen = False
+        self._end_frost(command.grace_seconds)
+        self._is_releasing = False
         self._set_deadline(command.grace_seconds, is_shortened=command.grace_seconds == 0.0)
         for context in self._contexts:
             context.stop(command.signal_number, command.grace_seconds, monotonic())
 
     def release(self, command: protocol.ReleaseWorkers) -> None:
         """Release live workers and stop the others; :meth:`take_gone` says when that is done."""
+        self._end_frost(command.grace_seconds)
         self._is_releasing = True
         self._set_deadline(command.release_seconds + command.grace_seconds)
         for context in self._contexts:
             number, grace, now = command.signal_number, command.grace_seconds, monotonic()
             given_up = () if command.given_up is None else (command.given_up,)
             context.release(number, grace, command.release_seconds, given_up, now)
+
+    def _end_frost(self, grace_seconds: float) -> None:
+        """What is frozen can use its grace only if it goes on; the workers that are started next are not frozen.
+
+        Only what succeeded workers have left behind gets one here: frozen workers are killed.
+        """
+        if self._is_frozen and grace_seconds > 0.0:
+            self.thaw()
+        self._is_frozen = False
 
     def _set_deadline(self, seconds: float, is_shortened: bool = False) -> None:
         deadline = monotonic() + seconds + _LAST_RESORT_SECONDS
