@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from quorate import proc
+from quorate.errors import remedy_for
 
 SECONDS = 60.0
 #: Starts a child in a thread (so that another thread is its parent) and a grandchild, and prints their pids.
@@ -236,3 +239,35 @@ def test_memory_groups_are_read_from_both_versions_of_control_groups(tmp_path: P
         ("/mnt/slice", "/slice", 2),
         ("/mnt", "/", 2),
     ]
+
+
+def test_a_remedy_is_found_for_any_error_and_keeps_none_alive() -> None:
+    class OwnError(OSError):
+        __hash__ = None  # type: ignore[assignment]  # as a class has that compares by value
+
+    error = OwnError(errno.EMFILE, "Too many open files")
+    assert remedy_for(error) == "raise the limit on open files (ulimit -n)"
+    gone = weakref.ref(error)
+    del error
+    assert gone() is None
+
+
+def test_only_a_child_is_killed_by_its_number() -> None:
+    """Other code may have reaped a child, and its number may be that of another process by then."""
+    shell = subprocess.Popen(
+        ["sh", "-c", "sleep 600 & echo $!; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert shell.stdout is not None
+    other = int(shell.stdout.readline())
+    end = select.poll()
+    pidfd = os.pidfd_open(other)
+    end.register(pidfd, select.POLLIN)
+    try:
+        proc.kill_and_reap(other)
+        assert not end.poll(200), "it goes on"
+        proc.kill_and_reap(shell.pid)
+        assert proc.state_of(shell.pid) == ""
+    finally:
+        os.close(pidfd)
+        os.kill(other, signal.SIGKILL)
+        shell.communicate(timeout=SECONDS)

@@ -7,16 +7,14 @@ a process between.  Where workers live on, all of them wait for that.  What does
 
 from __future__ import annotations
 
-import os
 import select
-import signal
 import socket
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, final
 
 from quorate.errors import StartError
-from quorate.proc import forget, hold
+from quorate.proc import forget, hold, kill_and_reap
 
 from ._template import Forking, Template
 from ._template_site.quorate_template import send
@@ -53,11 +51,7 @@ class Spare:
     def end(self) -> None:
         """End and reap it."""
         self._close()
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass  # other code in the agent's process has reaped it
+        kill_and_reap(self.pid)
 
     def _close(self) -> None:
         forget(self._channel.fileno())

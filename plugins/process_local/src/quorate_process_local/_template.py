@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, final
 
 from quorate.errors import StartError
-from quorate.proc import forget, hold, open_pidfd, release
+from quorate.proc import forget, hold, kill_and_reap, open_pidfd, release
 from quorate.text import printable
 
 from ._exec import leaking_descriptors, spawn_program
@@ -251,13 +251,8 @@ class Forking:
         """End the template and its intermediate, so that all workers that exist become the agent's children."""
         self._template.close()
         self._template.problem = self._template.problem or "it ended while it forked workers"
-        try:
-            # Its number may only be used if it is a child now; else it was reaped before.
-            os.waitid(os.P_PID, self._intermediate, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            os.kill(self._intermediate, signal.SIGKILL)
-            os.waitpid(self._intermediate, 0)
-        except (ChildProcessError, ProcessLookupError):
-            pass
+        if self._intermediate:
+            kill_and_reap(self._intermediate)  # if it is a child now; else it was reaped before
 
 
 _lock = threading.Lock()
