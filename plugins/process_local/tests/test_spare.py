@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +20,7 @@ import pytest
 from quorate.records import WorkerLaunch
 from quorate.starter import StarterRequest
 from quorate_process_local import _warm
+from quorate_process_local._template_site import quorate_template
 
 from .conftest import DEADLINE_SECONDS, Ear, Group, children, is_running, launch, wait_for_end
 
@@ -129,6 +133,23 @@ def test_a_template_that_becomes_idle_as_it_is_asked_to_fork_does_so(starter: _w
         pass
     assert not template.problem
     assert run(starter, worker("5"))[1] == {0: 5}
+
+
+def test_a_template_rests_whatever_number_its_channel_has() -> None:
+    """An agent that serves many nodes has more than a thousand descriptors, and its template keeps the number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(2048, hard)), hard))
+    ours, its = socket.socketpair()
+    with ours, its:
+        high = fcntl.fcntl(its.fileno(), fcntl.F_DUPFD_CLOEXEC, 1024)  # the first that select() does not take
+        with socket.socket(fileno=high) as channel:
+            quorate_template.send(ours, {"rest": 0.0})
+            quorate_template.send(ours, {"group": True})
+            assert quorate_template._next_request(channel) == ({"group": True}, [])
+            quorate_template.send(ours, {"rest": 0.0})
+            ours.shutdown(socket.SHUT_WR)
+            assert quorate_template._next_request(channel) is None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_start_that_fails_leaves_no_spare(starter: _warm.WarmStarter, live: Group, tmp_path: Path) -> None:

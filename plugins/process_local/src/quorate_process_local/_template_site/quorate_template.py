@@ -264,9 +264,11 @@ def _serve(channel: socket.socket) -> tuple[Message, list[int], int]:
 
 def _next_request(channel: socket.socket) -> tuple[Message, list[int]] | None:
     """Receive the next request; meanwhile say so when nothing has come for as long as the agent wants to know."""
+    poller = select.poll()  # not select(), which takes no descriptor above 1023, and the number is the agent's choice
+    poller.register(channel, select.POLLIN)
     received = receive(channel)
     while received is not None and "rest" in received[0]:
-        if not select.select([channel], [], [], received[0]["rest"])[0]:
+        if not poller.poll(1000 * received[0]["rest"]):
             send(channel, {"idle": True})
         received = receive(channel)
     return received
