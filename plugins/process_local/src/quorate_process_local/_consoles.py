@@ -28,8 +28,13 @@ class _Text:
     def write(self, data: bytes) -> None:
         if self._stream is None:
             return
+        text = self._decoder.decode(data)
         try:
-            self._stream.write(self._decoder.decode(data))
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:  # the program opened a file that takes fewer characters
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
         except Exception:
             self.close()  # whatever it raises: no worker may wait for it
