@@ -133,6 +133,10 @@ class Address:
         scope = self.sockaddr[3] if len(self.sockaddr) == 4 else 0
         return f"{host}%{scope}" if scope and "%" not in host else host
 
+    def with_port(self, port: int) -> Address:
+        """Return the same address with another port."""
+        return Address(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]))
+
     def __str__(self) -> str:
         return format_endpoint(self.host, self.sockaddr[1])
 
@@ -279,11 +283,10 @@ def listen(addresses: Iterable[Address], *, one_socket: bool = False) -> list[so
     skipped: OSError | None = None
     try:
         for address in addresses:
-            sockaddr = address.sockaddr
             if listeners:
-                sockaddr = (sockaddr[0], listeners[0].getsockname()[1], *sockaddr[2:])
+                address = address.with_port(listeners[0].getsockname()[1])
             try:
-                listeners.append(_listen_on(address.family, sockaddr, v6_only=not one_socket))
+                listeners.append(_listen_on(address, v6_only=not one_socket))
                 if one_socket:
                     break
             except OSError as error:
@@ -299,15 +302,15 @@ def listen(addresses: Iterable[Address], *, one_socket: bool = False) -> list[so
     return listeners
 
 
-def _listen_on(family: int, sockaddr: tuple[Any, ...], v6_only: bool) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def _listen_on(address: Address, v6_only: bool) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
+        if address.family == socket.AF_INET6:
             # Set in both cases: the default is the system's.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
-        sock.bind(sockaddr)
+        sock.bind(address.sockaddr)
         sock.listen(_BACKLOG)
     except OSError:
         sock.close()

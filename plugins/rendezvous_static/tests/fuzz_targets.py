@@ -73,7 +73,7 @@ def _serve(key: bytes | None) -> Callable[[bytes], None]:
         server = object.__new__(TcpStoreServer)
         server._peers = _Peers()
         server._table, server._absent, server._waiters = Table(1 << 20, 100), Absent(_LIMITS), {}
-        server._warned, server._addresses = set(), ["[::1]:1"]
+        server._warned, server._where = set(), "[::1]:1"
         server._warn_once = lambda kind, problem: None
         server._greeter = Greeter("job", _INCARNATION, key, server._peers, lambda kind, problem: None)
         server._answers = {

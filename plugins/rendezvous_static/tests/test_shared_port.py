@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -109,6 +112,36 @@ def test_the_endpoint_comes_first_and_is_enough(host: TcpStore, shared_port: int
     node = open_static(parameters(port, shared_port, 1))
     assert node._target.address is not None
     assert node._target.address.sockaddr[1] == port
+    node.close()
+
+
+def test_without_descriptors_a_node_waits_and_the_host_does_not_spin(host: TcpStore, shared_port: int) -> None:
+    join_by(shared_port).close()  # it listens by now
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as node:
+        lowest = os.dup(node.fileno())
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            node.connect(("127.0.0.1", shared_port))
+            began, used = monotonic(), time.process_time()
+            sleep(0.3)
+            assert time.process_time() - used < 0.5 * (monotonic() - began)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    join_by(shared_port).close()
+
+
+def test_a_node_that_comes_back_by_the_only_port_has_all_the_time_of_an_attempt(
+    host: TcpStore, shared_port: int
+) -> None:
+    node = open_static(parameters(int(host.endpoint.rpartition(":")[2]), shared_port, 1))
+    link, places = node._worker, node._target.places_again()
+    assert [link._attempt_seconds(address, places) for address in places] == [3.0]
+    node.close()
+    node = join_by(shared_port)
+    places = node._target.places_again()
+    assert [node._worker._attempt_seconds(address, places) for address in places] == [1.0, 3.0]
     node.close()
 
 

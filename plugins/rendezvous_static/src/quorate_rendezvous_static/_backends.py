@@ -230,21 +230,19 @@ class _Opening:
     def _serve(self) -> TcpStore:
         """Start a server and connect to it.  Raises OSError where the endpoint cannot be listened on."""
         raise_descriptor_limit()
-        bind_address = str(self.params.get("bind_address", "") or self.endpoint.host)
-        resolve_timeout = min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS)
         server = TcpStoreServer(
-            bind_address,
+            str(self.params.get("bind_address", "") or self.endpoint.host),
             self.endpoint.port,
             self.params.run_id,
             linger_timeout=self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS),
-            resolve_timeout=resolve_timeout,
+            resolve_timeout=min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS),
             key=self._key("tcp"),
             tls=_tls_of(self.params, self.endpoint.host),
         )
         lendable: SharedPort | None = None
         try:
             if self.shared_port is not None:
-                lendable = SharedPort(server, bind_address, self.shared_port, resolve_timeout)
+                lendable = SharedPort(server, self.shared_port)
             # The host's own way to its server needs no name, no forwarding and no firewall.
             return self.join(host=server.reachable_host, server=server, lendable=lendable)
         except BaseException:

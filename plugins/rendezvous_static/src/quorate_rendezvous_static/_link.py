@@ -134,9 +134,10 @@ class Link:
                 found = resolve(self._target.host, self._target.port, max(0.1, deadline - monotonic()))
             except OSError as error:
                 found, tried[self._target.endpoint] = [], _sentence(error)
-            for address in self._target.places(found):
+            places = self._target.places(found)
+            for address in places:
                 try:
-                    self._connect(address, min(deadline, monotonic() + self._attempt_seconds(address)))
+                    self._connect(address, min(deadline, monotonic() + self._attempt_seconds(address, places)))
                     return
                 except (OSError, BrokenError, _LateError) as error:
                     tried[str(address)] = _sentence(error)
@@ -214,9 +215,10 @@ class Link:
         assert self._target.address is not None
         problem, pause = "", _FIRST_PAUSE_SECONDS
         while True:
-            for address in self._target.places_again():
+            places = self._target.places_again()
+            for address in places:
                 try:
-                    self._connect(address, min(deadline, monotonic() + self._attempt_seconds(address)))
+                    self._connect(address, min(deadline, monotonic() + self._attempt_seconds(address, places)))
                     return
                 except _RefusedError as error:
                     raise self._target.lost(f"another server has taken its place ({error})") from None
@@ -232,8 +234,8 @@ class Link:
                 )
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    def _attempt_seconds(self, address: Address) -> float:
-        has_other = self._target.shared_port is not None and not self._target.is_shared(address)
+    def _attempt_seconds(self, address: Address, places: Sequence[Address]) -> float:
+        has_other = not self._target.is_shared(address) and any(map(self._target.is_shared, places))
         return _FIRST_PORT_SECONDS if has_other else _ATTEMPT_SECONDS
 
     def _connect(self, address: Address, deadline: float) -> None:

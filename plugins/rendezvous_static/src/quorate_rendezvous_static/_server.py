@@ -123,8 +123,9 @@ class TcpStoreServer:
         }
         self._listeners = listen(bind_addresses(host, port, resolve_timeout))
         self.port: int = self._listeners[0].getsockname()[1]
-        # Asked for now: another thread may read them while the server's closes the listeners.
-        self._addresses = [str(Address(sock.family, sock.getsockname())) for sock in self._listeners]
+        #: What is listened on; asked for now, since another thread may read it while the server's closes the listeners.
+        self.bound = [Address(sock.family, sock.getsockname()) for sock in self._listeners]
+        self._where = ", ".join(map(str, self.bound))
         self._reachable_host = reachable_host(self._listeners[0])
         self._selector = selectors.DefaultSelector()
         self._absent = Absent(self._limits)
@@ -143,7 +144,7 @@ class TcpStoreServer:
     @property
     def addresses(self) -> list[str]:
         """What is listened on, each as ``host:port``; empty once the server is closed."""
-        return list(self._addresses) if self._listeners else []
+        return list(map(str, self.bound)) if self._listeners else []
 
     @property
     def reachable_host(self) -> str:
@@ -189,7 +190,7 @@ class TcpStoreServer:
         """Close this process's copies of all descriptors; for a child that was forked off."""
         # The selector first: through its descriptor the child would change what its parent listens to.
         self._selector.close()
-        for sock in [*self._listeners, *self._peers.sockets, self._wake_out, self._wake_in]:
+        for sock in [*self._listeners, *self._given, *self._peers.sockets, self._wake_out, self._wake_in]:
             sock.close()
 
     # --- the loop -------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ class TcpStoreServer:
             self._serve()
         except Exception as error:
             warn(
-                f"the rendezvous store at {', '.join(self._addresses)} has ended, and the job cannot go on without it: "
+                f"the rendezvous store at {self._where} has ended, and the job cannot go on without it: "
                 f"{type(error).__name__}: {error}. This is a bug in quorate"
             )
         finally:
@@ -315,7 +316,7 @@ class TcpStoreServer:
     def _warn_once(self, kind: str, problem: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warn(f"the rendezvous store at {', '.join(self._addresses)} {problem}")
+            warn(f"the rendezvous store at {self._where} {problem}")
 
     def _serve_peer(self, peer: Peer, events: int) -> None:
         if peer not in self._peers:

@@ -7,35 +7,36 @@ them, and how a node chooses a port (``_target``).
 
 from __future__ import annotations
 
-import selectors
+import select
 import socket
 import threading
 from contextlib import suppress
 from typing import final
 
-from quorate.net import bind_addresses, close_in_children, listen
+from quorate.net import close_in_children, listen
 
 from ._server import TcpStoreServer
 
 __all__ = ["SharedPort"]
 
-#: Between two attempts to listen: workers that are being stopped may still have the port.
+#: Between two attempts to listen (workers that are being stopped may still have the port), or to accept.
 _RETRY_SECONDS = 0.1
 
 
 @final
 class SharedPort:
-    """Listens on ``port`` of ``host`` for ``server``, whenever it is not lent.
+    """Listens on ``port`` of the addresses of ``server``, for it, whenever the port is not lent.
 
-    Who cannot listen there tries again, and says nothing: the port above it is the one that counts.
+    Where that fails it tries again, and says nothing: the port above it is the one that counts.
     """
 
-    def __init__(self, server: TcpStoreServer, host: str, port: int, resolve_timeout: float) -> None:
-        self._server, self._host, self._port, self._resolve_timeout = server, host, port, resolve_timeout
+    def __init__(self, server: TcpStoreServer, port: int) -> None:
+        self._server, self._port = server, port
         self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._listeners: list[socket.socket] = []
         self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
         close_in_children(self)
         self.take_back()
 
@@ -69,33 +70,45 @@ class SharedPort:
     # --- on the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_out, selectors.EVENT_READ)
-            try:
-                while not self._is_listening(selector):
-                    if selector.select(_RETRY_SECONDS):
-                        return
-                while True:
-                    ready = [key.fileobj for key, _ in selector.select()]
-                    if self._wake_out in ready:
-                        return
-                    for listener in ready:
-                        assert isinstance(listener, socket.socket)
-                        with suppress(OSError):  # it has gone before it was accepted, or there are no descriptors
-                            self._server.take(listener.accept()[0])
-            finally:
-                with suppress(BlockingIOError):
-                    self._wake_out.setblocking(False)
-                    self._wake_out.recv(64)
-                listeners, self._listeners = self._listeners, []
-                for each in listeners:
-                    each.close()
-
-    def _is_listening(self, selector: selectors.BaseSelector) -> bool:
         try:
-            self._listeners = listen(bind_addresses(self._host, self._port, self._resolve_timeout))
+            self._serve()
+        finally:
+            with suppress(BlockingIOError):
+                self._wake_out.recv(64)
+            listeners, self._listeners = self._listeners, []
+            for each in listeners:
+                each.close()
+
+    def _serve(self) -> None:
+        """Listen until :meth:`lend` or :meth:`close`.  Waiting takes no descriptor, of which none may be left."""
+        end, everything = select.poll(), select.poll()
+        end.register(self._wake_out, select.POLLIN)
+        while not self._is_listening():
+            if end.poll(1000 * _RETRY_SECONDS):
+                return
+        for sock in (self._wake_out, *self._listeners):
+            everything.register(sock, select.POLLIN)
+        while True:
+            ready = {descriptor for descriptor, _ in everything.poll()}
+            if self._wake_out.fileno() in ready:
+                return
+            for listener in self._listeners:
+                if listener.fileno() in ready and not self._accept(listener) and end.poll(1000 * _RETRY_SECONDS):
+                    return
+
+    def _is_listening(self) -> bool:
+        try:
+            self._listeners = listen(address.with_port(self._port) for address in self._server.bound)
         except OSError:
             return False
-        for each in self._listeners:
-            selector.register(each, selectors.EVENT_READ)
+        return True
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Hand a connection to the server; return false where it stays in the queue, for want of descriptors."""
+        try:
+            self._server.take(listener.accept()[0])
+        except (BlockingIOError, ConnectionError):
+            pass  # it has gone before it was accepted
+        except OSError:
+            return False
         return True

@@ -76,15 +76,11 @@ class Target:
 
     def places(self, found: Sequence[Address]) -> list[Address]:
         """Return where to connect to: ``found``, the addresses of the endpoint, then the same by the shared port."""
-        return [*found, *(self._with_port(address, self.shared_port) for address in found if self.shared_port)]
+        return [*found, *(address.with_port(self.shared_port) for address in found if self.shared_port)]
 
     def places_again(self) -> list[Address]:
         """Return where to connect to the server that was reached before."""
         assert self.address is not None
         if not self.is_shared(self.address):
             return [self.address]
-        return [self._with_port(self.address, self.port), self.address]
-
-    @staticmethod
-    def _with_port(address: Address, port: int | None) -> Address:
-        return Address(address.family, (address.sockaddr[0], port, *address.sockaddr[2:]))
+        return [self.address.with_port(self.port), self.address]
