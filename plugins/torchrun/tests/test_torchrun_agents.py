@@ -129,3 +129,18 @@ def test_an_agent_may_run_workers_by_its_own_methods(specify: Specify) -> None:
     assert agent.ended == ["shut down"]
     no_restarts = OwnAgent(specify("not started", max_restarts=0, monitor_interval=0.02)).run()
     assert (no_restarts.state, list(no_restarts.failures)) == (WorkerState.FAILED, [1])
+
+
+def test_workers_that_were_started_without_telling_who_they_are_are_stopped(specify: Specify) -> None:
+    class Forgetful(OwnAgent):
+        def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+            super()._start_workers(worker_group)
+            return {0: 1}
+
+        def _stop_workers(self, worker_group: WorkerGroup) -> None:
+            super()._stop_workers(worker_group)
+            self.ended = ["stopped"]
+
+    agent = Forgetful(specify("not started", max_restarts=0))
+    assert agent.run().state is WorkerState.FAILED
+    assert agent.ended == ["stopped", "shut down"]

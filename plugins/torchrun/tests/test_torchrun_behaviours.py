@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ import pytest
 import quorate
 from quorate import DefaultLogsSpecs
 from quorate.clock import monotonic, sleep
-from quorate.proc import is_alive
+from quorate.proc import children_of, is_alive
 from quorate_torchrun import LaunchConfig, elastic_launch
 from quorate_torchrun._errors import as_torch_has_it
 from quorate_torchrun.elastic.multiprocessing import (
@@ -274,6 +276,40 @@ def test_what_is_teed_goes_to_the_streams_that_a_program_has_put_in_place(contex
     assert result is not None
     assert not result.is_failed()
     assert output.getvalue() == "[trainer0]:one\n"
+
+
+def test_a_character_that_such_a_stream_cannot_take_does_not_end_the_output(contexts: list[PContext]) -> None:
+    output = io.BytesIO()
+    with contextlib.redirect_stdout(io.TextIOWrapper(output, "ascii")):
+        code = "print('caf\\u00e9', flush=True); print('more')"
+        context = start(contexts, sys.executable, {0: ("-c", code)}, logs_specs=DefaultLogsSpecs(tee=Std.OUT))
+        context.wait()
+        context.close()
+        assert output.getvalue() == b"[trainer0]:caf\\xe9\n[trainer0]:more\n"
+
+
+def test_a_start_that_fails_leaves_no_process(contexts: list[PContext]) -> None:
+    before = children_of(os.getpid())
+    with pytest.raises(quorate.StartError):
+        start(contexts, lambda: None, {0: ()}, start_method="warm")
+    assert children_of(os.getpid()) == before
+
+
+def test_processes_are_waited_for_whatever_numbers_the_descriptors_have(contexts: list[PContext]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(2048, hard)), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while taken[-1] < 1024:  # select() takes none from there on
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+        result = start(contexts, sys.executable, {0: ("-S", "-c", "")}).wait(timeout=1e9)
+        contexts.pop().close()
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert result is not None
+    assert not result.is_failed()
 
 
 def test_signals_raise_while_processes_run(contexts: list[PContext]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, final
 import quorate
 from quorate import LogsDest, ProcessFailure, Std, UsageError
 from quorate.catalogue import PluginKind
-from quorate.clock import monotonic
+from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
 from quorate.logs_specs import adopt_logs_specs
 from quorate.plugins import get_host
 from quorate.records import WorkerExited, WorkerLaunch, WorkerLogs
@@ -116,15 +116,15 @@ class PContext:
             StartError: one cannot be started; none is left.
         """
         request = StarterRequest(self.start_method, os.urandom(16).hex(), _GRACE_SECONDS)
-        starter = get_host().choose(PluginKind.STARTER, self.start_method).create(request)
+        starter = self._starter = get_host().choose(PluginKind.STARTER, self.start_method).create(request)
         launches = [self._launch(rank) for rank in sorted(self.args)]
         if isinstance(starter, PreparingStarter) and launches:
             starter.prepare(self.entrypoint, launches[0].args, launches[0].environment)
             while not starter.is_ready():
-                select.select([starter.fileno()], [], [])
+                _wait_for(starter.fileno(), None)
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, _raise) for number in (signal.SIGTERM, signal.SIGINT)}
-        self._starter, self._context = starter, starter.start(launches)
+        self._context = starter.start(launches)
         self._pids = dict(self._context.pids())
 
     def _launch(self, local_rank: int) -> WorkerLaunch:
@@ -183,7 +183,7 @@ class PContext:
                 break
             times = [each for each in (deadline, self._context.wake_at()) if each is not None]
             seconds = max(0.0, min(times) - now) if times else None
-            select.select([self._context.fileno()], [], [], seconds)
+            _wait_for(self._context.fileno(), seconds)
         return self._result
 
     def _advance(self, context: ProcessContext) -> None:
@@ -191,9 +191,8 @@ class PContext:
             self._exits.setdefault(each.local_rank, each)
         failed = [each for each in self._exits.values() if each.exit_code and not each.stopped]
         if failed or len(self._exits) == self.nprocs:
-            self._end(
-                context, signal.SIGTERM, _GRACE_SECONDS
-            )  # what they have started, too; all output is written then
+            # What they have started, too; all output is written then.
+            self._end(context, signal.SIGTERM, _GRACE_SECONDS)
             self._result = self._make_result(failed)
 
     def _make_result(self, failed: list[WorkerExited]) -> RunProcsResult:
@@ -220,7 +219,7 @@ class PContext:
                 return
             wake_at = context.wake_at()
             seconds = max(0.0, min(last_resort if wake_at is None else wake_at, last_resort) - now)
-            select.select([context.fileno()], [], [], seconds)
+            _wait_for(context.fileno(), seconds)
             now = monotonic()
 
     def close(self, death_sig: signal.Signals | None = None, timeout: float = 30) -> None:
@@ -299,6 +298,13 @@ def start_processes(
 
 def _streams(dest: LogsDest) -> tuple[Mapping[int, str], Mapping[int, str]]:
     return dest.stdouts, dest.stderrs
+
+
+def _wait_for(descriptor: int, seconds: float | None) -> None:
+    """Wait until ``descriptor`` is readable, for a day at most; not by select(), which takes none above 1023."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    poller.poll(None if seconds is None else 1000 * min(seconds, LONGEST_WAIT_SECONDS))
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -119,6 +119,12 @@ class _Starter:
         except Exception as error:
             raise quorate.StartError(f"the agent's _start_workers raised {type(error).__name__}: {error}") from error
         for worker in group.workers:
+            if not isinstance(ids, Mapping) or worker.local_rank not in ids:
+                self._agent._stop_workers(group)
+                raise quorate.StartError(
+                    f"the agent's _start_workers returned no identifier of local rank {worker.local_rank}",
+                    local_rank=worker.local_rank,
+                )
             worker.id = ids[worker.local_rank]
         return _Context(self._agent, group)
 
@@ -186,7 +192,9 @@ class _Context:
         self._next_look = monotonic()
 
     def close(self) -> None:
-        if self._running:
-            self._agent._stop_workers(self._group)
-        os.close(self._reader)
-        os.close(self._writer)
+        try:
+            if self._running:
+                self._agent._stop_workers(self._group)
+        finally:
+            os.close(self._reader)
+            os.close(self._writer)
