@@ -66,6 +66,6 @@ def _on_host(value: Any) -> Any:
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
         return {name: _on_host(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on_host(each) for each in value)
+    if type(value) in (list, tuple):  # not their subclasses, which are made in other ways
+        return type(value)(map(_on_host, value))
     return copy.deepcopy(value)

@@ -7,6 +7,7 @@ What does not live here: the thread and its waiting (:mod:`._server`), what line
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import final
 
@@ -31,7 +32,7 @@ _HEARTBEAT = "heartbeat"
 
 @final
 class Timekeeper:
-    """The timers of one agent's workers; used by one thread.
+    """The timers of one agent's workers; used by one thread, but for :meth:`freeze` and :meth:`thaw`.
 
     Arguments:
         agent: receives heartbeats and reports of hung workers.
@@ -48,6 +49,7 @@ class Timekeeper:
         self._start_times: dict[int, int | None] = {}
         self._seen: AgentSnapshot | None = None
         self._has_warned: set[str] = set()
+        self._changing = threading.Lock()
         self._frozen_at: float | None = None
         self._owed_seconds = 0.0
 
@@ -57,21 +59,24 @@ class Timekeeper:
 
     def freeze(self) -> None:
         """The workers stand still from now on; as :meth:`thaw`, called on the agent's thread."""
-        if self._frozen_at is None:
-            self._frozen_at = monotonic()
+        with self._changing:
+            if self._frozen_at is None:
+                self._frozen_at = monotonic()
 
     def thaw(self) -> bool:
         """Give every timer the time for which the workers stood still; return whether they did."""
-        if self._frozen_at is None:
-            return False
-        self._owed_seconds += monotonic() - self._frozen_at + _GRACE_SECONDS
-        self._frozen_at = None
-        return True
+        with self._changing:
+            if self._frozen_at is None:
+                return False
+            self._owed_seconds += monotonic() - self._frozen_at + _GRACE_SECONDS
+            self._frozen_at = None
+            return True
 
     def take(self, ready: Sequence[int], deadline: float | None) -> None:
         """Read what is in ``ready``, then judge the timers; ``deadline`` is when it was due at the latest."""
         now = monotonic()
-        owed, self._owed_seconds = self._owed_seconds, 0.0
+        with self._changing:
+            owed, self._owed_seconds = self._owed_seconds, 0.0
         if owed:
             self.timers.prolong_all(owed)
         elif deadline is not None and now > deadline + _LATE_SECONDS:
