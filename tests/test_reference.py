@@ -9,6 +9,7 @@ import pytest
 
 import quorate
 from quorate import PluginHost, PluginKind
+from quorate._discovery import COMMANDS_GROUP, find_plugins
 from quorate.cli._reference import PARTS, updated
 
 if sys.version_info >= (3, 11):
@@ -50,6 +51,9 @@ def test_known_plugins_are_what_the_distributions_of_this_repository_offer() -> 
     for plugin, kind, name in PluginHost().offers():
         if kind in CHOSEN and plugin.found.distribution in names:
             offered.setdefault((plugin.found.distribution, kind.value), set()).add(name)
+    for command in find_plugins(group=COMMANDS_GROUP):
+        if command.distribution in names:
+            offered.setdefault((command.distribution, "command"), set()).add(command.name)
     assert offered, "the distributions of this repository are installed"
     listed: dict[tuple[str, str], set[str]] = {}
     for line in Path(quorate.__file__).with_name("known_plugins.txt").read_text(encoding="utf-8").splitlines():

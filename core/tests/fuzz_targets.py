@@ -365,7 +365,7 @@ ELSEWHERE: Mapping[str, str] = {
     "quorate/addresses:_ipv4": _KERNEL,
     "quorate/addresses:_ipv6": _KERNEL,
     "quorate/agent/_preemption:Preemption.begin": "random bytes of its own, for a pause",
-    "quorate/plugins:usual_package": "a file of this distribution",
+    "quorate/plugins:_usual_packages": "a file of this distribution",
     "quorate/policy:_back_off": _OWN,
     "quorate/proc:stat_of": _KERNEL,
     "quorate/proc:memory_groups": _KERNEL,

@@ -35,6 +35,7 @@ __all__ = [
     "find_plugins",
     "get_host",
     "usual_package",
+    "usual_packages_of_commands",
 ]
 
 _T = TypeVar("_T")
@@ -337,13 +338,24 @@ def _duplicate(kind: PluginKind, name: str, first: FoundPlugin, second: FoundPlu
 
 
 def usual_package(kind: PluginKind, name: str) -> str | None:
-    """Return the distribution that usually offers a name, for the remedy (``known_plugins.txt``)."""
+    """Return the distribution that usually offers a name, for the remedy."""
+    return _usual_packages(kind.value).get(name)
+
+
+def usual_packages_of_commands() -> dict[str, str]:
+    """Return the subcommands of ``quorate`` that distributions usually offer: name -> distribution."""
+    return _usual_packages("command")
+
+
+def _usual_packages(kind: str) -> dict[str, str]:
+    """Return the names of a kind -> the distributions that usually offer them (``known_plugins.txt``)."""
+    found: dict[str, str] = {}
     for line in read_bytes(_KNOWN_PLUGINS).decode().splitlines():
         if not line.startswith("#"):
             package, known_kind, names = (part.strip() for part in line.split(":"))
-            if known_kind == kind.value and name in names.split():
-                return package
-    return None
+            if known_kind == kind:
+                found.update(dict.fromkeys(names.split(), package))
+    return found
 
 
 def _name_of(found: FoundPlugin) -> str:

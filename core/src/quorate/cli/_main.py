@@ -26,6 +26,7 @@ from ..errors import (
 )
 from ..failures import ChildFailedError
 from ..notices import write_error, write_output
+from ..plugins import usual_packages_of_commands
 from ..text import near_names
 from ._exit import ExitCode
 from ._init import go_on_below_init
@@ -45,8 +46,7 @@ commands:
 options:
   --help, --version"""
 
-#: Commands of distributions of this project -> the distribution, and what they do: no plugin is loaded for --help.
-_USUAL_OWNERS = {"exec": "quorate-torchrun", "detached": "quorate-ssh"}
+#: What commands of distributions of this project do: no plugin is loaded for --help.
 _SUMMARIES = {
     "exec": "run a program that calls torchrun, with quorate in its place",
     "detached": "show and end jobs that were started with --detach=1",
@@ -55,8 +55,8 @@ _SUMMARIES = {
 
 def execute(argv: Sequence[str]) -> int:
     """Run the command line ``argv`` and return the exit code."""
-    go_on_below_init()
     try:
+        go_on_below_init()
         return _dispatch(argv)
     except (Exception, KeyboardInterrupt) as error:
         return _report(error)
@@ -89,8 +89,8 @@ def _usage() -> str:
         found.name: f"{_SUMMARIES.get(found.name, f'of {found.distribution}')}; see: quorate {found.name} --help"
         for found in _offered()
     }
-    for name, owner in _USUAL_OWNERS.items():
-        offered.setdefault(name, f"{_SUMMARIES[name]}; not installed: pip install {owner}")
+    for name, package in usual_packages_of_commands().items():
+        offered.setdefault(name, f"{_SUMMARIES.get(name, f'of {package}')}; not installed: pip install {package}")
     return _USAGE.format(offered="".join(f"  {name:<12} {text}\n" for name, text in sorted(offered.items())))
 
 
@@ -139,8 +139,9 @@ def _unknown(command: str) -> UsageError:
         return UsageError("a command is missing; write 'quorate run SCRIPT' (see: quorate --help)")
     if command.startswith("-") or command.endswith(".py"):
         return UsageError(f"{command} is not a command; did you mean 'quorate run {command} ...'?")
-    if command in _USUAL_OWNERS:
-        return UsageError(f"the command {command!r} is not installed; pip install {_USUAL_OWNERS[command]}")
+    package = usual_packages_of_commands().get(command)
+    if package is not None:
+        return UsageError(f"the command {command!r} is not installed; pip install {package}")
     names = [*_COMMANDS, *(found.name for found in _offered())]
     near = near_names(command, names)
     remedy = f"did you mean 'quorate {near[0]}'?" if near else f"the commands are {', '.join(names)}"
