@@ -181,6 +181,10 @@ def test_a_function_without_the_mark_is_reported_and_not_called(name: str) -> No
         ("launch", evolve(LAUNCH, environment={"A": "\0"})),
         ("launch", evolve(LAUNCH, environment={"A": "\ud800"})),
         ("launch", evolve(LAUNCH, environment={"A": "x" * (1 << 17)})),
+        (
+            "launch",
+            evolve(LAUNCH, environment={"A": "\u00e9" * ((1 << 16) - 1)}),
+        ),  # with name and "=" too long, in bytes
         ("launch", evolve(LAUNCH, environment={"A=": "x"})),
         ("launch", evolve(LAUNCH, environment=None)),
         ("launch", evolve(LAUNCH, entrypoint="")),

@@ -201,6 +201,20 @@ def test_ports_are_taken_from_the_range_one_after_the_other_until_it_is_full(por
             each.release()
 
 
+def test_where_no_socket_can_be_opened_no_port_is_blamed() -> None:
+    class Short(PortReservation):  # type: ignore[misc]
+        tries = 0
+
+        def reserve(self, address: str, port: int = 0) -> int:
+            self.tries += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    short = Short()
+    with pytest.raises(OSError, match="Too many open files"):
+        reserve_master_port(short, "", "1:65535")
+    assert short.tries == 1
+
+
 @pytest.mark.parametrize(("family", "bound", "dialled"), ADDRESSES)
 def test_a_port_of_the_range_that_a_program_uses_is_left_out(
     reservation: PortReservation, family: socket.AddressFamily, bound: str, dialled: str, ports: range

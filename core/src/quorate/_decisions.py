@@ -210,11 +210,7 @@ def _check_launch(answer: Any, arguments: _Arguments) -> str:
 def is_environment(value: Any) -> bool:
     """Return whether the system takes ``value`` as the environment of a process, or as a part of it."""
     return isinstance(value, Mapping) and all(
-        _is_passable(name)
-        and _is_passable(text)
-        and name
-        and "=" not in name
-        and len(f"{name}={text}") < _LONGEST_VARIABLE
+        isinstance(name, str) and isinstance(text, str) and name and "=" not in name and _is_passable(f"{name}={text}")
         for name, text in value.items()
     )
 

@@ -116,8 +116,8 @@ class Runner:
 
     def run(self) -> protocol.Finish:
         """Run until the machine finishes.  Whatever happens, no worker is left when this returns or raises."""
+        self._epoll = select.epoll()  # first, because it closes itself if there is no descriptor for the other
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
         try:
             self._signals.install()

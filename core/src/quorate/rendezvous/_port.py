@@ -21,6 +21,8 @@ __all__ = ["PORT_RANGE_SETTING", "Bootstrap", "PortReservation", "port_range", "
 #: The setting (``--rdzv-conf``) behind ``--master-port-range``.
 PORT_RANGE_SETTING = "master_port_range"
 _HIGHEST_PORT, _MOST_DIGITS = 65535, 5
+#: What no other port mends.
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Bootstrap(Protocol):
@@ -175,7 +177,7 @@ def reserve_master_port(bootstrap: Bootstrap, address: str, setting: Any, endpoi
     Raises:
         UsageError: the range is not one.
         RendezvousStateError: no port of the range can be taken.
-        OSError: no port is free.
+        OSError: no port is free, or this process can open no further socket.
     """
     if setting is None:
         return bootstrap.reserve(address)
@@ -187,6 +189,8 @@ def reserve_master_port(bootstrap: Bootstrap, address: str, setting: Any, endpoi
         try:
             return bootstrap.reserve(address, port)
         except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                raise
             problem = error.strerror or str(error)
     first, last = ports[0], ports[-1]
     which = f"the port {first}" if first == last else f"none of the ports {first} to {last}"
