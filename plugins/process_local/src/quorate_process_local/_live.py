@@ -77,7 +77,7 @@ class Live:
         except BaseException:
             self._socket.close()
             raise
-        #: Called whenever a worker has become live.
+        #: Called when a worker has become live.
         self.on_live: Callable[[], None] = lambda: None
         #: The value of the variable.
         self.address = f"@{name}"
@@ -191,8 +191,10 @@ class Live:
                 warn(f"local rank {worker.local_rank} speaks format {wanted} of live workers, its agent {FORMAT}")
                 self._forget(worker)
                 return
+            was_open = channel.is_open
             channel.is_open = channel.send({"welcome": FORMAT, "loss_timeout": self._loss_timeout})
-            self.on_live()
+            if channel.is_open and not was_open:  # a worker may say it again and again
+                self.on_live()
         elif message.get("left") == channel.number and worker.leave_by is not None:
             worker.leave_by, worker.has_left = None, True
         elif "ask" in message:
