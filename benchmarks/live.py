@@ -2,7 +2,7 @@
 
 Live workers with warm replacements (``quorate``), the same without live workers (``quorate warm``), torchrun by
 ``quorate exec`` and by itself, and torchft, take turns in changing orders.  Once a worker is killed and replaced; once
-the agent of one worker is told to end, so that the world shrinks.  The model is tiny and nobody reads a checkpoint:
+the agent of one worker is told to end, so that the world shrinks.  The model is tiny and no checkpoint is read:
 what is measured is what launcher, torch and gloo take.  What does not live here: the training (``_live_worker.py``).
 """
 

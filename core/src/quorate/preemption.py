@@ -50,7 +50,7 @@ def deadline(wait_seconds: float = 0.0) -> Deadline | None:
     It costs one attempt to open a file.  Some schedulers send their signal to workers and agent at the same time: a
     signal handler gives the agent a moment (``wait_seconds``) to write the file.
     """
-    until = monotonic() + (min(wait_seconds, _LONGEST_WAIT_SECONDS) if wait_seconds > 0 else 0.0)  # NaN is no wait
+    until = monotonic() + (min(wait_seconds, _LONGEST_WAIT_SECONDS) if wait_seconds > 0 else 0.0)  # NaN: do not wait
     while True:
         found = _read()
         if found is not None or monotonic() >= until:

@@ -265,7 +265,7 @@ def send_signal(pid: int, pidfd: int, signal_number: int) -> bool:
 
 
 def kill_and_reap(pid: int) -> None:
-    """Kill a child of this process, and take its status; does nothing for a number that is no child's any more."""
+    """Kill a child of this process and reap it; does nothing if ``pid`` is not a child."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises where other code has reaped it
         os.kill(pid, signal.SIGKILL)

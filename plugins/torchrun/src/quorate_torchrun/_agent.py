@@ -23,7 +23,7 @@ from ._errors import raised_as_torch_has_it
 
 __all__ = ["DEFAULT_ROLE", "ElasticAgent", "LocalElasticAgent", "WorkerSpec", "own_spec"]
 
-#: With torch, as whoever has such a handler.
+#: With torch, which programs with such a handler have.
 _adopt = lazy_function(f"{__package__}._adopted", "AdoptedHandler")
 #: The role of workers that have none.
 DEFAULT_ROLE = "default"

@@ -27,7 +27,7 @@ __all__ = [
 
 RendezvousHandlerCreator = Callable[[Any], Any]
 
-#: With torch, as whoever has such a handler.
+#: With torch, which programs with such a handler have.
 _adopt, _torch_parameters = (lazy_function(f"{__package__}._adopted", name) for name in ("adopt", "torch_parameters"))
 _TORCHS = "torch.distributed.elastic.rendezvous.api"
 
