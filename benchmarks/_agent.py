@@ -45,8 +45,10 @@ def main() -> None:
             get_host().catalogue(kind)
         job = launch(LaunchConfig(**settings), command[0])
     else:
-        from torch.distributed.launcher.api import LaunchConfig as TorchConfig  # not in quorate's agent
-        from torch.distributed.launcher.api import elastic_launch
+        from torch.distributed.launcher.api import (
+            LaunchConfig as TorchConfig,  # not in quorate's agent
+            elastic_launch,
+        )
 
         job = elastic_launch(TorchConfig(**settings), command[0])
     # A full collection of what torch has loaded takes some 50 ms, at a time that nothing controls.

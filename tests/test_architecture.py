@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from quorate.agent import _machine as agent
-from quorate.agent import _protocol as agent_protocol
+from quorate.agent import _machine as agent, _protocol as agent_protocol
 from quorate.cut_off import WhenCutOff
 from quorate.errors import FailureKind
 from quorate.records import (

@@ -19,8 +19,7 @@ from quorate.rendezvous import (
     StoreRendezvousHandler,
 )
 
-from . import mutant_handlers as handlers
-from . import mutant_stores as stores
+from . import mutant_handlers as handlers, mutant_stores as stores
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ from typing import Any, final
 
 from attrs import evolve, frozen
 
-from quorate.agent import _cut_off as agent_cut_off
-from quorate.agent import _joining as agent_joining
-from quorate.agent import _machine as agent_machine
-from quorate.agent import _protocol as agent
-from quorate.agent import _running as agent_running
-from quorate.agent import _stopping as agent_stopping
+from quorate.agent import (
+    _cut_off as agent_cut_off,
+    _joining as agent_joining,
+    _machine as agent_machine,
+    _protocol as agent,
+    _running as agent_running,
+    _stopping as agent_stopping,
+)
 from quorate.records import Verdict
 from quorate.rendezvous import (
     _every_phase,

@@ -9,8 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quorate.affinity import bind_thread, bound_thread, format_cpus, parse_cpus
 from quorate.memory_policy import can_prefer_node, get_policy, prefer_node, preferring_call, set_policy

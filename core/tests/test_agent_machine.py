@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from attrs import evolve
 from core.tests.agent_script import ASSIGNMENT, FAILURE, HUNG, Script, ended, exited, outcome_of
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quorate.agent import _protocol as p
 from quorate.errors import FailureKind

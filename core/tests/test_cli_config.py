@@ -15,8 +15,7 @@ import pytest
 
 from quorate import LaunchConfig, LogsSpecs, PluginError, UsageError, WorkerSpec, get_rendezvous_handler
 from quorate.catalogue import CliOption
-from quorate.cli import _run
-from quorate.cli import _values as kind
+from quorate.cli import _run, _values as kind
 from quorate.cli._devices import count_cpus, count_gpus, count_workers
 from quorate.cli._flags import FLAGS, Flag
 from quorate.cli._parse import parse

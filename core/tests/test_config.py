@@ -6,8 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quorate import DefaultLogsSpecs, LaunchConfig, PluginHost, UsageError, WorkerSpec, get_rendezvous_handler, hookimpl
 from quorate.rendezvous import InMemoryStore, RendezvousBackend, RendezvousParameters

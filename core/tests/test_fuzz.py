@@ -7,8 +7,7 @@ import random
 import pytest
 from core.tests.fuzz.__main__ import changed
 from core.tests.fuzz.found import targets_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 TARGETS = targets_of("core")
 

@@ -15,8 +15,15 @@ from core.tests.incarnation_parts import ALICE, BOB, LEASE, SUCCEEDED, beat, doo
 
 from quorate.errors import RendezvousStateError, StoreCorruptError, StoreLostError
 from quorate.records import NodeRecord, RoundEnd, Verdict
-from quorate.rendezvous import AttentiveStore, InMemoryStore, LastWordStore, Store, Write, sign_store
-from quorate.rendezvous import _incarnation_store as incarnation_store
+from quorate.rendezvous import (
+    AttentiveStore,
+    InMemoryStore,
+    LastWordStore,
+    Store,
+    Write,
+    _incarnation_store as incarnation_store,
+    sign_store,
+)
 from quorate.rendezvous._incarnation import Doorway, Next, judge
 from quorate.rendezvous._incarnation_store import IncarnationStore
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState

@@ -13,9 +13,7 @@ from core.tests.incarnation_parts import ALICE, LEASE, SUCCEEDED, beat, seal
 
 from quorate.errors import QuorateError, StoreLostError
 from quorate.records import NodeRecord
-from quorate.rendezvous import InMemoryStore
-from quorate.rendezvous import _incarnation as incarnation
-from quorate.rendezvous import _incarnation_store as incarnation_store
+from quorate.rendezvous import InMemoryStore, _incarnation as incarnation, _incarnation_store as incarnation_store
 from quorate.rendezvous._incarnation import Doorway, Next, judge
 from quorate.rendezvous._incarnation_store import IncarnationStore
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState

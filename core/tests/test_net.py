@@ -10,8 +10,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quorate import UsageError, net
 from quorate.net import Endpoint, parse_endpoint

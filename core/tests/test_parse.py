@@ -6,8 +6,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quorate import Std, UsageError
 from quorate.cli._flags import FLAGS, Flag

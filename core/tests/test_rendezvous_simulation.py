@@ -11,8 +11,7 @@ import pytest
 
 from quorate import timeouts as timeouts_module
 from quorate.records import Cause, Verdict
-from quorate.rendezvous import _liveness
-from quorate.rendezvous import _protocol as protocol
+from quorate.rendezvous import _liveness, _protocol as protocol
 from quorate.testing import Faults, SimulatedNode, World
 from quorate.timeouts import Timeouts
 

@@ -12,8 +12,14 @@ from quorate import PluginHost, hookimpl
 from quorate.agent import _protocol as agent
 from quorate.reach import describe_reach, local_endpoint_hint
 from quorate.records import NodeRecord, RendezvousWaiting
-from quorate.rendezvous import InMemoryStore, RendezvousBackend, RendezvousParameters, Store, StoreRendezvousHandler
-from quorate.rendezvous import _waiting as waiting_module
+from quorate.rendezvous import (
+    InMemoryStore,
+    RendezvousBackend,
+    RendezvousParameters,
+    Store,
+    StoreRendezvousHandler,
+    _waiting as waiting_module,
+)
 from quorate.rendezvous._protocol import Settings, Waiting
 from quorate.testing._simulation import SimulatedNode, World
 from quorate.timeouts import Timeouts

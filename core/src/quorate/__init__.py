@@ -12,64 +12,72 @@ from ._version import __version__ as __version__
 from .lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .agent import LocalElasticAgent as LocalElasticAgent
-    from .agent import RunResult as RunResult
-    from .agent import Worker as Worker
-    from .agent import WorkerGroup as WorkerGroup
-    from .agent import WorkerSpec as WorkerSpec
-    from .agent import WorkerState as WorkerState
+    from .agent import (
+        LocalElasticAgent as LocalElasticAgent,
+        RunResult as RunResult,
+        Worker as Worker,
+        WorkerGroup as WorkerGroup,
+        WorkerSpec as WorkerSpec,
+        WorkerState as WorkerState,
+    )
     from .backends import get_rendezvous_handler as get_rendezvous_handler
-    from .catalogue import CliOption as CliOption
-    from .catalogue import ErrorRecorder as ErrorRecorder
-    from .catalogue import EventSink as EventSink
-    from .catalogue import HealthCheck as HealthCheck
-    from .catalogue import PluginKind as PluginKind
-    from .catalogue import ServiceBackend as ServiceBackend
-    from .catalogue import StarterBackend as StarterBackend
-    from .clusters import ClusterEnvironment as ClusterEnvironment
-    from .clusters import ClusterJob as ClusterJob
+    from .catalogue import (
+        CliOption as CliOption,
+        ErrorRecorder as ErrorRecorder,
+        EventSink as EventSink,
+        HealthCheck as HealthCheck,
+        PluginKind as PluginKind,
+        ServiceBackend as ServiceBackend,
+        StarterBackend as StarterBackend,
+    )
+    from .clusters import ClusterEnvironment as ClusterEnvironment, ClusterJob as ClusterJob
     from .config import LaunchConfig as LaunchConfig
-    from .errors import PluginError as PluginError
-    from .errors import PreemptedError as PreemptedError
-    from .errors import QuorateError as QuorateError
-    from .errors import RendezvousClosedError as RendezvousClosedError
-    from .errors import RendezvousConnectionError as RendezvousConnectionError
-    from .errors import RendezvousError as RendezvousError
-    from .errors import RendezvousStateError as RendezvousStateError
-    from .errors import RendezvousTimeoutError as RendezvousTimeoutError
-    from .errors import SignalException as SignalException
-    from .errors import StartError as StartError
-    from .errors import StoreCorruptError as StoreCorruptError
-    from .errors import StoreLostError as StoreLostError
-    from .errors import StoreUnavailableError as StoreUnavailableError
-    from .errors import UnhealthyNodeError as UnhealthyNodeError
-    from .errors import UnknownBackendError as UnknownBackendError
-    from .errors import UsageError as UsageError
-    from .failures import ChildFailedError as ChildFailedError
-    from .failures import ProcessFailure as ProcessFailure
+    from .errors import (
+        PluginError as PluginError,
+        PreemptedError as PreemptedError,
+        QuorateError as QuorateError,
+        RendezvousClosedError as RendezvousClosedError,
+        RendezvousConnectionError as RendezvousConnectionError,
+        RendezvousError as RendezvousError,
+        RendezvousStateError as RendezvousStateError,
+        RendezvousTimeoutError as RendezvousTimeoutError,
+        SignalException as SignalException,
+        StartError as StartError,
+        StoreCorruptError as StoreCorruptError,
+        StoreLostError as StoreLostError,
+        StoreUnavailableError as StoreUnavailableError,
+        UnhealthyNodeError as UnhealthyNodeError,
+        UnknownBackendError as UnknownBackendError,
+        UsageError as UsageError,
+    )
+    from .failures import ChildFailedError as ChildFailedError, ProcessFailure as ProcessFailure
     from .hookspecs import hookimpl as hookimpl
-    from .launcher import elastic_launch as elastic_launch
-    from .launcher import launch as launch
-    from .logs_specs import DefaultLogsSpecs as DefaultLogsSpecs
-    from .logs_specs import LogsDest as LogsDest
-    from .logs_specs import LogsSpecs as LogsSpecs
-    from .logs_specs import Std as Std
+    from .launcher import elastic_launch as elastic_launch, launch as launch
+    from .logs_specs import (
+        DefaultLogsSpecs as DefaultLogsSpecs,
+        LogsDest as LogsDest,
+        LogsSpecs as LogsSpecs,
+        Std as Std,
+    )
     from .plugins import PluginHost as PluginHost
-    from .preemption import Deadline as Deadline
-    from .preemption import deadline as deadline
+    from .preemption import Deadline as Deadline, deadline as deadline
     from .recording import record as record
-    from .rendezvous import Bootstrap as Bootstrap
-    from .rendezvous import RendezvousBackend as RendezvousBackend
-    from .rendezvous import RendezvousHandler as RendezvousHandler
-    from .rendezvous import RendezvousInfo as RendezvousInfo
-    from .rendezvous import RendezvousParameters as RendezvousParameters
-    from .rendezvous import RendezvousStoreInfo as RendezvousStoreInfo
-    from .rendezvous import Store as Store
-    from .services import AgentService as AgentService
-    from .services import AgentSnapshot as AgentSnapshot
-    from .services import AgentView as AgentView
-    from .services import HangReport as HangReport
-    from .services import WorkerSnapshot as WorkerSnapshot
+    from .rendezvous import (
+        Bootstrap as Bootstrap,
+        RendezvousBackend as RendezvousBackend,
+        RendezvousHandler as RendezvousHandler,
+        RendezvousInfo as RendezvousInfo,
+        RendezvousParameters as RendezvousParameters,
+        RendezvousStoreInfo as RendezvousStoreInfo,
+        Store as Store,
+    )
+    from .services import (
+        AgentService as AgentService,
+        AgentSnapshot as AgentSnapshot,
+        AgentView as AgentView,
+        HangReport as HangReport,
+        WorkerSnapshot as WorkerSnapshot,
+    )
 
 _HOMES = {
     "agent": "LocalElasticAgent RunResult Worker WorkerGroup WorkerSpec WorkerState",

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from attrs import field, frozen
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quorate.clusters import ClusterJob
 from quorate_cluster import plugin

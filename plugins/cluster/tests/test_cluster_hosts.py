@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quorate import UsageError
 from quorate_cluster._hosts import counts_of, expand_hosts, is_same_host, name_part

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quorate.affinity import format_cpus, parse_cpus
 from quorate_numa import NumaMode, Topology, place

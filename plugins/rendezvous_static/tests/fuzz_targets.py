@@ -16,8 +16,7 @@ from quorate_rendezvous_static._auth import NONCE_BYTES, TAG_BYTES, Challenge, R
 from quorate_rendezvous_static._client import TcpStore
 from quorate_rendezvous_static._greeting import Greeter
 from quorate_rendezvous_static._limits import Limits
-from quorate_rendezvous_static._link import BrokenError, Link, _RefusedError
-from quorate_rendezvous_static._link import Target as ServerTarget
+from quorate_rendezvous_static._link import BrokenError, Link, Target as ServerTarget, _RefusedError
 from quorate_rendezvous_static._peers import Peer
 from quorate_rendezvous_static._server import TcpStoreServer
 from quorate_rendezvous_static._table import Table

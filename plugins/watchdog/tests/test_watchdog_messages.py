@@ -8,8 +8,7 @@ from math import isfinite
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from quorate.clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
 from quorate.services import AgentSnapshot

@@ -13,8 +13,7 @@ from __future__ import annotations
 import signal
 
 from ..cut_off import WhenCutOff
-from . import _protocol as protocol
-from . import _running
+from . import _protocol as protocol, _running
 from ._ending import stop
 from ._protocol import Phase
 from ._round_end import end_by_cut_off, end_by_preemption

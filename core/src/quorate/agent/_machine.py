@@ -26,8 +26,7 @@ from typing import Any, final
 from attrs import frozen
 
 from ..cut_off import WhenCutOff
-from . import _cut_off, _joining, _running, _stopping
-from . import _protocol as protocol
+from . import _cut_off, _joining, _protocol as protocol, _running, _stopping
 from ._protocol import Phase
 from ._state import AgentStep, Settings, State
 from ._transition import Transition

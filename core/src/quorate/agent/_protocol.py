@@ -21,71 +21,27 @@ from ..records import (
 )
 from ._inputs import (
     Begin as Begin,
-)
-from ._inputs import (
     CannotFreeze as CannotFreeze,
-)
-from ._inputs import (
     Clock as Clock,
-)
-from ._inputs import (
     CutOff as CutOff,
-)
-from ._inputs import (
     Diagnosed as Diagnosed,
-)
-from ._inputs import (
     Input as Input,
-)
-from ._inputs import (
     JobClosed as JobClosed,
-)
-from ._inputs import (
     NodeChecked as NodeChecked,
-)
-from ._inputs import (
     NodeUnhealthy as NodeUnhealthy,
-)
-from ._inputs import (
     PeerDeclined as PeerDeclined,
-)
-from ._inputs import (
     PreemptionWarned as PreemptionWarned,
-)
-from ._inputs import (
     Reconnected as Reconnected,
-)
-from ._inputs import (
     RendezvousFailed as RendezvousFailed,
-)
-from ._inputs import (
     RoundEnded as RoundEnded,
-)
-from ._inputs import (
     RoundJoined as RoundJoined,
-)
-from ._inputs import (
     SignalReceived as SignalReceived,
-)
-from ._inputs import (
     StacksDumped as StacksDumped,
-)
-from ._inputs import (
     StandingBy as StandingBy,
-)
-from ._inputs import (
     StartFailed as StartFailed,
-)
-from ._inputs import (
     Waiting as Waiting,
-)
-from ._inputs import (
     WorkerHung as WorkerHung,
-)
-from ._inputs import (
     WorkersExited as WorkersExited,
-)
-from ._inputs import (
     WorkersGone as WorkersGone,
 )
 

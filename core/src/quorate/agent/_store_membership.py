@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import final
 
 from ..records import NodeRecord, RoundEnd
-from ..rendezvous import EventDrivenHandler
-from ..rendezvous import _protocol as rendezvous
+from ..rendezvous import EventDrivenHandler, _protocol as rendezvous
 from . import _protocol as protocol
 
 __all__ = ["StoreMembership", "agent_input"]

@@ -9,8 +9,7 @@ from typing import IO, final
 
 from ..clock import sleep
 from ..errors import RendezvousClosedError
-from ..records import Cause
-from ..records import Verdict as RoundVerdict
+from ..records import Cause, Verdict as RoundVerdict
 from ._abilities import Ability
 from ._gate import Gate
 from ._law import Tier, law

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from ..clock import monotonic, sleep
 from ..errors import RendezvousClosedError, RendezvousTimeoutError
-from ..records import Cause, RoundEnd
-from ..records import Verdict as RoundVerdict
+from ..records import Cause, RoundEnd, Verdict as RoundVerdict
 from ..rendezvous import RendezvousInfo
 from ._abilities import Ability, LawBrokenError
 from ._law import Tier, law

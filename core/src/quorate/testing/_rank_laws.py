@@ -49,8 +49,13 @@ def require_ranks(assignments: Sequence[Assignment]) -> None:
 def _for_shapes(count: int, largest: int, test: Callable[[list[Shape]], None]) -> None:
     """Run ``test`` with ``count`` sets of up to ``largest`` nodes, each a role and a local world size."""
     try:
-        from hypothesis import HealthCheck, Phase, given, settings  # an optional dependency
-        from hypothesis import strategies as st  # the same
+        from hypothesis import (  # an optional dependency
+            HealthCheck,
+            Phase,
+            given,
+            settings,
+            strategies as st,  # the same
+        )
     except ImportError:
         raise LawBrokenError(
             "it cannot be tried without Hypothesis; install it with: pip install 'quorate-core[testing]'"

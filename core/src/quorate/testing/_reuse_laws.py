@@ -7,8 +7,7 @@ the jobs apart (``quorate.rendezvous._incarnation``).
 from __future__ import annotations
 
 from ..errors import RendezvousError
-from ..records import Cause, RoundEnd
-from ..records import Verdict as RoundVerdict
+from ..records import Cause, RoundEnd, Verdict as RoundVerdict
 from ._abilities import Ability
 from ._gate import Gate
 from ._law import Tier, law

@@ -14,8 +14,7 @@ from typing import Protocol, final
 from attrs import evolve
 
 from ..agent import _protocol as agent
-from ..agent._machine import initial_state as initial_agent_state
-from ..agent._machine import step as agent_step
+from ..agent._machine import initial_state as initial_agent_state, step as agent_step
 from ..agent._store_membership import agent_input
 from ..records import (
     Assignment,

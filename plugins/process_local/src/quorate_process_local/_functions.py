@@ -14,8 +14,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing import context as contexts
-from multiprocessing import forkserver, popen_forkserver, popen_spawn_posix, reduction, resource_tracker, spawn
+from multiprocessing import (
+    context as contexts,
+    forkserver,
+    popen_forkserver,
+    popen_spawn_posix,
+    reduction,
+    resource_tracker,
+    spawn,
+)
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 

@@ -12,18 +12,22 @@ from typing import TYPE_CHECKING
 from quorate.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from ._arguments import determine_local_world_size as determine_local_world_size
-    from ._arguments import get_args_parser as get_args_parser
-    from ._arguments import get_rdzv_endpoint as get_rdzv_endpoint
-    from ._arguments import parse_args as parse_args
-    from ._arguments import parse_min_max_nnodes as parse_min_max_nnodes
+    from ._arguments import (
+        determine_local_world_size as determine_local_world_size,
+        get_args_parser as get_args_parser,
+        get_rdzv_endpoint as get_rdzv_endpoint,
+        parse_args as parse_args,
+        parse_min_max_nnodes as parse_min_max_nnodes,
+    )
     from ._config import LaunchConfig as LaunchConfig
-    from ._launch import config_from_args as config_from_args
-    from ._launch import elastic_launch as elastic_launch
-    from ._launch import launch_agent as launch_agent
-    from ._launch import main as main
-    from ._launch import run as run
-    from ._launch import run_script_path as run_script_path
+    from ._launch import (
+        config_from_args as config_from_args,
+        elastic_launch as elastic_launch,
+        launch_agent as launch_agent,
+        main as main,
+        run as run,
+        run_script_path as run_script_path,
+    )
     from ._plugin import plugin as plugin
 
 _HOMES = {

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from quorate.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from ._client import expires as expires
-    from ._client import heartbeat as heartbeat
+    from ._client import expires as expires, heartbeat as heartbeat
     from ._plugin import plugin as plugin
 
 __all__ = ["expires", "heartbeat", "plugin"]

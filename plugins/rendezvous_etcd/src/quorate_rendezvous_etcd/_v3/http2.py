@@ -29,8 +29,7 @@ from h2.events import (
     TrailersReceived,
 )
 from h2.exceptions import H2Error
-from h2.settings import SettingCodes
-from h2.settings import Settings as Http2Settings
+from h2.settings import SettingCodes, Settings as Http2Settings
 
 from quorate.clock import monotonic, seconds_until
 
