@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from quorate.testing import (
     free_port,
     try_law,
 )
+from quorate.testing._gate import Gate
 from quorate.testing._history import Entry, History, explain, is_linearizable
 from quorate.testing._law import law
+from quorate.testing._subject import result_of, start
 
 from .memory import shared_by_run
 
@@ -140,6 +143,24 @@ def test_a_law_that_hangs_is_broken_in_time() -> None:
     freed.set()
     assert outcome.verdict is Verdict.BROKEN
     assert "did not come to an end" in outcome.text
+
+
+def test_a_member_that_waits_for_a_change_bears_a_store_that_is_slow_to_answer() -> None:
+    with subject() as tried:
+        job, gate = tried.job(), Gate()
+        member = job.member(1, 2, gate=gate, close_timeout=0.05)
+        member.join()
+        gate.shut()
+        with pytest.raises(StoreUnavailableError):
+            member.handler.num_nodes_waiting()
+        changing = start(member.await_change)
+        with pytest.raises(FutureTimeoutError):
+            changing.result(0.5)
+        gate.open()
+        other = job.member(1, 2).joining()
+        result_of(changing, 30.0, "waiting for the end of a round")
+        assert member.join().world_size == 2
+        other.result(30.0)
 
 
 def test_an_unknown_law_is_refused_with_what_it_may_have_been() -> None:

@@ -12,6 +12,7 @@ import time
 from ..backends import get_rendezvous_handler
 from ..errors import RendezvousError
 from ..rendezvous import RendezvousParameters
+from ._subject import someone_waits
 
 
 def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> None:
@@ -27,7 +28,7 @@ def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> 
                 if info.world_size > 1:
                     sys.stdout.write(f"{info.rank} of {info.world_size}\n")
                     sys.stdout.flush()
-                while handler.wait_for_change(1.0) is None and handler.num_nodes_waiting() == 0:
+                while handler.wait_for_change(1.0) is None and not someone_waits(handler):
                     pass
         except RendezvousError:
             pass  # the job was closed, or this node was shut down
