@@ -93,11 +93,10 @@ def test_survivors_of_three_go_on_with_a_live_master(job: Job, ear: Ear, gate: G
     assert sorted(rank for value in values for rank in value) == [0, 1]
 
 
-@pytest.mark.slow(reason="a process for each of three nodes imports torch")
 def test_process_groups_form_again_after_growth_and_loss(job: Job, ear: Ear, gate: Gate) -> None:
     """After a node has joined, and after group rank 0 is lost, gloo forms over the new live master."""
-    warm = {"agent": {"start_method": "warm"}, "spec": {"settings": {"preload": ("torch",)}}}
-    plan = short_lease(job.plan(workers.all_reduce_and_meet, ear.path, gate.path, nodes=(1, 3), **warm))
+    forked = {"start_method": "fork"}  # from an agent that has torch
+    plan = short_lease(job.plan(workers.all_reduce_and_meet, ear.path, gate.path, nodes=(1, 3), agent=forked))
     plan = replace(plan, rdzv={**plan.rdzv, "lease_timeout": 5.0})
     keeper = job.start(as_store_host(plan))
     ear.hear(1, event="reduced", world_size=1, total=0)

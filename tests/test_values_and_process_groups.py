@@ -38,7 +38,7 @@ def test_a_tensor_comes_back_whole(job: Job) -> None:
     """A tensor of 100 x 100 arrives by value."""
     import torch
 
-    (outcome,) = job.run(job.plan(workers.give_tensor, 100, workers=2))
+    (outcome,) = job.run(job.plan(workers.give_tensor, 100, workers=2, agent={"start_method": "fork"}))
     assert set(outcome.values) == {0, 1}
     for rank, tensor in outcome.values.items():
         assert torch.equal(tensor, torch.full((100, 100), float(rank)))
@@ -53,13 +53,12 @@ def test_a_master_address_in_the_spec_wins(job: Job) -> None:
     assert values == {rank: dict(zip(names, ("198.51.100.7", "1234"), strict=True)) for rank in (0, 1)}
 
 
-@pytest.mark.slow(reason="every worker of one node, or one process for each of several nodes, imports torch")
 @pytest.mark.parametrize("sizes", [(2,), (4, 4), (1, 2, 3)], ids=["1x2", "2x4", "1+2+3"])
 def test_workers_form_a_process_group_from_their_environment(job: Job, sizes: tuple[int, ...]) -> None:
     """Gloo's ``all_reduce`` gives the sum of the ranks; result keys are exactly 0..world_size-1."""
     nodes = (len(sizes), len(sizes))
-    warm = {"agent": {"start_method": "warm"}, "spec": {"settings": {"preload": ("torch",)}}}
-    more = warm if len(sizes) > 1 else {}
-    values = merged(job.run(*(job.plan(workers.all_reduce, nodes=nodes, workers=size, **more) for size in sizes)))
+    # The agents' process has torch: their workers need not import it again.
+    forked = {"agent": {"start_method": "fork"}}
+    values = merged(job.run(*(job.plan(workers.all_reduce, nodes=nodes, workers=size, **forked) for size in sizes)))
     world = sum(sizes)
     assert values == {rank: (sum(range(world)), world) for rank in range(world)}

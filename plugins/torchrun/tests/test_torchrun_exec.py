@@ -59,9 +59,6 @@ def test_every_way_to_torchrun_leads_to_quorate(launcher: list[str], worker: str
 
 LAUNCH = """\
 import os, sys
-import torch.distributed.launcher as package
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 def function(word):
     assert not os.environ.get("QUORATE_EXEC"), "unset for the workers"
@@ -70,6 +67,11 @@ def function(word):
     return os.environ["RANK"], "QUORATE_ROUND" in os.environ, word
 
 if __name__ == "__main__":
+    # Not for the workers: what they do needs no torch, and to import it takes each one seconds.
+    import torch.distributed.launcher as package
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     for launch in (elastic_launch, package.elastic_launch):
         config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="job",
                               start_method=sys.argv[1], max_restarts=0)

@@ -45,6 +45,7 @@ class World(Timeline):
         self.judge = Judge(self, self.network)
         self.network.on_write = self.judge.writes
         self._pids = 1
+        self._last_pause_ends_at = -1e9
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -73,9 +74,10 @@ class World(Timeline):
 
     def _begin(self, node: SimulatedNode) -> None:
         """Start the agent.  Nodes that pause are from now on not paused as all are: this one sees them stand still."""
-        for other in self.nodes:
-            if other is not node and other.is_up and other.paused_until > self.now:
-                other.note_trouble(other.paused_until - self.now, alone=True)
+        if self._last_pause_ends_at > self.now:
+            for other in self.nodes:
+                if other is not node and other.is_up and other.paused_until > self.now:
+                    other.note_trouble(other.paused_until - self.now, alone=True)
         node.post_to_agent(agent.Begin())
 
     def plan_of(self, node: SimulatedNode, assignment: Assignment, local_rank: int) -> Plan:
@@ -122,6 +124,7 @@ class World(Timeline):
         self.note(node.name, "FAULT", f"pauses for {seconds:g} s")
         self.count("pause")
         node.paused_until = max(node.paused_until, self.now + seconds)
+        self._last_pause_ends_at = max(self._last_pause_ends_at, node.paused_until)
         node.note_trouble(seconds, alone)
 
     def cut(self, nodes: Iterable[SimulatedNode], seconds: float) -> None:
