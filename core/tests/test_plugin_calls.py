@@ -10,7 +10,7 @@ from attrs import evolve
 from core.tests.conftest import GOOD, Tree, deciding
 
 from quorate import QuorateError, hookimpl
-from quorate.catalogue import PluginKind
+from quorate.catalogue import EventSink, PluginKind
 from quorate.records import (
     Assignment,
     Cause,
@@ -258,3 +258,116 @@ def test_an_observer_that_raises_is_reported_once_and_not_called_again(tree: Tre
     assert heard == ["one", "two"]
     assert len(tree.sentences) == 1
     assert "disk full" in tree.sentences[0]
+
+
+# --- wrappers that misbehave, and other spellings of a hook ---------------------------------------------------------
+
+
+class _Sink:
+    @hookimpl
+    def quorate_register_event_sink(self) -> list[EventSink]:
+        return [EventSink("own", "summary", print)]
+
+
+class _Hears:
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    @hookimpl
+    def quorate_observe_event(self, event: Event) -> None:
+        self.heard.append(event.name)
+
+
+def _no_answer() -> Iterator[Any]:
+    yield
+
+
+def _one_more_answer() -> Iterator[Any]:
+    answers = yield
+    return [*answers, [EventSink("more", "summary", print)]]
+
+
+def _raises_before() -> Iterator[Any]:
+    raise OSError("before")
+    yield
+
+
+def _raises_after() -> Iterator[Any]:
+    yield
+    raise OSError("after")
+
+
+def wrapping(hook: str, function: Any, **options: bool) -> tuple[str, Any]:
+    marked = hookimpl(**(options or {"wrapper": True}))(function)
+    return "wrapper", type("Plugin", (), {hook: staticmethod(marked)})
+
+
+@pytest.mark.parametrize("function", [_raises_before, _raises_after, _no_answer, _one_more_answer])
+def test_a_wrapper_of_offers_that_misbehaves_is_left_out_and_the_wrapped_plugins_keep_theirs(
+    tree: Tree, function: Any
+) -> None:
+    hook = "quorate_register_event_sink"
+    host = tree.host(extra=[("sink", _Sink()), wrapping(hook, function)])
+    assert list(host.catalogue(PluginKind.EVENT_SINK)) == ["own"]
+    assert host.broken == []
+    assert list(host.misbehaving) == [("wrapper", hook)]
+    (sentence,) = tree.sentences
+    assert sentence.startswith(f"plugin wrapper: {hook} ")
+
+
+@pytest.mark.parametrize("function", [_raises_before, _raises_after])
+@pytest.mark.parametrize("option", ["wrapper", "hookwrapper"])
+@pytest.mark.filterwarnings("ignore::pluggy.PluggyTeardownRaisedWarning")  # pluggy's own, of an old-style wrapper
+def test_a_wrapper_of_observers_that_raises_costs_no_observer_its_events(
+    tree: Tree, function: Any, option: str
+) -> None:
+    observers = _Hears(), _Hears()
+    wrapper = wrapping("quorate_observe_event", function, **{option: True})
+    host = tree.host(extra=[("a", observers[0]), wrapper, ("z", observers[1])])
+    for name in ("one", "two"):
+        host.observe(Event(name, "because"))
+    assert [list(dict.fromkeys(each.heard)) for each in observers] == [["one", "two"]] * 2
+    (sentence,) = tree.sentences
+    assert sentence.startswith("plugin wrapper: quorate_observe_event raised OSError: ")
+
+
+def test_an_observer_that_only_wraps_sees_every_event_once(tree: Tree) -> None:
+    seen: list[str] = []
+
+    def wrap(event: Event) -> Iterator[Any]:
+        seen.append(event.name)
+        return (yield)
+
+    host = tree.host(extra=[wrapping("quorate_observe_event", wrap)])
+    assert host.has_observers()
+    host.observe(Event("one", "because"))
+    assert seen == ["one"]
+
+
+def test_a_plugin_may_answer_a_hook_by_two_functions(tree: Tree) -> None:
+    class Plugin(_Sink):
+        @hookimpl(specname="quorate_register_event_sink")
+        def more_sinks(self) -> list[EventSink]:
+            return [EventSink("more", "summary", print)]
+
+    assert sorted(tree.host(extra=[("two", Plugin())]).catalogue(PluginKind.EVENT_SINK)) == ["more", "own"]
+
+
+def test_a_hook_of_a_later_version_may_be_optional(tree: Tree) -> None:
+    class Plugin(_Sink):
+        @hookimpl(optionalhook=True)
+        def quorate_decide_what_comes_later(self) -> None:
+            pass
+
+    host = tree.host(extra=[("early", Plugin())])
+    assert tree.sentences == []
+    assert list(host.catalogue(PluginKind.EVENT_SINK)) == ["own"]
+
+
+def test_a_class_whose_hooks_need_an_instance_is_not_a_plugin(tree: Tree) -> None:
+    host = tree.host(extra=[("sink", _Sink)])
+    assert [broken.found.name for broken in host.broken] == ["sink"]
+    assert tree.sentences == [
+        "plugin sink is not used: it is a class, and quorate_register_event_sink needs an instance; "
+        "name an instance in the entry point"
+    ]

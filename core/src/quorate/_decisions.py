@@ -1,21 +1,20 @@
 """Asks the hooks ``quorate_decide_…``, so that a plugin that misbehaves costs only its own answer.
 
 A plugin that raises, or whose answer is not of the hook's type, is reported once for each hook, and the others are
-asked again without it.  What does not live here: finding and registering plugins (:mod:`quorate.plugins`).
+asked again without it.  What does not live here: finding and registering plugins (:mod:`quorate.plugins`), and the
+search for the plugin that has raised (:mod:`quorate._poll`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from types import FrameType
 from typing import Any, final
 
-from pluggy import HookImpl, PluginManager
+from pluggy import PluginManager
 
-from . import _core_plugin
 from ._isolation import described, raise_if_interrupted, shown
+from ._poll import Poll
 from .records import Cause, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
 
 __all__ = ["DecisionMaker", "is_environment"]
@@ -40,7 +39,7 @@ class DecisionMaker:
 
     def decide(self, question: str, arguments: _Arguments) -> Any:
         """Return the first good answer, ``None`` if there is none.  Raises only what the core's own answer raises."""
-        poll = _Poll(self._manager, f"quorate_decide_{question}", arguments)
+        poll = Poll(self._manager, f"quorate_decide_{question}", arguments)
         check = _CHECKS[question]
         while True:
             try:
@@ -55,97 +54,19 @@ class DecisionMaker:
                 problem = "" if answer is None else _problem_with(check, answer, arguments)
                 if not problem:
                     return answer
-                culprit = poll.find(lambda other: bool(_problem_with(check, other, arguments)))
+                culprit = poll.find(lambda other: other is not None and bool(_problem_with(check, other, arguments)))
                 if culprit is None:
                     return None  # asked again, no plugin gives the wrong answer
             poll.left_out.append(culprit)
-            self._report(poll.hook, culprit, problem)
+            self.report(poll.hook, culprit, f"{problem}; the decision is made without it")
 
-    def _report(self, hook: str, plugin: Any, problem: str) -> None:
+    def report(self, hook: str, plugin: Any, problem: str) -> None:
+        """Warn of a plugin that misbehaves in ``hook``, once for each plugin and hook."""
         name = self._manager.get_name(plugin) or repr(plugin)
         if (name, hook) not in self.misbehaving:
-            sentence = f"plugin {name}: {hook} {problem}; the decision is made without it"
+            sentence = f"plugin {name}: {hook} {problem}"
             self.misbehaving[name, hook] = sentence
             self._warn(sentence)
-
-
-@final
-class _Poll:
-    """One question to all plugins but those that were left out."""
-
-    def __init__(self, manager: PluginManager, hook: str, arguments: _Arguments) -> None:
-        self._manager, self.hook, self._arguments = manager, hook, arguments
-        self.left_out: list[Any] = []
-
-    def ask(self, without: Sequence[Any] = ()) -> Any:
-        caller = self._manager.subset_hook_caller(self.hook, [*self.left_out, *without])
-        assert caller.spec is not None
-        return caller(**dict(zip(caller.spec.argnames, self._arguments, strict=True)))
-
-    def culprit(self, error: BaseException) -> Any | None:
-        """Return the plugin whose implementation raised ``error``, ``None`` if it is the core's."""
-        implementations = self._implementations()
-        for frame in reversed(_frames_of(error)):
-            running = [each for each in implementations if _is_frame_of(frame, each.function)]
-            if len(running) == 1:
-                return None if running[0].plugin is _core_plugin else running[0].plugin
-        # A builtin has no frame, and plugins may share one function.
-        return self.find(lambda answer: False)
-
-    def find(self, is_wrong: Callable[[Any], bool]) -> Any | None:
-        """Return the plugin that raises or whose answer ``is_wrong``, ``None`` if it is the core's or none.
-
-        The plugins are asked one by one until one answers; then the wrappers are added one by one.
-        """
-        implementations = self._implementations()
-        plain = [each for each in reversed(implementations) if not _is_wrapper(each)]
-        wrappers = [each for each in implementations if _is_wrapper(each)]  # the innermost first
-        trials = [[each] for each in plain] + [
-            [*plain, *wrappers[:last], wrappers[last]] for last in range(len(wrappers))
-        ]
-        has_answer = False
-        for asked in trials:
-            if has_answer and len(asked) == 1:
-                continue
-            try:
-                answer = self.ask([each.plugin for each in implementations if each not in asked])
-            except BaseException as error:
-                raise_if_interrupted(error)
-                is_guilty = True
-            else:
-                is_guilty = answer is not None and is_wrong(answer)
-                has_answer = has_answer or answer is not None
-            if is_guilty:
-                return None if asked[-1].plugin is _core_plugin else asked[-1].plugin
-        return None
-
-    def _implementations(self) -> list[HookImpl]:
-        """Return the implementations that are asked, in the reverse order of the calls."""
-        found = getattr(self._manager.hook, self.hook).get_hookimpls()
-        return [each for each in found if not any(each.plugin is plugin for plugin in self.left_out)]
-
-
-def _frames_of(error: BaseException) -> list[FrameType]:
-    frames: list[FrameType] = []
-    traceback = error.__traceback__
-    while traceback is not None:
-        frames.append(traceback.tb_frame)
-        traceback = traceback.tb_next
-    return frames
-
-
-def _is_wrapper(implementation: HookImpl) -> bool:
-    return bool(implementation.wrapper or implementation.hookwrapper)
-
-
-def _is_frame_of(frame: FrameType, function: Any) -> bool:
-    """Return whether ``frame`` runs ``function``; methods of two plugins may have the same code."""
-    while isinstance(function, partial):
-        function = function.func
-    if getattr(function, "__code__", None) is not frame.f_code:
-        return False
-    owner = getattr(function, "__self__", None)
-    return owner is None or frame.f_locals.get(frame.f_code.co_varnames[0]) is owner
 
 
 # --- what answers have to be ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ What does not live here: the hooks themselves (:mod:`quorate.hookspecs`), the re
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from . import _core_plugin, hookspecs, notices
 from ._decisions import DecisionMaker
 from ._discovery import FoundPlugin, find_plugins
 from ._isolation import described, raise_if_interrupted, shown
+from ._poll import Poll
 from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
 from .files import read_bytes
@@ -81,7 +83,8 @@ class PluginHost:
 
     Every hook is called through pluggy, so ``tryfirst``, ``trylast`` and wrappers mean what pluggy's documentation
     says.  Hooks that collect answers (``register``, ``observe``) are called once for each plugin, so that one plugin's
-    exception costs only its own answer; a wrapper therefore wraps each plugin's answer.
+    exception costs only its own answer.  A wrapper therefore wraps each plugin's answer; one that raises is left out
+    from then on, and what it wrapped is called again.
 
     Arguments:
         paths: where to look for distributions (default ``sys.path``).
@@ -107,7 +110,7 @@ class PluginHost:
         self._left_out: list[FoundPlugin] = []
         self._warn = warn or notices.warn
         self._catalogues: dict[PluginKind, dict[str, _Offer]] = {}
-        self._failed_observers: set[int] = set()
+        self._failed: dict[str, list[Any]] = {}  # hook -> observers and wrappers that are not called again
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._manager.register(_core_plugin, _CORE)
@@ -151,12 +154,17 @@ class PluginHost:
     def _problem_with(self, plugin: Any) -> str:
         """Return what is wrong with a registered plugin's hooks, ``""`` if nothing is."""
         names = {name for name in dir(plugin) if name.startswith(_PREFIX) and callable(getattr(plugin, name, None))}
+        marks = {name: self._manager.parse_hookimpl_opts(plugin, name) or {} for name in names}
+        names = {name for name in names if hasattr(hookspecs, name) or not marks[name].get("optionalhook")}
         unknown = sorted(name for name in names if not hasattr(hookspecs, name))
         if unknown:
             return f"implements hooks that do not exist: {', '.join(unknown)}; docs/hooks.md has the names"
         unmarked = sorted(names.difference(self.hooks_of(plugin)))
         if unmarked:
             return f"does not mark {', '.join(unmarked)} as hooks; put @quorate.hookimpl before each of them"
+        bound = sorted(name for name in names if isinstance(plugin, type) and _wants_an_instance(plugin, name))
+        if bound:
+            return f"is a class, and {', '.join(bound)} needs an instance; name an instance in the entry point"
         return ""
 
     def _note_broken(self, found: FoundPlugin, error: BaseException, sentence: str) -> None:
@@ -189,7 +197,7 @@ class PluginHost:
         for plugin, call in self._calls(kind.hook):
             owner = owners[id(plugin)]
             try:
-                records = _checked(kind, call())
+                records = [record for answer in call() for record in _checked(kind, answer)]
             except BaseException as error:
                 raise_if_interrupted(error)
                 what = str(error) if isinstance(error, _WrongAnswerError) else f"raised {described(error)}"
@@ -260,13 +268,11 @@ class PluginHost:
     def observe(self, event: Event) -> None:
         """Hand ``event`` to every observer; one that raises is reported once and not called again."""
         for plugin, call in self._calls("quorate_observe_event", event):
-            if id(plugin) in self._failed_observers:
-                continue
             try:
                 call()
             except BaseException as error:
                 raise_if_interrupted(error)
-                self._failed_observers.add(id(plugin))
+                self._failed.setdefault("quorate_observe_event", []).append(plugin)
                 self._warn(
                     f"observer {self._manager.get_name(plugin)} raised {described(error)}; it will not be called again"
                 )
@@ -275,16 +281,43 @@ class PluginHost:
         """Return whether a plugin observes events; without observers they need not be made."""
         return bool(self._manager.hook.quorate_observe_event.get_hookimpls())
 
-    def _calls(self, name: str, *arguments: Any) -> Iterator[tuple[Any, Callable[[], Any]]]:
+    def _calls(self, hook: str, *arguments: Any) -> Iterator[tuple[Any, Callable[[], list[Any]]]]:
         """Yield, in call order, each plugin that answers a collecting hook, and what calls it within its wrappers.
 
-        The call returns the plugin's own answer, or ``None``.
+        The call returns the plugin's own answers, without ``None``.  Wrappers alone are called once, for the first one.
         """
-        implementations = getattr(self._manager.hook, name).get_hookimpls()
-        answering = [each.plugin for each in implementations if not (each.wrapper or each.hookwrapper)]
-        for plugin in reversed(answering):
-            hook = self._manager.subset_hook_caller(name, [other for other in answering if other is not plugin])
-            yield plugin, partial(_first_answer, hook, arguments)
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()[::-1]
+        answering = {id(each.plugin): each.plugin for each in implementations if not each.wrapper | each.hookwrapper}
+        wrapping = {id(each.plugin): each.plugin for each in implementations}
+        failed = {id(plugin) for plugin in self._failed.get(hook, ())}
+        for key, plugin in list((answering or wrapping).items())[: None if answering else 1]:
+            if key not in failed:
+                others = [other for other in answering.values() if other is not plugin]
+                yield plugin, partial(self._call, hook, arguments, plugin, others)
+
+    def _call(self, hook: str, arguments: Sequence[Any], plugin: Any, others: Sequence[Any]) -> list[Any]:
+        """Call ``plugin`` alone within its wrappers; raise what it raises, and leave out wrappers that misbehave."""
+        poll = Poll(self._manager, hook, arguments, [*others, *self._failed.get(hook, ())])
+        limit = poll.count_answers()
+        while True:
+            try:
+                answers = poll.ask()
+            except BaseException as error:
+                raise_if_interrupted(error)
+                culprit = poll.culprit(error)
+                if culprit is None or culprit is plugin:
+                    raise
+                problem = f"raised {described(error)}"
+            else:
+                if not _problem_of_answers(answers, limit):
+                    return list(answers)
+                culprit = poll.find(lambda other: bool(_problem_of_answers(other, limit)))
+                if culprit is None or culprit is plugin:
+                    return []
+                problem = _problem_of_answers(answers, limit)
+            poll.left_out.append(culprit)
+            self._failed.setdefault(hook, []).append(culprit)
+            self._decisions.report(hook, culprit, f"{problem}; it will not be called again")
 
     # --- identity -------------------------------------------------------------------------------------------------
 
@@ -302,13 +335,13 @@ class PluginHost:
         return [evolve(plugin, offers=tuple(offers.get(id(plugin), ()))) for plugin in self.loaded]
 
 
-def _keywords(hook: pluggy.HookCaller, arguments: Sequence[Any]) -> dict[str, Any]:
-    assert hook.spec is not None
-    return dict(zip(hook.spec.argnames, arguments, strict=True))
-
-
-def _first_answer(hook: pluggy.HookCaller, arguments: Sequence[Any]) -> Any:
-    return next(iter(hook(**_keywords(hook, arguments))), None)
+def _problem_of_answers(answers: Any, limit: int) -> str:
+    """Return what is wrong with what wrappers have made of at most ``limit`` answers, ``""`` if nothing is."""
+    if not isinstance(answers, (list, tuple)):
+        return f"answered {shown(answers)} as a wrapper, which is not the list of answers that it wraps"
+    if len(answers) > limit:
+        return "has added an answer as a wrapper; a wrapper only changes answers, offers need a hook of their own"
+    return ""
 
 
 def _checked(kind: PluginKind, answer: Any) -> list[Any]:
@@ -328,6 +361,12 @@ def _checked(kind: PluginKind, answer: Any) -> list[Any]:
         if not isinstance(record, kind.record):
             raise _WrongAnswerError(f"answered with {shown(record)}, which is not a {kind.record.__name__}")
     return records
+
+
+def _wants_an_instance(plugin: type, name: str) -> bool:
+    """Return whether ``name`` is a method whose ``self`` nobody passes, where the class itself is the plugin."""
+    kind = inspect.getattr_static(plugin, name)
+    return inspect.isfunction(kind) and list(inspect.signature(kind).parameters)[:1] == ["self"]
 
 
 def _duplicate(kind: PluginKind, name: str, first: FoundPlugin, second: FoundPlugin) -> DuplicatePluginError:

@@ -109,7 +109,7 @@ def _read_v2(data: bytes) -> None:
         _value_of(each, "path")
     if is_counter(node):
         count_at(node, "stamp")
-    JobDirectory.bounds_of(node.value or "")
+    JobDirectory.node_limits_of(node.value or "")
 
 
 def _v2(**node: Any) -> bytes:

@@ -7,8 +7,8 @@ Below ``/<prefix>/<run id>``, a directory that expires unless a member refreshes
     <token>/k/         the keys of the store
     <token>/alive      only where directories cannot be refreshed: expires unless a member refreshes it
 
-The token distinguishes the jobs that use a run id one after the other.  It ends in the job's bounds, so that jobs of
-different size that use it at once are distinguished, too.
+The token distinguishes the jobs that use a run id one after the other.  It ends in ``min_nodes`` and
+``max_nodes``, so that jobs of different size that use it at once are distinguished, too.
 
 What does not live here: the times to live (:mod:`.lease`), joining and leaving (:mod:`.member`).
 """
@@ -49,8 +49,8 @@ class JobDirectory:
         return f"{escape(new_stamp())}.{self._settings.min_nodes}.{self._settings.max_nodes}"
 
     @staticmethod
-    def bounds_of(token: str) -> tuple[int, int] | None:
-        """Return the bounds of the job with this token; ``None`` if quorate has not written it."""
+    def node_limits_of(token: str) -> tuple[int, int] | None:
+        """Return ``min_nodes`` and ``max_nodes`` of the job with this token; ``None`` if quorate has not written it."""
         match = _TOKEN.fullmatch(token)
         return None if match is None else (int(match[1]), int(match[2]))
 
@@ -137,7 +137,7 @@ class JobDirectory:
             current, index = self.read_current(deadline)
             token = (current or "").removeprefix(CLOSING)
             # What a job of quorate has not written is left alone.
-            if current is None or self.bounds_of(token) is None:
+            if current is None or self.node_limits_of(token) is None:
                 return
             if not self.leases.is_alive(token, deadline) and self.is_empty(token, deadline):
                 self.dissolve(current, index, deadline)

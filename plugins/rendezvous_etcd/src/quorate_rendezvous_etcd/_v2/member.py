@@ -87,7 +87,7 @@ class Membership:
             self._directory.dissolve(current, index, deadline)
             return False
         token = current.removeprefix(CLOSING)
-        if self._directory.bounds_of(token) is None:
+        if self._directory.node_limits_of(token) is None:
             raise StoreCorruptError(f"{self._root}/current", "it was not written by quorate")
         try:
             return self._join_incarnation(token, deadline)

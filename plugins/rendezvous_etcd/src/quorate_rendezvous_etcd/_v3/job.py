@@ -2,7 +2,7 @@
 
 Below ``<prefix>/<run id>/`` are::
 
-    job                     the incarnation: its token, its lease, its bounds; written once, then only removed
+    job                     the incarnation: its token, its lease, its limits of nodes; written once, then only removed
     <token>/member/<name>   one key for each member, on a lease of its own that ends soon after its agent died
     <token>/key/<key>       the keys of the store
 
@@ -44,7 +44,8 @@ class Incarnation:
 
     token: str
     lease: int
-    bounds: tuple[int, int]
+    #: The job's ``min_nodes`` and ``max_nodes``.
+    node_limits: tuple[int, int]
 
     @classmethod
     def new(cls, settings: Settings) -> Incarnation:
@@ -53,7 +54,7 @@ class Incarnation:
 
     def encode(self) -> bytes:
         """Return the value of the key ``job``."""
-        return f"{_VERSION} {self.token} {self.lease:x} {self.bounds[0]} {self.bounds[1]}".encode()
+        return f"{_VERSION} {self.token} {self.lease:x} {self.node_limits[0]} {self.node_limits[1]}".encode()
 
     @classmethod
     def decode(cls, value: bytes, key: str) -> Incarnation:
