@@ -187,7 +187,7 @@ def test_nodes_with_and_without_the_token_do_not_wait_for_each_other_in_silence(
     subject: Subject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, late_one_has: str
 ) -> None:
     if subject.is_hosted and subject.backend.name == "tcp":
-        pytest.skip("there, one without the token is not let in")
+        pytest.skip("the store tcp refuses a node without the token before the rendezvous begins")
     job = subject.job()
     job.open(min_nodes=2, max_nodes=2)
     one = job.member(2, 2)

@@ -165,7 +165,7 @@ def test_a_job_behind_a_firewall_uses_only_the_ports_that_it_was_given(machines:
     """In the second round too, while connections of the first one still hold the only port that there is."""
     closed = machines[0].do("nft --file -", FIREWALL)
     if closed.returncode:
-        pytest.skip(f"there is no firewall to be had here: {closed.stderr.strip()}")
+        pytest.skip(f"no firewall can be made here: {closed.stderr.strip()}")
     program = tmp_path / "meets.py"
     program.write_text(MEETS)
     flags = ("--rdzv-backend=tcp", "--rdzv-endpoint=one:29400", "--rdzv-auth=off", "--max-restarts=1")

@@ -16,8 +16,12 @@ runs_a_job = pytest.mark.needs("quorate-process-local", "quorate-rendezvous-stat
 
 
 def clean_environment(**more: str) -> dict[str, str]:
+    """Return the environment without the variables of a job; which plugins are left out stays as it is."""
     own = ("PET_", "TORCHELASTIC_", "TORCH_ELASTIC_", "QUORATE_", "OMP_NUM", "PYTHON_EXEC", "RANK", "WORLD_SIZE")
-    return {**{name: value for name, value in os.environ.items() if not name.startswith(own)}, **more}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    if "QUORATE_DISABLE_PLUGINS" in os.environ:
+        kept["QUORATE_DISABLE_PLUGINS"] = os.environ["QUORATE_DISABLE_PLUGINS"]
+    return {**kept, **more}
 
 
 def quorate(*argv: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

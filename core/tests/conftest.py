@@ -12,6 +12,7 @@ import pytest
 from core.tests.cli_runs import clean_environment
 
 from quorate import PluginHost, hookimpl
+from quorate.plugins import find_plugins
 from quorate.records import (
     RoundSummary,
 )
@@ -45,6 +46,22 @@ class Tree:
 
     def host(self, **others: Any) -> PluginHost:
         return PluginHost([str(self.folder)], warn=self.sentences.append, **others)
+
+
+@pytest.fixture(scope="session")
+def installed_plugins() -> str:
+    """What ``QUORATE_DISABLE_PLUGINS`` has to be so that no installed plugin is used."""
+    return ",".join(sorted({plugin.distribution for plugin in find_plugins()}))
+
+
+@pytest.fixture(autouse=True)
+def no_plugins_unless_needed(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, installed_plugins: str
+) -> None:
+    """Let a test without the marker ``needs`` find no plugin, as in ``make test-core``."""
+    if request.node.get_closest_marker("needs") is None:
+        monkeypatch.setattr("quorate.plugins._host", None)
+        monkeypatch.setenv("QUORATE_DISABLE_PLUGINS", installed_plugins)
 
 
 @pytest.fixture

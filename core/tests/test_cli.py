@@ -148,6 +148,7 @@ def test_a_wrong_word_for_the_use_of_the_token_is_refused() -> None:
     assert "is not one of auto, required, off" in result.stderr
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_a_job_that_must_be_protected_does_not_start_without_a_token(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("print('started')")

@@ -82,6 +82,7 @@ def test_where_the_nodes_meet(argv: list[str], meeting: tuple[Any, ...]) -> None
         (["--standalone", "--master-port-range=5:9", "--master-port=7"], {}, (None, "5:9")),
     ],
 )
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_the_port_of_the_workers_or_the_range_that_it_is_from(
     argv: list[str], environment: dict[str, str], expected: tuple[int | None, str | None]
 ) -> None:
@@ -89,6 +90,7 @@ def test_the_port_of_the_workers_or_the_range_that_it_is_from(
     assert (made.master_port, made.rendezvous_parameters().get("master_port_range")) == expected
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_a_port_and_a_range_contradict_each_other() -> None:
     with pytest.raises(UsageError, match="--master-port=7 and --master-port-range=5:9 contradict each other"):
         config_of("--master-port=7", "--master-port-range=5:9")
@@ -148,6 +150,7 @@ def test_options_of_plugins_are_flags_too() -> None:
         flags_with([CliOption("nnodes", "no")])
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_a_new_flag_is_a_row_of_the_table_and_what_reads_the_setting() -> None:
     """CONTRIBUTING promises that a flag touches two files."""
     row = Flag("cell-count", "N", None, kind.whole, "how many", is_setting=True)

@@ -166,6 +166,7 @@ def test_a_grace_that_the_scheduler_does_not_leave_is_told(
     assert (sentence in capsys.readouterr().err) is is_told
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_the_grace_is_bounded_by_what_the_scheduler_leaves() -> None:
     config = build_config(read(), evolve(JOB, kill_seconds=4.0))
     handler = get_rendezvous_handler(RendezvousParameters("standalone", "", "x", 1, 1))

@@ -114,6 +114,7 @@ def test_the_spellings_of_torchelastic_are_understood() -> None:
     assert config(rdzv_timeout=44).timeouts().join_timeout == 44.0
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_a_worker_specification_has_the_defaults_and_the_bounds_of_a_launch() -> None:
     made = config()
     handler = get_rendezvous_handler(made.rendezvous_parameters())
@@ -164,6 +165,7 @@ def test_all_time_outs_reach_the_rendezvous_beside_the_backends_own_settings() -
     assert {name: parameters.get(name) for name in attrs.asdict(made.timeouts())} == attrs.asdict(made.timeouts())
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_one_node_without_an_endpoint_stands_alone_and_several_meet_over_tcp() -> None:
     assert config().rendezvous_parameters().backend == "standalone"
     assert config(rdzv_endpoint="h:1").rendezvous_parameters().backend == "tcp"
@@ -207,6 +209,7 @@ def test_a_single_nodes_job_gets_a_new_run_id_at_each_launch() -> None:
     assert len({first, second, "none", ""}) == 4
 
 
+@pytest.mark.needs("quorate-rendezvous-c10d")
 def test_nodes_that_spell_the_endpoint_differently_still_agree_on_the_run_id() -> None:
     ids = {
         config(2, 2, rdzv_backend="c10d", rdzv_endpoint=endpoint).rendezvous_parameters().run_id
@@ -215,6 +218,7 @@ def test_nodes_that_spell_the_endpoint_differently_still_agree_on_the_run_id() -
     assert len(ids) == 1
 
 
+@pytest.mark.needs("quorate-rendezvous-etcd")
 def test_a_store_that_others_use_too_needs_a_run_id() -> None:
     shared = config(2, 2, rdzv_backend="etcd", rdzv_endpoint="h:2379")
     with pytest.raises(UsageError, match="set --rdzv-id"):
@@ -222,6 +226,7 @@ def test_a_store_that_others_use_too_needs_a_run_id() -> None:
     assert attrs.evolve(shared, run_id="mine").rendezvous_parameters().run_id == "mine"
 
 
+@pytest.mark.needs("quorate-rendezvous-static")
 def test_the_rank_is_a_setting_of_the_backend_and_a_hint_for_the_ranks() -> None:
     made = config(2, 2, rdzv_backend="static", rdzv_endpoint="h:1", node_rank=1)
     assert made.rendezvous_parameters().get_as_int("rank") == 1

@@ -10,11 +10,11 @@ from quorate.testing import StoreConformance
 from .memory import MemoryCell, shared_by_run
 
 ABSENT = {
-    "entry_point": "it is a part of the core",
-    "endpoint": "it lives in this process",
-    "partition": "there is no network",
-    "pause": "there is no server",
-    "restart": "there is no server",
+    "entry_point": "this backend is a part of the core, which has no entry point",
+    "endpoint": "this backend lives in the test's own process",
+    "partition": "this backend uses no network",
+    "pause": "this backend has no server",
+    "restart": "this backend has no server",
 }
 
 
@@ -29,7 +29,7 @@ class TestInMemoryStore(StoreConformance):
 
 class TestCellStore(StoreConformance):
     backend = RendezvousBackend("cell", "for tests", open_store=shared_by_run(MemoryCell, CellStore))
-    absent = {**ABSENT, "interrupt": "a cell is waited for in slices"}
+    absent = {**ABSENT, "interrupt": "a wait for a cell is repeated in slices, which nothing interrupts"}
 
     @pytest.fixture
     def server(self) -> str:

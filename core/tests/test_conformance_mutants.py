@@ -26,7 +26,7 @@ from .mutant_stores import LeaksAThread
 from .mutants import MUTANTS, Mutant, backend_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
-ABSENT = {"entry_point": "it is not installed", "endpoint": "it lives in this process"}
+ABSENT = {"entry_point": "a mutant is not installed", "endpoint": "a mutant lives in the test's own process"}
 #: How long a mutant may hang; an honest store needs a fraction of this.
 TIMEOUT_SECONDS = 3.0
 #: These check the whole process, or measure a time, so that nothing else may run.

@@ -5,6 +5,8 @@ What does not live here: the parameters themselves (``_api``).
 
 from __future__ import annotations
 
+from copy import copy
+
 from ..cut_off import WhenCutOff, parse_when_cut_off
 from ..timeouts import Timeouts
 from ._api import RendezvousParameters
@@ -31,13 +33,6 @@ def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) ->
 
 def as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
     """Return parameters for a short visit: this node does not host the store, and connects within a short time."""
-    config = {**parameters.config, "is_host": False, "connect_timeout": _DECLINE_CONNECT_SECONDS}
-    return RendezvousParameters(
-        parameters.backend,
-        parameters.endpoint,
-        parameters.run_id,
-        parameters.min_nodes,
-        parameters.max_nodes,
-        parameters.local_addr,
-        **config,
-    )
+    guest = copy(parameters)
+    guest.config = {**parameters.config, "is_host": False, "connect_timeout": _DECLINE_CONNECT_SECONDS}
+    return guest
