@@ -204,6 +204,20 @@ def test_two_agents_of_three_leave_and_the_last_goes_on(make_nodes: Callable[...
     nodes.finish([agents[2]])
 
 
+def test_a_node_that_was_frozen_learns_how_the_job_has_ended_from_its_own_etcd(
+    make_nodes: Callable[..., Nodes],
+) -> None:
+    """The others are gone when it goes on, and nobody answers it any more."""
+    nodes = make_nodes("etcd-hosted", hosted_endpoint(), "2:3", lease_timeout=2, last_call_timeout=2)
+    agents = [nodes.start(rank) for rank in range(3)]
+    nodes.wait_for_world(3)
+    agents[2].send_signal(signal.SIGSTOP)
+    nodes.wait_for_world(2)
+    nodes.finish(agents[:2])
+    agents[2].send_signal(signal.SIGCONT)
+    assert agents[2].wait(DEADLINE) == 0, nodes.story()
+
+
 # --- machines that are cut off --------------------------------------------------------------------------------------
 
 

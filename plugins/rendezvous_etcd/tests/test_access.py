@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from quorate.clock import monotonic
 from quorate.errors import StoreUnavailableError, UsageError
 from quorate_rendezvous_etcd import EtcdServer
 
+from .certificates import Certificates
 from .etcd_harness import DEADLINE_SECONDS, Admin, InThread
 
 Open = Callable[..., Any]
@@ -24,36 +24,6 @@ MakeAdmin = Callable[..., Admin]
 
 
 # --- TLS ------------------------------------------------------------------------------------------
-
-
-class Certificates:
-    """A certificate authority, a server's certificate for 127.0.0.1 and a client's, made by openssl."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.ca_cert, self._ca_key = self._path("ca.pem"), self._path("ca.key")
-        self._openssl(
-            "req", "-x509", "-subj", "/CN=quorate test authority", "-keyout", self._ca_key, "-out", self.ca_cert
-        )
-        self.cert, self.key = self._issue("server", "127.0.0.1")
-        self.client_cert, self.client_key = self._issue("client", "127.0.0.1")
-
-    def _path(self, name: str) -> str:
-        return str(self._folder / name)
-
-    def _issue(self, name: str, address: str) -> tuple[str, str]:
-        cert, key, request, extra = (self._path(f"{name}.{suffix}") for suffix in ("pem", "key", "csr", "ext"))
-        Path(extra).write_text(f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n")
-        self._openssl("req", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
-        signer = ["-CA", self.ca_cert, "-CAkey", self._ca_key, "-CAcreateserial", "-extfile", extra]
-        self._run("x509", "-req", "-in", request, *signer, "-days", "2", "-out", cert)
-        return cert, key
-
-    def _openssl(self, *arguments: str) -> None:
-        self._run(arguments[0], "-newkey", "rsa:2048", "-nodes", "-days", "2", *arguments[1:])
-
-    def _run(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=DEADLINE_SECONDS)
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ class Session:
         #: Whether this worker has a place in a world, and the variables of it that are not set yet.
         self._is_assigned, self._changes = True, dict[str, str | None]()
         self._questions, self._answers = 0, dict[int, bool]()
-        self._is_over = False
+        self._is_over = self._has_ended = False
         self._owner = os.getpid()
         self._main = threading.main_thread().ident
         signal.signal(_SIGNAL, self._on_signal)
@@ -79,7 +79,7 @@ class Session:
     def wait_for_request(self, timeout: float) -> bool:
         """Return whether the agent asks this worker to leave its world within ``timeout`` seconds."""
         with self.changed:
-            self.changed.wait_for(lambda: self.is_asked_to_leave or self._is_over, timeout)
+            self.changed.wait_for(lambda: self.is_asked_to_leave or self._is_over or self._has_ended, timeout)
             return self.is_asked_to_leave
 
     def wait_for_assignment(self) -> None:
@@ -112,19 +112,38 @@ class Session:
         self.changed.notify_all()
 
     def end(self) -> bool:
-        """Be a worker like any other from now on, unless the agent asks this one to leave; return whether it is."""
+        """Be a worker like any other from now on, unless the agent asks this one to leave; return whether it is.
+
+        The agent still answers whether the world is the job's: programs write their last checkpoint after it.
+        """
         with self.changed:
             if self.is_asked_to_leave:
                 return False
-            self.place, self._is_over = None, True
-            try:
-                self._channel.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the agent is gone
+            self.place, self._has_ended = None, True
+            self._send({"end": True})
             return True
 
+    def forget(self) -> None:
+        """In a forked child: the channel is the parent's alone, and the lock may be held by a thread of the parent."""
+        self.changed = threading.Condition()
+        self.place, self._is_over = None, True
+        self._channel.close()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is another process than the one that is live."""
+        return os.getpid() != self._owner
+
     def is_current(self) -> bool:
-        """Ask the agent whether the world that this worker is in is still the job's."""
+        """Ask the agent whether the world that this worker is in is still the job's.
+
+        Raises:
+            RuntimeError: this is a forked child, which has no agent.
+        """
+        if self.is_forked:
+            raise RuntimeError(
+                "world.commit() must be called in the process that has called worlds(), not in its child"
+            )
         with self.changed:
             if self.is_asked_to_leave or self._is_over:
                 return False
@@ -139,7 +158,7 @@ class Session:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         place = self.place
-        if place is not None and self.is_asked_to_leave and os.getpid() == self._owner:
+        if place is not None and self.is_asked_to_leave and not self.is_forked:
             place.interrupt(frame)
 
     # --- on the thread ----------------------------------------------------------------------------------------------
@@ -176,6 +195,8 @@ class Session:
 
     def _take(self, message: Mapping[str, Any]) -> None:
         if "leave" in message:
+            if self._has_ended:
+                return  # it was sent before the agent knew; this worker is stopped
             self._asked = message["leave"]
             if self.place is None:
                 self._acknowledge()  # the main thread is in no world

@@ -43,7 +43,8 @@ def worlds() -> Iterator[World]:
     there is one world.
 
     Raises:
-        RuntimeError: this is not the main thread, which alone can be interrupted.
+        RuntimeError: this is not the main thread, which alone can be interrupted; or the body of the loop has no ``with
+            world``.
     """
     global _session
     if threading.current_thread() is not threading.main_thread():
@@ -56,6 +57,8 @@ def worlds() -> Iterator[World]:
             _session.wait_for_assignment()
         world = World(_session, number)
         yield world
+        if not world.was_entered:
+            raise RuntimeError("a world was not entered: put what a worker does in a round into 'with world:'")
         if not world.has_ended:
             return
         number += 1
@@ -67,6 +70,7 @@ class World:
 
     Attributes:
         number: how many worlds this process was in before.
+        was_entered: whether ``with world`` has begun.
         has_ended: whether the round is over, so that another world follows.
     """
 
@@ -77,7 +81,7 @@ class World:
         self._is_held = False
         self._is_updating = False
         self._pending_since: float | None = None
-        self.has_ended = False
+        self.has_ended = self.was_entered = False
 
     # --- what a program asks ----------------------------------------------------------------------------------------
 
@@ -148,6 +152,7 @@ class World:
     # --- entering and leaving ---------------------------------------------------------------------------------------
 
     def __enter__(self) -> World:
+        self.was_entered = True
         session = self._session
         if session is not None:
             session.enter(self)
@@ -161,6 +166,8 @@ class World:
     ) -> bool:
         self._is_open = False
         session, groups = self._session, self._groups
+        if session is not None and session.is_forked:
+            return False  # the groups are the parent's
         if session is None or groups is None:
             if error is None:
                 _groups.destroy()
@@ -247,7 +254,9 @@ def _wait_for_threads(groups: Groups) -> None:
 def _forget_parent() -> None:
     """In a forked child: the channel and the worlds are the parent's."""
     global _session
-    _session = None
+    if _session is not None:
+        _session.forget()
+        _session = None
 
 
 os.register_at_fork(after_in_child=_forget_parent)

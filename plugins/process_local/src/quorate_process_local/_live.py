@@ -10,6 +10,7 @@ worker      ``{"live": 1}``: from now on it can be released; answered by ``{"wel
 agent       ``{"leave": n}``: leave your world
 worker      ``{"left": n}``: it has left its world, and waits
 agent       ``{"assign": {name: value or null, ...}}``: the variables that differ in the next world
+worker      ``{"end": true}``: its last world has ended by itself; from now on it cannot be released
 worker      ``{"ask": n}``: is its world still the job's?  Answered by ``{"answer": n, "is_current": boolean}``
 ==========  ==========================================================================================================
 
@@ -197,6 +198,10 @@ class Live:
                 self.on_live()
         elif message.get("left") == channel.number and worker.leave_by is not None:
             worker.leave_by, worker.has_left = None, True
+        elif message.get("end") is True:
+            channel.is_open = False
+            if worker.leave_by is not None:
+                worker.leave_by = 0.0  # long past
         elif "ask" in message:
             channel.send({"answer": message["ask"], "is_current": self._is_current(worker)})
 

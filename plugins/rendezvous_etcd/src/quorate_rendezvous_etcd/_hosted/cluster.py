@@ -22,7 +22,7 @@ from quorate.clock import monotonic
 from quorate.errors import QuorateError
 from quorate.net import Endpoint
 
-from .._dial import dial
+from .._dial import describe, dial
 from .._settings import Settings
 from .._tls import make_tls_context
 from .._v3.client import Client
@@ -147,6 +147,21 @@ class Cluster:
         except QuorateError as error:
             return Event(EventKind.REFUSED, problem=str(error)), None
 
+    def describe_others(self) -> str:
+        """Return how each other member answers this one now, for messages; by any thread."""
+        return "; ".join(
+            f"{peer}: {self._answer_of(peer)}" for index, peer in enumerate(self._names.peers) if index != self._index
+        )
+
+    def _answer_of(self, peer: Endpoint) -> str:
+        try:
+            self._members_at(peer)
+        except ssl.SSLError as error:
+            return f"TLS fails ({describe(error)}); compare ca_cert, and the names and the usage in both certificates"
+        except (OSError, ValueError) as error:
+            return describe(error)
+        return "answers"
+
     # --- the others ---------------------------------------------------------------------------------------------------
 
     def leave(self) -> bool:
@@ -202,10 +217,7 @@ class Cluster:
         def secure(sock: Any) -> Any:
             return sock if self._tls is None else self._tls.wrap_socket(sock, server_hostname=peer.host)
 
-        try:
-            sock = dial(peer, deadline, lambda sock: None, lambda sock: sock.close(), secure)
-        except ssl.SSLError as error:
-            raise OSError(str(error)) from None
+        sock = dial(peer, deadline, lambda sock: None, lambda sock: sock.close(), secure)
         with sock:
             sock.settimeout(max(0.001, deadline - monotonic()))
             sock.sendall(f"GET /members HTTP/1.1\r\nHost: {peer}\r\nConnection: close\r\n\r\n".encode())

@@ -39,6 +39,8 @@ _OUTLIVE_SECONDS = 6.0
 LEAVE_SECONDS = 5.0
 #: While the server starts, this often the agent's end is looked for.
 _LOOK_SECONDS = 3600.0
+#: What shows that the cluster was there.
+_MET = {EventKind.IS_MEMBER, EventKind.IS_STRANGER, EventKind.REMOVED, EventKind.ADDED, EventKind.READY}
 _WAS_REMOVED = ("permanently removed from the cluster",)
 _IS_KNOWN = ("has already been bootstrapped", "member count is unequal", "cluster ID mismatch")
 
@@ -77,6 +79,8 @@ class HostedMember:
         self._thread = threading.Thread(target=self._run, name="quorate-etcd-hosted", daemon=True)
         self._owner = os.getpid()
         self.state = State()
+        #: Whether this member has been part of the cluster, or has heard of it.
+        self.has_met = False
         close_in_children(self)
 
     @property
@@ -109,6 +113,11 @@ class HostedMember:
         return self.is_serving
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it ends, or has ended."""
+        return self._stopping.is_set()
+
+    @property
     def is_serving(self) -> bool:
         """Whether it has a vote and serves."""
         return self.state.phase is Phase.SERVING
@@ -116,7 +125,9 @@ class HostedMember:
     def describe(self) -> str:
         """Return how far it is, for messages."""
         problem = f": {self.state.problem}" if self.state.problem else ""
-        return f"the member at {self.endpoint}, on this machine, is {self.state.phase.value}{problem}"
+        others = self._cluster.describe_others()
+        others = f" ({others})" if others else ""
+        return f"the member at {self.endpoint}, on this machine, is {self.state.phase.value}{problem}{others}"
 
     def close(self, leaves: bool) -> None:
         """End it and remove its data.  ``leaves``: the job goes on, and its cluster is told to go on without it."""
@@ -167,6 +178,7 @@ class HostedMember:
         before = self.state
         with self._changed:
             self.state = step(before, event)
+            self.has_met = self.has_met or event.kind in _MET
             self._changed.notify_all()
         if before.phase is Phase.SERVING and self.state.phase is not Phase.SERVING and not self._stopping.is_set():
             what = "was removed from its cluster" if event.kind is EventKind.WAS_REMOVED else "has ended"

@@ -6,14 +6,14 @@ What does not live here: the member (:mod:`.member`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import final
+from typing import TypeVar, final
 
 from attrs import evolve
 
 from quorate.clock import monotonic, sleep
-from quorate.errors import QuorateError, StoreUnavailableError, UsageError
+from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError, UsageError
 from quorate.job_token import STORE_PURPOSE, job_token_of
 from quorate.rendezvous import LastWordWriter, RendezvousParameters, Write, job_is_over
 
@@ -21,6 +21,8 @@ from .._settings import Settings
 from .._v3.store import EtcdStore
 from .binary import find_hosted_binary
 from .cluster import Cluster, Identity
+from .ending import Ending
+from .left_alone import LeftAlone
 from .member import LEAVE_SECONDS, HostedMember, MemberOptions
 from .names import Names, check, claim_name, parse_names, settings_of
 
@@ -29,8 +31,13 @@ __all__ = ["HostedEtcdStore", "open_store"]
 #: How long a member that no store uses runs on: the core opens the store again after an attempt that took too long.
 _ORPHAN_SECONDS = 10.0
 _LEAVE_PAUSE_SECONDS = 0.1
+#: For how long nobody listens at the other names before the job's etcd counts as ended: longer than it takes to start
+#: members again.
+_GONE_SECONDS = 10.0
+_LOOK_SECONDS, _OPEN_SECONDS = 1.0, 5.0
 _orphans: dict[tuple[str, str], tuple[HostedMember, threading.Timer]] = {}
 _orphaning = threading.Lock()
+_T = TypeVar("_T")
 
 
 def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
@@ -45,28 +52,51 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
     settings = settings_of(parameters, names)
     deadline = monotonic() + settings.connect_timeout_seconds
     member = _member_of(parameters, settings, names)
+    gone_seconds = min(_GONE_SECONDS, parameters.get_as_float("member_lost_timeout", _GONE_SECONDS))
     if member is None:
-        return HostedEtcdStore(EtcdStore(settings), None, parameters)
+        return HostedEtcdStore(EtcdStore(settings), None, parameters, Ending(names.endpoints, gone_seconds))
+    own = member.endpoint
+    others = tuple(endpoint for endpoint in names.endpoints if endpoint != own)
+    ending = Ending(others, gone_seconds)
     try:
-        own = member.endpoint
-        others = tuple(endpoint for endpoint in names.endpoints if endpoint != own)
-        if not member.wait_until_serving(deadline):
-            raise StoreUnavailableError(
-                f"the job's etcd at {settings.where} was not there within {settings.connect_timeout_seconds:g} s: "
-                f"{member.describe()}. It needs most of its members: start the agents on those machines, and make "
-                f"sure that they reach each other at the ports of --rdzv-endpoint and the ones behind"
-            )
-        left = max(1.0, deadline - monotonic())
-        store = EtcdStore(
-            evolve(settings, endpoints=(own, *others), begins_with_first=True, connect_timeout_seconds=left)
-        )
+        _wait_until_serving(member, ending, settings, deadline)
+        store = _open_at(member, ending, evolve(settings, endpoints=(own, *others), begins_with_first=True), deadline)
+    except StoreLostError:
+        member.close(leaves=False)
+        raise
     except StoreUnavailableError:
         _leave_behind(parameters, member)
         raise
     except BaseException:
         member.close(leaves=False)
         raise
-    return HostedEtcdStore(store, member, parameters)
+    return HostedEtcdStore(store, member, parameters, ending)
+
+
+def _wait_until_serving(member: HostedMember, ending: Ending, settings: Settings, deadline: float) -> None:
+    while not member.wait_until_serving(min(deadline, monotonic() + _LOOK_SECONDS)):
+        if member.has_met:
+            ending.check()
+        if monotonic() >= deadline or member.is_closed:
+            raise StoreUnavailableError(
+                f"the job's etcd at {settings.where} was not there within {settings.connect_timeout_seconds:g} s: "
+                f"{member.describe()}. It needs most of its members: start the agents on those machines, and make "
+                f"sure that they reach each other at the ports of --rdzv-endpoint and the ones behind"
+            )
+
+
+def _open_at(member: HostedMember, ending: Ending, settings: Settings, deadline: float) -> EtcdStore:
+    """Open the store at a member that serves; its cluster may end meanwhile."""
+    while True:
+        left = max(1.0, min(_OPEN_SECONDS, deadline - monotonic()))
+        try:
+            return EtcdStore(evolve(settings, connect_timeout_seconds=left))
+        except StoreLostError:
+            raise
+        except StoreUnavailableError:
+            ending.check()
+            if monotonic() >= deadline or member.is_closed:
+                raise
 
 
 def _member_of(parameters: RendezvousParameters, settings: Settings, names: Names) -> HostedMember | None:
@@ -140,9 +170,14 @@ def _write_and_leave(write: LastWordWriter, identity: Identity, writes: Sequence
 class HostedEtcdStore:
     """Implements Store with the abilities ``batch``, ``interrupt``, ``last word`` and ``hosted``."""
 
-    def __init__(self, store: EtcdStore, member: HostedMember | None, parameters: RendezvousParameters) -> None:
-        self._store, self.member, self._parameters = store, member, parameters
-        self._closed = False
+    def __init__(
+        self, store: EtcdStore, member: HostedMember | None, parameters: RendezvousParameters, ending: Ending
+    ) -> None:
+        self._store, self.member, self._parameters, self._ending = store, member, parameters, ending
+        token = job_token_of(parameters.config)
+        self._key = None if token is None else token.key(parameters.run_id, STORE_PURPOSE)
+        self._left_alone = LeftAlone(store)
+        self._has_ended = self._closed = False
 
     @property
     def is_host(self) -> bool:
@@ -156,25 +191,26 @@ class HostedEtcdStore:
 
     def create(self, key: str, value: bytes) -> bool:
         """See :class:`quorate.rendezvous.Store`, as for all methods below."""
-        return self._store.create(key, value)
+        return self._perform(lambda store: store.create(key, value))
 
     def put(self, key: str, value: bytes) -> None:
-        self._store.put(key, value)
+        self._perform(lambda store: store.put(key, value))
 
     def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
-        self._store.put_many(items)
+        self._perform(lambda store: store.put_many(items))
 
     def add(self, key: str, amount: int) -> int:
-        return self._store.add(key, amount)
+        return self._perform(lambda store: store.add(key, amount))
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        return self._store.get(keys)
+        return self._perform(lambda store: store.get(keys))
 
     def wait(self, key: str, timeout: float) -> bytes | None:
-        return self._store.wait(key, timeout)
+        return self._perform(lambda store: store.wait(key, timeout))
 
     def interrupt(self) -> None:
         self._store.interrupt()
+        self._left_alone.interrupt()
 
     def last_word_writer(self) -> LastWordWriter:
         write = self._store.last_word_writer()
@@ -200,9 +236,33 @@ class HostedEtcdStore:
         self.member.close(leaves=goes_on)
 
     def _job_goes_on(self) -> bool:
-        token = job_token_of(self._parameters.config)
-        key = None if token is None else token.key(self._parameters.run_id, STORE_PURPOSE)
         try:
-            return not job_is_over(self._store, key)
+            return not self._has_ended and not job_is_over(self._store, self._key)
         except QuorateError:
             return False
+
+    # --- the end of the job, where this node was away -----------------------------------------------------------------
+
+    def _perform(self, operation: Callable[[EtcdStore | LeftAlone], _T]) -> _T:
+        """Carry ``operation`` out, at the member that is left alone once that one knows the job's end.
+
+        Raises:
+            StoreLostError: the job's etcd has ended, and what became of the job is not known here.
+        """
+        try:
+            return operation(self._left_alone if self._has_ended else self._store)
+        except StoreLostError:
+            raise
+        except StoreUnavailableError:
+            if self._has_ended or not self._knows_the_end():
+                self._ending.check()
+                raise
+        return operation(self._left_alone)
+
+    def _knows_the_end(self) -> bool:
+        """Return whether the member of this node, which may be left alone, has recorded the job's end."""
+        try:
+            self._has_ended = self._has_ended or job_is_over(self._left_alone, self._key)
+        except QuorateError:
+            pass
+        return self._has_ended

@@ -64,6 +64,10 @@ class Requests:
         request = self._messages.RangeRequest(key=key, revision=revision, keys_only=without_value)
         return self._messages.RequestOp(request_range=request)
 
+    def get_here(self, key: bytes) -> Any:
+        """Read ``key`` as the member that is asked knows it, which may have missed newer writes."""
+        return self._messages.RequestOp(request_range=self._messages.RangeRequest(key=key, serializable=True))
+
     def first_key(self, prefix: bytes) -> Any:
         """Read the first key that starts with ``prefix``, without its value."""
         request = self._messages.RangeRequest(key=prefix, range_end=end_of_prefix(prefix), limit=1, keys_only=True)

@@ -39,6 +39,7 @@ __all__ = ["EtcdStore", "open_store"]
 # By default etcd accepts 128 operations and 1.5 MiB in one request.
 _MOST_OPERATIONS = 120
 _MOST_BYTES = 1_200_000
+_HERE_SECONDS = 1.0
 
 
 def open_store(settings: Settings) -> EtcdStore:
@@ -136,6 +137,21 @@ class EtcdStore:
         """Return the values of ``keys``; one request for every 120."""
         records = self._read(keys)
         return [None if found is None else data_of(key, found) for key, found in zip(keys, records, strict=True)]
+
+    def get_here(self, keys: Sequence[str]) -> list[bytes | None]:
+        """As :meth:`get`, from one member that does not ask the others: it may have missed newer writes."""
+        records = self._read_here(keys)
+        return [None if found is None else data_of(key, found) for key, found in zip(keys, records, strict=True)]
+
+    def count_here(self, key: str) -> int:
+        """As ``add(key, 0)``, from one member."""
+        (found,) = self._read_here([key])
+        return 0 if found is None else count_of(key, found)
+
+    def _read_here(self, keys: Sequence[str]) -> list[Any]:
+        gets = [self._requests.get_here(self._key(key)) for key in keys[:_MOST_OPERATIONS]]
+        request = self._requests.transaction([], gets)
+        return [_record_in(each) for each in self._client.transact(request, monotonic() + _HERE_SECONDS).responses]
 
     def wait(self, key: str, timeout: float) -> bytes | None:
         """Block until ``key`` exists; ``None`` after ``timeout`` seconds or an :meth:`interrupt`."""

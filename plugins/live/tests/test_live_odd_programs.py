@@ -1,0 +1,64 @@
+"""Live workers without torch that do what programs do now and then: fork, or forget the ``with``."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from .live_jobs import DEADLINE_SECONDS, QUORATE
+
+_FORKS = """
+import os, signal, time
+from quorate_live import worlds
+
+own = os.getpid()
+for world in worlds():
+    with world:
+        first, rank = os.environ["QUORATE_GENERATION"] == "1", os.environ["RANK"]
+        if first and os.fork() == 0:
+            try:
+                world.commit()
+            except RuntimeError as error:
+                print("child", rank, "is told", error, flush=True)
+            continue  # it leaves the world as its parent does
+        if first:
+            os.wait()
+            time.sleep(0.3)
+            print("parent", rank, "commits", world.commit(), flush=True)
+        if first and rank == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if first:
+            time.sleep(60)
+if os.getpid() == own:
+    print("finally", rank, "commits", world.commit(), flush=True)
+"""
+_FORGETS = """
+from quorate_live import worlds
+
+for world in worlds():
+    print("in no world", flush=True)
+"""
+
+
+def run(folder: Path, program: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    path = folder / "program.py"
+    path.write_text(program)
+    command = [QUORATE, "run", "--standalone", "--nproc-per-node=2", *flags, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_SECONDS, cwd=folder)
+
+
+def test_a_forked_child_leaves_its_parents_world_alone(tmp_path: Path) -> None:
+    """The channel to the agent is the parent's, which lives on after the child has left the block."""
+    done = run(tmp_path, _FORKS, "--max-restarts=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for rank in (0, 1):
+        assert f"child {rank} is told world.commit() must be called in the process" in done.stdout
+        assert f"parent {rank} commits True" in done.stdout
+        assert f"finally {rank} commits True" in done.stdout, "for the last checkpoint"
+    assert "1 worker(s) live on" in done.stderr, done.stderr
+
+
+def test_a_world_that_is_not_entered_is_a_mistake(tmp_path: Path) -> None:
+    done = run(tmp_path, _FORGETS)
+    assert done.returncode == 1
+    assert "put what a worker does in a round into 'with world:'" in done.stderr
