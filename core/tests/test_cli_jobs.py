@@ -291,4 +291,4 @@ def test_a_command_that_a_plugin_offers_is_found(tmp_path: Path) -> None:
     assert "did you mean 'quorate hello'?" in quorate("helo", PYTHONPATH=str(tmp_path)).stderr
     done = quorate("broken", PYTHONPATH=str(tmp_path))
     assert done.returncode == ExitCode.PLUGIN
-    assert "'broken' of offered could not be loaded: AttributeError" in done.stderr
+    assert "'broken' of offered could not be loaded: it raised AttributeError" in done.stderr

@@ -17,7 +17,7 @@ from ._isolation import described, raise_if_interrupted, shown
 from ._poll import Poll
 from .records import Cause, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
 
-__all__ = ["DecisionMaker", "is_environment"]
+__all__ = ["DecisionMaker", "is_environment", "is_passable"]
 
 _Arguments = Sequence[Any]
 #: In bytes, with the NUL at its end (execve(2): MAX_ARG_STRLEN).
@@ -131,12 +131,12 @@ def _check_launch(answer: Any, arguments: _Arguments) -> str:
 def is_environment(value: Any) -> bool:
     """Return whether the system takes ``value`` as the environment of a process, or as a part of it."""
     return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(text, str) and name and "=" not in name and _is_passable(f"{name}={text}")
+        isinstance(name, str) and isinstance(text, str) and name and "=" not in name and is_passable(f"{name}={text}")
         for name, text in value.items()
     )
 
 
-def _is_passable(text: Any) -> bool:
+def is_passable(text: Any) -> bool:
     """Return whether ``text`` can be handed to a process: without NUL, and without halves of characters."""
     if not isinstance(text, str) or "\0" in text:
         return False
@@ -148,9 +148,9 @@ def _is_passable(text: Any) -> bool:
 
 #: Field -> whether a starter can use a value of it.
 _LAUNCH_FIELDS: Mapping[str, Callable[[Any], bool]] = {
-    "entrypoint": lambda value: (value != "" and _is_passable(value)) or callable(value),
+    "entrypoint": lambda value: (value != "" and is_passable(value)) or callable(value),
     "args": lambda value: isinstance(value, tuple),
-    "error_file": _is_passable,
+    "error_file": is_passable,
     "logs": lambda value: isinstance(value, WorkerLogs),
     "cpus": lambda value: value is None or all(type(cpu) is int and cpu >= 0 for cpu in value),
     "memory_node": lambda value: value is None or (type(value) is int and value >= 0),

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from .errors import PluginError, QuorateError, remedy_for
 from .text import printable
 
-__all__ = ["call_plugin", "described", "problem_of", "raise_if_interrupted", "shown"]
+__all__ = ["call_plugin", "checked_answer", "described", "problem_of", "raise_if_interrupted", "shown"]
 
 _T = TypeVar("_T")
 _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
@@ -33,6 +33,24 @@ def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
     except BaseException as error:
         raise_if_interrupted(error)
         raise PluginError(f"{what} raised {described(error)}") from error
+
+
+def checked_answer(
+    what: str, is_good: Callable[[Any], bool], wanted: str, function: Callable[..., Any], *arguments: Any
+) -> Any:
+    """As :func:`call_plugin`, for an answer that has to be ``wanted``; all methods of an answer may raise anything.
+
+    Raises:
+        PluginError: also where the answer is not good; the message begins with ``what``.
+    """
+
+    def ask() -> Any:
+        answer = function(*arguments)
+        if not is_good(answer):
+            raise PluginError(f"{what} answered {shown(answer)}, which is not {wanted}")
+        return answer
+
+    return call_plugin(what, ask)
 
 
 def described(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ._isolation import raise_if_interrupted
+from ._isolation import problem_of, raise_if_interrupted
 from .agent import LocalElasticAgent, RunResult, WorkerSpec
 from .backends import get_rendezvous_handler
 from .config import LaunchConfig
@@ -54,7 +54,7 @@ def _shut_down(handler: RendezvousHandler) -> None:
         handler.shutdown()
     except BaseException as problem:
         raise_if_interrupted(problem)
-        warn(f"the rendezvous could not be shut down: {type(problem).__name__}: {problem}")
+        warn(f"the rendezvous could not be shut down: {problem_of(problem)}")
 
 
 def _name_of(spec: WorkerSpec, args: tuple[Any, ...]) -> str:

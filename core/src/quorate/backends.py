@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._isolation import call_plugin
+from ._isolation import call_plugin, checked_answer
 from .catalogue import PluginKind
 from .cut_off import CUT_OFF_SETTINGS
 from .errors import UsageError
@@ -25,7 +25,7 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
     Raises:
         UnknownBackendError: no plugin offers it; the message names the installed backends, and the pip command.
         UsageError: the backend refuses the parameters.
-        PluginError: the backend raised what it must not.
+        PluginError: the backend raised what it must not, or opened what is not a handler.
     """
     host = host or get_host()
     backend: RendezvousBackend = host.choose(PluginKind.RENDEZVOUS, parameters.backend)
@@ -36,7 +36,14 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
         call_plugin(f"rendezvous backend {backend.name!r}", backend.check, parameters)
     _check_protection(parameters, backend)
     if backend.open_handler is not None:
-        return call_plugin(f"rendezvous backend {backend.name!r}", backend.open_handler, parameters)
+        handler: RendezvousHandler = checked_answer(
+            f"rendezvous backend {backend.name!r}",
+            lambda answer: isinstance(answer, RendezvousHandler),
+            "a RendezvousHandler",
+            backend.open_handler,
+            parameters,
+        )
+        return handler
     from .rendezvous import StoreRendezvousHandler  # keeps the protocol off the path of jobs without a store
 
     return StoreRendezvousHandler(parameters, backend, host)

@@ -122,9 +122,9 @@ class ClusterJob:
         """Return what ``seconds_left`` answers, ``None`` where it fails or its answer is not a time.  Never raises."""
         try:
             left = None if self.seconds_left is None else self.seconds_left()
-        except (Exception, SystemExit):  # a plugin's: a warning counts without it
+            return float(left) if left is not None and _is_time(left) else None
+        except BaseException:  # a plugin's: a warning counts without it
             return None
-        return float(left) if left is not None and _is_time(left) else None
 
     def to_json(self) -> dict[str, str]:
         """Return what reports say of the scheduler's job."""

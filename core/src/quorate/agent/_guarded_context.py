@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
-from .._isolation import call_plugin, shown
-from ..errors import PluginError
+from .._isolation import checked_answer
 from ..records import WorkerExited, WorkerLaunch
 from ..starter import (
     DeliversResults,
@@ -37,8 +36,7 @@ class GuardedContext:
 
     def __init__(self, start_method: str, context: Any) -> None:
         self._name = f"start method {start_method!r}"
-        if not isinstance(context, ProcessContext):
-            raise PluginError(f"{self._name} answered {shown(context)}, which is not a process context")
+        checked_answer(self._name, _is_context, "a process context", lambda: context)
         self._context: Any = context
         self._delivers, self._leaves_behind = isinstance(context, DeliversResults), isinstance(context, LeavesBehind)
         self.can_release = isinstance(context, ReleasesWorkers)
@@ -112,13 +110,16 @@ class GuardedContext:
         return answer
 
     def _ask(self, method: str, is_good: Callable[[Any], bool], *arguments: Any) -> Any:
-        def ask() -> Any:
-            answer = getattr(self._context, method)(*arguments)
-            if not is_good(answer):
-                raise PluginError(f"{self._name}: {method}() answered {shown(answer)}, which has the wrong type")
-            return answer
+        return checked_answer(
+            f"{self._name}: {method}()",
+            is_good,
+            "of the right type",
+            lambda: getattr(self._context, method)(*arguments),
+        )
 
-        return call_plugin(f"{self._name}: {method}()", ask)
+
+def _is_context(answer: Any) -> bool:
+    return isinstance(answer, ProcessContext)
 
 
 def _is_anything(answer: Any) -> bool:

@@ -14,6 +14,7 @@ from attrs import evolve
 from ..catalogue import EventSink, PluginKind
 from ..clock import monotonic
 from ..errors import (
+    PluginError,
     PreemptedError,
     QuorateError,
     RendezvousClosedError,
@@ -31,6 +32,8 @@ from ..records import Event, Verdict
 from ..verdict import JobVerdict
 from . import _protocol as protocol
 from ._environment import check_visible_devices
+from ._guarded_handler import guarded
+from ._guarded_logs import guarded_logs
 from ._protocol import Phase
 from ._reports import Reporter, level_of
 from ._runner import Runner
@@ -93,13 +96,13 @@ class LocalElasticAgent:
             spec = evolve(spec, shutdown_timeout=shutdown_timeout)
         check_visible_devices(spec)
         level_of(os.environ.get("QUORATE_LOG"))
+        given, spec = spec, evolve(spec, rdzv_handler=guarded(spec.rdzv_handler))
         self._spec = spec
         self._health_check_server = health_check_server
         self._logs_specs = DefaultLogsSpecs() if logs_specs is None else logs_specs
-        self._settings = RunSettings(
-            spec, self._logs_specs, start_method, exit_barrier_timeout, log_line_prefix_template
-        )
-        self._group = WorkerGroup(spec)
+        guarded_specs = guarded_logs(self._logs_specs)
+        self._settings = RunSettings(spec, guarded_specs, start_method, exit_barrier_timeout, log_line_prefix_template)
+        self._group = WorkerGroup(given)
         self._restarts_used = 0
         self._started_at: float | None = None
         self._total = 0.0
@@ -167,10 +170,10 @@ class LocalElasticAgent:
         run_id = self._spec.rdzv_handler.get_run_id()
         verdict = judge(state, run_id, reporter.node_id, self._spec.cluster, reporter.live_rounds)
         try:
-            folder = self._logs_specs.keep_run_dir(run_id)
+            folder = self._settings.logs_specs.keep_run_dir(run_id)
             if folder is not None:
                 verdict.write(folder)
-        except (OSError, UsageError) as error:
+        except (OSError, UsageError, PluginError) as error:
             reporter.say(1, f"warning: the verdict could not be written: {error}")
         return verdict
 

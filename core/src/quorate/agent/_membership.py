@@ -18,6 +18,7 @@ from ..errors import FailureKind, RendezvousClosedError, RendezvousTimeoutError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, assign_ranks
 from . import _protocol as protocol
+from ._guarded_handler import records_by_itself
 
 __all__ = ["Membership", "open_membership"]
 
@@ -76,12 +77,12 @@ class _ThreadMembership:
 
     def end_round(self, end: RoundEnd) -> None:
         self._handler.end_round(end)
-        if type(self._handler).end_round is RendezvousHandler.end_round:
+        if not records_by_itself(self._handler, "end_round"):
             self._end_here(end)  # a handler without this method records nothing: this node's end counts
 
     def report_done(self) -> None:
         self._handler.report_done()
-        if type(self._handler).report_done is RendezvousHandler.report_done:
+        if not records_by_itself(self._handler, "report_done"):
             self._end_here(
                 RoundEnd(self._round, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of this node have succeeded")
             )

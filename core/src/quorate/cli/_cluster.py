@@ -11,7 +11,7 @@ import signal
 from collections.abc import Mapping
 from typing import final
 
-from .._isolation import call_plugin
+from .._isolation import checked_answer
 from ..catalogue import PluginKind
 from ..clock import monotonic
 from ..clusters import ClusterEnvironment, ClusterJob, Machine
@@ -133,9 +133,14 @@ def find_cluster(name: str, host: PluginHost, environment: Mapping[str, str], ma
 
 
 def _ask(backend: ClusterEnvironment, environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
-    answer = call_plugin(f"cluster {backend.name!r}", backend.find, environment, machine)
-    if answer is not None and not isinstance(answer, ClusterJob):
-        raise PluginError(f"cluster {backend.name!r} answered {answer!r:.100}, which is not a ClusterJob")
+    answer: ClusterJob | None = checked_answer(
+        f"cluster {backend.name!r}",
+        lambda answer: answer is None or isinstance(answer, ClusterJob),
+        "a ClusterJob",
+        backend.find,
+        environment,
+        machine,
+    )
     return answer
 
 

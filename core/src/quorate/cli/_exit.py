@@ -1,13 +1,16 @@
-"""The exit codes of ``quorate``.  ``docs/exit-codes.md`` explains them to users."""
+"""The exit codes of ``quorate``, and those of programs of plugins.  ``docs/exit-codes.md`` explains them to users."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
-from typing import final
+from typing import Any, final
 
 from .. import policy
+from .._isolation import checked_answer
+from ..notices import write_error
 
-__all__ = ["ExitCode"]
+__all__ = ["ExitCode", "exit_code_of"]
 
 
 @final
@@ -24,3 +27,24 @@ class ExitCode(IntEnum):
     DO_NOT_RESTART = policy.DO_NOT_RESTART  # the worker or the policy said that starting the job again cannot help
     PREEMPTED = 75  # the scheduler ends the job: start it again
     INTERNAL = 70  # a bug in quorate itself; the only exit with a traceback
+
+
+def exit_code_of(what: str, program: Callable[[Any], Any], argument: Any) -> int:
+    """Call a plugin's function that runs instead of a job; ``sys.exit`` counts as its answer.
+
+    Raises:
+        QuorateError: what the function raised, if it is one.
+        PluginError: it raised anything else, or answered with what is not an exit code; begins with ``what``.
+    """
+
+    def run() -> Any:
+        try:
+            return program(argument)
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                write_error(stop.code)
+                return 1
+            return 0 if stop.code is None else stop.code
+
+    code: int = checked_answer(what, lambda answer: isinstance(answer, int) and 0 <= answer <= 255, "an exit code", run)
+    return code

@@ -9,11 +9,13 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__, notices
 from .._discovery import COMMANDS_GROUP, FoundPlugin, find_plugins
+from .._isolation import checked_answer
 from ..errors import (
     PluginError,
     PreemptedError,
@@ -28,7 +30,7 @@ from ..failures import ChildFailedError
 from ..notices import write_error, write_output
 from ..plugins import usual_packages_of_commands
 from ..text import near_names
-from ._exit import ExitCode
+from ._exit import ExitCode, exit_code_of
 from ._init import go_on_below_init
 from ._plugins import show
 from ._run import WorkerExitCode, run
@@ -109,13 +111,13 @@ def _find_command(name: str) -> Callable[[Sequence[str]], int] | None:
     if found is None:
         return None
     module, _, attribute = found.target.partition(":")
-    try:
-        command: Callable[[Sequence[str]], int] = getattr(import_module(module), attribute)
-    except Exception as error:
-        raise PluginError(
-            f"the command {name!r} of {found.distribution} could not be loaded: {type(error).__name__}: {error}"
-        ) from error
-    return command
+    what = f"the command {name!r} of {found.distribution}"
+
+    def load() -> Any:
+        return getattr(import_module(module), attribute)
+
+    command = checked_answer(f"{what} could not be loaded: it", callable, "a function", load)
+    return partial(exit_code_of, what, command)
 
 
 def _dispatch(argv: Sequence[str]) -> int:

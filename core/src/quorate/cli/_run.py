@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import Any, final
@@ -32,7 +33,7 @@ from ..notices import note, warn, write_output
 from ..plugins import PluginHost, get_host
 from ._cluster import ThisMachine, find_cluster, requeue, with_cluster
 from ._devices import count_workers
-from ._exit import ExitCode
+from ._exit import ExitCode, exit_code_of
 from ._flags import FLAGS, Flag
 from ._help import config_text, help_text
 from ._parse import Parsed, parse
@@ -56,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
         return ExitCode.OK
     runner = next((flag for flag in parsed.flags if flag.run and not parsed.settings[flag.name].is_default), None)
     if runner is not None and runner.run is not None and "show-config" not in parsed.actions:
-        return call_plugin(f"the plugin of --{runner.name}", runner.run, _request(parsed))
+        return exit_code_of(f"the plugin of --{runner.name}", runner.run, _request(parsed))
     job = find_cluster(parsed["cluster"], host, os.environ, ThisMachine())
     if job is not None:
         parsed = with_cluster(parsed, job, host)
@@ -320,16 +321,13 @@ def _find_logs_specs(name: str) -> Callable[..., LogsSpecs]:
         remedy = "Install a distribution with an entry point of that name in group torchrun.logs_specs"
         raise UnknownBackendError("logs specs", name, sorted({"default", *known}), remedy)
     module, _, attribute = known[name].target.partition(":")
+    what = f"logs specs {name!r} of {known[name].distribution}"
+    kind = call_plugin(f"{what} could not be loaded: it", lambda: getattr(import_module(module), attribute))
     try:
-        kind = getattr(import_module(module), attribute)
-    except Exception as error:
-        raise PluginError(
-            f"logs specs {name!r} of {known[name].distribution} could not be loaded: {type(error).__name__}: {error}"
-        ) from error
-    try:
-        return adopt_logs_specs_class(kind)
+        make = adopt_logs_specs_class(kind)
+        return lambda **settings: call_plugin(what, partial(make, **settings))
     except UsageError as error:
-        raise PluginError(f"logs specs {name!r} of {known[name].distribution} {error}") from None
+        raise PluginError(f"{what} {error}") from None
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from ._driver import Driver
 from ._host_end import end_with_store, linger_seconds, why_no_round
 from ._incarnation import Doorway
 from ._parameters import as_guest, settings_of
-from ._port import PORT_RANGE_SETTING, Bootstrap, PortReservation, reserve_master_port
+from ._port import PORT_RANGE_SETTING, Bootstrap, make_bootstrap, reserve_master_port
 from ._protocol import (
     Closed,
     Done,
@@ -169,7 +169,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._release()
         if isinstance(self._plain_store, PortLendingStore):
             self._plain_store.take_port_back()
-        bootstrap = self._backend.bootstrap() if self._backend.bootstrap is not None else PortReservation()
+        bootstrap = make_bootstrap(self._backend.name, self._backend.bootstrap)
         address = advertised_address(self._parameters.local_addr, self._parameters.endpoint)
         outside = self._outside_address(address)
         port = reserve_master_port(

@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol, final
 
+from .._isolation import call_plugin, checked_answer
 from ..errors import RendezvousStateError, UsageError
 from ..net import parse_endpoint
 
-__all__ = ["PORT_RANGE_SETTING", "Bootstrap", "PortReservation", "port_range", "reserve_master_port"]
+__all__ = [
+    "PORT_RANGE_SETTING",
+    "Bootstrap",
+    "PortReservation",
+    "make_bootstrap",
+    "port_range",
+    "reserve_master_port",
+]
 
 #: The setting (``--rdzv-conf``) behind ``--master-port-range``.
 PORT_RANGE_SETTING = "master_port_range"
@@ -32,8 +41,10 @@ class Bootstrap(Protocol):
     node after the seal and before its workers start, ``release`` always, when the round is over.
     """
 
-    #: Whether a store listens on the port after ``activate`` (workers are then all clients of it).
-    shares_store: bool
+    @property
+    def shares_store(self) -> bool:
+        """Whether a store listens on the port after ``activate`` (workers are then all clients of it)."""
+        ...
 
     def reserve(self, address: str, port: int = 0) -> int:
         """Take ``port`` (0: any free one) on ``address`` and hold it; returns the port.
@@ -50,6 +61,62 @@ class Bootstrap(Protocol):
     def release(self) -> None:
         """Give the port back.  May be called twice."""
         ...
+
+
+def make_bootstrap(backend: str, make: Callable[[], Bootstrap] | None) -> Bootstrap:
+    """Return what holds the port: a backend's own, with its answers checked, or the default.
+
+    Raises:
+        PluginError: the backend made none; names it.
+    """
+    if make is None:
+        return PortReservation()
+    return _GuardedBootstrap(f"rendezvous backend {backend!r}: bootstrap", make)
+
+
+@final
+class _GuardedBootstrap:
+    """A backend's own :class:`Bootstrap`; raises a PluginError where that breaks its contract."""
+
+    def __init__(self, what: str, make: Callable[[], Bootstrap]) -> None:
+        self._what = what
+        self._bootstrap: Bootstrap = checked_answer(what, _is_bootstrap, "a Bootstrap", make)
+
+    @property
+    def shares_store(self) -> bool:
+        what = f"{self._what}.shares_store"
+        answer: bool = checked_answer(what, _is_bool, "a bool", lambda: self._bootstrap.shares_store)
+        return answer
+
+    def reserve(self, address: str, port: int = 0) -> int:
+        def ask() -> Any:
+            try:
+                return self._bootstrap.reserve(address, port) if port else self._bootstrap.reserve(address)
+            except OSError as error:  # the caller knows what follows
+                return error
+
+        answer = checked_answer(f"{self._what}.reserve()", _is_port_or_error, "a port", ask)
+        if isinstance(answer, OSError):
+            raise answer
+        return int(answer)
+
+    def activate(self) -> None:
+        call_plugin(f"{self._what}.activate()", self._bootstrap.activate)
+
+    def release(self) -> None:
+        call_plugin(f"{self._what}.release()", self._bootstrap.release)
+
+
+def _is_bootstrap(answer: Any) -> bool:
+    return all(map(callable, (answer.reserve, answer.activate, answer.release)))
+
+
+def _is_bool(answer: Any) -> bool:
+    return isinstance(answer, bool)
+
+
+def _is_port_or_error(answer: Any) -> bool:
+    return isinstance(answer, OSError) or (type(answer) is int and 1 <= answer <= _HIGHEST_PORT)
 
 
 @final
