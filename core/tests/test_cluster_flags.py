@@ -25,7 +25,7 @@ from quorate import (
 from quorate.cli._cluster import ThisMachine, find_cluster, with_cluster
 from quorate.cli._flags import FLAGS
 from quorate.cli._parse import Parsed, parse
-from quorate.cli._run import _print_notes, build_config
+from quorate.cli._run import _for_one_node, _print_notes, build_config
 from quorate.clusters import Machine
 
 JOB = ClusterJob(
@@ -148,6 +148,36 @@ def test_a_problem_is_refused_unless_the_user_says_how_many_nodes() -> None:
     assert meeting(read("--standalone", job=job))[0] == (1, 1)
 
 
+def test_a_script_that_is_not_a_node_is_refused_with_any_number_of_nodes() -> None:
+    job = evolve(JOB, problem="this is the script; write: example --each", node_rank=None)
+    with pytest.raises(UsageError, match=r"write: example --each.*--cluster=none"):
+        read("--nnodes=2", job=job)
+    assert meeting(read("--nnodes=2", "--rdzv-endpoint=h:1", job=job))[3] == "h:1"
+    assert meeting(read("--nnodes=1", job=job))[0] == (1, 1)
+
+
+def test_a_node_beside_the_job_is_told_so() -> None:
+    assert JOB.described(1, 1, "").sentence == "Example job 4711: one node"
+    sentence = evolve(JOB, node_rank=2).described(2, 2, "n1:1").sentence
+    assert sentence == "Example job 4711: node 3, beside a job of 2, meets at n1:1"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--standalone"], ((1, 1), None)),  # a shell in a pod of a job
+        (["--nnodes=1"], ((1, 1), None)),
+        (["--nnodes=3"], ((3, 3), 1)),
+        ([], ((2, 2), 1)),
+        (["--nnodes=1", "--node-rank=0"], ((1, 1), 0)),
+    ],
+    ids=str,
+)
+def test_an_argument_for_one_node_stands_above_the_variables_of_several(argv: list[str], expected: object) -> None:
+    parsed = _for_one_node(parse(argv, {"PET_NNODES": "2", "PET_NODE_RANK": "1"}, FLAGS))
+    assert (parsed["nnodes"], parsed["node-rank"]) == expected
+
+
 def test_nodes_that_do_not_know_where_to_meet_are_told_what_to_add() -> None:
     with pytest.raises(UsageError, match="--rdzv-endpoint=HOST:29400"):
         read(job=evolve(JOB, endpoint_host=""))
@@ -202,6 +232,14 @@ def test_a_scheduler_can_be_named_and_left_out() -> None:
 def test_an_agent_in_a_worker_is_not_a_node_of_the_schedulers_job() -> None:
     host = host_of(outer=OUTER)
     assert find_cluster("auto", host, {**HERE, "TORCHELASTIC_RUN_ID": "x"}, Place()) is None
+
+
+def test_variables_that_cannot_be_read_are_told_with_the_scheduler() -> None:
+    def wrong() -> None:
+        raise UsageError("the list of hosts 'n[1-' is not one")
+
+    with pytest.raises(UsageError, match=r"what the scheduler broken says cannot be used: .*--cluster=none"):
+        find_cluster("auto", host_of(broken=wrong), HERE, Place())
 
 
 WRONG: dict[str, Any] = {

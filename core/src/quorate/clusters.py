@@ -18,6 +18,7 @@ from ._bounded import is_word
 __all__ = ["ClusterEnvironment", "ClusterJob", "Machine", "grace_before"]
 
 
+_DEFAULT_PORT = 29400
 _LONGEST_MARGIN_SECONDS = 2.0
 #: More is not a time of a job: ten years.
 _LONGEST_SECONDS = 10 * 366 * 86_400.0
@@ -85,6 +86,7 @@ class ClusterJob:
         requeue: the command that puts the job in the queue again.
         problem: a sentence with a remedy: why the job cannot be formed from this alone.  The user's own ``--nnodes``
             (or ``--standalone``) overrules it.
+        remark: half a sentence for people, about a job of one node.
         sentence: for people, what was found and what it led to; ``quorate run`` sets it.
     """
 
@@ -97,7 +99,7 @@ class ClusterJob:
     node_rank: int | None = field(default=None, validator=_whole(0))
     node_name: str = field(default="", validator=_text)
     endpoint_host: str = field(default="", validator=_text)
-    endpoint_port: int = field(default=29400, validator=_port)
+    endpoint_port: int = field(default=_DEFAULT_PORT, validator=_port)
     master_port: int | None = field(default=None, validator=optional(_port))
     workers: int | None = field(default=None, validator=_whole(1))
     local_addr: str = field(default="", validator=_text)
@@ -107,6 +109,7 @@ class ClusterJob:
     seconds_left: Callable[[], float | None] | None = field(default=None, validator=optional(is_callable()))
     requeue: tuple[str, ...] = field(default=(), validator=_texts)
     problem: str = field(default="", validator=_text)
+    remark: str = field(default="", validator=_text)
     sentence: str = field(default="", validator=_text)
 
     @property
@@ -146,6 +149,7 @@ class ClusterJob:
             workers=self.workers or outer.workers,
             local_addr=self.local_addr or outer.local_addr,
             endpoint_host=self.endpoint_host or outer.endpoint_host,
+            endpoint_port=outer.endpoint_port if self.endpoint_port == _DEFAULT_PORT else self.endpoint_port,
             warnings=self.warnings or outer.warnings,
             warns_whole_job=self.warns_whole_job or outer.warns_whole_job,
             kill_seconds=min((each for each in (self.kill_seconds, outer.kill_seconds) if each), default=None),
@@ -157,8 +161,11 @@ class ClusterJob:
         nodes = str(max_nodes) if min_nodes == max_nodes else f"{min_nodes} to {max_nodes}"
         which = "a node" if self.node_rank is None else f"node {self.node_rank + 1}"
         if max_nodes == 1:
-            return f"{self.title}: one node"
-        return f"{self.title}: {which} of {nodes}" + (f", meets at {endpoint}" if endpoint else "")
+            return f"{self.title}: one node" + (f"; {self.remark}" if self.remark else "")
+        part = f"{which} of {nodes}"
+        if self.node_rank is not None and self.node_rank >= max_nodes:
+            part = f"{which}, beside a job of {nodes}"
+        return f"{self.title}: {part}" + (f", meets at {endpoint}" if endpoint else "")
 
 
 @final

@@ -13,8 +13,11 @@ import pytest
 from attrs import field, frozen
 from hypothesis import given, strategies as st
 
+from quorate.cli._cluster import find_cluster
 from quorate.clusters import ClusterJob
+from quorate.plugins import get_host
 from quorate_cluster import plugin
+from quorate_cluster._hosts import port_for
 
 ENVIRONMENTS = {each.name: each for each in plugin.quorate_register_environment()}
 
@@ -70,12 +73,12 @@ BATCH = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_JOB_NUM_NODES
 def test_a_step_of_slurm() -> None:
     job = found("slurm", STEP)
     assert place_of(job) == ("4711", 5, 3, "n1")
-    assert (job.title, job.run_id, job.endpoint_port, job.node_name) == ("Slurm job 4711", "train-4711", 29400, "n7")
+    assert (job.title, job.run_id, job.endpoint_port, job.node_name) == ("Slurm job 4711", "train-4711", 31111, "n7")
     assert (job.problem, job.requeue, job.kill_seconds) == ("", ("scontrol", "requeue", "4711"), 30.0)
 
 
 def test_steps_and_arrays_and_starts_have_names_and_ports_of_their_own() -> None:
-    array = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"}
+    array = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "4703"}
     jobs = [
         found("slurm", STEP),
         found("slurm", {**STEP, "SLURM_STEP_ID": "2"}),
@@ -83,7 +86,7 @@ def test_steps_and_arrays_and_starts_have_names_and_ports_of_their_own() -> None
         found("slurm", {**STEP, "SLURM_RESTART_COUNT": "1"}),
     ]
     assert [job.run_id for job in jobs] == ["train-4711", "train-4711.2", "train-4700_3", "train-4711-r1"]
-    assert [job.endpoint_port for job in jobs] == [29400, 29402, 29403, 29400]
+    assert [job.endpoint_port for job in jobs] == [31111, 29400 + (4711 + 2 * 509) % 3000, 31103, 31111]
     assert found("slurm", {**STEP, "SLURM_STEP_RESV_PORTS": "12000-12001"}).endpoint_port == 12000
 
 
@@ -98,7 +101,45 @@ def test_a_batch_script_or_a_shell_is_one_node_of_its_job(step: dict[str, str]) 
     job = found("slurm", {**BATCH, **step})
     assert (job.max_nodes, job.job_name) == (1, "train")
     assert "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 quorate run" in job.problem
+    assert job.node_rank is None  # so that --nnodes=2 does not make it wait for nodes that nobody starts
     assert found("slurm", {**BATCH, **step, "SLURM_JOB_NUM_NODES": "1"}).problem == ""
+
+
+def test_the_script_of_a_heterogeneous_job_is_one_node_of_all_its_parts() -> None:
+    parts = {"SLURM_HET_SIZE": "2", "SLURM_JOB_NUM_NODES_HET_GROUP_0": "1", "SLURM_JOB_NUM_NODES_HET_GROUP_1": "2"}
+    problem = found("slurm", {**BATCH, **parts, "SLURM_JOB_NUM_NODES": "1"}).problem
+    assert "a job with 3 nodes" in problem
+    assert "srun --het-group=0-1 quorate run" in problem
+
+
+@pytest.mark.parametrize(
+    ("changed", "host", "is_told"),
+    [
+        ({}, "login", True),
+        ({}, "n1.site", False),  # salloc was called on the node
+        ({"SLURMD_NODENAME": "n1"}, "other-name", False),  # Slurm has started this on a node
+    ],
+)
+def test_a_shell_of_salloc_says_that_it_is_not_on_the_node(changed: dict[str, str], host: str, is_told: bool) -> None:
+    salloc = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1", **changed}
+    job = found("slurm", salloc, Place(host))
+    assert ("on login, and not on the job's node n1" in job.described(1, 1, "").sentence) is is_told
+    assert job.problem == ""
+
+
+@pytest.mark.parametrize("names", [("SLURM_NTASKS",), ("SLURM_NPROCS",)])
+def test_a_step_that_has_only_the_variables_of_its_job(names: tuple[str, ...]) -> None:
+    step = {name: value for name, value in STEP.items() if not name.startswith("SLURM_STEP_") or "_ID" in name}
+    assert found("slurm", {**step, **dict.fromkeys(names, "5")}).max_nodes == 5
+    several = {**step, **dict.fromkeys(names, "7"), "SLURM_TASKS_PER_NODE": "2(x3),1"}
+    assert "--nproc-per-node=2" in found("slurm", several).problem
+
+
+@given(st.integers(1, 10**9 - 3001), st.integers(1, 2999))
+def test_jobs_that_follow_each_other_meet_at_ports_of_their_own(job: int, later: int) -> None:
+    assert port_for(str(job)) != port_for(str(job + later))
+    assert port_for(f"{job}.head") == port_for(f"{job}[].head") == port_for(str(job))
+    assert 29400 <= port_for(f"\u0192{job}") < 32768
 
 
 def test_slurm_says_how_long_it_waits_before_it_kills_and_what_time_is_left() -> None:
@@ -174,6 +215,35 @@ def test_pmi() -> None:
     assert "-ppn 1" in found("pmi", {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"}).problem
 
 
+#: What the launcher adds to the variables of the script that has called it.
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "1", "MPI_LOCALRANKID": "0"}
+PALS = {"PMI_RANK": "1", "PMI_SIZE": "2", "PALS_RANKID": "1", "PMI_LOCAL_SIZE": "1"}
+
+
+@pytest.mark.parametrize("launcher", [HYDRA, PALS])
+@pytest.mark.parametrize("scheduler", ["slurm", "pbs", "lsf"])
+def test_mpiexec_in_the_script_of_a_scheduler(launcher: dict[str, str], scheduler: str) -> None:
+    scripts = {
+        "slurm": ({**BATCH, "SLURM_JOB_NODELIST": "n[1-2]"}, Place("n1")),
+        "pbs": (PBS, Place("n1", PBS_FILES)),
+        "lsf": (LSF, Place("n1", {"/hosts": "n1\nn2\n"})),
+    }
+    variables, place = scripts[scheduler]
+    assert found(scheduler, variables, place).problem  # the script itself is refused
+    job = find_cluster("auto", get_host(), {**variables, **launcher}, place)
+    assert job is not None
+    assert (job.problem, job.max_nodes, job.node_rank) == ("", 2, 1)
+    assert job.endpoint_host in ("n1", "n1.site")
+    assert job.endpoint_port != 29400  # two jobs may share a machine
+    assert job.title.startswith("MPI in ")
+
+
+def test_a_process_of_srun_with_pmi_is_a_node_of_slurm() -> None:
+    job = find_cluster("auto", get_host(), {**STEP, "PMI_RANK": "3", "PMI_SIZE": "5"}, Place("n7"))
+    assert job is not None
+    assert (job.title, job.node_rank) == ("Slurm job 4711", 3)
+
+
 # --- PBS, LSF, Flux ---------------------------------------------------------------------------------------------------
 
 PBS = {"PBS_JOBID": "17.head", "PBS_JOBNAME": "train", "PBS_NODEFILE": "/nodes", "PBS_NODENUM": "1", "PBS_TASKNUM": "1"}
@@ -199,14 +269,22 @@ def test_a_list_of_pbs_that_cannot_be_read_and_an_agent_a_slot_are_problems() ->
 
 
 LSF = {"LSB_JOBID": "99", "LSB_JOBNAME": "train", "LSB_DJOB_HOSTFILE": "/hosts"}
+BLAUNCH = {"LSF_PM_TASKID": "2"}
 
 
 def test_lsf() -> None:
     files = {"/hosts": "n1\nn1\nn2\nn2\n"}
-    assert place_of(found("lsf", LSF, Place("n2", files))) == ("99", 2, 1, "n1")
-    listed = {"LSB_JOBID": "99", "LSB_JOBINDEX": "3", "LSB_MCPU_HOSTS": "n1 2 n2 2"}
+    assert place_of(found("lsf", {**LSF, **BLAUNCH}, Place("n2", files))) == ("99", 2, 1, "n1")
+    listed = {"LSB_JOBID": "99", "LSB_JOBINDEX": "3", "LSB_MCPU_HOSTS": "n1 2 n2 2", **BLAUNCH}
     assert place_of(found("lsf", listed, Place("n2.site"))) == ("99[3]", 2, 1, "n1")
     assert "blaunch" in found("lsf", LSF, Place("login", files)).problem
+
+
+def test_the_script_of_an_lsf_job_is_not_a_node() -> None:
+    job = found("lsf", LSF, Place("n1", {"/hosts": "n1\nn1\nn2\n"}))
+    assert 'blaunch -z "$(sort -u $LSB_DJOB_HOSTFILE)" quorate run' in job.problem
+    assert job.node_rank is None
+    assert found("lsf", LSF, Place("n1", {"/hosts": "n1\nn1\n"})).problem == ""
 
 
 def test_jsrun() -> None:
@@ -261,6 +339,8 @@ def test_ray_train_with_one_worker_a_node() -> None:
         "MASTER_PORT": "40000",
     }
     assert place_of(found("ray", environment)) == ("02000000", 2, 1, "10.0.0.1")
+    other = found("ray", {**environment, "MASTER_PORT": "40001"})  # another run of the same Ray job
+    assert other.endpoint_port != found("ray", environment).endpoint_port
     assert "ScalingConfig" in found("ray", {**environment, "LOCAL_WORLD_SIZE": "8"}).problem
 
 
@@ -271,7 +351,9 @@ def test_the_bare_contract() -> None:
     by_node = found("variables", {**environment, "WORLD_SIZE": "16", "NNODES": "2", "NODE_RANK": "0"})
     assert (by_node.max_nodes, by_node.node_rank) == (2, 0)
     assert find("variables", {**environment, "LOCAL_RANK": "0"}) is None  # a worker, not a node
-    assert find("variables", {**environment, "RANK": "2"}) is None
+    for changed in ({"RANK": "2"}, {"NNODES": "2", "NODE_RANK": "2"}):  # ranks that count from 1
+        assert "ranks count from 0" in found("variables", {**environment, **changed}).problem
+    assert found("variables", {**environment, "RANK": " 1\n"}).node_rank == 1
 
 
 # --- Kubernetes -------------------------------------------------------------------------------------------------------
@@ -315,9 +397,30 @@ def test_a_jobset_of_several_jobs() -> None:
 def test_pods_of_kubeflow_and_of_the_bare_contract() -> None:
     pet = {"KUBERNETES_SERVICE_HOST": "1", "HOSTNAME": "t-node-0-1", "PET_NODE_RANK": "1", "PET_NNODES": "2"}
     assert found("kubernetes", pet).title == "Kubernetes job t-node-0"
+    assert found("kubernetes", {**pet, "JOB_COMPLETION_INDEX": "1"}).run_id == "t-node-0"
     bare = {"KUBERNETES_SERVICE_HOST": "1", "MASTER_ADDR": "t-master-0", "RANK": "1", "WORLD_SIZE": "2"}
     assert place_of(found("kubernetes", bare))[1:] == (2, 1, "t-master-0")
     assert find("kubernetes", {"KUBERNETES_SERVICE_HOST": "1", "HOSTNAME": "web-7d9f"}) is None
+
+
+@pytest.mark.parametrize("files", [{}, {"/etc/podinfo/labels": 'training.kubeflow.org/job-name="t"\n'}])
+def test_pods_of_several_kinds_are_in_one_job(files: dict[str, str]) -> None:
+    master, worker = (
+        found(
+            "kubernetes",
+            {
+                "KUBERNETES_SERVICE_HOST": "1",
+                "HOSTNAME": name,
+                "MASTER_ADDR": "t-master-0",
+                "RANK": rank,
+                "WORLD_SIZE": "2",
+            },
+            Place(files=files),
+        )
+        for name, rank in (("t-master-0", "0"), ("t-worker-0", "1"))
+    )
+    assert master.run_id == worker.run_id
+    assert master.title == worker.title == "Kubernetes job t"
 
 
 # --- all --------------------------------------------------------------------------------------------------------------

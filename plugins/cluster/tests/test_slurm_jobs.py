@@ -19,8 +19,8 @@ def test_srun_alone_makes_one_job_of_its_nodes(slurm: Slurm) -> None:
     assert [line.split()[:3] for line in lines] == [["0", "2", "0"], ["1", "2", "1"]]
     assert len({line.split()[3] for line in lines}) == 1
     job = lines[0].split()[3].removeprefix("train-")
-    assert f"Slurm job {job}: node 1 of 2, meets at n1:29400" in done.stderr
-    assert f"Slurm job {job}: node 2 of 2, meets at n1:29400" in done.stderr
+    assert f"Slurm job {job}: node 1 of 2, meets at n1:{29400 + int(job)}" in done.stderr
+    assert f"Slurm job {job}: node 2 of 2, meets at n1:{29400 + int(job)}" in done.stderr
 
 
 def test_nodes_have_the_ranks_that_slurm_gave_them(slurm: Slurm) -> None:

@@ -133,14 +133,17 @@ def find_cluster(name: str, host: PluginHost, environment: Mapping[str, str], ma
 
 
 def _ask(backend: ClusterEnvironment, environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
-    answer: ClusterJob | None = checked_answer(
-        f"cluster {backend.name!r}",
-        lambda answer: answer is None or isinstance(answer, ClusterJob),
-        "a ClusterJob",
-        backend.find,
-        environment,
-        machine,
-    )
+    try:
+        answer: ClusterJob | None = checked_answer(
+            f"cluster {backend.name!r}",
+            lambda answer: answer is None or isinstance(answer, ClusterJob),
+            "a ClusterJob",
+            backend.find,
+            environment,
+            machine,
+        )
+    except UsageError as error:
+        raise UsageError(f"what {backend.summary} says cannot be used: {error}. --cluster=none ignores it") from None
     return answer
 
 
@@ -153,7 +156,7 @@ def with_cluster(parsed: Parsed, job: ClusterJob, host: PluginHost) -> Parsed:
     if parsed["standalone"]:
         return parsed
     if job.problem and parsed.settings["nnodes"].is_default:
-        raise UsageError(f"{job.title}: {job.problem}")
+        raise _refusal(job)
     texts = {"local-addr": job.local_addr, "rdzv-id": job.run_id}
     if job.max_nodes is not None:
         low = job.min_nodes or job.max_nodes
@@ -172,6 +175,10 @@ def with_cluster(parsed: Parsed, job: ClusterJob, host: PluginHost) -> Parsed:
     return filled
 
 
+def _refusal(job: ClusterJob) -> UsageError:
+    return UsageError(f"{job.title}: {job.problem}. --cluster=none starts a job without the scheduler")
+
+
 def _meeting(parsed: Parsed, job: ClusterJob, host: PluginHost, *, is_fixed: bool) -> dict[str, str]:
     """Return where and how the nodes meet, as far as the user has not said it."""
     is_set = {name for name, setting in parsed.settings.items() if not setting.is_default}
@@ -181,6 +188,8 @@ def _meeting(parsed: Parsed, job: ClusterJob, host: PluginHost, *, is_fixed: boo
         texts["node-rank"] = str(job.node_rank)
     if is_set & {"rdzv-endpoint", "master-addr"}:
         return texts
+    if job.problem and job.node_rank is None:
+        raise _refusal(job)  # others of this job are not started by what has started this process
     if not job.endpoint_host:
         if "rdzv-backend" in is_set or job.max_nodes is None:
             return texts

@@ -68,6 +68,14 @@ class Parsed:
                 settings[flag.name] = Setting(_value(flag, f"--{flag.name}={text} ({source})", text), text, source)
         return evolve(self, settings=settings)
 
+    def without_environment(self, *names: str) -> Parsed:
+        """Return this with the default of each of these flags that the environment has set."""
+        settings = dict(self.settings)
+        for flag in self.flags:
+            if flag.name in names and settings[flag.name].source.startswith("environment"):
+                settings[flag.name] = _setting(flag, None, None)
+        return evolve(self, settings=settings)
+
 
 def parse(argv: Sequence[str], environment: Mapping[str, str], flags: Iterable[Flag]) -> Parsed:
     """Return what ``argv`` (without the program's name) and ``environment`` say.

@@ -58,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
     runner = next((flag for flag in parsed.flags if flag.run and not parsed.settings[flag.name].is_default), None)
     if runner is not None and runner.run is not None and "show-config" not in parsed.actions:
         return exit_code_of(f"the plugin of --{runner.name}", runner.run, _request(parsed))
+    parsed = _for_one_node(parsed)
     job = find_cluster(parsed["cluster"], host, os.environ, ThisMachine())
     if job is not None:
         parsed = with_cluster(parsed, job, host)
@@ -68,6 +69,17 @@ def run(argv: Sequence[str]) -> int:
     if parsed.script == "-" and not (parsed["module"] or parsed["no-python"]):
         return _run_stdin(parsed, job, host)
     return _launch(parsed, job, host)
+
+
+def _for_one_node(parsed: Parsed) -> Parsed:
+    """Return ``parsed`` without what the environment says of several nodes, where an argument asks for one.
+
+    A shell in a pod of a job has the variables of the job's nodes.
+    """
+    if parsed.settings["standalone"].source == "argument":
+        return parsed.without_environment("nnodes", "node-rank")
+    nodes = parsed.settings["nnodes"]
+    return parsed.without_environment("node-rank") if nodes.source == "argument" and nodes.value[1] == 1 else parsed
 
 
 def _request(parsed: Parsed) -> RunRequest:

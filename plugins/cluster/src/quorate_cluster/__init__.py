@@ -37,6 +37,14 @@ class plugin:  # noqa: N801 - the name of the entry point
         """Offer every scheduler that is known here; a launcher that runs inside another's job has the higher number."""
         return [
             ClusterEnvironment("openmpi", "mpirun of Open MPI", _gated("_mpi", "open_mpi", "OMPI_COMM_WORLD_SIZE"), 20),
+            # Their processes have the variables of the script that called mpiexec, too.
+            ClusterEnvironment(
+                "hydra",
+                "mpiexec of MPICH or Intel MPI",
+                _gated("_mpi", "pmi", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
+                20,
+            ),
+            ClusterEnvironment("pals", "mpiexec of PALS", _gated("_mpi", "pmi", "PMI_RANK", "PALS_RANKID"), 20),
             ClusterEnvironment(
                 "ray", "a worker of Ray Train", _gated("_clouds", "ray", "RAY_JOB_ID", "WORLD_SIZE"), 18
             ),

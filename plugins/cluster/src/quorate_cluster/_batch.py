@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 
 from quorate.clusters import ClusterJob, Machine
 
-from ._hosts import expand_hosts, is_same_host, name_part, number, unique
+from ._hosts import expand_hosts, is_same_host, name_part, number, port_for, unique
 
 __all__ = ["flux", "lsf", "pbs"]
 
 _PBS_KILL_SECONDS = 10.0
 _LSF_KILL_SECONDS = 10.0
 _FLUX_KILL_SECONDS = 5.0
+_BLAUNCH = 'blaunch -z "$(sort -u $LSB_DJOB_HOSTFILE)" quorate run …'
 
 
 def _position(hosts: Sequence[str], name: str) -> int | None:
@@ -45,6 +46,7 @@ def pbs(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
             f"this is the script of a job with {len(hosts)} hosts, so quorate would run on one of them. Write: "
             "pbsdsh -- quorate run … (Torque: pbsdsh -u quorate run …; give --nnodes=1 to use this host alone)"
         )
+        rank = None  # it is not a node
     elif _shares_its_host(slots, number(environment, "PBS_VNODENUM")):
         problem = (
             "pbsdsh has started an agent on every slot of this host; one agent starts all workers of its host. "
@@ -60,6 +62,7 @@ def pbs(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
         node_rank=rank,
         node_name=machine.host,
         endpoint_host=hosts[0] if hosts else "",
+        endpoint_port=port_for(job_id),
         warnings=("SIGTERM",),
         warns_whole_job=True,
         kill_seconds=_PBS_KILL_SECONDS,
@@ -96,9 +99,14 @@ def lsf(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
             )
     elif nodes and rank is None:
         problem = (
-            f"{machine.host} is not one of the job's hosts ({', '.join(hosts[:8])}); "
-            'start an agent on each: blaunch -z "$(sort -u $LSB_DJOB_HOSTFILE)" quorate run …'
+            f"{machine.host} is not one of the job's hosts ({', '.join(hosts[:8])}); start an agent on each: {_BLAUNCH}"
         )
+    elif len(hosts) > 1 and "LSF_PM_TASKID" not in environment:  # which LSF sets for all that blaunch has started
+        problem = (
+            f"this is the script of a job with {len(hosts)} hosts, so quorate would run on one of them. "
+            f"Write: {_BLAUNCH} (or give --nnodes=1 to use this host alone)"
+        )
+        rank = None
     return ClusterJob(
         scheduler="LSF",
         job_id=shown_id,
@@ -109,6 +117,7 @@ def lsf(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
         node_rank=rank,
         node_name=machine.host,
         endpoint_host=hosts[0] if hosts else "",
+        endpoint_port=port_for(job_id, index),
         warnings=("SIGUSR2", "SIGTERM"),
         warns_whole_job=True,
         kill_seconds=_LSF_KILL_SECONDS,
@@ -153,6 +162,7 @@ def flux(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
         node_rank=rank,
         node_name=machine.host,
         endpoint_host=hosts[0] if hosts else "",
+        endpoint_port=port_for(job_id),
         warnings=("SIGUSR1", "SIGTERM"),
         warns_whole_job=True,
         kill_seconds=_FLUX_KILL_SECONDS,

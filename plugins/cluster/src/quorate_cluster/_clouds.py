@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from quorate.clusters import ClusterJob, Machine
 from quorate.text import parse_json
 
-from ._hosts import name_part, number, unique
+from ._hosts import name_part, number, port_for, unique
 
 __all__ = ["ray", "sagemaker", "skypilot"]
 
@@ -100,5 +100,7 @@ def ray(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
         node_rank=rank,
         node_name=machine.host,
         endpoint_host=environment["MASTER_ADDR"],
+        # Runs of one Ray job may share a machine; each has a MASTER_PORT of its own, which its workers use.
+        endpoint_port=port_for(f"{job_id}:{environment.get('MASTER_PORT', '')}"),
         problem=problem,
     )

@@ -6,17 +6,20 @@ What does not live here: which variable holds what.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from quorate.errors import UsageError
 
-__all__ = ["counts_of", "expand_hosts", "is_same_host", "name_part", "number", "unique"]
+__all__ = ["counts_of", "expand_hosts", "is_same_host", "name_part", "number", "port_for", "unique"]
 
 _MOST_HOSTS = 1 << 16
 _MOST_DIGITS = 9
 _UNUSABLE = re.compile(r"[^A-Za-z0-9._-]+")
 _MOST_BRACKETS = 8  # of one name
 _LONGEST_NAME = 1000
+_FIRST_PORT, _PORTS = 29400, 3000  # below the ports that Linux gives to connections, 32768 and up
+_PORTS_BETWEEN_STEPS = 509
 _REPEATED = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
 
 
@@ -115,10 +118,21 @@ def is_same_host(one: str, other: str) -> bool:
 def number(environment: Mapping[str, str], *names: str) -> int | None:
     """Return the value of the first variable that is a whole number of at least 0, ``None`` if none is."""
     for name in names:
-        text = environment.get(name, "")
+        text = environment.get(name, "").strip()
         if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS:
             return int(text)
     return None
+
+
+def port_for(job_id: str, step: int = 0) -> int:
+    """Return the port at which the agents of a job meet, so that two jobs, or two steps, can share a machine.
+
+    Jobs whose ids are numbers have ports of their own as long as the numbers differ by less than 3000.
+    """
+    digits = job_id.partition(".")[0].partition("[")[0]
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS
+    job = int(digits) if is_number else zlib.crc32(job_id.encode("utf-8", "surrogateescape"))
+    return _FIRST_PORT + (job + _PORTS_BETWEEN_STEPS * step) % _PORTS
 
 
 def name_part(text: str) -> str:

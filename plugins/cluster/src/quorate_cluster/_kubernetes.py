@@ -8,6 +8,7 @@ the manifest says it (``PET_NNODES``, which Kubeflow sets by itself).  What does
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -24,6 +25,10 @@ _LABELS = "/etc/podinfo/labels"
 _HOSTS = "/etc/hosts"
 _JOBSET = "jobset.sigs.k8s.io/"
 _BATCH = "batch.kubernetes.io/"
+#: Labels that hold the job's name.
+_NAMES = (f"{_JOBSET}jobset-name", f"{_BATCH}job-name", "training.kubeflow.org/job-name", "job-name")
+#: What a trainer adds to its job's name to name a pod.
+_ROLE = re.compile(r"(-(master|worker|chief|launcher))?-[^-]+$")
 #: Kubernetes's default; a pod is not told its own.
 _KILL_SECONDS = 30
 _KILL_VARIABLE = "QUORATE_TERMINATION_GRACE_SECONDS"
@@ -50,11 +55,13 @@ def kubernetes(environment: Mapping[str, str], machine: Machine) -> ClusterJob |
     if index is None and known is None and not environment.get("PET_NODE_RANK"):
         return None
     name = _job_name(pod, index)
+    # The names of pods of several kinds (t-master-0, t-worker-0) have no part that is surely the job's.
+    is_known = index is not None or any(pod.labels.get(label) for label in _NAMES)
     return ClusterJob(
         scheduler="Kubernetes",
         job_id=name,
         job_name=name,
-        run_id=_run_id(pod, name),
+        run_id=_run_id(pod, name) if is_known else "",
         node_name=pod.name,
         local_addr=pod.address,
         warnings=("SIGTERM",),
@@ -116,10 +123,10 @@ def _replicas(pod: _Pod) -> int:
 
 
 def _job_name(pod: _Pod, index: int | None) -> str:
-    for label in (f"{_JOBSET}jobset-name", f"{_BATCH}job-name", "job-name"):
+    for label in _NAMES:
         if pod.labels.get(label):
             return pod.labels[label]
-    return pod.name.removesuffix(f"-{index}") if index is not None else pod.name.rpartition("-")[0] or pod.name
+    return pod.name.removesuffix(f"-{index}") if index is not None else _ROLE.sub("", pod.name) or pod.name
 
 
 def _first_pod(pod: _Pod, index: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Launchers of MPI programs: Open MPI's ``mpirun`` (4 and 5), PMIx alone, and PMI (MPICH, Intel MPI).
+"""Launchers of MPI programs: Open MPI's ``mpirun`` (4 and 5), PMIx alone, and PMI (MPICH, Intel MPI, Cray's PALS).
 
 What does not live here: the scheduler in whose job they run.
 """
@@ -102,7 +102,7 @@ def pmi(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
     size, rank = number(environment, "PMI_SIZE"), number(environment, "PMI_RANK")
     if not size or rank is None:
         return None
-    here = number(environment, "MPI_LOCALNRANKS") or 1
+    here = number(environment, "MPI_LOCALNRANKS", "PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE") or 1
     problem = ""
     if here > 1 and here < size:
         problem = (

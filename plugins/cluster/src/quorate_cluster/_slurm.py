@@ -15,16 +15,15 @@ from quorate.clock import monotonic, wall_seconds
 from quorate.clusters import ClusterJob, Machine
 from quorate.text import whole_number
 
-from ._hosts import counts_of, expand_hosts, name_part, number
+from ._hosts import counts_of, expand_hosts, is_same_host, name_part, number, port_for
 
 __all__ = ["parse_time_left", "slurm"]
 
-_DEFAULT_PORT = 29400
-_PORTS = 1000
 _KILL_WAIT_SECONDS = 30.0
 #: Not a step that srun has started with a command: the shell of ``salloc`` (interactive), and the batch script.
 _SHELL_STEPS = frozenset({"4294967290", "4294967291"})
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
+_MOST_PARTS = 1024  # of a heterogeneous job
 #: The reason of a job that Slurm ends because its time is over.
 _AT_ITS_LIMIT = "TimeLimit"
 _TIME_LEFT = re.compile(r"(?:(?P<days>[0-9]{1,4})-)?(?P<clock>[0-9]{1,6}(?::[0-9]{1,6}){0,2})")
@@ -59,17 +58,17 @@ def slurm(environment: Mapping[str, str], machine: Machine) -> ClusterJob | None
         requeue=("scontrol", "requeue", job_id),
     )
     if not is_step:
-        return _outside_of_a_step(environment, job)
-    tasks = number(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") or 1
+        return _outside_of_a_step(environment, machine, job)
+    tasks = number(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS") or 1
     hosts = expand_hosts(environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", ""))
-    per_node = counts_of(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    per_node = counts_of(environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", ""))
     return evolve(
         job,
         min_nodes=tasks,
         max_nodes=tasks,
         node_rank=number(environment, "SLURM_PROCID"),
         endpoint_host=hosts[0] if hosts else environment.get("SLURM_LAUNCH_NODE_IPADDR", ""),
-        endpoint_port=_port(environment, number(environment, "SLURM_STEP_ID") or 0, task or 0),
+        endpoint_port=_port(environment, number(environment, "SLURM_STEP_ID") or 0),
         problem=_several_agents(per_node, len(hosts)),
     )
 
@@ -81,29 +80,48 @@ def _several_agents(per_node: list[int], hosts: int) -> str:
     return (
         f"the step has {most} tasks on a node, each of them an agent; one agent starts all workers of its node. "
         f"Write: srun --nodes={hosts} --ntasks={hosts} --ntasks-per-node=1 quorate run --nproc-per-node={most} … "
-        "(or give --nnodes if several agents on a node are meant)"
+        "(or give --nnodes if several agents on a node are meant, or --standalone to use this node alone)"
     )
 
 
-def _outside_of_a_step(environment: Mapping[str, str], job: ClusterJob) -> ClusterJob:
-    nodes = number(environment, "SLURM_JOB_NUM_NODES", "SLURM_NNODES") or 1
-    problem = ""
+def _outside_of_a_step(environment: Mapping[str, str], machine: Machine, job: ClusterJob) -> ClusterJob:
+    parts = number(environment, "SLURM_HET_SIZE") or 1
+    each = [number(environment, f"SLURM_JOB_NUM_NODES_HET_GROUP_{part}") for part in range(min(parts, _MOST_PARTS))]
+    nodes = sum(count or 0 for count in each) or number(environment, "SLURM_JOB_NUM_NODES", "SLURM_NNODES") or 1
+    listed = environment.get("SLURM_JOB_NODELIST_HET_GROUP_0") or environment.get("SLURM_JOB_NODELIST", "")
+    hosts = expand_hosts(listed)
+    problem = remark = ""
     if nodes > 1:
+        size = f"--nodes={nodes} --ntasks={nodes} --ntasks-per-node=1" if parts == 1 else f"--het-group=0-{parts - 1}"
         problem = (
             f"this is the batch script or the shell of a job with {nodes} nodes, so quorate would run on one of them. "
-            f"Write: srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 quorate run … "
-            "(or give --nnodes=1 to use this node alone)"
+            f"Write: srun {size} quorate run … (or give --nnodes=1 to use this node alone)"
         )
-    return evolve(job, min_nodes=1, max_nodes=1, problem=problem)
+    elif hosts and not environment.get("SLURMD_NODENAME") and not is_same_host(machine.host, hosts[0]):
+        # Whatever Slurm starts on a node has that variable, so this is the shell of salloc where salloc was called.
+        remark = (
+            f"the workers run here, on {machine.host}, and not on the job's node {hosts[0]}; "
+            "to use that, write: srun quorate run …"
+        )
+    # A launcher such as mpirun, which this script has started, may not say where its rank 0 is.
+    return evolve(
+        job,
+        min_nodes=1,
+        max_nodes=1,
+        endpoint_host=hosts[0] if hosts and nodes > 1 else "",
+        endpoint_port=_port(environment, 0),
+        problem=problem,
+        remark=remark,
+    )
 
 
-def _port(environment: Mapping[str, str], step: int, task: int) -> int:
-    """Return the port of this step: steps of one job and tasks of one array may share a machine."""
+def _port(environment: Mapping[str, str], step: int) -> int:
+    """Return the port of this step: jobs, and steps of one job, may share a machine."""
     reserved = environment.get("SLURM_STEP_RESV_PORTS", "").partition("-")[0].partition(",")[0]
     port = whole_number(reserved)
     if port is not None and 0 < port <= 65535:
         return port
-    return _DEFAULT_PORT + (step + task) % _PORTS
+    return port_for(environment["SLURM_JOB_ID"], step)
 
 
 def _kill_wait(environment: Mapping[str, str], machine: Machine) -> float:

@@ -25,8 +25,14 @@ def contract(environment: Mapping[str, str]) -> dict[str, Any] | None:
     nodes, rank = number(environment, "NNODES"), number(environment, "NODE_RANK")
     if nodes is None or rank is None:
         nodes, rank = number(environment, "WORLD_SIZE"), number(environment, "RANK")
-    if not nodes or rank is None or rank >= nodes:
+    if not nodes or rank is None:
         return None
+    problem = ""
+    if rank >= nodes:
+        problem = (
+            f"this is node {rank} of {nodes}, whose ranks count from 0; set RANK below WORLD_SIZE "
+            "(or NODE_RANK below NNODES)"
+        )
     port = number(environment, "MASTER_PORT")
     return {
         "min_nodes": nodes,
@@ -34,6 +40,7 @@ def contract(environment: Mapping[str, str]) -> dict[str, Any] | None:
         "node_rank": rank,
         "endpoint_host": environment.get("MASTER_ADDR", ""),
         "master_port": port if port and port < 65535 else None,
+        "problem": problem,
     }
 
 

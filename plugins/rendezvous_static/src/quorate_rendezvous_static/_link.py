@@ -156,7 +156,8 @@ class Link:
                 )
             raise RendezvousStateError(
                 f"the rendezvous store at {self._target.endpoint} cannot be used: {refused}. Give every node of the "
-                "job the same --rdzv-id and version of quorate-rendezvous-static, and each job an endpoint of its own"
+                "job the same --rdzv-id and version of quorate-rendezvous-static, and each job an endpoint of its own "
+                "(--rdzv-endpoint=HOST:PORT; under Slurm, srun --resv-ports also gives it one)"
             )
         raise StoreUnavailableError(
             f"cannot reach the rendezvous store at {self._target.endpoint} within {timeout:.1f} s ({attempts}). Make "
