@@ -154,8 +154,10 @@ class PluginHost:
     def _problem_with(self, plugin: Any) -> str:
         """Return what is wrong with a registered plugin's hooks, ``""`` if nothing is."""
         names = {name for name in dir(plugin) if name.startswith(_PREFIX) and callable(getattr(plugin, name, None))}
-        marks = {name: self._manager.parse_hookimpl_opts(plugin, name) or {} for name in names}
-        names = {name for name in names if hasattr(hookspecs, name) or not marks[name].get("optionalhook")}
+        optional = {
+            name for name in names if (self._manager.parse_hookimpl_opts(plugin, name) or {}).get("optionalhook")
+        }
+        names = {name for name in names if hasattr(hookspecs, name) or name not in optional}
         unknown = sorted(name for name in names if not hasattr(hookspecs, name))
         if unknown:
             return f"implements hooks that do not exist: {', '.join(unknown)}; docs/hooks.md has the names"
