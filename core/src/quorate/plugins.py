@@ -154,10 +154,7 @@ class PluginHost:
     def _problem_with(self, plugin: Any) -> str:
         """Return what is wrong with a registered plugin's hooks, ``""`` if nothing is."""
         names = {name for name in dir(plugin) if name.startswith(_PREFIX) and callable(getattr(plugin, name, None))}
-        optional = {
-            name for name in names if (self._manager.parse_hookimpl_opts(plugin, name) or {}).get("optionalhook")
-        }
-        names = {name for name in names if hasattr(hookspecs, name) or name not in optional}
+        names = {name for name in names if hasattr(hookspecs, name) or not self._is_optional(plugin, name)}
         unknown = sorted(name for name in names if not hasattr(hookspecs, name))
         if unknown:
             return f"implements hooks that do not exist: {', '.join(unknown)}; docs/hooks.md has the names"
@@ -168,6 +165,10 @@ class PluginHost:
         if bound:
             return f"is a class, and {', '.join(bound)} needs an instance; name an instance in the entry point"
         return ""
+
+    def _is_optional(self, plugin: Any, name: str) -> bool:
+        options: Mapping[str, Any] | None = self._manager.parse_hookimpl_opts(plugin, name)
+        return bool(options and options.get("optionalhook"))
 
     def _note_broken(self, found: FoundPlugin, error: BaseException, sentence: str) -> None:
         self.broken.append(BrokenPlugin(found, error))
