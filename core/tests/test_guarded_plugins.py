@@ -98,7 +98,12 @@ ASKED: Mapping[str, Callable[[RendezvousHandler], Any]] = {
     "measure_latency": lambda handler: handler.measure_latency(1.0),
 }
 #: What these answers may be, although they are odd.
-RIGHT = {("loss_timeout", "a number"), ("measure_latency", "a number"), ("num_nodes_waiting", "a number")}
+RIGHT = {
+    ("get_run_id", "a string"),
+    ("loss_timeout", "a number"),
+    ("measure_latency", "a number"),
+    ("num_nodes_waiting", "a number"),
+}
 
 
 @pytest.mark.parametrize("deed", DEEDS)
