@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,10 +130,8 @@ class Launcher:
                 self._process.kill()
                 self._process.wait()
         for pid in self._worker_pids:  # some launchers leave their workers running
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         os.close(self._exit)
         self._pipe.close()
         self._errors.close()

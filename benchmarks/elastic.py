@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,10 +114,8 @@ class Job:
                 agent.kill()
                 agent.wait()
         for pid in self._workers:  # torchrun's workers survive an agent that was killed
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         for agent in self._agents:
             for pipe in (agent.stdin, agent.stdout):
                 if pipe is not None:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -180,10 +181,8 @@ class Job:
                 agent.kill()
                 agent.wait()
         for pid in self._workers:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         os.close(self._reader)
         self._errors.close()
         self._folder.cleanup()

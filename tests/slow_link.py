@@ -14,6 +14,7 @@ import select
 import struct
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 
 from quorate.clock import monotonic
@@ -74,10 +75,8 @@ class SlowLink:
                     heapq.heappush(late, (monotonic() + self._delay, next(order), there, packet))
                 while late and late[0][0] <= monotonic():
                     _, _, there, packet = heapq.heappop(late)
-                    try:
+                    with suppress(OSError):  # that end is down
                         os.write(there, packet)
-                    except OSError:
-                        pass  # that end is down
 
     def close(self) -> None:
         os.eventfd_write(self._ended, 1)

@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import final
 
 from core.tests.fuzz.target import Target, in_a_file
@@ -135,10 +136,8 @@ def _read_rdzv_conf(data: bytes) -> None:
     parameters = RendezvousParameters("tcp", "", "job", 1, 1, **{f"_{key}": value for key, value in chosen.items()})
     for key in parameters.config:
         for read in (parameters.get_as_int, parameters.get_as_bool):
-            try:
+            with suppress(UsageError):
                 read(key)
-            except UsageError:
-                pass
 
 
 _KEY = bytes(range(32))
@@ -191,10 +190,8 @@ def _read_signs(data: bytes) -> None:
 def _enter(data: bytes) -> None:
     """Lead a node into the job that a store holds; it does not wait."""
     doorway = Doorway("job", True, 1.0, False, lambda seconds: True, lambda sentence: None)
-    try:
+    with suppress(StoreUnavailableError):  # it would have waited
         doorway.enter(_Store(data), _NODE)
-    except StoreUnavailableError:
-        pass  # it would have waited
 
 
 def _read_signed(data: bytes) -> None:

@@ -192,6 +192,15 @@ def test_all_members_die_and_a_standby_notices() -> None:
     assert world.run(world.now + 60, lambda: all_run(world, standbys)), world.explain("the standbys wait for ever")
 
 
+def test_a_lost_store_ends_the_job_on_every_node_at_once() -> None:
+    world, nodes = three()
+    lost_at = world.now
+    world.lose_store()
+    assert world.run(lost_at + 60, lambda: all(node.gave_up for node in nodes)), world.explain("a node goes on")
+    assert {node.gave_up.problem for node in nodes if node.gave_up} == {"the simulated store is gone"}
+    assert world.now - lost_at < 1.0, "no node waits for a store that is gone"
+
+
 def test_a_store_outage_stops_no_node_and_one_beyond_the_limit_is_an_error() -> None:
     bounds = protocol.Settings(3, 3, Timeouts(store_outage_timeout=100.0))
     world, nodes = three(bounds=bounds)

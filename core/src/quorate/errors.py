@@ -199,8 +199,10 @@ def remedy_for(error: BaseException) -> str:
         return "raise the limit on open files (ulimit -n)"
     if number == errno.ENFILE:
         return "raise the machine's limit on open files (sysctl fs.file-max)"
-    if number in (errno.EAGAIN, errno.ENOMEM):
-        return "raise the limit on processes or memory (ulimit -u, cgroup limits)"
+    if number == errno.ENOMEM:
+        return "free memory, or raise the limit on it (cgroup limits)"
+    if number == errno.EAGAIN:  # of fork and clone, but of sockets and pipes as well
+        return "if a process or a thread could not be started, raise the limit on processes (ulimit -u, cgroup limits)"
     if number == errno.ENOENT and str(getattr(error, "filename", "")).startswith("/proc/self"):
         return "mount /proc, which is missing here"
     return ""

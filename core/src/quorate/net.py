@@ -11,6 +11,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Protocol, final
 
 from attrs import frozen
@@ -354,11 +355,9 @@ def set_keep_alive(
 
 def shut_down(sock: socket.socket) -> None:
     """End both directions of a connection, so that another thread that waits on it returns; never blocks."""
-    try:
+    with suppress(OSError):  # it is broken, closed, or not connected yet
         # Not the method of ssl's class, which would drop its state under the thread that reads.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
-    except OSError:
-        pass  # it is broken, closed, or not connected yet
 
 
 class ForkAware(Protocol):

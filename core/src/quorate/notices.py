@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from .text import printable_lines
@@ -43,10 +44,8 @@ def write_output(text: str) -> None:
 def flush() -> None:
     """Flush both streams; what cannot be written is dropped."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(AttributeError, OSError, ValueError):
             stream.flush()
-        except (AttributeError, OSError, ValueError):
-            pass
 
 
 def open_missing_streams() -> None:

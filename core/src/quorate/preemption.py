@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from typing import Any, final
 
 from attrs import frozen
@@ -95,7 +96,5 @@ def write_deadline(path: str, seconds: float, reason: str, signal_number: int) -
 
 def remove_deadline(path: str) -> None:
     """Take an announcement back: its round is over."""
-    try:
+    with suppress(OSError):  # there is none
         os.unlink(path)
-    except OSError:
-        pass  # there is none

@@ -12,6 +12,7 @@ import signal
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import final
 
@@ -367,10 +368,8 @@ def release(descriptor: int) -> None:
 
 def _close_held() -> None:
     for close in list(_held.values()):
-        try:
+        with suppress(OSError):
             close()
-        except OSError:
-            pass
     _held.clear()
 
 

@@ -84,10 +84,6 @@ class AgentSnapshot:
         """Whether this node's workers run in a sealed round."""
         return self.phase is AgentPhase.RUNNING
 
-    def worker_of(self, local_rank: int) -> WorkerSnapshot | None:
-        """Return the worker with that local rank, if there is one."""
-        return next((worker for worker in self.workers if worker.local_rank == local_rank), None)
-
 
 @final
 @frozen

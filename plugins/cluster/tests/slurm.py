@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from quorate.clock import monotonic, sleep
@@ -238,11 +239,9 @@ def main(folder: Path) -> None:
     reader = sys.stdin.fileno()
     os.set_blocking(reader, False)
     while True:
-        try:
+        with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        except ChildProcessError:
-            pass
         try:
             if not os.read(reader, 1):
                 return

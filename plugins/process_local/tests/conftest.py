@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -216,10 +217,8 @@ def children() -> set[str]:
 def descriptors() -> dict[str, str]:
     result = {}
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with suppress(FileNotFoundError):
             result[name] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            pass
     return result
 
 

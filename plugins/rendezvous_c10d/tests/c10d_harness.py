@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,8 @@ class Member:
             self.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            try:
+            with suppress(BrokenPipeError):  # it died before it read what was sent
                 pipe.close()
-            except BrokenPipeError:
-                pass  # it died before it read what was sent
 
     def _answer(self) -> tuple[str, Any]:
         stdout = self.process.stdout
@@ -89,10 +88,8 @@ def descriptors() -> set[str]:
     """Return what this process has open: each descriptor's number and target."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with suppress(FileNotFoundError):  # the descriptor of this very listing
             found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
-        except FileNotFoundError:
-            pass  # the descriptor of this very listing
     return found
 
 

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -145,12 +146,10 @@ def _answer(server: socket.socket, text: bytes) -> None:
             return
         with connection:
             connection.settimeout(DEADLINE_SECONDS)
-            try:
+            with suppress(OSError):  # it was not curious
                 if text:
                     connection.recv(1)
                     connection.sendall(text)
-            except OSError:
-                pass  # it was not curious
 
 
 @pytest.fixture(params=[b"HTTP/1.1 400 Bad Request\r\n\r\n", b""], ids=["web-server", "drops"])

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -148,10 +149,8 @@ class LossyProxy:
     @staticmethod
     def _shut(sockets: list[socket.socket]) -> None:
         for sock in sockets:
-            try:
+            with suppress(OSError):  # closed already
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # closed already
 
     def close(self) -> None:
         self._shut(self._open)
@@ -201,10 +200,8 @@ class V2Member:
         self.process.wait(DEADLINE_SECONDS)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            try:
+            with suppress(BrokenPipeError):  # it died before it read what was sent
                 pipe.close()
-            except BrokenPipeError:
-                pass  # it died before it read what was sent
 
     def send(self, name: str, *arguments: object) -> None:
         """Have it call a method of its store."""

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -157,10 +158,8 @@ class Proxy:
     def cut(self) -> None:
         for pair in self._pairs:
             for sock in pair:
-                try:
+                with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +107,13 @@ class Worker:
         self.process.stdin.flush()
 
     def close(self) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait(DEADLINE_SECONDS)
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
-            try:
+            with suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                pass
 
 
 Watch = Callable[..., Any]
@@ -166,10 +163,8 @@ def work(view: View) -> Iterator[Callable[..., Worker]]:
 def descriptors() -> set[str]:
     result = set()
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with suppress(FileNotFoundError):
             result.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
-        except FileNotFoundError:
-            pass
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,9 @@ say('done')
 
 
 def fill(descriptor: int) -> None:
-    try:
+    with suppress(BlockingIOError):
         while True:
             os.write(descriptor, b"x" * 4095 + b"\n")
-    except BlockingIOError:
-        pass
 
 
 def test_a_full_pipe_never_stops_the_worker(view: View, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:

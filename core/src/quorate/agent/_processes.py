@@ -7,6 +7,7 @@ stopped (the machine).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import final
 
 from ..clock import monotonic
@@ -199,10 +200,8 @@ class Processes:
 
     def _close(self, context: GuardedContext) -> None:
         self._contexts.remove(context)
-        try:
+        with suppress(PluginError):  # its descriptor is unknown
             self._unwatch(context.fileno())
-        except PluginError:
-            pass  # its descriptor is unknown
         try:
             context.close()
             self._note_left_behind(context)

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, final
 
@@ -185,10 +186,8 @@ class Runner:
         self._inbox.put(event)
         wake = self._wake
         if wake >= 0:
-            try:
+            with suppress(OSError):  # the run has just ended
                 os.eventfd_write(wake, 1)
-            except OSError:
-                pass  # the run has just ended
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -392,10 +391,8 @@ class Runner:
 
     def _unwatch(self, descriptor: int) -> None:
         assert self._epoll is not None
-        try:
+        with suppress(OSError, ValueError):  # it is already closed
             self._epoll.unregister(descriptor)
-        except (OSError, ValueError):
-            pass  # it is already closed
 
     def _dump_stacks(self, hung_local_rank: int) -> protocol.Input | None:
         if not self._processes.can_dump_stacks:

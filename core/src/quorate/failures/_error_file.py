@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from .._bounded import pruned
@@ -54,7 +55,6 @@ def copy_error_data(data: Mapping[str, Any], path: str | None) -> None:
     """
     if not path:
         return
-    try:
+    # The failure itself is reported all the same.
+    with suppress(OSError, TypeError, ValueError, OverflowError, RecursionError):
         write_atomically(path, json.dumps(data), mode=None)
-    except (OSError, TypeError, ValueError, OverflowError, RecursionError):
-        pass  # the failure itself is reported all the same

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from ..backends import get_rendezvous_handler
 from ..errors import RendezvousError
@@ -22,7 +23,7 @@ def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> 
     handler = get_rendezvous_handler(RendezvousParameters(backend, endpoint, run_id, 1, 2, **config))
 
     def run() -> None:
-        try:
+        with suppress(RendezvousError):  # the job was closed, or this node was shut down
             while True:
                 info = handler.next_rendezvous()
                 if info.world_size > 1:
@@ -30,8 +31,6 @@ def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> 
                     sys.stdout.flush()
                 while handler.wait_for_change(1.0) is None and not someone_waits(handler):
                     pass
-        except RendezvousError:
-            pass  # the job was closed, or this node was shut down
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

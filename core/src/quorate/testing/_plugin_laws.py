@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,5 @@ def _open_use_close(subject: Subject) -> None:
 
 def _open_dead(backend: RendezvousBackend, job: Job) -> None:
     assert backend.open_store is not None
-    try:
+    with suppress(Exception):  # another law checks the exception
         backend.open_store(job.parameters(connect_timeout=_CONNECT_SECONDS)).close()
-    except Exception:
-        pass  # another law checks the exception

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TypeVar, final
 
@@ -209,10 +209,8 @@ def _stop_tree(root: int) -> list[int]:
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it has ended
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass  # it has ended
 
 
 @final

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from quorate.clock import wall_time_ns
@@ -29,15 +30,11 @@ _MOST_STDERR_LINES = 100
 
 def initialize(error_file: str) -> None:
     """Prepare a worker: make the file's directory, and let a fatal signal print the Python stack to stderr."""
-    try:
+    with suppress(OSError):  # an error that cannot be recorded is reported then
         os.makedirs(os.path.dirname(error_file) or ".", exist_ok=True)
-    except OSError:
-        pass  # an error that cannot be recorded is reported then
-    try:
+    with suppress(OSError, ValueError, AttributeError, RuntimeError):  # stderr is closed or has no descriptor
         if not faulthandler.is_enabled():
             faulthandler.enable(all_threads=True)
-    except (OSError, ValueError, AttributeError, RuntimeError):
-        pass  # stderr is closed or has no descriptor
 
 
 def record_exception(exception: BaseException, error_file: str) -> None:
@@ -181,7 +178,5 @@ def _write(path: str, data: Mapping[str, Any], *, replace: bool) -> None:
 
 
 def _warn(path: str, problem: BaseException) -> None:
-    try:
+    with suppress(Exception):  # stderr is closed
         sys.stderr.write(f"quorate: warning: the error could not be written to {path!r}: {problem}\n")
-    except Exception:
-        pass  # stderr is closed

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import final
 
 from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
@@ -163,7 +164,5 @@ def _resolve(words: Sequence[str]) -> tuple[Sequence[str], str]:
 
 
 def _kill_group(group: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # it has ended, or it runs as another user by now
         os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass  # it has ended, or it runs as another user by now

@@ -21,6 +21,7 @@ import resource
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, final
 
 from waitress import wasyncore
@@ -76,10 +77,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc] # waitress is not typed
         if self.socket is None:
             return  # one event can give two reasons to close
         # A worker that was forked meanwhile holds a copy of the descriptor: close() alone would not end the connection.
-        try:
+        with suppress(OSError):  # the client has closed it
             self.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the client has closed it
         super().handle_close()
 
 
@@ -208,10 +207,8 @@ class Server:
         finally:
             self._listener.del_channel()
             listener = self._listener.socket
-            try:
+            with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)  # a forked worker may hold a copy, see _Channel.handle_close
-            except OSError:
-                pass
             listener.close()
             self._drop_all()
 

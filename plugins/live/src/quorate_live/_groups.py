@@ -18,6 +18,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any, final
 
@@ -147,10 +148,8 @@ def destroy() -> None:
 
 def _backends_of(group: Any) -> Iterator[Any]:
     for device in getattr(group, "_device_types", ()):
-        try:
+        with suppress(RuntimeError):  # it has none for that device yet
             yield group._get_backend(device)
-        except RuntimeError:
-            pass  # it has none for that device yet
 
 
 def _parallel_modules() -> Iterator[Any]:

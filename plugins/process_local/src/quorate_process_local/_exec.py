@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import final
 
@@ -131,9 +132,7 @@ def leaking_descriptors() -> list[int]:
     result = []
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
-        try:
+        with suppress(OSError):  # the listing's own descriptor, closed by now
             if descriptor > 2 and os.get_inheritable(descriptor):
                 result.append(descriptor)
-        except OSError:
-            pass  # the listing's own descriptor, closed by now
     return result

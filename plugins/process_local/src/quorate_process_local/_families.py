@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from quorate.proc import children_of, descendants_of, open_pidfd, send_signal, signals_of, stat_of
@@ -76,10 +77,9 @@ def _forward(pid: int, signal_number: int) -> bool:
 def _send_to_all(pid: int, signal_number: int) -> None:
     """Send a signal that cannot be handled to a worker's process group, and to descendants that left the group."""
     for group in {pid, *(_group_of(each) for each in descendants_of(pid))} - {0}:
-        try:
+        # It has ended, or a program with other rights is left alone.
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal_number)
-        except (ProcessLookupError, PermissionError):
-            pass  # it has ended, or a program with other rights is left alone
 
 
 def _group_of(pid: int) -> int:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import (
     context as contexts,
@@ -141,10 +142,8 @@ def _run_worker(process: Any, agent: int) -> None:
 def _flush() -> None:
     """Write out what the agent has printed, or a forked worker would print it again."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(AttributeError, OSError, ValueError):
             stream.flush()
-        except (AttributeError, OSError, ValueError):
-            pass
 
 
 @final
@@ -186,10 +185,8 @@ class _Spawn(popen_spawn_posix.Popen):
             os.close(read_end)
         # The write end stays open as long as the agent lives: the worker sees by it whether its parent lives.
         self.child = ChildProcess(pid, hold(write_end))
-        try:
+        with suppress(BrokenPipeError):  # it has already ended, which is noticed as an exit
             write_all(write_end, message.getbuffer())
-        except BrokenPipeError:
-            pass  # it has already ended, which is noticed as an exit
 
 
 def _spawn(launch: WorkerLaunch, environment: dict[str, str], output: Output, address: bytes) -> Process:

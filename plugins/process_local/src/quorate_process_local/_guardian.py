@@ -13,6 +13,7 @@ that kept the marker.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import final
 
 from quorate.notices import warn
@@ -115,10 +116,8 @@ class Guardian:
 
     def _write(self, line: bytes) -> None:
         if self._write_end >= 0:
-            try:
+            with suppress(OSError):  # the guardian has been killed; the parent-death signal remains
                 os.write(self._write_end, line)
-            except OSError:
-                pass  # the guardian has been killed; the parent-death signal remains
 
     def close(self) -> None:
         """End and reap the guardian without killing anything."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import final
 
 from quorate.clock import monotonic, sleep
@@ -48,10 +49,8 @@ class Leftover:
         """Close its pidfd, and reap it where this process is the one that orphans go to."""
         release(self.pidfd)
         self.pidfd = -1
-        try:
+        with suppress(ChildProcessError):
             os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
 
 
 def find_leftovers(context_id: str, sessions: Mapping[int, int], known: Collection[int]) -> Iterator[Leftover]:

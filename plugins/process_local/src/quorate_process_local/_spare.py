@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, final
 
@@ -41,10 +42,8 @@ class Spare:
 
     def become(self, order: Mapping[str, Any], descriptors: Sequence[int]) -> int:
         """Make it the worker of ``order``; return its pid.  One that has just ended is a worker that has."""
-        try:
+        with suppress(OSError):
             send(self._channel, dict(order), descriptors)
-        except OSError:
-            pass
         self._close()
         return self.pid
 

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import final
 
 from quorate.clock import monotonic, seconds_until
@@ -311,11 +312,9 @@ def _abort(head: _Process, is_hung: bool) -> bool:
     if not head.is_alive or head.no_dump_reason:
         return False
     if head.catches(signal.SIGABRT) and (is_hung or not head.catches(signal.SIGTERM)):
-        try:
+        with suppress(OSError, ValueError):
             # It did not crash: no core file of all its memory, however large it is.
             resource.prlimit(head.pid, resource.RLIMIT_CORE, (0, resource.prlimit(head.pid, resource.RLIMIT_CORE)[1]))
-        except (OSError, ValueError):
-            pass
         return head.send(signal.SIGABRT)
     why = "it handles SIGTERM and may have something to save" if head.catches(signal.SIGABRT) else "it writes none"
     remedy = "" if find_py_spy() else "; with py-spy installed they could be read from outside"

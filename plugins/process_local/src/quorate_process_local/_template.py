@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, final
 
@@ -127,18 +128,14 @@ class Template:
         """Wait until it is ready or has a problem; its imports end it if they take too long."""
         while not self.is_ready and not self.problem:
             self.channel.setblocking(True)
-            try:
+            with suppress(ConnectionError):
                 self.channel.recv(1, socket.MSG_PEEK)
-            except ConnectionError:
-                pass
             self.look()
 
     def rest(self, seconds: float) -> None:
         """Have it say when nothing was asked of it for ``seconds``; see :attr:`is_idle`."""
-        try:
+        with suppress(OSError):  # it has ended, which the next look() notices
             send(self.channel, {"rest": seconds})
-        except OSError:
-            pass  # it has ended, which the next look() notices
 
     def _ask(self, message: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()) -> dict[str, Any]:
         """Send ``message`` if there is one, and return the answer; a problem if there is none."""
@@ -185,14 +182,10 @@ class Template:
             forget(self.channel.fileno())
             self.channel.close()
             for send_signal in (os.killpg, os.kill):
-                try:
+                with suppress(ProcessLookupError):
                     send_signal(self.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            try:
+            with suppress(ChildProcessError):  # other code in the agent's process has reaped it
                 os.waitpid(self.pid, 0)
-            except ChildProcessError:
-                pass  # other code in the agent's process has reaped it
 
     def fork_workers(self) -> Forking:
         """Return the context manager in which workers are forked; when it ends they are the agent's children."""

@@ -10,6 +10,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -196,10 +197,8 @@ class WarmStarter:
 
     def _unwatch(self) -> None:
         if self._epoll is not None and self._template is not None:
-            try:
+            with suppress(OSError, ValueError):  # it is no longer watched
                 self._epoll.unregister(self._template.channel.fileno())
-            except (OSError, ValueError):
-                pass  # it is no longer watched
 
     def _drop(self) -> None:
         if self._spare is not None:

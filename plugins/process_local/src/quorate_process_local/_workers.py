@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, final
 
 from quorate.clock import wall_time_ns
@@ -82,10 +83,8 @@ class ChildProcess:
         """See :class:`Process`."""
         if self.is_held:
             self.is_held = False
-            try:
+            with suppress(ChildProcessError):
                 os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                pass
         for descriptor in (self.descriptor, self._lifeline):
             release(descriptor)
         self.descriptor = self._lifeline = -1
@@ -159,10 +158,8 @@ class Worker:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             # A forked worker does not lead a group yet in its first moments.
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         except PermissionError:
             warn(f"worker {self.pid} runs as another user and cannot be signalled")
 

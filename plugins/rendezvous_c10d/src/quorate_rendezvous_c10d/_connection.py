@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, final
 
@@ -236,10 +236,8 @@ def _construct(make: Callable[[], Any], port: int, deadline: float, operation_ti
 
 
 def _shut(sock: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # it is broken already
         sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it is broken already
 
 
 def _prepare(sock: socket.socket, operation_timeout: float) -> None:
@@ -248,10 +246,8 @@ def _prepare(sock: socket.socket, operation_timeout: float) -> None:
     interval = struct.pack("ll", seconds, int((operation_timeout - seconds) * 1_000_000))
     set_keep_alive(sock, idle_seconds=10, interval_seconds=5, probes=4, bound_sends=False)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        try:
+        with suppress(OSError):  # an improvement only; the connection works without
             sock.setsockopt(socket.SOL_SOCKET, option, interval)
-        except OSError:
-            pass  # an improvement only; the connection works without
 
 
 def _with_peer_port(port: int) -> list[socket.socket]:

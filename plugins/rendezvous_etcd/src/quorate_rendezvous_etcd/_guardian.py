@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from typing import final
 
 from quorate.net import close_in_children
@@ -80,10 +81,8 @@ class Guardian:
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):  # the guardian was killed; an orderly stop does not need it
             self._process.stdin.write(line.encode())
-        except OSError:
-            pass  # the guardian was killed; an orderly stop does not need it
 
     def close_after_fork(self) -> None:
         """Close a forked child's copy of the pipe, which would hide the owner's death."""
@@ -96,7 +95,5 @@ class Guardian:
         self._process.kill()
         self._process.wait()
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):
             self._process.stdin.close()
-        except OSError:
-            pass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import final
 
 from quorate.job_token import TOKEN_FILE_VARIABLE
@@ -117,10 +118,8 @@ def address_of(peer: Peer) -> str:
 def refuse_at_once(sock: socket.socket, most: int, *, is_plain: bool) -> None:
     """Turn away and close a connection beyond the limit of ``most``; where TLS is used, without a word."""
     sentence = f"it has its limit of {most} connections; raise the limit of open files (ulimit -n) of its host"
-    try:
+    with suppress(BlockingIOError):
         sock.recv(LARGEST_HELLO)  # closing with unread bytes resets the connection, and the answer may be lost
-    except BlockingIOError:
-        pass
     if is_plain:
         sock.send(encode(Code.PROBLEM, 0, Problem.BUSY, [sentence.encode()]))
     sock.close()

@@ -6,6 +6,7 @@ What does not live here: the sizes of frames, keys and values (``_wire``), which
 from __future__ import annotations
 
 import resource
+from contextlib import suppress
 from typing import final
 
 from attrs import frozen
@@ -55,7 +56,5 @@ def raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_WANTED_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        try:
+        with suppress(OSError, ValueError):  # a node too many is refused with the remedy
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):
-            pass  # a node too many is refused with the remedy

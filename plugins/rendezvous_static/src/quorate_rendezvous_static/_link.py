@@ -11,6 +11,7 @@ import os
 import select
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import final
 
 from quorate.clock import monotonic
@@ -90,10 +91,8 @@ class Link:
 
     def interrupt(self) -> None:
         """Make what is under way, or else the next call, raise InterruptedLinkError.  Never blocks."""
-        try:
+        with suppress(OSError):  # full (it is readable already) or released
             self._wake_in.send(b"x")
-        except OSError:
-            pass  # full (it is readable already) or released
 
     def shut(self) -> None:
         """As :meth:`interrupt`, for good."""
@@ -394,10 +393,8 @@ class Link:
         until = monotonic() + seconds * (0.5 + os.urandom(1)[0] / 255)
         if until >= deadline:
             return False
-        try:
+        with suppress(_LateError):
             self._await(None, 0, until)
-        except _LateError:
-            pass
         return True
 
 

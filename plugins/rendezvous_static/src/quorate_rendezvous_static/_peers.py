@@ -8,6 +8,7 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import final
 
 from quorate.clock import monotonic
@@ -187,10 +188,8 @@ class Peers:
                 peer.out += frame
                 return
             sent = 0
-            try:
+            with suppress(BlockingIOError):
                 sent = peer.socket.send(frame)
-            except BlockingIOError:
-                pass
             if sent < len(frame):
                 peer.out += memoryview(frame)[sent:]
                 # Until it has taken this answer, nothing more is read from it.

@@ -11,6 +11,7 @@ import errno
 import select
 import socket
 import ssl
+from contextlib import suppress
 from typing import Any, cast, final
 
 from attrs import frozen
@@ -59,10 +60,8 @@ class TlsSocket(ssl.SSLSocket):
 
     def answer_plain(self, frame: bytes) -> None:
         """Send ``frame`` to a client that does not speak TLS.  Raises OSError."""
-        try:
+        with suppress(BlockingIOError):
             socket.socket.recv(self, 1 << 16)  # closing with unread bytes resets the connection
-        except BlockingIOError:
-            pass
         socket.socket.send(self, frame)
 
     def send(self, data: Any, flags: int = 0) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import final
 
 __all__ = ["Console", "prefix_template"]
@@ -39,9 +40,6 @@ class Console:
             line = f"[{host}] ".encode() + line
         if not line.endswith(b"\n"):
             line += b"\n"
-        with self._lock:
-            try:
-                while line:
-                    line = line[os.write(descriptor, line) :]
-            except OSError:
-                pass
+        with self._lock, suppress(OSError):
+            while line:
+                line = line[os.write(descriptor, line) :]

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -79,10 +80,8 @@ def answer(question: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _terminate(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # it has ended meanwhile
         os.kill(pid, signal.SIGTERM)
-    except (ProcessLookupError, PermissionError):
-        pass  # it has ended meanwhile
 
 
 def _records() -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import IO, Any, final
 
@@ -118,17 +119,13 @@ class Session:
     def _write(self) -> None:
         pipe = self._process.stdin
         assert pipe is not None
-        try:
+        with suppress(OSError, ValueError):  # the connection has ended
             while (data := self._outbox.get()) is not None:
                 pipe.write(data)
                 pipe.flush()
-        except (OSError, ValueError):
-            pass  # the connection has ended
         forget(pipe.fileno())
-        try:
+        with suppress(OSError):
             pipe.close()
-        except OSError:
-            pass
 
     def _read_output(self) -> None:
         for line in _lines_of(self._process.stdout):

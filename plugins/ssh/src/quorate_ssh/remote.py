@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any, final
 
 import quorate
@@ -168,10 +169,8 @@ class _Watch:
         return code if code >= 0 else 128 - code
 
     def _send(self, number: int) -> None:
-        try:
+        with suppress(ProcessLookupError):
             self._agent.send_signal(number)
-        except ProcessLookupError:
-            pass
 
     def _end_without_connection(self) -> None:
         """Ask the agent to stop, then to stop at once, then kill it: its workers die with it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from contextlib import suppress
 from typing import final
 
 from quorate.proc import hold, release
@@ -42,21 +43,17 @@ class Channel:
 
     def enlarge(self) -> None:
         """Ask for more room than a pipe usually has."""
-        try:
+        with suppress(OSError):
             fcntl.fcntl(self.reader, fcntl.F_SETPIPE_SZ, _CAPACITY_BYTES)
-        except OSError:
-            pass
 
     def close(self, keep_open: bool = False) -> None:
         """Remove the pipe's name if it is still this pipe's, and close the pipe unless ``keep_open``."""
         if self.reader < 0:
             return
         if self._is_named:
-            try:
+            with suppress(OSError):
                 if os.stat(self.path).st_ino == self.inode:
                     os.unlink(self.path)
-            except OSError:
-                pass
         if not keep_open:
             self.close_descriptors()
 

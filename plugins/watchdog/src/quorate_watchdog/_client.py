@@ -14,6 +14,7 @@ import os
 import select
 import stat
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import final
 
@@ -165,10 +166,8 @@ def _open_channel() -> _Channel:
     if path and digits.isdecimal():
         descriptor, inode = _open_pipe(path, int(digits)), int(digits)
     _channel = _Channel(descriptor, inode)
-    try:
+    with suppress(OSError, ValueError, RuntimeError):  # the agent has other ways to get the stacks
         _print_stacks_upon_signal()
-    except (OSError, ValueError, RuntimeError):
-        pass  # the agent has other ways to get the stacks
     return _channel
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import final
 
 from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
@@ -181,8 +182,6 @@ def _output_of(worker: WorkerSnapshot, times: ProcessTimes) -> int:
         return times.written_bytes
     size = 0
     for path in (worker.stdout, worker.stderr):
-        try:
+        with suppress(OSError):
             size += os.stat(path).st_size
-        except OSError:
-            pass
     return size

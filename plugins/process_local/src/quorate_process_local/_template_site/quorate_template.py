@@ -22,6 +22,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -225,10 +226,8 @@ def _other_threads() -> list[str]:
     names = []
     for number in os.listdir("/proc/self/task"):
         if int(number) != os.getpid():
-            try:
+            with suppress(OSError):  # it has just ended
                 names.append(known.get(int(number)) or _read(f"/proc/self/task/{number}/comm").decode().strip())
-            except OSError:
-                pass  # it has just ended
     return sorted(names)
 
 

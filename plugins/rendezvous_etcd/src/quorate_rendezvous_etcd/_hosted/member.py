@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
+from contextlib import suppress
 from typing import final
 
 from attrs import frozen
@@ -155,10 +156,9 @@ class HostedMember:
             self._changed.notify_all()
 
     def _leave(self) -> None:
-        try:
+        # Without a quorum it cannot be removed; the others do so once it has been away for long enough.
+        with suppress(QuorateError):
             self._cluster.leave()
-        except QuorateError:
-            pass  # without a quorum it cannot be removed; the others do so once it has been away for long enough
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -239,10 +239,8 @@ class HostedMember:
             process = self._process
             if process is None or process.wait_for_end(_WATCH_SECONDS):
                 return self._ended() or Event(EventKind.ENDED)
-            try:
+            with suppress(QuorateError):  # the member is busy, or has no leader now
                 self._remove_lost()
-            except QuorateError:
-                pass  # the member is busy, or has no leader now
 
     def _remove_lost(self) -> None:
         own, leads = self._cluster.own_id()

@@ -72,8 +72,6 @@ class RefusedError(StoreUnavailableError):
 
     def __init__(self, code: int, index: int, message: str) -> None:
         self.code, self.index = code, index
-        #: Whether an earlier attempt was not answered.  It may have been applied, and be the reason.
-        self.was_sent_before = False
         super().__init__(message)
 
 

@@ -153,9 +153,8 @@ class Client:
                 answer = self._once(endpoint, method, path, options, left)
                 self._route.is_away = False
                 return answer
-            except RefusedError as refused:
+            except RefusedError:
                 self._route.is_away = False
-                refused.was_sent_before = bool(problems)
                 raise
             except _Unanswered as unanswered:
                 problems[endpoint] = unanswered

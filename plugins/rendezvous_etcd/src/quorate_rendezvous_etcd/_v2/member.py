@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn, TypeVar, final
 
 from quorate.clock import monotonic
@@ -112,10 +113,8 @@ class Membership:
         return True
 
     def _sweep(self, deadline: float) -> None:
-        try:
+        with suppress(QuorateError):  # such as a user without the right to list the prefix; other nodes do it
             self._directory.sweep(deadline)
-        except QuorateError:
-            pass  # such as a user without the right to list the prefix; other nodes do it
 
     def _join_incarnation(self, token: str, deadline: float) -> bool:
         """Become a member of the incarnation ``token``; return False if it is being removed."""
@@ -157,10 +156,8 @@ class Membership:
         self._keeper.join(2 * self._settings.operation_timeout_seconds)
         self._client.resume()
         if self._token and not self.lost:
-            try:
+            with suppress(QuorateError, InterruptedCallError):
                 self._remove_entry(monotonic() + self._settings.leave_seconds)
-            except (QuorateError, InterruptedCallError):
-                pass
         self._client.close()
 
     def _remove_entry(self, deadline: float) -> None:
@@ -225,11 +222,9 @@ class Membership:
                 self._lose(deadline)
 
     def _lose(self, deadline: float) -> NoReturn:
-        try:
+        with suppress(QuorateError):
             # What this node has written meanwhile would stay.
             self._directory.remove_empty_directories(deadline)
-        except QuorateError:
-            pass
         self.set_lost(
             f"etcd no longer has the job {self._settings.run_id!r} that this node belonged to (at {self._root}): "
             "it was removed, expired because it could not be refreshed, or etcd lost its data. Start the job again"

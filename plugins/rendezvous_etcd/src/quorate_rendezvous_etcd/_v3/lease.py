@@ -8,6 +8,7 @@ what a lease that has ended means (:mod:`.member`).
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import final
 
 from .answers import Refused, RefusedError
@@ -54,7 +55,5 @@ class Leases:
 
     def revoke(self, lease: int, deadline: float) -> None:
         """End ``lease``; etcd removes its keys."""
-        try:
+        with suppress(RefusedError):  # it has ended already
             self._client.call("LeaseRevoke", self._client.messages.LeaseRevokeRequest(ID=lease), deadline)
-        except RefusedError:
-            pass  # it has ended already

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, final
 
 from quorate.clock import monotonic
@@ -231,10 +232,8 @@ class Membership:
         self._keeper.stop()
         # A refresh that is under way could write this member's key again.
         self._keeper.join(self._settings.leave_seconds / 4)
-        try:
+        with suppress(QuorateError):  # etcd is away, or the job is gone: the leases end by themselves
             self._remove(monotonic() + self._settings.leave_seconds)
-        except QuorateError:
-            pass  # etcd is away, or the job is gone: the leases end by themselves
 
     def abandon(self) -> None:
         """Stop keeping the leases alive, without revoking them."""
