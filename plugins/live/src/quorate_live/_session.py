@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol, final
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar, final
 
@@ -261,8 +262,6 @@ class HostedEtcdStore:
 
     def _knows_the_end(self) -> bool:
         """Return whether the member of this node, which may be left alone, has recorded the job's end."""
-        try:
+        with suppress(QuorateError):
             self._has_ended = self._has_ended or job_is_over(self._left_alone, self._key)
-        except QuorateError:
-            pass
         return self._has_ended
