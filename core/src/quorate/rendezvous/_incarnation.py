@@ -226,7 +226,7 @@ class Doorway:
                 record = after or record
             while record is None and number > 0:  # the hint is too high: its increment was repeated
                 if hint - number >= _MOST_BELOW_HINT:
-                    raise StoreCorruptError(_HINT, f"it counts {hint} jobs, and there is none near that number")
+                    raise StoreCorruptError(_HINT, f"it counts {hint} jobs, but no job has a number near that")
                 below = range(number - 1, max(-1, number - 1 - _JOBS_PER_READ), -1)
                 records = _read(store, [_job_key(each) for each in below])
                 number, record = next(

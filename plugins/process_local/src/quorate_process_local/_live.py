@@ -124,7 +124,7 @@ class Live:
         worker.environment, worker.has_left = dict(environment), False
         is_short = len(json.dumps(message)) <= _LONGEST_ASSIGNMENT_BYTES
         if channel is None or not is_short or not channel.send(message):
-            warn(f"local rank {worker.local_rank} cannot be told its next world, and is killed")
+            warn(f"local rank {worker.local_rank} cannot receive its next world, and is killed")
             worker.kill()
 
     def drop(self, worker: Worker) -> None:

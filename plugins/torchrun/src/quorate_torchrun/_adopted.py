@@ -185,7 +185,9 @@ class AdoptedHandler(quorate.RendezvousHandler):
                 return self._end
         except Exception as error:
             if self._world_size > 1 and not self._has_told:
-                note(f"the other nodes could not be told that this one is done: {type(error).__name__}: {error}")
+                note(
+                    f"this node could not tell the other nodes that its workers are done: {type(error).__name__}: {error}"
+                )
         self._conclude(RoundEnd(self._rounds - 1, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers have succeeded"))
         return self._end
 
@@ -204,7 +206,7 @@ def _parse_node(node_id: str, data: bytes) -> NodeRecord:
             raise ValueError("it is not a role and a number of workers")
         return NodeRecord(node_id, printable(role, _LONGEST_ROLE), workers)
     except (ValueError, TypeError, KeyError) as error:
-        raise quorate.RendezvousStateError(f"what node {node_id} has told of itself cannot be used: {error}") from None
+        raise quorate.RendezvousStateError(f"the record of node {node_id} cannot be used: {error}") from None
 
 
 def _call(method: Callable[[], Any]) -> Any:
