@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from quorate_process_local import _memory_file
+from quorate_process_local._live import Live
 
 from .conftest import children
 
@@ -151,3 +154,27 @@ def test_a_usable_folder_for_temporary_files_is_used_without_a_word(
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr().err == ""
     assert children() == before
+
+
+def test_a_live_worker_that_connects_when_no_descriptor_is_left_does_not_wake_the_agent_again_and_again() -> None:
+    watched: dict[int, Callable[[], None]] = {}
+
+    def unwatch(descriptor: int) -> None:
+        watched.pop(descriptor, None)
+
+    live = Live([], watched.__setitem__, unwatch, 1.0, lambda worker: True)
+    (listener,) = watched
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect("\0" + live.address[1:])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            watched[listener]()
+            assert watched == {}, "the connection still waits, and epoll would report it at once"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        live.ask_to_leave(0.0, ())
+        assert list(watched) == [listener]
+        assert client.recv(1) == b"", "accepted, and closed as a stranger"
+        live.close()
+    assert watched == {}

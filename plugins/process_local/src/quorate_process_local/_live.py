@@ -83,12 +83,14 @@ class Live:
         #: The value of the variable.
         self.address = f"@{name}"
         self._descriptor = hold(self._socket.fileno(), self._socket.close)
+        self._is_paused = False  # where no descriptor was left for a connection
         watch(self._descriptor, self._admit)
 
     # --- what the context asks for ----------------------------------------------------------------------------------
 
     def ask_to_leave(self, deadline: float, given_up: Collection[int]) -> None:
         """Have the live workers leave their world by ``deadline`` (monotonic seconds), if they have not done so."""
+        self._resume()
         self._admit()  # a worker may have become live just now
         for worker in self._workers:
             if worker.channel is not None:
@@ -134,10 +136,12 @@ class Live:
                 self._unwatch(worker.channel.descriptor)
             worker.channel.close()
             worker.channel = None
+            self._resume()  # there is a descriptor again
         worker.leave_by, worker.has_left = None, False
 
     def close(self) -> None:
         """Close everything."""
+        self._is_paused = False
         for worker in self._workers:
             self.drop(worker)
         if self._descriptor >= 0:
@@ -148,12 +152,22 @@ class Live:
 
     # --- what workers say -------------------------------------------------------------------------------------------
 
+    def _resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._watch(self._descriptor, self._admit)
+
     def _admit(self) -> None:
         for _ in range(_MESSAGES_AT_A_TIME):
             try:
                 accepted, _ = self._socket.accept()
+            except BlockingIOError:
+                return
             except OSError:
-                return  # none waits, or there is no descriptor for it: that worker is stopped like any other
+                # There is no descriptor for it.  It waits in the queue, where it would wake the agent again at once.
+                self._unwatch(self._descriptor)
+                self._is_paused = True
+                return
             worker = self._worker_of(accepted)
             if worker is None or worker.channel is not None:
                 accepted.close()  # a stranger, or a process that a live worker has started

@@ -185,9 +185,8 @@ class AdoptedHandler(quorate.RendezvousHandler):
                 return self._end
         except Exception as error:
             if self._world_size > 1 and not self._has_told:
-                note(
-                    f"this node could not tell the other nodes that its workers are done: {type(error).__name__}: {error}"
-                )
+                problem = f"{type(error).__name__}: {error}"
+                note(f"this node could not tell the other nodes that its workers are done: {problem}")
         self._conclude(RoundEnd(self._rounds - 1, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers have succeeded"))
         return self._end
 
