@@ -12,6 +12,8 @@ CORE_STAMP := $(CORE_VENV)/.installed
 # Programs that call torchrun; some want old releases of what the tests need.
 CLIENTS_BIN := .venv-clients/bin
 PRIVATE_HOSTS := tests/with-private-hosts
+# Images of containers often set it; then each of thousands of processes would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # Most tests wait for processes, leases and deadlines: three at a time keep two cores busy.
 JOBS ?= 3
 
@@ -56,7 +58,8 @@ types: $(STAMP) ## mypy --strict over all sources
 
 tests: $(STAMP) etcd redis chromium mpirun machines slurm sshd kubernetes ## pytest alone
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
-	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone
+	# Only what has such tests: to collect all of them takes longer.
+	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone $$(grep -rl --include="test_*.py" "pytest.mark.alone" $(PROJECTS:%=%/tests) tests)
 
 coverage: $(STAMP) ## which lines the core's tests reach (TESTS="core/tests plugins/errors/tests" for more); coverage/index.html
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group coverage
