@@ -41,6 +41,7 @@ def test_workers_that_only_connect_find_a_store_in_each_round(tmp_path: Path) ->
     script = tmp_path / "client.py"
     script.write_text(CLIENT)
     command = [sys.executable, "-m", "quorate", "run", "--nproc-per-node=2", "--max-restarts=1"]
+    command += ["--start-method=warm", "--preload=torch.distributed"]  # imported once, and not by four workers
     done = subprocess.run([*command, "--agent-store=always", str(script)], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert sorted(re.findall("runs (.*)", done.stdout)) == ["True 2 0"] * 2 + ["True 2 1"] * 2

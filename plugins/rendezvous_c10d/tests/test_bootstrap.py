@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,29 +30,26 @@ def bootstrap() -> Iterator[Bootstrap]:
 
 def _run_workers(port: int, restart_count: int) -> list[str]:
     """Run two workers with nothing but the environment that the core sets; returns what they printed."""
-    workers = []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": str(restart_count),
-            "TORCHELASTIC_RUN_ID": "job",
-        }
-        command = [sys.executable, str(HERE / "c10d_worker.py")]
-        workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    try:
-        printed = [worker.communicate(timeout=DEADLINE_SECONDS)[0].strip() for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    assert [worker.returncode for worker in workers] == [0, 0]
-    return printed
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": str(restart_count),
+        "TORCHELASTIC_RUN_ID": "job",
+    }
+    command = [sys.executable, str(HERE / "c10d_worker.py")]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as workers:
+        try:
+            printed = workers.communicate(timeout=DEADLINE_SECONDS)[0].splitlines()
+        finally:
+            if workers.poll() is None:
+                os.killpg(workers.pid, signal.SIGKILL)
+    assert workers.returncode == 0
+    return sorted(printed)
 
 
 def test_workers_meet_in_it_round_after_round(bootstrap: Bootstrap) -> None:
