@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -304,3 +305,18 @@ def test_a_backend_that_does_not_list_its_settings_gets_them() -> None:
     _open(_backend(), zzz="x", endpoint_of_mine="y")
     with pytest.raises(UsageError, match=r"did you mean lease_timeout\?"):
         _open(_backend(), lease_timeuot=5)
+
+
+@pytest.mark.parametrize("run_id", ["\ud800", "a\0b", "x" * 1025, "€" * 400])
+def test_a_run_id_that_no_store_takes_is_refused_at_once(run_id: str) -> None:
+    with pytest.raises(UsageError, match=r"the run id .*--rdzv-id"):
+        LaunchConfig(1, 1, 1, run_id=run_id).rendezvous_parameters()
+
+
+@pytest.mark.parametrize("run_id", ["a\nb", "../x", "x" * 1024, "€" * 300])
+def test_any_other_run_id_names_a_folder_for_logs(run_id: str, tmp_path: Path) -> None:
+    assert LaunchConfig(1, 1, 1, run_id=run_id).rendezvous_parameters().run_id == run_id
+    folder = DefaultLogsSpecs(str(tmp_path)).keep_run_dir(run_id)
+    assert folder is not None
+    assert Path(folder).parent == tmp_path
+    assert Path(folder).is_dir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -82,3 +83,45 @@ def test_no_thread_of_a_driver_that_was_never_closed_meets_the_end_of_the_interp
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert set(done.stdout.splitlines()) == {"threads left: []"}
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("odd")], ids=repr)
+def test_a_store_that_raises_while_it_is_closed_is_named(
+    error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Unclosable:
+        def __init__(self) -> None:
+            self._store = InMemoryStore()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+        def close(self) -> None:
+            raise error
+
+    outputs: SimpleQueue[Output] = SimpleQueue()
+    driver = Driver(Settings(1, 1), Unclosable, order_nodes, lambda summary, waiting: False, outputs.put)
+    driver.start()
+    driver.post(Join(NodeRecord("a", "default", 1)))
+    while not isinstance(outputs.get(timeout=DEADLINE_SECONDS), Joined):
+        pass
+    driver.close(DEADLINE_SECONDS)
+    assert f"the rendezvous store could not be closed: {type(error).__name__}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("odd")], ids=repr)
+def test_what_raises_after_a_call_ends_the_rendezvous_with_a_sentence(error: BaseException) -> None:
+    outputs: SimpleQueue[Output] = SimpleQueue()
+
+    def look() -> None:
+        raise error
+
+    driver = Driver(Settings(1, 1), InMemoryStore, order_nodes, lambda summary, waiting: False, outputs.put, look)
+    driver.start()
+    driver.post(Join(NodeRecord("a", "default", 1)))
+    try:
+        while not isinstance(output := outputs.get(timeout=DEADLINE_SECONDS), GaveUp):
+            pass
+    finally:
+        driver.close(DEADLINE_SECONDS)
+    assert type(error).__name__ in output.problem

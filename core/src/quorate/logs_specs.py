@@ -19,6 +19,9 @@ from .notices import warn
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std", "adopt_logs_specs", "adopt_logs_specs_class"]
 
 
+_LONGEST_NAME = 200
+
+
 @final
 class Std(IntFlag):
     """Which standard streams are meant."""
@@ -217,7 +220,7 @@ class DefaultLogsSpecs(LogsSpecs):
 
     def _make_run_dir(self, run_id: str) -> str:
         if self._run_log_dir is None:
-            name = "".join(c if c.isalnum() or c in "_.-" else "_" for c in run_id) + "_" + os.urandom(4).hex()
+            name = f"{_as_file_name(run_id)}_{os.urandom(4).hex()}"
             parent = self._root_log_dir
             try:
                 if parent is None:
@@ -264,6 +267,12 @@ class DefaultLogsSpecs(LogsSpecs):
         choices = (self._redirects, self._tee)
         any_file = any(any(c.values()) if isinstance(c, Mapping) else bool(c) for c in choices)
         return any_file or bool(self._duplicate_stdout_filters or self._duplicate_stderr_filters)
+
+
+def _as_file_name(run_id: str) -> str:
+    """Return ``run_id`` as a part of a file's name: file systems take 255 bytes."""
+    name = "".join(c if c.isalnum() or c in "_.-" else "_" for c in run_id)
+    return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
 
 
 def _make_temporary_folder(name: str) -> str:

@@ -44,8 +44,8 @@ def record_exception(error: BaseException) -> None:
         return
     try:
         _chosen_recorder().record_exception(error, path)
-    except Exception as problem:
-        warn(f"the exception could not be recorded: {problem}")
+    except BaseException as problem:  # a recorder's own; what the worker has raised goes on
+        _warn_of("the exception could not be recorded", problem)
 
 
 def initialize_recorder() -> None:
@@ -55,8 +55,15 @@ def initialize_recorder() -> None:
         return
     try:
         _chosen_recorder().initialize(path)
-    except Exception as problem:
-        warn(f"the recorder of exceptions is not ready: {problem}")
+    except BaseException as problem:
+        _warn_of("the recorder of exceptions is not ready", problem)
+
+
+def _warn_of(sentence: str, problem: BaseException) -> None:
+    from ._isolation import problem_of, raise_if_interrupted  # only a recorder that fails needs them
+
+    raise_if_interrupted(problem)
+    warn(f"{sentence}: {problem_of(problem)}")
 
 
 def _chosen_recorder() -> Any:

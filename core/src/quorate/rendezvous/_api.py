@@ -36,7 +36,21 @@ __all__ = [
 DERIVED_SETTING = "run_id_is_derived"
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 _FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
+#: In bytes.  It is a part of the first message to a store.
+_LONGEST_RUN_ID = 1024
 _MAY_CALL = optional(is_callable())
+
+
+def _check_run_id(run_id: str) -> None:
+    """Refuse a name that keys, messages or a worker's environment cannot hold.  Raises UsageError."""
+    try:
+        size = len(run_id.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"the run id {run_id!r:.80} is not UTF-8 text; set --rdzv-id to one that is") from None
+    if size > _LONGEST_RUN_ID:
+        raise UsageError(f"the run id has {size} bytes, more than {_LONGEST_RUN_ID}; set --rdzv-id to a shorter name")
+    if "\0" in run_id:
+        raise UsageError(f"the run id {run_id!r:.80} has a NUL in it; set --rdzv-id to a name without it")
 
 
 @final
@@ -52,7 +66,8 @@ class RendezvousParameters:
         config: settings, strings or numbers, see ``docs/timeouts.md``.
 
     Raises:
-        UsageError: empty run id or backend, or not 1 <= ``min_nodes`` <= ``max_nodes`` <= 65536.
+        UsageError: empty run id or backend, a run id that is not UTF-8 text of at most 1024 bytes, or not 1 <=
+            ``min_nodes`` <= ``max_nodes`` <= 65536.
     """
 
     __slots__ = ("backend", "config", "endpoint", "local_addr", "max_nodes", "min_nodes", "run_id")
@@ -71,6 +86,7 @@ class RendezvousParameters:
             raise UsageError("the rendezvous backend has no name; set --rdzv-backend")
         if not run_id:
             raise UsageError("the run id is empty; set --rdzv-id to a name that all nodes of the job share")
+        _check_run_id(run_id)
         if min_nodes < 1:
             raise UsageError(f"the minimum number of nodes is {min_nodes}, it must be at least 1; set --nnodes")
         if max_nodes > MOST_NODES:

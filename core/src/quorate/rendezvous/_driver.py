@@ -24,6 +24,7 @@ from attrs import evolve
 from .._isolation import described
 from ..clock import LONGEST_WAIT_SECONDS, monotonic, seconds_until
 from ..errors import FailureKind, QuorateError, StoreLostError, StoreUnavailableError
+from ..notices import warn
 from ..records import NodeRecord, RoundSummary
 from ._executor import Interpreter, PendingWait
 from ._incarnation_store import IncarnationStore, wrong_answer
@@ -250,10 +251,13 @@ class Driver:
             self._threads[-1].join(2 * _SLICE_SECONDS)  # the wait thread still uses the store
             try:
                 self._count_departure(self._store)
-            except Exception:
+            except BaseException:
                 pass  # this node has left; the others find out by its lease
-            finally:
+            try:
                 self._store.close()
+            except BaseException as error:
+                warn(f"the rendezvous store could not be closed: {described(error)}")
+            finally:
                 self._last_words.close()
 
     def _perform(self, store: Store, call: Call) -> Any:
@@ -271,7 +275,7 @@ class Driver:
             self._after_call()
         except StoreUnavailableError:
             pass  # the next call finds out, and fails for the machine to see
-        except Exception as error:
+        except BaseException as error:
             self._give_up(error)
 
     def _count_departure(self, store: Store) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, final
 
 from attrs import evolve
 
+from .._isolation import problem_of
 from ..clock import monotonic, seconds_until
 from ..cut_off import WhenCutOff
 from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
@@ -251,8 +252,8 @@ class StoreRendezvousHandler(RendezvousHandler):
                 if isinstance(self._plain_store, PortLendingStore):
                     self._plain_store.lend_port()
                 self._bootstrap.activate()
-            except Exception as error:
-                output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {error}")
+            except BaseException as error:
+                output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {problem_of(error)}")
         output = self._explained(output)
         if isinstance(output, (Closed, GaveUp)):
             self._final = output

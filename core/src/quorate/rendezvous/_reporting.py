@@ -12,6 +12,7 @@ from typing import final
 
 from attrs import evolve
 
+from .._isolation import described
 from ..reach import describe_reach, local_endpoint_hint
 from ..records import RendezvousWaiting
 
@@ -65,8 +66,8 @@ class Reporting:
         try:
             report = self._completed(report, has_store)
             goes_on = self._goes_on(report)
-        except Exception as error:  # the report matters more than what completes it
-            report, goes_on = evolve(report, problem=f"{report.problem} ({type(error).__name__}: {error})"), True
+        except BaseException as error:  # the report matters more than what completes it
+            report, goes_on = evolve(report, problem=f"{report.problem} ({described(error)})"), True
         finally:
             self._is_busy.release()
         if self._is_closed:

@@ -66,9 +66,10 @@ class SignedStore(Layer):
         return name
 
     def _tag(self, name: str, value: bytes) -> bytes:
-        data = name.encode()
         digest = self._value_digest.copy()
-        digest.update(len(data).to_bytes(4, "big") + data + value)
+        data = name.encode()
+        digest.update(len(data).to_bytes(4, "big") + data)
+        digest.update(value)
         return digest.digest()
 
     def _value(self, name: str, value: bytes) -> bytes:
@@ -85,14 +86,15 @@ class SignedStore(Layer):
     # --- the store --------------------------------------------------------------------------------------------------
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        names = [self._name(key) for key in keys]
-        values: list[bytes | None] = []
-        for key, name, sealed in zip(keys, names, self._store.get(names), strict=True):
-            value = None if sealed is None else self._open(key, name, sealed)
-            if sealed is not None and value is None and key not in self._reported:
+        names = list(map(self._name, keys))
+        values = list(self._store.get(names))
+        for number, (key, sealed) in enumerate(zip(keys, values, strict=True)):
+            if sealed is None:
+                continue
+            values[number] = value = self._open(key, names[number], sealed)
+            if value is None and key not in self._reported:
                 self._reported.add(key)
                 self._report(f"the value of {key!r} in the rendezvous store is ignored: {_PROBLEM}")
-            values.append(value)
         return values
 
     def wait(self, key: str, timeout: float) -> bytes | None:

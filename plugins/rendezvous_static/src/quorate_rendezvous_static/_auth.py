@@ -86,10 +86,12 @@ class Session:
 
     def sign(self, frame: bytes) -> bytes:
         """Return ``frame`` (length and body) with its signature."""
-        body = memoryview(frame)[LENGTH_BYTES:]
-        tag = _tag(self._send_digest, self._sent, body)
+        body = frame[LENGTH_BYTES:]
+        digest = self._send_digest.copy()
+        digest.update(self._sent.to_bytes(_COUNTER_BYTES, "big"))
+        digest.update(body)
         self._sent += 1
-        return b"".join(((len(body) + TAG_BYTES).to_bytes(LENGTH_BYTES, "big"), body, tag))
+        return (len(body) + TAG_BYTES).to_bytes(LENGTH_BYTES, "big") + body + digest.digest()
 
     def forget_last(self) -> None:
         """The frame that was signed last is not sent: the next one takes its place."""
@@ -101,16 +103,11 @@ class Session:
         Raises:
             WireError: the frame was changed, left out, repeated, or comes from a program without the key.
         """
-        view = memoryview(signed)
-        body, tag = view[:-TAG_BYTES], view[-TAG_BYTES:]
-        if not hmac.compare_digest(tag, _tag(self._receive_digest, self._received, body)):
+        body = signed[:-TAG_BYTES]
+        digest = self._receive_digest.copy()
+        digest.update(self._received.to_bytes(_COUNTER_BYTES, "big"))
+        digest.update(body)
+        if not hmac.compare_digest(signed[-TAG_BYTES:], digest.digest()):
             raise WireError("a frame is not signed by the other side")
         self._received += 1
-        return bytes(body)
-
-
-def _tag(keyed: hashlib.blake2b, count: int, body: memoryview) -> bytes:
-    digest = keyed.copy()
-    digest.update(count.to_bytes(_COUNTER_BYTES, "big"))
-    digest.update(body)
-    return digest.digest()
+        return body
