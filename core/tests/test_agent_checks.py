@@ -121,6 +121,17 @@ def test_a_check_that_raises_is_a_problem(bench: Bench) -> None:
     assert bench.once(looks("a", fail), says("b", None)) == ("a: the check raised OSError: no such thing",)
 
 
+def test_what_a_check_says_is_bounded_and_steers_no_terminal(bench: Bench) -> None:
+    class Odd(str):
+        def __bool__(self) -> bool:
+            raise SystemExit(3)
+
+    long, odd = bench.once(says("a", "x\x1b[2J" * 1_000_000), says("b", Odd("x")))
+    assert len(long) < 5000
+    assert "\x1b" not in long
+    assert odd == "b: the check raised SystemExit: 3"
+
+
 def test_checks_that_answer_at_once_share_one_thread(bench: Bench) -> None:
     seen: list[str] = []
 

@@ -107,21 +107,3 @@ def test_a_store_that_raises_while_it_is_closed_is_named(
         pass
     driver.close(DEADLINE_SECONDS)
     assert f"the rendezvous store could not be closed: {type(error).__name__}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("odd")], ids=repr)
-def test_what_raises_after_a_call_ends_the_rendezvous_with_a_sentence(error: BaseException) -> None:
-    outputs: SimpleQueue[Output] = SimpleQueue()
-
-    def look() -> None:
-        raise error
-
-    driver = Driver(Settings(1, 1), InMemoryStore, order_nodes, lambda summary, waiting: False, outputs.put, look)
-    driver.start()
-    driver.post(Join(NodeRecord("a", "default", 1)))
-    try:
-        while not isinstance(output := outputs.get(timeout=DEADLINE_SECONDS), GaveUp):
-            pass
-    finally:
-        driver.close(DEADLINE_SECONDS)
-    assert type(error).__name__ in output.problem

@@ -17,6 +17,7 @@ from ..catalogue import HealthCheck
 from ..clock import monotonic
 from ..services import AgentView
 from . import _protocol as protocol
+from ._services import as_sentence
 
 __all__ = ["Checks"]
 
@@ -144,6 +145,6 @@ def _answer(check: HealthCheck, view: AgentView) -> str:
         problem = check.check(view)
         if problem is not None and not isinstance(problem, str):
             problem = f"the check answered {shown(problem)}, which is neither a sentence nor None"
+        return f"{check.name}: {as_sentence(problem)}" if problem else ""
     except BaseException as error:  # on a thread of its own, where no Ctrl-C arrives
-        problem = f"the check raised {described(error)}"
-    return f"{check.name}: {problem}" if problem else ""
+        return f"{check.name}: the check raised {described(error)}"

@@ -29,7 +29,7 @@ from . import _protocol as protocol
 from ._spec import RunSettings
 from ._state import State
 
-__all__ = ["Services", "View", "take_snapshot"]
+__all__ = ["Services", "View", "as_sentence", "take_snapshot"]
 
 _LONGEST_SENTENCE = 4096
 
@@ -127,25 +127,25 @@ class View:
         return self._handler.measure_latency(timeout)
 
     def report_hang(self, report: HangReport) -> None:
-        self._post(protocol.WorkerHung(report.local_rank, report.pid, report.problem, wall_time_ns()))
+        self._post(protocol.WorkerHung(report.local_rank, report.pid, as_sentence(report.problem), wall_time_ns()))
 
     def report_unhealthy(self, problem: str) -> None:
-        self._post(protocol.NodeUnhealthy(_sentence(problem)))
+        self._post(protocol.NodeUnhealthy(as_sentence(problem)))
 
     def report_preemption(self, seconds_left: float, reason: str) -> None:
         if not (math.isfinite(seconds_left) and seconds_left >= 0):
             raise ValueError(f"seconds_left={seconds_left!r} is not a time")
-        grace, reason = grace_before(seconds_left), _sentence(reason)
+        grace, reason = grace_before(seconds_left), as_sentence(reason)
         self._post(protocol.PreemptionWarned(int(signal.SIGTERM), grace, reason, min_nodes=self._min_nodes))
 
     def say(self, sentence: str) -> None:
-        self._say(_sentence(sentence))
+        self._say(as_sentence(sentence))
 
 
-def _sentence(text: str) -> str:
-    """Return what a service says, fit for records and people.  Raises TypeError if it is not a text."""
+def as_sentence(text: str) -> str:
+    """Return what a plugin says, fit for records and people.  Raises TypeError if it is not a text."""
     if not isinstance(text, str):
-        raise TypeError(f"a service has to say a sentence, and said a {type(text).__name__}")
+        raise TypeError(f"a plugin has to say a sentence, and said a {type(text).__name__}")
     return printable_lines(text[:_LONGEST_SENTENCE])
 
 
