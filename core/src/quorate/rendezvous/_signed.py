@@ -26,6 +26,7 @@ __all__ = ["SignedStore", "protect", "sign_store"]
 
 _VERSION = b"\x01"
 _TAG_BYTES = 32
+_VALUE_AT = len(_VERSION) + _TAG_BYTES
 _SUFFIX_CHARACTERS = 20
 _MOST_NAMES = 1 << 14
 _COUNT = re.compile(rb"-?[0-9]{1,19}")
@@ -50,7 +51,9 @@ class SignedStore(Layer):
         # Copied for each digest: to copy is cheaper than to take in the key again.
         self._name_digest = hashlib.blake2b(key=key, digest_size=_SUFFIX_CHARACTERS // 2, person=b"name")
         self._value_digest = hashlib.blake2b(key=key, digest_size=_TAG_BYTES, person=b"value")
-        self._names: dict[str, str] = {}  # heartbeats are read and written again and again
+        # Heartbeats are read and written again and again.
+        self._names: dict[str, str] = {}
+        self._signed_names: dict[str, bytes] = {}  # a name, as it is signed in front of its value
         self._reported: set[str] = set()
 
     # --- names and tags ---------------------------------------------------------------------------------------------
@@ -62,26 +65,29 @@ class SignedStore(Layer):
             digest.update(key.encode())
             if len(self._names) >= _MOST_NAMES:
                 self._names.clear()
-            name = self._names[key] = f"{key}.{digest.hexdigest()}"
+                self._signed_names.clear()
+            name = f"{key}.{digest.hexdigest()}"
+            self._signed_names[name] = _as_signed(name)
+            self._names[key] = name
         return name
 
     def _tag(self, name: str, value: bytes) -> bytes:
+        """Return what stands before the value of ``name``."""
         digest = self._value_digest.copy()
-        data = name.encode()
-        digest.update(len(data).to_bytes(4, "big") + data)
+        # Another thread may have cleared the names since.
+        digest.update(self._signed_names.get(name) or _as_signed(name))
         digest.update(value)
-        return digest.digest()
+        return _VERSION + digest.digest()
 
     def _value(self, name: str, value: bytes) -> bytes:
-        return _VERSION + self._tag(name, value) + value
+        return self._tag(name, value) + value
 
     def _open(self, key: str, name: str, sealed: bytes) -> bytes | None:
         """Return the value, ``None`` if it is neither signed for this name nor a counter's."""
-        if sealed[:1] != _VERSION:
-            return sealed if _COUNT.fullmatch(sealed) and self._is_counter(key) else None
-        start = len(_VERSION) + _TAG_BYTES
-        tag, value = sealed[len(_VERSION) : start], sealed[start:]
-        return value if hmac.compare_digest(tag, self._tag(name, value)) else None
+        value = sealed[_VALUE_AT:]
+        if hmac.compare_digest(sealed[:_VALUE_AT], self._tag(name, value)):
+            return value
+        return sealed if _COUNT.fullmatch(sealed) and self._is_counter(key) else None
 
     # --- the store --------------------------------------------------------------------------------------------------
 
@@ -109,6 +115,11 @@ class SignedStore(Layer):
 
     def delete(self, prefix: str) -> None:
         self._store.delete(prefix)
+
+
+def _as_signed(name: str) -> bytes:
+    data = name.encode()
+    return len(data).to_bytes(4, "big") + data
 
 
 def _may_be_any(key: str) -> bool:
