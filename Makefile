@@ -86,7 +86,8 @@ docs: $(STAMP) ## write the generated parts of docs/ anew
 clients: $(STAMP) ## released programs that call torchrun, run by quorate (ARGS="-k deepspeed"; installs about 3 GB, takes about 20 minutes)
 	[ -x $(CLIENTS_BIN)/python ] || $(PYTHON) -m venv $(dir $(CLIENTS_BIN))
 	$(CLIENTS_BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(CLIENTS_BIN)/python -m pip install --quiet $(shell grep '^torch==' constraints.txt) --group clients $(PROJECTS:%=-e ./%)
+	$(CLIENTS_BIN)/python -m pip install --quiet $(shell grep '^torch==' constraints.txt) --group clients hatchling editables
+	$(CLIENTS_BIN)/python -m pip install --quiet --no-build-isolation $(PROJECTS:%=-e ./%)  # else an environment for each
 	QUORATE_CLIENTS_PYTHON=$(abspath $(CLIENTS_BIN)/python) $(PRIVATE_HOSTS) $(BIN)/python -m pytest plugins/torchrun/tests/test_torchrun_clients.py -rs $(ARGS)
 
 trials: $(STAMP) etcd machines ## a hundred random losses of a machine, of each kind, and partitions (about an hour; TRIALS=10 for fewer)

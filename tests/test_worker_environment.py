@@ -30,6 +30,7 @@ def test_every_worker_has_the_whole_contract(job: Job) -> None:
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": "7",
         "TORCHELASTIC_RUN_ID": first.run_id,
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     }
     for rank, variables in seen.items():

@@ -128,7 +128,8 @@ print(timer.FileTimerRequest(1, "scope", 2.0, 9).to_json())
 @pytest.mark.needs("torch")
 def test_torchs_public_names_are_all_there_and_what_is_torchs_own_works() -> None:
     modules = ("agent.server", "multiprocessing", "multiprocessing.errors", "rendezvous", "rendezvous.registry")
-    modules = (*modules, "events", "metrics", "timer")
+    modules = (*modules, "events", "metrics", "timer", "agent.server.api", "agent.server.local_elastic_agent")
+    modules = (*modules, "multiprocessing.errors.error_handler", "multiprocessing.errors.handlers")
     done = subprocess.run(
         [sys.executable, "-c", NAMES, *modules], capture_output=True, text=True, timeout=120, check=True
     )

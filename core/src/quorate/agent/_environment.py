@@ -46,6 +46,7 @@ def worker_environment(
             "TORCHELASTIC_RESTART_COUNT": str(assignment.restart_count),
             "TORCHELASTIC_MAX_RESTARTS": str(spec.max_restarts),
             "TORCHELASTIC_RUN_ID": run_id,
+            "TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(spec.signals_to_handle),
             "TORCHELASTIC_USE_AGENT_STORE": str(
                 assignment.shares_store and not spec.master_addr and not spec.master_port
             ),

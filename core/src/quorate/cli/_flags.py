@@ -56,6 +56,23 @@ class Flag:
         """Whether it takes no value."""
         return not self.metavar
 
+    @property
+    def is_torchruns(self) -> bool:
+        """Whether torchrun has it too: a beginning that only one of these has means that one."""
+        return self.name in _TORCHRUNS
+
+
+# fmt: off
+_TORCHRUNS = frozenset((
+    "nnodes", "nproc-per-node", "node-rank", "role", "rdzv-backend", "rdzv-endpoint",
+    "rdzv-id", "rdzv-conf", "standalone", "master-addr", "master-port", "local-addr",
+    "module", "no-python", "run-path", "start-method", "virtual-local-rank", "numa-binding",
+    "max-restarts", "monitor-interval", "shutdown-timeout", "signals-to-handle", "log-dir", "redirects",
+    "tee", "local-ranks-filter", "duplicate-stdout-filters", "duplicate-stderr-filters", "logs-specs",
+    "event-log-handler",
+))
+# fmt: on
+
 
 _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
     "Nodes and workers": (

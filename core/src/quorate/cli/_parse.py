@@ -149,7 +149,7 @@ def _scan(argv: Sequence[str], table: Mapping[str, Flag]) -> tuple[dict[str, str
 
 
 def _full_name(name: str, table: Mapping[str, Flag]) -> str:
-    """Return the one name that begins with ``name``; ``name`` itself where none does.
+    """Return the one name that begins with ``name``, of torchrun's flags or else of all; ``name`` where none does.
 
     Raises:
         UsageError: several do.
@@ -157,6 +157,9 @@ def _full_name(name: str, table: Mapping[str, Flag]) -> str:
     if name in table or name in ACTIONS:
         return name
     names = [each for each in (*table, *ACTIONS) if name and each.startswith(name)]
+    torchruns = [each for each in names if each in ACTIONS or table[each].is_torchruns]
+    if len(torchruns) == 1:
+        return torchruns[0]
     if len(names) > 1:
         raise UsageError(f"--{name} is the beginning of several flags; write --{' or --'.join(names)}")
     return names[0] if names else name

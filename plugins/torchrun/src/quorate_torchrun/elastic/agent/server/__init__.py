@@ -12,6 +12,7 @@ __all__ = [
     "TORCHELASTIC_ENABLE_FILE_TIMER",
     "TORCHELASTIC_HEALTH_CHECK_PORT",
     "TORCHELASTIC_TIMER_FILE",
+    "TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT",
     "ElasticAgent",
     "LocalElasticAgent",
     "RunResult",
@@ -22,8 +23,9 @@ __all__ = [
     "WorkerState",
 ]
 
-#: Names of variables.  The workers find the last one set.  quorate's watchdog needs no switch, and ``quorate-health``
-#: has flags of its own.
+#: Names of variables.  The workers find that of the timer file set.  quorate's watchdog needs no switch, and
+#: ``quorate-health`` has flags of its own.
 TORCHELASTIC_ENABLE_FILE_TIMER = "TORCHELASTIC_ENABLE_FILE_TIMER"
 TORCHELASTIC_HEALTH_CHECK_PORT = "TORCHELASTIC_HEALTH_CHECK_PORT"
 TORCHELASTIC_TIMER_FILE = "TORCHELASTIC_TIMER_FILE"
+TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT = "TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT"
