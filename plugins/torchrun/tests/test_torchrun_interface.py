@@ -166,6 +166,16 @@ def test_static_of_torch_names_the_workers_meeting_point() -> None:
         to_quorate(dataclasses.replace(config, rdzv_endpoint="127.0.0.1"))
 
 
+@pytest.mark.parametrize("endpoint", ["", "localhost:0", "127.0.0.1:0"])
+def test_c10d_at_a_free_local_port_is_one_node_without_a_store_of_torch(endpoint: str) -> None:
+    """Which programs of torch ask for: no process has to import torch before the first round."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    for kind in (torchrun.LaunchConfig, LaunchConfig):
+        frozen = to_quorate(kind(1, 1, 2, run_id="job", rdzv_backend="c10d", rdzv_endpoint=endpoint))
+        assert (frozen.backend(), frozen.run_id) == ("standalone", "job")
+
+
 NUMA = torchrun.LaunchConfig(1, 1, 1, numa_options=argparse.Namespace(affinity_mode="node"))
 
 

@@ -91,8 +91,7 @@ def to_quorate(config: Any) -> quorate.LaunchConfig:
     values = {name: getattr(config, name) for name in names if hasattr(config, name)}
     values["logs_specs"] = None if config.logs_specs is None else adopt_logs_specs(config.logs_specs)
     values["settings"] = with_numa(values.get("settings", {}), getattr(config, "numa_options", None))
-    if not isinstance(config, LaunchConfig) or config.rdzv_backend == "static":
-        values.update(_meeting_point(config))
+    values.update(_meeting_point(config))
     return quorate.LaunchConfig(**values)
 
 
