@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -20,6 +22,7 @@ from quorate_ssh._variables import chosen_variables
         (" me@a:2 , b ", [Host("me@a", 2), Host("b")]),
         ("[fd00::1]:4,fd00::2", [Host("fd00::1", 4), Host("fd00::2")]),
         ("n1.site", [Host("n1.site")]),
+        ("site\\me@a,fe80::1%eth0,[::1]", [Host("site\\me@a"), Host("fe80::1%eth0"), Host("::1")]),
     ],
 )
 def test_hosts_of_a_flag(text: str, hosts: list[Host]) -> None:
@@ -27,7 +30,9 @@ def test_hosts_of_a_flag(text: str, hosts: list[Host]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "a,a", "a:0", "a:x", "a:", "-oProxyCommand=x", "me@-l", "a b", "[::1", "a\x1b"]
+    "text",
+    ["", ",", "a,a", "a:0", "a:x", "a:", "-oProxyCommand=x", "me@-l", "a b", "[::1", "a\x1b"]
+    + ["a;b", "$(a)", "`a`", "a'", "a/b", "ssh://a", "a:22:8", "@a", "n[1-3,7]", "+n0"],
 )
 def test_what_is_not_a_list_of_hosts_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -43,6 +48,7 @@ def test_what_is_not_a_list_of_hosts_is_refused(text: str) -> None:
         ("a\na\nb\n", [Host("a", 2), Host("b")]),
         ("a slots=2\nb\na slots=1\n", [Host("a", 3), Host("b")]),
         ("a\tslots = 2\n\n", [Host("a", 2)]),
+        ("a slots=2\r\nb\r\n", [Host("a", 2), Host("b")]),
     ],
 )
 def test_hosts_of_a_file(text: str, hosts: list[Host]) -> None:
@@ -59,11 +65,20 @@ def test_hosts_of_a_file(text: str, hosts: list[Host]) -> None:
         ("a slots=0\n", "line 1: a host needs at least one slot"),
         ("a b\n", "line 1: 'b' is not understood"),
         ("-x\n", "line 1: '-x' is not a host"),
+        ("a,b\n", "line 1: 'a,b' is not a host"),
+        ("n[1-3] slots=8\n", "scontrol show hostnames"),
     ],
 )
 def test_a_wrong_line_is_named(text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         parse_hostfile(text, "hosts")
+
+
+def test_a_file_of_a_windows_editor(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(b"\xef\xbb\xbfa slots=2\r\nb slots=2\r\n")
+    plan = make_plan(RunRequest({"hostfile": str(path)}, "train.py"), {})
+    assert plan.hosts == (Host("a", 2), Host("b", 2))
 
 
 @given(st.text(alphabet="ab1:@[], #=\tslots\n-", max_size=40))

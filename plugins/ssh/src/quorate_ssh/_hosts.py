@@ -13,6 +13,7 @@ from attrs import field, frozen
 from attrs.validators import ge, optional
 
 from quorate.errors import UsageError
+from quorate.net import is_literal
 from quorate.text import whole_number
 
 __all__ = ["Host", "parse_hostfile", "parse_hosts"]
@@ -21,6 +22,8 @@ _EXAMPLE = "write --hosts=a,b:8,user@c"
 _SLOTS = re.compile(r"(slots|max_slots|max-slots|cpu|count|max|np|sockets)\s*=\s*([0-9]{1,6})(?![0-9])", re.IGNORECASE)
 _COUNTS = frozenset({"slots", "cpu", "count", "np"})
 _MOST_WORKERS = 999_999
+#: No name of a host has these: they are a list's, a shell's, or another form of hostfile's.
+_FOREIGN = re.compile(r"[^\w.:%~+-]")
 
 
 @final
@@ -83,15 +86,18 @@ def _parse(text: str, where: str = "") -> Host:
         is_count = bracket and (not count or count.startswith(":"))
         count = count.removeprefix(":") if is_count else "?"
     elif rest.count(":") > 1:
-        name, count = rest, ""  # an IPv6 address
+        name, count = rest if is_literal(rest) else "", ""  # an IPv6 address
     else:
         name, colon, count = rest.partition(":")
         if colon and not count:
             count = "?"
     number = whole_number(count) or 0
     is_number = not count or 0 < number <= _MOST_WORKERS
-    if not name or not is_number or name.startswith("-") or user.startswith("-") or _has_space(entry):
-        raise UsageError(f"{where}{text!r} is not a host; {_EXAMPLE}")
+    is_user = not at or bool(user)
+    is_wrong = not name or not is_user or not is_number or name.startswith(("-", "+")) or user.startswith("-")
+    if is_wrong or _has_space(entry) or _FOREIGN.search(name):
+        packed = "; a packed list is written out, such as by: scontrol show hostnames" if "[" in name else ""
+        raise UsageError(f"{where}{text!r} is not a host; {_EXAMPLE}{packed}")
     return Host(f"{user}{at}{name}", number or None)
 
 

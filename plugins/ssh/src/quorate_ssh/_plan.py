@@ -168,7 +168,7 @@ def _hosts(texts: Mapping[str, str]) -> list[Host]:
         return parse_hosts(texts["hosts"])
     path = texts["hostfile"]
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # Windows's editors begin a file with a mark
             return parse_hostfile(file.read(1 << 20), path)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--hostfile={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
