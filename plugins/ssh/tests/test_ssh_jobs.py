@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,17 @@ def test_signals_reach_all_workers_with_their_grace(cluster: Cluster) -> None:
     assert sorted(line for line in out.splitlines() if "saved" in line) == ["[a 0] saved 0", "[b 1] saved 1"]
     assert (cluster.folder / "saved-0").exists()
     assert (cluster.folder / "saved-1").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_terminal_that_is_closed_or_interrupted_ends_the_job(cluster: Cluster, number: signal.Signals) -> None:
+    launch = cluster.begin("--hosts=a,b", WORKER, "until")
+    cluster.wait(lambda: len(list(cluster.folder.glob("worker-*"))) == 2, "the workers do not start")
+    launch.send_signal(number)
+    _, err = launch.communicate(timeout=30)
+    assert launch.returncode == 128 + number
+    assert f"node {socket.gethostname()} was stopped by {number.name}" in err
+    cluster.wait(lambda: not cluster.left(), "processes are left")
 
 
 def test_nothing_is_left_when_the_launching_side_is_killed(cluster: Cluster) -> None:
