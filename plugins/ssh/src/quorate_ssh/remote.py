@@ -35,8 +35,8 @@ _NOT_FOUND = 127
 
 def main() -> int:
     """Serve one connection and return the exit code."""
-    # They come from a terminal or a session, not from the launching side.  If they were ignored, so they would be in the
-    # agent, which gets those of the launching side, and in its workers.
+    # They come from a terminal or a session, not from the launching side.  If they were ignored, the agent, which gets
+    # those of the launching side, would ignore them too.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     inbox = _Inbox()
