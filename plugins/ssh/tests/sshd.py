@@ -70,7 +70,9 @@ class Sshd:
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("PET_", "QUORATE", "SLURM"))
         }
-        command = [sys.executable, "-m", "quorate", "run", f"--ssh-command=ssh -F {self.config}", *arguments]
+        # A shell's & has SIGINT ignored, and what is ignored stays ignored.
+        command = ["env", "--default-signal=INT,HUP"]
+        command += [sys.executable, "-m", "quorate", "run", f"--ssh-command=ssh -F {self.config}", *arguments]
         return subprocess.Popen(
             command,
             cwd=folder,
