@@ -25,10 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, final
 
+from quorate.proc import children_of
 from quorate_rendezvous_etcd import EtcdServer
 
 from ._processes import BenchmarkError, free_port, program
-from ._report import Report, Samples, bound, compile_sources, in_turns
+from ._report import OURS, Report, Samples, bound, compile_sources, in_turns
 
 HERE = Path(__file__).parent
 MEMBER = str(HERE / "_member.py")
@@ -97,6 +98,7 @@ class Job:
         self._reader = os.open(self._pipe, os.O_RDWR)  # also for writing, so that the pipe never ends
         self._buffer = b""
         self._workers: set[int] = set()
+        self._frozen: list[int] = []
 
     def __enter__(self) -> Job:
         return self
@@ -104,6 +106,9 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for pid in self._frozen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         for agent in self._agents:
             if agent.poll() is None:
                 agent.terminate()
@@ -147,6 +152,31 @@ class Job:
         assert agent.stdout is not None
         if agent.stdout.readline() != b"ready\n":
             raise BenchmarkError(f"{self._contender.name} did not get ready: {self.last_output()}")
+
+    def launch(self, count: int) -> float:
+        """Start ``count`` nodes by ``quorate run``, with nothing prepared; returns the monotonic second before it."""
+        began = time.monotonic()
+        for rank in range(count):
+            conf = (
+                [] if self._contender in surviving_contenders() else [f"--rdzv-conf=is_host={str(rank == 0).lower()}"]
+            )
+            command = [sys.executable, "-m", "quorate", "run", f"--nnodes={self._nodes}", f"--node-rank={rank}", *conf]
+            command += [f"--rdzv-backend={self._contender.backend}", f"--rdzv-endpoint={self._endpoint}"]
+            errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+            self._errors.append(errors)
+            self._agents.append(subprocess.Popen([*command, MEMBER, self._pipe], stdout=errors, stderr=errors))
+        return began
+
+    def freeze_agent(self, index: int) -> float:
+        """Stop an agent and all that it has started, as a machine stops; returns the monotonic second before it."""
+        began = time.monotonic()
+        pending = [self._agents[index].pid]
+        while pending:
+            pid = pending.pop()
+            os.kill(pid, signal.SIGSTOP)
+            self._frozen.append(pid)
+            pending += children_of(pid)
+        return began
 
     def join(self) -> float:
         """Have the newest agent join; returns the monotonic second before it."""
@@ -262,6 +292,24 @@ def departure(contender: Contender, number: int, seconds: float) -> float | None
         return None if at is None else at - began
 
 
+def vanishing(contender: Contender) -> float | None:
+    """Return the seconds from the standstill of a node, without a word, until the survivors' workers run alone."""
+    count = 3 if contender.backend == "etcd-hosted" else 2  # two of three members are left
+    with running(contender, f"1:{count}", count) as job:
+        time.sleep(2.0)
+        began = job.freeze_agent(count - 1)
+        at = job.wait_for(count - 1, count - 1, START_SECONDS)
+        return None if at is None else at - began
+
+
+def first_round(contender: Contender) -> float | None:
+    """Return the seconds from the start of three nodes, with nothing prepared, until the first worker runs."""
+    with Job(contender, "3") as job:
+        began = job.launch(3)
+        at = job.wait_for(3, 1, START_SECONDS)
+        return None if at is None else at - began
+
+
 def arrival(contender: Contender, seconds: float) -> float | None:
     """Return the seconds from the moment a second agent is to join a running job until both run together."""
     with running(contender, "1:2", 1) as job:
@@ -289,7 +337,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             compared = [contender for contender in compared if contender.launcher == "quorate"]
         all_ours = [*compared, *surviving_contenders()]
         killed = collect(all_ours, repeats, lambda it: departure(it, signal.SIGKILL, timeout), timeout)
-        report.add("agent killed to survivor in its new world, s", killed, [bound("at most 1 s", killed, 1.0)])
+        over_torch = {name: killed[name] for name in killed if name == "quorate"}
+        others = {name: killed[name] for name in killed if name not in ("quorate", "torchrun")}
+        bounds = [bound("at most 1 s over c10d", over_torch, 1.0)]
+        bounds += [bound(f"at most 0.3 s, {name}", {OURS: others[name]}, 0.3) for name in others]
+        report.add("agent killed to survivor in its new world, s", killed, bounds)
+        ours = [contender for contender in all_ours if contender.launcher == "quorate"]
+        vanished = collect(ours, repeats, vanishing)
+        report.add(
+            "machine vanished to survivors in their new world, s",
+            vanished,
+            [bound(f"lease of 3 s and 0.3 s, {name}", {OURS: vanished[name]}, 3.3) for name in vanished],
+        )
+        cold = collect([each for each in ours if each.backend != "c10d"], repeats, first_round)
+        report.add(
+            "three nodes started to the first worker's line, s",
+            cold,
+            [bound("at most 1.5 s, etcd-hosted", {OURS: cold["quorate, etcd-hosted"]}, 1.5)],
+        )
         stopped = collect(all_ours, repeats, lambda it: departure(it, signal.SIGTERM, timeout), timeout)
         report.add(
             "agent stopped by SIGTERM to survivor in its new world, s", stopped, [bound("at most 0.3 s", stopped, 0.3)]
@@ -320,8 +385,8 @@ def collect(
             late.add(contender.name)
         samples.setdefault(contender.name, []).append(timeout if seconds is None else seconds)
     for name in late:
-        ours = statistics.median(samples["quorate"])
-        print(f"{name} had not done it after {timeout:g} s (median of ours: {ours:g} s)")
+        ours = f" (median of ours: {statistics.median(samples[OURS]):g} s)" if OURS in samples else ""
+        print(f"{name} had not done it after {timeout:g} s{ours}")
     return samples
 
 

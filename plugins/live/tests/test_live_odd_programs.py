@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from quorate_live import World, worlds
+
 from .live_jobs import DEADLINE_SECONDS, QUORATE
 
 _FORKS = """
@@ -62,3 +66,15 @@ def test_a_world_that_is_not_entered_is_a_mistake(tmp_path: Path) -> None:
     done = run(tmp_path, _FORGETS)
     assert done.returncode == 1
     assert "put what a worker does in a round into 'with world:'" in done.stderr
+
+
+def test_a_world_is_entered_once() -> None:
+    """Its place in the job is gone with its block, and its number may belong to another process by then."""
+    (world,) = [world for world in worlds() if not enter(world)]
+    with pytest.raises(RuntimeError, match="entered before: take the next one"):
+        enter(world)
+
+
+def enter(world: World) -> None:
+    with world:
+        pass

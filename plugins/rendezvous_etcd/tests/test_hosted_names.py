@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from quorate.errors import UsageError
 from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd._hosted.binary import find_hosted_binary
+from quorate_rendezvous_etcd._hosted.member import _make_folder
 from quorate_rendezvous_etcd._hosted.names import Names, check, claim_name, own_addresses, parse_names
+from quorate_rendezvous_etcd._process import Member
 
 from .etcd_harness import distro_etcd
 
@@ -98,6 +101,37 @@ def test_a_name_of_another_machine_is_not_claimed() -> None:
     assert claim is not None
     assert claim.index == 2
     claim.close()
+
+
+def test_one_machine_in_two_spellings_is_a_mistake() -> None:
+    """The second member could not listen where the first one does."""
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:23790 and localhost:23790 .* are the same address"):
+        claim_name(names("127.0.0.1,localhost,198.51.100.1:23790"), 0, "")
+
+
+def test_a_folder_without_room_is_refused_before_etcd_runs_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"cannot be made in /proc: it has less than 256 MB left; set .*data_dir="):
+        _make_folder("/proc")  # a file system of no size
+    monkeypatch.setattr("quorate_rendezvous_etcd._hosted.member._MEMORY_FOLDER", "/proc")
+    folder = _make_folder("")
+    os.rmdir(folder)
+    assert os.path.dirname(folder) == tempfile.gettempdir(), "a small /dev/shm is not used"
+
+
+def test_what_etcd_says_of_its_end_is_found_before_its_stack(tmp_path: Path) -> None:
+    script = tmp_path / "etcd"
+    script.write_text(
+        """#!/bin/sh
+echo '{"level":"info","msg":"starting"}' >&2
+echo '{"level":"fatal","msg":"discovery failed","error":"no space left on device"}' >&2
+printf 'goroutine 1:\\n\\tmain.go:28 +0x17\\n' >&2
+"""
+    )
+    script.chmod(0o700)
+    process = Member("m0", str(script), [])
+    assert process.wait_for_end(30.0)
+    assert process.problem == "discovery failed: no space left on device"
+    process.end()
 
 
 def test_a_program_that_is_missing_is_named_with_the_command_that_installs_it(

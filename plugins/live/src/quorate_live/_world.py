@@ -152,6 +152,8 @@ class World:
     # --- entering and leaving ---------------------------------------------------------------------------------------
 
     def __enter__(self) -> World:
+        if self.was_entered:
+            raise RuntimeError("this world was entered before: take the next one from worlds()")
         self.was_entered = True
         session = self._session
         if session is not None:

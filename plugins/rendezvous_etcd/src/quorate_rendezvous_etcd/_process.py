@@ -5,6 +5,7 @@ What does not live here: how several of them form a cluster (:mod:`._server`).
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -24,7 +25,9 @@ __all__ = ["Member", "Ports", "features_of", "find_binary"]
 
 # etcd 3.4, 3.5 and 3.6 log this once they serve clients ("securely" or "insecurely").
 _READY = b"serving client traffic"
-_LINES_KEPT = 30
+#: More than the stack that follows an error.
+_LINES_KEPT = 60
+_FATAL = ('"level":"fatal"', '"level":"panic"')
 _END_SECONDS = 10.0
 
 
@@ -189,6 +192,18 @@ class Member:
     def last_lines(self) -> str:
         """The last lines of its log."""
         return "\n".join(self._lines)
+
+    @property
+    def problem(self) -> str:
+        """What its log says of its end: the last line that tells an error, else the last of all."""
+        lines = list(self._lines)
+        told = [line for line in lines if line.startswith("panic:") or any(level in line for level in _FATAL)]
+        line = next(reversed(told or lines), "it said nothing")
+        try:
+            entry = json.loads(line)
+            return ": ".join(str(entry[name]) for name in ("msg", "error") if name in entry) or line
+        except (ValueError, TypeError, RecursionError):
+            return line
 
     def wait_for_news(self, seconds: float) -> bool:
         """Wait until it serves clients or has ended, for at most ``seconds``; return whether one of the two holds."""

@@ -6,6 +6,7 @@ live here: what happens next (:mod:`.life`), what the cluster says (:mod:`.clust
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -30,6 +31,8 @@ from .names import Claim, Names
 __all__ = ["LEAVE_SECONDS", "HostedMember", "MemberOptions"]
 
 _MEMORY_FOLDER = "/dev/shm"
+#: etcd sets 64 MB aside for each file of its log; three may be there at once.  Containers often have 64 MB in all.
+_ROOM_BYTES = 256 << 20
 _WATCH_SECONDS = 2.0
 _JOIN_SECONDS = 10.0
 _LAST_HEARTBEATS = 4
@@ -225,13 +228,12 @@ class HostedMember:
         process = self._process
         if process is not None and not process.wait_for_end(0):
             return None
-        lines = "" if process is None else process.last_lines
-        last = lines.splitlines()[-1:] or ["it said nothing"]
+        lines, problem = ("", "") if process is None else (process.last_lines, process.problem[:300])
         if any(words in lines for words in _WAS_REMOVED):
-            return Event(EventKind.WAS_REMOVED, problem=last[0][:300])
+            return Event(EventKind.WAS_REMOVED, problem=problem)
         if any(words in lines for words in _IS_KNOWN):
-            return Event(EventKind.IS_KNOWN, problem=last[0][:300])
-        return Event(EventKind.ENDED, problem=last[0][:300])
+            return Event(EventKind.IS_KNOWN, problem=problem)
+        return Event(EventKind.ENDED, problem=problem)
 
     def _watch(self) -> Event:
         """Wait for the end of the process; meanwhile, if it leads, remove the members that are lost for good."""
@@ -309,13 +311,23 @@ class HostedMember:
 
 
 def _make_folder(wanted: str) -> str:
-    """Return a new folder that only this user can open: in memory, if nothing else is asked for."""
+    """Return a new folder that only this user can open: in memory, if nothing else is asked for and there is room.
+
+    Raises:
+        UsageError: there is no such place, or no room: etcd would end with its job's store once it runs out of it.
+    """
     in_memory = os.path.isdir(_MEMORY_FOLDER) and os.access(_MEMORY_FOLDER, os.W_OK)
-    place = wanted or (_MEMORY_FOLDER if in_memory else None)
+    place = wanted or (_MEMORY_FOLDER if in_memory and _has_room(_MEMORY_FOLDER) else tempfile.gettempdir())
     try:
+        if not _has_room(place):
+            raise OSError(errno.ENOSPC, f"it has less than {_ROOM_BYTES >> 20} MB left")
         return tempfile.mkdtemp(prefix="quorate-etcd-", dir=place)
     except OSError as error:
         raise UsageError(
-            f"the folder for the job's etcd cannot be made in {place or tempfile.gettempdir()}: {error.strerror}; "
-            "set --rdzv-conf data_dir=… to one that can be written to"
+            f"the folder for the job's etcd cannot be made in {place}: {error.strerror}; set --rdzv-conf data_dir=… to "
+            "one that can be written to and has room"
         ) from None
+
+
+def _has_room(place: str) -> bool:
+    return shutil.disk_usage(place).free >= _ROOM_BYTES

@@ -10,7 +10,7 @@ What does not live here: the member (:mod:`.member`).  Nothing heavy is imported
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 from attrs import evolve, frozen
@@ -103,14 +103,31 @@ def claim_name(names: Names, preferred: int | None, bind_address: str) -> Claim 
     """Return the claim of the first name that is this machine's and free, ``preferred`` before the others.
 
     ``bind_address``: what to bind instead of the addresses of the name, where those are forwarded to this machine.
+
+    Raises:
+        UsageError: two of the names are the same address of this machine.
     """
     order = sorted(range(len(names.endpoints)), key=lambda index: index != preferred)
-    for index in order:
-        addresses = own_addresses(names.endpoints[index], bind_address)
+    own = {index: own_addresses(names.endpoints[index], bind_address) for index in order}
+    if not bind_address:
+        _check_spellings(names, own)
+    for index, addresses in own.items():
         sock = _claim(names.endpoints[index]) if addresses else None
         if sock is not None:
             return Claim(index, addresses, sock)
     return None
+
+
+def _check_spellings(names: Names, own: Mapping[int, Sequence[Address]]) -> None:
+    owners: dict[object, int] = {}
+    for index, addresses in own.items():
+        for address in addresses:
+            other = owners.setdefault(address.sockaddr, index)
+            if other != index:
+                raise UsageError(
+                    f"{names.endpoints[other]} and {names.endpoints[index]} in --rdzv-endpoint are the same address of "
+                    "this machine; 'etcd-hosted' needs each machine once"
+                )
 
 
 def own_addresses(endpoint: Endpoint, bind_address: str = "") -> list[Address]:

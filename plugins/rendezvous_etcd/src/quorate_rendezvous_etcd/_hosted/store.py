@@ -36,7 +36,8 @@ _LEAVE_PAUSE_SECONDS = 0.1
 #: members again.
 _GONE_SECONDS = 10.0
 _LOOK_SECONDS, _OPEN_SECONDS = 1.0, 5.0
-_orphans: dict[tuple[str, str], tuple[HostedMember, threading.Timer]] = {}
+#: By run id and endpoint; a process may run several agents of a job.
+_orphans: dict[tuple[str, str], list[tuple[HostedMember, threading.Timer]]] = {}
 _orphaning = threading.Lock()
 _T = TypeVar("_T")
 
@@ -105,11 +106,11 @@ def _member_of(parameters: RendezvousParameters, settings: Settings, names: Name
     if is_host is False:
         return None
     with _orphaning:
-        orphan = _orphans.pop((parameters.run_id, parameters.endpoint), None)
-    if orphan is not None:
-        member, timer = orphan
-        timer.cancel()
-        return member
+        orphans = _orphans.get((parameters.run_id, parameters.endpoint))
+        if orphans:
+            member, timer = orphans.pop()
+            timer.cancel()
+            return member
     claim = claim_name(names, parameters.get_as_int("rank"), str(parameters.get("bind_address", "")))
     if claim is None:
         if is_host:
@@ -139,14 +140,15 @@ def _leave_behind(parameters: RendezvousParameters, member: HostedMember) -> Non
 
     def end() -> None:
         with _orphaning:
-            orphan = _orphans.pop(key, None)
-        if orphan is not None:
-            orphan[0].close(leaves=False)
+            mine = [orphan for orphan in _orphans.get(key, []) if orphan[0] is member]
+            _orphans[key] = [orphan for orphan in _orphans.get(key, []) if orphan[0] is not member]
+        if mine:
+            member.close(leaves=False)
 
     timer = threading.Timer(_ORPHAN_SECONDS, end)
     timer.daemon = True
     with _orphaning:
-        _orphans[key] = (member, timer)
+        _orphans.setdefault(key, []).append((member, timer))
     timer.start()
 
 
