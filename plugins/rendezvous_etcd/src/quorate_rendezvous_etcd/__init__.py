@@ -95,7 +95,7 @@ _HOSTED_SETTINGS = {
     "election_timeout": "after how long without its leader the job's own etcd elects another [0.5]",
     "member_lost_timeout": "after how long without an answer a member of the job's own etcd is removed [30]",
     "etcd_binary": "the etcd program [QUORATE_ETCD_BINARY, else the system's, else that of the extra hosted]",
-    "data_dir": "where the job's own etcd keeps its data while the agent runs [memory]",
+    "data_dir": "where the job's own etcd keeps its data while the agent runs [memory, if it has 256 MB of room]",
     "bind_address": "what a member listens at [the addresses of its name]",
     "peer_port": "the port at which the members of the job's own etcd reach each other [the endpoint's port + 1]",
 }
