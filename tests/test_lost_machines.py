@@ -204,7 +204,7 @@ def test_two_agents_of_three_leave_and_the_last_goes_on(make_nodes: Callable[...
     nodes.finish([agents[2]])
 
 
-def test_a_node_that_was_frozen_learns_how_the_job_has_ended_from_its_own_etcd(
+def test_a_node_that_was_frozen_learns_the_jobs_end_from_its_own_etcd(
     make_nodes: Callable[..., Nodes],
 ) -> None:
     """The others are gone when it goes on, and nobody answers it any more."""
