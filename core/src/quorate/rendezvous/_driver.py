@@ -16,6 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, final
 
@@ -249,10 +250,9 @@ class Driver:
                 self._follow_up()
         if self._store is not None and self._says_goodbye:
             self._threads[-1].join(2 * _SLICE_SECONDS)  # the wait thread still uses the store
-            try:
+            # This node has left; where it cannot say so, the others find out by its lease.
+            with suppress(BaseException):
                 self._count_departure(self._store)
-            except BaseException:
-                pass  # this node has left; the others find out by its lease
             try:
                 self._store.close()
             except BaseException as error:
