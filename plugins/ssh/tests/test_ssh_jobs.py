@@ -35,6 +35,18 @@ def test_a_hostfile_says_the_same(cluster: Cluster) -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
+def test_what_a_hosts_shell_prints_before_does_not_matter(cluster: Cluster) -> None:
+    wrapper = cluster.folder / "ssh-banner"
+    wrapper.write_text(
+        '#!/bin/bash\nwords=("$@")\nwords[-1]="echo hello; echo >&2 note; printf prompt; ${words[-1]}"\n'
+        f'exec ssh -F {cluster.server.config} "${{words[@]}}"\n'
+    )
+    wrapper.chmod(0o755)
+    done = cluster.run(f"--ssh-command={wrapper}", "--hosts=a", WORKER, "where")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[a 0] rank 0 of 1"), done.stdout
+
+
 def test_the_exit_code_and_the_reason_are_the_jobs(cluster: Cluster) -> None:
     done = cluster.run("--hosts=a,b", WORKER, "fail")
     assert done.returncode == 1

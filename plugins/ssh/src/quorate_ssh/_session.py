@@ -130,6 +130,8 @@ class Session:
     def _read_output(self) -> None:
         for line in _lines_of(self._process.stdout):
             text = line.decode("utf-8", "replace")
+            if not self.hello:  # what a shell prints before may lack the end of its line
+                text = text[max(text.find(MARK), 0) :]
             if text.startswith(MARK):
                 message = decode(text.removeprefix(MARK), ANSWERS)
                 self.hello = message.get("hello") or self.hello
