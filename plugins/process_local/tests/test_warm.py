@@ -140,6 +140,30 @@ def test_workers_outlive_their_template_which_is_replaced(
     assert run(starter, [python("raise SystemExit(7)")])[0].exit_code == 7
 
 
+def test_a_template_survives_what_a_scheduler_sends_to_all_processes_and_its_workers_do_not(
+    make: Make, ear: Ear, capfd: pytest.CaptureFixture[str]
+) -> None:
+    starter = make("json")
+    code = f"import signal\nopen({str(ear.path)!r}, 'w').write('up\\n')\nsignal.pause()"
+    starter.prepare(sys.executable, ["-u", "-c", code], dict(os.environ))
+    wait_until_ready(starter)
+    template = starter._template
+    assert template is not None
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        os.kill(template.pid, number)
+    group = Group(starter.start([python(code)]))
+    try:
+        assert ear.words(1) == ["up"]
+        assert starter._template is template
+        (pid,) = group.context.pids().values()
+        os.kill(pid, signal.SIGUSR1)
+        (event,) = group.run()
+        assert event.exit_code == -signal.SIGUSR1
+    finally:
+        group.close()
+    assert "ended by signal" not in capfd.readouterr().err
+
+
 def test_what_an_import_starts_hides_nothing_and_ends_with_the_template(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,8 @@ _HEADER = struct.Struct("!I")
 _MOST_DESCRIPTORS = 250  # the kernel passes 253 at a time
 _LONGEST_MESSAGE_BYTES = 64 << 20
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+#: What schedulers and terminals send to all processes of a job, a template included, and only workers understand.
+_FOR_WORKERS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/", "/dev/accel", "/dev/davinci", "/dev/habanalabs")
 
 Message = dict[str, Any]
@@ -123,6 +125,8 @@ def become_template(descriptor: int) -> Exception | None:
     heads = [] if getattr(sys.flags, "safe_path", False) else [plan["head"]]
     problem = _import(plan["modules"], [*heads, *plan["path"]]) or why_not_forkable()
     signal.alarm(0)
+    # The imports and what they start have the usual mask; a worker gets it back before anything is sent to it alone.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [*_FOR_WORKERS, signal.SIGTERM])
     gc.freeze()  # so that a worker's first collection does not copy every page that it shares with the template
     send(channel, {"problem": problem})
     changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
@@ -139,6 +143,7 @@ def become_template(descriptor: int) -> Exception | None:
     os.environ.update({name: value for name, value in changed.items() if given.get(name) == before.get(name)})
     if not is_spare:
         _become_child_of(plan["agent"], gate)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return site_error
 
 
@@ -299,6 +304,8 @@ def _wait_as_spare(descriptors: list[int]) -> tuple[Message, list[int]]:
         received = receive(channel)
     if received is None:
         os._exit(0)
+    while signal.sigtimedwait(_FOR_WORKERS, 0):
+        pass  # it was sent while this was no worker
     return received
 
 
