@@ -13,7 +13,7 @@ from contextlib import suppress
 from ..backends import get_rendezvous_handler
 from ..errors import RendezvousError
 from ..rendezvous import RendezvousParameters
-from ._subject import someone_waits
+from ._waiting import someone_waits
 
 
 def main(backend: str, endpoint: str, run_id: str, settings: str, skew: str) -> None:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar, final
 
 from ..catalogue import PluginKind
-from ..errors import StoreUnavailableError, UsageError
+from ..errors import UsageError
 from ..job_token import STORE_PURPOSE, TOKEN_VARIABLE, TOKEN_VARIABLES, job_token_of
 from ..notices import warn
 from ..plugins import PluginHost, get_host
@@ -34,20 +34,9 @@ from ..rendezvous import (
 from ._abilities import Ability, LawBrokenError
 from ._gate import Gate, gated
 from ._servers import FreshPorts
+from ._waiting import someone_waits
 
-__all__ = [
-    "Job",
-    "Member",
-    "Server",
-    "Subject",
-    "join_all",
-    "race",
-    "require",
-    "result_of",
-    "settle",
-    "someone_waits",
-    "start",
-]
+__all__ = ["Job", "Member", "Server", "Subject", "join_all", "race", "require", "result_of", "settle", "start"]
 
 _T = TypeVar("_T")
 #: No server listens here, and a connection is refused at once.
@@ -434,14 +423,6 @@ class Member:
                     return (end,)
 
         return result_of(start(wait), self._timeout, "waiting for the end of a round")[0]
-
-
-def someone_waits(handler: RendezvousHandler) -> bool:
-    """Return whether nodes wait to get in, as far as the store has said: it may be slow to answer."""
-    try:
-        return handler.num_nodes_waiting() > 0
-    except StoreUnavailableError:
-        return False  # the caller asks again, until a deadline of its own
 
 
 def join_all(members: Sequence[Member], timeout: float) -> list[RendezvousInfo]:
