@@ -271,8 +271,10 @@ class DefaultLogsSpecs(LogsSpecs):
 
 def _as_file_name(run_id: str) -> str:
     """Return ``run_id`` as a part of a file's name: file systems take 255 bytes."""
-    name = "".join(c if c.isalnum() or c in "_.-" else "_" for c in run_id)
-    return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    name = "".join(c if c.isalnum() or c in "_.-" else "_" for c in run_id)[:_LONGEST_NAME]
+    while len(name.encode()) > _LONGEST_NAME:
+        name = name[:-1]
+    return name
 
 
 def _make_temporary_folder(name: str) -> str:
