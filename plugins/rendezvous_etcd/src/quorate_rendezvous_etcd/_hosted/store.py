@@ -32,6 +32,8 @@ __all__ = ["HostedEtcdStore", "open_store"]
 #: How long a member that no store uses runs on: the core opens the store again after an attempt that took too long.
 _ORPHAN_SECONDS = 10.0
 _LEAVE_PAUSE_SECONDS = 0.1
+#: For how long the others are left alone with their new round after an agent was killed.
+_ROUND_SECONDS = 0.5
 #: For how long nobody listens at the other names before the job's etcd counts as ended: longer than it takes to start
 #: members again.
 _GONE_SECONDS = 10.0
@@ -159,6 +161,8 @@ def _write_and_leave(write: LastWordWriter, identity: Identity, writes: Sequence
     try:
         write(writes)
     finally:
+        # First the others form their round: a change of the members, or of the leader, would be in its way.
+        sleep(_ROUND_SECONDS)
         is_done = False
         # An election may be under way, for example after the member before this one has left.
         while not is_done and monotonic() < deadline:
