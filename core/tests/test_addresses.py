@@ -8,7 +8,14 @@ import pytest
 from attrs import evolve
 
 from quorate import UsageError, addresses
-from quorate.addresses import InterfaceAddress, interface_addresses, interface_towards, local_address, outside_address
+from quorate.addresses import (
+    InterfaceAddress,
+    interface_addresses,
+    interface_towards,
+    local_address,
+    outside_address,
+    problem_with_name,
+)
 from quorate.reach import names_local_host, why_unreachable
 from quorate.records import NodeRecord
 from quorate.rendezvous import assign_ranks
@@ -67,6 +74,16 @@ def test_a_network_that_this_machine_is_not_in_is_refused_with_the_addresses_tha
         local_address("172.16.0.0/12")
     with pytest.raises(UsageError, match="is not a network"):
         local_address("ten/8")
+
+
+def test_a_local_address_that_is_nobodys_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "interface_addresses", lambda: FOUND)
+    problem = problem_with_name("nosuchif0.invalid", 20.0)
+    assert "neither an address nor an interface" in problem
+    assert "it does not resolve here" in problem
+    assert "10.1.2.3 (eth0)" in problem
+    for right in ("10.9.9.9", "fe80::1%eth0", "localhost"):
+        assert problem_with_name(right, 20.0) == ""
 
 
 def test_the_loopback_interface_is_named_to_nobody() -> None:

@@ -15,7 +15,7 @@ from typing import final
 from attrs import frozen
 
 from .errors import UsageError
-from .net import Address, is_loopback
+from .net import Address, is_literal, is_loopback, resolve
 
 __all__ = [
     "InterfaceAddress",
@@ -24,6 +24,7 @@ __all__ = [
     "interface_towards",
     "local_address",
     "outside_address",
+    "problem_with_name",
 ]
 
 _SIOCGIFCONF = 0x8912
@@ -147,6 +148,23 @@ def local_address(text: str) -> str:
             raise UsageError(f"--local-addr={text}: that interface has no address; this machine has {_listing()}")
         return text
     return next((each.host for each in of_interface if each.is_outside), of_interface[0].host)
+
+
+def problem_with_name(text: str, timeout_seconds: float) -> str:
+    """Return what is wrong with a ``--local-addr`` that is a name; ``""`` if nothing is, or it is no name.
+
+    A name that only other machines can resolve is possible, so that it is no error.
+    """
+    if is_literal(text):
+        return ""
+    try:
+        resolve(text, 0, timeout_seconds)
+    except OSError as error:
+        return (
+            f"--local-addr={text} is neither an address nor an interface of this machine, and as a name it does not "
+            f"resolve here ({error}); this machine has {_listing()}"
+        )
+    return ""
 
 
 def _listing() -> str:

@@ -18,6 +18,7 @@ from .catalogue import PluginKind
 from .errors import UsageError
 from .job_token import AUTH_SETTING, Auth, parse_auth
 from .logs_specs import DefaultLogsSpecs, LogsSpecs
+from .notices import warn
 from .plugins import get_host
 from .rendezvous import RendezvousBackend, RendezvousParameters
 from .rendezvous._api import DERIVED_SETTING
@@ -26,6 +27,9 @@ from .timeouts import Timeouts, parse_seconds
 from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable
 
 __all__ = ["LaunchConfig", "Timeouts"]
+
+#: How long ``--local-addr`` is looked up, where it is a name.
+_NAME_SECONDS = 5.0
 
 
 def _copied(settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -191,9 +195,13 @@ class LaunchConfig(WorkerSettings):
     def _own_address(self) -> str | None:
         if not self.local_addr:
             return None
-        from .addresses import local_address  # with ipaddress, which most jobs do not need
+        from .addresses import local_address, problem_with_name  # with ipaddress, which most jobs do not need
 
-        return local_address(self.local_addr)
+        address = local_address(self.local_addr)
+        problem = problem_with_name(address, _NAME_SECONDS)
+        if problem:
+            warn(problem)
+        return address
 
     def _new_run_id(self) -> str:
         if self.max_nodes == 1:
