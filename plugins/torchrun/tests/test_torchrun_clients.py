@@ -221,7 +221,9 @@ def test_torchtunes_command_line(tmp_path: Path) -> None:
     need("torchtune")
     (tmp_path / "recipe.yaml").write_text("word: here\n")
     command = ["-c", "import sys; from torchtune._cli.tune import main; sys.exit(main())", "run", "--nproc_per_node=2"]
-    lines = run(tmp_path, *EXEC, *command, script("torchtune_recipe"), "--config", "recipe.yaml")
+    recipes = os.path.dirname(script("torchtune_recipe"))  # it makes a module's name of the path
+    words = ["torchtune_recipe.py", "--config", "recipe.yaml"]
+    lines = run(tmp_path, *EXEC, *command, *words, PYTHONPATH=recipes)
     assert lines == ["True 0 2 here", "True 1 2 here"]
 
 
