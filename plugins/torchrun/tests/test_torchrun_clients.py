@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -249,3 +250,13 @@ def test_torch_distributed_launch(tmp_path: Path) -> None:
     program = script("arguments")
     lines = run(tmp_path, *EXEC, "-m", "torch.distributed.launch", "--nproc_per_node=2", program, "a")
     assert lines == [f"True --local-rank={rank} a" for rank in (0, 1)]
+
+
+def test_the_page_names_a_test_for_each_program() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "coming-from-torchrun.md").read_text(encoding="utf-8")
+    tables = page.partition("| program | how it was run")[2].partition("The last column")[0]
+    rows = [line.rsplit("|", 2)[1] for line in tables.splitlines() if line.startswith("| ") and "---" not in line]
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_torchrun_*.py"))
+    named = [re.findall(r"`(\w+)`", row) for row in rows if row != " test "]
+    assert len(named) == 18
+    assert [names for names in named if not names or any(f"def test_{name}(" not in code for name in names)] == []
