@@ -236,6 +236,19 @@ def test_an_endpoint_without_a_listener_is_named_with_what_was_tried(free_port: 
         assert part in text
 
 
+def test_an_attempt_that_is_cut_short_does_not_hide_what_the_one_before_has_found_out(in_thread: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        opening = in_thread(lambda: TcpStore("127.0.0.1", port, "job", connect_timeout=1.0))
+        first, _ = listener.accept()
+        first.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        first.recv(4096)
+        first.close()
+        second, _ = listener.accept()  # which is never answered
+        with second, pytest.raises(StoreUnavailableError, match="is not a quorate store"):
+            opening.result()
+
+
 def test_an_unknown_name_is_told_in_time() -> None:
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError, match=r"no-such-host\.invalid"):

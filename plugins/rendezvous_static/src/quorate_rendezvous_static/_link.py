@@ -135,10 +135,15 @@ class Link:
                 found, tried[self._target.endpoint] = [], _sentence(error)
             places = self._target.places(found)
             for address in places:
+                attempt_deadline = monotonic() + self._attempt_seconds(address, places)
                 try:
-                    self._connect(address, min(deadline, monotonic() + self._attempt_seconds(address, places)))
+                    self._connect(address, min(deadline, attempt_deadline))
                     return
-                except (OSError, BrokenError, _LateError) as error:
+                except _LateError as error:
+                    # An attempt that was cut short does not hide what an earlier one has found out.
+                    if attempt_deadline <= deadline or str(address) not in tried:
+                        tried[str(address)] = _sentence(error)
+                except (OSError, BrokenError) as error:
                     tried[str(address)] = _sentence(error)
                 except _RefusedError as error:
                     refused, tried[str(address)] = error, str(error)
