@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from quorate import clock
+from quorate.testing import free_port
 from tests.harness import DEADLINE
 from tests.terminals import QUORATE, Piped, Terminal, script
 
@@ -80,11 +81,8 @@ def test_nothing_that_steers_a_terminal_reaches_the_reason_or_the_verdict(tmp_pa
 
 
 def test_the_console_shows_global_ranks(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     program = script(tmp_path, "import os; print('rank', os.environ['RANK'])")
-    flags = ["--nnodes=2", "--nproc-per-node=2", f"--master-port={port}", "--console-ranks=1,2"]
+    flags = ["--nnodes=2", "--nproc-per-node=2", f"--master-port={free_port()}", "--console-ranks=1,2"]
     nodes = [Piped(*QUORATE, *flags, f"--node-rank={rank}", program) for rank in range(2)]
     assert sorted(re.findall("rank .", "".join(node.end()[1] for node in nodes))) == ["rank 1", "rank 2"]
 

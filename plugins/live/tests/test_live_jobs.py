@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import socket
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from quorate import LaunchConfig, launch
+from quorate.testing import free_port
 
 from .live_jobs import PRELOAD, Job, steps_of
 
@@ -205,10 +205,7 @@ def test_random_kills(tmp_path: Path, count: int) -> None:
 
 def two_agents() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the flags of the agents of a job of one or two: of the one that hosts the store, and of the other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ("--nnodes=1:2", "--rdzv-backend=tcp", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=live")
+    flags = ("--nnodes=1:2", "--rdzv-backend=tcp", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=live")
     conf = "--rdzv-conf=last_call_timeout=0.2,lease_timeout=1,is_host="
     return (*flags, f"{conf}true"), (*flags, f"{conf}false")
 

@@ -149,7 +149,7 @@ def test_a_server_that_is_no_tcpstore_is_given_up_in_time(silent_server: str, op
     before = len(descriptors())
     with pytest.raises(StoreUnavailableError, match="does not answer as a TCPStore"):
         open_store(silent_server, connect_timeout=0.5)
-    assert settles(lambda: len(descriptors()) == before)
+    assert settles(lambda: len(descriptors()) <= before)  # what earlier tests left may have closed meanwhile
 
 
 def test_a_host_that_finds_its_port_taken_says_so(silent_server: str, open_store: Callable[..., Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from quorate import testing
 from quorate_rendezvous_static import TcpStore, TcpStoreServer
 
 DEADLINE_SECONDS = 30.0
@@ -143,11 +143,8 @@ def start_server(start_process: StartProcess) -> Callable[..., tuple[Child, int]
 
 @pytest.fixture
 def free_port() -> int:
-    """A port without a listener, which the system is unlikely to give out soon."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port without a listener, which the system gives to no connection."""
+    return testing.free_port()
 
 
 class InThread:

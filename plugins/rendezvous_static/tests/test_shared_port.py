@@ -13,15 +13,11 @@ import pytest
 from quorate.clock import monotonic, sleep
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
 from quorate.rendezvous import PortLendingStore, RendezvousParameters
+from quorate.testing import free_port
 from quorate_rendezvous_static import TcpStore
 from quorate_rendezvous_static._backends import check_static, open_static
 
 DEADLINE = 20.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.fixture

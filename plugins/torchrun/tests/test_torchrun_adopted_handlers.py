@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from quorate.testing import free_port
 
 pytest.importorskip("torch")
 
@@ -58,11 +59,8 @@ def installed(tmp_path: Path) -> Path:
 
 
 def nodes(installed: Path, count: int, *arguments: str) -> list[tuple[int, str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "quorate", "run", f"--nnodes={count}", "--rdzv-backend=third", "--rdzv-id=job"]
-    command += [f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-auth=off", *arguments]
+    command += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-auth=off", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     started = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from quorate.testing import free_port
 
 WORKER = """\
 import os, sys, torch, torch.distributed as dist
@@ -36,10 +37,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
             server = stack.enter_context(etcd.EtcdServer())
             yield "quorate-etcd", server.get_endpoint()
             return
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        yield f"quorate-{request.param}", f"127.0.0.1:{port}"
+        yield f"quorate-{request.param}", f"127.0.0.1:{free_port()}"
 
 
 def test_nodes_of_stock_torchrun_meet_through_quorate_and_meet_again_after_a_failure(
