@@ -154,6 +154,7 @@ def test_a_handler_that_answers_rightly_is_not_changed() -> None:
         RendezvousInfo(None, 0, 2, PLACE, ASSIGNMENT),
         RendezvousInfo(None, 0, 1, PLACE, Assignment(0, "a", "trainer", 40, 0, 1, 0, 40, 0, 40, "127.0.0.1", 1)),
         RendezvousInfo(None, 0, 1, PLACE, Assignment(0, "a", "trainer", 1, 0, 1, 5, 1, 0, 1, "127.0.0.1", 1)),
+        # A role of the wrong type, as a store may give it.
         RendezvousInfo(None, 0, 1, PLACE, Assignment(0, "a", 3, 1, 0, 1, 0, 1, 0, 1, "127.0.0.1", 1)),  # type: ignore[arg-type]
     ],
 )

@@ -225,6 +225,7 @@ def test_what_is_said_of_a_wrong_environment_is_the_wrong_variable_alone() -> No
     assert "secret" not in sentences[0]
 
 
+#: Wrong types are what is tested.
 OFFERS: Sequence[Callable[[], Any]] = (
     lambda: EventSink("", "s", print),
     lambda: EventSink(["x"], "s", print),  # type: ignore[arg-type]

@@ -62,9 +62,7 @@ class Poll:
         implementations = self._implementations()
         plain = [each for each in reversed(implementations) if not _is_wrapper(each)]
         wrappers = [each for each in implementations if _is_wrapper(each)]  # the innermost first
-        trials = [[each] for each in plain] + [
-            [*plain, *wrappers[:last], wrappers[last]] for last in range(len(wrappers))
-        ]
+        trials = [[each] for each in plain] + [[*plain, *wrappers[: last + 1]] for last in range(len(wrappers))]
         has_answer = False
         for asked in trials:
             if has_answer and len(asked) == 1:

@@ -151,9 +151,9 @@ def local_address(text: str) -> str:
 
 
 def problem_with_name(text: str, timeout_seconds: float) -> str:
-    """Return what is wrong with a ``--local-addr`` that is a name; ``""`` if nothing is, or it is no name.
+    """Return a sentence if ``text``, a ``--local-addr``, is a name that does not resolve here; else ``""``.
 
-    A name that only other machines can resolve is possible, so that it is no error.
+    This is not an error, because the other machines may be able to resolve the name.
     """
     if is_literal(text):
         return ""

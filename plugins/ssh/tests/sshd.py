@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from quorate.clock import monotonic, sleep
+from quorate.testing import free_port
 
 SECONDS = 60.0
 #: Names of hosts, and the addresses of this machine that they stand for.
@@ -32,9 +33,7 @@ class Sshd:
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
             subprocess.run(command, check=True)
         shutil.copy(folder / "client.pub", folder / "authorized")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         (folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 0.0.0.0\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
             f"PidFile {folder}/sshd.pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nMaxStartups 100\n"

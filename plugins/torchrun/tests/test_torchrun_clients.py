@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from quorate.testing import free_port
 
 _NAMED = os.environ.get("QUORATE_CLIENTS_PYTHON", "")
 PYTHON = _NAMED or sys.executable
@@ -60,11 +61,6 @@ def run(cwd: Path, *command: str, **environment: str) -> list[str]:
 
 def script(name: str) -> str:
     return str(Path(__file__).parent / "clients" / f"{name}.py")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 # --- training programs ----------------------------------------------------------------------------------------------

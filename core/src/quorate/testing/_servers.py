@@ -30,9 +30,10 @@ _CHUNK = 1 << 16
 #: How long a killed process may take to end.
 _END_SECONDS = 10.0
 _START_SECONDS = 30.0
-_CONNECTIONS_PORTS = "/proc/sys/net/ipv4/ip_local_port_range"
+_OUTGOING_PORTS = "/proc/sys/net/ipv4/ip_local_port_range"
 #: Below the default port of a rendezvous, 29400.
 _FIRST_PORT, _LAST_PORT = 20_000, 29_000
+_PORT_TRIES = 100
 #: States in which a process does nothing: stopped, traced, a zombie, gone.
 _STOPPED = frozenset({"T", "t", "Z", "X", ""})
 
@@ -40,16 +41,23 @@ _STOPPED = frozenset({"T", "t", "Z", "X", ""})
 def free_port() -> int:
     """Return a TCP port of 127.0.0.1 on which no server listens, and which the system gives to no connection.
 
-    A port from the range of outgoing connections may be taken before it is used, so that one below it is chosen.
+    A connection may take a port of the range of outgoing connections before it is used, so a lower one is chosen.
+    Where none of those can be had, the system chooses.
+
+    Raises:
+        OSError: no port can be used.
     """
-    with open(_CONNECTIONS_PORTS) as file:
-        last = min(int(file.read().split()[0]), _LAST_PORT)
-    choose = SystemRandom()  # else processes with the same seed would choose the same one
-    while True:
+    with open(_OUTGOING_PORTS) as file:
+        below = range(_FIRST_PORT, min(int(file.read().split()[0]), _LAST_PORT))
+    choose = SystemRandom()  # else processes with the same seed would choose the same port
+    for _ in range(_PORT_TRIES if below else 0):
         with socket.socket() as sock, suppress(OSError):
-            sock.bind(("127.0.0.1", choose.randrange(_FIRST_PORT, last) if last > _FIRST_PORT else 0))
-            port: int = sock.getsockname()[1]
+            port = choose.choice(below)
+            sock.bind(("127.0.0.1", port))
             return port
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 @final

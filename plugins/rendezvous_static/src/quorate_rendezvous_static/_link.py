@@ -139,12 +139,9 @@ class Link:
                 try:
                     self._connect(address, min(deadline, attempt_deadline))
                     return
-                except _LateError as error:
-                    # An attempt that was cut short does not hide what an earlier one has found out.
-                    if attempt_deadline <= deadline or str(address) not in tried:
-                        tried[str(address)] = _sentence(error)
-                except (OSError, BrokenError) as error:
-                    tried[str(address)] = _sentence(error)
+                except (OSError, BrokenError, _LateError) as error:
+                    is_cut_short = deadline < attempt_deadline
+                    tried[str(address)] = _problem_after(tried.get(str(address), ""), error, is_cut_short)
                 except _RefusedError as error:
                     refused, tried[str(address)] = error, str(error)
             is_final = refused is not None and refused.problem in _FINAL_PROBLEMS
@@ -222,8 +219,9 @@ class Link:
         while True:
             places = self._target.places_again()
             for address in places:
+                attempt_deadline = monotonic() + self._attempt_seconds(address, places)
                 try:
-                    self._connect(address, min(deadline, monotonic() + self._attempt_seconds(address, places)))
+                    self._connect(address, min(deadline, attempt_deadline))
                     return
                 except _RefusedError as error:
                     raise self._target.lost(f"another server has taken its place ({error})") from None
@@ -231,7 +229,7 @@ class Link:
                     # On the port that it shares with the workers nothing listens now and then.
                     if isinstance(error, ConnectionRefusedError) and not self._target.is_reached_by_shared_port:
                         raise self._target.lost("nothing listens there any more") from None
-                    problem = _sentence(error)
+                    problem = _problem_after(problem, error, deadline < attempt_deadline)
             if not self._pause(pause, deadline):
                 raise StoreUnavailableError(
                     f"the connection to the rendezvous store at {self._target.endpoint} broke and cannot be made "
@@ -418,6 +416,11 @@ def _incarnation(answer: Message) -> bytes:
 def _text(answer: Message) -> str:
     item = answer.items[0] if answer.items else None
     return printable((item or b"no reason given")[:800].decode(errors="replace"), 200)
+
+
+def _problem_after(before: str, error: Exception, is_cut_short: bool) -> str:
+    """Return what to say of failed attempts: one that was cut short does not hide what an earlier one has found out."""
+    return before if before and is_cut_short and isinstance(error, _LateError) else _sentence(error)
 
 
 def _sentence(error: BaseException) -> str:
