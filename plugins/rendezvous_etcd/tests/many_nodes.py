@@ -13,7 +13,7 @@ from quorate import PluginHost, RendezvousHandler, RendezvousParameters, get_ren
 
 # Nobody dies here; heartbeats of a thousand nodes in a handful of processes would only measure those processes.  They
 # also all say goodbye at once, which on as many machines would take no longer than on one.
-_SETTINGS = {"lease_timeout": 120.0, "join_timeout": 300.0, "connect_timeout": 60.0, "operation_timeout": 20.0}
+_SETTINGS = {"lease_timeout": 120.0, "join_timeout": 120.0, "connect_timeout": 60.0, "operation_timeout": 20.0}
 _SETTINGS |= {"close_timeout": 60.0}
 
 
