@@ -26,7 +26,7 @@ def main() -> None:
     backend, endpoint, run_id = sys.argv[1:4]
     here, everywhere = int(sys.argv[4]), int(sys.argv[5])
     if everywhere > _MOST_GUARDIANS:
-        LastWords.opened = _without_guardian  # type: ignore[method-assign] # see _MOST_GUARDIANS
+        LastWords.opened = _without_guardian  # type: ignore[assignment, method-assign] # see _MOST_GUARDIANS
     host = PluginHost()
     ranks: list[int] = []
     ends: list[str] = []
