@@ -110,18 +110,20 @@ class Piped:
         self.text = b""
 
     def wait_for(self, text: str) -> None:
+        self._match(re.escape(text))
+
+    def number_behind(self, text: str) -> int:
+        return int(self._match(rf"{re.escape(text)}(\d+)\n")[1])
+
+    def _match(self, pattern: str) -> re.Match[bytes]:
+        """Read until ``pattern`` is there; a worker writes what it prints in pieces."""
         assert self.process.stdout is not None
-        while text.encode() not in self.text:
+        while not (found := re.search(pattern.encode(), self.text)):
             ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
             data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
             assert data, self.text.decode()
             self.text += data
-
-    def number_behind(self, text: str) -> int:
-        self.wait_for(text)
-        while not (found := re.search(rf"{text}(\d+)\n", self.text.decode())):
-            self.wait_for(text)
-        return int(found[1])
+        return found
 
     def end(self) -> tuple[int, str]:
         output, _ = self.process.communicate(timeout=DEADLINE)

@@ -205,15 +205,15 @@ def test_as_process_1_orphans_are_reaped_and_signals_passed_on(
         pytest.skip("this user may not make a namespace of processes")
     program = script(
         tmp_path,
-        "import os, signal, subprocess, sys, time\n"
+        "import contextlib, os, signal, subprocess, sys, time\n"
         "def caught(*_): print('asked', flush=True); sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, caught)\n"
         "subprocess.run('for i in 1 2 3 4 5; do (exec sleep 0.01 &); done', shell=True)\n"
-        "def states(): return [open(f'/proc/{p}/stat').read().rpartition(') ')[2][0] for p in os.listdir('/proc')"
-        " if p.isdigit() and os.path.exists(f'/proc/{p}')]\n"
-        "while len(os.listdir('/proc')) and any('sleep' in open(f'/proc/{p}/stat').read()"
-        " for p in os.listdir('/proc') if p.isdigit() and os.path.exists(f'/proc/{p}/stat')): time.sleep(0.02)\n"
-        "print('reaped', states().count('Z'), flush=True)\n"
+        "def stats():\n"
+        "    for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+        "        with contextlib.suppress(OSError), open(f'/proc/{pid}/stat') as file: yield file.read()\n"
+        "while any('sleep' in stat for stat in stats()): time.sleep(0.02)\n"
+        "print('reaped', sum(stat.rpartition(') ')[2][0] == 'Z' for stat in stats()), flush=True)\n"
         "signal.pause()\n",
     )
     run = Piped(*IN_A_CONTAINER, *launcher, program)

@@ -144,9 +144,9 @@ def spoil_value(key, value):
     ),
     Mutant(
         "old_node_cannot_disturb_the_next_job",
-        "takes the last two parts of a key for its name",
-        "has ended the next one|does not learn",
-        stores.TakesTheLastTwoParts,
+        "writes the end of a job into the next one",
+        "has ended the next one: by the old job",
+        stores.EndsTheNewestJob,
     ),
     Mutant(
         "ranks_are_dense_for_any_nodes",
