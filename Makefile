@@ -57,9 +57,12 @@ types: $(STAMP) ## mypy --strict over all sources
 		MYPYPATH=$(subst $(space),:,$(TYPE_ROOTS)) $(BIN)/mypy --strict $$folder; done
 
 tests: $(STAMP) etcd redis chromium mpirun machines slurm sshd kubernetes ## pytest alone
-	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
-	# Only what has such tests: to collect all of them takes longer.
-	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone $$(grep -rl --include="test_*.py" "pytest.mark.alone" $(PROJECTS:%=%/tests) tests)
+	# Both parts are run, whatever fails.  The second is given only what has such tests: to collect all takes longer.
+	status=0; \
+	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" || status=$$?; \
+	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone \
+		$$(grep -rl --include="test_*.py" "pytest.mark.alone" $(PROJECTS:%=%/tests) tests) || status=$$?; \
+	exit $$status
 
 coverage: $(STAMP) ## which lines the core's tests reach (TESTS="core/tests plugins/errors/tests" for more); coverage/index.html
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group coverage
