@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from tempfile import NamedTemporaryFile
 from urllib.parse import quote
 
 from quorate import RendezvousBackend, StoreUnavailableError, UsageError, hookimpl
@@ -12,26 +13,14 @@ POLL_SECONDS = 0.02  # a shared disk has no notifications
 
 
 class FileStore:
-    """One file per key; each operation locks the folder, and the kernel unlocks it when a process dies."""
+    """One file per key.  Only ``add`` takes a lock, so that a node that stands still holds up no heartbeat."""
 
     def __init__(self, parameters):
         check(parameters)
         self._folder = parameters.endpoint
         self._job = quote(parameters.run_id, safe="") + "="  # quoted text contains neither "=" nor "/"
-        with self._locked():
-            pass  # the folder exists
-
-    @contextmanager
-    def _locked(self):
-        try:
-            lock = os.open(self._folder, os.O_RDONLY)  # a new descriptor each time, so that threads exclude each other
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(lock)
-        except OSError as error:
-            raise StoreUnavailableError(f"the shared folder {self._folder}: {error.strerror}") from error
+        with told(self._folder):
+            os.listdir(self._folder)
 
     def _path(self, key):
         return os.path.join(self._folder, self._job + quote(key, safe=""))
@@ -43,30 +32,36 @@ class FileStore:
         except FileNotFoundError:
             return None
 
-    def _write(self, key, value):
-        with open(os.path.join(self._folder, "=new"), "wb") as file:
+    def _new_file(self, value):
+        """Write a file that no key has yet; it gets its name in one step, with its whole content or not at all."""
+        with NamedTemporaryFile(dir=self._folder, prefix="=new-", delete=False) as file:
             file.write(value)
-        os.replace(file.name, self._path(key))  # atomic: a node that dies here leaves the old value or the new one
+        return file.name
 
     def create(self, key, value):
-        with self._locked():
-            is_new = not os.path.exists(self._path(key))
-            if is_new:
-                self._write(key, value)
-            return is_new
+        with told(self._folder):
+            new = self._new_file(value)
+            try:
+                os.link(new, self._path(key))
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(new)
+            return True
 
     def put(self, key, value):
-        with self._locked():
-            self._write(key, value)
+        with told(self._folder):
+            os.replace(self._new_file(value), self._path(key))
 
     def add(self, key, amount):
-        with self._locked():
+        with told(self._folder), open(os.path.join(self._folder, "=lock"), "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel unlocks it when a process dies
             count = int(self._read(key) or b"0") + amount
-            self._write(key, b"%d" % count)
+            self.put(key, b"%d" % count)
             return count
 
     def get(self, keys):
-        with self._locked():
+        with told(self._folder):
             return [self._read(key) for key in keys]
 
     def wait(self, key, timeout):
@@ -76,13 +71,22 @@ class FileStore:
         return value
 
     def delete(self, prefix):
-        with self._locked():
+        with told(self._folder):
             for name in os.listdir(self._folder):
                 if name.startswith(self._job + quote(prefix, safe="")):
-                    os.unlink(os.path.join(self._folder, name))
+                    with suppress(FileNotFoundError):  # another node deletes it too
+                        os.unlink(os.path.join(self._folder, name))
 
     def close(self):
         """Nothing stays open between two calls."""
+
+
+@contextmanager
+def told(folder):
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailableError(f"the shared folder {folder}: {error.strerror}") from error
 
 
 def check(parameters):
