@@ -94,7 +94,7 @@ clients: $(STAMP) ## released programs that call torchrun, run by quorate (ARGS=
 	QUORATE_CLIENTS_PYTHON=$(abspath $(CLIENTS_BIN)/python) $(PRIVATE_HOSTS) $(BIN)/python -m pytest plugins/torchrun/tests/test_torchrun_clients.py -rs $(ARGS)
 
 trials: $(STAMP) etcd machines ## a hundred random losses of a machine, of each kind, and partitions (about an hour; TRIALS=10 for fewer)
-	QUORATE_TEST_TRIALS=$(or $(TRIALS),100) $(PRIVATE_HOSTS) $(BIN)/python -m pytest tests/test_lost_machines.py -k "three_machines or ranks_zero" -x
+	QUORATE_TEST_TRIALS=$(or $(TRIALS),100) $(PRIVATE_HOSTS) $(BIN)/python -m pytest tests/test_lost_machines.py -k "three_machines or ranks_zero or training" -x
 
 slow-starts: $(STAMP) etcd machines ## fifty starts over a slow link that loses packets, on each backend (about an hour; TRIALS=10 for fewer)
 	QUORATE_TEST_TRIALS=$(or $(TRIALS),50) $(PRIVATE_HOSTS) $(BIN)/python -m pytest tests/test_slow_networks.py -x

@@ -7,6 +7,7 @@ of the environment ``QUORATE_TEST_TRIALS``: how often the random trials run.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -25,7 +26,7 @@ from quorate.files import read_bytes
 from quorate.proc import children_of, is_alive
 from tests.backends import BACKENDS, Backend
 from tests.harness import DEADLINE
-from tests.nodes import Nodes, settles
+from tests.nodes import ROOT, Nodes, settles
 
 LONG_LEASE = 45
 TRIALS = int(os.environ.get("QUORATE_TEST_TRIALS", "1"))
@@ -282,6 +283,22 @@ def machines() -> Iterator[Machines]:
     made.close()
 
 
+def lose(how: str, victim: int, agent: subprocess.Popen[bytes], machines: Machines) -> None:
+    if how == "killed":
+        agent.kill()
+    elif how == "frozen":
+        agent.send_signal(signal.SIGSTOP)
+    else:
+        machines.cut(victim)
+
+
+def give_back(how: str, victim: int, agent: subprocess.Popen[bytes], machines: Machines) -> None:
+    if how == "frozen":
+        agent.send_signal(signal.SIGCONT)
+    elif how == "cut off":
+        machines.mend(victim)
+
+
 @pytest.mark.slow(reason="leases and elections are waited for")
 @pytest.mark.parametrize("trial", range(TRIALS))
 @pytest.mark.parametrize("how", ["killed", "cut off", "frozen"])
@@ -299,22 +316,55 @@ def test_three_machines_survive_any_one_of_them(
     victim = source.randrange(3)
     survivors = [agent for index, agent in enumerate(agents) if index != victim]
     time.sleep(source.random() if TRIALS > 1 else 0.0)  # at any moment of the round
-    if how == "killed":
-        agents[victim].kill()
-    elif how == "frozen":
-        agents[victim].send_signal(signal.SIGSTOP)
-    else:
-        machines.cut(victim)
+    lose(how, victim, agents[victim], machines)
     nodes.wait_for_world(2, small + 1)
-    if how == "frozen":
-        agents[victim].send_signal(signal.SIGCONT)
-    elif how == "cut off":
-        machines.mend(victim)
+    give_back(how, victim, agents[victim], machines)
     if how != "killed":
         nodes.wait_for_world(3, full + 1)
         survivors = agents
     nodes.finish(survivors)
     print(f"seed {seed}")
+
+
+@pytest.mark.slow(reason="it trains for two minutes")
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(TRIALS == 1, reason="a part of the trials (make trials)")
+def test_two_minutes_of_training_survive_every_kind_of_loss(
+    machines: Machines, make_nodes: Callable[..., Nodes]
+) -> None:
+    """Each machine is lost in another way, and given back when the others have trained on without it."""
+    nodes = make_nodes(
+        "etcd-hosted", ",".join(machines.addresses) + ":2379", "2:3", lease_timeout=2, last_call_timeout=2
+    )
+    epochs, output = 240, nodes.folder / "output"
+    with open(nodes.worker, "w") as file:
+        file.write(f'echo "$RANK $WORLD_SIZE $GROUP_RANK" >> {nodes.lines}\n')
+        file.write(f"exec {sys.executable} {ROOT}/examples/digits_ddp/train.py")
+        file.write(f" --epochs {epochs} --epoch-seconds 0.5 --output {output}\n")
+    agents = [nodes.start(rank, machines.prefix(rank)) for rank in range(3)]
+
+    def wait_for_epoch(number: int) -> int:
+        """Wait until so many epochs are trained; return how many are."""
+        done = output / f"checkpoints/epoch-{number:04d}.pt"
+        assert settles(done.exists, 2 * DEADLINE), nodes.story()
+        return len(list(done.parent.glob("epoch-*.pt")))
+
+    for victim, how in enumerate(["cut off", "killed", "frozen"]):
+        done = wait_for_epoch(10 + epochs * victim // 4)
+        small, full = nodes.count_worlds(2), nodes.count_worlds(3)
+        lose(how, victim, agents[victim], machines)
+        nodes.wait_for_world(2, small + 1)
+        wait_for_epoch(done + 5)
+        give_back(how, victim, agents[victim], machines)
+        if how == "killed":
+            agents[victim] = nodes.start(victim, machines.prefix(victim))
+        nodes.wait_for_world(3, full + 1)
+    wait_for_epoch(epochs)
+    nodes.finish(agents)
+    result = json.loads((output / "result.json").read_text())
+    assert [entry["epoch"] for entry in result["history"]] == [*range(1, epochs + 1)]
+    assert {entry["world_size"] for entry in result["history"]} == {2, 3}
+    assert result["accuracy"] > 0.9
 
 
 #: Rank 0 writes a line every few milliseconds, also while it has a grace, as one that saves its work does.
