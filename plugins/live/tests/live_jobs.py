@@ -76,7 +76,11 @@ class Job:
         """Take in what has come; wait for it for ``timeout`` seconds at most; return whether anything has."""
         if not select.select([self._descriptor], [], [], timeout)[0]:
             return False
-        *whole, self._rest = (self._rest + os.read(self._descriptor, 1 << 16)).split(b"\n")
+        try:
+            data = os.read(self._descriptor, 1 << 16)
+        except BlockingIOError:  # select may call it ready although nothing is there
+            return False
+        *whole, self._rest = (self._rest + data).split(b"\n")
         self.lines += [json.loads(line) for line in whole]
         return bool(whole)
 
