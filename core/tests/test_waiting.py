@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ from quorate.rendezvous import (
     StoreRendezvousHandler,
     _waiting as waiting_module,
 )
-from quorate.rendezvous._protocol import Settings, Waiting
+from quorate.rendezvous._protocol import Output, Settings, StandingBy, Waiting
 from quorate.testing._simulation import SimulatedNode, World
 from quorate.timeouts import Timeouts
 
@@ -197,3 +199,31 @@ def test_a_report_names_the_endpoint_and_reaches_the_agent(monkeypatch: pytest.M
     handler.shutdown()
     assert seen[0].report.endpoint == "localhost:1"
     assert "localhost means the own machine on every machine" in seen[0].report.reason
+
+
+def test_a_report_says_what_opening_the_store_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting_module, "_FIRST_SECONDS", 0.1)
+    reported, outputs = threading.Event(), list[Output]()
+
+    def open_store(parameters: RendezvousParameters) -> Store:
+        parameters.on_waiting("waiting for the nodes of the last job")
+        reported.wait(DEADLINE)
+        return InMemoryStore()
+
+    def listen(output: Output) -> None:
+        outputs.append(output)
+        if isinstance(output, Waiting) and "the last job" in output.report.reason:
+            reported.set()
+
+    backend = RendezvousBackend("memory", "in this process", open_store=open_store)
+    parameters = RendezvousParameters("memory", "localhost:1", "job", 1, 2, last_call_timeout=0.1)
+    handler = StoreRendezvousHandler(parameters, backend, PluginHost(paths=[]))
+    handler.subscribe(listen)
+    handler.prepare(NodeRecord("a", "default", 1, host="h1"))
+    handler.request_join(NodeRecord("a", "default", 1, host="h1"))
+    assert reported.wait(DEADLINE)
+    handler.shutdown()
+    assert StandingBy("waiting for the nodes of the last job") in outputs
+    reasons = [output.report.reason for output in outputs if isinstance(output, Waiting)]
+    assert re.match("waiting for [0-9]+ s: waiting for the nodes of the last job", reasons[-1])
+    assert "has not answered" not in reasons[-1]

@@ -15,11 +15,15 @@ from typing import Any
 
 import pytest
 
+from quorate.clock import monotonic
 from quorate.errors import StoreLostError
+from quorate.rendezvous import Write
 from quorate_rendezvous_etcd import EtcdServer
+from quorate_rendezvous_etcd._v2.client import Route
+from quorate_rendezvous_etcd._v2.member import Membership
 
 from .etcd_harness import DEADLINE_SECONDS, distro_etcd, settles
-from .v2_harness import OpenV2, V2Member, v2, v2_tree
+from .v2_harness import OpenV2, V2Member, in_background, v2, v2_tree
 
 _SHORT = {"member_ttl": 2, "key_ttl": 2, "store_outage_timeout": 2}
 
@@ -103,7 +107,7 @@ def test_a_job_that_is_alive_or_not_ours_is_not_swept_away(open_v2: OpenV2) -> N
     # As after an outage of etcd: the entries of all members have expired.
     v2(
         open_v2.endpoint,
-        f"keys{paused._membership._root}/{paused._membership._token}/members",
+        f"keys{paused._membership._root}/{paused._membership.token}/members",
         "DELETE",
         recursive="true",
     )
@@ -128,6 +132,57 @@ def test_a_run_id_can_be_used_again_after_all_agents_were_killed(open_v2: OpenV2
     assert settles(lambda: not v2(open_v2.endpoint, members, quorum="true")["node"].get("nodes"))
     store = open_v2()
     assert store.get(["0/ended"]) == [None]
+
+
+def _kill(*stores: Any) -> None:
+    """Have the guardians of members say that these are gone, all at once; the stores may not be used any more."""
+    words = [[Write(f"word/{number}", b"lost")] for number in range(len(stores))]
+    with ThreadPoolExecutor(len(stores)) as pool:
+        for outcome in [pool.submit(store.last_word_writer(), each) for store, each in zip(stores, words, strict=True)]:
+            outcome.result(DEADLINE_SECONDS)
+
+
+def test_a_gang_whose_guardians_said_that_it_is_gone_is_not_waited_for(open_v2: OpenV2) -> None:
+    gang = [open_v2("gang") for _ in range(4)]
+    token = gang[0]._membership.token
+    _kill(*gang[:3])
+    assert v2_tree(open_v2.endpoint)["/quorate/gang/current"] == token, "one is left"
+    _kill(gang[3])
+    assert v2_tree(open_v2.endpoint)["/quorate/gang/current"] == f"closing:{token}"
+    left = [path for path in v2_tree(open_v2.endpoint) if path.startswith(f"/quorate/gang/{token}/k/word/")]
+    assert len(left) == 3, "nothing is removed before the next job begins"
+    newcomer = open_v2("gang")
+    assert newcomer.get(["word/0"]) == [None]
+    assert open_v2.waited == []
+
+
+def test_members_whose_entries_have_expired_are_waited_for_whatever_a_guardian_says(open_v2: OpenV2) -> None:
+    """As after an outage of etcd that one of two agents did not survive."""
+    dead, alive = open_v2("gang"), open_v2("gang")
+    token = alive._membership.token
+    v2(open_v2.endpoint, f"keys/quorate/gang/{token}/members", "DELETE", recursive="true")
+    _kill(dead)
+    assert v2_tree(open_v2.endpoint)["/quorate/gang/current"] == token
+    newcomer = in_background(lambda: open_v2("gang"))
+    assert settles(lambda: bool(open_v2.waited))
+    alive._membership.verify()
+    assert newcomer.result(DEADLINE_SECONDS).get(["word/0"]) == [b"lost"]
+    (sentence,) = open_v2.waited
+    assert "no node is left of the last job with the run id 'gang' in etcd; waiting up to 4 s for nodes" in sentence
+
+
+def test_a_node_that_waits_for_members_learns_that_they_were_killed(open_v2: OpenV2) -> None:
+    member, said = open_v2("gang"), list[str]()
+    token = member._membership.token
+    v2(open_v2.endpoint, f"keys/quorate/gang/{token}/members", "DELETE", recursive="true")
+    settings = member._settings
+    newcomer = Membership(settings, Route(settings), said.append, grace_seconds=10 * DEADLINE_SECONDS)
+    joined = in_background(lambda: newcomer.join(monotonic() + 10 * DEADLINE_SECONDS))
+    assert settles(lambda: bool(said))
+    v2(open_v2.endpoint, "keys/quorate/gang/current", "PUT", value=f"closing:{token}")
+    joined.result(DEADLINE_SECONDS)
+    assert newcomer.token != token
+    newcomer.leave()
 
 
 def test_an_agent_that_was_frozen_past_the_end_of_the_job_learns_it(open_v2: OpenV2) -> None:
@@ -196,7 +251,7 @@ def test_a_job_that_its_last_member_was_about_to_remove_can_be_joined(open_v2: O
     """The last member died between marking the job and removing it, or it is just slower than who comes in."""
     last = open_v2("job")
     last.put("key", b"value")
-    token = last._membership._token
+    token = last._membership.token
     v2(open_v2.endpoint, "keys/quorate/job/current", "PUT", value=f"closing:{token}")
     newcomer = open_v2("job")
     assert newcomer.get(["key"]) == [b"value"]

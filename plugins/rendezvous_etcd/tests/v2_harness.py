@@ -36,11 +36,14 @@ class OpenV2:
         self.endpoint, self.run_id = endpoint, run_id
         (self._backend,) = (one for one in plugin.quorate_register_rendezvous() if one.name == "etcd-v2")
         self._stores: list[Any] = []
+        #: What these stores had to wait for while they were opened.
+        self.waited: list[str] = []
 
     def __call__(self, run_id: str | None = None, endpoint: str | None = None, **settings: Any) -> Any:
         assert self._backend.open_store is not None
         where, bounds = endpoint or self.endpoint, settings.pop("nodes", (1, 8))
         parameters = RendezvousParameters("etcd-v2", where, run_id or self.run_id, *bounds, **settings)
+        parameters.on_waiting = self.waited.append
         self._stores.append(self._backend.open_store(parameters))
         return self._stores[-1]
 

@@ -41,6 +41,10 @@ _LONGEST_RUN_ID = 1024
 _MAY_CALL = optional(is_callable())
 
 
+def _tell_nobody(sentence: str) -> None:
+    """Nobody is to be told why opening the store takes longer."""
+
+
 def _check_run_id(run_id: str) -> None:
     """Refuse a name that keys, messages or a worker's environment cannot hold.  Raises UsageError."""
     try:
@@ -65,12 +69,15 @@ class RendezvousParameters:
         local_addr: the address that other nodes should use to reach this one.
         config: settings, strings or numbers, see ``docs/timeouts.md``.
 
+    A backend whose ``open_store`` waits for something else than an answer calls ``on_waiting`` with a sentence that
+    says for what: it is told to people at once, and in each report of this node until the store is open.
+
     Raises:
         UsageError: empty run id or backend, a run id that is not UTF-8 text of at most 1024 bytes, or not 1 <=
             ``min_nodes`` <= ``max_nodes`` <= 65536.
     """
 
-    __slots__ = ("backend", "config", "endpoint", "local_addr", "max_nodes", "min_nodes", "run_id")
+    __slots__ = ("backend", "config", "endpoint", "local_addr", "max_nodes", "min_nodes", "on_waiting", "run_id")
 
     def __init__(
         self,
@@ -102,6 +109,7 @@ class RendezvousParameters:
         self.max_nodes = max_nodes
         self.local_addr = local_addr
         self.config = config
+        self.on_waiting: Callable[[str], None] = _tell_nobody
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the setting ``key``, or ``default``."""

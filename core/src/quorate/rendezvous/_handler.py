@@ -32,7 +32,7 @@ from ._api import (
 from ._driver import Driver
 from ._host_end import end_with_store, linger_seconds, why_no_round
 from ._incarnation import Doorway
-from ._parameters import as_guest, settings_of
+from ._parameters import as_guest, settings_of, telling
 from ._port import PORT_RANGE_SETTING, Bootstrap, make_bootstrap, reserve_master_port
 from ._protocol import (
     Closed,
@@ -133,7 +133,9 @@ class StoreRendezvousHandler(RendezvousHandler):
     def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
         plain = self._plain_store
         if plain is None:
-            plain = self._plain_store = open_checked(self._backend.name, open_store, self._parameters)
+            self._door_reason = ""
+            parameters = telling(self._parameters, self._report_waiting)
+            plain = self._plain_store = open_checked(self._backend.name, open_store, parameters)
         try:
             store = self._door.enter(protect(plain, self._parameters.run_id, self._token, warn), self._node)
             self._door_reason = ""

@@ -5,6 +5,7 @@ What does not live here: the parameters themselves (``_api``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 
 from ..cut_off import WhenCutOff, parse_when_cut_off
@@ -12,7 +13,7 @@ from ..timeouts import Timeouts
 from ._api import RendezvousParameters
 from ._protocol import Settings
 
-__all__ = ["as_guest", "settings_of"]
+__all__ = ["as_guest", "settings_of", "telling"]
 
 #: How long a node that declines tries to reach the store.
 _DECLINE_CONNECT_SECONDS = 2.0
@@ -36,3 +37,10 @@ def as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
     guest = copy(parameters)
     guest.config = {**parameters.config, "is_host": False, "connect_timeout": _DECLINE_CONNECT_SECONDS}
     return guest
+
+
+def telling(parameters: RendezvousParameters, on_waiting: Callable[[str], None]) -> RendezvousParameters:
+    """Return parameters with which a backend tells ``on_waiting`` what it waits for."""
+    told = copy(parameters)
+    told.on_waiting = on_waiting
+    return told

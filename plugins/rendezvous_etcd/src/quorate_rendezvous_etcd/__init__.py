@@ -53,7 +53,7 @@ def _open_v2(parameters: RendezvousParameters) -> Store:
     with import_lock:
         from ._v2.store import open_store  # python-etcd is imported only where it is needed
 
-    return open_store(settings)
+    return open_store(settings, parameters.on_waiting)
 
 
 def _check_v2(parameters: RendezvousParameters) -> None:

@@ -2,7 +2,7 @@
 
 Below ``/<prefix>/<run id>``, a directory that expires unless a member refreshes it, are::
 
-    current            the token of the job's incarnation, "closing:" before it while its last member removes it
+    current            the token of the job's incarnation, "closing:" before it once its last member has left
     <token>/members/   one entry for each member, which expires soon after its agent died
     <token>/k/         the keys of the store
     <token>/alive      only where directories cannot be refreshed: expires unless a member refreshes it
@@ -43,6 +43,10 @@ class JobDirectory:
         self.leases = Leases(client, settings, self.root)
 
     # --- tokens -------------------------------------------------------------------------------------------------------
+
+    def keys(self, token: str) -> str:
+        """Return the path of the keys of the incarnation ``token``."""
+        return f"{self.root}/{token}/k"
 
     def new_token(self) -> str:
         """Return a token for a new incarnation."""
@@ -100,22 +104,33 @@ class JobDirectory:
         """Remove all of the incarnation ``token``, but not ``current``."""
         self._client.delete(f"{self.root}/{token}", deadline, recursive=True)
 
-    def dissolve(self, current: str, index: int, deadline: float) -> None:
-        """Remove the job unless a member joins; only one node at a time can do so."""
+    def mark_as_left(self, current: str, index: int, deadline: float) -> int:
+        """Say that the job was left for good, unless a member joins, so that no node waits for its members.
+
+        Removes nothing.  A member that comes back takes the mark away.  Only one node at a time can set it.
+
+        Returns:
+            The new index of ``current``; 0: another node was first, or there is a member.
+        """
         token = current.removeprefix(CLOSING)
         marked = self.swap_current(index, CLOSING + token, deadline)
+        if marked and not self.is_empty(token, deadline):
+            self.swap_current(marked, token, deadline)
+            return 0
+        return marked
+
+    def dissolve(self, current: str, index: int, deadline: float) -> None:
+        """Remove the job unless a member joins; only one node at a time can do so."""
+        marked = self.mark_as_left(current, index, deadline)
         if not marked:
             return  # another node removes it, or has joined
-        if not self.is_empty(token, deadline):
-            self.swap_current(marked, token, deadline)
-            return
         try:
             self._client.delete(f"{self.root}/current", deadline, prevIndex=marked)
         except RefusedError as refused:
             if refused.code != COMPARE_FAILED:
                 raise
             return  # another node has joined
-        self.remove(token, deadline)
+        self.remove(current.removeprefix(CLOSING), deadline)
 
     def remove_empty_directories(self, deadline: float) -> None:
         """Remove the job's directory, and with the last job the prefix's, if they are empty."""

@@ -1,5 +1,8 @@
 """Writes over API v2 for a node whose agent was killed, and removes its entry; called in its guardian.
 
+The guardian of the last member marks the job as left, as a member does that leaves in order: the next job begins at
+once.  The keys stay until then, or until they expire.
+
 What does not live here: when something is written (the core), and the store (:mod:`.store`).
 """
 
@@ -15,22 +18,35 @@ from .._settings import Settings
 from .answers import RefusedError
 from .client import Client, Route
 from .format import Value, key_path, new_stamp, pack
+from .job import JobDirectory
 
 __all__ = ["write_last_words"]
 
 _SECONDS = 3.0
 
 
-def write_last_words(settings: Settings, keys: str, member: str, writes: Sequence[Write]) -> None:
-    """Make ``writes`` below ``keys``, and remove ``member``.  Raises what :class:`Client` raises."""
+def write_last_words(settings: Settings, token: str, member: str, writes: Sequence[Write]) -> None:
+    """Make ``writes`` in the incarnation ``token``, and remove ``member``.  Raises what :class:`Client` raises."""
     client = Client(Route(settings))
+    directory = JobDirectory(client, settings)
     try:
         for write in writes:
             text = pack(Value(write.value, new_stamp()))
             conditions = {"prevExist": False} if write.once else {}
             with suppress(RefusedError):  # another node was first
-                client.put(f"{keys}/{key_path(write.key)}", monotonic() + _SECONDS, value=text, **conditions)
+                path = f"{directory.keys(token)}/{key_path(write.key)}"
+                client.put(path, monotonic() + _SECONDS, value=text, **conditions)
         with suppress(RefusedError):
-            client.delete(member, monotonic() + _SECONDS)
+            _remove_member(client, directory, token, member)
     finally:
         client.close()
+
+
+def _remove_member(client: Client, directory: JobDirectory, token: str, member: str) -> None:
+    deadline = monotonic() + _SECONDS
+    # An entry that is gone has expired, perhaps with those of members that are alive: etcd was away.
+    if not client.delete(member, deadline) or not directory.is_empty(token, deadline):
+        return
+    current, index = directory.read_current(deadline)
+    if current == token:
+        directory.mark_as_left(current, index, deadline)

@@ -30,20 +30,31 @@ _T = TypeVar("_T")
 # How long a job without members is watched before it counts as dead.  After an outage of etcd the members' entries have
 # expired, and each comes back with its next refresh.
 _GRACE_SECONDS = 4.0
+# How often it is looked meanwhile whether a guardian has said that the job was left.
+_LOOK_SECONDS = 0.5
 
 
 @final
 class Membership:
     """This node's membership in the job that ``settings`` name.
 
-    ``keys`` is the path of the job's keys, once :meth:`join` has returned.  ``on_lost`` is called, on any thread, when
-    the job is gone.  ``lost`` says why it is gone.
+    ``on_waiting`` is called with a sentence if joining has to wait for members that may come back, for at most
+    ``grace_seconds``.
+
+    ``token`` is the job's incarnation and ``keys`` the path of its keys, once :meth:`join` has returned.  ``on_lost``
+    is called, on any thread, when the job is gone.  ``lost`` says why it is gone.
     """
 
-    def __init__(self, settings: Settings, route: Route) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        route: Route,
+        on_waiting: Callable[[str], None],
+        grace_seconds: float = _GRACE_SECONDS,
+    ) -> None:
+        self._settings, self._on_waiting, self._grace_seconds = settings, on_waiting, grace_seconds
         self._name = escape(new_stamp())
-        self._token = ""
+        self.token = ""
         self.keys = ""
         self.on_lost: Callable[[], None] = lambda: None
         self._client = Client(route)
@@ -57,7 +68,7 @@ class Membership:
     @property
     def entry(self) -> str:
         """The path of this member's entry."""
-        return self._leases.entry(self._token, self._name)
+        return self._leases.entry(self.token, self._name)
 
     # --- joining --------------------------------------------------------------------------------------------------
 
@@ -76,7 +87,7 @@ class Membership:
                     )
         except RefusedError as refused:
             raise unexpected(refused, self._root) from refused
-        self.keys = f"{self._root}/{self._token}/k"
+        self.keys = self._directory.keys(self.token)
         self._keeper.start()
 
     def _try_to_join(self, deadline: float) -> bool:
@@ -108,7 +119,7 @@ class Membership:
             return False
         # The directory may have been removed and made again meanwhile, without a lease.
         self._leases.create(token, deadline)
-        self._token = token
+        self.token = token
         self._sweep(deadline)
         return True
 
@@ -123,7 +134,7 @@ class Membership:
             current, index = self._directory.read_current(deadline)
             if current == token:
                 self._leases.refresh(token, deadline)
-                self._token = token
+                self.token = token
                 return True
             if current != CLOSING + token:
                 # Its last member has left: only the entry that was just written is left of it.
@@ -137,14 +148,22 @@ class Membership:
         token = current.removeprefix(CLOSING)
         if not self._directory.is_empty(token, deadline):
             return False
-        end = min(deadline, monotonic() + _GRACE_SECONDS)
-        # A job that a node has begun to remove was left in order; its members do not come back.
-        while current == token and monotonic() < end:
-            change = self._client.poll(f"{self._root}/{token}/members", index + 1, end - monotonic(), recursive=True)
+        if current != token:
+            return True  # its last member has left
+        end = min(deadline, monotonic() + self._grace_seconds)
+        self._on_waiting(
+            f"no node is left of the last job with the run id {self._settings.run_id!r} in etcd; waiting up to "
+            f"{self._grace_seconds:g} s for nodes that come back after an outage of etcd, before a new job begins"
+        )
+        while (left := end - monotonic()) > 0:
+            path = f"{self._root}/{token}/members"
+            change = self._client.poll(path, index + 1, min(left, _LOOK_SECONDS), recursive=True)
             if not self._directory.is_empty(token, deadline):
                 return False
             if change is not None:
                 index = max(index, change.node.modified)
+            if self._directory.read_current(deadline)[0] != current:
+                return True  # a guardian has marked it as left just now
         return True
 
     # --- leaving --------------------------------------------------------------------------------------------------
@@ -155,20 +174,20 @@ class Membership:
         self._client.interrupt()
         self._keeper.join(2 * self._settings.operation_timeout_seconds)
         self._client.resume()
-        if self._token and not self.lost:
+        if self.token and not self.lost:
             with suppress(QuorateError, InterruptedCallError):
                 self._remove_entry(monotonic() + self._settings.leave_seconds)
         self._client.close()
 
     def _remove_entry(self, deadline: float) -> None:
-        token = self._token
+        token = self.token
         self._client.delete(self._leases.entry(token, self._name), deadline)
         if not self._directory.is_empty(token, deadline):
             return
         current, index = self._directory.read_current(deadline)
         if current is not None and current.removeprefix(CLOSING) == token:
             if self._settings.keep:
-                self._directory.swap_current(index, CLOSING + token, deadline)  # the next job need not wait
+                self._directory.mark_as_left(current, index, deadline)  # the next job need not wait
                 return
             self._directory.dissolve(current, index, deadline)
         self._directory.remove_empty_directories(deadline)
@@ -205,7 +224,7 @@ class Membership:
             try:
                 self._refresh_entry(deadline)
                 if monotonic() - self._leases.refreshed > self._settings.key_ttl_seconds / 3:
-                    self._leases.refresh(self._token, deadline)
+                    self._leases.refresh(self.token, deadline)
             except RefusedError as refused:
                 if refused.code != NOT_FOUND:
                     raise unexpected(refused, self._root) from refused
@@ -213,12 +232,12 @@ class Membership:
 
     def _refresh_entry(self, deadline: float) -> None:
         try:
-            self._leases.refresh_entry(self._token, self._name, deadline)
+            self._leases.refresh_entry(self.token, self._name, deadline)
         except RefusedError as refused:
             if refused.code != NOT_FOUND:
                 raise
             # It has expired while this node, or etcd, was away; the job may have gone on.
-            if not self._join_incarnation(self._token, deadline):
+            if not self._join_incarnation(self.token, deadline):
                 self._lose(deadline)
 
     def _lose(self, deadline: float) -> NoReturn:

@@ -35,8 +35,10 @@ _T = TypeVar("_T")
 _MANY_KEYS = 4
 
 
-def open_store(settings: Settings) -> EtcdV2Store:
+def open_store(settings: Settings, on_waiting: Callable[[str], None]) -> EtcdV2Store:
     """Connect to etcd and become a member of the job.
+
+    Calls ``on_waiting`` with a sentence if this node has to wait for nodes that may come back.
 
     Raises:
         StoreUnavailableError: etcd did not answer within ``connect_timeout``.
@@ -44,7 +46,7 @@ def open_store(settings: Settings) -> EtcdV2Store:
         StoreCorruptError: something else is stored where the job would be.
     """
     route = Route(settings)
-    membership = Membership(settings, route)
+    membership = Membership(settings, route, on_waiting)
     try:
         membership.join(monotonic() + settings.connect_timeout_seconds)
     except BaseException:
@@ -154,7 +156,7 @@ class EtcdV2Store:
 
     def last_word_writer(self) -> LastWordWriter:
         """Return what writes for this node if its agent is killed."""
-        return partial(write_last_words, self._settings, self._membership.keys, self._membership.entry)
+        return partial(write_last_words, self._settings, self._membership.token, self._membership.entry)
 
     def delete(self, prefix: str) -> None:
         """Remove every key that starts with ``prefix``."""
