@@ -183,7 +183,6 @@ def _read_signs(data: bytes) -> None:
     signs = read_signs(_Store(data))
     assert len(signs.heartbeats) <= 2 * MOST_NODES
     signs.hosts()
-    signs.host_of(0)
     job_is_over(_Store(data))
 
 

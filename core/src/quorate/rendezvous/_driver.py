@@ -32,7 +32,7 @@ from ._incarnation_store import IncarnationStore, wrong_answer
 from ._last_word import LastWords
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Phase, Reply, Settings
-from ._refusals import RefusalReader
+from ._refusals import RefusalReader, tell_refusal
 from ._sealing import refusal_of
 from ._state import State
 from ._store import HostedStore, InterruptibleStore, Store, put_many
@@ -163,6 +163,10 @@ class Driver:
         if state.ticket > 0 and state.assignment is None:
             number, refusal = state.round_number, refusal_of(state.ticket, reason, FailureKind.TIMEOUT)
             self._calls.put(lambda store: store.create(Key.sealed(number), refusal))
+
+    def tell_refusal(self, round_number: int, sentence: str) -> None:
+        """Tell the members of a round that runs about this node, which was refused."""
+        self._calls.put(lambda store: tell_refusal(store, round_number, sentence))
 
     def close(self, timeout: float, linger_seconds: float = 0.0) -> None:
         """Stop the threads and close the store; returns after at most about ``timeout + linger_seconds`` seconds.

@@ -51,8 +51,10 @@ from ._protocol import (
     StopWaiting,
     Waiting,
 )
+from ._refusals import refused
 from ._reporting import Reporting
 from ._signed import protect
+from ._signs import count_in_line
 from ._state import cut_off_at
 from ._store import PortLendingStore, Store, open_checked
 from ._strangers import StrangerWatch
@@ -259,6 +261,8 @@ class StoreRendezvousHandler(RendezvousHandler):
         output = self._explained(output)
         if isinstance(output, (Closed, GaveUp)):
             self._final = output
+        if isinstance(output, GaveUp) and output.told_round is not None:
+            self._driver.tell_refusal(output.told_round, refused(self._node, output.problem))
         refusal = why_no_round(output, self._plain_store, self._node)
         if refusal:
             self._driver.refuse_round(refusal)
@@ -376,11 +380,11 @@ class StoreRendezvousHandler(RendezvousHandler):
         )
 
     def num_nodes_waiting(self) -> int:
-        """Return how many tickets of the next round are taken.  Raises StoreUnavailableError without an answer."""
+        """Return how many nodes are in line for the next round.  Raises StoreUnavailableError without an answer."""
         state = self._driver.state
         if state.phase is not Phase.RUNNING:
             return 0
-        return self._driver.query(lambda store: store.add(Key.tickets(state.round_number + 1), 0), self._close_timeout)
+        return self._driver.query(lambda store: count_in_line(store, state.round_number + 1), self._close_timeout)
 
     def measure_latency(self, timeout: float) -> float | None:
         if not self._started or self._shut_down or self._driver.state.phase in (Phase.IDLE, Phase.CLOSED, Phase.LEFT):

@@ -30,7 +30,7 @@ from ..records import NodeRecord
 from ._incarnation_store import IncarnationStore, OverError, incarnation_store, over_key, wrong_answer
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Key
-from ._refusals import tell_refusal
+from ._refusals import refused, tell_refusal
 from ._same_job import refusal
 from ._signs import Signs, read_signs
 from ._store import HostedStore, Store, parse_counter
@@ -144,7 +144,7 @@ class Doorway:
         """Return the store of the incarnation that ``node`` joins; begins a new one where that is due.
 
         Raises:
-            RendezvousStateError: ``node`` does not belong to the job that goes on, or claims the rank of a live node.
+            RendezvousStateError: ``node`` does not belong to the job that goes on.
             StoreUnavailableError: no answer.
         """
         if self._ends_with_job or isinstance(store, HostedStore):
@@ -192,10 +192,7 @@ class Doorway:
         self.begun_by = decode_node(_job_key(0), record)
         if node.declined:
             return inside
-        if self._problem(node):
-            return None
-        self._check_rank(inside, node)
-        return inside
+        return None if self._problem(node) else inside
 
     def _problem(self, node: NodeRecord) -> str:
         """Return why ``node`` does not belong to the job, ``""`` if it does."""
@@ -210,7 +207,6 @@ class Doorway:
             self.begun_by = decode_node(_job_key(0), record)
             if problem := self._problem(node):
                 self._refuse(store, node, problem)
-            self._check_rank(store, node)
         return store
 
     # --- the newest incarnation ---------------------------------------------------------------------------------------
@@ -253,8 +249,7 @@ class Doorway:
     def _may_join(self, inside: IncarnationStore, node: NodeRecord) -> bool:
         """Return whether ``node`` joins the incarnation; ``False``: it is over."""
         problem = self._problem(node)
-        if not problem and (node.declined or not read_signs(inside, ()).is_over):
-            self._check_rank(inside, node)
+        if not problem and (node.declined or not read_signs(inside, with_heartbeats=False).is_over):
             return True
         first = now = read_signs(inside)
         looked_at = still_since = self._clock()
@@ -263,8 +258,6 @@ class Doorway:
             answer = judge(node, first, now, self._clock() - still_since, self._lease, bool(problem))
             if answer is Next.REFUSE:
                 self._refuse(inside, node, problem)
-            if answer is Next.JOIN:
-                self._check_rank(inside, node)
             if answer is not Next.WAIT:
                 return answer is Next.JOIN
             if not is_told:
@@ -290,44 +283,14 @@ class Doorway:
             f"another job uses the run id {self._run_id!r} (on {hosts}); finding out whether any of its nodes is left"
         )
 
-    def _check_rank(self, store: Store, node: NodeRecord) -> None:
-        """Refuse a rank of the running round whose node lives, where the number of nodes is fixed."""
-        rank = node.rank_hint
-        if rank is None or node.declined or node.min_nodes is None or node.min_nodes != node.max_nodes:
-            return
-        first = read_signs(store, [rank])
-        key = Key.rank_heartbeat(first.number, rank)
-        if first.size == 0 or first.end is not None or first.heartbeats.get(key) is None:
-            return
-        began_at = self._clock()
-        while self._clock() - began_at < self._lease:
-            if self._pause(self._lease / _LOOKS_PER_LEASE):
-                raise StoreUnavailableError("this node is leaving")
-            now = read_signs(store, [rank])
-            if now.number != first.number or now.end is not None:
-                return
-            if now.heartbeats.get(key) != first.heartbeats[key]:
-                problem = (
-                    f"node rank {rank} of the job {self._run_id!r} is taken: the node {first.host_of(rank)} has it and "
-                    f"is running, and {node.name} claims it too. Give each node its own --node-rank; if these are two "
-                    "jobs, give each its own --rdzv-id and --rdzv-endpoint (or --master-port)"
-                )
-                tell_refusal(store, now.number, _told(node, problem))
-                raise RendezvousStateError(problem)
-
     def _refuse(self, store: Store, node: NodeRecord, problem: str) -> None:
         """Tell the nodes that gather, or run, why ``node`` does not join, and raise."""
         signs = read_signs(store)
         if signs.size > 0 and signs.end is None:
-            tell_refusal(store, signs.number, _told(node, problem))
+            tell_refusal(store, signs.number, refused(node, problem))
         elif signs.end is None:
             ticket = store.add(Key.tickets(signs.number), 1)
             left = Heartbeat(1, HeartbeatState.LEFT, node.host)
             store.put(Key.ticket_heartbeat(signs.number, ticket), left.encode())
             store.put(Key.node(signs.number, ticket), encode(evolve(node, declined=problem)))
         raise RendezvousStateError(f"this node ({node.name}) does not join: {problem}")
-
-
-def _told(node: NodeRecord, problem: str) -> str:
-    whose = f" of {node.user}" if node.user else ""
-    return f"a node{whose} on {node.name} wanted to join and was refused: {problem}"

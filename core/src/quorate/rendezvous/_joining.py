@@ -5,12 +5,13 @@ from __future__ import annotations
 from attrs import evolve
 
 from .._bounded import LARGEST_COUNTER
-from ..records import Cause, Verdict
+from ..errors import FailureKind
+from ..records import Cause, RoundSummary, Verdict
 from ._liveness import HeartbeatState
 from ._protocol import Appeared, AskRescale, Join, Key, Phase, Purpose, Rescaled, StandingBy
 from ._running import on_ended
 from ._sealing import begin_round, on_sealer_heartbeat
-from ._state import PreviousRound, RoundSearch, Standby
+from ._state import PreviousRound, RoundSearch, Standby, State
 from ._transition import (
     Transition,
     check_round,
@@ -155,14 +156,46 @@ def on_record(transition: Transition, value: None) -> None:
         "node(s); standing by for the next one"
     )
     settle_until = transition.now + _MOST_SETTLE_PERIODS * timeouts.settle_timeout
-    transition.enter(Phase.STANDBY, reason, join_deadline=None, standby=Standby(settle_until))
+    standby = Standby(settle_until, claimed_key=_claimed_key(state, summary))
+    transition.enter(Phase.STANDBY, reason, join_deadline=None, standby=standby)
     transition.emit(StandingBy(reason))
     transition.wait(Key.ended(summary.round_number))
     if state.ticket == state.leader:
         count_waiting_nodes(transition)
+        if summary.group_world_size >= summary.max_nodes:
+            transition.read_heartbeats()  # only a loss makes room: if the members are lost, their lease begins now
 
 
 # --- standby --------------------------------------------------------------------------------------------------------
+
+
+def _claimed_key(state: State, summary: RoundSummary) -> str | None:
+    """Return the heartbeat of the member whose rank this node claims, which may be alive; ``None`` without one.
+
+    Where the number of nodes is fixed, each rank belongs to one machine.
+    """
+    node, settings = state.node, state.settings
+    assert node is not None
+    rank = node.rank_hint
+    if rank is None or node.previous_round is not None or settings.min_nodes != settings.max_nodes:
+        return None
+    return Key.rank_heartbeat(summary.round_number, rank) if rank < summary.group_world_size else None
+
+
+def _give_up_taken_rank(transition: Transition, key: str) -> None:
+    """Another node has this node's rank, and is alive: take the ticket back, and say so on both sides."""
+    state = transition.state
+    heartbeat = state.watch.liveness.heartbeat(key)
+    assert state.node is not None
+    assert state.previous is not None
+    assert heartbeat is not None
+    transition.put_heartbeat(Purpose.LEAVING_HEARTBEAT, HeartbeatState.LEFT)
+    problem = (
+        f"node rank {state.node.rank_hint} of the job {state.settings.run_id!r} is taken: the node {heartbeat.host} "
+        f"has it and is running, and {state.node.name} claims it too. Give each node its own --node-rank; if these are "
+        "two jobs, give each its own --rdzv-id and --rdzv-endpoint (or --master-port)"
+    )
+    transition.give_up(FailureKind.STATE, problem, state.previous.summary.round_number)
 
 
 def on_waiting_count(transition: Transition, value: int) -> None:
@@ -209,8 +242,19 @@ def on_previous_round_ended(transition: Transition, event: Appeared) -> None:
 
 
 def on_standby_heartbeats(transition: Transition) -> None:
-    """The first in line ends the running round if all its members are lost at once."""
+    """The first in line ends the running round if all its members are lost at once.
+
+    Each node in line finds out whether the member whose rank it claims is alive.  This takes no time of its own: a gang
+    that was killed and started again waits for one lease.
+    """
     state = transition.state
+    claimed_key = state.standby.claimed_key
+    if claimed_key is not None:
+        if state.watch.liveness.is_gone(claimed_key, state.settings.silence_limit):
+            transition.set(standby=evolve(state.standby, claimed_key=None))
+        elif state.watch.liveness.has_moved(claimed_key):
+            _give_up_taken_rank(transition, claimed_key)
+            return
     if state.ticket != state.leader:
         on_sealer_heartbeat(transition)
         return

@@ -86,6 +86,7 @@ class _Reading:
     # What the reader's clock shows more than the sender's, at most; a delay of the reading is a part of it.
     offset: float | None = None
     read_at: float = 0.0
+    has_moved: bool = False  # it is newer than the first one that was read
 
     def is_newer_than(self, old: _Reading) -> bool:
         return self.value is not None and (old.value is None or self.count > old.count)
@@ -104,11 +105,14 @@ def _dated(reading: _Reading, old: _Reading | None) -> _Reading:
 
     Clocks may drift apart by up to ``_DRIFT``, so that an older offset counts for less and less.
     """
-    if old is None or old.offset is None or reading.offset is None:
+    if old is None:
         return reading
+    if old.offset is None or reading.offset is None:
+        return evolve(reading, has_moved=True)
     best = min(reading.offset, old.offset + _DRIFT * (reading.read_at - old.read_at))
     sent_at = reading.read_at - (reading.offset - best)
-    return evolve(reading, offset=best, changed_at=min(reading.read_at, max(sent_at, old.changed_at)))
+    changed_at = min(reading.read_at, max(sent_at, old.changed_at))
+    return evolve(reading, offset=best, changed_at=changed_at, has_moved=True)
 
 
 @final
@@ -167,6 +171,11 @@ class Liveness:
         """Return whether ``key`` existed when it was last read."""
         old = self.readings.get(key)
         return old is not None and old.value is not None
+
+    def has_moved(self, key: str) -> bool:
+        """Return whether the node behind ``key`` has sent a heartbeat since the first reading."""
+        old = self.readings.get(key)
+        return old is not None and old.has_moved
 
     def has_left(self, key: str) -> bool:
         """Return whether the node behind ``key`` reported that it has left."""

@@ -29,6 +29,7 @@ def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) ->
         outlives_job,
         parse_when_cut_off(parameters.get("when_cut_off", WhenCutOff.RUN)),
         bool(parameters.get_as_bool("majority", False)),
+        parameters.run_id,
     )
 
 

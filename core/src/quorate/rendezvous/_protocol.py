@@ -29,6 +29,8 @@ class Settings:
     ``outlives_job`` says that the store is not one that the job's own nodes serve.  A node then keeps its heartbeat up
     until it has left, so that the next job under the same run id can wait for it.
 
+    ``run_id`` is the job's name, for messages.
+
     ``when_cut_off`` is what becomes of the workers of a node that cannot show any more that it is there.  With
     ``majority`` each round but the first has more than half of the nodes of the round before.
     """
@@ -39,6 +41,7 @@ class Settings:
     outlives_job: bool = False
     when_cut_off: WhenCutOff = WhenCutOff.RUN
     majority: bool = False
+    run_id: str = ""
 
     @property
     def minds_cut_off(self) -> bool:
@@ -390,10 +393,14 @@ class Closed:
 @final
 @frozen
 class GaveUp:
-    """To the agent: this node cannot continue."""
+    """To the agent: this node cannot continue.
+
+    The members of the round ``told_round``, which runs, are told why, too; ``None``: this is nothing to them.
+    """
 
     kind: FailureKind
     problem: str
+    told_round: int | None = None
 
 
 @final

@@ -5,7 +5,7 @@ lease, and the next sentence is one more key of those reads: this costs no opera
 sentences at most, each once, so that a node that is started again and again fills no log.
 
 A sentence is a message for people, and no decision depends on it.  What does not live here: who is refused
-(``_incarnation``), and nodes that are refused while a round gathers, which ``Key.node`` tells of.
+(``_incarnation``, ``_joining``), and nodes that are refused while a round gathers, which ``Key.node`` tells of.
 """
 
 from __future__ import annotations
@@ -13,15 +13,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import final
 
+from ..records import NodeRecord
 from ..text import printable
 from ._protocol import Call, Key, Operation, Phase
 from ._state import State
 from ._store import Store
 
-__all__ = ["RefusalReader", "tell_refusal"]
+__all__ = ["RefusalReader", "refused", "tell_refusal"]
 
 _MOST_SENTENCES = 8
 _LONGEST_SENTENCE = 1500
+
+
+def refused(node: NodeRecord, problem: str) -> str:
+    """Return the sentence about a node that was refused."""
+    whose = f" of {node.user}" if node.user else ""
+    return f"a node{whose} on {node.name} wanted to join and was refused: {problem}"
 
 
 def tell_refusal(store: Store, round_number: int, sentence: str) -> None:

@@ -5,7 +5,7 @@ Read by a node that has not joined yet.  What does not live here: what follows f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, final
 
 from attrs import field, frozen
@@ -13,11 +13,11 @@ from attrs import field, frozen
 from ..records import RoundEnd
 from ._liveness import Heartbeat
 from ._protocol import Key
-from ._store import parse_counter
+from ._store import Store, parse_counter
 from ._transition import check_round, check_tickets, decode_seal, read_summary
 from ._wire import decode_end
 
-__all__ = ["Readable", "Signs", "read_signs"]
+__all__ = ["Readable", "Signs", "count_in_line", "read_signs"]
 
 #: How many tickets of nodes in line are looked at, from the first on.
 _MOST_TICKETS = 256
@@ -50,11 +50,6 @@ class Signs:
         beats = [Heartbeat.decode(value) for value in self.heartbeats.values() if value is not None]
         return list(dict.fromkeys(beat.host for beat in beats if beat.host))
 
-    def host_of(self, rank: int) -> str:
-        """Return the host of a group rank of the newest round; ``""`` where it is not known."""
-        value = self.heartbeats.get(Key.rank_heartbeat(self.number, rank))
-        return Heartbeat.decode(value).host if value is not None else ""
-
 
 def _hinted_round(store: Readable) -> int:
     """Return the highest round up to the hint whose predecessors have all ended."""
@@ -67,8 +62,8 @@ def _hinted_round(store: Readable) -> int:
     return low
 
 
-def read_signs(store: Readable, ranks: Collection[int] | None = None) -> Signs:
-    """Return what ``store`` shows of the job, with the heartbeats of ``ranks`` alone where they are given.
+def read_signs(store: Readable, with_heartbeats: bool = True) -> Signs:
+    """Return what ``store`` shows of the job.
 
     Raises:
         StoreUnavailableError: no answer.
@@ -88,10 +83,21 @@ def read_signs(store: Readable, ranks: Collection[int] | None = None) -> Signs:
         size = read_summary(number, seal).group_world_size
     line = number + 1 if size else number
     tickets = check_tickets(Key.tickets(line), parse_counter(Key.tickets(line), store.get([Key.tickets(line)])[0]))
-    chosen = range(size) if ranks is None else [rank for rank in ranks if rank < size]
-    keys = [Key.rank_heartbeat(number, rank) for rank in chosen]
-    if ranks is None:
+    keys: list[str] = []
+    if with_heartbeats:
+        keys += [Key.rank_heartbeat(number, rank) for rank in range(size)]
         keys += [Key.ticket_heartbeat(line, ticket) for ticket in range(1, min(tickets, _MOST_TICKETS) + 1)]
     end = None if ended is None else decode_end(Key.ended(number), ended)
     values = store.get(keys) if keys else []
     return Signs(number, size, tickets, end, dict(zip(keys, values, strict=True)))
+
+
+def count_in_line(store: Store, number: int) -> int:
+    """Return how many nodes have a ticket of round ``number`` and have not given it back.
+
+    Raises as :func:`read_signs` does.
+    """
+    tickets = check_tickets(Key.tickets(number), store.add(Key.tickets(number), 0))
+    keys = [Key.ticket_heartbeat(number, ticket) for ticket in range(1, min(tickets, _MOST_TICKETS) + 1)]
+    heartbeats = store.get(keys) if keys else []
+    return tickets - sum(value is not None and Heartbeat.decode(value).state.has_left for value in heartbeats)

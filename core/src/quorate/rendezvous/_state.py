@@ -85,11 +85,15 @@ class Gathering:
 @final
 @frozen
 class Standby:
-    """How far a standby is with asking for a new round."""
+    """How far a standby is with asking for a new round.
+
+    ``claimed_key`` is the heartbeat of the member whose group rank this node claims, as long as that one may be alive.
+    """
 
     settle_until: float = 0.0  # after this it asks even if nodes still arrive
     count_at: float | None = None  # when it counts the waiting nodes again
     counted: int = 0
+    claimed_key: str | None = None
 
 
 @final

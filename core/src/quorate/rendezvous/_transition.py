@@ -61,9 +61,9 @@ class Transition(_transition.Transition[State, Command]):
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
-    def give_up(self, kind: FailureKind, problem: str) -> None:
+    def give_up(self, kind: FailureKind, problem: str, told_round: int | None = None) -> None:
         self._stop(Phase.FAILED, problem)
-        self.emit(GaveUp(kind, problem))
+        self.emit(GaveUp(kind, problem, told_round))
 
     def close_job(self, end: RoundEnd) -> None:
         """The job is over.  In a store that outlives it, heartbeats go on until this node has left."""
@@ -136,8 +136,9 @@ def take_ticket(transition: Transition, number: int) -> None:
 
 
 def count_waiting_nodes(transition: Transition) -> None:
-    """Ask how many tickets of the next round are taken."""
-    transition.add(Purpose.WAITING_COUNT, Key.tickets(transition.state.round_number), 0)
+    """Ask how many tickets of the next round are taken, unless this node may turn out not to belong to the job."""
+    if transition.state.standby.claimed_key is None:
+        transition.add(Purpose.WAITING_COUNT, Key.tickets(transition.state.round_number), 0)
 
 
 def record_round_end(
@@ -239,7 +240,10 @@ def member_heartbeat_keys(state: State) -> tuple[str, ...]:
 
 
 def _watched_keys(state: State) -> tuple[str, ...]:
-    """Return the keys that this node has to watch now: one for all nodes but the sealer and a round's first node."""
+    """Return the keys that this node has to watch now.
+
+    One, or two, for all nodes but the sealer, a round's first node and the first in line.
+    """
     number = state.round_number
     if state.phase is Phase.GATHERING:
         previous = state.previous.summary.round_number if state.previous is not None else 0
@@ -249,8 +253,11 @@ def _watched_keys(state: State) -> tuple[str, ...]:
             *(Key.ticket_heartbeat(number, ticket) for ticket in state.gathering.nodes if ticket != state.ticket),
             *(Key.rank_heartbeat(previous, rank) for rank in missing_survivors(state)),
         )
-    if state.phase is Phase.AWAITING or (state.phase is Phase.STANDBY and state.ticket != state.leader):
+    if state.phase is Phase.AWAITING:
         return (Key.ticket_heartbeat(number, state.leader),)
+    if state.phase is Phase.STANDBY and state.ticket != state.leader:
+        claimed = state.standby.claimed_key
+        return (Key.ticket_heartbeat(number, state.leader), *((claimed,) if claimed is not None else ()))
     if state.phase is Phase.STANDBY:
         assert state.previous is not None
         summary = state.previous.summary
