@@ -7,13 +7,14 @@ pauses, is in ``core/tests/test_rendezvous_simulation.py``.
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -147,17 +148,31 @@ def test_a_node_that_stands_still_for_less_than_its_lease_is_never_lost_and_for_
         job.finish(both)
 
 
+def kill_gangs(jobs: Jobs, agents: Sequence[Sequence[subprocess.Popen[bytes]]], with_guardians: bool) -> None:
+    """Kill all agents at once; with their guardians and workers, as a batch system does, nobody is left to say so."""
+    killed = [agent for both in agents for agent in both]
+    for agent in killed:
+        agent.send_signal(signal.SIGSTOP)  # none sees another's end
+    others = {pid for job in jobs.all for pid in job.processes()} - {agent.pid for agent in killed}
+    for pid in others if with_guardians else ():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for agent in killed:
+        agent.kill()
+
+
 @pytest.mark.slow  # etcd keeps the keys of the killed nodes, and a lease has to pass
-def test_a_gang_that_is_killed_and_started_again_is_together_within_a_lease_and_a_second(jobs: Jobs) -> None:
+@pytest.mark.parametrize("with_guardians", [False, True], ids=["agents", "agents and guardians"])
+def test_a_gang_that_is_killed_and_started_again_is_together_within_a_lease_and_a_second(
+    jobs: Jobs, with_guardians: bool
+) -> None:
     lease = 2.0
     jobs.make(("etcd", "etcd-v2", "file"), "2", {}, lease_timeout=lease)
     began = monotonic()
     agents = jobs.start()
     first_took = jobs.wait_for_world(2) - began
     began = monotonic()
-    for both in agents:
-        for agent in both:
-            agent.kill()
+    kill_gangs(jobs, agents, with_guardians)
     agents = jobs.start()
     again_took = jobs.wait_for_world(2, 2) - began
     # Starting takes what the machine needs; the first start, a moment before, has shown that.
