@@ -117,6 +117,18 @@ def test_a_node_that_left_a_moment_ago_has_given_its_rank_up() -> None:
     assert world.run(world.now + LEASE, lambda: runs_as(again, 1)), world.explain("not replaced")
 
 
+def test_a_refused_node_that_was_started_again_and_again_does_not_delay_the_next_round() -> None:
+    world, nodes = running(7, 2)
+    for number in range(30):
+        claimer = world.add_node(f"claimer{number}", fixed(2), joins_at=world.now, rank_hint=0)
+        assert world.run(world.now + LEASE, lambda claimer=claimer: claimer.gave_up is not None)
+    before = [node.calls for node in nodes]
+    world.fail_worker(nodes[0])
+    assert world.run(world.now + 2.0, lambda: all(runs_as(node, rank) for rank, node in enumerate(nodes)))
+    # Five readings find the end of this line of 30 that have left it.
+    assert max(node.calls - old for node, old in zip(nodes, before, strict=True)) < 25
+
+
 #: What becomes of the node whose rank is claimed, and whether the claim is then refused.
 FATES: tuple[tuple[str, bool], ...] = (("lives", True), ("crashes", False), ("pauses", True))
 

@@ -340,13 +340,17 @@ def _problem_with(state: State, summary: RoundSummary, assignment: Assignment) -
 def on_sealer_heartbeat(transition: Transition) -> None:
     """Watch the ticket that should seal; if its heartbeat stops, watch the next one, and at last become the sealer."""
     state = transition.state
-    if state.leader >= state.ticket:
+    leader = state.leader
+    while leader < state.ticket:
+        key = Key.ticket_heartbeat(state.round_number, leader)
+        if not state.watch.liveness.is_gone(key, state.settings.silence_limit):
+            break
+        leader += 1
+    if leader == state.leader:
         return
-    key = Key.ticket_heartbeat(state.round_number, state.leader)
-    if state.watch.liveness.is_gone(key, state.settings.silence_limit):
-        # What was read of the lost node is kept: its successor must not take it in.
-        transition.set(leader=state.leader + 1)
-        if transition.state.leader == state.ticket and state.phase is Phase.AWAITING:
-            _become_sealer(transition)
-        else:
-            transition.read_heartbeats()
+    # What was read of the lost node is kept: its successor must not take it in.
+    transition.set(leader=leader)
+    if leader == state.ticket and state.phase is Phase.AWAITING:
+        _become_sealer(transition)
+    else:
+        transition.read_heartbeats()

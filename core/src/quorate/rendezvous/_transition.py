@@ -20,6 +20,9 @@ from ._protocol import Call, Closed, Command, GaveUp, Key, Left, Operation, Phas
 from ._state import Gathering, Report, Standby, State, Watch
 from ._wire import decode_object, encode
 
+#: How many nodes ahead in line one node reads at once, at most.
+_MOST_AHEAD = 64
+
 
 @final
 class Transition(_transition.Transition[State, Command]):
@@ -239,10 +242,19 @@ def member_heartbeat_keys(state: State) -> tuple[str, ...]:
     return tuple(Key.rank_heartbeat(assignment.round_number, rank) for rank in range(assignment.group_world_size))
 
 
+def _keys_ahead(state: State) -> tuple[str, ...]:
+    """Return the heartbeat of the node ahead in line that is next, and of more the more of those before are gone.
+
+    A line may begin with many that have left it: a node that is refused may be started again and again.
+    """
+    last = min(state.ticket, state.leader + min(state.leader, _MOST_AHEAD))
+    return tuple(Key.ticket_heartbeat(state.round_number, ticket) for ticket in range(state.leader, last))
+
+
 def _watched_keys(state: State) -> tuple[str, ...]:
     """Return the keys that this node has to watch now.
 
-    One, or two, for all nodes but the sealer, a round's first node and the first in line.
+    Only a few for all nodes but the sealer, a round's first node and the first in line.
     """
     number = state.round_number
     if state.phase is Phase.GATHERING:
@@ -254,10 +266,10 @@ def _watched_keys(state: State) -> tuple[str, ...]:
             *(Key.rank_heartbeat(previous, rank) for rank in missing_survivors(state)),
         )
     if state.phase is Phase.AWAITING:
-        return (Key.ticket_heartbeat(number, state.leader),)
+        return _keys_ahead(state)
     if state.phase is Phase.STANDBY and state.ticket != state.leader:
         claimed = state.standby.claimed_key
-        return (Key.ticket_heartbeat(number, state.leader), *((claimed,) if claimed is not None else ()))
+        return (*_keys_ahead(state), *((claimed,) if claimed is not None else ()))
     if state.phase is Phase.STANDBY:
         assert state.previous is not None
         summary = state.previous.summary
