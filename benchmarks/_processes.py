@@ -6,6 +6,7 @@ What does not live here: which measurements are made (``launch.py``), and how th
 from __future__ import annotations
 
 import os
+import random
 import select
 import shutil
 import signal
@@ -15,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import IO, final
@@ -82,12 +84,17 @@ def program(name: str) -> str | None:
     return str(beside) if beside.exists() else shutil.which(name)
 
 
-def free_port() -> int:
-    """Return a port of the loopback interface that is free right now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+def free_port(hosts: Sequence[str] = ("127.0.0.1",)) -> int:
+    """Return a port that is free at all ``hosts`` right now, with the one behind it.
+
+    It is below the range of outgoing connections: one of those may take a port of that range before it is used.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 29_000), 100):
+        with ExitStack() as stack, suppress(OSError):
+            for host, number in product(hosts, (port, port + 1)):
+                stack.enter_context(socket.socket()).bind((host, number))
+            return port
+    raise BenchmarkError("no two free ports in a row")
 
 
 @final

@@ -34,6 +34,7 @@ from ._report import OURS, Report, Samples, bound, compile_sources, in_turns
 HERE = Path(__file__).parent
 MEMBER = str(HERE / "_member.py")
 START_SECONDS = 90.0
+THREE_HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 
 
 @final
@@ -87,7 +88,7 @@ class Job:
             self._server.start()
             self._endpoint = self._server.get_endpoint()
         elif contender.backend == "etcd-hosted":
-            self._endpoint = f"127.0.0.1,127.0.0.2,127.0.0.3:{free_port()}"
+            self._endpoint = f"{','.join(THREE_HOSTS)}:{free_port(THREE_HOSTS)}"
         else:
             self._endpoint = f"127.0.0.1:{free_port()}"
         self._agents: list[subprocess.Popen[bytes]] = []
@@ -161,7 +162,11 @@ class Job:
                 [] if self._contender in surviving_contenders() else [f"--rdzv-conf=is_host={str(rank == 0).lower()}"]
             )
             command = [sys.executable, "-m", "quorate", "run", f"--nnodes={self._nodes}", f"--node-rank={rank}", *conf]
-            command += [f"--rdzv-backend={self._contender.backend}", f"--rdzv-endpoint={self._endpoint}"]
+            command += [
+                "--rdzv-id=bench",
+                f"--rdzv-backend={self._contender.backend}",
+                f"--rdzv-endpoint={self._endpoint}",
+            ]
             errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
             self._errors.append(errors)
             self._agents.append(subprocess.Popen([*command, MEMBER, self._pipe], stdout=errors, stderr=errors))

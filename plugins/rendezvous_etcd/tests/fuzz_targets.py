@@ -16,8 +16,8 @@ from quorate.cli._values import settings as parse_settings
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, UsageError
 from quorate.rendezvous import RendezvousParameters
-from quorate_rendezvous_etcd._hosted.cluster import read_members
 from quorate_rendezvous_etcd._hosted.names import check, parse_names
+from quorate_rendezvous_etcd._hosted.peers import read_members
 from quorate_rendezvous_etcd._settings import Settings
 from quorate_rendezvous_etcd._v2.answers import read_answer
 from quorate_rendezvous_etcd._v2.counter import count_at, is_counter, pack_addition

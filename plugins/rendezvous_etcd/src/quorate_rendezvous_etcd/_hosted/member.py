@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 from contextlib import suppress
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from attrs import frozen
 
@@ -22,11 +22,15 @@ from quorate.net import Endpoint, close_in_children, format_endpoint
 from quorate.notices import warn
 
 from .._guardian import Guardian
+from .._import_lock import import_lock
 from .._process import Member
 from .._settings import Settings
-from .cluster import Cluster, Identity
 from .life import Action, Event, EventKind, Phase, State, action_of, step
 from .names import Claim, Names
+from .peers import Identity, Peers
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
 
 __all__ = ["LEAVE_SECONDS", "HostedMember", "MemberOptions"]
 
@@ -71,14 +75,16 @@ class HostedMember:
     def __init__(self, settings: Settings, names: Names, claim: Claim, options: MemberOptions) -> None:
         self._settings, self._names, self._claim, self._options = settings, names, claim, options
         self.identity = Identity(settings, names, claim.index)
-        self._cluster = Cluster(*self.identity)
+        self._peers = Peers(*self.identity)
+        self._cluster: Cluster | None = None
         self._folder = _make_folder(options.folder)
         self._guardian = Guardian(self._folder, _OUTLIVE_SECONDS)
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self._stopping = threading.Event()
+        self._is_shut = False
         self._process: Member | None = None
-        self._start_with: tuple[str, str] = ("new", self._cluster.first_cluster)
+        self._start_with: tuple[str, str] = ("new", self._peers.first_cluster)
         self._silent_since: dict[int, float] = {}
         self._thread = threading.Thread(target=self._run, name="quorate-etcd-hosted", daemon=True)
         self._owner = os.getpid()
@@ -129,7 +135,7 @@ class HostedMember:
     def describe(self) -> str:
         """Return how far it is, for messages."""
         problem = f": {self.state.problem}" if self.state.problem else ""
-        others = self._cluster.describe_others()
+        others = self._peers.describe_others()
         others = f" ({others})" if others else ""
         return f"the member at {self.endpoint}, on this machine, is {self.state.phase.value}{problem}{others}"
 
@@ -143,9 +149,11 @@ class HostedMember:
         else:
             # The other members learn what was decided last with a heartbeat of the leader, which may be this one.
             sleep(_LAST_HEARTBEATS * self._options.election_timeout_seconds / 10)
-        self._cluster.close()
         with self._lock:
             process, self._process = self._process, None
+            self._is_shut = True
+            if self._cluster is not None:
+                self._cluster.close()
         if process is not None:
             process.end()
             self._guardian.remove(process.pid)
@@ -161,14 +169,32 @@ class HostedMember:
     def _leave(self) -> None:
         # Without a quorum it cannot be removed; the others do so once it has been away for long enough.
         with suppress(QuorateError):
-            self._cluster.leave()
+            self._open_cluster().leave()
+
+    def _open_cluster(self) -> Cluster:
+        """Return what changes the cluster; a start among the first members needs none of it.
+
+        Raises:
+            UsageError: the package with etcd's messages is missing.
+        """
+        with import_lock:
+            from .cluster import Cluster  # h2 and protobuf: etcd starts meanwhile
+        with self._lock:
+            if self._cluster is None:
+                self._cluster = Cluster(self.identity, self._peers)
+            if self._is_shut:
+                self._cluster.close()
+            return self._cluster
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while not self._stopping.wait(self.state.pause_seconds):
-                event = self._perform(action_of(self.state))
+                try:
+                    event = self._perform(action_of(self.state))
+                except UsageError as error:  # the agent fails for the same reason
+                    event = Event(EventKind.REFUSED, problem=str(error))
                 self._advance(event)
         except Exception as error:
             if not self._stopping.is_set():
@@ -189,19 +215,19 @@ class HostedMember:
 
     def _perform(self, action: Action) -> Event:
         if action is Action.LOOK:
-            return self._cluster.look()
+            return self._peers.look()
         if action is Action.REMOVE:
-            return self._cluster.remove(self.state.member_id)
+            return self._open_cluster().remove(self.state.member_id)
         if action is Action.ADD:
-            event, members = self._cluster.add()
+            event, members = self._open_cluster().add()
             self._start_with = ("existing", members)
             return event
         if action is Action.PROMOTE:
-            return self._ended() or self._cluster.promote(self.state.member_id)
+            return self._ended() or self._open_cluster().promote(self.state.member_id)
         if action is Action.WATCH:
             return self._watch()
         if action is Action.START_NEW:
-            self._start_with = ("new", self._cluster.first_cluster)
+            self._start_with = ("new", self._peers.first_cluster)
         if action is not Action.START_AGAIN:
             shutil.rmtree(self._data_folder, ignore_errors=True)
         return self._start()
@@ -245,16 +271,17 @@ class HostedMember:
                 self._remove_lost()
 
     def _remove_lost(self) -> None:
-        own, leads = self._cluster.own_id()
+        cluster = self._open_cluster()
+        own, leads = cluster.own_id()
         if not leads:
             self._silent_since.clear()
             return
         now = monotonic()
-        silent = [member for member in self._cluster.unreachable() if member != own]
+        silent = [member for member in cluster.unreachable() if member != own]
         self._silent_since = {member: self._silent_since.get(member, now) for member in silent}
         for member, since in self._silent_since.items():
             if now - since >= self._options.lost_timeout_seconds:
-                event = self._cluster.remove(member)
+                event = cluster.remove(member)
                 if event.kind is EventKind.REMOVED:
                     warn(
                         f"the job's etcd goes on without its member {member:x}, which has not answered for "
@@ -283,10 +310,10 @@ class HostedMember:
             "--listen-client-urls": listen(client.port),
             "--advertise-client-urls": f"{scheme}://{client}",
             "--listen-peer-urls": listen(peer.port),
-            "--initial-advertise-peer-urls": self._cluster.peer_urls[index],
+            "--initial-advertise-peer-urls": self._peers.own_url,
             "--initial-cluster": members,
             "--initial-cluster-state": state,
-            "--initial-cluster-token": self._cluster.token,
+            "--initial-cluster-token": self._peers.token,
             "--heartbeat-interval": str(election // 10),
             "--election-timeout": str(election),
             "--pre-vote": "true",

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 from attrs import evolve
 
@@ -18,14 +18,17 @@ from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError, 
 from quorate.job_token import STORE_PURPOSE, job_token_of
 from quorate.rendezvous import LastWordWriter, RendezvousParameters, Write, job_is_over
 
+from .._import_lock import import_lock
 from .._settings import Settings
-from .._v3.store import EtcdStore
 from .binary import find_hosted_binary
-from .cluster import Cluster, Identity
 from .ending import Ending
 from .left_alone import LeftAlone
 from .member import LEAVE_SECONDS, HostedMember, MemberOptions
 from .names import Names, check, claim_name, parse_names, settings_of
+from .peers import Identity, Peers
+
+if TYPE_CHECKING:
+    from .._v3.store import EtcdStore
 
 __all__ = ["HostedEtcdStore", "open_store"]
 
@@ -58,11 +61,12 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
     member = _member_of(parameters, settings, names)
     gone_seconds = min(_GONE_SECONDS, parameters.get_as_float("member_lost_timeout", _GONE_SECONDS))
     if member is None:
-        return HostedEtcdStore(EtcdStore(settings), None, parameters, Ending(names.endpoints, gone_seconds))
+        return HostedEtcdStore(_open_etcd(settings), None, parameters, Ending(names.endpoints, gone_seconds))
     own = member.endpoint
     others = tuple(endpoint for endpoint in names.endpoints if endpoint != own)
     ending = Ending(others, gone_seconds)
     try:
+        _load_client()
         _wait_until_serving(member, ending, settings, deadline)
         store = _open_at(member, ending, evolve(settings, endpoints=(own, *others), begins_with_first=True), deadline)
     except StoreLostError:
@@ -75,6 +79,17 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
         member.close(leaves=False)
         raise
     return HostedEtcdStore(store, member, parameters, ending)
+
+
+def _load_client() -> type[EtcdStore]:
+    """Import what talks to etcd: h2 and protobuf take longer than etcd's own start, which goes on meanwhile."""
+    with import_lock:
+        from .._v3.store import EtcdStore  # as said
+    return EtcdStore
+
+
+def _open_etcd(settings: Settings) -> EtcdStore:
+    return _load_client()(settings)
 
 
 def _wait_until_serving(member: HostedMember, ending: Ending, settings: Settings, deadline: float) -> None:
@@ -94,7 +109,7 @@ def _open_at(member: HostedMember, ending: Ending, settings: Settings, deadline:
     while True:
         left = max(1.0, min(_OPEN_SECONDS, deadline - monotonic()))
         try:
-            return EtcdStore(evolve(settings, connect_timeout_seconds=left))
+            return _open_etcd(evolve(settings, connect_timeout_seconds=left))
         except StoreLostError:
             raise
         except StoreUnavailableError:
@@ -157,7 +172,9 @@ def _leave_behind(parameters: RendezvousParameters, member: HostedMember) -> Non
 def _write_and_leave(write: LastWordWriter, identity: Identity, writes: Sequence[Write]) -> None:
     """Write for an agent that was killed, and have the cluster go on without its member, which ends soon."""
     deadline = monotonic() + LEAVE_SECONDS
-    cluster = Cluster(*identity)
+    from .cluster import Cluster  # only in the guardian
+
+    cluster = Cluster(identity, Peers(*identity))
     try:
         write(writes)
     finally:
