@@ -82,9 +82,11 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
 
 
 def _load_client() -> type[EtcdStore]:
-    """Import what talks to etcd: h2 and protobuf take longer than etcd's own start, which goes on meanwhile."""
+    """Import what talks to etcd, and make its messages: etcd's own start takes no longer, and goes on meanwhile."""
     with import_lock:
+        from .._v3.messages import load_messages
         from .._v3.store import EtcdStore  # as said
+    load_messages()
     return EtcdStore
 
 

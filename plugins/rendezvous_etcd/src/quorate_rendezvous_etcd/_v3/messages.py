@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ast
 import os
+import re
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, final
 
@@ -30,6 +32,9 @@ __all__ = ["Messages", "load_messages"]
 # Each file stands after those that it imports.
 _FILES = ("kv", "auth", "rpc")
 _PACKAGE = "etcdserverpb"
+#: What the constant stands behind.
+_MARKS = ("serialized_pb=", "AddSerializedFile(")
+_NEXT_STATEMENT = re.compile(r"\n(?=[^\s)\]}])")
 _REMEDY = "pip install --force-reinstall 'etcd3>=0.12,<0.13'"
 
 
@@ -56,7 +61,7 @@ _messages: Messages | None = None
 
 
 def load_messages() -> Messages:
-    """Return the messages; the first call makes them (about 30 ms).
+    """Return the messages; the first call makes them (a few milliseconds).
 
     Raises:
         UsageError: the package ``etcd3`` is missing, or another package has its name.
@@ -117,15 +122,33 @@ def _read_descriptor(path: str) -> bytes:
     """Return the serialized descriptor in a file that the protobuf compiler has written."""
     try:
         with open(path, encoding="utf-8") as file:
-            tree = ast.parse(file.read(), path)
+            text = file.read()
+        constant = None
+        with suppress(SyntaxError, ValueError):  # for example, the words stand in a comment before
+            constant = _constant_of(_statement_with_it(text), path)
+        constant = constant or _constant_of(text, path)
     except (OSError, SyntaxError, ValueError) as error:
         raise UsageError(f"the package etcd3 cannot be read ({error}); {_REMEDY}") from None
-    for node in ast.walk(tree):
-        constant = _constant_in(node)
-        if constant is not None:
-            # Compilers that also served Python 2 wrote text in the place of bytes.
-            return constant if isinstance(constant, bytes) else constant.encode("latin-1")
-    raise UsageError(f"{path} holds no message definitions; {_REMEDY}")
+    if constant is None:
+        raise UsageError(f"{path} holds no message definitions; {_REMEDY}")
+    # Compilers that also served Python 2 wrote text in the place of bytes.
+    return constant if isinstance(constant, bytes) else constant.encode("latin-1")
+
+
+def _statement_with_it(text: str) -> str:
+    """Return the statement that the constant stands in: to parse the whole file takes 50 ms."""
+    place = next((place for mark in _MARKS if (place := text.find(mark)) >= 0), 0)
+    begin = text.rfind("\n", 0, place) + 1
+    while begin > 0 and text[begin].isspace():
+        begin = text.rfind("\n", 0, begin - 1) + 1
+    end = next((found.start() for found in _NEXT_STATEMENT.finditer(text, place)), len(text))
+    return text[begin:end]
+
+
+def _constant_of(source: str, path: str) -> bytes | str | None:
+    """Return the constant in ``source``; ``None`` if it is not there.  Raises SyntaxError, ValueError."""
+    constants = map(_constant_in, ast.walk(ast.parse(source, path)))
+    return next((constant for constant in constants if constant is not None), None)
 
 
 def _constant_in(node: ast.AST) -> bytes | str | None:
