@@ -81,7 +81,7 @@ class Cluster:
         """Return the peer addresses and ids of the members that vote, as ``index`` lists them."""
         member = self.stores[index].member
         assert member is not None
-        return {peer.peerURLs[0]: peer.ID for peer in member._cluster._list().members if not peer.isLearner}
+        return {peer.peerURLs[0]: peer.ID for peer in member._open_cluster()._list().members if not peer.isLearner}
 
     def leader(self) -> int:
         """Return which member leads."""
@@ -90,7 +90,7 @@ class Cluster:
         def look() -> bool:
             for index, store in self.stores.items():
                 assert store.member is not None
-                if store.member._cluster.own_id()[1]:
+                if store.member._open_cluster().own_id()[1]:
                     found.append(index)
             return bool(found)
 

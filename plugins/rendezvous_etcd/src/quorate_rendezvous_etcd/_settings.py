@@ -55,6 +55,9 @@ class Settings:
     close_timeout_seconds: float = 5.0
     #: Whether to begin with the first endpoint; the nodes of a large job spread over the members otherwise.
     begins_with_first: bool = False
+    #: Where the first endpoint is this node's own member: after how long without an answer it is asked again, until
+    #: ``dial_timeout`` is over.  What went to a leader that is gone is not answered; what goes to the next one is at once.
+    own_member_seconds: float = 0.0
 
     @property
     def leave_seconds(self) -> float:

@@ -32,7 +32,7 @@ from .peers import Identity, Peers
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-__all__ = ["LEAVE_SECONDS", "HostedMember", "MemberOptions"]
+__all__ = ["HostedMember", "MemberOptions"]
 
 _MEMORY_FOLDER = "/dev/shm"
 #: etcd sets 64 MB aside for each file of its log; three may be there at once.  Containers often have 64 MB in all.
@@ -43,8 +43,6 @@ _LAST_HEARTBEATS = 4
 #: How long a killed agent's member goes on at most: the agent's guardian uses it, and then has the cluster remove it,
 #: which ends it.
 _OUTLIVE_SECONDS = 6.0
-#: How long that guardian tries to.
-LEAVE_SECONDS = 5.0
 #: While the server starts, this often the agent's end is looked for.
 _LOOK_SECONDS = 3600.0
 #: What shows that the cluster was there.

@@ -21,8 +21,18 @@ from quorate.rendezvous import RendezvousParameters
 
 from .._settings import DEFAULT_PORT, Settings, parse_endpoints
 
-__all__ = ["Claim", "Names", "check", "claim_name", "own_addresses", "parse_names", "settings_of"]
+__all__ = [
+    "DEFAULT_ELECTION_SECONDS",
+    "Claim",
+    "Names",
+    "check",
+    "claim_name",
+    "own_addresses",
+    "parse_names",
+    "settings_of",
+]
 
+DEFAULT_ELECTION_SECONDS = 0.5
 _COUNTS = (1, 3, 5)
 _RESOLVE_SECONDS = 10.0
 
@@ -79,7 +89,7 @@ def check(parameters: RendezvousParameters) -> None:
     """Refuse settings that cannot be used.  No I/O.  Raises UsageError."""
     settings_of(parameters, parse_names(parameters))
     parameters.get_as_bool("is_host")
-    for name, default in (("election_timeout", 0.5), ("member_lost_timeout", 30.0)):
+    for name, default in (("election_timeout", DEFAULT_ELECTION_SECONDS), ("member_lost_timeout", 30.0)):
         if parameters.get_as_float(name, default) <= 0:
             raise UsageError(f"the rendezvous setting {name} must be more than 0 seconds")
 

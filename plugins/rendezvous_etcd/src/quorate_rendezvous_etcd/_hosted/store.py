@@ -8,24 +8,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar, final
 
 from attrs import evolve
 
-from quorate.clock import monotonic, sleep
+from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError, UsageError
 from quorate.job_token import STORE_PURPOSE, job_token_of
-from quorate.rendezvous import LastWordWriter, RendezvousParameters, Write, job_is_over
+from quorate.net import Endpoint
+from quorate.rendezvous import LastWordWriter, RendezvousParameters, job_is_over
 
 from .._import_lock import import_lock
 from .._settings import Settings
 from .binary import find_hosted_binary
 from .ending import Ending
 from .left_alone import LeftAlone
-from .member import LEAVE_SECONDS, HostedMember, MemberOptions
-from .names import Names, check, claim_name, parse_names, settings_of
-from .peers import Identity, Peers
+from .member import HostedMember, MemberOptions
+from .names import DEFAULT_ELECTION_SECONDS, Names, check, claim_name, parse_names, settings_of
 
 if TYPE_CHECKING:
     from .._v3.store import EtcdStore
@@ -34,9 +33,6 @@ __all__ = ["HostedEtcdStore", "open_store"]
 
 #: How long a member that no store uses runs on: the core opens the store again after an attempt that took too long.
 _ORPHAN_SECONDS = 10.0
-_LEAVE_PAUSE_SECONDS = 0.1
-#: For how long the others are left alone with their new round after an agent was killed.
-_ROUND_SECONDS = 0.5
 #: For how long nobody listens at the other names before the job's etcd counts as ended: longer than it takes to start
 #: members again.
 _GONE_SECONDS = 10.0
@@ -68,7 +64,7 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
     try:
         _load_client()
         _wait_until_serving(member, ending, settings, deadline)
-        store = _open_at(member, ending, evolve(settings, endpoints=(own, *others), begins_with_first=True), deadline)
+        store = _open_at(member, ending, _beginning_with(own, others, settings, parameters), deadline)
     except StoreLostError:
         member.close(leaves=False)
         raise
@@ -79,6 +75,14 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
         member.close(leaves=False)
         raise
     return HostedEtcdStore(store, member, parameters, ending)
+
+
+def _beginning_with(
+    own: Endpoint, others: Sequence[Endpoint], settings: Settings, parameters: RendezvousParameters
+) -> Settings:
+    """Return ``settings`` for a node that runs the member ``own``, and asks it first."""
+    seconds = parameters.get_as_float("election_timeout", DEFAULT_ELECTION_SECONDS) / 2
+    return evolve(settings, endpoints=(own, *others), begins_with_first=True, own_member_seconds=seconds)
 
 
 def _load_client() -> type[EtcdStore]:
@@ -142,7 +146,7 @@ def _member_of(parameters: RendezvousParameters, settings: Settings, names: Name
         options = MemberOptions(
             find_hosted_binary(str(parameters.get("etcd_binary", ""))),
             str(parameters.get("data_dir", "")),
-            parameters.get_as_float("election_timeout", 0.5),
+            parameters.get_as_float("election_timeout", DEFAULT_ELECTION_SECONDS),
             parameters.get_as_float("member_lost_timeout", 30.0),
         )
         member = HostedMember(settings, names, claim, options)
@@ -169,27 +173,6 @@ def _leave_behind(parameters: RendezvousParameters, member: HostedMember) -> Non
     with _orphaning:
         _orphans.setdefault(key, []).append((member, timer))
     timer.start()
-
-
-def _write_and_leave(write: LastWordWriter, identity: Identity, writes: Sequence[Write]) -> None:
-    """Write for an agent that was killed, and have the cluster go on without its member, which ends soon."""
-    deadline = monotonic() + LEAVE_SECONDS
-    from .cluster import Cluster  # only in the guardian
-
-    cluster = Cluster(identity, Peers(*identity))
-    try:
-        write(writes)
-    finally:
-        # First the others form their round: a change of the members, or of the leader, would be in its way.
-        sleep(_ROUND_SECONDS)
-        is_done = False
-        # An election may be under way, for example after the member before this one has left.
-        while not is_done and monotonic() < deadline:
-            try:
-                is_done = cluster.leave()
-            except QuorateError:
-                sleep(_LEAVE_PAUSE_SECONDS)
-        cluster.close()
 
 
 @final
@@ -240,7 +223,11 @@ class HostedEtcdStore:
 
     def last_word_writer(self) -> LastWordWriter:
         write = self._store.last_word_writer()
-        return write if self.member is None else partial(_write_and_leave, write, self.member.identity)
+        if self.member is None:
+            return write
+        from .last_word import LastWord  # with the client
+
+        return LastWord(write, self.member.identity)
 
     def delete(self, prefix: str) -> None:
         self._store.delete(prefix)

@@ -150,7 +150,9 @@ class Client:
             known = self._connection
             connection = self._connect()
             dialled += connection is not known
-            timeout = max(0.05, min(attempt_timeout, deadline - monotonic()))
+            is_own = self._is_own(connection)
+            timeout = self._settings.own_member_seconds if is_own else attempt_timeout
+            timeout = max(0.05, min(timeout, deadline - monotonic()))
             try:
                 metadata = self._metadata(connection, method, timeout)
                 answer = connection.calls[method](request, timeout=timeout, metadata=metadata)
@@ -161,7 +163,7 @@ class Client:
                 trouble, tried[connection.endpoint] = self._judge(error)
             self._react(connection, trouble)
             # The answer may only be slow.
-            attempt_timeout *= 2
+            attempt_timeout *= 1 if is_own else 2
             # A connection that another thread has opened may be between two attempts of that thread.
             is_enough = self._is_away and dialled >= len(self._settings.endpoints)
             if self._is_away:
@@ -231,6 +233,9 @@ class Client:
         # A channel to the only member connects again by itself; it is replaced only where it hangs.
         if len(self._settings.endpoints) == 1 and connection.misses == 1:
             return
+        asked_seconds = connection.misses * self._settings.own_member_seconds
+        if self._is_own(connection) and not self._is_away and asked_seconds < self._settings.dial_timeout_seconds:
+            return
         with self._lock:
             if self._connection is not None and self._connection.endpoint != connection.endpoint:
                 return  # another thread has chosen another member
@@ -241,6 +246,10 @@ class Client:
             self._index = (self._index + 1) % len(self._settings.endpoints)
         for other in given_up:
             other.channel.close()
+
+    def _is_own(self, connection: Connection) -> bool:
+        """Return whether this is the member of this node."""
+        return self._settings.own_member_seconds > 0 and connection.endpoint == str(self._settings.endpoints[0])
 
     def _give_up(self, connection: Connection) -> None:
         with self._lock:
