@@ -56,7 +56,7 @@ class Settings:
     #: Whether to begin with the first endpoint; the nodes of a large job spread over the members otherwise.
     begins_with_first: bool = False
     #: Where the first endpoint is this node's own member: after how long without an answer it is asked again, until
-    #: ``dial_timeout`` is over.  What went to a leader that is gone is not answered; what goes to the next one is at once.
+    #: ``dial_timeout`` is over.  A request to a leader that is gone gets no answer; the next leader answers at once.
     own_member_seconds: float = 0.0
 
     @property
