@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ __all__ = [
     "reachable_host",
     "resolve",
     "set_keep_alive",
+    "set_linear_retransmission",
     "shut_down",
 ]
 
@@ -327,6 +329,12 @@ def reachable_host(listener: socket.socket) -> str:
 
 # --- connections ----------------------------------------------------------------------------------------------------
 
+#: Options of Linux that Python has no names for, and their values (``linux/tcp.h``).
+_LINEAR_RETRANSMISSION = (
+    (16, 1),  # TCP_THIN_LINEAR_TIMEOUTS
+    (44, 1000),  # TCP_RTO_MAX_MS, since Linux 6.15; the smallest
+)
+
 
 def set_keep_alive(
     sock: socket.socket, idle_seconds: int = 5, interval_seconds: int = 3, probes: int = 3, *, bound_sends: bool = True
@@ -351,6 +359,19 @@ def set_keep_alive(
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
     except OSError:
         pass  # the connection works without it
+
+
+def set_linear_retransmission(sock: socket.socket) -> None:
+    """Have the kernel send lost data again at even intervals; connections that a listener accepts inherit it.
+
+    By default each try waits twice as long as the one before.  On a link with a round trip of 200 ms the second or
+    third try then comes seconds after the first, which is as long as a lease.  Only on Linux; the kernel does so for
+    connections with few packets under way, which those that carry heartbeats are.
+    """
+    if sys.platform == "linux":
+        for option, value in _LINEAR_RETRANSMISSION:
+            with suppress(OSError):  # an older kernel, or the socket is closed: the connection works without it
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def shut_down(sock: socket.socket) -> None:

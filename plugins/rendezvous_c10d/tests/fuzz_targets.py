@@ -13,6 +13,7 @@ from quorate.errors import UsageError
 from quorate_rendezvous_c10d._agent_store import parse_when
 from quorate_rendezvous_c10d._hosting import _parse_note
 from quorate_rendezvous_c10d._last_word import RawClient
+from quorate_rendezvous_c10d._requests import AnswerReader
 from quorate_rendezvous_c10d._values import STAMP_BYTES, STAMPED, read_one, strip
 
 _STAMP = STAMPED + bytes(STAMP_BYTES - 1)
@@ -39,7 +40,7 @@ def _read_note(data: bytes) -> None:
 
 def _ask(sock: socket.socket) -> None:
     client = object.__new__(RawClient)
-    client._socket, client._deadline = sock, monotonic() + 5.0
+    client._socket, client._deadline, client._reader = sock, monotonic() + 5.0, AnswerReader()
     with suppress(BrokenPipeError):  # the other end is gone already; its answer is read nevertheless where there is one
         client.compare_set("key", b"", b"value")
 

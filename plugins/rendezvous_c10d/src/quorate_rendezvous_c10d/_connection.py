@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any, final
 
 from quorate.clock import monotonic
-from quorate.net import close_in_children, set_keep_alive
+from quorate.net import close_in_children, set_keep_alive, set_linear_retransmission
 
 __all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store", "starting"]
 
@@ -167,6 +167,7 @@ def host(listening: socket.socket, address: str, operation_timeout: float) -> Co
     """
     tcp_store = load_tcp_store()
     port = listening.getsockname()[1]
+    set_linear_retransmission(listening)
     descriptor = listening.detach()
     timeout = timedelta(seconds=max(1.0, operation_timeout))
     try:
@@ -245,6 +246,7 @@ def _prepare(sock: socket.socket, operation_timeout: float) -> None:
     seconds = int(operation_timeout)
     interval = struct.pack("ll", seconds, int((operation_timeout - seconds) * 1_000_000))
     set_keep_alive(sock, idle_seconds=10, interval_seconds=5, probes=4, bound_sends=False)
+    set_linear_retransmission(sock)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         with suppress(OSError):  # an improvement only; the connection works without
             sock.setsockopt(socket.SOL_SOCKET, option, interval)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from typing import final
 
@@ -17,15 +16,13 @@ from quorate.clock import monotonic
 from quorate.rendezvous import Write
 
 from ._connection import connect
+from ._requests import NONCE_BYTES, AnswerReader, compare_set_request, greeting, set_request
 from ._values import ABSENT, IDENTITY_KEY, STAMPED
 
 __all__ = ["RawClient", "write_last_words"]
 
 _SECONDS = 3.0
-_VALIDATE, _SET, _COMPARE_SET, _PING = 0, 1, 2, 13
-_MAGIC = 0x3C85F7CE
-_LENGTH = struct.Struct("<Q")
-_LARGEST_ANSWER = 2 << 20
+_PIECE_BYTES = 1 << 16
 
 
 def write_last_words(address: str, port: int, prefix: str, identity: bytes, writes: Sequence[Write]) -> None:
@@ -68,9 +65,12 @@ class RawClient:
         self._deadline = monotonic() + timeout
         self._socket = socket.create_connection((address, port), timeout)
         try:
-            nonce = os.urandom(4)
-            self._send(struct.pack("<BI", _VALIDATE, _MAGIC) + bytes([_PING]) + nonce)
-            if self._receive(4) != nonce:
+            self._reader = AnswerReader()
+            nonce = os.urandom(NONCE_BYTES)
+            self._send(greeting(nonce))
+            while (echo := self._reader.take(NONCE_BYTES)) is None:
+                self._receive()
+            if echo != nonce:
                 raise ValueError("it does not answer a ping as a TCPStore does")
         except BaseException:
             self._socket.close()
@@ -84,30 +84,22 @@ class RawClient:
 
     def set(self, key: str, value: bytes) -> None:
         """Write ``key``; there is no answer."""
-        self._send(bytes([_SET]) + _pack(f"/{key}".encode()) + _pack(value))
+        self._send(set_request(key, value))
 
     def compare_set(self, key: str, expected: bytes, desired: bytes) -> bytes:
         """Write ``key`` if it is absent and nothing is expected, or if it holds ``expected``; return what is there."""
-        self._send(bytes([_COMPARE_SET]) + b"".join(map(_pack, (f"/{key}".encode(), expected, desired))))
-        (length,) = _LENGTH.unpack(self._receive(_LENGTH.size))
-        if length > _LARGEST_ANSWER:
-            raise ValueError("its answer is longer than any value")
-        return self._receive(length)
+        self._send(compare_set_request(key, expected, desired))
+        while (value := self._reader.next_value()) is None:
+            self._receive()
+        return value
 
     def _send(self, data: bytes) -> None:
         self._socket.settimeout(max(0.001, self._deadline - monotonic()))
         self._socket.sendall(data)
 
-    def _receive(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            self._socket.settimeout(max(0.001, self._deadline - monotonic()))
-            more = self._socket.recv(length - len(data))
-            if not more:
-                raise ValueError("it closed the connection")
-            data += more
-        return data
-
-
-def _pack(data: bytes) -> bytes:
-    return _LENGTH.pack(len(data)) + data
+    def _receive(self) -> None:
+        self._socket.settimeout(max(0.001, self._deadline - monotonic()))
+        piece = self._socket.recv(_PIECE_BYTES)
+        if not piece:
+            raise ValueError("it closed the connection")
+        self._reader.feed(piece)

@@ -25,11 +25,13 @@ from quorate.rendezvous import LastWordWriter, RendezvousParameters
 
 from ._connection import Connection
 from ._hosting import register_local_host
+from ._lanes import Lanes
 from ._last_word import write_last_words
 from ._linger import await_departures
 from ._opening import Opened, open_connections, reconnect
+from ._requests import compare_set_request
 from ._settings import LONGEST_TIMEOUT_SECONDS, Settings
-from ._values import STAMP_BYTES, STAMPED, first_line, prefix_of, read_one, strip
+from ._values import ABSENT, STAMP_BYTES, STAMPED, first_line, prefix_of, read_one, strip
 
 __all__ = ["C10dStore", "open_store"]
 
@@ -62,7 +64,8 @@ class C10dStore:
     """One node's handle on the store.  Has the abilities ``batch``, ``interrupt`` and ``last word``.
 
     ``endpoint`` is where the store is (with the real port where the setting said 0); ``is_host`` tells whether it
-    lives in this process.  At most two connections: one to work, and one to wait, opened by the first wait.
+    lives in this process.  Two connections: one to work, and one to wait, opened by the first wait; a third one to work
+    once the network was slow (:mod:`._lanes`).
     """
 
     def __init__(self, settings: Settings, opened: Opened) -> None:
@@ -70,6 +73,8 @@ class C10dStore:
         self._address, self._port = opened.address, opened.port
         self.identity = opened.identity
         self._server = opened.connection.store if opened.is_host else None
+        # The host's own connection loses nothing.
+        self._lanes = None if opened.is_host else Lanes(opened.identity, settings.operation_timeout_seconds)
         self.is_host = opened.is_host
         self.endpoint = format_endpoint(opened.address if settings.port == 0 else settings.host, opened.port)
         self._prefix = prefix_of(settings.run_id)
@@ -102,12 +107,12 @@ class C10dStore:
         if stamped[STAMP_BYTES:] != value or not stamped:
             stamped = self._stamp(value)
         try:
-            present = self._run(lambda store: store.compare_set(full, b"", stamped))
+            (present,) = self._compare_set([(full, b"", stamped)])
         except StoreUnavailableError:
             self._unsure[full] = stamped
             raise
         self._note(full)
-        return bool(bytes(present) == stamped)
+        return present == stamped
 
     def put(self, key: str, value: bytes) -> None:
         """Write ``key``; the last write wins.
@@ -118,7 +123,7 @@ class C10dStore:
         full, stamped = self._prefix + key, self._stamp(value)
         with self._working:
             known = self._known.pop(full, b"")
-            if self._run(lambda store: bytes(store.compare_set(full, known, stamped))) == stamped:
+            if self._compare_set([(full, known, stamped)]) == [stamped]:
                 self._note(full)
             else:
                 self._put_batch([full], [stamped])
@@ -167,12 +172,19 @@ class C10dStore:
         return count
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values of ``keys``: two round trips for many that exist, a few more for each that does not."""
+        """Return the values of ``keys`` in one round trip for each 256 of them.
+
+        On the host, and where torch's socket was not found: two for many that exist, a few more for each that does not.
+        """
         full = [self._prefix + key for key in keys]
         result: list[bytes | None] = []
         for start in range(0, len(full), _KEYS_AT_ONCE):
             chunk = full[start : start + _KEYS_AT_ONCE]
-            result += self._run(partial(_read, keys=chunk))
+            if self._lanes is None:
+                result += self._run(partial(_read, keys=chunk))
+            else:
+                values = self._compare_set([(key, ABSENT, ABSENT) for key in chunk])
+                result += [None if value == ABSENT else strip(value) for value in values]
         return result
 
     def wait(self, key: str, timeout: float) -> bytes | None:
@@ -250,6 +262,8 @@ class C10dStore:
         # A call that is under way on the working connection is bounded by the operation timeout.
         with self._working:
             work, self._work, self._server = self._work, None, None
+            if self._lanes is not None:
+                self._lanes.close()
         if work is not None:
             work.close()
 
@@ -278,13 +292,32 @@ class C10dStore:
         if self._work is not None and not hasattr(self._work.store, "list_keys"):
             self._written.add(key)
 
+    def _compare_set(self, writes: Sequence[tuple[str, bytes, bytes]]) -> list[bytes]:
+        """Write each key that holds what is expected of it, and return what is there; in one round trip if possible."""
+        requests = [compare_set_request(*write) for write in writes]
+
+        def ask(connection: Connection) -> list[bytes]:
+            if self._lanes is None or connection.sock is None:
+                return [bytes(connection.store.compare_set(*write)) for write in writes]
+            return self._lanes.ask(connection.sock, requests)
+
+        return self._use(ask)
+
     def _run(self, operation: Callable[[Any], _T]) -> _T:
+        def run(connection: Connection) -> _T:
+            if self._lanes is not None and connection.sock is not None:
+                self._lanes.settle(connection.sock)
+            return operation(connection.store)
+
+        return self._use(run)
+
+    def _use(self, operation: Callable[[Connection], _T]) -> _T:
         with self._working:
             self._refuse_if_over()
             if self._work is None:
                 self._work = self._restore()
             try:
-                return operation(self._work.store)
+                return operation(self._work)
             except RuntimeError as error:
                 broken, self._work = self._work, None
                 broken.close()

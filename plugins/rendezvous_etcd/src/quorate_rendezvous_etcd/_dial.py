@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 
 from quorate.clock import monotonic, seconds_until
-from quorate.net import Endpoint, resolve
+from quorate.net import Endpoint, resolve, set_linear_retransmission
 
 __all__ = ["describe", "dial"]
 
@@ -49,6 +49,7 @@ def dial(
             sock.settimeout(share)
             sock.connect(address.sockaddr)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_linear_retransmission(sock)
             return secure(sock)
         except TimeoutError:
             drop(sock)

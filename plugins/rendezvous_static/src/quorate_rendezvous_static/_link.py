@@ -17,7 +17,7 @@ from typing import final
 from quorate.clock import monotonic
 from quorate.errors import RendezvousStateError, StoreUnavailableError
 from quorate.job_token import TOKEN_FILE_VARIABLE
-from quorate.net import Address, close_in_children, resolve, set_keep_alive
+from quorate.net import Address, close_in_children, resolve, set_keep_alive, set_linear_retransmission
 from quorate.text import printable
 
 from ._auth import NONCE_BYTES, TAG_BYTES, Challenge, Role, Session, new_nonce
@@ -247,6 +247,7 @@ class Link:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             set_keep_alive(sock)
+            set_linear_retransmission(sock)
             code = sock.connect_ex(address.sockaddr)
             if code == errno.EINPROGRESS:
                 self._await(sock, select.POLLOUT, deadline)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import final
 
 from quorate.clock import monotonic
-from quorate.net import set_keep_alive
+from quorate.net import set_keep_alive, set_linear_retransmission
 
 from ._auth import Session
 from ._limits import Limits
@@ -99,6 +99,7 @@ class Peers:
         """Take a new connection.  Raises OSError if it is broken already; it is then not taken."""
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         set_keep_alive(sock)
+        set_linear_retransmission(sock)
         peer = Peer(sock)
         self._selector.register(sock, selectors.EVENT_READ, peer)
         self._peers[peer] = None

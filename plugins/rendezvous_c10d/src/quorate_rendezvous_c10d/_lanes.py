@@ -1,0 +1,220 @@
+"""Asks a TCPStore again over a second connection where the first one does not answer soon.
+
+On a link that loses packets a connection stands still until the kernel has sent the lost data again.  A heartbeat waits
+for the answer to the one before and to what was read in between, so that a few such pauses in a row are a lease, and
+the other nodes would call this one lost.  Two connections seldom stand still together.
+
+torch's client cannot send without waiting for the answer, so the requests are written here: only compare-and-sets,
+which may arrive twice.  What does not live here: what is asked (:mod:`._store`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import final
+
+from quorate.clock import monotonic
+from quorate.net import close_in_children, set_keep_alive, set_linear_retransmission
+
+from ._requests import NONCE_BYTES, AnswerReader, compare_set_request, greeting
+from ._values import ABSENT, IDENTITY_KEY
+
+__all__ = ["Lanes"]
+
+#: An answer that takes longer is late.  Far above usual round trips, and a fraction of a lease.
+_LATE_SECONDS = 0.5
+_PIECE_BYTES = 1 << 16
+
+
+@final
+class Lanes:
+    """The connections over which one handle asks: torch's own, and one more once that was late.
+
+    One thread at a time uses it.
+
+    Arguments:
+        identity: of the store; a second connection that reaches another store is not used.
+        timeout: seconds within which one of them has to answer.
+    """
+
+    def __init__(self, identity: bytes, timeout: float) -> None:
+        self._identity, self._timeout = identity, timeout
+        self._first: _Lane | None = None
+        self._second: _Lane | None = None
+        close_in_children(self)
+
+    def ask(self, work: socket.socket, requests: Sequence[bytes]) -> list[bytes]:
+        """Send ``requests`` over ``work``, and over another connection if that is late; return the first answers.
+
+        Raises:
+            RuntimeError: ``work`` is broken, or there was no answer in time.
+        """
+        started = monotonic()
+        deadline, late_at = started + self._timeout, started + _LATE_SECONDS
+        first, second = self._lane_of(work), None
+        first.ask(requests)
+        while True:
+            for lane in (first, second):
+                if lane is not None and lane.has_answered:
+                    return lane.answers
+            now = monotonic()
+            if now >= deadline:
+                raise RuntimeError(f"no answer within {self._timeout:g} s")
+            if now >= late_at:
+                late_at = deadline
+                second = self._second = self._second or _open(work, self._identity)
+                if second is not None:
+                    second.ask(requests)
+            _await([lane for lane in (first, second) if lane is not None], min(deadline, late_at) - now)
+            first.move()
+            try:
+                if second is not None:
+                    second.move()
+            except RuntimeError:
+                second = None
+                self._drop_second()
+
+    def settle(self, work: socket.socket) -> None:
+        """Wait for the answers that are still to come over ``work``, so that torch can use it.
+
+        Raises:
+            RuntimeError: as for :meth:`ask`.
+        """
+        lane, deadline = self._first, monotonic() + self._timeout
+        while lane is not None and lane.sock is work and lane.owed:
+            left = deadline - monotonic()
+            if left <= 0:
+                raise RuntimeError(f"no answer within {self._timeout:g} s")
+            _await([lane], left)
+            lane.move()
+
+    def local_port(self) -> int | None:
+        """Return the second connection's own port number, where there is one."""
+        return None if self._second is None else int(self._second.sock.getsockname()[1])
+
+    def close(self) -> None:
+        """Close the second connection; the first is torch's."""
+        self._first = None
+        self._drop_second()
+
+    def close_after_fork(self) -> None:
+        """Close a forked child's copy."""
+        self.close()
+
+    def _lane_of(self, work: socket.socket) -> _Lane:
+        if self._first is None or self._first.sock is not work:
+            self._first = _Lane(work)
+        return self._first
+
+    def _drop_second(self) -> None:
+        if self._second is not None:
+            self._second.sock.close()
+            self._second = None
+
+
+@final
+class _Lane:
+    """One connection, and which of the answers that come over it belong to the question that is asked now."""
+
+    def __init__(self, sock: socket.socket, nonce: bytes = b"", identity: bytes = b"") -> None:
+        self.sock = sock
+        self.answers: list[bytes] = []
+        self._count = 0
+        self._older: deque[bytes | None] = deque()  # answers before those; what each has to be, where that is known
+        self._nonce = nonce
+        self._unsent = bytearray()
+        self._reader = AnswerReader()
+        if nonce:
+            self._unsent += greeting(nonce) + compare_set_request(IDENTITY_KEY, ABSENT, ABSENT)
+            self._older.append(identity)
+
+    @property
+    def owed(self) -> int:
+        """How many answers are still to come."""
+        return len(self._older) + self._count - len(self.answers)
+
+    @property
+    def has_answered(self) -> bool:
+        return not self.owed
+
+    def ask(self, requests: Sequence[bytes]) -> None:
+        self._older.extend([None] * (self._count - len(self.answers)))
+        self.answers, self._count = [], len(requests)
+        for request in requests:
+            self._unsent += request
+        self.move()
+
+    def wanted_events(self) -> int:
+        return select.POLLIN | (select.POLLOUT if self._unsent else 0)
+
+    def move(self) -> None:
+        """Send and receive what can be without waiting.
+
+        Raises:
+            RuntimeError: the connection is broken, or leads elsewhere.
+        """
+        try:
+            while self._unsent:
+                sent = self.sock.send(self._unsent[:_PIECE_BYTES], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise RuntimeError(error.strerror or str(error)) from None
+        try:
+            while piece := self.sock.recv(_PIECE_BYTES, socket.MSG_DONTWAIT):
+                self._reader.feed(piece)
+        except BlockingIOError:
+            self._read()
+        except OSError as error:
+            raise RuntimeError(error.strerror or str(error)) from None
+        else:
+            raise RuntimeError("the server closed the connection")
+
+    def _read(self) -> None:
+        if self._nonce:
+            echo = self._reader.take(NONCE_BYTES)
+            if echo is None:
+                return
+            if echo != self._nonce:
+                raise RuntimeError("it does not answer a ping as a TCPStore does")
+            self._nonce = b""
+        try:
+            while self.owed and (value := self._reader.next_value()) is not None:
+                if not self._older:
+                    self.answers.append(value)
+                    continue
+                expected = self._older.popleft()
+                if expected is not None and value != expected:
+                    raise RuntimeError("it is another store")
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
+
+
+def _open(work: socket.socket, identity: bytes) -> _Lane | None:
+    """Begin to connect to where ``work`` leads; ``None`` if that cannot be begun."""
+    try:
+        sock = socket.socket(work.family, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_keep_alive(sock)
+        set_linear_retransmission(sock)
+        sock.connect_ex(work.getpeername())  # a failure shows when it is used
+        return _Lane(sock, os.urandom(NONCE_BYTES), identity)
+    except OSError:
+        sock.close()
+        return None
+
+
+def _await(lanes: Sequence[_Lane], seconds: float) -> None:
+    poll = select.poll()
+    for lane in lanes:
+        poll.register(lane.sock, lane.wanted_events())
+    poll.poll(max(0.0, seconds) * 1000)
