@@ -6,7 +6,6 @@ What does not live here: which measurements are made (``launch.py``), and how th
 from __future__ import annotations
 
 import os
-import random
 import select
 import shutil
 import signal
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import IO, final
 
 from quorate.proc import resident_bytes, stat_of
+from quorate.testing import free_port
 
 WORKER = str(Path(__file__).with_name("_worker.py"))
 DEADLINE_SECONDS = 120.0
@@ -84,12 +84,10 @@ def program(name: str) -> str | None:
     return str(beside) if beside.exists() else shutil.which(name)
 
 
-def free_port(hosts: Sequence[str] = ("127.0.0.1",)) -> int:
-    """Return a port that is free at all ``hosts`` right now, with the one behind it.
-
-    It is below the range of outgoing connections: one of those may take a port of that range before it is used.
-    """
-    for port in random.SystemRandom().sample(range(20_000, 29_000), 100):
+def free_port_pair(hosts: Sequence[str]) -> int:
+    """Return a port that is free at all ``hosts`` right now, with the one behind it."""
+    for _ in range(100):
+        port = free_port()
         with ExitStack() as stack, suppress(OSError):
             for host, number in product(hosts, (port, port + 1)):
                 stack.enter_context(socket.socket()).bind((host, number))

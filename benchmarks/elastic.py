@@ -26,9 +26,10 @@ from types import TracebackType
 from typing import IO, final
 
 from quorate.proc import children_of
+from quorate.testing import free_port
 from quorate_rendezvous_etcd import EtcdServer
 
-from ._processes import BenchmarkError, free_port, program
+from ._processes import BenchmarkError, free_port_pair, program
 from ._report import OURS, Report, Samples, bound, compile_sources, in_turns
 
 HERE = Path(__file__).parent
@@ -88,7 +89,7 @@ class Job:
             self._server.start()
             self._endpoint = self._server.get_endpoint()
         elif contender.backend == "etcd-hosted":
-            self._endpoint = f"{','.join(THREE_HOSTS)}:{free_port(THREE_HOSTS)}"
+            self._endpoint = f"{','.join(THREE_HOSTS)}:{free_port_pair(THREE_HOSTS)}"
         else:
             self._endpoint = f"127.0.0.1:{free_port()}"
         self._agents: list[subprocess.Popen[bytes]] = []

@@ -24,7 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, final
 
-from ._processes import BenchmarkError, free_port, program
+from quorate.testing import free_port
+
+from ._processes import BenchmarkError, program
 from ._report import OURS, Report, Samples, bound, compile_sources, faster, in_turns
 
 WORKER = str(Path(__file__).with_name("_live_worker.py"))

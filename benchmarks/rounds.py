@@ -24,8 +24,9 @@ from quorate.catalogue import PluginKind
 from quorate.job_token import TOKEN_VARIABLE
 from quorate.plugins import get_host
 from quorate.rendezvous import RendezvousParameters
+from quorate.testing import free_port
 
-from ._processes import BenchmarkError, free_port
+from ._processes import BenchmarkError
 from ._report import Report, Samples, bound, compile_sources, faster, in_turns
 
 HERE = Path(__file__).parent

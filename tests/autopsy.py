@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from quorate.proc import state_of
+
 from .harness import processes_with
 
 __all__ = ["describe"]
@@ -23,11 +25,10 @@ def describe(token: str) -> str:
 
 def _describe(pid: int, command: str) -> str:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[0]
         waits_in = Path(f"/proc/{pid}/wchan").read_text()
     except OSError:
         return f"process {pid} has ended: {command}"
-    return f"process {pid}, state {state}, in {waits_in}: {command}\n{_stacks(pid)}"
+    return f"process {pid}, state {state_of(pid)}, in {waits_in}: {command}\n{_stacks(pid)}"
 
 
 def _stacks(pid: int) -> str:

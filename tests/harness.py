@@ -35,6 +35,7 @@ from quorate import (
     WorkerSpec,
     get_rendezvous_handler,
 )
+from quorate.proc import children_of
 
 from .backends import Backend
 
@@ -215,13 +216,7 @@ def command_of(pid: int) -> str:
 
 def children() -> set[int]:
     """Return the children of this process, zombies included."""
-    result: set[int] = set()
-    for path in Path("/proc/self/task").glob("*/children"):
-        try:
-            result |= {int(pid) for pid in path.read_text().split()}
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # this thread has just ended
-    return result
+    return children_of(os.getpid())
 
 
 class Host:

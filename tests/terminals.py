@@ -121,7 +121,10 @@ class Piped:
         while not (found := re.search(pattern.encode(), self.text)):
             ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
             data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
-            assert data, self.text.decode()
+            if not data:
+                self.process.kill()
+                self.end()
+                raise AssertionError(f"{pattern} is not in {self.text.decode()}")
             self.text += data
         return found
 

@@ -57,12 +57,12 @@ def test_a_second_signal_changes_nothing(job: Job, ear: Ear, second: signal.Sign
     """While workers use their grace: they keep it, and are not told again; the first signal is what is reported."""
     host = job.start(job.plan(workers.trap, ear.path, False, spec={"shutdown_timeout": 1.0}))
     started = ear.hear(1, event="started")
+    began = time.monotonic()
     host.send_signal(signal.SIGTERM)
     ear.hear(1, event="signalled", signal=signal.SIGTERM)
-    began = time.monotonic()
     host.send_signal(second)
     assert_stopped_by(host.outcome(), signal.SIGTERM)
-    assert time.monotonic() - began > 0.5
+    assert time.monotonic() - began >= 1.0, "the grace was cut short"
     assert len(ear.all(event="signalled")) == 1
     wait_for_end([message["pid"] for message in started], PROMPT)
 
@@ -100,7 +100,7 @@ def test_the_other_node_is_not_stopped_by_it(job: Job, ear: Ear) -> None:
 SCRIPT = """
 import os, signal, sys, time
 def caught(number, frame):
-    print("caught", number, flush=True)
+    os.write(1, b"caught %d\\n" % number)
     if sys.argv[2] == "ends":
         sys.exit(0)
 signal.signal(signal.SIGTERM, caught)

@@ -26,7 +26,8 @@ from quorate_cluster import plugin
 from quorate_ssh import parse_hostfile
 
 ROOT = Path(__file__).resolve().parent.parent
-KUBERNETES = ROOT / "examples/kubernetes"
+EXAMPLES = ROOT / "examples"
+KUBERNETES = EXAMPLES / "kubernetes"
 SECONDS = 60.0
 
 # --- schemas ----------------------------------------------------------------------------------------------------------
@@ -117,7 +118,9 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", sorted(KUBERNETES.glob("*.yaml")), ids=lambda path: path.name)
 def test_a_manifest_fits_its_schema(path: Path) -> None:
-    for document in documents(path):
+    found = documents(path)
+    assert found
+    for document in found:
         schema = SCHEMAS[document["apiVersion"], document["kind"]]
         assert (
             misfits(document, {"apiVersion!": str, "kind!": str, "metadata!": META, **schema}, document["kind"]) == []
@@ -269,13 +272,18 @@ def test_the_exit_codes_of_the_manifest_are_quorates() -> None:
 
 def test_the_recipes_use_flags_that_exist() -> None:
     known = {flag.name for flag in FLAGS} | {"hosts", "hostfile", "ssh-command"}
-    for path in [*KUBERNETES.glob("*"), *(ROOT / "examples/slurm").glob("*.sh"), *(ROOT / "examples/ssh").glob("*")]:
-        for command in re.findall(r"quorate\W+run\b(.*)", path.read_text()):
-            assert set(re.findall(r"--([a-z-]+)", command)) <= known, path
+    for name in ("kubernetes", "slurm", "ssh"):
+        texts = [path.read_text() for path in (EXAMPLES / name).glob("*") if path.is_file()]
+        commands = re.findall(r"quorate\W+run\b(.*)", "\n".join(texts))
+        assert commands, name
+        for command in commands:
+            assert set(re.findall(r"--([a-z-]+)", command)) <= known, (name, command)
 
 
 def test_the_scripts_for_slurm_are_shell() -> None:
-    for path in (ROOT / "examples/slurm").glob("*.sh"):
+    paths = list((EXAMPLES / "slurm").glob("*.sh"))
+    assert paths
+    for path in paths:
         subprocess.run(["sh", "-n", str(path)], check=True, timeout=SECONDS)
 
 

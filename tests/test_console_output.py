@@ -130,9 +130,7 @@ DEBUGPY = os.environ.get("QUORATE_DEBUGPY", "")
 @pytest.mark.skipif(not DEBUGPY, reason="QUORATE_DEBUGPY names no folder with debugpy (pip install --target)")
 def test_debugpy_attaches_to_workers(tmp_path: Path) -> None:
     """Debugpy asks its client to attach to the worker, which it does for Python only."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = script(tmp_path, "import sys; print('followed', 'pydevd' in sys.modules)")
     command = [sys.executable, "-m", "debugpy", "--listen", str(port), "--wait-for-client", "-m", "quorate", "run"]
     with subprocess.Popen([*command, program], env={**os.environ, "PYTHONPATH": DEBUGPY}) as process:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
@@ -24,6 +25,7 @@ import pytest
 
 from quorate.files import read_bytes
 from quorate.proc import children_of, is_alive
+from quorate.testing import free_port
 from tests.backends import BACKENDS, Backend
 from tests.harness import DEADLINE
 from tests.nodes import ROOT, Nodes, settles
@@ -51,13 +53,9 @@ def make_nodes(tmp_path: Path) -> Iterator[Callable[..., Nodes]]:
 def hosted_endpoint() -> str:
     """Return three names of this machine, with ports that are free there."""
     for _ in range(100):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
+        port = free_port()
+        with socket.socket() as second, suppress(OSError):
+            second.bind(("127.0.0.1", port + 1))
             return f"127.0.0.1,127.0.0.2,127.0.0.3:{port}"
     raise AssertionError("no two free ports in a row")
 

@@ -120,9 +120,12 @@ def test_python_program_of_the_readme_runs(tmp_path: Path) -> None:
 
 def test_python_and_toml_of_the_guide_for_contributors_parse() -> None:
     guide = ROOT / "CONTRIBUTING.md"
-    for program in blocks(guide, "python"):
+    programs, tables = blocks(guide, "python"), blocks(guide, "toml")
+    assert programs
+    assert tables
+    for program in programs:
         compile(program, str(guide), "exec")
-    for text in blocks(guide, "toml"):
+    for text in tables:
         assert tomllib.loads(text)["project"]["entry-points"]["quorate"]
 
 

@@ -177,7 +177,9 @@ def commands_of(workflow: str) -> list[str]:
 
 @pytest.mark.parametrize("workflow", ["ci", "release"])
 def test_workflows_run_what_people_run(workflow: str) -> None:
-    for command in commands_of(f".github/workflows/{workflow}.yml"):
+    commands = commands_of(f".github/workflows/{workflow}.yml")
+    assert commands
+    for command in commands:
         assert command == ".ci/run" or command.removeprefix("make ") in make_targets(), command
 
 

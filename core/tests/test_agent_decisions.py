@@ -37,6 +37,7 @@ def test_a_job_goes_on_without_a_plugin_that_misbehaves(answer: Any) -> None:
     assert launch(config, sys.executable, host=host)(*COMMAND) == {0: None}
     asked = {"quorate_decide_launch", "quorate_decide_cause", "quorate_decide_restart"}
     assert asked <= {hook for name, hook in host.misbehaving if name == "awkward"}
+    assert sentences
     assert all("awkward" in sentence and "the decision is made without it" in sentence for sentence in sentences)
     assert len(sentences) == len(set(sentences)), "each is reported once"
 

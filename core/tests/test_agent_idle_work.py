@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from typing import Any, cast
@@ -12,6 +11,7 @@ import pytest
 from quorate.agent._idle import IdleWork
 from quorate.agent._services import Services, View
 from quorate.catalogue import ServiceBackend
+from quorate.testing import free_port
 
 
 def test_a_join_that_takes_a_moment_only_is_not_used() -> None:
@@ -101,14 +101,11 @@ def said(code: str) -> list[str]:
 
 @pytest.mark.needs("quorate-rendezvous-static", "quorate-process-local", "quorate-watchdog")
 def test_a_node_that_waits_for_others_loads_what_its_first_workers_will_need() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     code = (
         "import sys\n"
         "from quorate import LaunchConfig, RendezvousTimeoutError, launch\n"
         "config = LaunchConfig(min_nodes=2, max_nodes=2, nproc_per_node=1, run_id='wait', rdzv_backend='tcp',\n"
-        f"    rdzv_endpoint='127.0.0.1:{port}', rdzv_configs={{'join_timeout': 2.0, 'is_host': True}})\n"
+        f"    rdzv_endpoint='127.0.0.1:{free_port()}', rdzv_configs={{'join_timeout': 2.0, 'is_host': True}})\n"
         "try:\n"
         "    launch(config, sys.executable)('-c', 'pass')\n"
         "except RendezvousTimeoutError:\n"

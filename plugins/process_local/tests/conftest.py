@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from quorate.proc import children_of
 from quorate.records import WorkerExited, WorkerLaunch, WorkerLogs
 from quorate.starter import PreparingStarter, ProcessContext, Starter, StarterRequest
 from quorate_process_local import _warm, plugin
@@ -198,20 +199,9 @@ def wait_for_end(pids: Sequence[int], seconds: float = DEADLINE_SECONDS) -> None
             os.close(descriptor)
 
 
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
-
-
-def children() -> set[str]:
-    """The children of this process, zombies included."""
-    result: set[str] = set()
-    for path in Path("/proc/self/task").glob("*/children"):
-        result |= set(path.read_text().split())
-    return result
+def children() -> set[int]:
+    """Return the children of this process, zombies included."""
+    return children_of(os.getpid())
 
 
 def descriptors() -> dict[str, str]:

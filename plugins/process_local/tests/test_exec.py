@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from quorate.errors import StartError
-from quorate.proc import open_pidfd, parent_death_command
+from quorate.proc import is_alive, open_pidfd, parent_death_command
 
-from .conftest import Ear, Group, Start, children, is_running, launch, polite, starter, wait_for_end
+from .conftest import Ear, Group, Start, children, launch, polite, starter, wait_for_end
 
 Shell = Callable[..., Group]
 FATAL = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL]
@@ -202,8 +202,8 @@ def test_close_kills_what_runs_and_may_come_from_another_thread(sh: Shell, ear: 
     thread.join(30)
     assert not thread.is_alive()
     assert len(pids) == 2
-    assert str(pids[1]) not in children()
-    assert not is_running(pids[0])
+    assert pids[1] not in children()
+    assert not is_alive(pids[0])
 
 
 def test_without_pidfds_exits_are_still_seen(sh: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Ear, Group, Start, is_running, launch
+from quorate.proc import is_alive
+
+from .conftest import Ear, Group, Start, launch
 
 #: Says what it gets, and ends once the door is open; as a data loader it ends at once.
 _MEMBER = """
@@ -62,7 +64,7 @@ def test_the_family_of_a_worker_is_told_once_it_has_ended(
     child = int(words[words.index("child") + 1])
     group.stop()
     assert ear.words(2) == ["parent", "SIGTERM"]
-    assert is_running(child)
+    assert is_alive(child)
     door.write_text("")
     assert ear.words(2) == ["told", "1"]
     group.run_until(lambda: bool(group.exits))

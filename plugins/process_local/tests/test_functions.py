@@ -14,8 +14,9 @@ import pytest
 
 from quorate.catalogue import PluginKind
 from quorate.errors import StartError
+from quorate.proc import is_alive
 
-from .conftest import Ear, Start, is_running, launch, starter
+from .conftest import Ear, Start, launch, starter
 
 METHODS = ["spawn", "fork", "forkserver"]
 
@@ -157,7 +158,7 @@ def test_forked_children_of_a_worker_are_swept(start: Start, functions: ModuleTy
     (pid,) = map(int, ear.words(1))
     os.kill(group.context.pids()[0], signal.SIGKILL)
     assert [event.exit_code for event in group.run()] == [-signal.SIGKILL]
-    assert not is_running(pid)
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("outer", ["fork", "spawn"])

@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
+from quorate.proc import is_alive
 from quorate.records import WorkerExited
 from quorate.starter import DeliversResults
 from quorate_process_local import _deliveries, _task
 from quorate_process_local._results import LARGEST_RESULT_BYTES, LENGTH
 
-from .conftest import DEADLINE_SECONDS, Ear, Group, Start, is_running, launch, starter, wait_for_end
+from .conftest import DEADLINE_SECONDS, Ear, Group, Start, launch, starter, wait_for_end
 
 #: Longer than any test waits.
 FOR_EVER = 1000.0
@@ -84,7 +85,7 @@ def facts(exits: Sequence[WorkerExited]) -> dict[int, tuple[int, Any, bool]]:
 
 def test_a_worker_stays_until_all_have_delivered(begin: Begin, functions: ModuleType, door: str) -> None:
     group = begin((functions.echo, "early"), (functions.pass_door, door, "late"))
-    assert is_running(wait_for_delivery(group, 0))
+    assert is_alive(wait_for_delivery(group, 0))
     open_door(door)
     assert facts(group.run()) == {0: (0, ("early",), False), 1: (0, "late", False)}
 
@@ -141,7 +142,7 @@ def test_rank_zero_serves_other_nodes_until_it_is_stopped(
     group = begin_kept(plain, start, functions.write_at_the_end, str(path), 0.3)
     group.run_until(lambda: bool(group.exits))
     assert facts(group.exits) == {0: (0, None, False)}
-    assert is_running(group.context.pids()[0])
+    assert is_alive(group.context.pids()[0])
     assert not group.context.is_gone()
     assert not delivered(group)
     assert group.context.wake_at() is None  # nothing is due before the stop
@@ -176,10 +177,10 @@ def test_a_kept_worker_that_dies_has_succeeded(start: Start, functions: ModuleTy
 def test_a_kept_worker_waits_for_the_others_of_its_node(start: Start, functions: ModuleType, door: str) -> None:
     late = launch(1, functions.pass_door, door, "late", environment={**RANK_ZERO_OF_TWO_NODES, "RANK": "1"})
     group = start("fork", [launch(0, functions.echo, "early", environment=RANK_ZERO_OF_TWO_NODES), late])
-    assert is_running(wait_for_delivery(group, 0))
+    assert is_alive(wait_for_delivery(group, 0))
     open_door(door)
     group.run_until(lambda: len(group.exits) == 2)
-    assert is_running(group.context.pids()[0])
+    assert is_alive(group.context.pids()[0])
     group.stop()
     assert facts(group.run()) == {0: (0, ("early",), False), 1: (0, "late", False)}
 
@@ -266,7 +267,7 @@ def test_a_worker_that_exits_well_stays_as_well(
     begin: Begin, functions: ModuleType, door: str, code: int | None
 ) -> None:
     group = begin((functions.leave, code), (functions.pass_door, door, "late"))
-    assert is_running(wait_for_delivery(group, 0))
+    assert is_alive(wait_for_delivery(group, 0))
     open_door(door)
     assert facts(group.run()) == {0: (0, None, False), 1: (0, "late", False)}
 
@@ -304,7 +305,7 @@ def test_those_that_wait_end_with_a_killed_agent(method: str, functions: ModuleT
     agent.start()
     try:
         pids = [int(word) for word in ear.words(2)]
-        assert is_running(pids[0])
+        assert is_alive(pids[0])
         agent.kill()
         wait_for_end(pids)
     finally:

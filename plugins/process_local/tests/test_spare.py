@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from quorate.proc import is_alive
 from quorate.records import WorkerLaunch
 from quorate.starter import StarterRequest
 from quorate_process_local import _warm
 from quorate_process_local._template_site import quorate_template
 
-from .conftest import DEADLINE_SECONDS, Ear, Group, children, is_running, launch, wait_for_end
+from .conftest import DEADLINE_SECONDS, Ear, Group, children, launch, wait_for_end
 
 #: One program, since all workers of a template run the same.  ``live`` becomes live, as quorate-live's half does, and
 #: stays until it is stopped; ``show`` shows what a worker finds; a number is the exit code.
@@ -112,7 +113,7 @@ def test_there_is_no_spare_where_no_worker_is_live(starter: _warm.WarmStarter) -
     assert starter.is_ready()
     assert starter._spare is None
     assert starter._template is not None
-    assert children() - before <= {str(starter._template.pid)}
+    assert children() - before <= {starter._template.pid}
 
 
 def test_a_spare_that_has_ended_is_not_used(starter: _warm.WarmStarter, live: Group) -> None:
@@ -122,7 +123,7 @@ def test_a_spare_that_has_ended_is_not_used(starter: _warm.WarmStarter, live: Gr
     pids, codes = run(starter, worker("4"))
     assert pids[0] != spare
     assert codes == {0: 4}
-    assert str(spare) not in children(), "it is reaped"
+    assert spare not in children(), "it is reaped"
 
 
 def test_a_template_that_becomes_idle_as_it_is_asked_to_fork_does_so(starter: _warm.WarmStarter, live: Group) -> None:
@@ -157,7 +158,7 @@ def test_a_start_that_fails_leaves_no_spare(starter: _warm.WarmStarter, live: Gr
     with pytest.raises(Exception, match="cannot be opened"):
         starter.start([worker("0", stdout=str(tmp_path / "none" / "out"))])
     wait_for_end([spare])
-    assert str(spare) not in children()
+    assert spare not in children()
 
 
 def test_a_spare_ends_with_its_starter(starter: _warm.WarmStarter, live: Group) -> None:
@@ -165,7 +166,7 @@ def test_a_spare_ends_with_its_starter(starter: _warm.WarmStarter, live: Group) 
     live.close()
     starter.close()
     wait_for_end([spare])
-    assert str(spare) not in children()
+    assert spare not in children()
 
 
 def test_a_spare_ends_with_its_agent(ear: Ear) -> None:
@@ -176,7 +177,7 @@ def test_a_spare_ends_with_its_agent(ear: Ear) -> None:
         assert agent.stdout is not None
         pids = [int(word) for word in agent.stdout.readline().split()]
         assert len(pids) == 3
-        assert all(map(is_running, pids))
+        assert all(map(is_alive, pids))
         agent.kill()
         agent.wait()
         wait_for_end(pids)

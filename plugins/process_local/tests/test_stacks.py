@@ -16,12 +16,13 @@ from typing import Any
 import attrs
 import pytest
 
+from quorate.proc import is_alive
 from quorate.records import WorkerExited, WorkerLaunch
 from quorate.starter import StackDumper
 from quorate_process_local import _stacks
 from quorate_process_local._stack_signal import STACK_SIGNAL, STACK_SIGNAL_VARIABLE
 
-from .conftest import DEADLINE_SECONDS, Ear, Group, Start, is_running, launch
+from .conftest import DEADLINE_SECONDS, Ear, Group, Start, launch
 
 TIMEOUT = 10.0
 
@@ -253,7 +254,7 @@ train()
     text = log.read_text()
     assert "in train" in text
     assert text.count("in load_data") == 1
-    assert all(map(is_running, children))
+    assert all(map(is_alive, children))
     assert stop(group)[0].exit_code == -signal.SIGTERM
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from quorate.files import read_bytes
+from quorate.proc import children_of, is_alive
 from quorate_process_local._leftovers import MARKER_VARIABLE, find_leftovers, marker_of
 
-from .conftest import Ear, Group, Start, is_running, launch, polite, wait_for_end
+from .conftest import Ear, Group, Start, launch, polite, wait_for_end
 
 Shell = Callable[..., Group]
 
@@ -43,7 +45,7 @@ def test_what_a_worker_left_is_swept_when_the_group_ends(start: Start, ear: Ear,
     Path(f"{ear.path}.go").write_text("go\n")
     group.run()
     assert [event.exit_code for event in group.exits] == [0]
-    assert not is_running(pid)
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,7 +55,7 @@ def test_what_a_worker_left_is_swept_by_a_stop_though_another_runs(sh: Shell, ea
     group.run_until(lambda: len(group.exits) == 1)
     group.stop(grace_seconds=0.2)
     group.run()
-    assert not is_running(pid)
+    assert not is_alive(pid)
 
 
 #: Passes itself on from process to process, each in a session of its own, for some ten seconds; all hold the pipe.
@@ -86,7 +88,7 @@ def test_close_alone_sweeps(sh: Shell, ear: Ear, kind: str) -> None:
     group = sh(_script(kind, ear) + "sleep 1000")
     (pid,) = map(int, ear.words(1))
     group.close()
-    assert not is_running(pid)
+    assert not is_alive(pid)
 
 
 def test_a_leftover_is_asked_before_it_is_killed(sh: Shell, ear: Ear) -> None:
@@ -118,10 +120,10 @@ def test_other_groups_and_strangers_are_never_touched(start: Start, ear: Ear) ->
         pids = [int(word) for word in ear.words(2)]
         first.stop(grace_seconds=0.0)
         first.run()
-        assert sorted(is_running(pid) for pid in pids) == [False, True]
+        assert sorted(is_alive(pid) for pid in pids) == [False, True]
         assert stranger.poll() is None
         second.close()
-        assert not any(is_running(pid) for pid in pids)
+        assert not any(is_alive(pid) for pid in pids)
     finally:
         stranger.kill()
         stranger.wait()
@@ -175,7 +177,7 @@ def test_an_agent_that_is_killed_takes_everything_with_it(tmp_path: Path, ear: E
         # Not before the agent has started them all: it can only put under guard what it has got back from the kernel.
         words = ear.words(2 * len(KINDS) + 1)
         pids = [int(word) for word in words if word != "started"]
-        pids += [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+        pids += children_of(agent.pid)
     finally:
         agent.send_signal(signal.SIGKILL)
         agent.wait()
@@ -186,16 +188,15 @@ def test_an_agent_that_is_killed_takes_everything_with_it(tmp_path: Path, ear: E
 def test_the_guardian_is_quiet_clean_and_gone_at_the_end(sh: Shell, ear: Ear) -> None:
     group = sh(f"echo ready >'{ear.path}'; sleep 1000")
     ear.words(1)
-    listing = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    mine = {int(pid) for path in listing for pid in path.read_text().split()} - set(group.context.pids().values())
-    (guardian,) = (pid for pid in mine if b"quorate-guardian" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    mine = children_of(os.getpid()) - set(group.context.pids().values())
+    (guardian,) = (pid for pid in mine if b"quorate-guardian" in read_bytes(f"/proc/{pid}/cmdline"))
     assert os.getsid(guardian) == guardian
     assert b"QUORATE_CONTEXT" not in Path(f"/proc/{guardian}/environ").read_bytes()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(guardian, number)
-    assert is_running(guardian)
+    assert is_alive(guardian)
     group.close()
-    assert not is_running(guardian)
+    assert not is_alive(guardian)
 
 
 def _looks_of(process: subprocess.Popen[bytes]) -> str:
@@ -272,9 +273,7 @@ def test_the_guardian_forgets_a_worker_whose_number_is_free_again(tmp_path: Path
         door.write_text("")
         assert ear.words(1) == ["reaped"]
         (guardian,) = (
-            int(pid)
-            for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-            if b"quorate-guardian" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            pid for pid in children_of(agent.pid) if b"quorate-guardian" in read_bytes(f"/proc/{pid}/cmdline")
         )
         # Other programs of the machine may take the number first, so it is asked for until it comes.
         while not strangers or strangers[-1].pid != first:
@@ -284,7 +283,7 @@ def test_the_guardian_forgets_a_worker_whose_number_is_free_again(tmp_path: Path
         agent.kill()
         agent.wait()
         wait_for_end([guardian, second])
-        assert is_running(first)
+        assert is_alive(first)
     finally:
         agent.kill()
         agent.wait()

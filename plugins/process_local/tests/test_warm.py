@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from quorate.errors import StartError
+from quorate.proc import is_alive
 from quorate_process_local import _template
 from quorate_process_local._python import is_python, parse_python_command
 from quorate_process_local._template_site import quorate_template
 
-from .conftest import DEADLINE_SECONDS, Ear, Group, Make, is_running, launch, wait_for_end
+from .conftest import DEADLINE_SECONDS, Ear, Group, Make, launch, wait_for_end
 from .warm_workers import outputs, python, refused, run, wait_until_ready, write_module
 
 # --- what workers share, and what not -------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def test_starting_is_not_waited_for(make: Make, tmp_path: Path, monkeypatch: pyt
     template = starter._template
     assert template is not None
     starter.close()
-    assert not is_running(template.pid)
+    assert not is_alive(template.pid)
 
 
 def test_this_process_adopts_workers_but_no_strangers() -> None:
@@ -269,7 +270,7 @@ if os.fork() == 0:
     try:
         (pid,) = map(int, ear.words(1))
         group.run()
-        assert not is_running(pid)
+        assert not is_alive(pid)
     finally:
         group.close()
 
@@ -292,7 +293,7 @@ signal.pause()
         pids = [int(word) for word in ear.words(2)]
         assert agent.stdout is not None
         pids.append(int(agent.stdout.readline()))
-        assert all(map(is_running, pids))
+        assert all(map(is_alive, pids))
         agent.kill()
         agent.wait()
         wait_for_end(pids)

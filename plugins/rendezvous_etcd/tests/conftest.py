@@ -6,11 +6,11 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quorate.proc import children_of
 from quorate.rendezvous import RendezvousBackend, RendezvousParameters
 from quorate_rendezvous_etcd import EtcdServer, plugin
 
@@ -20,12 +20,7 @@ from .v2_harness import OpenV2
 
 def _leftovers() -> set[str]:
     """Return the children of this process, and the sockets and pipes that it has open."""
-    found = set()
-    for path in Path("/proc/self/task").glob("*/children"):
-        try:
-            found |= {f"child {pid}" for pid in path.read_text().split()}
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # this thread has just ended
+    found = {f"child {pid}" for pid in children_of(os.getpid())}
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")

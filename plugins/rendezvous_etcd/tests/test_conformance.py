@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
+from quorate.proc import state_of
 from quorate.testing import CuttableProxy, StoreConformance
 from quorate_rendezvous_etcd import EtcdServer
 
 from .etcd_harness import settles
-
-
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 class Server(CuttableProxy):
@@ -30,7 +26,7 @@ class Server(CuttableProxy):
     def pause(self) -> Iterator[None]:
         try:
             self._etcd.pause()
-            assert settles(lambda: all(is_stopped(pid) for pid in self._etcd.pids))
+            assert settles(lambda: all(state_of(pid) == "T" for pid in self._etcd.pids))
             yield
         finally:
             self._etcd.resume()

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, final
 
@@ -16,6 +18,7 @@ import pytest
 from quorate.errors import StoreUnavailableError, UsageError
 from quorate.proc import is_alive
 from quorate.rendezvous import RendezvousParameters, Write
+from quorate.testing import free_port
 from quorate_rendezvous_etcd._hosted.life import Phase
 from quorate_rendezvous_etcd._hosted.peers import cluster_token, initial_ids
 from quorate_rendezvous_etcd._hosted.store import HostedEtcdStore, open_store
@@ -28,17 +31,11 @@ HOSTS = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 def free_ports() -> int:
     """Return a port that is free at all hosts, with the one behind it."""
     for _ in range(100):
-        with socket.socket() as first:
-            first.bind((HOSTS[0], 0))
-            port: int = first.getsockname()[1]
-            try:
-                for host in HOSTS:
-                    for number in (port, port + 1):
-                        if (host, number) != (HOSTS[0], port):
-                            with socket.socket() as other:
-                                other.bind((host, number))
-            except OSError:
-                continue
+        port = free_port()
+        with suppress(OSError):
+            for address in product(HOSTS, (port, port + 1)):
+                with socket.socket() as other:
+                    other.bind(address)
             return port
     raise AssertionError("no two free ports in a row")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quorate.proc import is_alive
+from quorate.files import read_bytes
+from quorate.proc import children_of, is_alive
 
 if TYPE_CHECKING:
     from conftest import Cluster
@@ -57,7 +58,8 @@ def test_the_exit_code_and_the_reason_are_the_jobs(cluster: Cluster) -> None:
 def test_signals_reach_all_workers_with_their_grace(cluster: Cluster) -> None:
     launch = cluster.begin("--hosts=a,b", WORKER, "stay")
     cluster.wait(lambda: len(list(cluster.folder.glob("worker-*"))) == 2, "the workers do not start")
-    launch.stdout and [launch.stdout.readline() for _ in range(2)]
+    assert launch.stdout is not None
+    assert {launch.stdout.readline() for _ in range(2)} == {"[a 0] stays 0\n", "[b 1] stays 1\n"}
     launch.send_signal(signal.SIGTERM)
     out, err = launch.communicate(timeout=60)
     assert launch.returncode == 143, err
@@ -87,7 +89,7 @@ def test_nothing_is_left_when_the_launching_side_is_killed(cluster: Cluster) -> 
 def test_nothing_is_left_when_the_connections_are_cut(cluster: Cluster) -> None:
     launch = cluster.begin("--hosts=a,b", WORKER, "until")
     cluster.wait(lambda: len(list(cluster.folder.glob("worker-*"))) == 2, "the workers do not start")
-    for pid in children_of_launch(launch.pid):
+    for pid in children_of(launch.pid):
         os.kill(pid, signal.SIGKILL)
     _, err = launch.communicate(timeout=60)
     assert launch.returncode == 3
@@ -98,7 +100,7 @@ def test_nothing_is_left_when_the_connections_are_cut(cluster: Cluster) -> None:
 def test_nothing_is_left_when_the_first_agent_is_killed(cluster: Cluster) -> None:
     launch = cluster.begin("--hosts=a,b", WORKER, "until")
     cluster.wait(lambda: len(list(cluster.folder.glob("worker-*"))) == 2, "the workers do not start")
-    (agent,) = [pid for pid in cluster.left() if b"--node-rank=0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (agent,) = [pid for pid in cluster.left() if b"--node-rank=0" in read_bytes(f"/proc/{pid}/cmdline")]
     os.kill(agent, signal.SIGKILL)
     _, err = launch.communicate(timeout=60)
     assert launch.returncode == 3, err
@@ -118,13 +120,6 @@ def test_nothing_is_left_when_the_launching_side_falls_silent(cluster: Cluster) 
         launch.send_signal(signal.SIGCONT)
     launch.communicate(timeout=60)
     assert launch.returncode in (3, 143)
-
-
-def children_of_launch(pid: int) -> list[int]:
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += map(int, path.read_text().split())
-    return found
 
 
 # --- before anything starts -------------------------------------------------------------------------------------------
@@ -223,9 +218,7 @@ def test_an_elastic_job_goes_on_without_a_lost_host_and_takes_it_back(cluster: C
     assert launch.stdout is not None
     lines = {launch.stdout.readline().strip() for _ in range(2)}
     assert lines == {"[a 0] waits 0 2", "[b 1] waits 1 2"}
-    (connection,) = [
-        pid for pid in children_of_launch(launch.pid) if b"\0b\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    (connection,) = [pid for pid in children_of(launch.pid) if b"\0b\0" in read_bytes(f"/proc/{pid}/cmdline")]
     os.kill(connection, signal.SIGKILL)
     assert launch.stdout.readline().strip() == "[a 0] waits 0 1"
     lines = {launch.stdout.readline().strip() for _ in range(2)}
@@ -273,7 +266,8 @@ def test_a_detached_job_goes_on_and_can_be_found_and_ended(cluster: Cluster) -> 
     ask(cluster, f"--end={cluster.mark}")
     cluster.wait(lambda: not cluster.left(), "the agents do not stop")
     assert "waits" in log.read_text()
-    assert all("has ended" in line for line in ask(cluster))
+    ended = ask(cluster)
+    assert ["has ended" in line for line in ended] == [True, True], ended
     assert ask(cluster, f"--forget={cluster.mark}") == []
     assert not log.exists()
 

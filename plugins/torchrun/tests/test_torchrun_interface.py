@@ -260,11 +260,11 @@ def test_failures_are_torchs_own_where_torchs_errors_are_loaded(tmp_path: Path, 
 
 def test_a_rendezvous_that_fails_raises_torchs_error_where_it_is_loaded() -> None:
     code = (
-        "import quorate, quorate_torchrun as t, socket\n"
+        "import quorate, quorate_torchrun as t\n"
+        "from quorate.testing import free_port\n"
         "from torch.distributed.elastic.rendezvous import RendezvousTimeoutError\n"
-        "with socket.socket() as free:\n"
-        "    free.bind(('127.0.0.1', 0)); port = free.getsockname()[1]\n"
-        "config = t.LaunchConfig(2, 2, 1, rdzv_backend='tcp', rdzv_endpoint=f'127.0.0.1:{port}', rdzv_timeout=1)\n"
+        "endpoint = f'127.0.0.1:{free_port()}'\n"
+        "config = t.LaunchConfig(2, 2, 1, rdzv_backend='tcp', rdzv_endpoint=endpoint, rdzv_timeout=1)\n"
         "try:\n"
         "    t.elastic_launch(config, 'true')()\n"
         "except RendezvousTimeoutError as error:\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.services import HangReport
+from quorate.testing import free_port
 from quorate_watchdog._activity import ProcessTimes, activity_of
 from quorate_watchdog._silence import Record, judge
 
@@ -126,9 +126,6 @@ def test_a_growing_log_is_output(view: View, watch: Watch, work: Work, tmp_path:
 @pytest.mark.slow
 def test_the_hung_worker_is_told_from_the_one_that_waits_for_it(view: View, watch: Watch, work: Work) -> None:
     """Two workers import torch and meet in a gloo collective, where one never comes; the other falls silent later."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     code = """
 import torch, torch.distributed as dist
 dist.init_process_group('gloo')
@@ -140,7 +137,12 @@ end = time.process_time() + 1.5
 while time.process_time() < end: pass
 dist.all_reduce(torch.ones(4))
 """
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     workers = [work(None, code, **shared, RANK=str(rank)) for rank in range(2)]
     assert [worker.next_word() for worker in workers] == ["met", "met"]
     view.has(*(worker.pid for worker in workers))
