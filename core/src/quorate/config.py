@@ -14,6 +14,7 @@ from typing import Any, final
 from attrs import Attribute, asdict, field, frozen
 
 from ._bounded import MOST_NODES
+from ._default_backends import ONE_NODE, SEVERAL_NODES
 from .catalogue import PluginKind
 from .errors import UsageError
 from .job_token import AUTH_SETTING, Auth, parse_auth
@@ -146,11 +147,11 @@ class LaunchConfig(WorkerSettings):
         """Return the name of the rendezvous backend."""
         is_alone = self.max_nodes == 1 and not self.rdzv_endpoint
         if not self.rdzv_backend:
-            return "standalone" if is_alone else "tcp"
+            return ONE_NODE if is_alone else SEVERAL_NODES
         if is_alone:
             backend = get_host().catalogue(PluginKind.RENDEZVOUS).get(self.rdzv_backend)
             if backend is not None and backend.hosted_by_job:
-                return "standalone"
+                return ONE_NODE
         return self.rdzv_backend
 
     def auth(self) -> Auth:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Mapping
 from typing import final
 
+from .._default_backends import SEVERAL_NODES
 from .._isolation import checked_answer
 from ..catalogue import PluginKind
 from ..clock import monotonic
@@ -206,7 +207,7 @@ def _meeting(parsed: Parsed, job: ClusterJob, host: PluginHost, *, is_fixed: boo
     port = parsed["master-port"] or (None if parsed["master-port-range"] else job.master_port)
     if port and is_fixed:  # the workers' port is promised to them: ranks are fixed, as the backend static has them
         return {**texts, "master-addr": job.endpoint_host, "master-port": str(port)}
-    return {**texts, "rdzv-backend": "tcp", "rdzv-endpoint": endpoint}
+    return {**texts, "rdzv-backend": SEVERAL_NODES, "rdzv-endpoint": endpoint}
 
 
 def requeue(job: ClusterJob | None, error: PreemptedError, machine: ThisMachine) -> None:

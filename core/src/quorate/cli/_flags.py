@@ -12,6 +12,7 @@ from typing import Any, final
 
 from attrs import evolve, frozen
 
+from .._default_backends import FIXED_RANKS
 from ..catalogue import RunRequest
 from . import _values as kind
 
@@ -106,7 +107,7 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
         Flag(
             "rdzv-backend",
             "NAME",
-            "static",
+            FIXED_RANKS,
             kind.text,
             "rendezvous backend; static for one node without an endpoint is standalone; see: quorate plugins",
         ),

@@ -19,6 +19,7 @@ from typing import Any, final
 from attrs import evolve, fields
 
 from .. import launcher
+from .._default_backends import FIXED_RANKS, ONE_NODE
 from .._discovery import find_plugins
 from .._isolation import call_plugin
 from ..agent._signals import ending_with_the_run
@@ -277,14 +278,14 @@ def _rendezvous(parsed: Parsed) -> dict[str, Any]:
             raise UsageError(
                 f"--standalone runs one node, but --nnodes asks for up to {max_nodes}; remove one of the two"
             )
-        return {**result, "rdzv_backend": "standalone", "rdzv_endpoint": "", "node_rank": None}
-    if backend != "static":
+        return {**result, "rdzv_backend": ONE_NODE, "rdzv_endpoint": "", "node_rank": None}
+    if backend != FIXED_RANKS:
         return result
     address = (parsed["master-addr"] or "").strip("[]") or None
     port, ports = _master_port(parsed)
     result.update(master_addr=address, master_port=port, master_port_range=ports)
     if max_nodes == 1 and not endpoint:
-        return {**result, "rdzv_backend": "standalone"}
+        return {**result, "rdzv_backend": ONE_NODE}
     result["node_rank"] = parsed["node-rank"] or 0
     if endpoint:
         return result
@@ -349,7 +350,7 @@ def build_command(parsed: Parsed) -> Command:
     """Return the entrypoint and its arguments.
 
     Raises:
-        UsageError: there is no script, it does not exist, or two flags contradict each other.
+        UsageError: no script was given, it does not exist, or two flags contradict each other.
     """
     script, arguments = parsed.script, parsed.arguments
     if not script:
@@ -421,7 +422,7 @@ def _print_notes(parsed: Parsed, config: LaunchConfig) -> None:
     ignored: list[str] = []
     if parsed["standalone"]:
         ignored = ["rdzv-backend", "rdzv-endpoint", "node-rank", "master-addr", "master-port"]
-    elif config.rdzv_backend not in ("static", "standalone"):
+    elif config.rdzv_backend not in (FIXED_RANKS, ONE_NODE):
         ignored = ["master-addr", "master-port"]
     for name in ignored:
         # Clusters set the variables for every job, whether it uses them or not.
