@@ -38,7 +38,10 @@ class DecisionMaker:
         self.misbehaving: dict[tuple[str, str], str] = {}  # (plugin's name, hook) -> sentence
 
     def decide(self, question: str, arguments: _Arguments) -> Any:
-        """Return the first good answer, ``None`` if there is none.  Raises only what the core's own answer raises."""
+        """Return the first good answer, ``None`` if no plugin gives one.
+
+        Raises only what the core's own answer raises.
+        """
         poll = Poll(self._manager, f"quorate_decide_{question}", arguments)
         check = _CHECKS[question]
         while True:

@@ -64,9 +64,9 @@ class ErrorRecorder:
 
     * ``initialize(error_file)`` prepares the worker; every worker pays for it, also one that never fails.
     * ``record_exception(exception, error_file)`` writes the file.
-    * ``read(error_file)`` returns the recorded JSON object, ``None`` where there is none or it is torn.
+    * ``read(error_file)`` returns the recorded JSON object, ``None`` where the file is absent or torn.
     * ``complete(error_file, failure)`` adds what only the agent knows when the worker is gone, and makes the file where
-      there is none.
+      it is absent.
     * ``begin()`` is called once, when the agent's first workers have started.
     """
 
@@ -125,7 +125,7 @@ class RunRequest:
     """A command line of ``quorate run`` that an option takes over.
 
     ``texts`` are the values of the flags that were set, by argument or by variable, under the flags' names.  ``script``
-    is ``None`` where there is none.
+    is ``None`` where none was given.
     """
 
     texts: Mapping[str, str]

@@ -86,7 +86,7 @@ def cause_of_exit(exit_code: int, error_data: Mapping[str, Any] | None = None) -
 
 
 def message_of(error_data: Mapping[str, Any] | None) -> str | None:
-    """Return the message in a recorded error, ``None`` where there is none."""
+    """Return the message of a recorded error, ``None`` where it has none."""
     recorded = (error_data or {}).get("message")
     if isinstance(recorded, Mapping):
         return str(recorded.get("message", recorded))
@@ -94,13 +94,13 @@ def message_of(error_data: Mapping[str, Any] | None) -> str | None:
 
 
 def call_stack_of(error_data: Mapping[str, Any] | None) -> str:
-    """Return the traceback in a recorded error, ``""`` where there is none."""
+    """Return the traceback of a recorded error, ``""`` where it has none."""
     call_stack = extra_of(error_data).get("py_callstack")
     return call_stack if isinstance(call_stack, str) else ""
 
 
 def extra_of(error_data: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return the ``extraInfo`` of a recorded error, empty where there is none."""
+    """Return the ``extraInfo`` of a recorded error, empty where it has none."""
     recorded = (error_data or {}).get("message")
     extra = recorded.get("extraInfo") if isinstance(recorded, Mapping) else None
     return extra if isinstance(extra, Mapping) else {}

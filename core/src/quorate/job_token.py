@@ -148,7 +148,7 @@ def job_token_of(settings: Mapping[str, Any], environment: Mapping[str, str] | N
         environment: where the token is; default ``os.environ``.
 
     Raises:
-        UsageError: a token is required and there is none, the setting is not one of :class:`Auth`, or the token
+        UsageError: a token is required and none is set, the setting is not one of :class:`Auth`, or the token
             cannot be used.
     """
     auth = parse_auth(settings.get(AUTH_SETTING, Auth.AUTO.value))

@@ -21,7 +21,7 @@ from .text import parse_json, printable
 
 __all__ = ["DEADLINE_VARIABLE", "Deadline", "deadline", "remove_deadline", "write_deadline"]
 
-#: Names the file; there is none until there is a deadline.
+#: Names the file, which is written when the deadline is known.
 DEADLINE_VARIABLE = "QUORATE_DEADLINE_FILE"
 _MOST_BYTES = 1 << 16
 _LONGEST_REASON = 1000
@@ -96,5 +96,5 @@ def write_deadline(path: str, seconds: float, reason: str, signal_number: int) -
 
 def remove_deadline(path: str) -> None:
     """Take an announcement back: its round is over."""
-    with suppress(OSError):  # there is none
+    with suppress(OSError):  # not written yet
         os.unlink(path)

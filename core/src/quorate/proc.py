@@ -301,7 +301,7 @@ def _members(mask: int) -> frozenset[int]:
 
 
 def open_signalfd(numbers: Collection[int]) -> int:
-    """Return a descriptor from which blocked signals are read with their senders (signalfd(2)); -1 if there is none."""
+    """Return a descriptor from which blocked signals are read with their senders (signalfd(2)); -1 on failure."""
     library = ctypes.CDLL(None, use_errno=True)
     mask = ctypes.create_string_buffer(_SIGNAL_SET_BYTES)
     library.sigemptyset(mask)

@@ -25,11 +25,11 @@ class WorkerSnapshot:
     """One worker of this node, as of the last change.
 
     ``exit_code`` is ``None`` while its process runs and negative for a signal.  ``stdout``, ``stderr`` and
-    ``error_file`` are paths, empty where there is none.  ``started_ns`` is wall time, for people.  ``heartbeat_at`` is
-    the time of its last heartbeat, in seconds of the agent's monotonic clock; ``None`` where no service receives
-    heartbeats.  ``cpus`` are those that it was bound to when it started, as the kernel writes lists (``0-3,8``), empty
-    if it was not bound.  ``rounds`` is the number of rounds that its process has been in, more than 1 for a worker that
-    has lived on.
+    ``error_file`` are paths, empty where the worker has no such file.  ``started_ns`` is wall time, for people.
+    ``heartbeat_at`` is the time of its last heartbeat, in seconds of the agent's monotonic clock; ``None`` where no
+    service receives heartbeats.  ``cpus`` are those that it was bound to when it started, as the kernel writes lists
+    (``0-3,8``), empty if it was not bound.  ``rounds`` is the number of rounds that its process has been in, more than
+    1 for a worker that has lived on.
     """
 
     local_rank: int

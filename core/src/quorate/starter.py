@@ -33,7 +33,7 @@ class StarterRequest:
 
     ``token`` is put in every worker's environment as ``QUORATE_AGENT_TOKEN``.  Processes that a worker started are
     found and ended by it, in whichever session or process group they are.  ``loss_timeout`` is within how many seconds
-    this node learns that another one is lost, 0 if there is none or it does not.
+    this node learns that another one is lost, 0 if it does not learn it.
     """
 
     start_method: str

@@ -153,7 +153,7 @@ class WorkerSettings:
         event_log_handler: name of an installed event sink; ``null`` for none.
         health_interval: seconds between checks of the node while workers run; 0: only before each join.
         settings: what flags of plugins have set, and whatever else plugins read.
-        cluster: what the scheduler says of the job; ``None``: there is none.
+        cluster: what the scheduler says of the job; ``None``: no scheduler started it.
 
     Raises:
         UsageError: a value is out of range; the message names it, its flag and the remedy.

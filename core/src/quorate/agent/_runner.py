@@ -117,7 +117,7 @@ class Runner:
 
     def run(self) -> protocol.Finish:
         """Run until the machine finishes.  Whatever happens, no worker is left when this returns or raises."""
-        self._epoll = select.epoll()  # first, because it closes itself if there is no descriptor for the other
+        self._epoll = select.epoll()  # first: where no descriptor is left for the next one, it closes itself
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
         try:

@@ -42,7 +42,7 @@ class Setting:
 class Parsed:
     """What a command line and the environment say: the value of each flag, and the script with its arguments.
 
-    ``script`` is ``None`` where there is none; ``actions`` are the names of those in ``ACTIONS`` that were asked for.
+    ``script`` is ``None`` where none was given; ``actions`` are the names of those in ``ACTIONS`` that were asked for.
     """
 
     flags: tuple[Flag, ...]

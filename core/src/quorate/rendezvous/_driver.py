@@ -181,7 +181,7 @@ class Driver:
     def request_stop(self) -> None:
         """Have the threads end.  Without ``close`` they leave the store as it is, and the other nodes without a word.
 
-        In a forked child of the process that started them there are none, and their locks may be held for ever.
+        In a forked child of the process that started them they do not run, and their locks may be held for ever.
         """
         if self._process_id != os.getpid():
             return

@@ -169,7 +169,7 @@ class PendingWait:
         return self.is_waiting
 
     def begin(self) -> str | None:
-        """Return the key to wait for now; ``None`` if there is none."""
+        """Return the key to wait for now, ``None`` if no wait is wanted."""
         self.is_waiting = self.key is not None
         return self.key
 

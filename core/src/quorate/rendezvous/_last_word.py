@@ -167,7 +167,7 @@ class Guardian:
 
     @property
     def pid(self) -> int:
-        """Its process id; 0 where there is none."""
+        """Its process id; 0 where it could not be started, or has ended."""
         return self._pid
 
     def tell(self, writes: Sequence[Write]) -> None:

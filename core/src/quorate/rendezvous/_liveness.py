@@ -163,7 +163,7 @@ class Liveness:
         return None if old is None or old.value is None else Heartbeat.decode(old.value)
 
     def count_of(self, key: str) -> int:
-        """Return the counter of the last heartbeat read from ``key``; 0 if there was none."""
+        """Return the counter of the last heartbeat read from ``key``, 0 before the first."""
         old = self.readings.get(key)
         return 0 if old is None else old.count
 

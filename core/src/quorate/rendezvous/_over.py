@@ -38,7 +38,7 @@ def job_is_over(store: _Readable, key: bytes | None = None) -> bool:
 
     Raises:
         StoreUnavailableError: the store did not answer.
-        StoreCorruptError: what stands there is not a record of an end, or the counter of rounds is not a number that
+        StoreCorruptError: the key's value is not a record of an end, or the counter of rounds is not a number that
             rounds have.
     """
     if key is not None:

@@ -213,7 +213,7 @@ class Appeared:
 @final
 @frozen
 class Ordered:
-    """The answer of ``decide_ranks``: node ids by group rank, or why there is none."""
+    """The answer of ``decide_ranks``: node ids by group rank, or why no order was decided."""
 
     order: Sequence[str] = ()
     problem: str = ""

@@ -67,7 +67,7 @@ def read_signs(store: Readable, with_heartbeats: bool = True) -> Signs:
 
     Raises:
         StoreUnavailableError: no answer.
-        StoreCorruptError: what stands there was not written by quorate.
+        StoreCorruptError: a value was not written by quorate.
     """
     number = _hinted_round(store)
     sealed, ended = store.get([Key.sealed(number), Key.ended(number)])

@@ -76,7 +76,7 @@ def _write_note(transition: Transition, hosts: Sequence[str], count: int) -> Non
 
 
 def on_note(transition: Transition, values: list[bytes | None]) -> None:
-    """The sealer's note was read; there is none if the sealer has not waited for long."""
+    """The sealer's note was read; it is absent if the sealer has not waited for long."""
     key, hosts, count = transition.state.pending[Purpose.WHO_IS_HERE].keys[0], (), 0
     if values[0] is not None:
         hosts, count = _decode_note(key, values[0])

@@ -131,7 +131,7 @@ class Subject:
 
     Raises:
         UsageError: an unknown ability is declared absent, or one without a reason.
-        UnknownBackendError: there is no installed backend of that name.
+        UnknownBackendError: no backend of that name is installed.
     """
 
     def __init__(

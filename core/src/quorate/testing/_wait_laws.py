@@ -68,8 +68,8 @@ def every_write_wakes_every_waiter(subject: Subject) -> None:
 def wake_ups_are_prompt(subject: Subject) -> None:
     """A write ends another member's wait after the time of a message, not after a polling interval.
 
-    Use the server's own notification (watch, subscribe, blocking read, inotify). If there is none, poll about every
-    50 ms. Every failure and every restart reaches the nodes through a wait.
+    Use the server's own notification (watch, subscribe, blocking read, inotify). Where the server has none, poll about
+    every 50 ms. Every failure and every restart reaches the nodes through a wait.
     """
     job = subject.job()
     writer, waiter = job.open(), job.open()

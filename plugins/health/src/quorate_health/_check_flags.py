@@ -88,7 +88,7 @@ def command_of(text: str) -> tuple[str, ...]:
     """Return the words of a command, split as a shell does; it is run without a shell.
 
     Raises:
-        UsageError: there are no words, or a quotation mark is missing.
+        UsageError: the command is empty, or a quotation mark is missing.
     """
     try:
         words = tuple(shlex.split(text))

@@ -55,7 +55,7 @@ class CheckState:
     Arguments:
         settings: of the launch: ``health_check_conf`` (limits by name, over the defaults), ``health_checks`` (names of
             those wanted; absent: all), ``health_check_cmd`` (the words of the user's command).
-        gpu_device: the file without which there are no GPUs.
+        gpu_device: the file that a machine with GPUs has.
     """
 
     def __init__(self, settings: Mapping[str, Any], gpu_device: str = _GPU_DEVICE) -> None:

@@ -130,7 +130,7 @@ class World:
             restore: called on all workers where no whole state is left: reloads a checkpoint and returns its step.
 
         Raises:
-            StateLostError: no whole state is left, and there is no ``restore``.
+            StateLostError: no whole state is left, and ``restore`` was not given.
 
         A model in shards (``fully_shard``) is made in each world anew; it goes on from the step of the newest copy that
         the workers have taken by :meth:`keep`.

@@ -56,7 +56,7 @@ class AgentBinding:
         return {}
 
     def observe(self, event: Event) -> None:
-        """There is nothing to do: the hook is called for each worker."""
+        """Does nothing: the hook is called for each worker."""
 
     def close(self) -> None:
         self._on_close()

@@ -39,7 +39,7 @@ class Channel:
         return True
 
     def receive(self) -> dict[str, Any] | None:
-        """Return the next message, ``None`` if there is none yet.
+        """Return the next message, ``None`` if none has come yet.
 
         Raises:
             EOFError: the worker has closed its side.

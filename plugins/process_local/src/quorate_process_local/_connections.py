@@ -43,7 +43,7 @@ class Listener:
         self.descriptor = hold(self._socket.fileno(), self._socket.close)
 
     def accept(self) -> Connection | None:
-        """Return the next new connection, ``None`` if there is none.
+        """Return the next new connection, ``None`` if none waits.
 
         Raises:
             OSError: there is one, but no descriptor for it.

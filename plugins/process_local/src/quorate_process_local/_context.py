@@ -54,7 +54,7 @@ _TAIL_TIMEOUT_SECONDS = 1.0
 #: How often to look where no descriptor shows an end (without pidfds, or without descriptors).
 _POLL_INTERVAL_SECONDS = 0.05
 _CLOSE_TIMEOUT_SECONDS = 2.0
-#: Descriptors that are kept back, so that a context can be swept and closed when there are no others left.
+#: Descriptors that are kept back, so that a context can be swept and closed when all others are taken.
 _RESERVED_DESCRIPTORS = 4
 
 

@@ -71,7 +71,7 @@ class Deliveries:
         """Keep a descriptor back for the connection of one more worker.
 
         Raises:
-            OSError: there is none left.
+            OSError: no descriptor is left.
         """
         self._reserve.append(hold(os.open(os.sep, os.O_PATH | os.O_CLOEXEC)))
 

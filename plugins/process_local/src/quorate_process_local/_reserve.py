@@ -1,4 +1,4 @@
-"""Descriptors that are kept back, so that what must still be done can be done when there are no others left."""
+"""Descriptors that are kept back, so that what must still be done can be done when all others are taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Reserve:
     """``count`` descriptors that nothing uses until :meth:`release`.
 
     Raises:
-        OSError: there are not so many; none is kept then.
+        OSError: fewer are left; none is kept then.
     """
 
     def __init__(self, count: int) -> None:

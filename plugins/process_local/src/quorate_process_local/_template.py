@@ -138,7 +138,7 @@ class Template:
             send(self.channel, {"rest": seconds})
 
     def _ask(self, message: Mapping[str, Any] | None = None, descriptors: Sequence[int] = ()) -> dict[str, Any]:
-        """Send ``message`` if there is one, and return the answer; a problem if there is none."""
+        """Send ``message`` if one is given, and return the answer; a problem if none comes."""
         try:
             self.channel.settimeout(_ANSWER_TIMEOUT_SECONDS)
             if message is not None:
@@ -149,7 +149,7 @@ class Template:
         return self._receive() if "idle" in answer else answer  # it began to rest just before it was asked
 
     def _receive(self) -> dict[str, Any]:
-        """Return the next message; a problem if there is none."""
+        """Return the next message; a problem if none comes."""
         try:
             received = receive(self.channel)
         except (ConnectionError, TimeoutError):

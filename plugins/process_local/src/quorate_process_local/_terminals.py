@@ -32,7 +32,7 @@ def open_terminal(like: int) -> tuple[int, int]:
     line ends, not this one.
 
     Raises:
-        OSError: there is none to be had.
+        OSError: the system has no terminal left.
     """
     read_end, worker_end = os.openpty()
     try:

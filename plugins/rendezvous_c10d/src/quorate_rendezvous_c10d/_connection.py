@@ -141,7 +141,7 @@ def connect(address: str, port: int, deadline: float, operation_timeout: float) 
     ``operation_timeout`` (seconds) bounds each operation on it, where the socket was found.
 
     Raises:
-        RuntimeError: what answers is not a TCPStore, or it did not answer in time.
+        RuntimeError: the peer is not a TCPStore, or it did not answer in time.
     """
     _await_start(port, deadline)
     tcp_store = load_tcp_store()

@@ -41,7 +41,7 @@ def identify(store: Any) -> bytes:
 
 
 def read_identity(store: Any) -> bytes:
-    """As :func:`identify`, and makes none where there is none.  Raises RuntimeError."""
+    """As :func:`identify`, and writes nothing where the server has no name yet.  Raises RuntimeError."""
     return bytes(store.compare_set(IDENTITY_KEY, ABSENT, ABSENT))
 
 

@@ -37,7 +37,7 @@ def dial(
         addresses = resolve(endpoint.host, endpoint.port, max(0.0, deadline - monotonic()))
     except OSError as error:
         raise OSError(f"the name {endpoint.host!r} cannot be resolved: {describe(error)}") from None
-    problem: OSError = TimeoutError("there was no time left")
+    problem: OSError = TimeoutError("no time was left")
     for index, address in enumerate(addresses):
         # An address that does not answer must leave time for the others.
         share = seconds_until(deadline) / (len(addresses) - index)

@@ -35,7 +35,7 @@ def find_binary(binary: str | None = None) -> str:
     """Return the path of the etcd program: ``binary``, else ``QUORATE_ETCD_BINARY``, else ``etcd`` on ``PATH``.
 
     Raises:
-        UsageError: there is none; says how to install it.
+        UsageError: etcd is not installed; the message says how to install it.
     """
     named = binary or os.environ.get("QUORATE_ETCD_BINARY", "")
     found = shutil.which(named or "etcd")

@@ -42,7 +42,7 @@ def parse_hosts(text: str) -> list[Host]:
     """Return the hosts of ``a,b:8,user@c,[fd00::1]:4``.
 
     Raises:
-        UsageError: there are none, one is not a host, or one is named twice.
+        UsageError: no host is named, a name is not a host's, or one is named twice.
     """
     return _checked([_parse(entry) for entry in text.split(",") if entry.strip()], "--hosts")
 

@@ -111,7 +111,7 @@ def determine_local_world_size(nproc_per_node: str | int) -> int:
     """Return the number of workers that a number, ``auto``, ``cpu``, ``gpu`` or an accelerator's name stands for.
 
     Raises:
-        ValueError: there is no such device here, or it is not a known name.
+        ValueError: this machine has no such device, or its name is not known.
     """
     text = str(nproc_per_node)
     try:

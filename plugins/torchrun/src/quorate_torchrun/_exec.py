@@ -30,7 +30,7 @@ def execute(argv: Sequence[str]) -> int:
     """Carry out ``quorate exec ARGV``: this process becomes the command.
 
     Raises:
-        UsageError: there is no command, or no such program.
+        UsageError: no command is given, or its program is not found.
     """
     if argv[:1] in (["--help"], ["-h"]):
         sys.stdout.write(_USAGE)

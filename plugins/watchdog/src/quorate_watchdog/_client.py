@@ -109,7 +109,7 @@ def _quote(scope: str) -> str:
 
 @final
 class _Channel:
-    """The way to the agent; ``descriptor`` is -1 where there is none.  ``head`` begins every message."""
+    """The way to the agent; ``descriptor`` is -1 where no agent listens.  ``head`` begins every message."""
 
     __slots__ = ("_is_stuck", "_owed", "descriptor", "head", "inode")
 

@@ -23,7 +23,7 @@ def find_hosted_binary(named: str) -> str:
     The system's comes before that of the extra, because it gets its distribution's repairs.
 
     Raises:
-        UsageError: there is none; says how to install one.
+        UsageError: no etcd is installed; the message says how to install one.
     """
     wanted = named or os.environ.get("QUORATE_ETCD_BINARY", "")
     if wanted:

@@ -67,7 +67,7 @@ class HostedMember:
     """Runs the member that ``claim`` stands for, from :meth:`start` to :meth:`close`.
 
     Raises:
-        UsageError: there is no place for its data.
+        UsageError: its data has no place on this machine.
     """
 
     def __init__(self, settings: Settings, names: Names, claim: Claim, options: MemberOptions) -> None:
@@ -339,7 +339,7 @@ def _make_folder(wanted: str) -> str:
     """Return a new folder that only this user can open: in memory, if nothing else is asked for and there is room.
 
     Raises:
-        UsageError: there is no such place, or no room: etcd would end with its job's store once it runs out of it.
+        UsageError: no folder can be used, or it has too little room: a full disk would end etcd and the job's store.
     """
     in_memory = os.path.isdir(_MEMORY_FOLDER) and os.access(_MEMORY_FOLDER, os.W_OK)
     place = wanted or (_MEMORY_FOLDER if in_memory and _has_room(_MEMORY_FOLDER) else tempfile.gettempdir())

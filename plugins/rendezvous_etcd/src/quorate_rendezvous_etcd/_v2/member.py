@@ -73,7 +73,7 @@ class Membership:
     # --- joining --------------------------------------------------------------------------------------------------
 
     def join(self, deadline: float) -> None:
-        """Become a member of the job, a new one where there is none, and keep it alive from now on.
+        """Become a member of the job, the first one of a new job where nobody is in it, and keep it alive from now on.
 
         Raises:
             StoreUnavailableError: etcd did not answer by ``deadline`` (monotonic seconds).

@@ -123,7 +123,7 @@ class Membership:
         return answer if answer.succeeded else None
 
     def _replace(self, revision: int, old: Incarnation | None, deadline: float) -> bool:
-        """Begin a new incarnation where there is none, or in the place of one that has no members."""
+        """Begin the first incarnation, or a new one in the place of one that has no members."""
         requests, new = self.requests, Incarnation.new(self._settings)
         self._leases.grant(new.lease, self._settings.key_ttl_seconds, deadline)
         compare = [requests.is_at(self._job, revision)]

@@ -56,7 +56,7 @@ class Watcher:
         ``request`` begins a watch of the key from now on.
 
         Raises:
-            StoreUnavailableError: etcd did not answer for the operation time-out.
+            StoreUnavailableError: etcd did not answer within the operation timeout.
         """
         try:
             pause = _FIRST_PAUSE_SECONDS
