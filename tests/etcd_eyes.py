@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 import urllib.error
 import urllib.request
 from typing import Any
 
 from .harness import DEADLINE
 
-__all__ = ["keys_of", "leases_of", "members_of", "settles"]
+__all__ = ["keys_of", "leases_of", "members_of"]
 
 
 def keys_of(backend: str, endpoint: str, run_id: str) -> list[str]:
@@ -35,16 +34,6 @@ def leases_of(endpoint: str) -> set[str]:
     """Return the ids of all leases; API v2 has none."""
     found = _v3(endpoint.partition(",")[0], "lease/leases", {})
     return {lease["ID"] for lease in found.get("leases", ())}
-
-
-def settles(condition: Any, seconds: float = DEADLINE) -> bool:
-    """Wait until ``condition`` holds; what etcd does by itself, such as expiry, can only be looked at."""
-    ticker = threading.Event()
-    for _ in range(int(seconds / 0.05)):
-        if condition():
-            return True
-        ticker.wait(0.05)
-    return bool(condition())
 
 
 def _v3(address: str, path: str, body: dict[str, str]) -> dict[str, Any]:

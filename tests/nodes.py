@@ -9,15 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
 from quorate.proc import environment_of
+from quorate.testing import settles
 from tests.harness import DEADLINE, wait_for_end
 
-__all__ = ["Nodes", "file_store_environment", "settles"]
+__all__ = ["Nodes", "file_store_environment"]
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -29,13 +28,6 @@ def file_store_environment(folder: Path) -> dict[str, str]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: quorate-rendezvous-file\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[quorate]\nfile = quorate_rendezvous_file:plugin\n")
     return {"PYTHONPATH": os.pathsep.join([str(info.parent), f"{ROOT}/docs/examples/rendezvous_file/src"])}
-
-
-def settles(condition: Callable[[], object], seconds: float = DEADLINE) -> bool:
-    end = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(found)
 
 
 @final

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 from quorate.cli import ExitCode
+from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer
 from tests import workers
 from tests.backends import BACKENDS
-from tests.etcd_eyes import members_of, settles
+from tests.etcd_eyes import members_of
 from tests.harness import DEADLINE, Ear, Gate, Job, Plan, processes_with, wait_for_end
 
 LEASE = 2.0

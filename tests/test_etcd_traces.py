@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from quorate.testing import settles
 from tests import workers
 from tests.backends import BACKENDS, Backend
-from tests.etcd_eyes import keys_of, leases_of, members_of, settles
+from tests.etcd_eyes import keys_of, leases_of, members_of
 from tests.harness import DEADLINE, Ear, Gate, Job, Plan
 from tests.watching import wait_for_text
 

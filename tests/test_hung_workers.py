@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,8 +41,7 @@ def test_a_hang_ends_the_round_with_stacks_in_every_log_and_the_job_goes_on(job:
     assert outcome.values == {0: 0, 1: 1}
     console = job.hosts[0].console()
     assert "ended (hang -> restart): rank 1 (local rank 1) on " in console
-    assert " hangs: scope 'step' is 0." in console
-    assert " s over its 0.5 s" in console
+    assert re.search(r" hangs: scope 'step' is [\d.]+ s over its 0\.5 s", console)
     hung, sibling = (next(job.log_dir.rglob(f"attempt_0/{rank}/stderr.log")).read_text() for rank in (1, 0))
     assert "in hang_in_the_step" in hung
     assert "in wait_for_the_hung_one" in sibling
@@ -70,8 +70,8 @@ def run_command(folder: Path, code: str, *flags: str, **environment: str) -> tup
 @pytest.mark.parametrize(
     ("flag", "code", "expected"),
     [
-        ("--heartbeat-timeout=0.5", "from quorate_watchdog import heartbeat\nheartbeat()\n", "no heartbeat for 0."),
-        ("--hang-after=1", "", "no CPU used and no output written for 1."),
+        ("--heartbeat-timeout=0.5", "from quorate_watchdog import heartbeat\nheartbeat()\n", "no heartbeat for "),
+        ("--hang-after=1", "", "no CPU used and no output written for "),
     ],
 )
 def test_what_the_flags_ask_for_is_noticed(tmp_path: Path, flag: str, code: str, expected: str) -> None:

@@ -19,11 +19,9 @@ from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import Store, sign_store
 from quorate.rendezvous._protocol import Key
 from quorate.rendezvous._wire import encode, encode_object
-from quorate.testing import FreshPorts
+from quorate.testing import FreshPorts, settles
 from quorate.testing._subject import Job, Member, Subject, join_all, start
 from quorate_rendezvous_etcd import EtcdServer
-
-from .etcd_eyes import settles
 
 SECONDS = 30.0
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 
 from quorate.clock import monotonic, sleep, wall_time_ns
+from quorate.testing import settles
 
 from .backends import BACKENDS
-from .nodes import Nodes, file_store_environment, settles
+from .nodes import Nodes, file_store_environment
 
 LEASE = 4.0
 #: Programs that see a wall clock that is set: the kernel's, and as many seconds as a file says.
@@ -74,7 +75,6 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._stack = folder, ExitStack()
-        self._file_store: dict[str, str] = {}
         self.all: list[Nodes] = []
 
     def make(self, backends: Sequence[str], nodes: str, environment: dict[str, str], **conf: object) -> list[Nodes]:

@@ -25,10 +25,10 @@ import pytest
 
 from quorate.files import read_bytes
 from quorate.proc import children_of, is_alive
-from quorate.testing import free_port
+from quorate.testing import free_port, settles
 from tests.backends import BACKENDS, Backend
 from tests.harness import DEADLINE
-from tests.nodes import ROOT, Nodes, settles
+from tests.nodes import ROOT, Nodes
 
 LONG_LEASE = 45
 TRIALS = int(os.environ.get("QUORATE_TEST_TRIALS", "1"))

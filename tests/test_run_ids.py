@@ -232,8 +232,11 @@ def test_a_run_id_of_a_shared_folder_runs_again_at_once_after_success_and_after_
     (tmp_path / "store").mkdir()
     env = file_store_environment(tmp_path)
     flags = ("--no-python", "--nnodes=2", "--rdzv-backend=file", f"--rdzv-endpoint={tmp_path / 'store'}")
-    for code in (0, 3, 0):
-        command = ("--rdzv-id=job", "--max-restarts=0", "sh", "-c", f"echo ran; sleep 0.3; exit {code}")
+    for number, code in enumerate((0, 3, 0)):
+        (met := tmp_path / f"met-{number}").mkdir()
+        # Both have run before the first one fails.
+        script = f"echo ran; : >{met}/$RANK; until [ -e {met}/0 ] && [ -e {met}/1 ]; do sleep 0.02; done; exit {code}"
+        command = ("--rdzv-id=job", "--max-restarts=0", "sh", "-c", script)
         job = [agent(*flags, *command, env=env) for _ in range(2)]
         for each in job:
             assert (each.ends() == 0) is (code == 0), each.output

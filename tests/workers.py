@@ -223,11 +223,6 @@ def trap_or_fail(ear: str, gate: str, failing: int) -> None:
     raise ValueError("told to")
 
 
-def exit_with(code: int) -> NoReturn:
-    print("this is the last line of stderr", file=sys.stderr)
-    raise SystemExit(code)
-
-
 def wait_for_ranks(ear: str, gate: str, late: int) -> int:
     """Only the rank ``late`` waits for the gate; all tell when they are through."""
     if rank() == late:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from slurm import Slurm
 
-from quorate.clock import monotonic, sleep
-from quorate.testing import free_port
+from quorate.testing import free_port, settles
 
 WORKER = str(Path(__file__).with_name("saving_worker.py"))
 COMMAND = f"{sys.executable} -m quorate run"
@@ -80,10 +79,7 @@ def test_a_sigterm_that_comes_once_the_job_has_ended_takes_nothing_away(tmp_path
             while not agent.stdout.readline().startswith("begins"):
                 assert agent.poll() is None
         agents[1].send_signal(signal.SIGUSR1)
-        deadline = monotonic() + 60.0
-        while not begun.exists():
-            assert monotonic() < deadline
-            sleep(0.02)
+        assert settles(begun.exists)
         for number in (signal.SIGUSR1, signal.SIGTERM):
             agents[0].send_signal(number)
         go.touch()

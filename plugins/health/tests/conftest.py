@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from quorate.clock import monotonic
 from quorate.errors import StoreUnavailableError
 from quorate.records import RoundEnd
 from quorate.services import AgentSnapshot, HangReport, WorkerSnapshot
+from quorate.testing import settles
 from quorate_health import plugin
 from quorate_health._service import HealthService
 
@@ -109,8 +109,4 @@ def metric(service: HealthService, name: str) -> dict[tuple[str, ...], float]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    end = monotonic() + DEADLINE
-    pause = threading.Event()
-    while not condition():
-        assert monotonic() < end
-        pause.wait(0.005)
+    assert settles(condition, DEADLINE)

@@ -8,13 +8,11 @@ import select
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEADLINE_SECONDS", "HERE", "Member", "descriptors", "settles"]
+__all__ = ["DEADLINE_SECONDS", "HERE", "Member", "descriptors"]
 
 HERE = Path(__file__).resolve().parent
 DEADLINE_SECONDS = 60.0
@@ -91,13 +89,3 @@ def descriptors() -> set[str]:
         with suppress(FileNotFoundError):  # the descriptor of this very listing
             found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
     return found
-
-
-def settles(condition: Callable[[], bool]) -> bool:
-    """Wait until ``condition`` holds: for what the kernel finishes by itself, such as a thread that has just ended."""
-    ticker = threading.Event()
-    for _ in range(int(DEADLINE_SECONDS / 0.01)):
-        if condition():
-            return True
-        ticker.wait(0.01)
-    return False

@@ -13,9 +13,10 @@ import pytest
 
 from quorate.errors import RendezvousStateError, StoreUnavailableError
 from quorate.rendezvous import Bootstrap, reserve_master_port
+from quorate.testing import settles
 from quorate_rendezvous_c10d import plugin
 
-from .c10d_harness import DEADLINE_SECONDS, HERE, descriptors, settles
+from .c10d_harness import DEADLINE_SECONDS, HERE, descriptors
 
 
 @pytest.fixture

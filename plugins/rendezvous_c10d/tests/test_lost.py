@@ -16,8 +16,9 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
+from quorate.testing import settles
 
-from .c10d_harness import DEADLINE_SECONDS, Member, descriptors, settles
+from .c10d_harness import DEADLINE_SECONDS, Member, descriptors
 
 
 def test_a_killed_host_ends_a_blocked_wait(

@@ -12,8 +12,9 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.rendezvous import BatchStore, HostedStore, InterruptibleStore, Store
+from quorate.testing import settles
 
-from .c10d_harness import DEADLINE_SECONDS, Member, descriptors, settles
+from .c10d_harness import DEADLINE_SECONDS, Member, descriptors
 
 
 def test_abilities_are_declared(endpoint: str, open_store: Callable[..., Any]) -> None:

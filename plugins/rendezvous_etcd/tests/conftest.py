@@ -12,9 +12,10 @@ import pytest
 
 from quorate.proc import children_of
 from quorate.rendezvous import RendezvousBackend, RendezvousParameters
+from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer, plugin
 
-from .etcd_harness import DEADLINE_SECONDS, Admin, settles, warm_grpc_up
+from .etcd_harness import DEADLINE_SECONDS, Admin, warm_grpc_up
 from .v2_harness import OpenV2
 
 

@@ -18,19 +18,9 @@ from quorate_rendezvous_etcd._v3.messages import load_messages
 # the children that are forked while other threads are inside of it.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-__all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "distro_etcd", "settles", "warm_grpc_up"]
+__all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "distro_etcd", "warm_grpc_up"]
 
 DEADLINE_SECONDS = 60.0
-
-
-def settles(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> bool:
-    """Wait until ``condition`` holds: for what another process or the kernel finishes by itself."""
-    ticker = threading.Event()
-    for _ in range(int(seconds / 0.01)):
-        if condition():
-            return True
-        ticker.wait(0.01)
-    return False
 
 
 def warm_grpc_up() -> None:

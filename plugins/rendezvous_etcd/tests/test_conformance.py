@@ -8,10 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from quorate.proc import state_of
-from quorate.testing import CuttableProxy, StoreConformance
+from quorate.testing import CuttableProxy, StoreConformance, settles
 from quorate_rendezvous_etcd import EtcdServer
-
-from .etcd_harness import settles
 
 
 class Server(CuttableProxy):

@@ -18,12 +18,12 @@ import pytest
 from quorate.errors import StoreUnavailableError, UsageError
 from quorate.proc import is_alive
 from quorate.rendezvous import RendezvousParameters, Write
-from quorate.testing import free_port
+from quorate.testing import free_port, settles
 from quorate_rendezvous_etcd._hosted.life import Phase
 from quorate_rendezvous_etcd._hosted.peers import cluster_token, initial_ids
 from quorate_rendezvous_etcd._hosted.store import HostedEtcdStore, open_store
 
-from .etcd_harness import DEADLINE_SECONDS, InThread, settles
+from .etcd_harness import DEADLINE_SECONDS, InThread
 
 HOSTS = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 

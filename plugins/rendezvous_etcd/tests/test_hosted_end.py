@@ -8,9 +8,10 @@ import pytest
 
 from quorate.errors import StoreLostError, StoreUnavailableError
 from quorate.rendezvous import Store
+from quorate.testing import settles
 from quorate_rendezvous_etcd._hosted.member import HostedMember
 
-from .etcd_harness import InThread, settles
+from .etcd_harness import InThread
 from .test_hosted import Cluster, cluster
 
 __all__ = ["cluster"]

@@ -12,12 +12,13 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
+from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer
 from quorate_rendezvous_etcd._keeper import LeaseKeeper
 from quorate_rendezvous_etcd._limits import LARGEST_VALUE_BYTES
 from quorate_rendezvous_etcd._v3.messages import load_messages
 
-from .etcd_harness import DEADLINE_SECONDS, Admin, InThread, settles
+from .etcd_harness import DEADLINE_SECONDS, Admin, InThread
 from .hostile import HostileMember, HostileV2Member
 from .v2_harness import OpenV2, in_background, is_waiting, v2
 

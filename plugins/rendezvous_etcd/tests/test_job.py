@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from quorate.errors import StoreLostError
+from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer
 
-from .etcd_harness import Admin, InThread, settles
+from .etcd_harness import Admin, InThread
 
 Open = Callable[..., Any]
 Start = Callable[..., EtcdServer]

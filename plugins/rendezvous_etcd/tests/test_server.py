@@ -18,10 +18,11 @@ import pytest
 from quorate.errors import StoreUnavailableError, UsageError
 from quorate.proc import is_alive
 from quorate.rendezvous import Store
+from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer
 from quorate_rendezvous_etcd._process import find_binary
 
-from .etcd_harness import DEADLINE_SECONDS, distro_etcd, settles
+from .etcd_harness import DEADLINE_SECONDS, distro_etcd
 from .v2_harness import OpenV2
 
 Start = Callable[..., EtcdServer]

@@ -16,10 +16,11 @@ from h2.events import ConnectionTerminated, DataReceived, StreamEnded
 from h2.exceptions import H2Error
 
 from quorate.net import Endpoint
+from quorate.testing import settles
 from quorate_rendezvous_etcd._v3.http2 import LARGEST_MESSAGE, CallError
 from quorate_rendezvous_etcd._v3.transport import Channel
 
-from .etcd_harness import DEADLINE_SECONDS, InThread, settles
+from .etcd_harness import DEADLINE_SECONDS, InThread
 
 Answer = Callable[[H2Connection, int, socket.socket], None]
 _GRPC = [(":status", "200"), ("content-type", "application/grpc")]

@@ -18,11 +18,12 @@ import pytest
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError
 from quorate.rendezvous import Write
+from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer
 from quorate_rendezvous_etcd._v2.client import Route
 from quorate_rendezvous_etcd._v2.member import Membership
 
-from .etcd_harness import DEADLINE_SECONDS, distro_etcd, settles
+from .etcd_harness import DEADLINE_SECONDS, distro_etcd
 from .v2_harness import OpenV2, V2Member, in_background, v2, v2_tree
 
 _SHORT = {"member_ttl": 2, "key_ttl": 2, "store_outage_timeout": 2}

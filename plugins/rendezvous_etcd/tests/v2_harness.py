@@ -20,9 +20,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from quorate.rendezvous import RendezvousParameters
+from quorate.testing import settles
 from quorate_rendezvous_etcd import plugin
 
-from .etcd_harness import DEADLINE_SECONDS, settles
+from .etcd_harness import DEADLINE_SECONDS
 
 __all__ = ["LossyProxy", "OpenV2", "V2Member", "in_background", "is_waiting", "v2", "v2_tree"]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from quorate import testing
 from quorate.errors import StoreLostError, StoreUnavailableError
 from quorate_rendezvous_static import TcpStore, TcpStoreServer
 
@@ -293,7 +294,4 @@ def test_a_service_that_never_answers_is_given_up_in_time() -> None:
 
 def _until(condition: Any) -> None:
     """Return once ``condition()`` holds.  For the server's internal state."""
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    assert testing.settles(condition, LONG)

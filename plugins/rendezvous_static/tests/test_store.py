@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from quorate import testing
 from quorate.errors import RendezvousStateError, StoreCorruptError, StoreUnavailableError, UsageError
 from quorate.rendezvous import BatchStore, InterruptibleStore, Store
 from quorate_rendezvous_static import Limits, TcpStore, TcpStoreServer
@@ -319,7 +320,4 @@ def test_a_new_server_may_take_the_port_while_the_old_one_lingers(in_thread: Any
 
 def _until_waiting(server: TcpStoreServer, count: int) -> None:
     """Return once ``count`` connections wait.  Looks inside, as no client can see what others wait for."""
-    end = time.monotonic() + LONG
-    while sum(len(peers) for peers in list(server._waiters.values())) < count:
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    assert testing.settles(lambda: sum(len(peers) for peers in list(server._waiters.values())) >= count, LONG)

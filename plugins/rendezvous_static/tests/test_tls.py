@@ -32,7 +32,8 @@ class Certificates:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.ca_cert, self.other_ca_cert = self._authority("ca"), self._authority("other")
+        self.ca_cert = self._authority("ca")
+        self._authority("other")
         self.host = self._issue("host", "127.0.0.1", "ca")
         self.node = self._issue("node", "192.0.2.1", "ca")
         self.stranger = self._issue("stranger", "192.0.2.1", "other")

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import sshd as sshd_parts
 
-from quorate.clock import monotonic, sleep
 from quorate.proc import environment_of
+from quorate.testing import settles
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +46,7 @@ class Cluster:
         return subprocess.CompletedProcess(arguments, launch.returncode, out, err)
 
     def wait(self, is_true: Callable[[], object], what: str) -> None:
-        deadline = monotonic() + sshd_parts.SECONDS
-        while not is_true():
-            assert monotonic() < deadline, what
-            sleep(0.02)
+        assert settles(is_true, sshd_parts.SECONDS), what
 
     def left(self) -> list[int]:
         """Return the processes of this test that still run, wherever the connections have put them."""

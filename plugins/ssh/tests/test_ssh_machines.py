@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import sshd as sshd_parts
 
-from quorate.clock import monotonic, sleep
 from quorate.proc import environment_of
+from quorate.testing import settles
 
 WORKER = str(Path(__file__).with_name("ssh_worker.py"))
 SECONDS = 90.0
@@ -86,12 +86,8 @@ class Machines:
         """Take a machine off the switch: nothing that was sent to it gets there, and nothing says so."""
         self._ip("-n", f"{self.prefix}s", "link", "set", f"v{number}", "nomaster")
 
-    def wait(self, is_true: object, what: str) -> None:
-        assert callable(is_true)
-        deadline = monotonic() + SECONDS
-        while not is_true():
-            assert monotonic() < deadline, what
-            sleep(0.05)
+    def wait(self, is_true: Callable[[], object], what: str) -> None:
+        assert settles(is_true, SECONDS), what
 
     def left(self) -> list[int]:
         wanted = f"MARK={self.mark}".encode()

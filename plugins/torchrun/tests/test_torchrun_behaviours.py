@@ -24,8 +24,9 @@ import pytest
 
 import quorate
 from quorate import DefaultLogsSpecs
-from quorate.clock import monotonic, sleep
+from quorate.clock import sleep
 from quorate.proc import children_of, is_alive
+from quorate.testing import settles
 from quorate_torchrun import LaunchConfig, elastic_launch
 from quorate_torchrun._errors import as_torch_has_it
 from quorate_torchrun.elastic.multiprocessing import (
@@ -332,10 +333,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         "print(context.pids()[0], flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
-    deadline = monotonic() + 30
-    while is_alive(int(done.stdout)) and monotonic() < deadline:
-        sleep(0.02)
-    assert not is_alive(int(done.stdout))
+    assert settles(lambda: not is_alive(int(done.stdout)))
 
 
 # --- rendezvous -----------------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from typing import Any
 import attrs
 import pytest
 
-from quorate.clock import monotonic
 from quorate.records import Event
 from quorate.services import AgentSnapshot, AgentView, HangReport, WorkerSnapshot
+from quorate.testing import settles
 from quorate_watchdog._service import WatchdogService
 
 DEADLINE_SECONDS = 30.0
@@ -178,10 +178,7 @@ def _nothing_is_left() -> Iterator[None]:
 
 def wait_until(is_so: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
     """Fail unless it is so within ``seconds``; only for what gives nothing to wait for."""
-    end, pause = monotonic() + seconds, threading.Event()
-    while not is_so():
-        assert monotonic() < end, f"not so within {seconds} s"
-        pause.wait(0.01)
+    assert settles(is_so, seconds), f"not so within {seconds} s"
 
 
 @pytest.fixture

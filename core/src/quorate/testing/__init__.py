@@ -13,6 +13,7 @@ from ._law import Law, Outcome, Tier, Verdict
 from ._servers import CuttableProxy, FreshPorts, ServerProcess, free_port
 from ._simulation import Faults, SimulatedNode, World
 from ._subject import Server, Subject
+from ._waiting import settles
 
 __all__ = [
     "Ability",
@@ -35,5 +36,6 @@ __all__ = [
     "all_laws",
     "check",
     "free_port",
+    "settles",
     "try_law",
 ]
