@@ -157,7 +157,7 @@ def _connect(port: int) -> socket.socket:
             return socket.create_connection(("127.0.0.1", port), DEADLINE)
         except ConnectionRefusedError:
             assert clock.monotonic() < deadline
-            clock.sleep(0.1)
+            clock.sleep(0.1)  # nothing announces a port that is listened on
 
 
 def _ask(stream: Any, command: str, **arguments: Any) -> None:

@@ -103,7 +103,7 @@ class Agent:
         while (found := re.search(pattern, self.output)) is None:
             assert monotonic() < deadline, f"{pattern!r} is not in:\n{self.output}"
             assert self.process.poll() is None or re.search(pattern, self.output), self.output
-            sleep(0.02)
+            sleep(0.02)  # it writes into a file, as it may have to go on when nobody reads
         return found[0]
 
     def ends(self) -> int:

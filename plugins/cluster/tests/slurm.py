@@ -112,7 +112,7 @@ class Slurm:
             if monotonic() > deadline or self._outer.poll() is not None:
                 logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.log"))
                 raise RuntimeError(f"{problem}\n{logs}")
-            sleep(0.05)
+            sleep(0.05)  # Slurm announces nothing to programs that are not its own
 
     def states(self) -> list[str]:
         """Return the state of each node."""
@@ -233,7 +233,7 @@ def main(folder: Path) -> None:
         with open(folder / f"{os.path.basename(daemon[0])}.out.log", "ab") as log:
             subprocess.Popen(daemon, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         while daemon[0] == "munged" and not (folder / "munge.socket").exists():
-            sleep(0.02)
+            sleep(0.02)  # nothing announces a socket's file
     (folder / "ready").touch()
     # The first process of a namespace gets its orphans, and has to wait for them.
     reader = sys.stdin.fileno()
@@ -246,7 +246,7 @@ def main(folder: Path) -> None:
             if not os.read(reader, 1):
                 return
         except BlockingIOError:
-            sleep(0.1)
+            sleep(0.1)  # an orphan's end may come as late
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_a_connection_that_breaks_is_made_again_when_the_port_is_back(host: TcpS
                 break
             except StoreUnavailableError:
                 assert monotonic() < deadline
-                sleep(0.05)
+                sleep(0.05)  # the node connects again by itself, and tells nobody
         assert host.get(["key"]) == [b"value"]
     finally:
         node.close()
@@ -121,7 +121,7 @@ def test_without_descriptors_a_node_waits_and_the_host_does_not_spin(host: TcpSt
         try:
             node.connect(("127.0.0.1", shared_port))
             began, used = monotonic(), time.process_time()
-            sleep(0.3)
+            sleep(0.3)  # the span in which a loop without a pause would use the processor
             assert time.process_time() - used < 0.5 * (monotonic() - began)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

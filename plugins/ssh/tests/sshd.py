@@ -62,7 +62,7 @@ class Sshd:
             except OSError:
                 assert monotonic() < deadline, (folder / "sshd.log").read_text()
                 assert self.process.poll() is None, (folder / "sshd.log").read_text()
-                sleep(0.02)
+                sleep(0.02)  # nothing announces a port that is listened on
 
     def popen(self, *arguments: str, mark: str, folder: Path, **variables: str) -> subprocess.Popen[str]:
         """Start ``quorate run`` with this server; ``mark`` is in the environment of all that it starts."""
