@@ -188,7 +188,7 @@ def test_a_round_that_does_not_form_raises_within_its_deadline_and_leaves_nothin
             launch(made, "true")()
     finally:
         held.release()
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
 
 
 @runs_a_job

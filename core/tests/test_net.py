@@ -133,7 +133,7 @@ def test_a_taken_port_is_an_error_and_leaves_no_listener() -> None:
         with pytest.raises(OSError, match="in use") as caught:
             net.listen(net.bind_addresses("127.0.0.1", port, SECONDS))
         assert caught.value.errno == errno.EADDRINUSE
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert set(os.listdir("/proc/self/fd")) <= before
     finally:
         held.close()
 

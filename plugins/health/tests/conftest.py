@@ -86,8 +86,8 @@ def service(agent: StubAgent) -> Iterator[HealthService]:
     assert service is not None
     yield service
     service.close()
-    assert set(threading.enumerate()) == threads
-    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert set(threading.enumerate()) <= threads
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def ask(

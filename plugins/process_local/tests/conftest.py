@@ -222,11 +222,13 @@ def _stop_fork_server() -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test ends with the descriptors, threads and children it began with."""
+    """No test ends with descriptors, threads or children that it did not begin with."""
     _stop_fork_server()  # of tests elsewhere that ran before in this process
-    before = descriptors().keys(), set(threading.enumerate()), children()
+    opened, threads, own = descriptors().keys(), set(threading.enumerate()), children()
     yield
     _stop_fork_server()
     if not {"capfd", "capfdbinary"} & set(request.fixturenames):  # these open and close descriptors themselves
-        assert descriptors().keys() == before[0]
-    assert (set(threading.enumerate()), children()) == before[1:]
+        assert descriptors().keys() <= opened
+    # An earlier test's may have ended meanwhile.
+    assert set(threading.enumerate()) <= threads
+    assert children() <= own

@@ -135,4 +135,4 @@ def test_release_leaves_nothing(bootstrap: Bootstrap) -> None:
     before, threads = len(descriptors()), tasks()
     for _ in range(5):
         cycle()
-    assert settles(lambda: tasks() <= threads and len(descriptors()) == before)
+    assert settles(lambda: tasks() <= threads and len(descriptors()) <= before)

@@ -233,9 +233,9 @@ def test_close_releases_every_descriptor_and_thread(endpoint: str, open_store: C
     for _ in range(3):
         cycle()
     assert settles(lambda: tasks() <= threads)
-    assert settles(lambda: _sockets(descriptors()) == _sockets(before))
-    assert len(descriptors()) == len(before)
-    assert settles(lambda: threading.active_count() == others)
+    assert settles(lambda: _sockets(descriptors()) <= _sockets(before))
+    assert settles(lambda: len(descriptors()) <= len(before))
+    assert settles(lambda: threading.active_count() <= others)
 
 
 def _sockets(found: set[str]) -> set[str]:
