@@ -14,12 +14,14 @@ from attrs import Attribute, evolve, field, frozen
 from attrs.validators import and_, deep_iterable, ge, in_, instance_of, is_callable, optional
 
 from ._bounded import is_word
+from .text import printable
 
 __all__ = ["ClusterEnvironment", "ClusterJob", "Machine", "grace_before"]
 
 
 _DEFAULT_PORT = 29400
 _LONGEST_MARGIN_SECONDS = 2.0
+_LONGEST_SHOWN_ID = 100
 #: More is not a time of a job: ten years.
 _LONGEST_SECONDS = 10 * 366 * 86_400.0
 _text = instance_of(str)
@@ -115,7 +117,7 @@ class ClusterJob:
     @property
     def title(self) -> str:
         """Scheduler and job, for people."""
-        return f"{self.scheduler} job {self.job_id}" if self.job_id else self.scheduler
+        return f"{self.scheduler} job {printable(self.job_id, _LONGEST_SHOWN_ID)}" if self.job_id else self.scheduler
 
     def grace_before(self, seconds: float) -> float:
         """Return how long workers may take to stop where the scheduler kills in ``seconds``."""

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 __all__ = [
     "open_regular",
@@ -64,7 +65,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int 
             os.close(descriptor)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(OSError):  # the folder is gone, or the file system became read-only: the first error counts
+            os.unlink(temporary)
         raise
 
 

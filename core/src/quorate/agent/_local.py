@@ -169,12 +169,15 @@ class LocalElasticAgent:
         """Form the job's verdict and write it to the folder of the run's logs; a disk error is only reported."""
         run_id = self._spec.rdzv_handler.get_run_id()
         verdict = judge(state, run_id, reporter.node_id, self._spec.cluster, reporter.live_rounds)
+        folder = None
         try:
             folder = self._settings.logs_specs.keep_run_dir(run_id)
             if folder is not None:
                 verdict.write(folder)
         except (OSError, UsageError, PluginError) as error:
-            reporter.say(1, f"warning: the verdict could not be written: {error}")
+            where = "" if folder is None else f" into {folder}"
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            reporter.say(1, f"warning: the verdict could not be written{where}: {why}")
         return verdict
 
     @property

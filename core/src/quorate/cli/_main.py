@@ -27,7 +27,7 @@ from ..errors import (
     UsageError,
 )
 from ..failures import ChildFailedError
-from ..notices import write_error, write_output
+from ..notices import LONGEST_LINE, write_error, write_output
 from ..plugins import usual_packages_of_commands
 from ..text import near_names
 from ._exit import ExitCode, exit_code_of
@@ -168,12 +168,19 @@ def _report(error: BaseException) -> int:
         write_error("quorate: interrupted")
     else:
         kind = "error: " if 0 < code < 128 else ""
-        write_error(f"quorate: {kind}{' '.join(str(error).split())}")
+        write_error(f"quorate: {kind}{_cut(' '.join(str(error).split()))}")
         verdict = getattr(error, "verdict", None)
         details = "\n".join(verdict.details()) if verdict is not None and kind else ""
         if details:
             write_error(details)
     return code
+
+
+def _cut(sentence: str) -> str:
+    """Return ``sentence`` without its middle where it is too long: the remedy stands at its end."""
+    if len(sentence) <= LONGEST_LINE:
+        return sentence
+    return f"{sentence[: LONGEST_LINE // 4]} … {sentence[-LONGEST_LINE // 2 :]}"
 
 
 # --- exit codes -----------------------------------------------------------------------------------------------------

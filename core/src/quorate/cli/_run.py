@@ -38,6 +38,7 @@ from ._exit import ExitCode, exit_code_of
 from ._flags import FLAGS, Flag
 from ._help import config_text, help_text
 from ._parse import Parsed, parse
+from ._stdin import script_of_stdin
 from ._values import text
 
 __all__ = ["WorkerExitCode", "build_command", "build_config", "check_launch", "flags_of", "flags_with", "run"]
@@ -68,7 +69,8 @@ def run(argv: Sequence[str]) -> int:
         write_output(config_text(parsed, build_config(parsed, job)))
         return ExitCode.OK
     if parsed.script == "-" and not (parsed["module"] or parsed["no-python"]):
-        return _run_stdin(parsed, job, host)
+        with script_of_stdin() as path:
+            return _launch(evolve(parsed, script=path), job, host)
     return _launch(parsed, job, host)
 
 
@@ -127,26 +129,6 @@ def _outlive_user_signals() -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, _keep)
-
-
-def _run_stdin(parsed: Parsed, job: ClusterJob | None, host: PluginHost) -> int:
-    """Run the script that stands on stdin, from a file: each worker reads it, again after a restart."""
-    from tempfile import TemporaryDirectory  # a slow import that only this needs
-
-    with TemporaryDirectory(prefix="quorate_") as folder:
-        path = os.path.join(folder, "stdin.py")
-        with open(path, "wb") as file:
-            file.write(_read_stdin())
-        return _launch(evolve(parsed, script=path), job, host)
-
-
-def _read_stdin() -> bytes:
-    if sys.stdin is None:  # closed when this process started
-        raise UsageError("the script '-' is read from standard input, which is closed; redirect a script to it")
-    try:
-        return sys.stdin.buffer.read()
-    except OSError as error:
-        raise UsageError(f"the script '-' cannot be read from standard input: {error.strerror}") from None
 
 
 def check_launch(parsed: Parsed, host: PluginHost, job: ClusterJob | None = None) -> tuple[LaunchConfig, Command]:
@@ -228,7 +210,7 @@ def build_config(parsed: Parsed, job: ClusterJob | None = None) -> LaunchConfig:
     min_nodes, max_nodes = parsed["nnodes"]
     workers = parsed["nproc-per-node"]
     meeting = _rendezvous(parsed)
-    return LaunchConfig(
+    config = LaunchConfig(
         **{
             **{flag.field: parsed[flag.name] for flag in parsed.flags if flag.field in _FIELDS},
             "min_nodes": min_nodes,
@@ -239,10 +221,14 @@ def build_config(parsed: Parsed, job: ClusterJob | None = None) -> LaunchConfig:
             "logs_specs": _logs_specs(parsed),
             "log_line_prefix_template": os.environ.get("TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"),
             "settings": _settings(parsed),
-            "cluster": None if job is None else job.described(min_nodes, max_nodes, meeting["rdzv_endpoint"]),
+            "cluster": None,
             **meeting,
         }
     )
+    if job is None:
+        return config
+    # Only now are the numbers of nodes known to be numbers of nodes.
+    return evolve(config, cluster=job.described(min_nodes, max_nodes, meeting["rdzv_endpoint"]))
 
 
 def _settings(parsed: Parsed) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import select
 from typing import Protocol, final
 
 from quorate.errors import StartError
-from quorate.files import read_regular
+from quorate.files import read_regular, write_byte
 from quorate.notices import warn
 from quorate.proc import hold, release
 from quorate.records import WorkerLaunch, WorkerLogs
@@ -21,7 +21,17 @@ from quorate.text import printable
 
 from ._terminals import are_one_terminal, follow_size, open_terminal
 
-__all__ = ["Console", "Output", "Sink", "Stream", "captures_stderr", "plan_output", "tail_lines", "tail_of_file"]
+__all__ = [
+    "Console",
+    "Output",
+    "Sink",
+    "Stream",
+    "captures_stderr",
+    "plan_output",
+    "tail_lines",
+    "tail_of_file",
+    "why_lost",
+]
 
 #: Enough for a traceback that a library has written much behind.
 _TAIL_BYTES = 64 * 1024
@@ -307,3 +317,12 @@ def tail_lines(data: bytes, most: int = _TAIL_LINES) -> tuple[str, ...]:
 def tail_of_file(path: str) -> bytes:
     """Return the end of the log at ``path``, ``b""`` if the worker has put anything but a file of its own there."""
     return read_regular(path, _TAIL_BYTES, from_end=True)
+
+
+def why_lost(path: str) -> str:
+    """Return why nothing more can be written to the log at ``path``, ``""`` if its disk takes another byte."""
+    try:
+        write_byte(os.path.dirname(path))
+    except OSError as error:
+        return f"{path} cannot be written ({error.strerror})" if error.errno in _NO_SPACE else ""
+    return ""

@@ -20,7 +20,7 @@ from quorate.records import WorkerExited
 from ._channel import Channel
 from ._connections import Connection
 from ._families import tell
-from ._streams import Output, tail_lines, tail_of_file
+from ._streams import Output, tail_lines, tail_of_file, why_lost
 
 #: Of the end of stderr, in which an exception is looked for.
 _MOST_LINES = 2000
@@ -199,6 +199,9 @@ class Worker:
         exit_code = 0 if self.exit_code is None else self.exit_code
         value, problem = self.result or (None, "")
         tail = b"" if exit_code == 0 else self._tail()
+        if exit_code > 0 and not tail and not problem and not self.problem and self.error_path:
+            lost = why_lost(self.error_path)
+            problem = lost and f"exit code {exit_code}; what it wrote last is lost: {lost}"
         return WorkerExited(
             self.local_rank,
             self.pid,

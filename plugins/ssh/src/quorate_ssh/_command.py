@@ -6,10 +6,13 @@ import argparse
 from collections.abc import Sequence
 
 from quorate.notices import write_error, write_output
+from quorate.text import printable
 
 from ._launch import ask_hosts
 
 __all__ = ["main"]
+
+_LONGEST_PATH = 4096
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,8 +28,9 @@ def main(argv: Sequence[str]) -> int:
     answers, problems = ask_hosts(options.hosts, options.ssh_command, {"end": options.end, "forget": options.forget})
     for host, records in answers.items():
         for record in records:
-            state = "asked to stop" if record.get("ended") else "runs" if record["is_alive"] else "has ended"
-            write_output(f"{record['job']}  {host}  pid {record['pid']}  {state}  {record['log']}")
+            state = "asked to stop" if record.get("ended") else "runs" if record.get("is_alive") else "has ended"
+            log = printable(record["log"], _LONGEST_PATH)
+            write_output(f"{record['job']}  {host}  pid {record['pid']}  {state}  {log}")
     for problem in problems:
         write_error(f"quorate: error: {problem}")
     return 3 if problems else 0

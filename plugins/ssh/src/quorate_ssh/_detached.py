@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from quorate.clock import wall_seconds
-from quorate.files import read_bytes, write_atomically
+from quorate.files import read_bytes, write_atomically, write_byte
 from quorate.net import host_name
 from quorate.proc import start_time_of
 from quorate.text import parse_json
@@ -41,13 +41,18 @@ def _folder_of(job: str) -> str:
 
 
 def begin(job: str, command: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Start an agent that outlives this process; return its record."""
+    """Start an agent that outlives this process; return its record.
+
+    Raises:
+        OSError: the agent could not be started, or its record not be written; no agent runs.
+    """
     folder = _folder_of(job)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     # Several names of a job may be one machine.
     name = f"{host_name()}-{os.getpid()}"
     log = os.path.join(folder, f"{name}.log")
     with open(log, "ab") as output:
+        write_byte(folder)  # a disk that is full takes the empty file
         agent = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
@@ -59,7 +64,12 @@ def begin(job: str, command: Sequence[str], environment: Mapping[str, str]) -> d
         "since": wall_seconds(),
         "log": log,
     }
-    write_atomically(os.path.join(folder, name + _RECORD_SUFFIX), json.dumps(record))
+    try:
+        write_atomically(os.path.join(folder, name + _RECORD_SUFFIX), json.dumps(record))
+    except OSError:
+        agent.kill()  # nobody would find it: its workers die with it
+        agent.wait()
+        raise
     return record
 
 

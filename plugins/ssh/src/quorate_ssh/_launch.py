@@ -8,10 +8,9 @@ whose connection ends stops its agent.  What does not live here: one connection 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, final
@@ -19,18 +18,21 @@ from typing import Any, final
 import quorate
 from quorate.catalogue import RunRequest
 from quorate.clock import monotonic
-from quorate.errors import RendezvousConnectionError, UsageError
+from quorate.errors import RendezvousConnectionError, UsageError, remedy_for
 from quorate.notices import note, warn, write_error
+from quorate.text import printable
 
 from ._console import Console
 from ._hosts import parse_hosts
 from ._messages import PING_SECONDS
-from ._plan import Plan, make_plan
+from ._plan import Plan, make_plan, split_command
 from ._session import PING, Answered, Ended, Event, Session
 
 __all__ = ["ask_hosts", "run"]
 
 _ANSWER_SECONDS = 60.0
+_CLOSE_SECONDS = 3.0
+_LONGEST_SHOWN = 1000
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 _LOST_CODES = frozenset({255, 128 + signal.SIGKILL})
@@ -53,7 +55,7 @@ def run(request: RunRequest) -> int:
 
 
 def ask_hosts(
-    hosts: str, ssh_command: str, question: Mapping[str, Any]
+    hosts: str, ssh_command: str, question: Mapping[str, Any], answer_seconds: float = _ANSWER_SECONDS
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """Ask hosts for their detached agents; return their answers by host, and what went wrong.
 
@@ -61,29 +63,52 @@ def ask_hosts(
         UsageError: ``hosts`` or ``ssh_command`` cannot be used.
     """
     events: SimpleQueue[Event] = SimpleQueue()
-    console = Console()
-    waiting = [
-        Session(index, host, shlex.split(ssh_command), sys.executable, console, events.put)
-        for index, host in enumerate(parse_hosts(hosts))
-    ]
+    console, ssh = Console(), split_command(ssh_command)
+    waiting: list[Session] = []
+    try:
+        for index, host in enumerate(parse_hosts(hosts)):
+            waiting.append(Session(index, host, ssh, sys.executable, console, events.put))
+    except OSError as error:
+        raise _cannot_run(ssh[0], error, waiting) from None
     answers: dict[str, list[dict[str, Any]]] = {}
     problems: list[str] = []
+    deadline = monotonic() + answer_seconds
     while waiting:
-        event = events.get()
+        try:
+            event = events.get(timeout=max(0.0, deadline - monotonic()))
+        except Empty:
+            problems += [f"{each.host.name}: {_no_answer(answer_seconds)}" for each in waiting]
+            for each in waiting:
+                each.kill()
+            break
         session = event.session
         if isinstance(event, Ended):
             waiting.remove(session)
             if session.host.name not in answers:
                 problems.append(f"{session.host.name}: {_why_it_ended(session, event.code)}")
         elif "hello" in event.message:
-            session.send({"detached": dict(question)})
+            session.send({"detached": dict(question)}, ("detached", list))
         elif "detached" in event.message:
             answers[session.host.name] = list(event.message["detached"])
             session.close()
     return answers, problems
 
 
+def _no_answer(seconds: float) -> str:
+    return f"no answer within {seconds:.0f} s"
+
+
+def _cannot_run(program: str, error: OSError, opened: Iterable[Session]) -> UsageError:
+    """Return the error of a connection that could not be begun; the others are ended."""
+    for session in opened:
+        session.kill()
+    remedy = remedy_for(error)
+    return UsageError(f"--ssh-command: {program} cannot be run: {error.strerror}" + (f"; {remedy}" if remedy else ""))
+
+
 def _why_it_ended(session: Session, code: int) -> str:
+    if session.complaint:
+        return session.complaint
     if session.is_missing:
         return "quorate with the plugin quorate-ssh is not installed there (pip install quorate-ssh)"
     last = next((line for line in reversed(session.last_lines) if line), "")
@@ -101,6 +126,7 @@ class _Launch:
         self._console = Console()
         self._events: SimpleQueue[Event | int] = SimpleQueue()
         self._sessions: dict[int, Session] = {}
+        self._closed: list[Session] = []  # from here, before they ended
         self._checked: set[int] = set()
         self._codes: dict[int, int] = {}
         self._retries: dict[int, tuple[float, float]] = {}  # host -> when, and the pause after that
@@ -125,6 +151,10 @@ class _Launch:
         finally:
             for session in self._sessions.values():
                 session.close()
+            self._closed += self._sessions.values()
+            deadline = monotonic() + _CLOSE_SECONDS
+            for session in self._closed:  # nothing of a host that does not let go stays on this machine
+                session.await_end(deadline - monotonic())
             for number, handler in old.items():
                 signal.signal(number, handler)
 
@@ -155,7 +185,7 @@ class _Launch:
             for index in range(len(self._plan.hosts)):
                 self._open(index)
         except OSError as error:
-            raise UsageError(f"--ssh-command: {self._plan.ssh[0]} cannot be run: {error.strerror}") from None
+            raise _cannot_run(self._plan.ssh[0], error, self._sessions.values()) from None
         problems: dict[int, str] = {}
         deadline = monotonic() + _ANSWER_SECONDS
         while len(self._checked) + len(problems) < len(self._plan.hosts):
@@ -165,7 +195,7 @@ class _Launch:
                 return {}
             if event is None:
                 silent = set(self._sessions) - self._checked - set(problems)
-                problems.update(dict.fromkeys(silent, f"no answer within {_ANSWER_SECONDS:.0f} s"))
+                problems.update(dict.fromkeys(silent, _no_answer(_ANSWER_SECONDS)))
                 break
             problem = self._check(event)
             if problem:
@@ -180,13 +210,14 @@ class _Launch:
             self._checked.discard(session.index)
             return _why_it_ended(session, event.code)
         if "hello" in event.message:
-            version = event.message["hello"].get("version")
+            version = event.message["hello"]["version"]
             if version != quorate.__version__:
-                return f"it has quorate {version}, and this machine has {quorate.__version__}; install the same one"
-            session.send({"check": self._plan.check()})
+                shown = printable(version, _LONGEST_SHOWN // 10)
+                return f"it has quorate {shown}, and this machine has {quorate.__version__}; install the same one"
+            session.send({"check": self._plan.check()}, ("problem", str))
         elif "problem" in event.message:
             if event.message["problem"]:
-                return str(event.message["problem"])
+                return printable(event.message["problem"], _LONGEST_SHOWN)
             self._checked.add(session.index)
         return ""
 
@@ -204,6 +235,7 @@ class _Launch:
         session = self._sessions.pop(index, None)
         if session is not None:
             session.close()
+            self._closed.append(session)
 
     # --- the job --------------------------------------------------------------------------------------------------
 
@@ -224,13 +256,8 @@ class _Launch:
     def _start(self, index: int) -> None:
         session = self._sessions[index]
         session.is_started = not self._plan.is_detached
-        session.send(
-            {
-                "start": self._plan.start(
-                    index, session.hello, self._endpoint, self._token, is_first=index == self._first
-                )
-            }
-        )
+        start = self._plan.start(index, session.hello, self._endpoint, self._token, is_first=index == self._first)
+        session.send({"start": start}, ("detached", dict) if self._plan.is_detached else None)
 
     def _follow(self) -> None:
         """Pass signals on, try lost hosts again, until the job is over on all hosts."""
@@ -271,7 +298,8 @@ class _Launch:
         self._codes[index] = code
         is_lost = code in _LOST_CODES and not any(number in _ENDING for number in self._signals)
         if is_lost:
-            last = f" ({session.last_lines[-1]})" if code == 255 and session.last_lines else ""
+            why = session.complaint or (session.last_lines[-1] if code == 255 and session.last_lines else "")
+            last = f" ({why})" if why else ""
             warn(f"{session.host.name} is lost{last}")
             if self._plan.is_elastic and not self._is_over and not self._is_ending:
                 self._retries[index] = monotonic() + _FIRST_RETRY_SECONDS, _FIRST_RETRY_SECONDS
@@ -317,13 +345,19 @@ class _Launch:
         session = event.session
         if isinstance(event, Ended):
             self._sessions.pop(session.index, None)
-            self._codes[session.index] = event.code if session.index in self._records else event.code or 1
+            is_detached = session.index in self._records
+            self._codes[session.index] = event.code if is_detached else event.code or 1
+            if not is_detached:
+                warn(f"{session.host.name}: no agent goes on there: {_why_it_ended(session, event.code)}")
         elif "detached" in event.message:
             self._records[session.index] = event.message["detached"]
         if not self._sessions:
             for index, record in sorted(self._records.items()):
                 host = self._plan.hosts[index].name
-                write_error(f"quorate: {host}: agent {record['pid']}, output in {record['log']}")
+                log = printable(record["log"], _LONGEST_SHOWN)
+                write_error(f"quorate: {host}: agent {record['pid']}, output in {log}")
+            if not self._records:
+                return
             names = ",".join(host.name for host in self._plan.hosts)
             note(
                 f"job {self._plan.job} goes on; find it with: quorate detached --hosts={names}; "

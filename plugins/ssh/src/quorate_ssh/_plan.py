@@ -19,11 +19,12 @@ from ._console import prefix_template
 from ._hosts import Host, parse_hostfile, parse_hosts
 from ._variables import ALL, chosen_variables
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "split_command"]
 
 _OWN_FLAGS = frozenset({"hosts", "hostfile", "ssh-command", "ssh-env", "detach", "cluster"})
 _PREFIX_VARIABLE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
 _TOKEN_VARIABLES = ("QUORATE_JOB_TOKEN", "QUORATE_JOB_TOKEN_FILE")
+_LARGEST_HOSTFILE_BYTES = 1 << 20
 _ON = frozenset({"1", "true", "yes", "on"})
 
 
@@ -132,9 +133,7 @@ def make_plan(request: RunRequest, environment: Mapping[str, str]) -> Plan:
     for name in ("standalone", "node-rank", "local-addr"):
         if texts.get(name, "0") not in ("", "0") or (name == "node-rank" and name in texts):
             raise UsageError(f"--{name} is for one node, but --hosts starts all of them; remove one of the two")
-    ssh = tuple(shlex.split(texts.get("ssh-command", "ssh")))
-    if not ssh:
-        raise UsageError("--ssh-command is empty; write --ssh-command=ssh")
+    ssh = split_command(texts.get("ssh-command", "ssh"))
     flags = {flag.name: flag for flag in all_flags()}
     own = {name: text for name, text in texts.items() if name not in _OWN_FLAGS}
     low, high = flags["nnodes"].parse(own["nnodes"]) if "nnodes" in own else (len(hosts), len(hosts))
@@ -161,6 +160,21 @@ def make_plan(request: RunRequest, environment: Mapping[str, str]) -> Plan:
     )
 
 
+def split_command(text: str) -> tuple[str, ...]:
+    """Return the words of ``--ssh-command``.
+
+    Raises:
+        UsageError: it has none, or a quotation mark that is not closed.
+    """
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--ssh-command={text} is not a command: {str(error).lower()}") from None
+    if not words:
+        raise UsageError("--ssh-command is empty; write --ssh-command=ssh")
+    return words
+
+
 def _hosts(texts: Mapping[str, str]) -> list[Host]:
     if "hosts" in texts and "hostfile" in texts:
         raise UsageError("--hosts and --hostfile contradict each other; remove one of the two")
@@ -168,7 +182,11 @@ def _hosts(texts: Mapping[str, str]) -> list[Host]:
         return parse_hosts(texts["hosts"])
     path = texts["hostfile"]
     try:
-        with open(path, encoding="utf-8-sig") as file:  # Windows's editors begin a file with a mark
-            return parse_hostfile(file.read(1 << 20), path)
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_HOSTFILE_BYTES + 1)
+        text = content.decode("utf-8-sig")  # Windows's editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--hostfile={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > _LARGEST_HOSTFILE_BYTES:
+        raise UsageError(f"--hostfile={path} has more than {_LARGEST_HOSTFILE_BYTES >> 20} MiB; is it a list of hosts?")
+    return parse_hostfile(text, path)

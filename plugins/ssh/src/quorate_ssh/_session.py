@@ -27,7 +27,11 @@ __all__ = ["Answered", "Ended", "Event", "Session", "remote_command"]
 
 _LAST_LINES = 5
 _LONGEST_KEPT = 1000
+_LONGEST_SHOWN = 80
 _DRAIN_SECONDS = 2.0
+#: What a host may print that is neither an answer nor the job's output: bytes, of which a line counts for some more.
+_MOST_BYTES_BETWEEN = 16 << 20
+_BYTES_PER_LINE = 1000
 #: What Python, or a shell without Python, says.
 _SIGNS_OF_NOTHING = ("No module named", "python3: not found", "python3: command not found")
 _OPTIONS = (
@@ -80,11 +84,16 @@ class Session:
     ) -> None:
         self.index, self.host = index, host
         self.hello: Mapping[str, Any] = {}
+        #: A sentence if the connection was ended from here, because of what the host said.
+        self.complaint = ""
         self.is_started = False
         self.is_missing = False
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._console, self._post = console, post
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        #: The answers that may come next, and their types: a host says nothing unasked, but for its first word.
+        self._expected: dict[str, type] = {"hello": dict}
+        self._bytes_between = 0
         options = _OPTIONS if ssh[0].rpartition("/")[2] == "ssh" else ()
         # A session of its own: a terminal's Ctrl-C is for the launch, which passes it on.
         self._process = subprocess.Popen(
@@ -104,8 +113,15 @@ class Session:
             thread.start()
         threading.Thread(target=self._wait, name=f"quorate-ssh-{host.name}", daemon=True).start()
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Send a message; one to a connection that has ended is dropped."""
+    def send(self, message: Mapping[str, Any], answer: tuple[str, type] | None = None) -> None:
+        """Send a message; one to a connection that has ended is dropped.
+
+        Arguments:
+            message: see :data:`ORDERS`.
+            answer: what the host says to it (:data:`ANSWERS`), and of which type; ``None``: nothing.
+        """
+        if answer is not None:
+            self._expected[answer[0]] = answer[1]
         self._outbox.put(encode(message))
 
     def close(self) -> None:
@@ -115,6 +131,13 @@ class Session:
     def kill(self) -> None:
         """End the connection without waiting for the other end."""
         self._process.kill()
+
+    def await_end(self, seconds: float) -> None:
+        """Wait until a connection that was closed has ended; one that does not end is killed after ``seconds``."""
+        try:
+            self._process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def _write(self) -> None:
         pipe = self._process.stdin
@@ -132,12 +155,30 @@ class Session:
             text = line.decode("utf-8", "replace")
             if not self.hello:  # what a shell prints before may lack the end of its line
                 text = text[max(text.find(MARK), 0) :]
-            if text.startswith(MARK):
-                message = decode(text.removeprefix(MARK), ANSWERS)
-                self.hello = message.get("hello") or self.hello
-                self._post(Answered(self, message))
-            elif self.is_started:
+            if self.is_started:
                 self._console.write_output(self.host.name, line)
+            elif text.startswith(MARK):
+                self._take(text.removeprefix(MARK))
+            else:
+                self._count(line)
+
+    def _take(self, text: str) -> None:
+        message = decode(text, ANSWERS)
+        kinds = [kind for kind in ANSWERS if kind in message]
+        if len(kinds) != 1 or not isinstance(message[kinds[0]], self._expected.pop(kinds[0], ())):
+            self._complain(f"its answer {printable(text.strip(), _LONGEST_SHOWN)!r} is not one that was asked for")
+        elif not self.complaint:
+            self.hello = message.get("hello") or self.hello
+            self._post(Answered(self, message))
+
+    def _count(self, line: bytes) -> None:
+        self._bytes_between += len(line) + _BYTES_PER_LINE
+        if self._bytes_between > _MOST_BYTES_BETWEEN:
+            self._complain("it prints without end where an answer was expected")
+
+    def _complain(self, complaint: str) -> None:
+        self.complaint = self.complaint or complaint
+        self.kill()
 
     def _read_errors(self) -> None:
         for line in _lines_of(self._process.stderr):
@@ -146,6 +187,8 @@ class Session:
             self.is_missing |= not self.hello and any(sign in text for sign in _SIGNS_OF_NOTHING)
             if self.is_started:
                 self._console.write_error(self.host.name, line)
+            else:
+                self._count(line)
 
     def _wait(self) -> None:
         code = self._process.wait()

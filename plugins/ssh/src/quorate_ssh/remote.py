@@ -19,6 +19,7 @@ from typing import Any, final
 import quorate
 from quorate.clock import monotonic
 from quorate.net import host_name
+from quorate.notices import write_error
 from quorate.plugins import get_host
 from quorate.proc import hold, open_pidfd, parent_death_command
 
@@ -30,7 +31,7 @@ __all__ = ["main"]
 #: After the connection is lost: how long workers may use their grace, and how long the agent has to end after that.
 _LOST_GRACE_SECONDS = 5.0
 _LOST_KILL_SECONDS = 10.0
-_NOT_FOUND = 127
+_CANNOT_START = 126
 
 
 def main() -> int:
@@ -89,7 +90,11 @@ def _start(start: dict[str, Any], inbox: _Inbox) -> int:
     environment = {**os.environ, **start["environment"]}
     command = [sys.executable, "-m", "quorate", "run", *start["arguments"]]
     if start.get("detach"):
-        _say({"detached": _detached.begin(str(start["detach"]), command, environment)})
+        try:
+            _say({"detached": _detached.begin(str(start["detach"]), command, environment)})
+        except OSError as error:
+            write_error(f"{error.filename or 'the agent'}: {error.strerror}")
+            return _CANNOT_START
         return 0
     death = parent_death_command(os.environ.get("PATH", os.defpath))
     agent = subprocess.Popen([*death, *command], env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
