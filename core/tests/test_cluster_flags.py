@@ -282,3 +282,14 @@ def test_what_a_scheduler_prints_is_bounded_in_size_and_time(tmp_path: Path) -> 
     assert ThisMachine(timeout_seconds=0.1).output("sh", "-c", "echo x; sleep 1000 & exec sleep 1000") == ""
     os.mkfifo(tmp_path / "pipe")
     assert [machine.read(str(tmp_path / "pipe")), machine.read("/dev/zero"), machine.read("/")] == ["", "", ""]
+
+
+@pytest.mark.parametrize("nodes", ["0", "-1", "0:2"])
+def test_a_number_of_nodes_that_is_none_is_refused_under_a_scheduler_too(nodes: str) -> None:
+    parsed = parse([f"--nnodes={nodes}", "--rdzv-endpoint=n1:29400", "train.py"], {}, FLAGS)
+    with pytest.raises(UsageError, match="--nnodes"):
+        build_config(parsed, JOB)
+
+
+def test_an_endless_job_id_is_cut_where_it_is_shown() -> None:
+    assert len(evolve(JOB, job_id="9" * 5000).title) < 200
