@@ -27,14 +27,14 @@ class Certificates:
     def _path(self, name: str) -> str:
         return str(self._folder / name)
 
-    def issue(self, name: str, *addresses: str, usage: str = "serverAuth,clientAuth") -> tuple[str, str]:
+    def issue(self, name: str, *addresses: str, usage: str = "serverAuth,clientAuth", days: int = 2) -> tuple[str, str]:
         """Return the paths of a certificate for ``addresses`` (127.0.0.1 if none is given) and of its key."""
         names = ",".join(f"IP:{address}" for address in addresses or ("127.0.0.1",))
         cert, key, request, extra = (self._path(f"{name}.{suffix}") for suffix in ("pem", "key", "csr", "ext"))
         Path(extra).write_text(f"subjectAltName={names}\nextendedKeyUsage={usage}\n")
         self._openssl("req", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
         signer = ["-CA", self.ca_cert, "-CAkey", self._ca_key, "-CAcreateserial", "-extfile", extra]
-        self._run("x509", "-req", "-in", request, *signer, "-days", "2", "-out", cert)
+        self._run("x509", "-req", "-in", request, *signer, "-days", str(days), "-out", cert)
         return cert, key
 
     def _openssl(self, *arguments: str) -> None:

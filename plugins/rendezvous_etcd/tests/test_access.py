@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -66,6 +67,18 @@ def test_certificates_that_cannot_be_read(open_store: Open, tmp_path: Path) -> N
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(UsageError, match="is not a PEM file"):
         open_store(ca_cert=str(tmp_path / "ca.pem"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="cannot be read: it is not a file"):
+        open_store(ca_cert=str(tmp_path / "pipe"))
+
+
+def test_an_expired_certificate_is_named(start_etcd: Start, open_store: Open, certificates: Certificates) -> None:
+    server = start_etcd(cert=certificates.cert, key=certificates.key, ca_cert=certificates.ca_cert)
+    cert, key = certificates.issue("expired", days=-1)
+    with pytest.raises(StoreUnavailableError, match=rf"TLS or not.*cert='{cert}' would be refused: .*expired"):
+        open_store(
+            endpoint=server.get_endpoint(), ca_cert=certificates.ca_cert, cert=cert, key=key, connect_timeout=0.5
+        )
 
 
 # --- users ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -37,6 +38,7 @@ class Certificates:
         self.host = self._issue("host", "127.0.0.1", "ca")
         self.node = self._issue("node", "192.0.2.1", "ca")
         self.stranger = self._issue("stranger", "192.0.2.1", "other")
+        self.expired = self._issue("expired", "127.0.0.1", "ca", days=-1)
 
     def _path(self, name: str) -> str:
         return str(self._folder / name)
@@ -48,14 +50,14 @@ class Certificates:
         )
         return self._path(f"{name}.pem")
 
-    def _issue(self, name: str, address: str, authority: str) -> dict[str, str]:
+    def _issue(self, name: str, address: str, authority: str, days: int = 2) -> dict[str, str]:
         cert, key, request, extra = (self._path(f"{name}.{suffix}") for suffix in ("pem", "key", "csr", "ext"))
         Path(extra).write_text(f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n")
         self._openssl(
             *("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
         )
         signer = ("-CA", self._path(f"{authority}.pem"), "-CAkey", self._path(f"{authority}.key"), "-CAcreateserial")
-        self._openssl("x509", "-req", "-in", request, *signer, "-extfile", extra, "-days", "2", "-out", cert)
+        self._openssl("x509", "-req", "-in", request, *signer, "-extfile", extra, "-days", str(days), "-out", cert)
         return {"cert": cert, "key": key}
 
     @staticmethod
@@ -228,8 +230,38 @@ def test_files_that_cannot_be_used_are_named(free_port: int, tmp_path: Path, cer
     for settings, words in (
         ({"ca_cert": "/nowhere/ca.pem", **certificates.host}, r"ca_cert \(/nowhere/ca.pem\) cannot be used: No such"),
         ({"ca_cert": str(broken), **certificates.host}, rf"ca_cert \({broken}\) cannot be used"),
-        ({"ca_cert": certificates.ca_cert, "cert": str(broken), "key": str(broken)}, "cert and key .*cannot be used"),
+        (
+            {"ca_cert": certificates.ca_cert, "cert": str(broken), "key": str(broken)},
+            r"cert \(.*broken.pem\) cannot be used: it is not a PEM",
+        ),
         ({"ca_cert": certificates.ca_cert}, "this node hosts the rendezvous store, and TLS needs a certificate"),
+    ):
+        parameters = RendezvousParameters("tcp", f"127.0.0.1:{free_port}", "job", 1, 2, None, **settings)
+        with pytest.raises(UsageError, match=words):
+            open_tcp(parameters)
+
+
+def test_a_certificate_that_the_others_would_refuse_is_named_before_they_do(
+    free_port: int, tmp_path: Path, certificates: Certificates
+) -> None:
+    trusted = {"ca_cert": certificates.ca_cert}
+    as_node = {**trusted, "is_host": "false", "client_cert_auth": "true"}
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for settings, words in (
+        (
+            {**trusted, **certificates.expired},
+            r"every other node would refuse .*expired.pem\): certificate has expired",
+        ),
+        (certificates.expired, "every other node would refuse .*certificate has expired"),
+        ({**trusted, **certificates.node}, "every other node would refuse .*node.pem.*mismatch"),
+        ({**trusted, **certificates.stranger}, r"every other node would refuse .*stranger.pem.*issuer.* ca_cert is /"),
+        ({**as_node, **certificates.expired}, r"the host would refuse .*expired.pem\): certificate has expired"),
+        ({**as_node, **certificates.stranger}, "the host would refuse .*stranger.pem.*issuer"),
+        (
+            {**trusted, "cert": str(pipe), "key": certificates.host["key"]},
+            rf"cert \({pipe}\) cannot be used: it is not",
+        ),
     ):
         parameters = RendezvousParameters("tcp", f"127.0.0.1:{free_port}", "job", 1, 2, None, **settings)
         with pytest.raises(UsageError, match=words):

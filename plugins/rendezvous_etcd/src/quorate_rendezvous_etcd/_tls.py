@@ -8,11 +8,12 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 
+from quorate.certificates import why_refused, why_unreadable
 from quorate.errors import UsageError
 
 from ._settings import Settings
 
-__all__ = ["make_tls_context"]
+__all__ = ["check_certificate", "make_tls_context"]
 
 
 def make_tls_context(settings: Settings, protocols: Sequence[str]) -> ssl.SSLContext | None:
@@ -54,13 +55,28 @@ def make_tls_context(settings: Settings, protocols: Sequence[str]) -> ssl.SSLCon
     return context
 
 
+def check_certificate(settings: Settings, host: str = "") -> str:
+    """Return why another node, or etcd, would refuse this node's certificate; ``""`` where it would not.
+
+    Arguments:
+        settings: with ``cert`` and ``key``.
+        host: what the others call this node, which then is a server as well as a client; empty: it is a client of
+            servers whose authority for clients is not known here.
+
+    Raises:
+        UsageError: a file cannot be used.
+    """
+    make_tls_context(settings, [])
+    if not settings.cert:
+        return ""
+    ca_cert = settings.ca_cert if host else ""
+    problem = why_refused(settings.cert, settings.key, ca_cert=ca_cert, as_client=True)
+    if host and not problem:
+        problem = why_refused(settings.cert, settings.key, ca_cert=ca_cert, host=host)
+    by = f", and ca_cert is {ca_cert}" if ca_cert else ""
+    return problem and f"the rendezvous setting cert={settings.cert!r} would be refused: {problem}{by}"
+
+
 def _check_file(name: str, path: str) -> None:
-    if not path:
-        return
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise UsageError(f"the rendezvous setting {name}={path!r} cannot be read: {error.strerror}") from None
-    if b"-----BEGIN" not in content:
-        raise UsageError(f"the rendezvous setting {name}={path!r} is not a PEM file")
+    if path and (problem := why_unreadable(path)):
+        raise UsageError(f"the rendezvous setting {name}={path!r} cannot be read: {problem}")

@@ -221,11 +221,17 @@ class _Opening:
             hosted_by=self.hosted_by,
             server=server,
             key=self._key("tcp"),
-            tls=_tls_of(self.params, self.endpoint.host),
+            tls=self._checked_tls(hosts=server is not None),
             shared_port=None if server is not None else self.shared_port,
             lendable=lendable,
             return_timeout=_return_timeout(self.params),
         )
+
+    def _checked_tls(self, *, hosts: bool) -> Tls | None:
+        tls = _tls_of(self.params, self.endpoint.host)
+        if tls is not None:
+            tls.check(hosts=hosts)
+        return tls
 
     def _serve(self) -> TcpStore:
         """Start a server and connect to it.  Raises OSError where the endpoint cannot be listened on."""
@@ -237,7 +243,7 @@ class _Opening:
             linger_timeout=self.params.get_as_float("linger_timeout", _LINGER_TIMEOUT_SECONDS),
             resolve_timeout=min(self.connect_timeout, _RESOLVE_TIMEOUT_SECONDS),
             key=self._key("tcp"),
-            tls=_tls_of(self.params, self.endpoint.host),
+            tls=self._checked_tls(hosts=True),
         )
         lendable: SharedPort | None = None
         try:

@@ -16,6 +16,7 @@ from typing import Any, cast, final
 
 from attrs import frozen
 
+from quorate.certificates import why_refused, why_unreadable
 from quorate.errors import UsageError
 from quorate.rendezvous import RendezvousParameters
 
@@ -120,14 +121,43 @@ class Tls:
         """Return what connections to the host are made with.  Raises UsageError for files that cannot be used."""
         return self._context(ssl.PROTOCOL_TLS_CLIENT)
 
+    def check(self, *, hosts: bool) -> None:
+        """Check this node's certificate as the others will: only they would see what is wrong, and not in which file.
+
+        Arguments:
+            hosts: this node is the host; else it shows its certificate only where ``client_cert_auth`` is set.
+
+        Raises:
+            UsageError: they would refuse it.
+        """
+        if not self.cert or not (hosts or self.client_cert_auth):
+            return
+        self._check_files()
+        try:
+            problem = why_refused(
+                self.cert, self.key, ca_cert=self.ca_cert, host=self.host if hosts else "", as_client=not hosts
+            )
+        except OSError:
+            return  # making the context names it
+        if problem:
+            by = f", and ca_cert is {self.ca_cert}" if self.ca_cert else ""
+            other = "every other node" if hosts else "the host"
+            raise UsageError(f"{other} would refuse the rendezvous setting cert ({self.cert}): {problem}{by}")
+
     def connect(self, sock: socket.socket, context: ssl.SSLContext) -> TlsSocket:
         """Return a client's end over ``sock``, which it takes over; :meth:`TlsSocket.shake_hands` is still to do."""
         return cast("TlsSocket", context.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False))
+
+    def _check_files(self) -> None:
+        for name, path in (("ca_cert", self.ca_cert), ("cert", self.cert), ("key", self.key)):
+            if path and (problem := why_unreadable(path)):
+                raise UsageError(f"the rendezvous setting {name} ({path}) cannot be used: {problem}")
 
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.sslsocket_class = TlsSocket
+        self._check_files()
         names = "ca_cert"
         try:
             if self.ca_cert:

@@ -5,7 +5,9 @@ What does not live here: what is done with a host (``_launch``), and the host's 
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 import threading
 from collections import deque
@@ -130,14 +132,16 @@ class Session:
 
     def kill(self) -> None:
         """End the connection without waiting for the other end."""
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)  # --ssh-command may name a script that runs ssh
 
     def await_end(self, seconds: float) -> None:
         """Wait until a connection that was closed has ended; one that does not end is killed after ``seconds``."""
         try:
             self._process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
 
     def _write(self) -> None:
         pipe = self._process.stdin
@@ -161,6 +165,8 @@ class Session:
                 self._take(text.removeprefix(MARK))
             else:
                 self._count(line)
+            if self.complaint:
+                break
 
     def _take(self, text: str) -> None:
         message = decode(text, ANSWERS)
@@ -189,6 +195,8 @@ class Session:
                 self._console.write_error(self.host.name, line)
             else:
                 self._count(line)
+            if self.complaint:
+                break
 
     def _wait(self) -> None:
         code = self._process.wait()

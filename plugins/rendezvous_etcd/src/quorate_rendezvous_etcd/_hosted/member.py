@@ -9,15 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 import threading
 from contextlib import suppress
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, final
 
 from attrs import frozen
 
 from quorate.clock import monotonic, sleep
 from quorate.errors import QuorateError, UsageError
+from quorate.files import temporary_folder
 from quorate.net import Endpoint, close_in_children, format_endpoint
 from quorate.notices import warn
 
@@ -25,6 +26,7 @@ from .._guardian import Guardian
 from .._import_lock import import_lock
 from .._process import Member
 from .._settings import Settings
+from .._tls import check_certificate
 from .life import Action, Event, EventKind, Phase, State, action_of, step
 from .names import Claim, Names
 from .peers import Identity, Peers
@@ -67,11 +69,13 @@ class HostedMember:
     """Runs the member that ``claim`` stands for, from :meth:`start` to :meth:`close`.
 
     Raises:
-        UsageError: its data has no place on this machine.
+        UsageError: its data has no place on this machine, or the other members would refuse its certificate.
     """
 
     def __init__(self, settings: Settings, names: Names, claim: Claim, options: MemberOptions) -> None:
         self._settings, self._names, self._claim, self._options = settings, names, claim, options
+        if problem := check_certificate(settings, names.endpoints[claim.index].host):
+            raise UsageError(problem)
         self.identity = Identity(settings, names, claim.index)
         self._peers = Peers(*self.identity)
         self._cluster: Cluster | None = None
@@ -342,15 +346,18 @@ def _make_folder(wanted: str) -> str:
         UsageError: no folder can be used, or it has too little room: a full disk would end etcd and the job's store.
     """
     in_memory = os.path.isdir(_MEMORY_FOLDER) and os.access(_MEMORY_FOLDER, os.W_OK)
-    place = wanted or (_MEMORY_FOLDER if in_memory and _has_room(_MEMORY_FOLDER) else tempfile.gettempdir())
+    place = wanted
     try:
+        if not place:
+            in_memory = in_memory and _has_room(_MEMORY_FOLDER)
+            place = _MEMORY_FOLDER if in_memory else temporary_folder(os.environ)[0]
         if not _has_room(place):
             raise OSError(errno.ENOSPC, f"it has less than {_ROOM_BYTES >> 20} MB left")
-        return tempfile.mkdtemp(prefix="quorate-etcd-", dir=place)
+        return mkdtemp(prefix="quorate-etcd-", dir=place)
     except OSError as error:
         raise UsageError(
-            f"the folder for the job's etcd cannot be made in {place}: {error.strerror}; set --rdzv-conf data_dir=… to "
-            "one that can be written to and has room"
+            f"the folder for the job's etcd cannot be made in {place or error.filename}: {error.strerror}; set "
+            "--rdzv-conf data_dir=… to one that can be written to and has room"
         ) from None
 
 

@@ -27,6 +27,7 @@ from quorate.rendezvous import LastWordWriter
 
 from .._limits import check_amount, check_value
 from .._settings import Settings
+from .._tls import check_certificate
 from .answers import RefusedError
 from .client import Client
 from .format import count_of, data_of, has_data, offset_of, pack_counter, pack_created, pack_put
@@ -71,10 +72,11 @@ class EtcdStore:
             self._membership.join(monotonic() + settings.connect_timeout_seconds)
         except StoreUnavailableError as error:
             self._client.close()
+            problem = check_certificate(settings)
             raise StoreUnavailableError(
                 f"cannot reach etcd at {settings.where} within {settings.connect_timeout_seconds:g} s ({error}). Make "
                 "sure that it runs and that this machine reaches it there (--rdzv-endpoint), with the right protocol "
-                "(TLS or not)"
+                "(TLS or not)" + (f"; {problem}" if problem else "")
             ) from None
         except BaseException:
             self._client.close()
