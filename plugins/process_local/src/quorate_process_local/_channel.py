@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from quorate.proc import forget, hold
+from quorate.text import parse_json
 
 __all__ = ["Channel"]
 
@@ -55,10 +56,8 @@ class Channel:
             raise EOFError
         if len(data) > _LONGEST_MESSAGE_BYTES:
             raise ValueError("it is too long")
-        try:
-            message = json.loads(data)
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
+        # Less deep than what can be encoded: an answer may hold what the worker has sent.
+        message = parse_json(data)
         if not isinstance(message, dict):
             raise ValueError("it is not an object")
         return message
