@@ -194,7 +194,7 @@ _PROGRAM = "the installed program or package, shown as text"
 ELSEWHERE: Mapping[str, str] = {
     "quorate_rendezvous_etcd/_hosted/cluster:_id_of": _OWN,
     "quorate_rendezvous_etcd/_process:Member._read": _PROGRAM,
-    "quorate_rendezvous_etcd/_process:Member.problem": _PROGRAM,
+    "quorate_rendezvous_etcd/_process:_text_of": _PROGRAM,
     "quorate_rendezvous_etcd/_process:features_of": _PROGRAM,
     "quorate_rendezvous_etcd/_server:EtcdServer._metrics": "the answer of its own etcd, in tests",
     "quorate_rendezvous_etcd/_v3/lease:new_lease_id": _OWN,

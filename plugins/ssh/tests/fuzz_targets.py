@@ -32,9 +32,11 @@ def _session(output: IO[bytes], errors: IO[bytes], events: list[Event]) -> Sessi
     session = object.__new__(Session)
     session.index, session.host, session.hello = 0, _HOST, {}
     session.is_started = session.is_missing = False
+    session.complaint, session._bytes_between = "", 0
+    session._expected = {"hello": dict, "problem": str, "detached": object}
     session.last_lines = deque(maxlen=5)
     session._console, session._post = Console(), events.append
-    session._process = SimpleNamespace(stdout=output, stderr=errors)  # type: ignore[assignment]
+    session._process = SimpleNamespace(stdout=output, stderr=errors, poll=lambda: 0)  # type: ignore[assignment]
     return session
 
 

@@ -27,6 +27,7 @@ __all__ = ["Member", "Ports", "features_of", "find_binary"]
 _READY = b"serving client traffic"
 #: More than the stack that follows an error.
 _LINES_KEPT = 60
+_LONGEST_LINE_BYTES = 1 << 16
 _FATAL = ('"level":"fatal"', '"level":"panic"')
 _END_SECONDS = 10.0
 
@@ -156,7 +157,7 @@ class Member:
 
     def _read(self, stream: IO[bytes]) -> None:
         try:
-            for line in stream:
+            for line in iter(lambda: stream.readline(_LONGEST_LINE_BYTES), b""):
                 self._lines.append(line.decode(errors="replace").rstrip())
                 if self._log >= 0:
                     try:
@@ -196,14 +197,13 @@ class Member:
     @property
     def problem(self) -> str:
         """What its log says of its end: the last line that tells an error, else the last of all."""
-        lines = list(self._lines)
-        told = [line for line in lines if line.startswith("panic:") or any(level in line for level in _FATAL)]
-        line = next(reversed(told or lines), "it said nothing")
-        try:
-            entry = json.loads(line)
-            return ": ".join(str(entry[name]) for name in ("msg", "error") if name in entry) or line
-        except (ValueError, TypeError, RecursionError):
-            return line
+        return self.last_error or _text_of(next(reversed(list(self._lines)), "it said nothing"))
+
+    @property
+    def last_error(self) -> str:
+        """The last line of its log that tells an error, ``""`` if none does: it was killed."""
+        told = (line for line in reversed(list(self._lines)) if _tells_error(line))
+        return _text_of(next(told, ""))
 
     def wait_for_news(self, seconds: float) -> bool:
         """Wait until it serves clients or has ended, for at most ``seconds``; return whether one of the two holds."""
@@ -234,3 +234,16 @@ class Member:
             self._process.wait()
         self._reader.join()
         self._log_stream.close()
+
+
+def _tells_error(line: str) -> bool:
+    return line.startswith("panic:") or any(level in line for level in _FATAL)
+
+
+def _text_of(line: str) -> str:
+    """Return what a line of the log says, without the rest of its JSON."""
+    try:
+        entry = json.loads(line)
+        return ": ".join(str(entry[name]) for name in ("msg", "error") if name in entry) or line
+    except (ValueError, TypeError, RecursionError):
+        return line

@@ -21,6 +21,7 @@ from quorate.errors import QuorateError, UsageError
 from quorate.files import temporary_folder
 from quorate.net import Endpoint, close_in_children, format_endpoint
 from quorate.notices import warn
+from quorate.text import printable
 
 from .._guardian import Guardian
 from .._import_lock import import_lock
@@ -38,6 +39,7 @@ __all__ = ["HostedMember", "MemberOptions"]
 
 _MEMORY_FOLDER = "/dev/shm"
 #: etcd sets 64 MB aside for each file of its log; three may be there at once.  Containers often have 64 MB in all.
+_LONGEST_PROBLEM = 300
 _ROOM_BYTES = 256 << 20
 _WATCH_SECONDS = 2.0
 _JOIN_SECONDS = 10.0
@@ -212,7 +214,10 @@ class HostedMember:
             self.has_met = self.has_met or event.kind in _MET
             self._changed.notify_all()
         if before.phase is Phase.SERVING and self.state.phase is not Phase.SERVING and not self._stopping.is_set():
-            what = "was removed from its cluster" if event.kind is EventKind.WAS_REMOVED else "has ended"
+            why = "" if self._process is None else printable(self._process.last_error, _LONGEST_PROBLEM)
+            what = "has ended" + (f" ({why})" if why else "")
+            if event.kind is EventKind.WAS_REMOVED:
+                what = "was removed from its cluster"
             warn(f"the etcd member at {self.endpoint}, on this machine, {what}; it is started again")
 
     def _perform(self, action: Action) -> Event:
@@ -256,7 +261,7 @@ class HostedMember:
         process = self._process
         if process is not None and not process.wait_for_end(0):
             return None
-        lines, problem = ("", "") if process is None else (process.last_lines, process.problem[:300])
+        lines, problem = ("", "") if process is None else (process.last_lines, process.problem[:_LONGEST_PROBLEM])
         if any(words in lines for words in _WAS_REMOVED):
             return Event(EventKind.WAS_REMOVED, problem=problem)
         if any(words in lines for words in _IS_KNOWN):
