@@ -202,3 +202,21 @@ def test_nodes_with_and_without_the_token_do_not_wait_for_each_other_in_silence(
         await_warning(capsys, "uses another job token", times=2)  # the one that came first says so, too
     assert not first.done()
     assert not second.done()
+
+
+def test_the_end_of_an_earlier_job_is_not_the_end_of_this_one(subject: Subject) -> None:
+    """Both jobs have one token; their names are their own."""
+    earlier, job = subject.job(), subject.job()
+    old = Stranger(earlier)
+    members = earlier.members(2, 2, 2)
+    join_all(members, SECONDS)
+    end_well(members)
+    end = old.read(Key.ended(0))
+    assert end is not None
+    stranger, members = Stranger(job), job.members(2, 2, 2)
+    stranger.store.create(old.name_of(Key.ended(0)), end)  # under the name that it had there: nobody looks at it
+    assert [info.world_size for info in join_all(members, SECONDS)] == [2, 2]
+    stranger.store.create(stranger.name_of(Key.ended(0)), end)
+    for member in members:
+        with pytest.raises(RendezvousError, match=rf"'{Key.ended(0)}'.*not signed with this job's token"):
+            start(member.await_change).result(SECONDS)
