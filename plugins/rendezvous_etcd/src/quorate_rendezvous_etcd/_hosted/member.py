@@ -27,7 +27,6 @@ from .._guardian import Guardian
 from .._import_lock import import_lock
 from .._process import Member
 from .._settings import Settings
-from .._tls import check_certificate
 from .life import Action, Event, EventKind, Phase, State, action_of, step
 from .names import Claim, Names
 from .peers import Identity, Peers
@@ -76,8 +75,8 @@ class HostedMember:
 
     def __init__(self, settings: Settings, names: Names, claim: Claim, options: MemberOptions) -> None:
         self._settings, self._names, self._claim, self._options = settings, names, claim, options
-        if problem := check_certificate(settings, names.endpoints[claim.index].host):
-            raise UsageError(problem)
+        if settings.secure:
+            _check_certificate(settings, names.endpoints[claim.index].host)
         self.identity = Identity(settings, names, claim.index)
         self._peers = Peers(*self.identity)
         self._cluster: Cluster | None = None
@@ -368,3 +367,11 @@ def _make_folder(wanted: str) -> str:
 
 def _has_room(place: str) -> bool:
     return shutil.disk_usage(place).free >= _ROOM_BYTES
+
+
+def _check_certificate(settings: Settings, host: str) -> None:
+    """Raise UsageError for a certificate that the other members would refuse."""
+    from .._tls import check_certificate  # ssl takes long to import
+
+    if problem := check_certificate(settings, host):
+        raise UsageError(problem)
