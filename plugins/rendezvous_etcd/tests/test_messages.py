@@ -61,6 +61,8 @@ def test_descriptors_are_read_however_the_compiler_wrapped_them(tmp_path: Path) 
         "D = make(name='x', serialized_pb=_b('\\n\\x01\\xff'))",
         "D = make(name='x', serialized_pb=b'\\n\\x01\\xff')",
         "D = pool.Default().AddSerializedFile(b'\\n\\x01\\xff')",
+        "# not the one in serialized_pb=here\nD = make(\n  serialized_pb=_b('\\n\\x01\\xff'),\n  more=[1,\n])\nX = 1",
+        "D = make(\n  serialized_pb=_b('\\n\\x01\\xff'),\n  more=[1,\n])\nwhat follows is not even parsed",
     ):
         path = tmp_path / "rpc_pb2.py"
         path.write_text(text)
