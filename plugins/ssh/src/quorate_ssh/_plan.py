@@ -182,11 +182,10 @@ def _hosts(texts: Mapping[str, str]) -> list[Host]:
         return parse_hosts(texts["hosts"])
     path = texts["hostfile"]
     try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST_HOSTFILE_BYTES + 1)
-        text = content.decode("utf-8-sig")  # Windows's editors begin a file with a mark
+        with open(path, encoding="utf-8-sig") as file:  # Windows's editors begin a file with a mark
+            text = file.read(_LARGEST_HOSTFILE_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--hostfile={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(content) > _LARGEST_HOSTFILE_BYTES:
+    if len(text) > _LARGEST_HOSTFILE_BYTES:
         raise UsageError(f"--hostfile={path} has more than {_LARGEST_HOSTFILE_BYTES >> 20} MiB; is it a list of hosts?")
     return parse_hostfile(text, path)
