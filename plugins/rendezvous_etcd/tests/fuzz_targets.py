@@ -192,7 +192,7 @@ TARGETS: Mapping[str, Target] = {
 _OWN = "this process has written it"
 _PROGRAM = "the installed program or package, shown as text"
 ELSEWHERE: Mapping[str, str] = {
-    "quorate_rendezvous_etcd/_hosted/cluster:_id_of": _OWN,
+    "quorate_rendezvous_etcd/_hosted/peers:_id_of": _OWN,
     "quorate_rendezvous_etcd/_process:Member._read": _PROGRAM,
     "quorate_rendezvous_etcd/_process:_text_of": _PROGRAM,
     "quorate_rendezvous_etcd/_process:features_of": _PROGRAM,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -163,9 +164,8 @@ def _tls_of(settings: Settings) -> ssl.SSLContext | None:
 
 
 def _is_of_tls(error: Exception) -> bool:
-    import ssl  # as above
-
-    return isinstance(error, ssl.SSLError)
+    loaded = sys.modules.get("ssl")
+    return loaded is not None and isinstance(error, loaded.SSLError)
 
 
 def read_members(sock: socket.socket, deadline: float) -> tuple[int, list[Listed]]:
