@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from quorate.catalogue import PluginKind
@@ -36,6 +39,7 @@ RUN_ID = "round"  # each round has a server of its own
 #: nodes -> seconds that a round over c10d may take
 LIMITS = {8: 0.020, 512: 0.1, 4096: 1.0}
 DEADLINE_SECONDS = 300.0
+_LEAST_PAIRS, _MOST_PAIRS = 4, 60
 
 
 @contextmanager
@@ -77,6 +81,24 @@ def etcd_server(enable_v2: bool = False) -> Iterator[str]:
         server.stop()
         if memory.is_dir():
             os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+
+
+@contextmanager
+def file_server() -> Iterator[str]:
+    """Yield a folder for the store of the example ``rendezvous_file``, which crowds find as if it were installed."""
+    with TemporaryDirectory() as folder:
+        made = Path(folder, "site", "quorate_rendezvous_file-0.0.0.dist-info")
+        made.mkdir(parents=True)
+        (made / "METADATA").write_text("Metadata-Version: 2.1\nName: quorate-rendezvous-file\nVersion: 0.0.0\n")
+        (made / "entry_points.txt").write_text("[quorate]\nfile = quorate_rendezvous_file:plugin\n")
+        source = HERE.parent / "docs" / "examples" / "rendezvous_file" / "src"
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(made.parent), str(source), before)))
+        Path(folder, "store").mkdir()
+        try:
+            yield str(Path(folder, "store"))
+        finally:
+            os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 #: torch's own rendezvous: backend -> what serves it
@@ -132,18 +154,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", action="store_true", help="draw the medians for the docs")
     parser.add_argument("--backends", default="c10d,tcp,etcd", help="ours to measure")
     parser.add_argument("--signed", action="store_true", help="ours with and without a job token, and nothing else")
+    parser.add_argument("--nodes", default="8,128,512", help="with --signed: how many")
+    parser.add_argument("--seconds", type=float, default=330.0, help="with --signed: how long to measure, about")
     options = parser.parse_args(argv)
     sizes: Sequence[int] = (8, 512) if options.quick else (8, 32, 128, 512, 2048, 4096)
     repeats = 2 if options.quick else 3
     if options.signed:
-        sizes, repeats = (8, 128, 512), 5 if options.quick else 15
+        sizes, repeats = tuple(map(int, options.nodes.split(","))), 0
     compile_sources()
     report = Report("rounds", repeats)
-    servers: dict[str, Callable[[], Any]] = {"c10d": c10d_server, "tcp": tcp_server, "etcd": etcd_server}
+    servers: dict[str, Callable[[], Any]] = {
+        "c10d": c10d_server, "tcp": tcp_server, "etcd": etcd_server, "file": file_server,
+    }  # fmt: skip
+    backends, began = options.backends.split(","), time.monotonic()
     try:
-        for nodes in sizes:
-            measure = _measure_signed if options.signed else _measure
-            measure(report, servers, options.backends.split(","), nodes, repeats)
+        for number, nodes in enumerate(sizes, 1):
+            if options.signed:
+                _measure_signed(report, servers, backends, nodes, began + options.seconds * number / len(sizes))
+            else:
+                _measure(report, servers, backends, nodes, repeats)
     except BenchmarkError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -179,36 +208,61 @@ def _measure(
 
 
 def _measure_signed(
-    report: Report, servers: dict[str, Callable[[], Any]], backends: Sequence[str], nodes: int, repeats: int
+    report: Report, servers: dict[str, Callable[[], Any]], backends: Sequence[str], nodes: int, deadline: float
 ) -> None:
+    """Measure pairs of a round with a token and one without, next to each other, until ``deadline`` (monotonic)."""
     samples: Samples = {}
-    busy_seconds: Samples = {}
-    kinds = [(backend, is_signed) for backend in backends for is_signed in (False, True)]
-    for backend, is_signed in in_turns(kinds, repeats):
-        if is_signed:
-            os.environ[TOKEN_VARIABLE] = "the token of a benchmark"
-        try:
-            with servers[backend]() as endpoint:
-                began = time.process_time()  # of the server, where this process serves the store
-                seconds, _, _, busy = one_round("_crowd", [backend, endpoint, RUN_ID], nodes)
-                busy += time.process_time() - began
-        finally:
-            os.environ.pop(TOKEN_VARIABLE, None)
-        name = f"quorate, {backend}" + (", signed" if is_signed else "")
-        samples.setdefault(name, []).append(seconds)
-        busy_seconds.setdefault(name, []).append(busy)
+    ratios: dict[str, list[float]] = {}
+    for turn in count():
+        if turn >= _MOST_PAIRS or (turn >= _LEAST_PAIRS and time.monotonic() >= deadline):
+            break
+        for backend in backends:
+            busy: dict[bool, float] = {}
+            for is_signed in (False, True) if turn % 2 else (True, False):
+                seconds, busy[is_signed] = _signed_round(servers[backend], backend, nodes, is_signed)
+                name = f"quorate, {backend}" + (", signed" if is_signed else "")
+                samples.setdefault(name, []).append(seconds)
+            if turn > 0:  # the first pair warms the caches
+                ratios.setdefault(backend, []).append(busy[True] / busy[False])
     targets = [
-        f"{name}: a signed round takes {_ratio(samples, name):.3f} times one that is not, and "
-        f"{_ratio(busy_seconds, name):.3f} times the processor time"
-        for name in (f"quorate, {backend}" for backend in backends)
+        f"quorate, {backend}: a signed round takes {statistics.median(found):.3f} times the processor time "
+        f"(95 % of the time between {low:.3f} and {high:.3f}; {len(found)} pairs)"
+        for backend, found in ratios.items()
+        for low, high in [_interval(found)]
     ]
     report.add(f"a round of {nodes} nodes with and without a job token, s", samples, targets)
 
 
-def _ratio(samples: Samples, name: str) -> float:
-    """Return the median of the ratios of neighbours: load that comes and goes meets both alike."""
-    pairs = zip(samples[f"{name}, signed"], samples[name], strict=True)
-    return statistics.median(signed / plain for signed, plain in pairs)
+def _signed_round(serve: Callable[[], Any], backend: str, nodes: int, is_signed: bool) -> tuple[float, float]:
+    """Return the seconds of one round, and the processor time of all nodes and of the store's server."""
+    if is_signed:
+        os.environ[TOKEN_VARIABLE] = "the token of a benchmark"
+    try:
+        with serve() as endpoint:
+            before = _server_seconds()
+            seconds, _, _, busy = one_round("_crowd", [backend, endpoint, RUN_ID], nodes)
+            return seconds, busy + _server_seconds() - before
+    finally:
+        os.environ.pop(TOKEN_VARIABLE, None)
+
+
+def _server_seconds() -> float:
+    """Return the processor time so far of this process, which may serve a store, and of the servers below it."""
+    total, waiting = time.process_time(), [os.getpid()]
+    while waiting:
+        for children in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+            for pid in map(int, children.read_text().split()):
+                waiting.append(pid)
+                for clock in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                    total += int(clock.read_text().split()[0]) / 1e9
+    return total
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the bounds of the median that 95 % of samples like this one would give (bootstrap)."""
+    chance = random.Random(0)
+    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(2000))
+    return medians[50], medians[1949]
 
 
 if __name__ == "__main__":
