@@ -21,6 +21,7 @@ from typing import Any, final
 from stage import Agent, DemoError, Message, Stage, hold_port, kill_and_wait
 
 EPOCHS = 60
+HOLD = "hold"  # keeps the training from its end until the replacement is there, however slow the machine is
 KILL_WORKER_AFTER = 8  # epochs
 KILL_AGENT_AFTER = 20
 WORKERS = 2  # per agent
@@ -61,6 +62,7 @@ def agent_arguments(port: int, backend: str, output: Path, *, hosts_store: bool)
         str(script),
         f"--epochs={EPOCHS}",
         "--epoch-seconds=0.3",
+        f"--hold={output / HOLD}",
         f"--output={output}",
         f"--progress={output / 'progress.fifo'}",
     ]
@@ -75,6 +77,7 @@ def perform(stage: Stage, story: Story, port: int, backend: str) -> None:
     """Run all scenes; the evidence is in ``stage.messages``, the agents' logs and the checkpoints."""
     output = stage.output
     story.say("two agents start, each with two workers: quorate run --nnodes=1:2 --nproc-per-node=2 … train.py")
+    (output / HOLD).touch()
     host = stage.start_agent("first", agent_arguments(port, backend, output, hosts_store=True))
     guest = stage.start_agent("second", agent_arguments(port, backend, output, hosts_store=False))
     stage.wait_for("training begins", first_step(-1, 2 * WORKERS), TIMEOUT_SECONDS)
@@ -88,6 +91,7 @@ def perform(stage: Stage, story: Story, port: int, backend: str) -> None:
     story.say("a replacement agent starts")
     stage.start_agent("replacement", agent_arguments(port, backend, output, hosts_store=False))
     seen = stage.wait_for("training in a world of four again", first_step(alone, 2 * WORKERS), TIMEOUT_SECONDS)
+    (output / HOLD).unlink()
     story.grow_seconds = seen.at - started
     story.say(f"four workers train again, {story.grow_seconds:.1f} s after the replacement was started")
 

@@ -131,7 +131,10 @@ def train(options: argparse.Namespace, progress: Progress) -> None:
     sampler: DistributedSampler[Any] = DistributedSampler(train_set, shuffle=True, seed=SEED)
     batches = DataLoader(train_set, batch_size=max(1, GLOBAL_BATCH // world_size), sampler=sampler)
     progress.report("ready", resumed_from=len(history))
-    for epoch in range(len(history) + 1, options.epochs + 1):
+    first = len(history) + 1
+    for epoch in range(first, options.epochs + 1):
+        while first < epoch == options.epochs and options.hold is not None and options.hold.exists():
+            time.sleep(0.05)
         begun = time.monotonic()
         sampler.set_epoch(epoch)
         loss = train_epoch(parallel, optimizer, batches, epoch, progress)
@@ -190,6 +193,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument(
         "--epoch-seconds", type=float, default=0.0, help="an epoch lasts at least this long, so that people can follow"
+    )
+    parser.add_argument(
+        "--hold", type=Path, metavar="FILE", help="while this file exists, do not go on to the last epoch"
     )
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="where checkpoints and result go")
     parser.add_argument("--progress", metavar="FIFO", help="named pipe for messages about progress")

@@ -10,7 +10,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
+
+from quorate.testing import free_port
 
 STEPS = 600
 TIMEOUT_SECONDS = 120.0  # for each wait; long, because machines can be slow
@@ -32,14 +33,15 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.pipe = folder, folder / "progress.fifo"
+        #: Keeps the training from its end until the last scene is over, however slow the machine is.
+        self.hold = folder / "hold"
+        self.hold.touch()
         os.mkfifo(self.pipe)
         self._descriptor = os.open(self.pipe, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._rest = b""
         self.lines: list[Line] = []
         self.agents: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port()
 
     def start_agent(self, workers: int) -> subprocess.Popen[bytes]:
         """Start an agent in place of one machine."""
@@ -49,6 +51,7 @@ class Stage:
             *("--rdzv-backend=tcp", f"--rdzv-endpoint=127.0.0.1:{self._port}", "--rdzv-id=digits"),
             "--rdzv-conf=last_call_timeout=0.5,lease_timeout=1",
             *(str(Path(__file__).with_name("train.py")), f"--steps={STEPS}", "--step-seconds=0.02"),
+            f"--hold={self.hold}",
         ]
         with (self.folder / f"agent-{len(self.agents)}.log").open("wb") as log:
             agent = subprocess.Popen(
@@ -135,6 +138,7 @@ def perform(stage: Stage) -> None:
     print(f"that agent killed; the next step of all {again_at - killed_at:.2f} s later: {shrunk}", flush=True)
     expect(set(shrunk.values()) == set(before.values()), "the three live on")
 
+    stage.hold.unlink()
     stage.wait("the end of the training", lambda: first.poll() is not None)
     while select.select([stage._descriptor], [], [], 0.0)[0]:
         stage.read(0.0)

@@ -23,6 +23,7 @@ from quorate_live import World, worlds
 SEED = 20260101
 GLOBAL_BATCH = 60  # by 1 to 6 workers, so that a step means the same in a world of any size
 LEARNING_RATE = 1e-2
+HELD_STEPS = 10  # while the training is held, each new world does one of them
 
 
 def load_data() -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--step-seconds", type=float, default=0.0, help="pause after a step, so that people can follow")
+    parser.add_argument("--hold", default="", metavar="FILE", help="while this file exists, do not go on to the end")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
@@ -83,7 +85,10 @@ def main() -> None:
             dist.init_process_group("gloo")
             step = world.share(model, optimizer, step)
             parallel = DistributedDataParallel(model)
+            first = step
             while step < options.steps:
+                while step > first and step >= options.steps - HELD_STEPS and os.path.exists(options.hold):
+                    time.sleep(0.02)
                 loss = train_one_step(parallel, optimizer, data, step)
                 step += 1
                 report("step", step=step, loss=loss)
