@@ -201,7 +201,7 @@ def test_an_agent_that_was_frozen_past_the_end_of_the_job_learns_it(open_v2: Ope
         assert kind == "StoreLostError"
         assert "no longer has the job" in message
         assert successor.get(["key"]) == [b"of the next job"]
-        assert len([path for path in v2_tree(open_v2.endpoint, "quorate") if "/k/" in path]) == 1
+        assert len([path for path in v2_tree(open_v2.endpoint, f"quorate/{open_v2.run_id}") if "/k/" in path]) == 1
 
 
 def test_keys_can_be_kept_for_a_look(open_v2: OpenV2) -> None:
@@ -216,17 +216,19 @@ def test_keys_can_be_kept_for_a_look(open_v2: OpenV2) -> None:
 
 
 def test_an_agent_that_was_frozen_while_the_job_went_on_comes_back(open_v2: OpenV2) -> None:
+    def members() -> int:
+        return sum("/members/" in path for path in v2_tree(open_v2.endpoint, f"quorate/{open_v2.run_id}"))
+
     other = open_v2()
     with V2Member(open_v2.endpoint, open_v2.run_id, member_ttl=2) as member:
         assert member.receive() == ("open", None)
-        entries = [path for path in v2_tree(open_v2.endpoint) if "/members/" in path]
-        assert len(entries) == 2
+        assert members() == 2
         member.process.send_signal(signal.SIGSTOP)
-        assert settles(lambda: len([path for path in v2_tree(open_v2.endpoint) if "/members/" in path]) == 1)
+        assert settles(lambda: members() == 1)
         other.put("key", b"value")
         member.process.send_signal(signal.SIGCONT)
         assert member.call("get", ["key"]) == [b"value"]
-        assert settles(lambda: len([path for path in v2_tree(open_v2.endpoint) if "/members/" in path]) == 2)
+        assert settles(lambda: members() == 2)
 
 
 def test_members_that_come_and_go_at_once_always_share_one_job(open_v2: OpenV2, shared_v2: EtcdServer) -> None:
