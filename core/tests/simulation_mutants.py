@@ -259,13 +259,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "seal without create",
         "a sealer that lost overwrites the seal of the winner",
         ((Transition, "create", _put_instead_of_create("/sealed")),),
-        likely=3,
+        likely=10,
     ),
     Mutant(
         "end without create",
         "the last reason why a round ended counts, not the first",
         ((Transition, "create", _put_instead_of_create("/ended")),),
-        likely=3,
+        likely=4,
     ),
     Mutant(
         "assignments of all sealers in one place",
@@ -284,7 +284,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "survivors are not waited for",
         "the next round is sealed while workers of the last one are stopping",
         ((_gather, "missing_survivors", _no_survivors),),
-        likely=9,
+        likely=3,
     ),
     Mutant(
         "workers are kept after being left out",
@@ -316,7 +316,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "restarts count twice",
         "each failure takes two from the budget",
         (_rule(Phase.RUNNING, _protocol.End, _no_budget),),
-        likely=1,
+        likely=3,
     ),
     Mutant(
         "an early request to join is dropped",
@@ -329,7 +329,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "broken waits are lost",
         "the driver forgets a wait whose connection broke",
         ((_executor.PendingWait, "finish", _always_answered),),
-        likely=40,
+        likely=141,
     ),
     Mutant(
         "min_nodes is ignored",
@@ -370,7 +370,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "frozen in name only",
         "the workers of a node that is cut off are not frozen",
         (_when(agent.Phase.RUNNING, agent.CutOff, _frozen_in_name),),
-        likely=136,
+        likely=191,
     ),
     Mutant(
         "frozen workers get a grace",
