@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -167,6 +168,19 @@ def test_keep_alive_on_a_closed_socket_is_not_an_error() -> None:
     sock = socket.socket()
     sock.close()
     net.set_keep_alive(sock)
+    net.set_linear_retransmission(sock)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="they are options of Linux")
+def test_lost_data_is_sent_again_at_even_intervals_also_by_what_a_listener_accepts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as sock:
+        net.set_linear_retransmission(listener)
+        net.set_linear_retransmission(sock)
+        sock.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            thin_linear_timeouts = 16  # linux/tcp.h
+            assert [each.getsockopt(socket.IPPROTO_TCP, thin_linear_timeouts) for each in (sock, accepted)] == [1, 1]
 
 
 class Owner:

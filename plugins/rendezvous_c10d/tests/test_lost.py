@@ -16,7 +16,7 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
-from quorate.testing import settles
+from quorate.testing import CuttableProxy, settles
 
 from .c10d_harness import DEADLINE_SECONDS, Member, descriptors
 
@@ -88,24 +88,18 @@ def test_a_frozen_host_is_unavailable_and_then_there_again(
 
 
 def test_a_create_without_an_answer_can_be_repeated(endpoint: str, open_store: Callable[..., Any]) -> None:
-    host, store = open_store(endpoint), open_store(endpoint)
-
-    class _DropsTheAnswer:
-        """Carries the call out and breaks the connection before the answer arrives."""
-
-        def __init__(self, real: Any) -> None:
-            self.real = real
-
-        def compare_set(self, key: str, expected: bytes, desired: bytes) -> bytes:
-            self.real.compare_set(key, expected, desired)
-            raise RuntimeError("Connection reset by peer")
-
-    store._work.store = _DropsTheAnswer(store._work.store)
-    with pytest.raises(StoreUnavailableError, match="may or may not have been applied"):
-        store.create("key", b"value")
-    assert store.create("key", b"value")
-    assert not store.create("key", b"value")
-    assert not host.create("key", b"value")
+    host = open_store(endpoint)
+    with CuttableProxy(endpoint) as proxy:
+        store = open_store(proxy.endpoint)
+        with (
+            proxy.losing_answers(),
+            pytest.raises(StoreUnavailableError, match="may or may not have been applied"),
+        ):
+            store.create("key", b"value")
+        assert store.create("key", b"value")
+        assert not store.create("key", b"value")
+        assert not host.create("key", b"value")
+        store.close()
 
 
 def test_a_dropped_connection_does_not_end_a_wait(endpoint: str, open_store: Callable[..., Any]) -> None:

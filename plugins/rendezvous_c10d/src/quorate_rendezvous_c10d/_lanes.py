@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections import deque
 from collections.abc import Sequence
 from typing import final
 
@@ -54,29 +53,25 @@ class Lanes:
             RuntimeError: ``work`` is broken, or there was no answer in time.
         """
         started = monotonic()
-        deadline, late_at = started + self._timeout, started + _LATE_SECONDS
         first, second = self._lane_of(work), None
+        # Where an answer is late already, this one would be later.
+        deadline, late_at = started + self._timeout, started + (0.0 if first.owed else _LATE_SECONDS)
         first.ask(requests)
         while True:
             for lane in (first, second):
                 if lane is not None and lane.has_answered:
                     return lane.answers
             now = monotonic()
-            if now >= deadline:
+            if now >= deadline or first.silent_for(now) >= self._timeout:
                 raise RuntimeError(f"no answer within {self._timeout:g} s")
             if now >= late_at:
                 late_at = deadline
-                second = self._second = self._second or _open(work, self._identity)
-                if second is not None:
-                    second.ask(requests)
+                second = self._ask_second(work, requests)
+                continue  # the answer may be there already
             _await([lane for lane in (first, second) if lane is not None], min(deadline, late_at) - now)
             first.move()
-            try:
-                if second is not None:
-                    second.move()
-            except RuntimeError:
-                second = None
-                self._drop_second()
+            if second is not None:
+                second = self._move_second(second)
 
     def settle(self, work: socket.socket) -> None:
         """Wait for the answers that are still to come over ``work``, so that torch can use it.
@@ -92,10 +87,6 @@ class Lanes:
             _await([lane], left)
             lane.move()
 
-    def local_port(self) -> int | None:
-        """Return the second connection's own port number, where there is one."""
-        return None if self._second is None else int(self._second.sock.getsockname()[1])
-
     def close(self) -> None:
         """Close the second connection; the first is torch's."""
         self._first = None
@@ -109,6 +100,26 @@ class Lanes:
         if self._first is None or self._first.sock is not work:
             self._first = _Lane(work)
         return self._first
+
+    def _ask_second(self, work: socket.socket, requests: Sequence[bytes]) -> _Lane | None:
+        if self._second is not None and self._second.silent_for(monotonic()) >= self._timeout:
+            self._drop_second()
+        if self._second is None:
+            self._second = _open(work, self._identity)
+        if self._second is None:
+            return None
+        try:
+            self._second.ask(requests)
+        except RuntimeError:
+            self._drop_second()
+        return self._second
+
+    def _move_second(self, second: _Lane) -> _Lane | None:
+        try:
+            second.move()
+        except RuntimeError:
+            self._drop_second()
+        return self._second
 
     def _drop_second(self) -> None:
         if self._second is not None:
@@ -124,28 +135,35 @@ class _Lane:
         self.sock = sock
         self.answers: list[bytes] = []
         self._count = 0
-        self._older: deque[bytes | None] = deque()  # answers before those; what each has to be, where that is known
-        self._nonce = nonce
+        self._older = 0  # how many answers to earlier questions come before those
+        self._nonce, self._identity = nonce, identity
         self._unsent = bytearray()
+        self._held = bytearray()  # until it is known which store answers
         self._reader = AnswerReader()
+        self._heard_at = monotonic()
         if nonce:
             self._unsent += greeting(nonce) + compare_set_request(IDENTITY_KEY, ABSENT, ABSENT)
-            self._older.append(identity)
 
     @property
     def owed(self) -> int:
         """How many answers are still to come."""
-        return len(self._older) + self._count - len(self.answers)
+        return self._older + self._count - len(self.answers)
 
     @property
     def has_answered(self) -> bool:
         return not self.owed
 
+    def silent_for(self, now: float) -> float:
+        """Return for how long an answer is owed and none has come, in seconds."""
+        return now - self._heard_at if self.owed else 0.0
+
     def ask(self, requests: Sequence[bytes]) -> None:
-        self._older.extend([None] * (self._count - len(self.answers)))
+        if not self.owed:
+            self._heard_at = monotonic()
+        self._older += self._count - len(self.answers)
         self.answers, self._count = [], len(requests)
         for request in requests:
-            self._unsent += request
+            (self._held if self._identity else self._unsent).extend(request)
         self.move()
 
     def wanted_events(self) -> int:
@@ -184,15 +202,23 @@ class _Lane:
                 raise RuntimeError("it does not answer a ping as a TCPStore does")
             self._nonce = b""
         try:
-            while self.owed and (value := self._reader.next_value()) is not None:
-                if not self._older:
-                    self.answers.append(value)
-                    continue
-                expected = self._older.popleft()
-                if expected is not None and value != expected:
-                    raise RuntimeError("it is another store")
+            while (self.owed or self._identity) and (value := self._reader.next_value()) is not None:
+                self._heard_at = monotonic()
+                self._take(value)
         except ValueError as error:
             raise RuntimeError(str(error)) from None
+
+    def _take(self, value: bytes) -> None:
+        if self._identity:
+            if value != self._identity:
+                raise RuntimeError("it is another store")
+            self._identity = b""
+            self._unsent += self._held
+            self._held.clear()
+        elif self._older:
+            self._older -= 1
+        else:
+            self.answers.append(value)
 
 
 def _open(work: socket.socket, identity: bytes) -> _Lane | None:
