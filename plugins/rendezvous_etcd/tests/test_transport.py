@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from h2.exceptions import H2Error
 
 from quorate.net import Endpoint
 from quorate.testing import settles
+from quorate_rendezvous_etcd._dial import dial
 from quorate_rendezvous_etcd._v3.http2 import LARGEST_MESSAGE, CallError
 from quorate_rendezvous_etcd._v3.transport import Channel
 
@@ -244,3 +246,13 @@ def test_who_only_waits_is_not_disturbed_by_silence(member: Callable[[Answer], C
     with pytest.raises(CallError) as caught:
         next(channel.stream("/service/Method", b"", 0.5))
     assert caught.value.code == "DEADLINE_EXCEEDED"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is an option of Linux")
+def test_lost_packets_are_sent_again_at_even_intervals() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = Endpoint(*listener.getsockname())
+        made: list[socket.socket] = []
+        with dial(endpoint, time.monotonic() + DEADLINE_SECONDS, made.append, made.remove) as sock:
+            thin_linear_timeouts = 16  # linux/tcp.h
+            assert sock.getsockopt(socket.IPPROTO_TCP, thin_linear_timeouts) == 1

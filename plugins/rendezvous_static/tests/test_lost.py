@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +118,20 @@ def test_a_frozen_host_is_unavailable_until_it_thaws(start_server: Any) -> None:
             assert time.monotonic() < end
     assert store.wait("key", LONG) == b"value"
     store.close()
+
+
+# --- packets are lost ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is an option of Linux")
+def test_lost_packets_are_sent_again_at_even_intervals_from_both_ends(server: TcpStoreServer, connect: Any) -> None:
+    store = connect()
+    store.put("key", b"value")
+    accepted = server._peers.sockets
+    assert accepted
+    thin_linear_timeouts = 16  # linux/tcp.h
+    for sock in (store._worker._socket, *accepted):
+        assert sock.getsockopt(socket.IPPROTO_TCP, thin_linear_timeouts) == 1
 
 
 # --- only the connection breaks -------------------------------------------------------------------------------------
