@@ -125,7 +125,3 @@ TARGETS: Mapping[str, Target] = {
     ),
     "records of detached agents": Target(_read_records, (json.dumps(_RECORD).encode(), b"[" * 600, b'{"job":".."}')),
 }
-
-ELSEWHERE: Mapping[str, str] = {
-    "quorate_ssh/_plan:_hosts": "opens the user's own file, a bounded part of it; parse_hostfile reads the text",
-}

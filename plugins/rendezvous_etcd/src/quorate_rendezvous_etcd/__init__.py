@@ -10,6 +10,7 @@ This module holds the plugin object alone.  Protobuf, HTTP/2 and python-etcd are
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, final
 
 from quorate.hookspecs import hookimpl
@@ -32,11 +33,15 @@ def __getattr__(name: str) -> Any:
     return EtcdServer
 
 
-def _open_v3(parameters: RendezvousParameters) -> Store:
-    settings = Settings.from_parameters(parameters)
+def _importing() -> AbstractContextManager[object]:
     from ._import_lock import import_lock  # it imports logging
 
-    with import_lock:
+    return import_lock
+
+
+def _open_v3(parameters: RendezvousParameters) -> Store:
+    settings = Settings.from_parameters(parameters)
+    with _importing():
         from ._v3.store import open_store  # h2 and protobuf are imported only where they are needed
 
     return open_store(settings)
@@ -48,9 +53,7 @@ def _check_v3(parameters: RendezvousParameters) -> None:
 
 def _open_v2(parameters: RendezvousParameters) -> Store:
     settings = Settings.from_parameters(parameters, is_v2=True)
-    from ._import_lock import import_lock  # it imports logging
-
-    with import_lock:
+    with _importing():
         from ._v2.store import open_store  # python-etcd is imported only where it is needed
 
     return open_store(settings, parameters.on_waiting)
@@ -61,9 +64,7 @@ def _check_v2(parameters: RendezvousParameters) -> None:
 
 
 def _open_hosted(parameters: RendezvousParameters) -> Store:
-    from ._import_lock import import_lock  # it imports logging
-
-    with import_lock:
+    with _importing():
         from ._hosted.store import open_store  # h2 and protobuf are imported only where they are needed
 
     return open_store(parameters)

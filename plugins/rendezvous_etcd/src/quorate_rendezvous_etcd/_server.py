@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from http.client import HTTPConnection, HTTPException
 from types import TracebackType
 from typing import IO, Any, final
 
@@ -255,8 +256,6 @@ class EtcdServer:
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def _metrics(self, index: int) -> str:
-        from http.client import HTTPConnection, HTTPException  # it takes 10 ms to load; only tests look for a leader
-
         connection = HTTPConnection(_HOST, self._port(index, 2), timeout=1.0)
         try:
             connection.request("GET", "/metrics")
