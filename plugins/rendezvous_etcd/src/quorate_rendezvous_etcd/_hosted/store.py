@@ -88,7 +88,7 @@ def _beginning_with(
 def _load_client() -> type[EtcdStore]:
     """Import what talks to etcd, and make its messages: etcd's own start takes no longer, and goes on meanwhile."""
     with import_lock:
-        from .._v3.messages import load_messages
+        from .._v3.messages import load_messages  # protobuf: etcd starts meanwhile
         from .._v3.store import EtcdStore  # as said
     load_messages()
     return EtcdStore
