@@ -49,7 +49,7 @@ HOSTS = {
     "has an endless problem": (GREETING + ASKED + say(problem="\x1b[2J\r\n" + "9" * 9000) + STAYS, "999…"),
     "answers before it is asked": (say(problem="") + STAYS, NOT_ASKED_FOR),
     "greets for ever": (FOREVER.format(GREETING), NOT_ASKED_FOR),
-    "answers for ever": (GREETING + FOREVER.format(say(problem="")), NOT_ASKED_FOR),
+    "answers for ever": (GREETING + FOREVER.format(say(detached=[])), NOT_ASKED_FOR),
     "prints text for ever": ("exec yes", ENDLESS),
     "prints errors for ever": ("exec yes >&2", ENDLESS),
     "prints bytes for ever": ("exec cat /dev/zero", ENDLESS),
