@@ -70,9 +70,9 @@ def digest(model: nn.Module) -> list[float]:
     return [float(norm.full_tensor() if isinstance(norm, DTensor) else norm) for norm in norms]
 
 
-def train_alone(steps: int) -> list[float]:
+def train_alone(steps: int, seed: int = 0) -> list[float]:
     """Return the digest after an undisturbed training."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model, optimizer = build()
     for step in range(steps):
         optimizer.zero_grad()

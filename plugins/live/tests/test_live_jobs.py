@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -199,8 +200,23 @@ def test_random_kills(tmp_path: Path, count: int) -> None:
         assert {line["RANK"] for line in ends} == {0, 1, 2}
         assert len({tuple(line["digest"]) for line in ends}) == 1, f"LIVE_SEED={seed}"
         begun = [(line["QUORATE_GENERATION"], line["RANK"], line["pid"], line["step"]) for line in job.of("begin")]
-        expected = pytest.approx(train_alone(ends[0]["step"]), rel=1e-6)
+        expected = pytest.approx(train_alone(ends[0]["step"], seed_of(job)), rel=1e-6)
         assert ends[0]["digest"] == expected, f"LIVE_SEED={seed}\n{begun}\n{job.output()}"
+
+
+def seed_of(job: Job) -> int:
+    """Return the seed of the training that has ended: of the first one, unless a world had no survivor.
+
+    Two workers of three are killed at times.  Where the third does not leave its world, which gloo may hold up, it is
+    stopped, and rank 0 of the next world begins anew.
+    """
+    seed, furthest = 0, 0
+    for line in sorted(job.of("begin"), key=itemgetter("QUORATE_GENERATION", "RANK")):
+        if line["RANK"] == 0 and line["step"] == 0 < furthest:
+            assert "did not leave its world in time" in job.output()
+            seed, furthest = line["pid"], 0
+        furthest = max(furthest, line["step"])
+    return seed
 
 
 def two_agents() -> tuple[tuple[str, ...], tuple[str, ...]]:
