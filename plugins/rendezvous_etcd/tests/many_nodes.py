@@ -13,9 +13,11 @@ from quorate import PluginHost, RendezvousHandler, RendezvousParameters, get_ren
 from quorate.rendezvous import Store
 from quorate.rendezvous._last_word import LastWords
 
-# Nobody dies here; heartbeats of a thousand nodes in a handful of processes would only measure those processes.  They
-# also all say goodbye at once, which on as many machines would take no longer than on one.
-_SETTINGS = {"lease_timeout": 120.0, "join_timeout": 120.0, "connect_timeout": 60.0, "operation_timeout": 20.0}
+# Nobody dies here.  Heartbeats and refreshed leases of a thousand nodes in a handful of processes would only measure
+# for how long those processes run, so none is due before they end.  The nodes also all say goodbye at once, which on
+# as many machines would take no longer than on one.
+_SETTINGS = {"lease_timeout": 1200.0, "member_ttl": 300.0, "join_timeout": 120.0}
+_SETTINGS |= {"connect_timeout": 60.0, "operation_timeout": 20.0}
 _SETTINGS |= {"close_timeout": 60.0}
 #: Each node has a guardian, an interpreter of its own.  More of them than this take the two cores from the nodes: 480
 #: nodes then need 67 s to join, and 8 s without, and send heartbeats meanwhile, which are counted.
