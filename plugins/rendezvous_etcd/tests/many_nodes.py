@@ -21,7 +21,7 @@ _SETTINGS |= {"connect_timeout": 60.0, "operation_timeout": 20.0}
 _SETTINGS |= {"close_timeout": 60.0}
 #: Each node has a guardian, an interpreter of its own.  More of them than this take the two cores from the nodes: 480
 #: nodes then need 67 s to join, and 8 s without, and send heartbeats meanwhile, which are counted.
-_MOST_GUARDIANS = 100
+_MOST_GUARDIANS = 20
 
 
 def main() -> None:
