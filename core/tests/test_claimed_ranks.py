@@ -77,7 +77,7 @@ def test_the_claim_of_a_live_nodes_rank_is_refused_before_its_lease_is_over(rank
 def test_a_claim_that_may_be_refused_does_not_end_the_round_whatever_the_policy_says() -> None:
     world, nodes = running(5, 2)
     claimer = world.add_node("claimer", fixed(2), joins_at=world.now, rank_hint=0)
-    claimer.decide_rescale = lambda summary, waiting: True  # type: ignore[method-assign]
+    claimer.decide_rescale = lambda summary, waiting: True  # type: ignore[method-assign] # a policy of this node alone
     world.run(world.now + 3 * LEASE)
     assert claimer.gave_up is not None
     assert not any(node.ends for node in nodes), world.explain("it has ended the round of the others")

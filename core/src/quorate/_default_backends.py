@@ -1,4 +1,4 @@
-"""The names of the rendezvous backends that are used where nobody names one.
+"""The names of the rendezvous backends that are used where the user names none.
 
 They stand here, and are not fields of the plugins' records, for two reasons.  What a command means must not depend on
 which plugins are installed: with a field, one more plugin could change the backend of a job, or two could claim the
@@ -13,7 +13,7 @@ from typing import Final
 
 __all__ = ["FIXED_RANKS", "ONE_NODE", "SEVERAL_NODES"]
 
-#: One node without an endpoint: it has nobody to meet.
+#: One node without an endpoint: it meets no other node.
 ONE_NODE: Final = "standalone"
 #: Several nodes, or an endpoint, in a program and under a scheduler.
 SEVERAL_NODES: Final = "tcp"

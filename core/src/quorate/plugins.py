@@ -367,7 +367,7 @@ def _checked(kind: PluginKind, answer: Any) -> list[Any]:
 
 
 def _wants_an_instance(plugin: type, name: str) -> bool:
-    """Return whether ``name`` is a method whose ``self`` nobody passes, where the class itself is the plugin."""
+    """Return whether ``name`` is a method that needs an instance, where the class itself is the plugin."""
     kind = inspect.getattr_static(plugin, name)
     return inspect.isfunction(kind) and list(inspect.signature(kind).parameters)[:1] == ["self"]
 

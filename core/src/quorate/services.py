@@ -127,7 +127,7 @@ class AgentView(Protocol):
         ...
 
     def store_latency(self, timeout: float) -> float | None:
-        """Return the seconds that one read of the rendezvous store took; ``None`` where there is no store to ask yet.
+        """Return the seconds that one read of the rendezvous store took; ``None`` as long as no store is open.
 
         Raises:
             StoreUnavailableError: no answer within ``timeout`` seconds.

@@ -20,7 +20,7 @@ _SETTINGS = {"lease_timeout": 1200.0, "member_ttl": 300.0, "join_timeout": 120.0
 _SETTINGS |= {"connect_timeout": 60.0, "operation_timeout": 20.0}
 _SETTINGS |= {"close_timeout": 60.0}
 #: Each node has a guardian, an interpreter of its own.  More of them than this take the two cores from the nodes: 480
-#: nodes then need 67 s to join, and 8 s without, and send heartbeats meanwhile, which are counted.
+#: nodes then need 67 s to join, and 8 s without, and who waits asks again meanwhile, which is counted.
 _MOST_GUARDIANS = 20
 
 

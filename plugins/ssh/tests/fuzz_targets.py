@@ -36,7 +36,7 @@ def _session(output: IO[bytes], errors: IO[bytes], events: list[Event]) -> Sessi
     session._expected = {"hello": dict, "problem": str, "detached": object}
     session.last_lines = deque(maxlen=5)
     session._console, session._post = Console(), events.append
-    session._process = SimpleNamespace(stdout=output, stderr=errors, poll=lambda: 0)  # type: ignore[assignment]
+    session._process = SimpleNamespace(stdout=output, stderr=errors, poll=lambda: 0)  # type: ignore[assignment] # no ssh
     return session
 
 

@@ -189,7 +189,7 @@ class Processes:
         return context.is_gone() or (self._is_releasing and bool(_kept_in(context)))
 
     def take_problem(self) -> str:
-        """Return, once, why this node should not join another round, ``""`` if there is no reason."""
+        """Return, once, why this node should not join another round; ``""``: it may join."""
         problems, self._problems = self._problems, []
         return "; ".join(problems)
 

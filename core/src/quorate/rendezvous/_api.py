@@ -41,8 +41,8 @@ _LONGEST_RUN_ID = 1024
 _MAY_CALL = optional(is_callable())
 
 
-def _tell_nobody(sentence: str) -> None:
-    """Nobody is to be told why opening the store takes longer."""
+def _ignore(sentence: str) -> None:
+    """Do not tell why opening the store takes longer: the caller has not asked for it."""
 
 
 def _check_run_id(run_id: str) -> None:
@@ -109,7 +109,7 @@ class RendezvousParameters:
         self.max_nodes = max_nodes
         self.local_addr = local_addr
         self.config = config
-        self.on_waiting: Callable[[str], None] = _tell_nobody
+        self.on_waiting: Callable[[str], None] = _ignore
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the setting ``key``, or ``default``."""

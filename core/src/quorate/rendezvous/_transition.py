@@ -243,9 +243,10 @@ def member_heartbeat_keys(state: State) -> tuple[str, ...]:
 
 
 def _keys_ahead(state: State) -> tuple[str, ...]:
-    """Return the heartbeat of the node ahead in line that is next, and of more the more of those before are gone.
+    """Return the heartbeats of the nodes that come next in line, before this one.
 
-    A line may begin with many that have left it: a node that is refused may be started again and again.
+    One at first, and as many more as have left the line before them, up to a limit.  Many may have left: a node that is
+    refused may be started again and again.
     """
     last = min(state.ticket, state.leader + min(state.leader, _MOST_AHEAD))
     return tuple(Key.ticket_heartbeat(state.round_number, ticket) for ticket in range(state.leader, last))

@@ -5,7 +5,10 @@ for the answer to the one before and to what was read in between, so that a few 
 the other nodes would call this one lost.  Two connections seldom stand still together.
 
 torch's client cannot send without waiting for the answer, so the requests are written here: only compare-and-sets,
-which may arrive twice.  What does not live here: what is asked (:mod:`._store`).
+which may arrive twice.  The later one finds another value than it expects, and changes nothing.  This holds as long as
+no key is deleted: a store that ends with its job keeps its keys until then.
+
+What does not live here: what is asked (:mod:`._store`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def greeting(nonce: bytes) -> bytes:
 
 
 def set_request(key: str, value: bytes) -> bytes:
-    """Write ``key``; there is no answer."""
+    """Write ``key``.  The server does not answer."""
     return bytes([_SET]) + _pack(f"/{key}".encode()) + _pack(value)
 
 

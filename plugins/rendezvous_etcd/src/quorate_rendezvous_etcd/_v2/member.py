@@ -73,7 +73,7 @@ class Membership:
     # --- joining --------------------------------------------------------------------------------------------------
 
     def join(self, deadline: float) -> None:
-        """Become a member of the job, the first one of a new job where nobody is in it, and keep it alive from now on.
+        """Become a member of the job and stay one.  A job without members is replaced by a new one.
 
         Raises:
             StoreUnavailableError: etcd did not answer by ``deadline`` (monotonic seconds).
