@@ -103,32 +103,38 @@ class Admin:
         """Have etcd forget all but the present."""
         self.call("KV", "Compact", "CompactionRequest", "CompactionResponse", revision=self.revision(), physical=True)
 
-    def rush(self, keys: int, seconds: float, writes: int) -> Any:
-        """Have etcd count ``keys`` keys for about ``seconds``, in one write, and send ``writes`` others meanwhile.
-
-        How often it can count them in that time is tried first: what else the machine does then counts, too.
-        Returns the future of the first, which is busy.
-        """
-        made, at_once = self._messages, 120
+    def fill(self, keys: int) -> int:
+        """Write that many keys below ``rush/``; return how often etcd counts them in a second, on this machine now."""
+        made, at_once, counts = self._messages, 120, 60
         for start in range(0, keys, at_once):
             puts = [made.PutRequest(key=b"rush/%d" % number) for number in range(start, start + at_once)]
             self.call("KV", "Txn", success=[made.RequestOp(request_put=put) for put in puts])
-        count = made.RequestOp(request_range=made.RangeRequest(key=b"rush/", range_end=b"rush0", count_only=True))
-        some = made.RequestOp(request_txn=made.TxnRequest(success=[count] * 20))
-        write = made.RequestOp(request_put=made.PutRequest(key=b"busy"))
-        tries = []
-        for _ in range(3):
-            began = time.monotonic()
-            self.call("KV", "Txn", success=[write, some])
-            tries.append(time.monotonic() - began)
-        busy = self._call_later("Txn", made.TxnRequest(success=[write, *[some] * round(seconds / min(tries))]))
-        self._later = [self._call_later("Put", made.PutRequest(key=b"more")) for _ in range(writes)]
+        began = time.monotonic()
+        self._call_later("Txn", self._count(counts)).result()
+        return max(1, round(counts / (time.monotonic() - began)))
+
+    def rush(self, counts: int, writes: int) -> Any:
+        """Have etcd count the keys of :meth:`fill` ``counts`` times, in one write, and send ``writes`` others then.
+
+        Returns the future of the first, which is busy.
+        """
+        busy = self._call_later("Txn", self._count(counts))
+        self._later = [self._call_later("Put", self._messages.PutRequest(key=b"more")) for _ in range(writes)]
         return busy
+
+    def _count(self, counts: int) -> Any:
+        """Return a transaction that writes and counts; nested, as etcd takes at most 128 operations at each level."""
+        made, at_once = self._messages, 120
+        write = made.RequestOp(request_put=made.PutRequest(key=b"busy"))
+        count = made.RequestOp(request_range=made.RangeRequest(key=b"rush/", range_end=b"rush0", count_only=True))
+        many = made.RequestOp(request_txn=made.TxnRequest(success=[count] * at_once))
+        some = made.RequestOp(request_txn=made.TxnRequest(success=[count] * (counts % at_once)))
+        return made.TxnRequest(success=[write, some, *[many] * (counts // at_once)])
 
     def _call_later(self, method: str, request: Any) -> Any:
         read = getattr(self._messages, f"{method}Response").FromString
         remote = self._channel.unary_unary(f"/etcdserverpb.KV/{method}", type(request).SerializeToString, read)
-        return remote.future(request, timeout=DEADLINE_SECONDS, metadata=self._metadata)
+        return remote.future(request, metadata=self._metadata)
 
     def enable_auth(self, password: str) -> None:
         """Make ``root`` with this password and require credentials from now on."""

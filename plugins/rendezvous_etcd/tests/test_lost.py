@@ -167,22 +167,27 @@ def test_a_full_database_is_told_with_the_remedy(start_etcd: Start, open_store: 
 
 
 @pytest.mark.slow(reason="etcd is kept busy for some seconds")
+@pytest.mark.timeout(400)
 def test_too_many_requests_are_borne(start_etcd: Start, open_store: Open, admin: Callable[..., Admin]) -> None:
     """etcd refuses writes while 5,000 taken ones wait to be applied; here they wait for one that counts for seconds."""
     server = start_etcd()
     operator = admin(server)
     hasty = open_store(endpoint=server.get_endpoint(), operation_timeout=0.5)
-    patient = open_store(endpoint=server.get_endpoint(), operation_timeout=DEADLINE_SECONDS)
-    rush = operator.rush(keys=48_000, seconds=5.0, writes=5_200)
+    # How long etcd counts is the machine's affair: what is seconds there alone may be a minute beside other work.
+    patient = open_store(endpoint=server.get_endpoint(), operation_timeout=300.0)
+    counts = 2 * operator.fill(48_000)
+    rush = operator.rush(counts, 5_200)
     waiting = InThread(patient.put, "key", b"value")
     said = set()
     while not any("etcdserver: too many requests" in words for words in said):
-        assert not rush.done(), said
+        if rush.done():  # before the others were sent
+            counts *= 2
+            rush = operator.rush(counts, 5_200)
         try:
             hasty.put("other", b"value")
         except StoreUnavailableError as error:
             said.add(str(error))
-    waiting.result()
+    waiting.result(seconds=300.0)
     assert patient.get(["key"]) == [b"value"]
 
     def is_answered() -> bool:
