@@ -60,7 +60,8 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
 def test_example_keeps_every_law(example: Path, environments: dict[str, dict[str, str]], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", tmp_path]
     done = subprocess.run(
-        [*command, "--basetemp", tmp_path / "base", example / "tests"],
+        # Laws mostly wait, each for a store of its own.
+        [*command, "-n", "3", "--basetemp", tmp_path / "base", example / "tests"],
         env={**environments[example.name], "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=tmp_path,
         capture_output=True,
