@@ -20,10 +20,12 @@ from attrs import evolve
 
 from quorate.clock import monotonic
 from quorate.files import write_all
+from quorate.proc import start_time_of
 from quorate.records import Event
 from quorate_watchdog._channels import ChannelError, named_channel
 from quorate_watchdog._messages import Lines
 from quorate_watchdog._service import WatchdogService
+from quorate_watchdog._timekeeper import Timekeeper
 from quorate_watchdog._timers import Timer, TimerKey, Timers
 
 from .conftest import DEADLINE_SECONDS, NODE, View, Watch, Work, wait_until
@@ -67,11 +69,12 @@ def test_a_block_that_takes_too_long_is_reported_with_its_scope(view: View, watc
 def test_blocks_that_end_in_time_are_not_reported(view: View, watch: Watch, work: Work) -> None:
     """The report of the last one, which was written later, shows that the earlier ones were read, and so released.
 
-    There are few enough for the pipe to hold them all: where it is full, starts are dropped.
+    There are few enough for the pipe to hold them all, even if the watchdog reads none of them meanwhile: where the
+    pipe is full, starts are dropped, and the last one would be as well.  Four messages take about 470 bytes.
     """
     code = """
 from quorate_watchdog import expires
-for _ in range(150):
+for _ in range(100):
     with expires(after=600), expires(after=500): pass
 timer = expires(after=600, scope='released')
 with timer: pass
@@ -271,6 +274,7 @@ sys.path.insert(0, sys.argv[1])
 from conftest import View, NODE, wait_until
 from quorate.records import Event
 from quorate_watchdog._service import WatchdogService
+from quorate_watchdog._timekeeper import Timekeeper
 view = View()
 service = WatchdogService(view)
 service.observe(Event("workers.started", "", NODE, 0, {}))
@@ -324,6 +328,23 @@ with expires(after=0.1, scope='last'): wait()
         agent.wait()
         agent.stdin.close()
         agent.stdout.close()
+
+
+def test_an_agent_that_is_late_every_time_reports_all_the_same(view: View, work: Work) -> None:
+    """It is slow, and not suspended: a machine that is short of time for hours must not hide a hang."""
+    worker = work(None, "wait()")
+    timekeeper = Timekeeper(view, [])
+    key = TimerKey(worker.pid, start_time_of(worker.pid), 1)
+    for _ in range(2):  # once it was on time it may be suspended again
+        late = 0
+        while view.reports.empty():
+            now = monotonic()
+            timekeeper.timers.set(key, Timer(now - 2.0, 1.0, "step"))
+            timekeeper.take([], now - 2.0)
+            late += 1
+            assert late < 10
+        assert late > 1
+        assert view.report().scope == "step"
 
 
 # --- heartbeats -----------------------------------------------------------------------------------------------------

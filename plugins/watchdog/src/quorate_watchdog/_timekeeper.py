@@ -26,6 +26,8 @@ _CHUNKS = 64
 #: Waking later than this means that the agent was suspended.  Timers are prolonged by that time, and by a grace in
 #: which workers that found the pipe full can write the rest.
 _LATE_SECONDS, _GRACE_SECONDS = 1.0, 5.0
+#: After so many late wake-ups in a row the agent is slow, and not suspended: it judges, or would never report a hang.
+_MOST_LATE = 3
 _MOST_TIMERS = 100_000
 _HEARTBEAT = "heartbeat"
 
@@ -52,6 +54,7 @@ class Timekeeper:
         self._changing = threading.Lock()
         self._frozen_at: float | None = None
         self._owed_seconds = 0.0
+        self._late_count = 0
 
     def next_deadline(self) -> float | None:
         """Return when the next timer ends, on the monotonic clock; ``None`` if none runs."""
@@ -79,8 +82,11 @@ class Timekeeper:
             owed, self._owed_seconds = self._owed_seconds, 0.0
         if owed:
             self.timers.prolong_all(owed)
-        elif deadline is not None and now > deadline + _LATE_SECONDS:
+        elif deadline is not None and now > deadline + _LATE_SECONDS and self._late_count < _MOST_LATE:
+            self._late_count += 1
             self.timers.prolong_all(now - deadline + _GRACE_SECONDS)
+        elif deadline is not None and now >= deadline:
+            self._late_count = 0
         self._start_times.clear()
         self._seen = None
         # Read before judging: the release of a timer may be in the pipe since before its deadline.
