@@ -21,6 +21,7 @@ from quorate.records import Event
 from quorate.services import AgentSnapshot, AgentView, HangReport, WorkerSnapshot
 from quorate.testing import settles
 from quorate_watchdog._service import WatchdogService
+from quorate_watchdog._timers import Timers
 
 DEADLINE_SECONDS = 30.0
 NODE = "node-of-the-test"
@@ -114,6 +115,12 @@ class Worker:
             assert stream is not None
             with suppress(BrokenPipeError):
                 stream.close()
+
+
+def timers_of(service: Any) -> Timers:
+    """Return the timers that a service knows of by now."""
+    timers: Timers = service._server._timekeeper.timers
+    return timers
 
 
 Watch = Callable[..., Any]

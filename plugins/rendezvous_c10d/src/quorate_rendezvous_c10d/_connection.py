@@ -21,6 +21,8 @@ from typing import Any, final
 from quorate.clock import monotonic
 from quorate.net import close_in_children, set_keep_alive, set_linear_retransmission
 
+from ._forks import GuardedStore, no_fork
+
 __all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store", "starting"]
 
 _LEVEL = "TORCH_CPP_LOG_LEVEL"
@@ -94,7 +96,7 @@ class Connection:
     """
 
     def __init__(self, store: Any, sock: socket.socket | None, server_port: int | None = None) -> None:
-        self.store = store
+        self.store: Any = GuardedStore(store)
         self.sock = sock
         self.server_port = server_port
         close_in_children(self)
@@ -222,7 +224,8 @@ def _construct(make: Callable[[], Any], port: int, deadline: float, operation_ti
         watchdog = threading.Thread(target=cut, name="quorate-c10d-connect", daemon=True)
         watchdog.start()
         try:
-            store = make()
+            with no_fork():
+                store = make()
         finally:
             done.set()
             watchdog.join()

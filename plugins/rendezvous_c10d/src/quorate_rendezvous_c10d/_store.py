@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn, TypeVar, final
@@ -24,6 +25,7 @@ from quorate.net import close_in_children, format_endpoint
 from quorate.rendezvous import LastWordWriter, RendezvousParameters
 
 from ._connection import Connection
+from ._forks import GuardedStore
 from ._hosting import register_local_host
 from ._lanes import Lanes
 from ._last_word import write_last_words
@@ -31,7 +33,7 @@ from ._linger import await_departures
 from ._opening import Opened, open_connections, reconnect
 from ._requests import compare_set_request
 from ._settings import LONGEST_TIMEOUT_SECONDS, Settings
-from ._values import ABSENT, STAMP_BYTES, STAMPED, first_line, prefix_of, read_one, strip
+from ._values import ABSENT, IDENTITY_KEY, STAMP_BYTES, STAMPED, first_line, prefix_of, read_one, strip
 
 __all__ = ["C10dStore", "open_store"]
 
@@ -392,6 +394,9 @@ class C10dStore:
                 return self._waiter
         self._refuse_if_over()
         waiter = self._restore(has_failed)
+        if not GuardedStore.has_called("wait"):
+            with suppress(RuntimeError):  # the connection is broken, which the caller's wait finds out
+                waiter.store.wait([IDENTITY_KEY], timedelta(seconds=_SLICE_SECONDS))
         with self._state:
             self._waiter = waiter
             if self._interrupted:
