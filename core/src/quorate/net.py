@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import sys
 import threading
@@ -64,6 +65,7 @@ class Endpoint:
 
 
 _MOST_PORT_DIGITS = 5
+_NOT_IN_A_HOST = re.compile(r"[\s/,@?#]")
 
 
 def format_endpoint(host: str, port: int) -> str:
@@ -104,7 +106,7 @@ def parse_endpoint(
         host, colon, port_text = entry, "", ""
     else:
         host, colon, port_text = entry.partition(":")
-    if not host or any(character.isspace() or character in "/,@?#" for character in host):
+    if not host or _NOT_IN_A_HOST.search(host):
         raise _malformed(text, "it has no host" if not host else f"{host!r} is not a host")
     if not colon and default_port is not None:
         return Endpoint(host, default_port)

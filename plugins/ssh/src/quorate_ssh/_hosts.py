@@ -95,14 +95,10 @@ def _parse(text: str, where: str = "") -> Host:
     is_number = not count or 0 < number <= _MOST_WORKERS
     is_user = not at or bool(user)
     is_wrong = not name or not is_user or not is_number or name.startswith(("-", "+")) or user.startswith("-")
-    if is_wrong or _has_space(entry) or _FOREIGN.search(name):
+    if is_wrong or " " in entry or not entry.isprintable() or _FOREIGN.search(name):
         packed = "; a packed list is written out, such as by: scontrol show hostnames" if "[" in name else ""
         raise UsageError(f"{where}{text!r} is not a host; {_EXAMPLE}{packed}")
     return Host(f"{user}{at}{name}", number or None)
-
-
-def _has_space(text: str) -> bool:
-    return any(character.isspace() or not character.isprintable() for character in text)
 
 
 def _checked(hosts: list[Host], where: str) -> list[Host]:
