@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from quorate.errors import (
 from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer
 
+from .certificates import Certificates
 from .etcd_harness import DEADLINE_SECONDS
 from .v2_harness import LossyProxy, OpenV2, in_background, is_waiting, v2, v2_tree
 
@@ -342,35 +342,19 @@ def test_a_directory_where_a_value_should_be(open_v2: OpenV2) -> None:
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``ca``, ``server`` and ``client`` (signed by it) and ``stranger`` (by nobody), each ``.pem`` and ``.key``."""
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes the certificates, is not installed")
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def make(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=DEADLINE_SECONDS)
-
-    new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for name in ("ca", "stranger"):
-        make(
-            "req", "-x509", *new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", "-days", "2"
-        )
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\n")
-    for name in ("server", "client"):
-        make("req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
-        make("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed)
-    return folder
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
-def test_tls_with_certificates_on_both_sides(start_etcd: StartEtcd, open_at: OpenV2, certificates: Path) -> None:
-    def file(name: str) -> str:
-        return str(certificates / name)
-
-    server = start_etcd(enable_v2=True, cert=file("server.pem"), key=file("server.key"), ca_cert=file("ca.pem"))
+def test_tls_with_certificates_on_both_sides(
+    start_etcd: StartEtcd, open_at: OpenV2, certificates: Certificates, tmp_path: Path
+) -> None:
+    ca_cert = certificates.ca_cert
+    server = start_etcd(enable_v2=True, cert=certificates.cert, key=certificates.key, ca_cert=ca_cert)
     endpoint = server.get_endpoint()
-    ours = {"ca_cert": file("ca.pem"), "cert": file("client.pem"), "key": file("client.key")}
+    ours = {"ca_cert": ca_cert, "cert": certificates.client_cert, "key": certificates.client_key}
     store = open_at(endpoint=endpoint, **ours)
     assert store.create("key", b"x" * 100_000)
     waiting = in_background(store.wait, "absent", 3600.0)
@@ -379,18 +363,24 @@ def test_tls_with_certificates_on_both_sides(start_etcd: StartEtcd, open_at: Ope
     assert waiting.result(DEADLINE_SECONDS) is None
     assert store.wait("key", 1.0) == b"x" * 100_000
 
-    assert "ca_cert" in _fails(
-        lambda: open_at(endpoint=endpoint, **{**ours, "ca_cert": file("stranger.pem")}), UsageError
-    )
+    stranger = Certificates(tmp_path)
+    assert "ca_cert" in _fails(lambda: open_at(endpoint=endpoint, **{**ours, "ca_cert": stranger.ca_cert}), UsageError)
     assert "TLS" in _fails(lambda: open_at(endpoint=endpoint, connect_timeout=0.5), StoreUnavailableError)
-    missing = file("none.pem")
+    missing = str(tmp_path / "none.pem")
     assert missing in _fails(lambda: open_at(endpoint=endpoint, ca_cert=missing), UsageError)
     # TLS 1.3 tells a client only afterwards that it should have shown a certificate.
     with pytest.raises((UsageError, StoreUnavailableError)):
-        open_at(endpoint=endpoint, ca_cert=file("ca.pem"), connect_timeout=0.5)
+        open_at(endpoint=endpoint, ca_cert=ca_cert, connect_timeout=0.5)
+    for name, days, usage, problem in (
+        ("expired", -1, "serverAuth,clientAuth", "expired"),
+        ("server-only", 2, "serverAuth", "purpose"),
+    ):
+        cert, key = certificates.issue(name, days=days, usage=usage)
+        with pytest.raises((UsageError, StoreUnavailableError), match=rf"cert='{cert}' would be refused: .*{problem}"):
+            open_at(endpoint=endpoint, **{**ours, "cert": cert, "key": key}, connect_timeout=0.5)
 
 
-def test_tls_asked_of_a_server_without_it(open_v2: OpenV2, certificates: Path) -> None:
+def test_tls_asked_of_a_server_without_it(open_v2: OpenV2, certificates: Certificates) -> None:
     endpoint = open_v2.endpoint
-    message = _fails(lambda: open_v2(endpoint=f"https://{endpoint}", ca_cert=str(certificates / "ca.pem")), UsageError)
+    message = _fails(lambda: open_v2(endpoint=f"https://{endpoint}", ca_cert=certificates.ca_cert), UsageError)
     assert "no TLS connection" in message

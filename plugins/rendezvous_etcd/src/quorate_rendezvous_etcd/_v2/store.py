@@ -15,11 +15,12 @@ from functools import partial
 from typing import TypeVar, final
 
 from quorate.clock import monotonic
-from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError
+from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
 from quorate.rendezvous import LastWordWriter
 
 from .._limits import check_amount, check_value
 from .._settings import Settings
+from .._tls import check_certificate
 from .answers import EXISTS, NOT_DIRECTORY, NOT_FILE, NOT_FOUND, Node, RefusedError, unexpected
 from .client import Client, InterruptedCallError, Route
 from .counter import count_at, is_counter, pack_addition, total
@@ -49,6 +50,14 @@ def open_store(settings: Settings, on_waiting: Callable[[str], None]) -> EtcdV2S
     membership = Membership(settings, route, on_waiting)
     try:
         membership.join(monotonic() + settings.connect_timeout_seconds)
+    except (StoreUnavailableError, UsageError) as error:
+        membership.leave()
+        # No member has answered: that may be due to this node's own certificate, whose file no other side can name.
+        problem = check_certificate(settings) if route.cluster_id is None else ""
+        if not problem:
+            raise
+        kind = UsageError if isinstance(error, UsageError) else StoreUnavailableError
+        raise kind(f"{error}; {problem}") from None
     except BaseException:
         membership.leave()
         raise

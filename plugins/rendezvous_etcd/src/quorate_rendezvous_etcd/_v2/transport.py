@@ -201,7 +201,9 @@ def _make_pool_manager(settings: Settings, endpoint: Endpoint, sockets: Sockets)
         def urlopen(  # type: ignore[override] # urllib3's own subclass differs from its base
             self, method: str, url: str, redirect: bool = True, **options: Any
         ) -> Any:
-            return _read_whole(super().urlopen(method, url, redirect, **{**options, "preload_content": False}))
+            return _read_whole(
+                super().urlopen(method, url, redirect, **{**options, "preload_content": False, "decode_content": False})
+            )
 
     tls = make_tls_context(settings, ["http/1.1"])
     options: dict[str, Any] = {} if tls is None else {"ssl_context": tls}
