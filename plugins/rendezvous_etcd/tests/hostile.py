@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from h2.connection import H2Connection
 from h2.events import ConnectionTerminated, DataReceived, RequestReceived, StreamEnded
 from h2.exceptions import H2Error
 
+from quorate import clock
 from quorate.net import Endpoint, parse_endpoint, shut_down
 from quorate_rendezvous_etcd._v3.http2 import CallError
 from quorate_rendezvous_etcd._v3.transport import Channel
@@ -118,11 +120,14 @@ def _text(value: bytes | str) -> str:
 class HostileV2Member:
     """Forwards API v2's requests to a real member.
 
-    ``twist(path, status, body)`` returns the status and the body that are answered in the place of the real ones.
+    ``twist(path, status, body)`` returns the status and the body that are answered in the place of the real ones,
+    ``fields`` are added to the header, and ``pause_seconds`` follow each byte.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.twist: Callable[[str, int, bytes], tuple[int, bytes]] = lambda path, status, body: (status, body)
+        self.fields: dict[str, str] = {}
+        self.pause_seconds = 0.0
         member = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -143,9 +148,15 @@ class HostileV2Member:
                 for name in ("X-Etcd-Index", "X-Etcd-Cluster-Id", "Content-Type"):
                     if headers.get(name):
                         self.send_header(name, headers[name])
-                self.send_header("Content-Length", str(len(body)))
+                for name, value in {**member.fields, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                with suppress(OSError):  # the client has gone
+                    if not member.pause_seconds:
+                        self.wfile.write(body)
+                    for byte in body if member.pause_seconds else b"":
+                        self.wfile.write(bytes([byte]))
+                        clock.sleep(member.pause_seconds)
 
             do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - the names are the base class's
 

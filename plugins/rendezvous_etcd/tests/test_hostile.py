@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -253,6 +255,27 @@ def test_json_that_etcd_does_not_write(
     v2_member.twist = lambda path, real_status, real_body: (real_status, real_body)
     assert store.get(["key"]) == [None]
     opener.close()
+
+
+def test_a_v2_answer_that_comes_byte_by_byte_is_given_up_in_time(open_v2: OpenV2, v2_member: HostileV2Member) -> None:
+    store = open_v2(endpoint=v2_member.endpoint, operation_timeout=0.3)
+    v2_member.twist = lambda path, status, body: (status, b" " * 100_000 + body)
+    v2_member.pause_seconds = 0.02
+    for call in (partial(store.get, ["key"]), partial(store.put, "key", b""), partial(store.wait, "key", 0.3)):
+        with pytest.raises(StoreUnavailableError, match="etcd does not answer"):
+            in_background(call).result(DEADLINE_SECONDS)
+    v2_member.twist, v2_member.pause_seconds = (lambda path, status, body: (status, body)), 0.0
+    store.put("key", b"value")
+    assert store.get(["key"]) == [b"value"]
+
+
+def test_a_v2_answer_that_is_packed_is_not_unpacked(open_v2: OpenV2, v2_member: HostileV2Member) -> None:
+    """One MiB becomes a GiB, and each attempt would take the memory and the time."""
+    store = open_v2(endpoint=v2_member.endpoint, operation_timeout=0.3)
+    bomb = gzip.compress(bytes(1 << 24)) * 64
+    v2_member.twist, v2_member.fields = (lambda path, status, body: (status, bomb)), {"Content-Encoding": "gzip"}
+    with pytest.raises(StoreUnavailableError, match="it does not answer as etcd does"):
+        store.get(["key"])
 
 
 @pytest.mark.parametrize("amount", ["9007199254740993", "-9007199254740993", LARGE, "\u0663", "1_0"])

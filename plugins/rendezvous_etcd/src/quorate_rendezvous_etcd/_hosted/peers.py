@@ -192,7 +192,10 @@ def _read_answer(sock: socket.socket, deadline: float) -> tuple[dict[bytes, byte
             # Not until the connection is closed: etcd may leave it open.
             if len(body) >= int(fields.get(b"content-length", b"0")):
                 return fields, body
-        sock.settimeout(max(0.001, deadline - monotonic()))
+        left = deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError("the whole answer did not come in time")
+        sock.settimeout(left)
         data = sock.recv(1 << 16)
         if not data or len(answer) > _LARGEST_ANSWER:
             raise ValueError("it does not answer as etcd does")

@@ -5,6 +5,8 @@ What does not live here: requests and retries (:mod:`.client`).
 
 from __future__ import annotations
 
+import http.client
+import io
 import logging
 import socket
 import sys
@@ -175,6 +177,8 @@ def _make_pool_manager(settings: Settings, endpoint: Endpoint, sockets: Sockets)
 
     # urllib3's own SOCKS connections replace the same method.
     class Plain(HTTPConnection):
+        response_class = _TimedResponse
+
         def _new_conn(self) -> socket.socket:
             return connect(self)
 
@@ -183,6 +187,8 @@ def _make_pool_manager(settings: Settings, endpoint: Endpoint, sockets: Sockets)
             sockets.made += 1
 
     class Secure(HTTPSConnection):
+        response_class = _TimedResponse
+
         def _new_conn(self) -> socket.socket:
             return connect(self)
 
@@ -210,6 +216,41 @@ def _make_pool_manager(settings: Settings, endpoint: Endpoint, sockets: Sockets)
     manager = Pools(retries=False, maxsize=1, block=False, **options)
     manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return manager
+
+
+@final
+class _TimedSource(io.RawIOBase):
+    """Reads from a socket until a deadline: its own timeout begins anew with each byte that a slow member sends."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        timeout = sock.gettimeout()
+        self._deadline = None if timeout is None else monotonic() + timeout
+        self._sock, self._source = sock, sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._deadline is not None:
+            left = self._deadline - monotonic()
+            if left <= 0:
+                raise TimeoutError("the whole answer did not come in time")
+            self._sock.settimeout(left)
+        return self._source.readinto(buffer)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+@final
+class _TimedResponse(http.client.HTTPResponse):
+    """An answer that has to be there, to its last byte, within the connection's timeout."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_TimedSource(sock))
 
 
 def _read_whole(response: Any) -> HTTPResponse:
