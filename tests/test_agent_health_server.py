@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ class TestOnOneBackend:
     def test_hostile_clients_slow_neither_the_agent_nor_the_job(
         self, job: Job, ear: Ear, gate: Gate, port: int, tmp_path: Path
     ) -> None:
-        """500 idle connections, clients that dawdle, 10 MB of headers, pipelined garbage: all at once, for a while."""
+        """500 idle connections, clients that dawdle or do not read, 10 MB of headers, garbage: all at once, for a while."""
         turns = tmp_path / "turns"
         plan = job.plan(health_workers.wait, ear.path, gate.path, plugins=("tests.health_workers:turn_meter",))
         host = job.start(plan, **{PORT_VARIABLE: str(port), "TURNS": str(turns)})
@@ -263,7 +263,9 @@ def check_status(status: dict[str, Any], run_id: str, running: list[dict[str, An
 def attack(port: int) -> Iterator[None]:
     """Harm as much as a client can, until the block ends."""
     stop = threading.Event()
-    threads = [threading.Thread(target=target, args=(port, stop)) for target in (_idle, _dawdle, _flood, _garble)]
+    threads = [
+        threading.Thread(target=target, args=(port, stop)) for target in (_idle, _dawdle, _flood, _garble, _ignore)
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -310,6 +312,20 @@ def _flood(port: int, stop: threading.Event) -> None:
 def _garble(port: int, stop: threading.Event) -> None:
     request = b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n"
     _send_until(port, stop, request * 200 + b"\x16\x03\x01\x00\xff\r\n\r\nPOST / HTTP/9.9\r\n\r\n" * 200)
+
+
+def _ignore(port: int, stop: threading.Event) -> None:
+    """Ask for the page again and again, and read no answer; every other client says that it will send no more."""
+    with ExitStack() as stack:
+        for number in range(300):
+            if stop.wait(0.005):
+                return
+            client = stack.enter_context(_connect(port))
+            with suppress(OSError):
+                client.sendall(b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                if number % 2:
+                    client.shutdown(socket.SHUT_WR)
+        stop.wait()
 
 
 def _send_until(port: int, stop: threading.Event, data: bytes) -> None:

@@ -7,6 +7,8 @@ import os
 import resource
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -16,13 +18,21 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.services import AgentSnapshot, WorkerSnapshot
+from quorate.testing import settles
 from quorate_health._import_lock import import_lock
 from quorate_health._journal import Journal
 from quorate_health._pulse import Pulse
+from quorate_health._server import _LIFETIME_SECONDS, _MOST_UNSENT_BYTES, _THREADS
 from quorate_health._service import HealthService
 from quorate_health._status import Status
 
 from .conftest import DEADLINE, StubAgent, ask, start, wait_until
+
+PATHS = (
+    *(b"/../../etc/passwd", b"/status/../../../etc/passwd", b"/%2e%2e/%2e%2e/etc/passwd", b"/livez/", b"/livez%00"),
+    *(b"/livez\0.txt", b"/.", b"/LIVEZ", b"/" + b"../" * 2000, b"/%ff%fe", b"*", b"/;/livez"),
+)
+
 
 # --- clients --------------------------------------------------------------------------------------------------------
 
@@ -35,6 +45,12 @@ from .conftest import DEADLINE, StubAgent, ask, start, wait_until
         (b"nonsense\r\n\r\n", b"400"),
         (b"GET /livez HTTP/1.1\r\nContent-Length: x\r\n\r\n", b"400"),
         (b"GET /livez HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", b"501"),
+        *((b"GET " + path + b" HTTP/1.1\r\n\r\n", b"404") for path in PATHS),
+        *((method + b" /livez HTTP/1.1\r\n\r\n", b"405") for method in (b"BREW", b"CONNECT", b"DELETE", b"OPTIONS")),
+        (b"GET //livez HTTP/1.1\r\n\r\n", b"200"),
+        (b"GET /\xff\xfe HTTP/1.1\r\n\r\n", b"400"),
+        (b"get /livez HTTP/1.1\r\n\r\n", b"400"),
+        (b"G\0T /livez HTTP/1.1\r\n\r\n", b"400"),
         (b"GET /livez HTTP/1.1\r\n\r\nGET /readyz HTTP/1.1\r\n\r\n", b"200"),
     ],
 )
@@ -70,6 +86,95 @@ def test_idle_connections_are_closed_for_those_with_requests(agent: StubAgent) -
         service.close()
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /li", b"GET /livez HTTP/1.1\r\nX: y\r\n", b"GET /livez HTTP/1.1\r\n\r\n"])
+def test_a_connection_that_its_client_closes_halfway_is_closed(service: HealthService, sent: bytes) -> None:
+    """A client that will say no more, but would still listen, holds nothing."""
+    ask(service, "/livez")
+    with socket.create_connection(("127.0.0.1", service.port), timeout=DEADLINE) as client:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            while client.recv(4096):
+                pass
+        wait_until(lambda: not _has_clients(service))
+
+
+def test_clients_that_do_not_read_their_answers_fill_no_memory(
+    service: HealthService, agent: StubAgent, tmp_path: Path
+) -> None:
+    log = tmp_path / "stderr.log"
+    log.write_text(("\u00e9" * 390 + "\n") * 20)
+    agent.workers = tuple(
+        WorkerSnapshot(index, index, os.getpid(), stdout=str(log), stderr=str(log)) for index in range(16)
+    )
+    assert 60 * len(ask(service, "/status.json")[1]) > 1.5 * _MOST_UNSENT_BYTES
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(60):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(DEADLINE)
+            client.connect(("127.0.0.1", service.port))
+            client.sendall(b"GET /status.json HTTP/1.1\r\n\r\n")
+            clients.append(client)
+        for client in clients:
+            with suppress(ConnectionResetError):
+                client.recv(1, socket.MSG_PEEK)  # its answer has begun, or it was sent away
+        # Within the life of a connection, whose end would free it in any case.
+        assert settles(lambda: _unsent_bytes(service) <= _MOST_UNSENT_BYTES, _LIFETIME_SECONDS / 2)
+        assert ask(service, "/livez")[0] == 200
+
+
+def _unsent_bytes(service: HealthService) -> int:
+    assert service._server is not None
+    return sum(channel.total_outbufs_len for channel in list(service._server._listener.active_channels.values()))
+
+
+def test_ten_thousand_connections_cost_a_bounded_share_of_threads_descriptors_and_memory(
+    service: HealthService, agent: StubAgent
+) -> None:
+    """They come from another process and stay; the kernel keeps those for which the server has no place."""
+    ask(service, "/status")
+    assert service._server is not None
+    most = service._server._listener.most_connections
+    before, turns = _memory_bytes(), agent.turns
+    script = (
+        "import errno, resource, socket, sys\n"
+        "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n"
+        "held = []\n"
+        "for number in range(min(10_000, most - 50)):\n"
+        "    client = socket.socket()\n"
+        "    client.setblocking(False)\n"
+        "    client.connect_ex(('127.0.0.1', int(sys.argv[1])))\n"
+        "    held.append(client)\n"
+        "print(len(held), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(service.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as crowd:
+        assert crowd.stdin is not None
+        assert crowd.stdout is not None
+        assert int(crowd.stdout.readline()) > most
+        wait_until(lambda: _connections(service) >= most * 7 // 8)
+        assert _connections(service) <= most
+        assert len(os.listdir("/proc/self/fd")) < most + 200
+        assert sum(thread.name.startswith("quorate-health") for thread in threading.enumerate()) == _THREADS + 1
+        assert _memory_bytes() - before < 64 << 20
+        assert agent.turns == turns, "a connection alone is no work for the agent"
+        crowd.stdin.close()
+
+
+def _memory_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _connections(service: HealthService) -> int:
+    assert service._server is not None
+    return len(service._server._listener.active_channels)
+
+
 def test_no_thread_wakes_without_clients(service: HealthService) -> None:
     """No polling: the server's threads do not run at all between requests."""
     ask(service, "/livez")
@@ -89,8 +194,7 @@ def _switches_within(seconds: float, threads: set[int | None]) -> int:
 
 
 def _has_clients(service: HealthService) -> bool:
-    assert service._server is not None
-    return bool(service._server._listener.active_channels)
+    return _connections(service) > 0
 
 
 def _switches(threads: set[int | None]) -> int:

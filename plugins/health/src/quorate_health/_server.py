@@ -8,6 +8,7 @@ What does not live here: what is served (:mod:`._app`).  waitress bounds the siz
 | life of a connection | ``_LIFETIME_SECONDS``, however often its client sends a byte |
 | open connections | ``_CONNECTIONS``, and a quarter of the process' descriptors |
 | accepted connections | ``_ACCEPTS_PER_SECOND``; none for ``_PAUSE_SECONDS`` when the process has no descriptor left |
+| answers that clients do not read | ``_MOST_UNSENT_BYTES`` in all; beyond, the oldest of their connections end |
 | looks at the connections | a hundred a second, while there are more than ``_MANY`` |
 | threads | ``_THREADS`` and the server's own; none wakes up without a client |
 
@@ -40,6 +41,9 @@ _REQUEST_SECONDS, _LIFETIME_SECONDS, _BATCH_SECONDS = 1.0, 20.0, 0.01
 _THREADS = 3
 _ACCEPTS_PER_SECOND, _BURST = 250.0, 256.0
 _LARGEST_HEADER, _LARGEST_BODY = 16 * 1024, 1024
+_MOST_UNSENT_BYTES = 16 << 20
+#: What the kernel holds of one answer.  It would take some MiB for each client that does not read.
+_KERNEL_BYTES = 64 * 1024
 _LONGEST_ABSOLUTE_ADDRESS = 128
 #: Connections that the kernel keeps until they are accepted; it resets further ones.
 _BACKLOG = 1024
@@ -128,6 +132,8 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
                 return  # no further client waits
             self._credit -= 1.0
             connection, address = accepted
+            with suppress(OSError):  # the client has gone
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BYTES)
             self.channel_class(self, connection, address, self.adj, map=self._map)
 
     def _oldest(self) -> _Channel:
@@ -150,8 +156,19 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
             if oldest.begun_at + _REQUEST_SECONDS > now:
                 break
             oldest.handle_close()
+        self._close_unread()
         begun = [channel.begun_at for channel in self.active_channels.values()]
         return min(begun) + _LIFETIME_SECONDS - now if begun else None
+
+    def _close_unread(self) -> None:
+        """Close the oldest connections with an answer that their clients do not read, while they hold too much."""
+        unread = [channel for channel in self.active_channels.values() if channel.total_outbufs_len]
+        held = sum(channel.total_outbufs_len for channel in unread)
+        unread.sort(key=lambda channel: channel.begun_at, reverse=True)
+        while held > _MOST_UNSENT_BYTES and len(unread) > 1:  # a single answer may be larger
+            oldest = unread.pop()
+            held -= oldest.total_outbufs_len
+            oldest.handle_close()
 
 
 @final
@@ -172,6 +189,7 @@ class Server:
             backlog=_BACKLOG,
             max_request_header_size=_LARGEST_HEADER,
             max_request_body_size=_LARGEST_BODY,
+            outbuf_overflow=_MOST_UNSENT_BYTES,  # below that no answer goes through a temporary file
             channel_request_lookahead=0,
             ident=None,
             log_socket_errors=False,
