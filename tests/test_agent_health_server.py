@@ -191,7 +191,7 @@ class TestOnOneBackend:
     def test_hostile_clients_slow_neither_the_agent_nor_the_job(
         self, job: Job, ear: Ear, gate: Gate, port: int, tmp_path: Path
     ) -> None:
-        """500 idle connections, clients that dawdle or do not read, 10 MB of headers, garbage: all at once, for a while."""
+        """500 idle connections, clients that dawdle or read nothing, 10 MB of headers, garbage: all at once."""
         turns = tmp_path / "turns"
         plan = job.plan(health_workers.wait, ear.path, gate.path, plugins=("tests.health_workers:turn_meter",))
         host = job.start(plan, **{PORT_VARIABLE: str(port), "TURNS": str(turns)})

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from quorate.testing import free_port
 
 WORKER = str(Path(__file__).with_name("saving_worker.py"))
@@ -69,3 +71,47 @@ def test_a_job_that_may_be_smaller_goes_on_without_the_pod(tmp_path: Path) -> No
         assert (second.returncode, first.returncode) == (75, 0), error + second_error
     assert saved(tmp_path) == ["saved-0-0", "saved-1-0"]
     assert out.count("begins") == 1  # the line of the first round has been read: this is the second
+
+
+#: Fills the disk on which its deadline would be announced.
+FILLS = """
+import contextlib, os, pathlib, signal, sys
+import quorate
+def save(number, frame):
+    pathlib.Path(sys.argv[1], "saved").write_text(f"{number} {quorate.deadline()}")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+with contextlib.suppress(OSError), open(f"{os.environ['TMPDIR']}/ballast", "wb", buffering=0) as ballast:
+    while True:
+        ballast.write(bytes(4096))
+print("begins", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_a_deadline_that_meets_a_full_disk_is_a_warning_and_the_worker_still_saves(tmp_path: Path) -> None:
+    (place := tmp_path / "small").mkdir()
+    (script := tmp_path / "fills.py").write_text(FILLS)
+    mount = f"mount -t tmpfs -o size=64k tmpfs '{place}' || exit 77; export TMPDIR='{place}'; exec \"$@\""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "SLURM", "OMPI"))}
+    pod = {"KUBERNETES_SERVICE_HOST": "1", "JOB_COMPLETION_INDEX": "0", "HOSTNAME": "train-0"}
+    command = [sys.executable, "-m", "quorate", "run", "--standalone", str(script), str(tmp_path)]
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", *command],
+        env={**own, **pod, "QUORATE_DISABLE_PLUGINS": "health"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "begins\n"
+        agent.send_signal(signal.SIGTERM)
+        _, errors = agent.communicate(timeout=SECONDS)
+    assert agent.returncode == 75, errors
+    assert (tmp_path / "saved").read_text() == "15 None"
+    assert f"the workers' deadline could not be written to {place}/quorate-deadline-" in errors
+    assert ": No space left on device" in errors
+    assert "Traceback" not in errors

@@ -139,6 +139,25 @@ def test_an_unusable_folder_for_temporary_files_is_replaced_with_a_word(tmp_path
     assert f"{folder} cannot be used for temporary files" in done.stderr
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_call_that_does_not_fit_on_the_disk_names_the_disk(tmp_path: Path, method: str) -> None:
+    """Without memfd_create(2) it goes through TMPDIR, which takes a byte and not all; a forked worker needs no file."""
+    driver, folder = tmp_path / "driver.py", tmp_path / "small"
+    call = "(bytes(1_000_000).count, (b'x',))"
+    driver.write_text("import os; del os.memfd_create\n" + _DRIVER.replace("(nothing, ())", call))
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o size=64k tmpfs '{folder}' || exit 77; export TMPDIR='{folder}'; exec \"$@\""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a file system is not permitted here")
+    words = [sys.executable, str(driver), method, "RLIMIT_NOFILE", "1000"]
+    outcome = _outcome(["unshare", "--mount", "sh", "-c", mount, "sh", *words])
+    if method == "fork":
+        assert outcome == "ran"
+        return
+    assert outcome.startswith("refused, 0 left, 0 running: the worker of local rank 0 cannot be started: No space left")
+    assert f" bytes for a worker do not fit into {folder}; set TMPDIR to a folder with more space" in outcome
+
+
 def test_a_usable_folder_for_temporary_files_is_used_without_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
