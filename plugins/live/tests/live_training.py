@@ -10,12 +10,14 @@ import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -238,6 +240,28 @@ def hold_by_a_thread() -> None:
         if step == 5 and os.environ["LOCAL_RANK"] == "1" and os.environ["QUORATE_GENERATION"] == "1":
             threading.Thread(target=go_on, daemon=True).start()
             time.sleep(60)
+
+    train(before=before)
+
+
+def freeze_amid_a_message() -> None:
+    """Local rank 1 is stopped (SIGSTOP) in the middle of a message that local rank 2 sends it."""
+
+    def before(step: int) -> None:
+        if step != 5 or os.environ["QUORATE_GENERATION"] != "1":
+            return
+        message = torch.ones(1 << 23, dtype=torch.float64)  # more than the kernel takes in
+        own = torch.tensor([os.getpid()])
+        if os.environ["LOCAL_RANK"] == "1":
+            dist.irecv(message, 2)
+            dist.send(own, 2)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif os.environ["LOCAL_RANK"] == "2":
+            dist.recv(own, 1)
+            while Path(f"/proc/{int(own)}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                time.sleep(0.01)
+            say("deaf")
+            dist.send(message, 1)
 
     train(before=before)
 

@@ -148,7 +148,7 @@ def test_a_worker_between_two_passes_leaves_nothing_behind(job: Job) -> None:
     check_training(job, 60, 2)
 
 
-@pytest.mark.parametrize("program", ["block", "swallow_everything", "hold_by_a_thread"])
+@pytest.mark.parametrize("program", ["block", "swallow_everything", "hold_by_a_thread", "freeze_amid_a_message"])
 def test_a_worker_that_does_not_leave_its_world_is_stopped_and_the_others_live_on(job: Job, program: str) -> None:
     job.start(program, 3, "--release-timeout=1", "--shutdown-timeout=2")
     job.wait(lambda: job.of("deaf"), "no worker is deaf")

@@ -1,10 +1,10 @@
 """torch's process groups of one world: breaking what blocks in them, and taking them down without hanging.
 
 Three facts of torch 2.13 shape this module.  A collective of gloo that waits for another worker ends when its sockets
-are shut down, and by nothing else (its ``abort`` does not end it).  Destroying a group of gloo joins threads that may
-need the interpreter's lock, which the destroying thread holds; so the objects of a world that has ended stay referenced
-until the next one ends, when those threads are idle.  And a DDP module keeps hooks on its parameters, which would act
-in the next world's backward pass; so it is taken apart.
+are shut down, and not by its ``abort``; those that go on all the same are ended by :mod:`._gloo`.  Destroying a group
+of gloo joins threads that may need the interpreter's lock, which the destroying thread holds; so the objects of a world
+that has ended stay referenced until the next one ends, when those threads are idle.  And a DDP module keeps hooks on
+its parameters, which would act in the next world's backward pass; so it is taken apart.
 
 What does not live here: when this is done (:mod:`._world`).
 """
@@ -23,6 +23,8 @@ from types import FrameType
 from typing import Any, final
 
 from quorate.notices import warn
+
+from ._gloo import Waits
 
 __all__ = ["Groups", "destroy"]
 
@@ -47,6 +49,7 @@ class Groups:
         self._owned: set[tuple[int, int]] = set()
         self._making: list[set[tuple[int, int]]] = []
         self._lock = threading.Lock()
+        self._waits = Waits()
         self._restore: Callable[[], None] = lambda: None
         self._watch_makers()
 
@@ -78,7 +81,7 @@ class Groups:
     # --- on the thread of the channel -------------------------------------------------------------------------------
 
     def break_collectives(self) -> None:
-        """End all collectives that wait for other workers; those to come fail."""
+        """End all collectives that wait for other workers; those to come fail.  To be called until they have ended."""
         for group in self._all():
             for backend in _backends_of(group):
                 if hasattr(backend, "abort") and "gloo" not in type(backend).__name__.lower():
@@ -87,6 +90,7 @@ class Groups:
                     except Exception as error:
                         warn(f"{type(backend).__name__} could not be aborted ({error})")
         self._shut_sockets()
+        self._waits.end()
 
     def _shut_sockets(self) -> None:
         """Shut down the TCP connections of gloo and of the store, and only those of this world."""
