@@ -36,6 +36,7 @@ from quorate import (
     get_rendezvous_handler,
 )
 from quorate.proc import children_of
+from quorate.testing import open_descriptors
 
 from .backends import Backend
 
@@ -175,15 +176,8 @@ def host_main(connection: Connection, plans: Sequence[Plan], console: str, envir
 
 
 def _sockets() -> set[str]:
-    result = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            continue
-        if target.startswith(("socket:", "anon_inode:[eventpoll]", "anon_inode:[pidfd]")):
-            result.add(f"{name} {target}")
-    return result
+    kinds = ("socket:", "anon_inode:[eventpoll]", "anon_inode:[pidfd]")
+    return {descriptor for descriptor in open_descriptors() if descriptor.partition(" ")[2].startswith(kinds)}
 
 
 def _left_for_good(sockets: set[str]) -> list[str]:

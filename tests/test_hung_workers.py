@@ -67,17 +67,25 @@ def run_command(folder: Path, code: str, *flags: str, **environment: str) -> tup
     return done.returncode, (folder / "errors").read_text()
 
 
+NO_HEARTBEAT = r"no heartbeat for ([\d.]+) s, ([\d.]+) s more than --heartbeat-timeout"
+
+
 @pytest.mark.parametrize(
     ("flag", "code", "expected"),
     [
-        ("--heartbeat-timeout=0.5", "from quorate_watchdog import heartbeat\nheartbeat()\n", "no heartbeat for "),
-        ("--hang-after=1", "", "no CPU used and no output written for "),
+        ("--heartbeat-timeout=0.5", "from quorate_watchdog import heartbeat\nheartbeat()\n", NO_HEARTBEAT),
+        ("--hang-after=1", "", r"no CPU used and no output written for ([\d.]+) s"),
     ],
 )
 def test_what_the_flags_ask_for_is_noticed(tmp_path: Path, flag: str, code: str, expected: str) -> None:
     returned, errors = run_command(tmp_path, f"{code}import time\ntime.sleep(1000)\n", flag)
     assert returned == 1, errors
-    assert f" hangs: {expected}" in errors
+    told = re.search(f" hangs: {expected}", errors)
+    assert told is not None, errors
+    after = float(flag.partition("=")[2])
+    silent, *over = map(float, told.groups())
+    assert silent >= after
+    assert all(silent - more == pytest.approx(after, abs=0.101) for more in over)  # each is rounded to a tenth
 
 
 @pytest.mark.parametrize("flag", ["--heartbeat-timeout=soon", "--hang-after=-1"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from quorate.files import open_regular, read_regular
+from quorate.testing import open_descriptors
 from quorate.text import printable
 
 
@@ -88,7 +89,7 @@ def test_a_file_that_belongs_to_its_folders_owner_is_read(tmp_path: Path) -> Non
 
 
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for number, make in enumerate(KINDS.values()):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -97,7 +98,7 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
         except pytest.skip.Exception:
             continue
         read_regular(folder / "file", 100)
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert open_descriptors() <= before
 
 
 @pytest.mark.parametrize(

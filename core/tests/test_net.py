@@ -15,6 +15,7 @@ from hypothesis import given, strategies as st
 
 from quorate import UsageError, net
 from quorate.net import Endpoint, parse_endpoint
+from quorate.testing import open_descriptors
 
 SECONDS = 10.0
 
@@ -130,11 +131,11 @@ def test_a_taken_port_is_an_error_and_leaves_no_listener() -> None:
     (held,) = net.listen([net.Address(socket.AF_INET, ("127.0.0.1", 0))])
     try:
         port = held.getsockname()[1]
-        before = set(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         with pytest.raises(OSError, match="in use") as caught:
             net.listen(net.bind_addresses("127.0.0.1", port, SECONDS))
         assert caught.value.errno == errno.EADDRINUSE
-        assert set(os.listdir("/proc/self/fd")) <= before
+        assert open_descriptors() <= before
     finally:
         held.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from quorate.errors import StoreUnavailableError
 from quorate.records import RoundEnd
 from quorate.services import AgentSnapshot, HangReport, WorkerSnapshot
-from quorate.testing import settles
+from quorate.testing import open_descriptors, settles
 from quorate_health import plugin
 from quorate_health._service import HealthService
 
@@ -81,13 +80,13 @@ def agent() -> StubAgent:
 @pytest.fixture
 def service(agent: StubAgent) -> Iterator[HealthService]:
     """A server, of which nothing is left at the end."""
-    threads, descriptors = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
     service = start(agent)
     assert service is not None
     yield service
     service.close()
     assert set(threading.enumerate()) <= threads
-    assert set(os.listdir("/proc/self/fd")) <= descriptors
+    assert open_descriptors() <= descriptors
 
 
 def ask(

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from quorate.clock import monotonic
-from quorate.records import Cause, Event, RoundEnd, Verdict
+from quorate.events import (
+    AgentPhaseDetails,
+    EventDetails,
+    RoundEndedDetails,
+    RoundJoinedDetails,
+    RoundStandbyDetails,
+    WorkerFailedDetails,
+    WorkersStartedDetails,
+)
+from quorate.records import AgentPhase, Cause, Event, RoundEnd, Verdict
 from quorate.services import WorkerSnapshot
 from quorate_health._pulse import FRESH_SECONDS
 from quorate_health._service import HealthService
@@ -136,12 +145,16 @@ def test_the_cpus_that_a_worker_is_bound_to_are_shown(service: HealthService, ag
     assert "0-27,56-83" in page
 
 
+def emit(service: HealthService, details: EventDetails) -> None:
+    service.observe(Event(details.name, "", details=details))
+
+
 def test_who_lives_on_into_a_round_is_shown(service: HealthService, agent: StubAgent) -> None:
     agent.workers = (WorkerSnapshot(0, 0, os.getpid(), rounds=2), WorkerSnapshot(1, 1, os.getpid()))
-    joined = {"group_rank": 0, "group_world_size": 1, "world_size": 2, "restart_count": 0}
-    for number, started in enumerate([{"pids": [7, 8]}, {"pids": [7, 9], "kept": [7], "pause_seconds": 0.083}]):
-        service.observe(Event("round.joined", "", details={"round": number, **joined}))
-        service.observe(Event("workers.started", "", details=started))
+    first, second = WorkersStartedDetails((7, 8)), WorkersStartedDetails((7, 9), kept=(7,), pause_seconds=0.083)
+    for number, started in enumerate((first, second)):
+        emit(service, RoundJoinedDetails(number, 0, 1, 2, 0))
+        emit(service, started)
     status = json.loads(ask(service, "/status.json")[1])
     assert [worker["rounds"] for worker in status["workers"]] == [2, 1]
     assert [(entry["kept_pids"], entry["new_pids"], entry["pause_seconds"]) for entry in status["rounds"]] == [
@@ -154,28 +167,17 @@ def test_who_lives_on_into_a_round_is_shown(service: HealthService, agent: StubA
 
 
 def test_events_become_rounds_and_durations(service: HealthService, agent: StubAgent) -> None:
-    def emit(name: str, **details: Any) -> None:
-        service.observe(Event(name, "", details=details))
-
-    def join(number: int) -> None:
-        emit("agent.phase", phase="joining", was="checking")
-        emit("round.joined", round=number, group_rank=0, group_world_size=1, world_size=1, restart_count=number)
-
-    def end(number: int, cause: str, verdict: str) -> None:
-        emit("round.ended", round=number, cause=cause, verdict=verdict)
-
+    joining, started = AgentPhaseDetails(AgentPhase.JOINING, AgentPhase.CHECKING), WorkersStartedDetails((7,))
     agent.ends = (RoundEnd(1, Cause.HANG, Verdict.RESTART, "it hangs"),)
-    join(0)
-    emit("workers.started")
-    end(0, "node_joined", "rescale")
-    join(1)
-    emit("workers.started")
-    emit("worker.failed")
-    end(1, "hang", "restart")
-    emit("agent.phase", phase="joining", was="checking")
-    emit("round.standby")
-    emit("round.joined", round=2, group_rank=0, group_world_size=1, world_size=1, restart_count=1)
-    emit("workers.started")
+    for details in (
+        *(joining, RoundJoinedDetails(0, 0, 1, 1, 0), started),
+        RoundEndedDetails(0, Cause.NODE_JOINED, Verdict.RESCALE, None, "", 0),
+        *(joining, RoundJoinedDetails(1, 0, 1, 1, 1), started),
+        WorkerFailedDetails(0, 0, 7, Cause.HANG, 1, 1),
+        RoundEndedDetails(1, Cause.HANG, Verdict.RESTART, 0, "", 1),
+        *(joining, RoundStandbyDetails(), RoundJoinedDetails(2, 0, 1, 1, 1), started),
+    ):
+        emit(service, details)
     rounds = json.loads(ask(service, "/status.json")[1])["rounds"]
     assert [(entry["cause"], entry["verdict"], entry["reason"]) for entry in rounds] == [
         ("node_joined", "rescale", ""),

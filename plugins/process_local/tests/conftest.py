@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from quorate.proc import children_of
 from quorate.records import WorkerExited, WorkerLaunch, WorkerLogs
 from quorate.starter import PreparingStarter, ProcessContext, Starter, StarterRequest
+from quorate.testing import open_descriptors
 from quorate_process_local import _warm, plugin
 
 DEADLINE_SECONDS = 30.0
@@ -204,14 +204,6 @@ def children() -> set[int]:
     return children_of(os.getpid())
 
 
-def descriptors() -> dict[str, str]:
-    result = {}
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            result[name] = os.readlink(f"/proc/self/fd/{name}")
-    return result
-
-
 def _stop_fork_server() -> None:
     """A fork server lives as long as its process; the tests' process must not keep one."""
     for name, attribute in (("forkserver", "_forkserver"), ("resource_tracker", "_resource_tracker")):
@@ -224,11 +216,11 @@ def _stop_fork_server() -> None:
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """No test ends with descriptors, threads or children that it did not begin with."""
     _stop_fork_server()  # of tests elsewhere that ran before in this process
-    opened, threads, own = descriptors().keys(), set(threading.enumerate()), children()
+    opened, threads, own = open_descriptors(), set(threading.enumerate()), children()
     yield
     _stop_fork_server()
     if not {"capfd", "capfdbinary"} & set(request.fixturenames):  # these open and close descriptors themselves
-        assert descriptors().keys() <= opened
+        assert open_descriptors() <= opened
     # An earlier test's may have ended meanwhile.
     assert set(threading.enumerate()) <= threads
     assert children() <= own

@@ -45,10 +45,10 @@ else:
 
 
 @pytest.fixture
-def starter(monkeypatch: pytest.MonkeyPatch) -> Iterator[_warm.WarmStarter]:
-    monkeypatch.setattr(_warm, "_REST_SECONDS", 0.0)
+def starter() -> Iterator[_warm.WarmStarter]:
     before = children()
-    starter = _warm.WarmStarter(StarterRequest("warm", "token", DEADLINE_SECONDS, {"preload": ("json",)}))
+    request = StarterRequest("warm", "token", DEADLINE_SECONDS, {"preload": ("json",)})
+    starter = _warm.WarmStarter(request, rest_seconds=0.0)
     starter.prepare(sys.executable, ["-u", "-c", PROGRAM], dict(os.environ))
     yield starter
     starter.close()

@@ -135,9 +135,8 @@ def test_the_stacks_are_wherever_stderr_goes(
 
 
 @pytest.mark.usefixtures("without_py_spy")
-def test_an_answer_that_is_held_up_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_held_up_is_waited_for() -> None:
     """Its stderr is a pipe that is full: the process is quiet, but has not said all."""
-    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", DEADLINE_SECONDS)
     code = f"""
 import faulthandler, fcntl, sys, time
 faulthandler.register({STACK_SIGNAL}, file=2)
@@ -156,7 +155,8 @@ def {"the_outermost" * 10}(): descend(40)
             assert process.stdout.readline() == b"here\n"
             os.write(write_end := os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY), b"x" * 4000)
             os.close(write_end)
-            asking = threading.Thread(target=_stacks.dump_stacks, args=([(0, process.pid, "")], 0, 100.0))
+            workers = [(0, process.pid, "")]
+            asking = threading.Thread(target=_stacks.dump_stacks, args=(workers, 0, 100.0, DEADLINE_SECONDS))
             asking.start()
             asking.join(0.5)  # far longer than the two looks after which a quiet process was taken for done
             assert asking.is_alive()

@@ -13,10 +13,10 @@ import pytest
 
 from quorate.errors import RendezvousStateError, StoreUnavailableError
 from quorate.rendezvous import Bootstrap, reserve_master_port
-from quorate.testing import settles
+from quorate.testing import open_descriptors, settles
 from quorate_rendezvous_c10d import plugin
 
-from .c10d_harness import DEADLINE_SECONDS, HERE, descriptors
+from .c10d_harness import DEADLINE_SECONDS, HERE, tasks
 
 
 @pytest.fixture
@@ -128,11 +128,8 @@ def test_release_leaves_nothing(bootstrap: Bootstrap) -> None:
         bootstrap.release()
         bootstrap.release()
 
-    def tasks() -> int:
-        return len(os.listdir("/proc/self/task"))
-
     cycle()
-    before, threads = len(descriptors()), tasks()
+    before, threads = open_descriptors(), tasks()
     for _ in range(5):
         cycle()
-    assert settles(lambda: tasks() <= threads and len(descriptors()) <= before)
+    assert settles(lambda: tasks() <= threads and open_descriptors() <= before)

@@ -16,9 +16,9 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
-from quorate.testing import CuttableProxy, settles
+from quorate.testing import CuttableProxy, open_descriptors, settles
 
-from .c10d_harness import DEADLINE_SECONDS, Member, descriptors
+from .c10d_harness import DEADLINE_SECONDS, Member
 
 
 def test_a_killed_host_ends_a_blocked_wait(
@@ -141,10 +141,10 @@ def silent_server() -> Iterator[str]:
 
 
 def test_a_server_that_is_no_tcpstore_is_given_up_in_time(silent_server: str, open_store: Callable[..., Any]) -> None:
-    before = len(descriptors())
+    before = open_descriptors()
     with pytest.raises(StoreUnavailableError, match="does not answer as a TCPStore"):
         open_store(silent_server, connect_timeout=0.5)
-    assert settles(lambda: len(descriptors()) <= before)  # what earlier tests left may have closed meanwhile
+    assert settles(lambda: open_descriptors() <= before)  # what earlier tests left may have closed meanwhile
 
 
 def test_a_host_that_finds_its_port_taken_says_so(silent_server: str, open_store: Callable[..., Any]) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.rendezvous import BatchStore, HostedStore, InterruptibleStore, Store
-from quorate.testing import settles
+from quorate.testing import open_descriptors, settles
 
-from .c10d_harness import DEADLINE_SECONDS, Member, descriptors
+from .c10d_harness import DEADLINE_SECONDS, Member, tasks
 
 
 def test_abilities_are_declared(endpoint: str, open_store: Callable[..., Any]) -> None:
@@ -222,24 +222,14 @@ def test_close_releases_every_descriptor_and_thread(endpoint: str, open_store: C
             store.close()
             store.close()
 
-    def tasks() -> int:
-        import os
-
-        return len(os.listdir("/proc/self/task"))
-
-    others = threading.active_count()
+    others = set(threading.enumerate())
     cycle()  # torch keeps a few things for the life of the process
-    before, threads = descriptors(), tasks()
+    before, threads = open_descriptors(), tasks()
     for _ in range(3):
         cycle()
     assert settles(lambda: tasks() <= threads)
-    assert settles(lambda: _sockets(descriptors()) <= _sockets(before))
-    assert settles(lambda: len(descriptors()) <= len(before))
-    assert settles(lambda: threading.active_count() <= others)
-
-
-def _sockets(found: set[str]) -> set[str]:
-    return {entry for entry in found if "socket:" in entry}
+    assert settles(lambda: open_descriptors() <= before)
+    assert settles(lambda: set(threading.enumerate()) <= others)
 
 
 def test_a_lingering_host_stays_until_the_others_have_left(

@@ -12,7 +12,7 @@ import pytest
 
 from quorate.proc import children_of
 from quorate.rendezvous import RendezvousBackend, RendezvousParameters
-from quorate.testing import settles
+from quorate.testing import open_descriptors, settles
 from quorate_rendezvous_etcd import EtcdServer, plugin
 
 from .etcd_harness import DEADLINE_SECONDS, Admin, warm_grpc_up
@@ -22,14 +22,8 @@ from .v2_harness import OpenV2
 def _leftovers() -> set[str]:
     """Return the children of this process, and the sockets and pipes that it has open."""
     found = {f"child {pid}" for pid in children_of(os.getpid())}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            continue  # the descriptor of this very listing
-        if target.startswith(("socket:", "pipe:")):
-            found.add(target)
-    return found
+    targets = {descriptor.partition(" ")[2] for descriptor in open_descriptors()}
+    return found | {target for target in targets if target.startswith(("socket:", "pipe:"))}
 
 
 @pytest.fixture(scope="session")

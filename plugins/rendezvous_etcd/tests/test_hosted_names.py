@@ -109,11 +109,10 @@ def test_one_machine_in_two_spellings_is_a_mistake() -> None:
         claim_name(names("127.0.0.1,localhost,198.51.100.1:23790"), 0, "")
 
 
-def test_a_folder_without_room_is_refused_before_etcd_runs_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_room_is_refused_before_etcd_runs_out_of_it() -> None:
     with pytest.raises(UsageError, match=r"cannot be made in /proc: it has less than 256 MB left; set .*data_dir="):
         _make_folder("/proc")  # a file system of no size
-    monkeypatch.setattr("quorate_rendezvous_etcd._hosted.member._MEMORY_FOLDER", "/proc")
-    folder = _make_folder("")
+    folder = _make_folder("", in_memory="/proc")
     os.rmdir(folder)
     assert os.path.dirname(folder) == tempfile.gettempdir(), "a small /dev/shm is not used"
 

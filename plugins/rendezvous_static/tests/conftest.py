@@ -14,24 +14,21 @@ from typing import Any
 import pytest
 
 from quorate import testing
+from quorate.testing import open_descriptors
 from quorate_rendezvous_static import TcpStore, TcpStoreServer
 
 DEADLINE_SECONDS = 30.0
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Fail a test that leaves a thread or a descriptor behind."""
-    threads, descriptors = set(threading.enumerate()), _descriptors()
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
     yield
     for thread in set(threading.enumerate()) - threads:
         thread.join(DEADLINE_SECONDS)
         assert not thread.is_alive(), f"{thread.name} is left"
-    assert _descriptors() <= descriptors
+    assert open_descriptors() <= descriptors
 
 
 def pytest_configure(config: pytest.Config) -> None:

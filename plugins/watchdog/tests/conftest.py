@@ -19,7 +19,7 @@ import pytest
 
 from quorate.records import Event
 from quorate.services import AgentSnapshot, AgentView, HangReport, WorkerSnapshot
-from quorate.testing import settles
+from quorate.testing import open_descriptors, settles
 from quorate_watchdog._service import WatchdogService
 from quorate_watchdog._timers import Timers
 
@@ -167,20 +167,12 @@ def work(view: View) -> Iterator[Callable[..., Worker]]:
         worker.close()
 
 
-def descriptors() -> set[str]:
-    result = set()
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            result.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
-    return result
-
-
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     """No test ends with descriptors or threads that it did not begin with; an earlier test's may end meanwhile."""
-    opened, threads = descriptors(), set(threading.enumerate())
+    opened, threads = open_descriptors(), set(threading.enumerate())
     yield
-    assert descriptors() <= opened
+    assert open_descriptors() <= opened
     assert set(threading.enumerate()) <= threads
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from quorate.clock import monotonic
+from quorate.events import AgentPhaseDetails
 from quorate.proc import start_time_of
-from quorate.records import Event
+from quorate.records import AgentPhase, Event
 from quorate_watchdog._timekeeper import Timekeeper
 from quorate_watchdog._timers import Timer, TimerKey
 
@@ -27,7 +28,8 @@ def test_frozen_workers_are_not_reported_and_get_their_time_back(view: View, wat
     """The agent freezes workers while it is cut off from the store (``when_cut_off=freeze``)."""
 
     def enter(phase: str, was: str) -> None:
-        service.observe(Event("agent.phase", "", NODE, 0, {"phase": phase, "was": was}))
+        details = AgentPhaseDetails(AgentPhase(phase), AgentPhase(was))
+        service.observe(Event(details.name, "", NODE, 0, details))
 
     service = watch()
     work(service, "from quorate_watchdog import expires\nwith expires(after=2.0, scope='step'): wait()")

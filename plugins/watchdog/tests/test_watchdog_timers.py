@@ -58,13 +58,15 @@ def test_a_block_that_takes_too_long_is_reported_with_its_scope(view: View, watc
 def test_blocks_that_end_in_time_are_not_reported(view: View, watch: Watch, work: Work) -> None:
     """The report of the last one, which was written later, shows that the earlier ones were read, and so released.
 
-    There are few enough for the pipe to hold them all, even if the watchdog reads none of them meanwhile: where the
-    pipe is full, starts are dropped, and the last one would be as well.  Four messages take about 470 bytes.
+    The worker waits while its pipe is half full: where it is full, starts are dropped.
     """
     code = """
-from quorate_watchdog import expires
-for _ in range(100):
+import fcntl, termios
+from quorate_watchdog import _client, expires
+for _ in range(2000):
     with expires(after=600), expires(after=500): pass
+    while int.from_bytes(fcntl.ioctl(_client._channel.descriptor, termios.FIONREAD, bytes(4)), sys.byteorder) > 30_000:
+        time.sleep(0.001)
 timer = expires(after=600, scope='released')
 with timer: pass
 with expires(after=0.1, scope='the last'): wait()
@@ -251,7 +253,11 @@ def test_missing_heartbeats_are_a_hang_after_the_first(view: View, watch: Watch,
     worker.go_on()
     report = view.report()
     assert (report.pid, report.scope) == (worker.pid, "heartbeat")
-    assert re.fullmatch(r"no heartbeat for [\d.]+ s, [\d.]+ s more than --heartbeat-timeout", report.problem)
+    told = re.fullmatch(r"no heartbeat for ([\d.]+) s, ([\d.]+) s more than --heartbeat-timeout", report.problem)
+    assert told is not None, report.problem
+    missing, over = map(float, told.groups())
+    assert over == pytest.approx(report.overdue_seconds, abs=0.051)  # both are rounded to a tenth
+    assert missing - over == pytest.approx(0.4, abs=0.101)
 
 
 # --- torch's client -------------------------------------------------------------------------------------------------

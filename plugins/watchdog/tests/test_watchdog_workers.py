@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 import quorate_watchdog
+from quorate.testing import open_descriptors
 from quorate_watchdog import _client
 from quorate_watchdog._channels import anonymous_channel
 
-from .conftest import View, Watch, Work, descriptors
+from .conftest import View, Watch, Work
 
 # --- the writer -----------------------------------------------------------------------------------------------------
 
@@ -125,7 +126,7 @@ def test_a_forked_process_has_no_end_of_the_agents_pipe() -> None:
     child = os.fork()
     if child == 0:
         try:
-            os._exit(any(f"[{inode}]" in link for link in descriptors()))
+            os._exit(any(f"[{inode}]" in link for link in open_descriptors()))
         finally:
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0

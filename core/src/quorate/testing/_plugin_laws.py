@@ -9,16 +9,17 @@ import sys
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ..catalogue import PluginKind
 from ..clock import monotonic, sleep
 from ..errors import RendezvousConnectionError, RendezvousStateError, UsageError
+from ..proc import children_of
 from ..rendezvous import RendezvousBackend, Store
 from ._abilities import Ability, LawBrokenError
 from ._law import Tier, law
 from ._subject import Job, Subject, require, result_of, settle, start
+from ._waiting import open_descriptors
 
 _KIND = PluginKind.RENDEZVOUS
 _CONNECT_SECONDS = 0.5
@@ -180,20 +181,9 @@ def close_is_idempotent(subject: Subject) -> None:
 def _leftovers() -> set[str]:
     """Return this process's threads, children, sockets and pipes."""
     found = {f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate()}
-    for path in Path("/proc/self/task").glob("*/children"):
-        try:
-            found |= {f"child {pid}" for pid in path.read_text().split()}
-        except OSError:
-            continue  # this thread has just ended
-    if os.path.isdir("/proc/self/fd"):
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                target = os.readlink(f"/proc/self/fd/{name}")
-            except OSError:
-                continue  # the descriptor of this very listing
-            if target.startswith(("socket:", "pipe:")):
-                found.add(target)
-    return found
+    found |= {f"child {pid}" for pid in children_of(os.getpid())}
+    targets = {descriptor.partition(" ")[2] for descriptor in open_descriptors()}
+    return found | {target for target in targets if target.startswith(("socket:", "pipe:"))}
 
 
 @law(Tier.PLUGIN, Ability.STORE)

@@ -1,14 +1,15 @@
-"""Waits of tests for what nothing announces, and whether nodes wait to get into a round."""
+"""What tests ask again and again: whether something holds by now, who waits for a round, and what is left open."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from ..clock import monotonic, sleep
 from ..errors import StoreUnavailableError
 from ..rendezvous import RendezvousHandler
 
-__all__ = ["settles", "someone_waits"]
+__all__ = ["open_descriptors", "settles", "someone_waits"]
 
 _PAUSE_SECONDS = 0.01
 
@@ -35,3 +36,18 @@ def someone_waits(handler: RendezvousHandler) -> bool:
         return handler.num_nodes_waiting() > 0
     except StoreUnavailableError:
         return False  # the caller asks again, until a deadline of its own
+
+
+def open_descriptors() -> set[str]:
+    """Return the descriptors that this process has open: ``"<number> <target>"``, as /proc has it; else nothing.
+
+    A test that leaves none behind ends with a subset of those with which it began: an earlier test's may have been
+    closed meanwhile.
+    """
+    found = set()
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        try:
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue  # the descriptor of this very listing
+    return found

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import final
 
 from attrs import evolve, frozen
 
 from quorate.clock import monotonic
-from quorate.events import EventName
+from quorate.events import (
+    AgentPhaseDetails,
+    RoundEndedDetails,
+    RoundJoinedDetails,
+    RoundStandbyDetails,
+    WorkerFailedDetails,
+    WorkersStartedDetails,
+)
 from quorate.records import AgentPhase, Event
 
 __all__ = ["Journal", "RoundEntry"]
@@ -77,70 +84,56 @@ class Journal:
 
     def observe(self, event: Event) -> None:
         """Take note of an event."""
-        note = _NOTES.get(event.name)
-        if note is not None:
-            with self._lock:
-                note(self, event, self._now())
+        with self._lock:
+            match event.details:
+                case AgentPhaseDetails(phase=AgentPhase.JOINING):
+                    self._asked_at, self._stood_by = self._now(), False
+                case RoundStandbyDetails():
+                    self._stood_by = True
+                case RoundJoinedDetails() as joined:
+                    self._joined(joined, self._now())
+                case WorkersStartedDetails() as started:
+                    self._started(started, self._now())
+                case WorkerFailedDetails():
+                    self._note_trouble(self._now())
+                case RoundEndedDetails() as ended:
+                    self._ended(ended, self._now())
 
-    def _phase(self, event: Event, now: float) -> None:
-        if event.details["phase"] == AgentPhase.JOINING:
-            self._asked_at, self._stood_by = now, False
-
-    def _standby(self, event: Event, now: float) -> None:
-        self._stood_by = True
-
-    def _joined(self, event: Event, now: float) -> None:
-        details = event.details
+    def _joined(self, joined: RoundJoinedDetails, now: float) -> None:
         asked_at = now if self._asked_at is None else self._asked_at
         if not self._stood_by:  # the time of a standby is not the rendezvous'
             self.rendezvous_seconds.append(now - asked_at)
         self._rounds.append(
             RoundEntry(
-                details["round"],
-                details["restart_count"],
-                details["group_rank"],
-                details["group_world_size"],
-                details["world_size"],
+                joined.round,
+                joined.restart_count,
+                joined.group_rank,
+                joined.group_world_size,
+                joined.world_size,
                 asked_at,
                 now,
             )
         )
 
-    def _started(self, event: Event, now: float) -> None:
+    def _started(self, started: WorkersStartedDetails, now: float) -> None:
         if self._rounds:
-            details = event.details
-            kept = tuple(details.get("kept", ()))
             self._rounds[-1] = evolve(
                 self._rounds[-1],
                 started_at=now,
-                kept=kept,
-                new=tuple(pid for pid in details.get("pids", ()) if pid not in kept),
-                pause_seconds=details.get("pause_seconds", 0.0),
+                kept=started.kept,
+                new=tuple(pid for pid in started.pids if pid not in started.kept),
+                pause_seconds=started.pause_seconds,
             )
         if self._trouble_at is not None:
             self.recovery_seconds.append(now - self._trouble_at)
             self._trouble_at = None
 
-    def _failed(self, event: Event, now: float) -> None:
+    def _note_trouble(self, now: float) -> None:
         if self._trouble_at is None:
             self._trouble_at = now
 
-    def _ended(self, event: Event, now: float) -> None:
-        details = event.details
-        self._ends[details["verdict"], details["cause"]] += 1
-        if self._trouble_at is None:
-            self._trouble_at = now
-        if self._rounds and self._rounds[-1].number == details["round"]:
-            self._rounds[-1] = evolve(
-                self._rounds[-1], ended_at=now, cause=details["cause"], verdict=details["verdict"]
-            )
-
-
-_NOTES: Mapping[str, Callable[[Journal, Event, float], None]] = {
-    EventName.AGENT_PHASE: Journal._phase,
-    EventName.ROUND_STANDBY: Journal._standby,
-    EventName.ROUND_JOINED: Journal._joined,
-    EventName.WORKERS_STARTED: Journal._started,
-    EventName.WORKER_FAILED: Journal._failed,
-    EventName.ROUND_ENDED: Journal._ended,
-}
+    def _ended(self, ended: RoundEndedDetails, now: float) -> None:
+        self._ends[ended.verdict, ended.cause] += 1
+        self._note_trouble(now)
+        if self._rounds and self._rounds[-1].number == ended.round:
+            self._rounds[-1] = evolve(self._rounds[-1], ended_at=now, cause=ended.cause, verdict=ended.verdict)

@@ -38,8 +38,6 @@ __all__ = ["dump_stacks", "dump_stacks_of", "find_py_spy"]
 
 #: When, in the time that is given, asking must be over, then py-spy, then all, so that the rest is for the agent.
 _ASK_SHARE, _SPY_SHARE, _SHARE = 0.4, 0.7, 0.9
-#: How long a process may take for its answer before it is asked in another way.
-_ANSWER_SECONDS = 1.0
 #: A process that has written nothing over so many looks after its answer began, and is in no handler, has written it
 #: all; one that would run if it had a CPU is given more.
 _LOOK_SECONDS, _LOOKS, _LOOKS_IF_RUNNABLE = 0.02, 2, 10
@@ -137,12 +135,15 @@ class _Process:
         warn(text.strip())
 
 
-def dump_stacks(workers: Sequence[tuple[int, int, str]], hung_local_rank: int, timeout: float) -> None:
+def dump_stacks(
+    workers: Sequence[tuple[int, int, str]], hung_local_rank: int, timeout: float, answer_timeout: float = 1.0
+) -> None:
     """Have workers write their stacks, within ``timeout`` seconds.
 
     Arguments:
         workers: local rank, process id and log file (``""`` if none) of each that runs.
         hung_local_rank: which of them hangs; it may be ended by SIGABRT.
+        answer_timeout: how many seconds a process may take for its answer before it is asked in another way.
     """
     began = monotonic()
     families = {pid: _family(local_rank, pid, log) for local_rank, pid, log in workers}
@@ -153,9 +154,8 @@ def dump_stacks(workers: Sequence[tuple[int, int, str]], hung_local_rank: int, t
                 f"quorate: process {process.pid} (local rank {process.local_rank}) {process.no_dump_reason}\n"
             )
     end = began + _SHARE * timeout
-    _ask(
-        [[process for process in family if not process.no_dump_reason] for family in families.values()], began, timeout
-    )
+    able = [[process for process in family if not process.no_dump_reason] for family in families.values()]
+    _ask(able, began + _ASK_SHARE * timeout, answer_timeout)
     # Of a shell and what runs in it, of a worker and its data loaders: the first that could have Python stacks.
     heads = [head for family in families.values() for head in _heads(family)]
     heads.sort(key=lambda head: head.local_rank != hung_local_rank)
@@ -272,14 +272,13 @@ def _spy_on(program: str, head: _Process, end: float) -> None:
 # --- from inside ----------------------------------------------------------------------------------------------------
 
 
-def _ask(families: Sequence[list[_Process]], began: float, timeout: float) -> None:
+def _ask(families: Sequence[list[_Process]], end: float, answer_timeout: float) -> None:
     """Ask those that can answer, one at a time of each family: in their shared log stacks would mix."""
-    end = began + _ASK_SHARE * timeout
     queues = [[process for process in family if process.catches(STACK_SIGNAL)] for family in families]
     while any(queues) and monotonic() < end:
         batch = [family.pop(0) for family in queues if family]
         asked = [process for process in batch if process.ask()]
-        _wait_for_answers(asked, min(end, monotonic() + _ANSWER_SECONDS))
+        _wait_for_answers(asked, min(end, monotonic() + answer_timeout))
 
 
 def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:

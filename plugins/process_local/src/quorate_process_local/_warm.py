@@ -35,8 +35,6 @@ __all__ = ["WarmStarter"]
 
 #: How often a template that dies between two starts is replaced.
 _MOST_REBUILDS = 3
-#: How long after a worker has become live a spare is forked: it and its like have the processors to themselves first.
-_REST_SECONDS = 0.5
 #: Variables that an interpreter or a library reads when it starts, so that a worker cannot have another value than its
 #: template.  (What is read later, such as CUDA_VISIBLE_DEVICES, is not among them.)
 _READ_AT_IMPORT = (
@@ -75,10 +73,12 @@ class WarmStarter:
     """Starts Python commands and functions; implements :class:`quorate.starter.PreparingStarter`.
 
     The modules are those of the setting ``preload``.  Without :meth:`prepare` the first start waits for the template.
+    A spare is forked ``rest_seconds`` after a worker has become live: it and its like have the processors to themselves
+    first.
     """
 
-    def __init__(self, request: StarterRequest) -> None:
-        self._request = request
+    def __init__(self, request: StarterRequest, rest_seconds: float = 0.5) -> None:
+        self._request, self._rest_seconds = request, rest_seconds
         self._modules: tuple[str, ...] = tuple(request.settings.get("preload", ()))
         self._template: Template | None = None
         self._key: _TemplateKey | None = None
@@ -143,7 +143,7 @@ class WarmStarter:
                     context.launch(launch, partial(_start, source=source, program=program, address=address))
 
         context = start_group(self._request, launch_all)
-        context.live.on_live = partial(template.rest, _REST_SECONDS)
+        context.live.on_live = partial(template.rest, self._rest_seconds)
         self._rebuilds = 0
         return context
 

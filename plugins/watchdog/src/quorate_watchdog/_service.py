@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
 
-from quorate.events import EventName
+from quorate.events import AgentPhaseDetails, EventName
 from quorate.records import AgentPhase, Event
 from quorate.services import AgentView
 
@@ -64,8 +64,8 @@ class WatchdogService:
         # Not earlier, because the way to the first worker must be short; a pipe keeps what is written to it.
         if event.name == EventName.WORKERS_STARTED and self._server is None:
             self._watch()
-        if event.name == EventName.AGENT_PHASE and self._server is not None:
-            self._server.freeze(event.details["phase"] == AgentPhase.FROZEN)
+        if isinstance(event.details, AgentPhaseDetails) and self._server is not None:
+            self._server.freeze(event.details.phase is AgentPhase.FROZEN)
 
     def _watch(self) -> None:
         from . import _server, _silence  # see get_ready

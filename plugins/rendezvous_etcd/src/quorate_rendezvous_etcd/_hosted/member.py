@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HostedMember", "MemberOptions"]
 
-_MEMORY_FOLDER = "/dev/shm"
-#: etcd sets 64 MB aside for each file of its log; three may be there at once.  Containers often have 64 MB in all.
 _LONGEST_PROBLEM = 300
+#: etcd sets 64 MB aside for each file of its log; three may be there at once.  Containers often have 64 MB in all.
 _ROOM_BYTES = 256 << 20
 _WATCH_SECONDS = 2.0
 _JOIN_SECONDS = 10.0
@@ -343,18 +342,17 @@ class HostedMember:
         return [f"{name}={value}" for name, value in options.items()]
 
 
-def _make_folder(wanted: str) -> str:
-    """Return a new folder that only this user can open: in memory, if nothing else is asked for and there is room.
+def _make_folder(wanted: str, in_memory: str = "/dev/shm") -> str:
+    """Return a new folder that only this user can open: in ``in_memory``, if none is wanted and there is room.
 
     Raises:
         UsageError: no folder can be used, or it has too little room: a full disk would end etcd and the job's store.
     """
-    in_memory = os.path.isdir(_MEMORY_FOLDER) and os.access(_MEMORY_FOLDER, os.W_OK)
     place = wanted
     try:
         if not place:
-            in_memory = in_memory and _has_room(_MEMORY_FOLDER)
-            place = _MEMORY_FOLDER if in_memory else temporary_folder(os.environ)[0]
+            is_fit = os.path.isdir(in_memory) and os.access(in_memory, os.W_OK) and _has_room(in_memory)
+            place = in_memory if is_fit else temporary_folder(os.environ)[0]
         if not _has_room(place):
             raise OSError(errno.ENOSPC, f"it has less than {_ROOM_BYTES >> 20} MB left")
         return mkdtemp(prefix="quorate-etcd-", dir=place)
