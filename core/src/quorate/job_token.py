@@ -163,13 +163,12 @@ def job_token_of(settings: Mapping[str, Any], environment: Mapping[str, str] | N
     return token
 
 
-def token_note(auth: Auth, environment: Mapping[str, str] | None = None) -> str:
+def token_note(auth: Auth) -> str:
     """Return whether there is a token and where it comes from, in a few words, without the token."""
-    variables = os.environ if environment is None else environment
     where = "none"
-    if variables.get(TOKEN_FILE_VARIABLE, ""):
-        where = f"in {variables[TOKEN_FILE_VARIABLE]} ({TOKEN_FILE_VARIABLE})"
-    elif variables.get(TOKEN_VARIABLE, ""):
+    if path := os.environ.get(TOKEN_FILE_VARIABLE, ""):
+        where = f"in {path} ({TOKEN_FILE_VARIABLE})"
+    elif os.environ.get(TOKEN_VARIABLE, ""):
         where = f"{HIDDEN} ({TOKEN_VARIABLE})"
     return f"{where}; --rdzv-auth={auth.value}"
 

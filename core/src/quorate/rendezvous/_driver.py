@@ -46,6 +46,8 @@ _LONG_WAIT_SECONDS = 3600.0
 _SLICE_SECONDS = 1.0
 #: How long the end of the interpreter waits for the threads of handlers that were never shut down.
 _EXIT_SECONDS = 2.0
+#: After this time a call without an answer counts as failed.
+_CALL_SECONDS = 10.0
 #: The drivers of this process whose threads may run.
 _running: weakref.WeakSet[Driver] = weakref.WeakSet()
 
@@ -76,7 +78,6 @@ class Driver:
         decide_ranks, decide_rescale: the policies, called on the rendezvous thread.
         emit: called on the rendezvous thread with each output of the machine; must not block.
         after_call: called on the store thread after each call; may use the store and raise StoreUnavailableError.
-        operation_timeout: seconds after which a call without an answer counts as failed.
         refused: called on the store thread with a sentence about each node that was refused while a round runs.
     """
 
@@ -88,13 +89,12 @@ class Driver:
         decide_rescale: Callable[[RoundSummary, int], bool],
         emit: Callable[[Output], None],
         after_call: Callable[[], None] | None = None,
-        operation_timeout: float = 10.0,
         refused: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self._refusals = RefusalReader(refused)
         self._open_store, self._after_call = open_store, after_call
         self.decide_ranks, self.decide_rescale, self.emit = decide_ranks, decide_rescale, emit
-        self._interpreter = Interpreter(settings, self, monotonic, operation_timeout)
+        self._interpreter = Interpreter(settings, self, monotonic, _CALL_SECONDS)
         self._inputs: SimpleQueue[Input | None] = SimpleQueue()
         self._calls: SimpleQueue[Call | Callable[[Store], object] | None] = SimpleQueue()
         self._store: Store | None = None

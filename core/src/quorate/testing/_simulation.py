@@ -54,18 +54,16 @@ class World(Timeline):
         name: str,
         settings: protocol.Settings,
         *,
-        role: str = "default",
         local_world_size: int = 1,
         joins_at: float = 0.0,
         rank_hint: int | None = None,
         clock: tuple[float, float] = (0.0, 1.0),
         max_restarts: int = 3,
-        exit_barrier_timeout: float = 300.0,
         grace_seconds: float = 30.0,
     ) -> SimulatedNode:
         """Start a node whose agent begins at ``joins_at``; ``clock`` is its offset in seconds and its rate."""
-        record = NodeRecord(name, role, local_world_size, host=name, address=f"addr-{name}", rank_hint=rank_hint)
-        node = SimulatedNode(self, record, settings, clock, max_restarts, exit_barrier_timeout, grace_seconds)
+        record = NodeRecord(name, "default", local_world_size, host=name, address=f"addr-{name}", rank_hint=rank_hint)
+        node = SimulatedNode(self, record, settings, clock, max_restarts, grace_seconds)
         self.nodes.append(node)
         self.network.clients.append(node)
         self.judge.add(node)

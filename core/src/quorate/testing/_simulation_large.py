@@ -11,16 +11,16 @@ from ._simulation import Law, SimulatedNode, World
 __all__ = ["play_large"]
 
 
-def play_large(nodes: int, seed: int = 0, join_seconds: float = 1.0) -> Iterator[str]:
-    """Play a job of ``nodes`` nodes that start within ``join_seconds``; yields a sentence for each of its steps.
+def play_large(nodes: int) -> Iterator[str]:
+    """Play a job of ``nodes`` nodes that start within a second; yields a sentence for each of its steps.
 
     Raises:
         SimulationError: a law was broken, or a step took longer than a minute of virtual time.
     """
-    world = World(seed)
+    world = World(0)
     settings = Settings(nodes - 1, nodes)
     for number in range(nodes):
-        world.add_node(f"n{number}", settings, joins_at=world.random.uniform(0.0, join_seconds))
+        world.add_node(f"n{number}", settings, joins_at=world.random.uniform(0.0, 1.0))
     running = list(world.nodes)
     yield _step(world, f"{nodes} nodes run", lambda: world.judge.rounds_running() == {0: nodes})
     world.fail_worker(running[nodes // 2])

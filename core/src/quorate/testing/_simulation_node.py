@@ -73,7 +73,7 @@ class SimulatedNode:
 
     Arguments:
         clock: offset in seconds and rate of its monotonic clock against the world's.
-        max_restarts, exit_barrier_timeout, grace_seconds: as for an agent.
+        max_restarts, grace_seconds: as for an agent.
     """
 
     def __init__(
@@ -81,10 +81,9 @@ class SimulatedNode:
         world: Surroundings,
         record: NodeRecord,
         settings: protocol.Settings,
-        clock: tuple[float, float] = (0.0, 1.0),
-        max_restarts: int = 3,
-        exit_barrier_timeout: float = 300.0,
-        grace_seconds: float = 30.0,
+        clock: tuple[float, float],
+        max_restarts: int,
+        grace_seconds: float,
     ) -> None:
         self._world, self._timeline, self._judge = world, world.timeline, world.judge
         self.record, self.settings, self.name = record, settings, record.node_id
@@ -93,7 +92,7 @@ class SimulatedNode:
         grace = agent.Grace(*(4 * (grace_seconds,)))
         self.agent = initial_agent_state(
             max_restarts,
-            exit_barrier_timeout,
+            300.0,  # of the exit barrier
             grace,
             host=record.host,
             loss_timeout=settings.timeouts.lease_timeout + 1.0,

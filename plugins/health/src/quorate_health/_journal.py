@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import final
 
 from attrs import evolve, frozen
@@ -60,15 +59,14 @@ class RoundEntry:
 class Journal:
     """The notes of one agent's events."""
 
-    def __init__(self, now: Callable[[], float] = monotonic) -> None:
-        self._now = now
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rounds: deque[RoundEntry] = deque(maxlen=_LONGEST_HISTORY)
         self._ends: Counter[tuple[str, str]] = Counter()
         self._asked_at: float | None = None
         self._stood_by = False
         self._trouble_at: float | None = None
-        self.begun_at = now()
+        self.begun_at = monotonic()
         self.rendezvous_seconds: deque[float] = deque(maxlen=_MOST_DURATIONS)
         self.recovery_seconds: deque[float] = deque(maxlen=_MOST_DURATIONS)
 
@@ -87,17 +85,17 @@ class Journal:
         with self._lock:
             match event.details:
                 case AgentPhaseDetails(phase=AgentPhase.JOINING):
-                    self._asked_at, self._stood_by = self._now(), False
+                    self._asked_at, self._stood_by = monotonic(), False
                 case RoundStandbyDetails():
                     self._stood_by = True
                 case RoundJoinedDetails() as joined:
-                    self._joined(joined, self._now())
+                    self._joined(joined, monotonic())
                 case WorkersStartedDetails() as started:
-                    self._started(started, self._now())
+                    self._started(started, monotonic())
                 case WorkerFailedDetails():
-                    self._note_trouble(self._now())
+                    self._note_trouble(monotonic())
                 case RoundEndedDetails() as ended:
-                    self._ended(ended, self._now())
+                    self._ended(ended, monotonic())
 
     def _joined(self, joined: RoundJoinedDetails, now: float) -> None:
         asked_at = now if self._asked_at is None else self._asked_at

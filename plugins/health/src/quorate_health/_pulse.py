@@ -17,14 +17,15 @@ __all__ = ["DEADLINE_SECONDS", "FRESH_SECONDS", "Pulse", "StoreProbe", "StoreSta
 DEADLINE_SECONDS = 5.0
 #: For how long an answer is given to other clients; a missing answer is, for longer, because asking takes long.
 FRESH_SECONDS, _FRESH_SILENCE_SECONDS = 0.25, 1.0
+_PROBE_INTERVAL_SECONDS, _PROBE_TIMEOUT_SECONDS = 5.0, 1.0
 
 
 @final
 class Pulse:
     """The agent's turn time, asked for by one client at a time and shared by all that ask meanwhile."""
 
-    def __init__(self, agent: AgentView, deadline: float = DEADLINE_SECONDS) -> None:
-        self._agent, self._deadline = agent, deadline
+    def __init__(self, agent: AgentView) -> None:
+        self._agent = agent
         self._lock = threading.Lock()
         self._seconds: float | None = None
         self._fresh_until: float | None = None
@@ -33,7 +34,7 @@ class Pulse:
         """Return the seconds that the agent's last turn took; ``None`` if it took none within its deadline."""
         with self._lock:
             if self._fresh_until is None or monotonic() >= self._fresh_until:
-                self._seconds = self._agent.turn(self._deadline)
+                self._seconds = self._agent.turn(DEADLINE_SECONDS)
                 fresh = _FRESH_SILENCE_SECONDS if self._seconds is None else FRESH_SECONDS
                 self._fresh_until = monotonic() + fresh
             return self._seconds
@@ -52,8 +53,8 @@ class StoreState:
 class StoreProbe:
     """The store's latency, measured at most every few seconds: each measurement is a read that the store must serve."""
 
-    def __init__(self, agent: AgentView, interval: float = 5.0, timeout: float = 1.0) -> None:
-        self._agent, self._interval, self._timeout = agent, interval, timeout
+    def __init__(self, agent: AgentView) -> None:
+        self._agent = agent
         self._lock = threading.Lock()
         self._state = StoreState(False)
         self._next_at: float | None = None
@@ -63,12 +64,12 @@ class StoreProbe:
         with self._lock:
             if self._next_at is None or monotonic() >= self._next_at:
                 self._state = self._measure()
-                self._next_at = monotonic() + self._interval
+                self._next_at = monotonic() + _PROBE_INTERVAL_SECONDS
             return self._state
 
     def _measure(self) -> StoreState:
         try:
-            latency = self._agent.store_latency(self._timeout)
+            latency = self._agent.store_latency(_PROBE_TIMEOUT_SECONDS)
         except QuorateError:
             return StoreState(True)
         return StoreState(latency is not None, latency)
