@@ -25,9 +25,15 @@ from tests.harness import DEADLINE, Job, as_store_client, as_store_host
 
 
 def test_too_few_nodes_is_a_time_out_that_counts_them(job: Job) -> None:
-    """One node of two; the message says how many of how many came."""
-    (outcome,) = job.run(job.plan(workers.give, 1, nodes=(2, 2), rdzv={"join_timeout": 1.0}))
-    assert isinstance(outcome.error, RendezvousTimeoutError)
+    """One node of two; the message says how many of how many came.
+
+    On a busy machine the store may not have answered within a second.  That is told, too, and tried with more time.
+    """
+    for seconds in (1.0, 5.0, 25.0):
+        (outcome,) = job.run(job.plan(workers.give, 1, nodes=(2, 2), rdzv={"join_timeout": seconds}))
+        assert isinstance(outcome.error, RendezvousTimeoutError)
+        if "the store did not answer" not in str(outcome.error):
+            break
     assert "1 of 2" in str(outcome.error)
 
 

@@ -58,6 +58,7 @@ def test_a_failure_prints_the_seed_the_command_and_a_short_transcript(capsys: py
 
 
 @pytest.mark.slow  # every node's every step is played; ten thousand are for a command of their own
+@pytest.mark.timeout(900)  # it only computes: how long is the machine's affair
 def test_two_thousand_nodes_join_restart_lose_one_and_succeed() -> None:
     steps = list(play_large(2000))
     calls = [int(number) for number in re.findall(r"\d+", steps[-1])]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quorate import PluginHost, hookimpl
+from quorate import PluginHost, RendezvousTimeoutError, hookimpl
 from quorate.agent import _protocol as agent
 from quorate.reach import describe_reach, local_endpoint_hint
 from quorate.records import NodeRecord, RendezvousWaiting
@@ -199,6 +199,27 @@ def test_a_report_names_the_endpoint_and_reaches_the_agent(monkeypatch: pytest.M
     handler.shutdown()
     assert seen[0].report.endpoint == "localhost:1"
     assert "localhost means the own machine on every machine" in seen[0].report.reason
+
+
+def test_a_store_that_is_still_being_opened_at_the_end_of_the_wait_is_named() -> None:
+    """Nothing has failed yet: the first attempt takes longer than the node may wait."""
+    ended = threading.Event()
+
+    def open_store(parameters: RendezvousParameters) -> Store:
+        ended.wait(DEADLINE)
+        return InMemoryStore()
+
+    backend = RendezvousBackend("memory", "in this process", open_store=open_store)
+    handler = StoreRendezvousHandler(
+        RendezvousParameters("memory", "localhost:1", "job", 1, 2, join_timeout=0.1), backend, PluginHost(paths=[])
+    )
+    handler.prepare(NodeRecord("a", "default", 1, host="h1"))
+    try:
+        with pytest.raises(RendezvousTimeoutError, match="did not answer; make sure that it listens at localhost:1, "):
+            handler.next_rendezvous()
+    finally:
+        ended.set()
+        handler.shutdown()
 
 
 def test_a_report_says_what_opening_the_store_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,8 +66,9 @@ def _why_no_round(state: State) -> str:
     if state.trouble.since is not None:
         return f"the store could not be reached ({state.trouble.problem})"
     if state.phase is Phase.LOCATING:
+        where = state.settings.endpoint or "the rendezvous endpoint"
         return (
-            "the store did not answer; make sure that it listens at the rendezvous endpoint, and no other program "
+            f"the store did not answer; make sure that it listens at {where}, and no other program "
             "(--rdzv-endpoint, or --master-addr and --master-port)"
         )
     return state.reason

@@ -30,6 +30,7 @@ def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) ->
         parse_when_cut_off(parameters.get("when_cut_off", WhenCutOff.RUN)),
         bool(parameters.get_as_bool("majority", False)),
         parameters.run_id,
+        parameters.endpoint,
     )
 
 

@@ -29,7 +29,7 @@ class Settings:
     ``outlives_job`` says that the store is not one that the job's own nodes serve.  A node then keeps its heartbeat up
     until it has left, so that the next job under the same run id can wait for it.
 
-    ``run_id`` is the job's name, for messages.
+    ``run_id`` is the job's name, and ``endpoint`` is where its store is, for messages.
 
     ``when_cut_off`` is what becomes of the workers of a node that cannot show any more that it is there.  With
     ``majority`` each round but the first has more than half of the nodes of the round before.
@@ -42,6 +42,7 @@ class Settings:
     when_cut_off: WhenCutOff = WhenCutOff.RUN
     majority: bool = False
     run_id: str = ""
+    endpoint: str = ""
 
     @property
     def minds_cut_off(self) -> bool:
