@@ -7,20 +7,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from quorate.proc import state_of
+from quorate.proc import children_of, state_of
 
-from .harness import processes_with
+from .harness import command_of, processes_with
 
 __all__ = ["describe"]
 
 _PATIENCE_SECONDS = 20.0
 
 
-def describe(token: str) -> str:
-    """Return a report on every living process that a test has started; ``token`` is its ``Job.token``."""
-    return "\n".join(_describe(pid, command) for pid, command in sorted(processes_with(token).items()))
+def describe(token: str, hosts: Sequence[int] = ()) -> str:
+    """Return a report on every living process that a test has started.
+
+    Arguments:
+        token: the test's ``Job.token``, which processes have in their environment that were started by an exec.
+        hosts: the test's host processes.  They and the workers that they forked have the fork server's environment.
+    """
+    found = processes_with(token)
+    remaining = list(hosts)
+    while remaining:
+        pid = remaining.pop()
+        found[pid] = command_of(pid)
+        remaining += children_of(pid)
+    return "\n".join(_describe(pid, command) for pid, command in sorted(found.items()))
 
 
 def _describe(pid: int, command: str) -> str:

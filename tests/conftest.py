@@ -72,8 +72,8 @@ def job(backend: Backend, tmp_path: Path, _fork_server: None) -> Iterator[Job]:
         job = Job(backend, endpoint, tmp_path)
         yield job
         unfinished = [host for host in job.hosts if not host.is_killed and host._outcomes is None]
-        story = "\n".join([describe(job.token), *(host.console() for host in unfinished)]) if unfinished else ""
         pids = [host.pid for host in unfinished]
+        story = "\n".join([describe(job.token, pids), *(host.console() for host in unfinished)]) if unfinished else ""
         job.close()
     # A killed agent's workers are killed by the kernel, a little later.
     wait_for_end(list(processes_with(job.token)), 10.0)

@@ -19,6 +19,7 @@ from typing import Any, Protocol, final
 from attrs import frozen
 
 from .errors import UsageError
+from .forks import no_fork
 
 __all__ = [
     "NOT_LOCAL_ERRNOS",
@@ -218,6 +219,9 @@ class _Lookup:
             self.done.set()
 
 
+#: A fork waits so long for a lookup: one that takes longer waits for a server, and holds no lock of the resolver.
+_LOCKED_SECONDS = 0.5
+
 # A resolver that does not answer must not collect a thread for each attempt.
 _lookups: dict[tuple[str, int], _Lookup] = {}
 
@@ -226,7 +230,8 @@ def _look_up(host: str, port: int, kind: int = socket.SOCK_STREAM) -> list[Addre
     # Python imports the codec of IDNA for a str (milliseconds); a name in ASCII does not need it.
     name = host.encode() if host.isascii() else host
     try:
-        found = socket.getaddrinfo(name, port, type=kind)
+        with no_fork(_LOCKED_SECONDS):
+            found = socket.getaddrinfo(name, port, type=kind)
     except ValueError as error:  # a label that is too long, or empty; a NUL
         raise OSError(f"{host!r} is not a host name: {error}") from error
     return list(dict.fromkeys(Address(family, sockaddr) for family, _, _, _, sockaddr in found))

@@ -17,16 +17,17 @@ from typing import Any
 
 import pytest
 
+from quorate import forks
 from quorate.clock import monotonic
 from quorate.net import parse_endpoint
 from quorate.testing import settles
-from quorate_rendezvous_c10d import _forks
+from quorate_rendezvous_c10d import _guarded_store
 from quorate_rendezvous_c10d._connection import connect
 
 from .c10d_harness import DEADLINE_SECONDS, HERE
 
 AGENTS = 5
-#: How long what a thread does takes at least, so that a fork that does not wait is made meanwhile.
+#: Within this time after a thread was seen to be busy, a fork that does not wait for it is made.
 SHORT_SECONDS = 0.3
 
 
@@ -41,69 +42,57 @@ def test_a_worker_that_is_forked_as_the_first_wait_begins_can_wait_as_well(endpo
     assert (done.returncode, done.stdout.split()) == (0, ["ok"] * AGENTS), done.stderr
 
 
-@pytest.fixture
-def fork_once_busy() -> Callable[[Callable[[], object]], None]:
-    """``fork_once_busy(act)`` forks while a thread is in ``act``, and fails unless the fork has waited for it."""
+def fork_while_busy(act: Callable[[], object], end: Callable[[], object]) -> None:
+    """Fork while a thread is in ``act``, which ``end`` ends a moment later; fail unless the fork has waited for it."""
+    thread, ender = threading.Thread(target=act), threading.Timer(SHORT_SECONDS, end)
 
-    def fork(act: Callable[[], object]) -> None:
-        thread = threading.Thread(target=act)
-        thread.start()
-        try:
-            assert settles(lambda: thread.ident in _forks._busy, DEADLINE_SECONDS)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of what is tested here
-                pid = os.fork()
-            if pid == 0:
-                with _forks.no_fork():
-                    os._exit(0)
-            has_waited = thread.ident not in _forks._busy
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-            assert has_waited
-        finally:
-            thread.join()
+    def is_busy() -> bool:
+        return thread.ident in [busy for busy, _ in forks._busy]
 
-    return fork
+    thread.start()
+    try:
+        assert settles(is_busy, DEADLINE_SECONDS)
+        ender.start()
+        pid = fork()
+        if pid == 0:
+            os._exit(0)
+        has_waited = not is_busy()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert has_waited
+    finally:
+        ender.join()
+        thread.join()
 
 
-def test_a_fork_waits_until_a_connection_is_made(fork_once_busy: Callable[[Callable[[], object]], None]) -> None:
+def fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of what is tested here
+        return os.fork()
+
+
+def test_a_fork_waits_until_a_connection_is_made() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port = silent.getsockname()[1]
 
         def try_to_connect() -> None:
-            with suppress(RuntimeError):  # it is cut off
-                connect("127.0.0.1", port, monotonic() + SHORT_SECONDS, 5.0)
+            with suppress(RuntimeError):
+                connect("127.0.0.1", port, monotonic() + DEADLINE_SECONDS, DEADLINE_SECONDS)
 
-        fork_once_busy(try_to_connect)
+        fork_while_busy(try_to_connect, silent.close)  # with it the kernel closes what was not accepted
 
 
 def test_a_fork_waits_for_the_first_call_of_a_method(
-    endpoint: str,
-    open_store: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    fork_once_busy: Callable[[Callable[[], object]], None],
+    endpoint: str, open_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(endpoint)
     where = parse_endpoint(store.endpoint)
     connection = connect(where.host, where.port, monotonic() + DEADLINE_SECONDS, DEADLINE_SECONDS)
-    monkeypatch.setattr(_forks, "_known", {"set"})  # other tests of this process have called the rest
-    setter = threading.Timer(SHORT_SECONDS, store._work.store.set, ("later", "value"))
-    setter.start()
+    monkeypatch.setattr(_guarded_store, "_called", {"put"})  # other tests of this process have called the rest
     try:
-        fork_once_busy(lambda: connection.store.get("later"))  # which is answered once the key is there
-        assert _forks.GuardedStore.has_called("get")
+        # It is answered once the key is there.
+        fork_while_busy(lambda: connection.store.get("later"), lambda: store._work.store.set("later", "value"))
+        assert connection.store.has_called("get")
     finally:
-        setter.join()
         connection.close()
-
-
-def test_a_fork_does_not_wait_for_its_own_thread() -> None:
-    """A handler of a signal may fork in the midst of anything."""
-    started = monotonic()
-    with _forks.no_fork():
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert monotonic() - started < _forks._LONGEST_SECONDS

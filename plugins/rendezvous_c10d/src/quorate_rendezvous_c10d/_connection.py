@@ -19,9 +19,10 @@ from datetime import timedelta
 from typing import Any, final
 
 from quorate.clock import monotonic
+from quorate.forks import no_fork
 from quorate.net import close_in_children, set_keep_alive, set_linear_retransmission
 
-from ._forks import GuardedStore, no_fork
+from ._guarded_store import GuardedStore
 
 __all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store", "starting"]
 

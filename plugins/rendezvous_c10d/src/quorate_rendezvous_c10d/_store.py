@@ -25,7 +25,7 @@ from quorate.net import close_in_children, format_endpoint
 from quorate.rendezvous import LastWordWriter, RendezvousParameters
 
 from ._connection import Connection
-from ._forks import GuardedStore
+from ._guarded_store import GuardedStore
 from ._hosting import register_local_host
 from ._lanes import Lanes
 from ._last_word import write_last_words
