@@ -16,6 +16,7 @@ from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
 from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer
+from quorate_rendezvous_etcd._hosted.peers import read_members
 from quorate_rendezvous_etcd._keeper import LeaseKeeper
 from quorate_rendezvous_etcd._limits import LARGEST_VALUE_BYTES
 from quorate_rendezvous_etcd._v3.messages import load_messages
@@ -267,6 +268,19 @@ def test_a_v2_answer_that_comes_byte_by_byte_is_given_up_in_time(open_v2: OpenV2
     v2_member.twist, v2_member.pause_seconds = (lambda path, status, body: (status, body)), 0.0
     store.put("key", b"value")
     assert store.get(["key"]) == [b"value"]
+
+
+def test_a_list_of_members_that_is_late_is_not_read_on() -> None:
+    """However many bytes are there: each read could otherwise find some more, for ever."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000)
+        with pytest.raises(TimeoutError):
+            read_members(ours, monotonic() - 1.0)
+        assert ours.recv(4, socket.MSG_PEEK) == b"HTTP"
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(ValueError, match="does not answer as etcd does"):
+            read_members(ours, monotonic() + DEADLINE_SECONDS)
 
 
 def test_a_v2_answer_that_is_packed_is_not_unpacked(open_v2: OpenV2, v2_member: HostileV2Member) -> None:
