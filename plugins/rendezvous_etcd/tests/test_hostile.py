@@ -14,11 +14,15 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
+from quorate.net import parse_endpoint
+from quorate.rendezvous import RendezvousParameters
 from quorate.testing import settles
 from quorate_rendezvous_etcd import EtcdServer
 from quorate_rendezvous_etcd._hosted.peers import read_members
 from quorate_rendezvous_etcd._keeper import LeaseKeeper
 from quorate_rendezvous_etcd._limits import LARGEST_VALUE_BYTES
+from quorate_rendezvous_etcd._settings import Settings
+from quorate_rendezvous_etcd._v2.transport import Sockets, close_etcd_client, load_etcd, make_etcd_client, make_timeout
 from quorate_rendezvous_etcd._v3.messages import load_messages
 
 from .etcd_harness import DEADLINE_SECONDS, Admin, InThread
@@ -266,8 +270,15 @@ def test_a_v2_answer_that_comes_byte_by_byte_is_given_up_in_time(open_v2: OpenV2
         with pytest.raises(StoreUnavailableError, match="etcd does not answer"):
             in_background(call).result(DEADLINE_SECONDS)
     v2_member.twist, v2_member.pause_seconds = (lambda path, status, body: (status, body)), 0.0
-    store.put("key", b"value")
-    assert store.get(["key"]) == [b"value"]
+
+    def is_back() -> bool:
+        try:
+            store.put("key", b"value")
+            return store.get(["key"]) == [b"value"]
+        except StoreUnavailableError:
+            return False  # the time is short, on a busy machine
+
+    assert settles(is_back, DEADLINE_SECONDS)
 
 
 def test_a_list_of_members_that_is_late_is_not_read_on() -> None:
@@ -283,13 +294,17 @@ def test_a_list_of_members_that_is_late_is_not_read_on() -> None:
             read_members(ours, monotonic() + DEADLINE_SECONDS)
 
 
-def test_a_v2_answer_that_is_packed_is_not_unpacked(open_v2: OpenV2, v2_member: HostileV2Member) -> None:
+def test_a_v2_answer_that_is_packed_is_not_unpacked(v2_member: HostileV2Member) -> None:
     """One MiB becomes a GiB, and each attempt would take the memory and the time."""
-    store = open_v2(endpoint=v2_member.endpoint, operation_timeout=0.3)
     bomb = gzip.compress(bytes(1 << 24)) * 64
     v2_member.twist, v2_member.fields = (lambda path, status, body: (status, bomb)), {"Content-Encoding": "gzip"}
-    with pytest.raises(StoreUnavailableError, match="it does not answer as etcd does"):
-        store.get(["key"])
+    settings = Settings.from_parameters(RendezvousParameters("etcd-v2", v2_member.endpoint, "job", 1, 1), is_v2=True)
+    client = make_etcd_client(load_etcd(), settings, parse_endpoint(v2_member.endpoint), Sockets())
+    try:
+        url = f"http://{v2_member.endpoint}/v2/keys/key"
+        assert client.http.urlopen("GET", url, timeout=make_timeout(DEADLINE_SECONDS, DEADLINE_SECONDS)).data == bomb
+    finally:
+        close_etcd_client(client)
 
 
 @pytest.mark.parametrize("amount", ["9007199254740993", "-9007199254740993", LARGE, "\u0663", "1_0"])
