@@ -37,7 +37,7 @@ demo-live: $(STAMP) ## kill workers and an agent; the others keep their processe
 	$(PRIVATE_HOSTS) $(BIN)/python examples/digits_live/demo.py
 
 soak: $(STAMP) ## random kills of live workers and their agents (KILLS=1000 SEED=1)
-	LIVE_KILLS=$(or $(KILLS),1000) LIVE_SEED=$(or $(SEED),1) LIVE_AGENTS=0.05 $(PRIVATE_HOSTS) $(BIN)/python -m pytest plugins/live/tests -k random --timeout=14400 -q
+	LIVE_KILLS=$(or $(KILLS),1000) LIVE_SEED=$(or $(SEED),1) LIVE_AGENTS=0.05 $(PRIVATE_HOSTS) $(BIN)/python -m pytest plugins/live/tests -k random --timeout=14400 -q -rP
 
 test: $(STAMP) ## lint, format, types and every test, the slow ones included
 	@$(MAKE) --no-print-directory --keep-going lint format types tests

@@ -51,9 +51,9 @@ class Job:
         os.close(self._descriptor)
 
     def start(self, program: str, workers: int, *flags: str, **environment: str) -> subprocess.Popen[str]:
-        """Start an agent; its output goes into a file."""
+        """Start an agent; its output goes into a file, behind that of an agent whose place it takes."""
         number = len(self.agents)
-        output = open(self.folder / f"agent{number}.txt", "w")  # noqa: SIM115 - closed just below
+        output = open(self.folder / f"agent{number}.txt", "a")  # noqa: SIM115 - closed just below
         rendezvous = () if any(flag.startswith("--rdzv") for flag in flags) else ("--standalone",)
         command = [
             *(QUORATE, "run", *rendezvous, f"--nproc-per-node={workers}", "--max-restarts=10000"),

@@ -200,30 +200,33 @@ def test_random_kills(tmp_path: Path, count: int) -> None:
         number = job.wait_for_world(3, above=number)
         (tmp_path / "enough").touch()
         assert set(job.finish()) == {0}, f"LIVE_SEED={seed}\n{job.output()}"
+        held_up, anew = job.output().count("did not leave its world in time"), len(beginnings(job)) - 1
+        print(f"{job.generation} worlds; {held_up} workers did not leave theirs in time; {anew} trainings began anew")
         ends = job.of("end", job.generation)
         assert {line["RANK"] for line in ends} == {0, 1, 2}
         assert len({tuple(line["digest"]) for line in ends}) == 1, f"LIVE_SEED={seed}"
         begun = [(line["QUORATE_GENERATION"], line["RANK"], line["pid"], line["step"]) for line in job.of("begin")]
-        expected = pytest.approx(train_alone(ends[0]["step"], seed_of(job)), rel=1e-6)
+        expected = pytest.approx(train_alone(ends[0]["step"], beginnings(job)[-1]), rel=1e-6)
         assert ends[0]["digest"] == expected, f"LIVE_SEED={seed}\n{begun}\n{job.output()}"
 
 
-def seed_of(job: Job) -> int:
-    """Return the seed of the training that has ended: of the first one, unless a world had no survivor.
+def beginnings(job: Job) -> list[int]:
+    """Return the pid of rank 0 at each beginning: of the job, and of each world that had no survivor.
 
-    Two workers of three are killed at times.  Where the third does not leave its world, which gloo may hold up, it is
-    stopped, and rank 0 of the next world begins anew.
+    Two workers of three are killed at times.  Where the third does not leave its world it is stopped, and rank 0 of the
+    next world begins anew.
     """
     late = late_pids(job)
-    seed, furthest = 0, 0
+    pids, furthest = [0], 0
     for line in sorted(job.of("begin"), key=itemgetter("QUORATE_GENERATION", "RANK")):
         if line["RANK"] == 0 and line["step"] == 0 < furthest:
             own = line["QUORATE_GENERATION"]
             before = max(number for begun in job.of("begin") if (number := begun["QUORATE_GENERATION"]) < own)
             assert late & {begun["pid"] for begun in job.of("begin", before)}, job.output()
-            seed, furthest = line["pid"], 0
+            pids.append(line["pid"])
+            furthest = 0
         furthest = max(furthest, line["step"])
-    return seed
+    return pids
 
 
 def two_agents() -> tuple[tuple[str, ...], tuple[str, ...]]:

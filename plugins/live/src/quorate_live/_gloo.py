@@ -28,6 +28,7 @@ from typing import final
 __all__ = ["Waits"]
 
 _CLASS = "_ZTVN4gloo9transport3tcp13UnboundBufferE"
+_ERROR_CLASS = "_ZTISt13runtime_error"
 _TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception_ptr13exception_ptrE"
 _WORD = ctypes.sizeof(c_void_p)
 #: A table of virtual functions begins with two words that objects do not point to.
@@ -68,13 +69,15 @@ def _load() -> ctypes.CDLL | None:
         for name, result, arguments in (
             ("__cxa_allocate_exception", c_void_p, [c_size_t]),
             ("_ZNSt13runtime_errorC1EPKc", None, [c_void_p, c_char_p]),
+            ("_ZNSt13runtime_errorD1Ev", None, [c_void_p]),
             ("__cxa_init_primary_exception", c_void_p, [c_void_p, c_void_p, c_void_p]),
             ("_ZNSt15__exception_ptr13exception_ptrC1EPv", None, [c_void_p, c_void_p]),
             (_TELL, None, [c_void_p, c_void_p]),
         ):
             function = getattr(gloo, name)
             function.restype, function.argtypes = result, arguments
-        _address(gloo, _CLASS)
+        for name in (_CLASS, _ERROR_CLASS):
+            _address(gloo, name)
         return gloo
     except (OSError, AttributeError, ValueError):
         return None
@@ -124,8 +127,8 @@ def _tell(gloo: ctypes.CDLL, buffer: int) -> None:
     """Have the waits of a buffer raise a C++ ``std::runtime_error``."""
     error = gloo.__cxa_allocate_exception(_RUNTIME_ERROR_BYTES)
     gloo._ZNSt13runtime_errorC1EPKc(error, _MESSAGE)
-    kind = _address(gloo, "_ZTISt13runtime_error")
-    gloo.__cxa_init_primary_exception(error, kind, ctypes.cast(gloo._ZNSt13runtime_errorD1Ev, c_void_p))
+    destructor = ctypes.cast(gloo._ZNSt13runtime_errorD1Ev, c_void_p)
+    gloo.__cxa_init_primary_exception(error, _address(gloo, _ERROR_CLASS), destructor)
     pointer = c_void_p()
     gloo._ZNSt15__exception_ptr13exception_ptrC1EPv(ctypes.byref(pointer), error)
     getattr(gloo, _TELL)(buffer, ctypes.byref(pointer))
