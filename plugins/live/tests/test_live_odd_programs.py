@@ -38,6 +38,25 @@ for world in worlds():
 if os.getpid() == own:
     print("finally", rank, "commits", world.commit(), flush=True)
 """
+_DIES = """
+import os, signal, time
+from quorate_live import WorldEnded, worlds
+
+for world in worlds():
+    with world:
+        rank = os.environ["RANK"]
+        if os.environ["QUORATE_GENERATION"] == "1":
+            open("entered" + rank, "w").close()
+            while rank == "0" and not os.path.exists("entered1"):
+                time.sleep(0.01)
+            if rank == "0":
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                time.sleep(60)
+            except WorldEnded:
+                open("asked", "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+"""
 _FORGETS = """
 from quorate_live import worlds
 
@@ -62,6 +81,14 @@ def test_a_forked_child_leaves_its_parents_world_alone(tmp_path: Path) -> None:
         assert f"parent {rank} commits True" in done.stdout
         assert f"finally {rank} commits True" in done.stdout, "for the last checkpoint"
     assert "1 worker(s) live on" in done.stderr, done.stderr
+
+
+def test_a_worker_that_dies_while_it_leaves_its_world_is_not_late(tmp_path: Path) -> None:
+    """Its channel closes a moment before its process has ended."""
+    done = run(tmp_path, _DIES, "--max-restarts=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "asked").exists()
+    assert "did not leave its world in time" not in done.stderr
 
 
 def test_a_world_that_is_not_entered_is_a_mistake(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ class Live:
             try:
                 message = channel.receive()
             except EOFError:
-                self._forget(worker)
+                self._forget(worker, may_end=True)
                 return
             except ValueError as error:
                 warn(f"local rank {worker.local_rank} sent what is not a message of a live worker ({error})")
@@ -219,11 +219,15 @@ class Live:
         elif "ask" in message:
             channel.send({"answer": message["ask"], "is_current": self._is_current(worker)})
 
-    def _forget(self, worker: Worker) -> None:
-        """Without its channel a worker is not live: one that waits cannot go on, one that leaves is stopped."""
+    def _forget(self, worker: Worker, may_end: bool = False) -> None:
+        """Without its channel a worker is not live: one that waits cannot go on, one that leaves is stopped.
+
+        A channel that was closed tells as a rule that its process ends (``may_end``), which is seen a moment later.  So
+        one that was leaving has the rest of its time for that.
+        """
         leave_by, has_left = worker.leave_by, worker.has_left
         self.drop(worker)
         if has_left:
             worker.kill()
         elif leave_by is not None:
-            worker.leave_by = 0.0  # long past
+            worker.leave_by = leave_by if may_end else 0.0  # long past
