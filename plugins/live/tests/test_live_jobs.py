@@ -53,7 +53,7 @@ def check_training(job: Job, steps: int, size: int) -> None:
 
 
 def check_lived(job: Job, pids: Iterable[int], generation: int) -> None:
-    """These workers are in this world, but for such as gloo has kept in a collective (docs/live-workers.md)."""
+    """These workers are in this world, but for such as a busy machine has kept from leaving the last one in time."""
     assert set(pids) - set(job.pids(generation).values()) <= late_pids(job), job.output()
 
 
