@@ -25,6 +25,7 @@ from quorate import (
     hookimpl,
 )
 from quorate.clusters import Machine
+from quorate.events import RoundEndedDetails
 from quorate.records import (
     Assignment,
     Cause,
@@ -164,5 +165,5 @@ def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> Res
 
 @hookimpl
 def quorate_observe_event(event: Event) -> None:
-    if event.name == "round.ended":
-        print(f"round {event.details['round']} ended by {event.details['cause']}", file=sys.stderr)
+    if isinstance(event.details, RoundEndedDetails):
+        print(f"round {event.details.round} ended by {event.details.cause}", file=sys.stderr)

@@ -168,6 +168,7 @@ def test_show_config_prints_each_value_and_where_it_came_from() -> None:
     assert rows["--nnodes"] == ["2:4", "argument"]
     assert rows["--max-restarts"] == ["7", "environment", "PET_MAX_RESTARTS"]
     assert rows["--monitor-interval"] == ["0.1", "default"]
+    assert rows["--capture-stderr"] == ["-", "default"], "without it stderr is captured"
     assert [flag.name for flag in FLAGS if f"--{flag.name}" not in rows] == []
     assert rows["join_timeout"] == ["9"]
     assert rows["connect_timeout"] == ["9"]

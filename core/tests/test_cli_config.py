@@ -242,7 +242,7 @@ def test_a_device_that_torch_knows_is_counted_in_a_process_of_its_own(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     before = set(sys.modules)
     assert config_of("--nproc-per-node=npu").nproc_per_node == 4
-    with pytest.raises(UsageError, match="no XPU is visible"):
+    with pytest.raises(UsageError, match="no device of the kind 'xpu' is visible"):
         count_workers("xpu")
     assert "torch" not in set(sys.modules) - before
 

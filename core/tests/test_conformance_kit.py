@@ -381,11 +381,11 @@ def test_the_command_fails_for_a_broken_law(installed: None, capsys: pytest.Capt
     ("words", "problem"),
     [
         (["memory"], "the endpoint is missing"),
+        (["nobody"], "unknown rendezvous backend 'nobody'"),
         (["--endpoint=x"], "name one backend"),
         (["memory", "--endpoint"], "argument --endpoint: expected one argument"),
         (["memory", "--endpoint=x", "--rdzv_conf=a"], "'a' is not a list of settings KEY=VALUE"),
         (["memory", "--endpoint=x", "--what"], "unrecognized arguments: --what; see: quorate conformance --help"),
-        (["nobody", "--endpoint=x"], "unknown rendezvous backend 'nobody'"),
         (["memory", "--endpoint=x", "--law=zzz"], "unknown law zzz; see: quorate conformance --list"),
     ],
 )

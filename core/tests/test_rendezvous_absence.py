@@ -83,7 +83,7 @@ def test_it_does_not_count_and_its_reason_is_reported() -> None:
     readiness = evaluate(state, 0.0)
     assert readiness.rule is Rule.BELOW_MINIMUM
     assert not readiness.rule.allows_sealing
-    assert readiness.reason == "1 of 2 nodes joined (alpha), waiting for the others; beta does not join: disk: fuller"
+    assert readiness.reason == "1 of 2 nodes joined (alpha), 1 missing; beta does not join: disk: fuller"
 
 
 def test_the_sealer_reports_it_once() -> None:

@@ -162,7 +162,7 @@ def test_what_was_tried_is_said_with_its_address(listener: socket.socket) -> Non
 
 @pytest.mark.parametrize("endpoint", ["localhost:1", "127.0.0.1:1", "0.0.0.0:1", "[::1]:1", "http://localhost:2379"])
 def test_an_endpoint_that_is_everybodys_own_machine_is_explained(endpoint: str) -> None:
-    assert "means the own machine on every machine" in local_endpoint_hint(endpoint)
+    assert "is that machine itself" in local_endpoint_hint(endpoint)
     assert local_endpoint_hint("node1.cluster:29400") == ""
 
 
@@ -198,7 +198,7 @@ def test_a_report_names_the_endpoint_and_reaches_the_agent(monkeypatch: pytest.M
         handler.next_rendezvous()
     handler.shutdown()
     assert seen[0].report.endpoint == "localhost:1"
-    assert "localhost means the own machine on every machine" in seen[0].report.reason
+    assert "on every machine localhost is that machine itself" in seen[0].report.reason
 
 
 def test_a_store_that_is_still_being_opened_at_the_end_of_the_wait_is_named() -> None:

@@ -212,7 +212,7 @@ class LaunchConfig(WorkerSettings):
             # Only the port: nodes may well spell the host differently (localhost, a name, an address).
             return f"job-{self.rdzv_endpoint.rpartition(':')[2] or 'default'}"
         raise UsageError(
-            f"several nodes meet through {backend.name!r}, whose store other jobs may use as well; "
+            f"several nodes use the rendezvous backend {backend.name!r}, whose store other jobs may use as well; "
             "set --rdzv-id (run_id) to a name that all nodes of this job share, and no other job"
         )
 

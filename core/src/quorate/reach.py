@@ -31,8 +31,8 @@ def local_endpoint_hint(endpoint: str) -> str:
     if not local:
         return ""
     return (
-        f"{local[0]} means the own machine on every machine, so that nodes on other machines do not come here; where "
-        "there are some, give all nodes the name of one machine (--rdzv-endpoint=HOST:PORT or --master-addr)"
+        f"on every machine {local[0]} is that machine itself, so nodes on other machines cannot join here; if the job "
+        "has such nodes, give all nodes the name of one machine (--rdzv-endpoint=HOST:PORT or --master-addr)"
     )
 
 

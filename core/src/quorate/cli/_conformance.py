@@ -9,8 +9,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, final
 
+from ..catalogue import PluginKind
 from ..errors import UsageError
 from ..notices import write_output
+from ..plugins import get_host
 from ..testing import FreshPorts, Subject, Verdict, all_laws, check
 from ._exit import ExitCode
 from ._values import settings, words
@@ -78,9 +80,11 @@ def _parser() -> _Parser:
     add(
         *("--dead-endpoint", "--dead_endpoint"),
         metavar="ENDPOINT",
-        help="well-formed, yet nothing listens there (default 127.0.0.1:1)",
+        help="an endpoint where nothing listens (default 127.0.0.1:1)",
     )
-    add(*("--bad-endpoint", "--bad_endpoint"), metavar="ENDPOINT", help="malformed for this backend")
+    add(
+        *("--bad-endpoint", "--bad_endpoint"), metavar="ENDPOINT", help="an endpoint that is malformed for this backend"
+    )
     add("--list", action="store_true", help="print the laws and what each says, and try nothing")
     return parser
 
@@ -98,6 +102,7 @@ def test_backend(argv: Sequence[str]) -> int:
         return ExitCode.OK
     if options.backend is None:
         raise UsageError("name one backend: quorate conformance BACKEND --endpoint=ENDPOINT")
+    get_host().choose(PluginKind.RENDEZVOUS, options.backend)
     if options.endpoint is None:
         raise UsageError("the endpoint is missing; set --endpoint to where the backend's server is")
     return _try_laws(options)

@@ -39,10 +39,13 @@ def count_workers(kind: str) -> int:
         return count_gpus() or count_cpus()
     count = count_gpus() if kind == "gpu" else _count_with_torch(kind)
     if count == 0:
-        hidden = " and the variables that hide devices (CUDA_VISIBLE_DEVICES; AMD: ROCR_VISIBLE_DEVICES too)"
+        device, cause = f"device of the kind {kind!r}", "that torch knows this kind"
+        if kind == "gpu":
+            device = "GPU"
+            cause = "the variables that hide devices (CUDA_VISIBLE_DEVICES; AMD: ROCR_VISIBLE_DEVICES too)"
         raise UsageError(
-            f"--nproc-per-node={kind}: no {kind.upper()} is visible here; give a number of workers, or check the "
-            f"driver{hidden if kind == 'gpu' else f' and that torch knows the device {kind!r}'}"
+            f"--nproc-per-node={kind}: no {device} is visible here; give a number of workers, or check the driver and "
+            f"{cause}"
         )
     return count
 

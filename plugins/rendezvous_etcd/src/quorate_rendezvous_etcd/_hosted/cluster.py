@@ -20,7 +20,7 @@ from .peers import ASK_SECONDS, Identity, Peers
 
 __all__ = ["Cluster"]
 
-#: For the members that one which leaves would remove with itself.
+#: How long a member that leaves waits for the answers of the others: it removes those that do not answer, too.
 _LEAVE_ASK_SECONDS = 3.0
 _CHANGE_SECONDS = 3.0
 _HAND_OVER_SECONDS = 0.5

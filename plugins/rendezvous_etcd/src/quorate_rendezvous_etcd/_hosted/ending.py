@@ -22,7 +22,7 @@ from .._dial import dial
 __all__ = ["Ending"]
 
 _ANSWER_SECONDS = 0.5
-#: This process may be suspended between two looks.
+#: So many looks in a row must find it: this process may have been suspended between two.
 _FEWEST_LOOKS = 3
 
 

@@ -23,7 +23,7 @@ __all__ = ["LastWord"]
 #: How long the guardian tries to have the member removed.
 _LEAVE_SECONDS = 5.0
 _LEAVE_PAUSE_SECONDS = 0.1
-#: For how long the others are left alone with their new round after an agent was killed.
+#: How long the cluster is not changed after an agent was killed, so that the other nodes can form their round.
 _ROUND_SECONDS = 0.5
 
 

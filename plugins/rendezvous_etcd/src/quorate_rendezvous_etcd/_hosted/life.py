@@ -1,9 +1,9 @@
 """The life of one hosted member, as a pure state machine: ``step(state, event)``.
 
 Theory of operation.  The cluster begins with all names of the endpoint at once.  A member that comes later, with an
-empty disk, must not take part in the name of what it was before, because it has forgotten what that one has promised.
-It is therefore removed and added again as a learner, which receives the log and has no vote until it has caught up.  A
-member whose process died and whose disk is still there goes on with that disk::
+empty disk, must not take part under its former id, because it has forgotten what it promised under that id.  It is
+therefore removed and added again as a learner, which receives the log and has no vote until it has caught up.  A member
+whose process died and whose disk is still there goes on with that disk::
 
     looking ──► forming ──────────────────────────────────► serving ◄──► returning
        │                                                        ▲
@@ -26,7 +26,7 @@ from attrs import evolve, frozen
 
 __all__ = ["TABLE", "Action", "Event", "EventKind", "Phase", "State", "action_of", "step"]
 
-#: So many starts in a row may fail before the disk is taken for the reason.
+#: After so many failed starts in a row the disk is taken for the cause, and given up.
 _MOST_FAILED_STARTS = 3
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0

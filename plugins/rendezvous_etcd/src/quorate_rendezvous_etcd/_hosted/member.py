@@ -45,7 +45,7 @@ _LAST_HEARTBEATS = 4
 #: How long a killed agent's member goes on at most: the agent's guardian uses it, and then has the cluster remove it,
 #: which ends it.
 _OUTLIVE_SECONDS = 6.0
-#: While the server starts, this often the agent's end is looked for.
+#: One wait for the server to start, or for the end of its process; it is repeated.
 _LOOK_SECONDS = 3600.0
 #: What shows that the cluster was there.
 _MET = {EventKind.IS_MEMBER, EventKind.IS_STRANGER, EventKind.REMOVED, EventKind.ADDED, EventKind.READY}
