@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from dataclasses import replace
 
 import pytest
@@ -111,14 +110,12 @@ def test_a_node_that_dies_while_another_is_in_the_barrier(job: Job, ear: Ear, ga
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_cluster_that_stops_all_nodes_at_once(job: Job, ear: Ear, number: signal.Signals) -> None:
     """Every node is signalled; each gives its workers their grace and leaves, and nobody waits for the others."""
-    plan = job.plan(workers.trap, ear.path, True, nodes=(2, 2), workers=2)
+    # Who waited for the others would wait for as long as it would for a round, and the outcome would not come.
+    plan = job.plan(workers.trap, ear.path, True, nodes=(2, 2), workers=2, rdzv={"join_timeout": 10 * DEADLINE})
     hosts = [job.start(as_store_host(plan)), job.start(as_store_client(plan))]
     ear.hear(4, event="started")
-    began = time.monotonic()
     for host in hosts:
         host.send_signal(number)
     outcomes = [host.outcome() for host in hosts]
     assert all(isinstance(outcome.error, SignalException) for outcome in outcomes), outcomes
-    # Who waited for the others would wait for as long as it would for a round.
-    assert max(outcome.ended_at for outcome in outcomes) - began < 10.0
     ear.hear(4, event="saved")
