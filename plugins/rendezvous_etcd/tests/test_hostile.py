@@ -281,10 +281,7 @@ def test_a_list_of_members_that_is_late_is_not_read_on() -> None:
         theirs.sendall(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000)
         with pytest.raises(TimeoutError):
             read_members(ours, monotonic() - 1.0)
-        assert ours.recv(4, socket.MSG_PEEK) == b"HTTP"
-        theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(ValueError, match="does not answer as etcd does"):
-            read_members(ours, monotonic() + DEADLINE_SECONDS)
+        assert ours.recv(4) == b"HTTP"
 
 
 def test_a_v2_answer_that_is_packed_is_not_unpacked(v2_member: HostileV2Member) -> None:
@@ -292,10 +289,10 @@ def test_a_v2_answer_that_is_packed_is_not_unpacked(v2_member: HostileV2Member) 
     bomb = gzip.compress(bytes(1 << 24)) * 64
     v2_member.twist, v2_member.fields = (lambda path, status, body: (status, bomb)), {"Content-Encoding": "gzip"}
     settings = Settings.from_parameters(RendezvousParameters("etcd-v2", v2_member.endpoint, "job", 1, 1), is_v2=True)
+    timeout = make_timeout(DEADLINE_SECONDS, DEADLINE_SECONDS)
     client = make_etcd_client(load_etcd(), settings, parse_endpoint(v2_member.endpoint), Sockets())
     try:
-        url = f"http://{v2_member.endpoint}/v2/keys/key"
-        assert client.http.urlopen("GET", url, timeout=make_timeout(DEADLINE_SECONDS, DEADLINE_SECONDS)).data == bomb
+        assert client.http.urlopen("GET", f"http://{v2_member.endpoint}/v2/keys/key", timeout=timeout).data == bomb
     finally:
         close_etcd_client(client)
 
