@@ -109,11 +109,12 @@ Make = Callable[..., _warm.WarmStarter]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """``make(*modules)`` → a warm starter with these imported ahead; it and its groups end with the test."""
+    """``make(*modules, **options)`` → a warm starter with these imported ahead; it and its groups end with the test."""
     starters: list[_warm.WarmStarter] = []
 
-    def begin(*modules: str) -> _warm.WarmStarter:
-        starter = _warm.WarmStarter(StarterRequest("warm", "token", DEADLINE_SECONDS, {"preload": modules}))
+    def begin(*modules: str, **options: Any) -> _warm.WarmStarter:
+        request = StarterRequest("warm", "token", DEADLINE_SECONDS, {"preload": modules})
+        starter = _warm.WarmStarter(request, **options)
         assert isinstance(starter, PreparingStarter)
         starters.append(starter)
         return starter

@@ -10,7 +10,6 @@ import pytest
 
 from quorate.errors import UsageError
 from quorate.records import WorkerLaunch
-from quorate_process_local import _template
 from quorate_process_local._template_site.quorate_template import why_not_forkable
 
 from .conftest import Make, launch
@@ -75,8 +74,7 @@ def test_an_open_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_import_that_hangs_is_given_up(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_module(tmp_path, monkeypatch, "hanging", "import signal\nsignal.pause()")
-    monkeypatch.setattr(_template, "IMPORT_TIMEOUT_SECONDS", 1)
-    assert "importing hanging took longer than 1 s" in refused(make("hanging"))
+    assert "importing hanging took longer than 1 s" in refused(make("hanging", import_timeout_seconds=1))
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,8 @@ from ._streams import Output
 from ._template_site import quorate_template
 from ._template_site.quorate_template import CHANNEL_VARIABLE, MARKER_PLACE, MARKER_VARIABLE, receive, send
 
-__all__ = ["IMPORT_TIMEOUT_SECONDS", "Forking", "Template"]
+__all__ = ["Forking", "Template"]
 
-#: How long the imports may take.
-IMPORT_TIMEOUT_SECONDS = 600
 #: How long a template that is ready may take for one answer: a fork, even on a machine that is swapping.
 _ANSWER_TIMEOUT_SECONDS = 60.0
 #: How long a process may take from the end of its channel to its own.
@@ -55,6 +53,7 @@ class Template:
         modules: what to import.
         head, path: what the program will have in front of ``sys.path`` (unless an option forbids it), and what else
             is to be there for the imports.
+        import_timeout_seconds: how long the imports may take.
 
     Raises:
         OSError: it cannot be started.
@@ -68,13 +67,14 @@ class Template:
         modules: Sequence[str],
         head: str,
         path: Sequence[str],
+        import_timeout_seconds: int,
     ) -> None:
         self.is_ready = False
         #: Whether nothing was asked of it for as long as :meth:`rest` says.
         self.is_idle = False
         #: Why it cannot be used, ``""`` while nothing is known against it.
         self.problem = ""
-        self._modules = ", ".join(modules) or "nothing"
+        self._modules, self._import_timeout_seconds = ", ".join(modules) or "nothing", import_timeout_seconds
         self.channel, template_end = socket.socketpair()
         try:
             folders = [os.path.dirname(quorate_template.__file__), environment.get("PYTHONPATH", "")]
@@ -95,7 +95,7 @@ class Template:
         hold(self.channel.fileno(), self.channel.close)
         try:
             plan = {"environment": dict(environment), "modules": list(modules), "head": head, "path": list(path)}
-            send(self.channel, {**plan, "agent": os.getpid(), "seconds": IMPORT_TIMEOUT_SECONDS})
+            send(self.channel, {**plan, "agent": os.getpid(), "seconds": import_timeout_seconds})
         except ConnectionError:
             pass  # it has ended already, which the next look() notices
 
@@ -171,7 +171,7 @@ class Template:
         status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         assert status is not None
         if status.si_code != os.CLD_EXITED and status.si_status == signal.SIGALRM and not self.is_ready:
-            return f"importing {self._modules} took longer than {IMPORT_TIMEOUT_SECONDS} s"
+            return f"importing {self._modules} took longer than {self._import_timeout_seconds} s"
         how = "exit code" if status.si_code == os.CLD_EXITED else "signal"
         when = "while it waited" if self.is_ready else f"before it had imported {self._modules}"
         return f"the template process ended by {how} {status.si_status} {when}"

@@ -74,11 +74,12 @@ class WarmStarter:
 
     The modules are those of the setting ``preload``.  Without :meth:`prepare` the first start waits for the template.
     A spare is forked ``rest_seconds`` after a worker has become live: it and its like have the processors to themselves
-    first.
+    first.  Imports may take ``import_timeout_seconds``.
     """
 
-    def __init__(self, request: StarterRequest, rest_seconds: float = 0.5) -> None:
+    def __init__(self, request: StarterRequest, rest_seconds: float = 0.5, import_timeout_seconds: int = 600) -> None:
         self._request, self._rest_seconds = request, rest_seconds
+        self._import_timeout_seconds = import_timeout_seconds
         self._modules: tuple[str, ...] = tuple(request.settings.get("preload", ()))
         self._template: Template | None = None
         self._key: _TemplateKey | None = None
@@ -181,7 +182,7 @@ class WarmStarter:
         fixed = dict(environment)
 
         def build() -> Template:
-            return Template(key.python, program.words, fixed, modules, head, path)
+            return Template(key.python, program.words, fixed, modules, head, path, self._import_timeout_seconds)
 
         self._key, self._rebuild = key, build
         self._replace(build)
