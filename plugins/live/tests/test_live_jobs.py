@@ -8,7 +8,6 @@ import re
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -216,16 +215,16 @@ def beginnings(job: Job) -> list[int]:
     Two workers of three are killed at times.  Where the third does not leave its world it is stopped, and rank 0 of the
     next world begins anew.
     """
-    late = late_pids(job)
-    pids, furthest = [0], 0
-    for line in sorted(job.of("begin"), key=itemgetter("QUORATE_GENERATION", "RANK")):
-        if line["RANK"] == 0 and line["step"] == 0 < furthest:
-            own = line["QUORATE_GENERATION"]
-            before = max(number for begun in job.of("begin") if (number := begun["QUORATE_GENERATION"]) < own)
-            assert late & {begun["pid"] for begun in job.of("begin", before)}, job.output()
-            pids.append(line["pid"])
-            furthest = 0
-        furthest = max(furthest, line["step"])
+    late, pids = late_pids(job), [0]
+    earlier, before = set[int](), set[int]()  # the workers of all worlds so far, and of the last one
+    for generation in sorted({line["QUORATE_GENERATION"] for line in job.of("begin")}):
+        begun = job.of("begin", generation)
+        own = {line["pid"] for line in begun}
+        anew = [line["pid"] for line in begun if line["RANK"] == line["step"] == 0]
+        if anew and earlier and not own & earlier:
+            assert late & before, job.output()
+            pids += anew
+        earlier, before = earlier | own, own
     return pids
 
 
