@@ -107,12 +107,21 @@ def test_a_timer_of_a_process_that_has_died_is_not_reported(view: View, watch: W
 from quorate_watchdog import expires
 child = os.fork()
 if child == 0:
-    expires(after=0.3, scope='dead').__enter__()
+    expires(after=1000, scope='dead').__enter__()
+    wait()
     os._exit(0)
 os.waitpid(child, 0)
-with expires(after=0.6, scope='alive'): wait()
+say('reaped'); wait()
+with expires(after=0.1, scope='alive'): wait()
 """
-    work(watch(), code)
+    service = watch()
+    worker = work(service, code)
+    wait_until(lambda: len(timers_of(service)) == 1)
+    worker.go_on()
+    assert worker.next_word() == "reaped"
+    (key,) = timers_of(service)
+    timers_of(service).set(key, Timer(monotonic(), 1000.0, "dead"))
+    worker.go_on()
     assert view.report().scope == "alive"
     assert view.reports.empty()
 
