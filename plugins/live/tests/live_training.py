@@ -47,7 +47,7 @@ def build(prepare: Callable[[nn.Module], Any] = lambda model: None) -> tuple[nn.
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1)).double()
     prepare(model)
     # Small steps: with 0.05 a rounding in a world of another size grows to other parameters within some 2,000 steps.
-    # With these a step that is lost or trained twice can still be seen after 9,000 (6e-4), and a rounding cannot (1e-15).
+    # With these a step that is lost or trained twice is still seen after 9,000 (6e-4), and a rounding is not (1e-15).
     return model, torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
 
 
