@@ -16,7 +16,7 @@ from typing import final
 
 from core.tests.fuzz.target import Target, in_a_file
 
-from quorate._bounded import LONGEST_DELAY_SECONDS, MOST_NODES
+from quorate._bounded import LONGEST_DELAY_SECONDS, MOST_NODES, MOST_TICKETS
 from quorate._discovery import _entry_points
 from quorate.affinity import parse_cpus
 from quorate.cli._cluster import ThisMachine, _read_until
@@ -40,13 +40,14 @@ from quorate.rendezvous._cell import CellStore
 from quorate.rendezvous._incarnation import Doorway
 from quorate.rendezvous._last_word_program import take_frames
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState, Liveness
+from quorate.rendezvous._member_tickets import decode_tickets, encode_tickets
 from quorate.rendezvous._over import job_is_over
 from quorate.rendezvous._protocol import Key
 from quorate.rendezvous._refusals import RefusalReader
 from quorate.rendezvous._signed import sign_store
 from quorate.rendezvous._signs import read_signs
 from quorate.rendezvous._store import parse_counter
-from quorate.rendezvous._transition import decode_seal, read_summary
+from quorate.rendezvous._transition import decode_seal, read_seal, read_summary
 from quorate.rendezvous._waiting import _decode_note as decode_note
 from quorate.rendezvous._wire import decode_assignment, decode_end, decode_node, encode, encode_object
 from quorate.timeouts import LONGEST_SECONDS, Timeouts
@@ -89,6 +90,14 @@ def _read_end(data: bytes) -> None:
 
 def _read_seal(data: bytes) -> None:
     assert read_summary(0, decode_seal(0, data)).group_world_size <= MOST_NODES
+    assert read_seal(0, decode_seal(0, data)).sealer >= 1
+
+
+def _read_tickets(data: bytes) -> None:
+    tickets = decode_tickets("key", data)
+    assert all(1 <= ticket <= MOST_TICKETS for ticket in tickets)
+    (value,) = encode_tickets(0, 1, tickets or [1]).values()
+    assert decode_tickets("key", value) == (tickets or [1])
 
 
 def _read_heartbeat(data: bytes) -> None:
@@ -310,6 +319,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "ends of rounds": Target(_read_end, (encode(_END),), _CORRUPT),
     "seals": Target(_read_seal, (encode_object("sealed", _SEAL),), _CORRUPT),
+    "tickets of members": Target(_read_tickets, tuple(encode_tickets(0, 1, [2, 1]).values()), _CORRUPT),
     "heartbeats": Target(_read_heartbeat, (Heartbeat(3, HeartbeatState.DONE, "host").encode(),)),
     "error files": Target(
         in_a_file(_read_error_file, "error.json"), (json.dumps(_ERROR).encode(), b'{"message": "m"}')

@@ -39,6 +39,18 @@ class Defect:
 
 DEFECTS: tuple[Defect, ...] = (
     Defect(
+        "A node learned that its round is sealed from its blocking wait alone, and until then it sent heartbeats that "
+        "the members of the round did not read. Where the connection of the wait stood still, a healthy node was found "
+        "lost two leases after the seal. What a node waits for is now read with the heartbeats, and any heartbeat of a "
+        "member counts.",
+        'the wrong protocols "only the wait tells" and "a ticket\'s heartbeats count for nothing"',
+    ),
+    Defect(
+        "A node left while an earlier call was still without an answer. When that call failed, the node took it for "
+        "its last heartbeat, and ended without the end of the round that it had to record.",
+        "`test_an_earlier_call_that_fails_does_not_end_the_leaving`",
+    ),
+    Defect(
         "A worker failed while the store was away. After `close_timeout` its agent asked for the next round before the "
         "end of this round was recorded. The request was dropped, and the whole job waited for that node for ever. The "
         "request is now kept until the end is known.",

@@ -26,11 +26,13 @@ from quorate.rendezvous import (
     _gather,
     _joining,
     _machine,
+    _member_tickets,
     _protocol,
     _running,
     _sealing,
     _standing,
     _state,
+    _transition,
 )
 from quorate.rendezvous._liveness import Liveness
 from quorate.rendezvous._protocol import Phase, Purpose
@@ -254,6 +256,15 @@ def _majority_of_any(state: State, live: Any) -> str:
 _REAL_WHY_MINORITY = _gather.why_minority
 
 
+def _only_from_the_wait(state: State) -> tuple[str, ...]:
+    return ()
+
+
+def _tickets_without_use(transition: Transition, values: list[bytes | None]) -> None:
+    """Take a member that has sent no heartbeat of its rank for one that has sent none at all."""
+    _member_tickets.on_tickets(transition, [None] * len(values))
+
+
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "seal without create",
@@ -278,7 +289,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "no credit for the watcher's own pause",
         "a node that was paused declares the others lost",
         ((Liveness, "after_reading", _reading_without_credit),),
-        likely=378,
+        likely=136,
     ),
     Mutant(
         "survivors are not waited for",
@@ -290,12 +301,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "workers are kept after being left out",
         "a round's end is not reported to the agent",
         (_rule(Phase.RUNNING, _protocol.Appeared, _end_not_reported),),
+        likely=3,
     ),
     Mutant(
         "success by count",
         "the counter of done nodes counts, without reading their heartbeats",
         (_rule(Phase.RUNNING, Purpose.DONE_COUNT, _success_by_count),),
-        likely=188,
+        likely=20,
     ),
     Mutant(
         "the next round before the stop",
@@ -327,8 +339,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("no retry", "a call without an answer is forgotten", ((_every_phase, "retry", _no_retry),)),
     Mutant(
         "broken waits are lost",
-        "the driver forgets a wait whose connection broke",
-        ((_executor.PendingWait, "finish", _always_answered),),
+        "the driver forgets a wait whose connection broke, and the node does not read what it waits for",
+        (
+            (_executor.PendingWait, "finish", _always_answered),
+            (_transition, "_awaited_keys", _only_from_the_wait),
+        ),
         likely=141,
     ),
     Mutant(
@@ -352,13 +367,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "live workers are left behind",
         "an agent ends while live workers wait with it for a round that does not come",
         tuple((module, "end_run", _end_at_once) for module in (agent_joining, agent_stopping)),
-        likely=333,
+        likely=88,
     ),
     Mutant(
         "a live worker that has ended is counted on",
         "an agent gives the next assignment to a live worker that has ended while it waited",
         (_when(agent.Phase.JOINING, agent.WorkersExited, _stay_as_it_was),),
-        likely=256,
+        likely=200,
     ),
     Mutant(
         "cut off from the last failure on",
@@ -376,13 +391,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "frozen workers get a grace",
         "workers go on to save what they have, though the next round may run already",
         (_when(agent.Phase.FROZEN, agent.RoundEnded, _with_a_grace),),
-        likely=31,
+        likely=66,
     ),
     Mutant(
         "frozen workers go on in a round that is over",
         "a node whose heartbeat arrives again does not look whether its round has ended",
         (_rule(Phase.RUNNING, Purpose.STANDING, _on_though_it_is_over),),
-        likely=261,
+        likely=436,
     ),
     Mutant(
         "a grace goes on while the node is cut off",
@@ -395,5 +410,17 @@ MUTANTS: tuple[Mutant, ...] = (
         "nodes that were not in the last round are counted among those that may begin the next one",
         ((_gather, "why_minority", _majority_of_any),),
         likely=18,
+    ),
+    Mutant(
+        "only the wait tells",
+        "a node learns what it waits for from its blocking wait alone, whose connection may stand still",
+        ((_transition, "_awaited_keys", _only_from_the_wait),),
+        likely=116,
+    ),
+    Mutant(
+        "a ticket's heartbeats count for nothing",
+        "a member that does not know yet that its round is sealed is found lost, though it sends heartbeats",
+        (_rule(Phase.RUNNING, Purpose.MEMBER_TICKETS, _tickets_without_use),),
+        likely=181,
     ),
 )

@@ -114,6 +114,8 @@ def test_the_round_is_found_however_wrong_the_hint_is(join: Join, rounds: int, h
         {"sealer": 10**9},
         {"sealer": -1},
         {"sealer": True},
+        {"first_ticket": -1},
+        {"first_ticket": "1"},
     ],
 )
 def test_a_seal_that_no_sealer_writes_is_refused(join: Join, change: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from ..errors import FailureKind
 from ..records import Cause, Verdict
 from ..timeouts import HEARTBEATS_PER_READING
 from ._liveness import HeartbeatState
-from ._protocol import JOINING, Call, Failed, Leave, Left, Phase, Purpose, Tick, Wait
+from ._protocol import JOINING, Appeared, Call, Failed, Leave, Left, Phase, Purpose, Tick, Wait
 from ._sealing import consider_sealing
 from ._standing import check_standing
 from ._state import Report, State
@@ -46,7 +46,7 @@ def on_tick(transition: Transition, event: Tick) -> None:
     if is_due(state.standby.count_at):
         transition.set(standby=evolve(state.standby, count_at=None))
         count_waiting_nodes(transition)
-    if is_due(state.next_heartbeat_at):
+    if is_due(transition.state.next_heartbeat_at):
         _send_heartbeat(transition)
     if is_due(state.watch.read_at):
         transition.set(watch=evolve(transition.state.watch, read_at=None))
@@ -92,15 +92,28 @@ def _is_asking(state: State) -> bool:
     return Purpose.WAITING_COUNT in state.pending or Purpose.ROUND_END in state.pending
 
 
-def on_heartbeats(judge: Callable[[Transition], None] | None = None) -> Callable[[Transition, Any], None]:
-    """Return the handler of heartbeats that were read: note them, then have the phase's own ``judge`` look at them."""
+def on_heartbeats(
+    judge: Callable[[Transition], None] | None = None, appeared: Callable[[Transition, Appeared], None] | None = None
+) -> Callable[[Transition, Any], None]:
+    """Return the handler of heartbeats that were read: note them, then have the phase's own ``judge`` look at them.
+
+    Arguments:
+        appeared: takes the key that this node waits for, if it was read along with them and is there.
+    """
 
     def handler(transition: Transition, values: list[bytes | None]) -> None:
         state, now = transition.state, transition.now
-        keys = state.pending[Purpose.HEARTBEATS].keys
-        interval = state.settings.timeouts.reading_interval
-        liveness = state.watch.liveness.after_reading(dict(zip(keys, values, strict=True)), now, interval)
+        found = dict(zip(state.pending[Purpose.HEARTBEATS].keys, values, strict=True))
+        awaited, value = state.waiting_for, None
+        if appeared is not None and awaited is not None:
+            value = found.pop(awaited, None)
+        keys, interval = tuple(found), state.settings.timeouts.reading_interval
+        liveness = state.watch.liveness.after_reading(found, now, interval)
         transition.set(watch=evolve(state.watch, liveness=liveness, is_reading=False))
+        if appeared is not None and awaited is not None and value is not None:
+            transition.set(waiting_for=None)  # the wait is not interrupted: it ends by itself, and tells nothing new
+            appeared(transition, Appeared(awaited, value))
+            return
         if judge is not None:
             judge(transition)
         # Read again when the lease of a silent node is over, rather than with the next heartbeat.
@@ -132,9 +145,15 @@ def on_leave(transition: Transition, event: Leave) -> None:
     transition.leave_job(HeartbeatState.DONE_AND_LEFT if state.is_done else HeartbeatState.LEFT)
 
 
-def on_left(transition: Transition, event: object) -> None:
-    """The last heartbeat was written, or could not be."""
+def on_left(transition: Transition, value: None) -> None:
+    """The last heartbeat was written."""
     transition.emit(Left())
+
+
+def on_not_left(transition: Transition, event: Failed) -> None:
+    """The last heartbeat could not be written; that an earlier call has failed means nothing for it."""
+    if event.call is not None and event.call.purpose is Purpose.LEAVING_HEARTBEAT:
+        transition.emit(Left())
 
 
 # --- store calls ----------------------------------------------------------------------------------------------------
@@ -167,8 +186,8 @@ def on_failed(transition: Transition, event: Failed) -> None:
         transition.give_up(FailureKind.UNAVAILABLE, f"the store could not be reached for {limit:g} s: {event.problem}")
     elif event.call is None or state.pending.get(event.call.purpose) == event.call:
         purpose = event.call.purpose if event.call is not None else Purpose.WAIT
-        # At most one reading: once the store is back, others judge this node within a few heartbeats.
-        pause = min(_RETRY_SECONDS[min(trouble.attempts, len(_RETRY_SECONDS) - 1)], timeouts.reading_interval)
+        # At most two heartbeats: once the store is back, others judge this node within a few.
+        pause = min(_RETRY_SECONDS[min(trouble.attempts, len(_RETRY_SECONDS) - 1)], 2 * timeouts.heartbeat_interval)
         changed = evolve(
             trouble,
             since=since,
@@ -189,7 +208,7 @@ def _has_just_tried(state: State, event: Failed, now: float) -> bool:
 
 
 def retry(transition: Transition) -> None:
-    """Repeat what failed, except heartbeats: the next heartbeat is newer."""
+    """Repeat what failed; instead of a heartbeat that failed, send the next one: the others may wait for it."""
     state, trouble = transition.state, transition.state.trouble
     attempts = trouble.attempts + 1
     transition.set(trouble=evolve(trouble, failed=(), retry_at=None, attempts=attempts, tried_at=transition.now))
@@ -203,5 +222,7 @@ def retry(transition: Transition) -> None:
                 forget_call(transition, call)
             if purpose is Purpose.HEARTBEATS:
                 transition.set(watch=evolve(transition.state.watch, is_reading=False))
+            elif state.next_heartbeat_at is not None:
+                transition.set(next_heartbeat_at=transition.now)
         elif call is not None:
             transition.emit(call)

@@ -8,16 +8,19 @@ from .._bounded import LARGEST_COUNTER
 from ..errors import FailureKind
 from ..records import Cause, RoundSummary, Verdict
 from ._liveness import HeartbeatState
+from ._member_tickets import look_up_tickets
+from ._members import heartbeat_key_of, is_ticket_unknown
 from ._protocol import Appeared, AskRescale, Join, Key, Phase, Purpose, Rescaled, StandingBy
 from ._running import on_ended
 from ._sealing import begin_round, on_sealer_heartbeat
-from ._state import PreviousRound, RoundSearch, Standby, State
+from ._state import PreviousRound, RoundSearch, Standby, Standing, State
 from ._transition import (
     Transition,
     check_round,
     check_tickets,
     count_waiting_nodes,
     decode_seal,
+    read_seal,
     read_summary,
     record_round_end,
     silence_limit_of,
@@ -124,7 +127,8 @@ def on_round_state(transition: Transition, values: list[bytes | None]) -> None:
         return
     transition.set(is_located=True)
     if sealed is not None:
-        transition.set(previous=PreviousRound(read_summary(number, decode_seal(number, sealed))))
+        seal = decode_seal(number, sealed)
+        transition.set(previous=PreviousRound(read_summary(number, seal), seal=read_seal(number, seal)))
         number += 1
     take_ticket(transition, number)
 
@@ -146,7 +150,10 @@ def on_record(transition: Transition, value: None) -> None:
         transition.leave_job(HeartbeatState.LEFT)
         return
     timeouts = state.settings.timeouts
-    transition.set(next_heartbeat_at=transition.now + timeouts.heartbeat_interval)
+    transition.set(
+        next_heartbeat_at=transition.now + timeouts.heartbeat_interval,
+        standing=Standing(transition.now),  # no heartbeat that the others may read was sent before
+    )
     if state.previous is None or state.previous.ended is not None:
         begin_round(transition)
         return
@@ -262,13 +269,19 @@ def on_standby_heartbeats(transition: Transition) -> None:
     summary, liveness = state.previous.summary, state.watch.liveness
     limit = silence_limit_of(state)
     ranks, counts = [], []
-    for rank in range(summary.group_world_size):
-        key = Key.rank_heartbeat(summary.round_number, rank)
+    members, number = range(summary.group_world_size), summary.round_number
+    look_up_tickets(transition, number, state.previous.seal.sealer, members)
+    for rank in members:
+        key = heartbeat_key_of(state, number, rank)
+        if is_ticket_unknown(state, number, rank):
+            return
         if liveness.silent_for(key) <= limit and not liveness.has_left(key):
             return
         heartbeat = liveness.heartbeat(key)
         if heartbeat is None or not heartbeat.state.is_done:
             ranks.append(rank)
-            counts.append(LARGEST_COUNTER if liveness.has_left(key) else liveness.count_of(key))
+            counts.append(
+                LARGEST_COUNTER if liveness.has_left(key) else liveness.count_of(Key.rank_heartbeat(number, rank))
+            )
     reason = f"all {summary.group_world_size} node(s) of round {summary.round_number} were lost"
     record_round_end(transition, summary, Cause.NODE_LOST, Verdict.RESCALE, reason, ranks, counts)

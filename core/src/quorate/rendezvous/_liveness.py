@@ -172,6 +172,10 @@ class Liveness:
         old = self.readings.get(key)
         return old is not None and old.value is not None
 
+    def was_read(self, key: str) -> bool:
+        """Return whether ``key`` was read at all."""
+        return key in self.readings
+
     def has_moved(self, key: str) -> bool:
         """Return whether the node behind ``key`` has sent a heartbeat since the first reading."""
         old = self.readings.get(key)

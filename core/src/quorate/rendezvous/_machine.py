@@ -26,7 +26,7 @@ from typing import Any, final
 from attrs import frozen
 
 from ..errors import FailureKind, StoreCorruptError
-from . import _every_phase, _joining, _running, _sealing, _standing, _waiting
+from . import _every_phase, _joining, _member_tickets, _running, _sealing, _standing, _waiting
 from ._protocol import (
     FINAL,
     JOINING,
@@ -81,6 +81,10 @@ RUNNING, ENDED = Phase.RUNNING, Phase.ENDED
 CLOSED, LEFT, FAILED = Phase.CLOSED, Phase.LEFT, Phase.FAILED
 _ACTIVE = [phase for phase in Phase if phase not in FINAL and phase is not IDLE]
 _on_heartbeats = _every_phase.on_heartbeats
+# Together with heartbeats a node reads the key that it waits for, which may lead to the same phases as the wait's end.
+_on_standby_heartbeats = _on_heartbeats(_joining.on_standby_heartbeats, _joining.on_previous_round_ended)
+_on_sealer_heartbeat = _on_heartbeats(_sealing.on_sealer_heartbeat, _sealing.on_sealed)
+_on_member_heartbeats = _on_heartbeats(_running.on_member_heartbeats, _joining.on_round_ended)
 
 #: The whole machine.  What is not listed changes nothing.  Beside its targets, every handler may lead to ``FAILED``:
 #: the store may hold what is not readable.
@@ -96,9 +100,10 @@ TABLE: tuple[Rule, ...] = (
     _rule(TICKETING, Purpose.RECORD, _joining.on_record, GATHERING, AWAITING, STANDBY, LEFT),
     #
     _rule(STANDBY, Purpose.WAITING_COUNT, _joining.on_waiting_count),
+    _rule(STANDBY, Purpose.MEMBER_TICKETS, _member_tickets.on_tickets),
     _rule(STANDBY, Rescaled, _joining.on_rescaled),
     _rule(STANDBY, Appeared, _joining.on_previous_round_ended, GATHERING, AWAITING, CLOSED),
-    _rule(STANDBY, Purpose.HEARTBEATS, _on_heartbeats(_joining.on_standby_heartbeats)),
+    _rule(STANDBY, Purpose.HEARTBEATS, _on_standby_heartbeats, GATHERING, AWAITING, CLOSED),
     #
     _rule(GATHERING, Purpose.TICKET_COUNT, _sealing.on_ticket_count, SEALING),
     _rule(GATHERING, Purpose.RECORDS, _sealing.on_records, SEALING),
@@ -113,7 +118,7 @@ TABLE: tuple[Rule, ...] = (
     _rule(AWAITING, Appeared, _sealing.on_sealed, FAILED),
     _rule(AWAITING, Purpose.ASSIGNMENT, _sealing.on_assignment, RUNNING, TICKETING, CLOSED),
     _rule(AWAITING, Purpose.WHO_IS_HERE, _waiting.on_note),
-    _rule(AWAITING, Purpose.HEARTBEATS, _on_heartbeats(_sealing.on_sealer_heartbeat), GATHERING),
+    _rule(AWAITING, Purpose.HEARTBEATS, _on_sealer_heartbeat, GATHERING),
     #
     _rule(RUNNING, Join, _joining.on_early_join),
     _rule(RUNNING, End, _running.on_end),
@@ -123,7 +128,8 @@ TABLE: tuple[Rule, ...] = (
     _rule(RUNNING, Purpose.DONE_HEARTBEAT, _running.on_done_heartbeat),
     _rule(RUNNING, Purpose.DONE_COUNT, _running.on_done_count),
     _rule(RUNNING, Purpose.DONE_CHECK, _running.on_done_check),
-    _rule(RUNNING, Purpose.HEARTBEATS, _on_heartbeats(_running.on_member_heartbeats)),
+    _rule(RUNNING, Purpose.HEARTBEATS, _on_member_heartbeats, ENDED, TICKETING, CLOSED),
+    _rule(RUNNING, Purpose.MEMBER_TICKETS, _member_tickets.on_tickets),
     _rule(RUNNING, Appeared, _joining.on_round_ended, ENDED, TICKETING, CLOSED),
     #
     _rule(ENDED, Join, _joining.on_join, TICKETING),
@@ -132,13 +138,14 @@ TABLE: tuple[Rule, ...] = (
     _rule(CLOSED, Tick, _every_phase.on_closed_tick),
     #
     _rule(LEFT, Purpose.LEAVING_HEARTBEAT, _every_phase.on_left),
-    _rule(LEFT, Failed, _every_phase.on_left),
+    _rule(LEFT, Failed, _every_phase.on_not_left),
     # every phase between IDLE and the end
     *_rules(_ACTIVE, Leave, _every_phase.on_leave, LEFT),
     *_rules(_ACTIVE, Failed, _every_phase.on_failed, FAILED),
     *_rules(_ACTIVE, Purpose.ROUND_END, _running.on_end_recorded),
     *_rules([phase for phase in _ACTIVE if phase is not GATHERING], Tick, _every_phase.on_tick, FAILED),
     *_rules([*JOINING, STANDBY], StopWaiting, _waiting.on_stop_waiting, FAILED),
+    *_rules([STANDBY, GATHERING, SEALING, AWAITING], Purpose.HEARTBEAT, _standing.on_acknowledged_early),
     *_rules([LOCATING, TICKETING, SEALING, ENDED], Purpose.HEARTBEATS, _on_heartbeats()),
 )
 

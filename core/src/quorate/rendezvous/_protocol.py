@@ -85,6 +85,10 @@ class Key:
         return f"{n}/assignment/{sealer}/{ticket}"
 
     @staticmethod
+    def members(n: int, sealer: int, part: int) -> str:
+        return f"{n}/members/{sealer}/{part}"
+
+    @staticmethod
     def sealed(n: int) -> str:
         return f"{n}/sealed"
 
@@ -282,6 +286,8 @@ class Purpose(str, Enum):
     DONE_COUNT = "done count"
     STANDING = "standing"  # the round's end, after a gap between two heartbeats that have arrived
     DONE_CHECK = "done check"  # the heartbeats of all members, before the job is taken for done
+    # a running round, seen by a member or by a standby
+    MEMBER_TICKETS = "member tickets"  # of members that have sent no heartbeat of the round
     # every phase
     ROUND_END = "round end"
     NEXT_ROUND_NUMBER = "next round number"  # raises the hint

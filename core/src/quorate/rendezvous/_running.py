@@ -7,15 +7,18 @@ from attrs import evolve
 from .._bounded import LARGEST_COUNTER
 from ..records import Assignment, Cause, Verdict
 from ._liveness import Heartbeat, HeartbeatState
+from ._member_tickets import look_up_tickets
+from ._members import heartbeat_key_of, is_ticket_unknown
 from ._protocol import Appeared, Done, End, Ended, Joined, Key, Phase, Purpose
 from ._state import Gathering, PreviousRound, Report, Watch
-from ._transition import Transition, member_heartbeat_keys, record_round_end
+from ._transition import Transition, member_heartbeat_keys, other_ranks, record_round_end
 from ._wire import decode_end, encode
 
 _ALL_DONE = "all workers of all nodes have succeeded"
 
 
 def enter_round(transition: Transition, assignment: Assignment) -> None:
+    first_ticket = transition.state.seal.first_ticket
     last_rank = assignment.first_rank + assignment.local_world_size - 1
     transition.enter(
         Phase.RUNNING,
@@ -26,7 +29,10 @@ def enter_round(transition: Transition, assignment: Assignment) -> None:
         join_deadline=None,
         next_heartbeat_at=transition.now + transition.state.settings.timeouts.heartbeat_interval,
         gathering=Gathering(),
-        watch=Watch(eager_until=transition.now + transition.state.settings.timeouts.reading_interval),
+        watch=Watch(
+            eager_until=transition.now + transition.state.settings.timeouts.reading_interval,
+            tickets={0: first_ticket} if first_ticket else {},
+        ),
         report=Report(),
     )
     transition.emit(Joined(assignment))
@@ -54,7 +60,7 @@ def on_ended(transition: Transition, event: Appeared) -> None:
     if event.key != Key.ended(state.round_number):
         return
     end = decode_end(event.key, event.value)
-    transition.set(previous=PreviousRound(state.summary, end), waiting_for=None)
+    transition.set(previous=PreviousRound(state.summary, end, state.seal), waiting_for=None)
     if end.verdict.is_terminal:
         transition.close_job(end)
         return
@@ -102,19 +108,22 @@ def on_member_heartbeats(transition: Transition) -> None:
     state = transition.state
     assert state.assignment is not None
     assert state.summary is not None
-    liveness, limit = state.watch.liveness, state.settings.silence_limit
+    liveness, limit, number = state.watch.liveness, state.settings.silence_limit, state.round_number
     if state.assignment.group_rank > state.leader:
-        if liveness.is_gone(Key.rank_heartbeat(state.round_number, state.leader), limit):
+        if liveness.is_gone(heartbeat_key_of(state, number, state.leader), limit):
             transition.set(leader=state.leader + 1)
             transition.read_heartbeats()
         return
+    others = other_ranks(state.assignment)
+    look_up_tickets(transition, number, state.seal.sealer, others)
     lost: list[str] = []
     ranks: list[int] = []
     counts: list[int] = []
     finished = 1 if state.is_done else 0
-    for rank, key in enumerate(member_heartbeat_keys(state)):
-        if rank == state.assignment.group_rank:
+    for rank in others:
+        if is_ticket_unknown(state, number, rank):
             continue
+        key = heartbeat_key_of(state, number, rank)
         heartbeat = liveness.heartbeat(key)
         name = f"group rank {rank}" + (f" ({heartbeat.host})" if heartbeat is not None and heartbeat.host else "")
         if heartbeat is not None and heartbeat.state.is_done:
@@ -126,7 +135,7 @@ def on_member_heartbeats(transition: Transition) -> None:
         elif liveness.is_silent(key, limit):
             lease = state.settings.timeouts.lease_timeout
             ranks.append(rank)
-            counts.append(liveness.count_of(key))
+            counts.append(liveness.count_of(Key.rank_heartbeat(number, rank)))
             lost.append(f"{name} is lost: no heartbeat within the lease of {lease:g} s")
     if Purpose.ROUND_END in state.pending:
         return

@@ -8,17 +8,17 @@ from typing import Any
 
 from attrs import evolve
 
-from .._bounded import MOST_TICKETS
 from ..errors import FailureKind, StoreCorruptError, UsageError
 from ..records import Assignment, RoundEnd, RoundSummary, Verdict
 from ..text import printable
 from ._gather import evaluate, live_nodes, plugin_warnings
+from ._member_tickets import encode_tickets
 from ._protocol import Appeared, Key, NodeDeclined, Ordered, OrderNodes, Phase, Purpose
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
 from ._same_job import difference_warnings
-from ._state import PreviousRound, Standing, State
-from ._transition import Transition, check_tickets, decode_seal, read_summary, take_ticket
+from ._state import PreviousRound, Seal, State
+from ._transition import Transition, check_tickets, decode_seal, read_seal, read_summary, take_ticket
 from ._waiting import note_who_is_here
 from ._wire import decode_assignment, decode_end, decode_node, encode, encode_object
 
@@ -44,9 +44,11 @@ def _become_sealer(transition: Transition) -> None:
     transition.read_heartbeats()
 
 
-def _await_seal(transition: Transition, reason: str) -> None:
+def _await_seal(transition: Transition, reason: str, is_sealed: bool = False) -> None:
     transition.enter(Phase.AWAITING, reason)
     transition.wait(Key.sealed(transition.state.round_number))
+    if is_sealed:
+        transition.read_heartbeats()
 
 
 # --- gathering ------------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def on_gathered_heartbeats(transition: Transition) -> None:
         transition.set(gathering=evolve(transition.state.gathering, has_looked=True))
     if transition.state.watch.liveness.exists(Key.sealed(number)):
         transition.set(gathering=evolve(transition.state.gathering, seal_at=None))
-        _await_seal(transition, f"round {number} was sealed by another node")
+        _await_seal(transition, f"round {number} was sealed by another node", is_sealed=True)
     else:
         _look_for_nodes(transition)
 
@@ -170,8 +172,9 @@ def on_ordered(transition: Transition, event: Ordered) -> None:
         settings.max_nodes,
         first.restart_count,
     )
-    transition.set(summary=summary)
-    values = {
+    tickets = [by_id[node_id][0] for node_id in event.order]
+    transition.set(summary=summary, seal=Seal(state.ticket, tickets[0]))
+    values = encode_tickets(state.round_number, state.ticket, tickets) | {
         Key.assignment(state.round_number, state.ticket, by_id[node_id][0]): encode(assignment)
         for node_id, assignment in assignments.items()
     }
@@ -189,6 +192,7 @@ def on_assignments_written(transition: Transition, value: None) -> None:
             "min_nodes": summary.min_nodes,
             "max_nodes": summary.max_nodes,
             "restart_count": summary.restart_count,
+            "first_ticket": transition.state.seal.first_ticket,
         },
     )
 
@@ -256,18 +260,15 @@ def _missing(state: State) -> tuple[str, ...]:
 def on_sealed(transition: Transition, event: Appeared) -> None:
     state = transition.state
     number = state.round_number
-    if event.key != Key.sealed(number):
+    if event.key != Key.sealed(number) or Purpose.ASSIGNMENT in state.pending:
         return
     seal = decode_seal(number, event.value)
     if seal.get("refusal"):
         kind = FailureKind.TIMEOUT if seal.get("failure") == FailureKind.TIMEOUT else FailureKind.STATE
         transition.give_up(kind, printable(str(seal["refusal"]), _LONGEST_REFUSAL))
         return
-    transition.set(summary=read_summary(number, seal))
-    sealer = seal.get("sealer")
-    if type(sealer) is not int or not 1 <= sealer <= MOST_TICKETS:
-        raise StoreCorruptError(event.key, "it names no sealer")
-    transition.set(standing=Standing(transition.now))
+    transition.set(summary=read_summary(number, seal), seal=read_seal(number, seal), waiting_for=None)
+    sealer = transition.state.seal.sealer
     transition.get(Purpose.ASSIGNMENT, [Key.assignment(number, sealer, state.ticket), Key.ended(number)])
 
 
@@ -275,7 +276,7 @@ def on_assignment(transition: Transition, values: list[bytes | None]) -> None:
     state = transition.state
     assert state.summary is not None
     if values[0] is None:  # the seal left this node out: it is first in line for the next round
-        transition.set(previous=PreviousRound(state.summary), summary=None)
+        transition.set(previous=PreviousRound(state.summary, seal=state.seal), summary=None)
         take_ticket(transition, state.round_number + 1)
     else:
         key = state.pending[Purpose.ASSIGNMENT].keys[0]
@@ -300,7 +301,7 @@ def _join_after(transition: Transition, assignment: Assignment, end: RoundEnd) -
     number = assignment.round_number
     transition.set(
         node=evolve(state.node, previous_round=number, previous_rank=assignment.group_rank),
-        previous=PreviousRound(state.summary, end),
+        previous=PreviousRound(state.summary, end, state.seal),
         summary=None,
     )
     take_ticket(transition, number + 1)
@@ -340,6 +341,8 @@ def _problem_with(state: State, summary: RoundSummary, assignment: Assignment) -
 def on_sealer_heartbeat(transition: Transition) -> None:
     """Watch the ticket that should seal; if its heartbeat stops, watch the next one, and at last become the sealer."""
     state = transition.state
+    if state.waiting_for is None:
+        return  # the round is sealed, and this node reads its assignment
     leader = state.leader
     while leader < state.ticket:
         key = Key.ticket_heartbeat(state.round_number, leader)

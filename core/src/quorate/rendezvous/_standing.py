@@ -17,10 +17,10 @@ from attrs import evolve
 
 from ._liveness import Heartbeat
 from ._protocol import CutOff, Key, Purpose, Reconnected
-from ._state import State, cut_off_at
+from ._state import Standing, State, cut_off_at
 from ._transition import Transition
 
-__all__ = ["check_standing", "on_acknowledged", "on_acknowledged_late", "on_standing"]
+__all__ = ["check_standing", "on_acknowledged", "on_acknowledged_early", "on_acknowledged_late", "on_standing"]
 
 
 def check_standing(transition: Transition) -> None:
@@ -38,6 +38,13 @@ def check_standing(transition: Transition) -> None:
             "the other nodes may go on without it"
         )
     )
+
+
+def on_acknowledged_early(transition: Transition, value: None) -> None:
+    """Before the round begins: once it is sealed, the others count this node's lease from such a heartbeat."""
+    state, sent_at = transition.state, _sent_at(transition.state, Purpose.HEARTBEAT)
+    if sent_at is not None and state.settings.minds_cut_off:
+        transition.set(standing=Standing(max(state.standing.proven_at, sent_at)))
 
 
 def on_acknowledged(transition: Transition, value: None) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "PreviousRound",
     "Report",
     "RoundSearch",
+    "Seal",
     "Standby",
     "Standing",
     "State",
@@ -36,11 +37,21 @@ _MEMBER = frozenset({Phase.RUNNING, Phase.ENDED})
 
 @final
 @frozen
+class Seal:
+    """Who sealed a round, and which ticket its group rank 0 has; 0: not known."""
+
+    sealer: int = 0
+    first_ticket: int = 0
+
+
+@final
+@frozen
 class PreviousRound:
     """The round before the one being joined: how it was sealed, and how it ended (``None``: it still runs)."""
 
     summary: RoundSummary
     ended: RoundEnd | None = None
+    seal: Seal = field(factory=Seal)
 
 
 @final
@@ -102,6 +113,7 @@ class Watch:
     """What this node has read of the other nodes' heartbeats."""
 
     liveness: Liveness = field(factory=Liveness)
+    tickets: Mapping[int, int] = field(factory=dict)  # of some members, by group rank; 0: the store does not say
     is_reading: bool = False
     read_at: float | None = None  # when a silent node's lease is over
     eager_until: float = 0.0  # until then it reads with each heartbeat: a node that dies now must not seem newer
@@ -163,6 +175,7 @@ class State:
     leader: int = 1  # the node to watch: its ticket before the seal, its group rank after it
     previous: PreviousRound | None = None
     summary: RoundSummary | None = None
+    seal: Seal = field(factory=Seal)
     assignment: Assignment | None = None
     is_done: bool = False
     next_join: NodeRecord | None = None  # the agent asked for the next round before this one's end was recorded

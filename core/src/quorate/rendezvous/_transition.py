@@ -13,11 +13,12 @@ from attrs import evolve
 from .. import _transition
 from .._bounded import LARGEST_COUNTER, MOST_NODES, MOST_TICKETS
 from ..errors import FailureKind, StoreCorruptError
-from ..records import Cause, RoundEnd, RoundSummary, Verdict
+from ..records import Assignment, Cause, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
 from ._liveness import Heartbeat, HeartbeatState
+from ._members import keys_to_read
 from ._protocol import Call, Closed, Command, GaveUp, Key, Left, Operation, Phase, Purpose, Wait
-from ._state import Gathering, Report, Standby, State, Watch
+from ._state import Gathering, Report, Seal, Standby, State, Watch
 from ._wire import decode_object, encode
 
 #: How many nodes ahead in line one node reads at once, at most.
@@ -113,8 +114,8 @@ class Transition(_transition.Transition[State, Command]):
         self.put(purpose, own_heartbeat_key(self.state), heartbeat.encode())
 
     def read_heartbeats(self) -> None:
-        """Read the heartbeats of the nodes that this one has to watch now."""
-        keys = _watched_keys(self.state)
+        """Read the heartbeats of the nodes that this one has to watch now, and what it waits for."""
+        keys = (*_awaited_keys(self.state), *_watched_keys(self.state))
         if keys and not self.state.watch.is_reading:
             self.set(watch=evolve(self.state.watch, is_reading=True))
             self.get(Purpose.HEARTBEATS, keys)
@@ -194,6 +195,16 @@ _SEAL_COUNTS = (
 )
 
 
+def read_seal(number: int, seal: Mapping[str, Any]) -> Seal:
+    """Return who sealed the round.  Raises StoreCorruptError for what no sealer writes."""
+    sealer, first = seal.get("sealer"), seal.get("first_ticket", 0)
+    if type(sealer) is not int or not 1 <= sealer <= MOST_TICKETS:
+        raise StoreCorruptError(Key.sealed(number), "it names no sealer")
+    if type(first) is not int or not 0 <= first <= MOST_TICKETS:
+        raise StoreCorruptError(Key.sealed(number), "its first_ticket is not a ticket")
+    return Seal(sealer, first)
+
+
 def check_tickets(key: str, count: Any, low: int = 0) -> int:
     """Return how many tickets a counter says were taken.  Raises StoreCorruptError for what no round comes to."""
     if type(count) is not int or not low <= count <= MOST_TICKETS:
@@ -242,6 +253,11 @@ def member_heartbeat_keys(state: State) -> tuple[str, ...]:
     return tuple(Key.rank_heartbeat(assignment.round_number, rank) for rank in range(assignment.group_world_size))
 
 
+def other_ranks(assignment: Assignment) -> list[int]:
+    """Return the group ranks of the other members."""
+    return [rank for rank in range(assignment.group_world_size) if rank != assignment.group_rank]
+
+
 def _keys_ahead(state: State) -> tuple[str, ...]:
     """Return the heartbeats of the nodes that come next in line, before this one.
 
@@ -250,6 +266,15 @@ def _keys_ahead(state: State) -> tuple[str, ...]:
     """
     last = min(state.ticket, state.leader + min(state.leader, _MOST_AHEAD))
     return tuple(Key.ticket_heartbeat(state.round_number, ticket) for ticket in range(state.leader, last))
+
+
+def _awaited_keys(state: State) -> tuple[str, ...]:
+    """Return the key that this node waits for, if what it says must not come late.
+
+    The blocking wait has a connection of its own.  It may stand still where packets are lost, while heartbeats arrive.
+    """
+    is_told = state.phase in (Phase.AWAITING, Phase.STANDBY, Phase.RUNNING) and state.settings.max_nodes > 1
+    return (state.waiting_for,) if is_told and state.waiting_for is not None else ()
 
 
 def _watched_keys(state: State) -> tuple[str, ...]:
@@ -267,18 +292,18 @@ def _watched_keys(state: State) -> tuple[str, ...]:
             *(Key.rank_heartbeat(previous, rank) for rank in missing_survivors(state)),
         )
     if state.phase is Phase.AWAITING:
-        return _keys_ahead(state)
+        return _keys_ahead(state) if state.waiting_for is not None else ()  # else the round is sealed
     if state.phase is Phase.STANDBY and state.ticket != state.leader:
         claimed = state.standby.claimed_key
         return (*_keys_ahead(state), *((claimed,) if claimed is not None else ()))
     if state.phase is Phase.STANDBY:
         assert state.previous is not None
         summary = state.previous.summary
-        return tuple(Key.rank_heartbeat(summary.round_number, rank) for rank in range(summary.group_world_size))
+        return keys_to_read(state, summary.round_number, range(summary.group_world_size))
     if state.phase is Phase.RUNNING:
         assert state.assignment is not None
         rank = state.assignment.group_rank
         if rank > state.leader:
-            return (Key.rank_heartbeat(number, state.leader),)
-        return tuple(key for key in member_heartbeat_keys(state) if key != Key.rank_heartbeat(number, rank))
+            return keys_to_read(state, number, (state.leader,))
+        return keys_to_read(state, number, other_ranks(state.assignment))
     return ()

@@ -140,6 +140,18 @@ class World(Timeline):
 
         self.after(seconds, heal)
 
+    def deafen(self, node: SimulatedNode, seconds: float) -> None:
+        """No answer of the store reaches ``node`` for ``seconds``; what it sends arrives."""
+        self.note(node.name, "FAULT", f"gets no answers for {seconds:g} s")
+        self.count("deaf")
+        self.network.deafen(node)
+
+        def end() -> None:
+            self.note(node.name, "FAULT", "gets answers again")
+            self.network.hear_again(node)
+
+        self.after(seconds, end)
+
     def outage(self, seconds: float) -> None:
         """No node reaches the store for ``seconds``."""
         self.remark(f"FAULT: no node reaches the store for {seconds:g} s")

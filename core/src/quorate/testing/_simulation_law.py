@@ -68,7 +68,8 @@ class Law(str, Enum):
     )
     NO_FALSE_LOSS = (
         "no-false-loss",
-        "no node is declared lost that was awake and connected, or paused only when all others did",
+        "no node is declared lost that was awake and connected, or whose heartbeats have arrived, or that paused only "
+        "when all others did",
     )
     NO_NODE_LEFT_OUT = (
         "no-node-left-out",

@@ -14,9 +14,10 @@ from ..agent._state import State as AgentState
 from ..cut_off import WhenCutOff
 from ..records import Assignment, Cause, RoundEnd, Verdict
 from ..rendezvous import _machine
-from ..rendezvous._protocol import Input, Key, Settings
+from ..rendezvous._protocol import FINAL, Input, Key, Settings
 from ..rendezvous._state import State, Step
 from ..rendezvous._wire import decode_assignment, decode_end, decode_object
+from ._simulation_heartbeats import HeartbeatTimes
 from ._simulation_law import Law, SimulationError
 from ._simulation_network import Network
 from ._simulation_timeline import Timeline
@@ -80,6 +81,7 @@ class Judge:
         self._successes: set[tuple[str, int]] = set()
         self._rank_zero: dict[Member, int] = {}  # nodes that run the worker of rank 0, not frozen -> round
         self._frozen: set[Member] = set()
+        self._heartbeats = HeartbeatTimes()
 
     def add(self, member: Member) -> None:
         """Watch another node."""
@@ -113,6 +115,8 @@ class Judge:
     def writes(self, node: Member, key: str, value: bytes) -> None:
         """``node`` writes ``key``."""
         number, _, name = key.partition("/")
+        if name.startswith("heartbeat/"):
+            self._heartbeats.note(node.name, self._timeline.now, self._longest_lease / 2)
         if name not in ("sealed", "ended"):
             return
         if key in self._network.values:
@@ -146,15 +150,16 @@ class Judge:
     def _check_majority(self, sealer: Member, number: int, ticket: int, before: _Round) -> None:
         if not sealer.settings.majority:
             return
-        had, has = self._seats(before.number, before.sealer), self._seats(number, ticket)
+        had, has = (set(self._seats(*round).values()) for round in ((before.number, before.sealer), (number, ticket)))
         if 2 * len(had & has) <= len(had):
             self.fail(Law.MAJORITY, f"round {number} of {sorted(has)} follows one of {sorted(had)}")
 
-    def _seats(self, number: int, sealer: int) -> set[str]:
-        """Return the names of the nodes that a sealer has given a place in a round."""
+    def _seats(self, number: int, sealer: int) -> dict[int, str]:
+        """Return the names of the nodes that a sealer has given a place in a round, by group rank."""
         values = self._network.values
         keys = [Key.assignment(number, sealer, ticket + 1) for ticket in range(int(values[Key.tickets(number)]))]
-        return {decode_assignment(key, values[key]).node_id for key in keys if key in values}
+        assignments = [decode_assignment(key, values[key]) for key in keys if key in values]
+        return {assignment.group_rank: assignment.node_id for assignment in assignments}
 
     def _is_settled(self, node: Member) -> bool:
         return node.healthy_since() < self._timeline.now - 2 * node.settings.timeouts.lease_timeout
@@ -181,7 +186,7 @@ class Judge:
         this.end, this.ended_at = end, self._timeline.now
         self.is_over = self.is_over or end.verdict.is_terminal
         self._check_success(this, end)
-        self._check_losses(this, end)
+        self._check_losses(node, this, end)
         for member in self._running.get(number, ()):
             self._check_notice_later(member, number)
 
@@ -195,14 +200,17 @@ class Judge:
                 f"only {done} of {this.group_size} members of round {this.number} are done",
             )
 
-    def _check_losses(self, this: _Round, end: RoundEnd) -> None:
+    def _check_losses(self, writer: Member, this: _Round, end: RoundEnd) -> None:
         if end.cause is not Cause.NODE_LOST:
             return
-        limit = 2 * self._longest_lease
+        now, limit = self._timeline.now, 2 * self._longest_lease
+        seats = self._seats(this.number, this.sealer)  # of nodes, too, that do not know it yet
         for rank in end.lost_ranks:
-            if rank not in this.assignments:
-                continue
-            node = self._members[this.assignments[rank][0]]
+            node = self._members[seats[rank]]
+            steady_since = self._heartbeats.steady_since(node.name, now, self._longest_lease / 2)
+            is_here = node.is_up and node.state.phase not in FINAL and writer.healthy_since() < now - limit
+            if is_here and steady_since < now - limit:
+                self.fail(Law.NO_FALSE_LOSS, f"the heartbeats of {node.name} have arrived, but {end.reason}")
             if node.is_up and node.finished is None and node.troubled_alone_until < self.all_paused_at - limit:
                 self.fail(
                     Law.NO_FALSE_LOSS,
@@ -211,7 +219,7 @@ class Judge:
             if (
                 node.is_up
                 and node.finished is None
-                and node.healthy_since() < self._timeline.now - limit
+                and node.healthy_since() < now - limit
                 and node.agent.signal_number is None
             ):
                 self.fail(Law.NO_FALSE_LOSS, f"{node.name} is declared lost: {end.reason}")

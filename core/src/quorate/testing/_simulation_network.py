@@ -32,6 +32,8 @@ class Faults:
     wait_broken: float = 0.0  # instead of waking, the waiting connection breaks
     wake_delay: tuple[float, float] = (0.0, 0.0)  # how much later than an answer a wake-up comes
     wake_twice: float = 0.0  # one wake-up is delivered twice
+    wait_stalled: float = 0.0  # one wake-up comes very late, while calls go through
+    stall_seconds: tuple[float, float] = (4.0, 12.0)
     thread_delay: float = 0.0  # the longest time that an input takes from one thread of a node to another
 
     @property
@@ -85,6 +87,7 @@ class Network:
         self.clients: list[Client] = []
         self.values: dict[str, bytes] = {}
         self.cut: set[Client] = set()
+        self.deaf: set[Client] = set()
         self.outages = 0
         self.is_lost = False
         self._waits: dict[str, list[Waiting]] = {}
@@ -104,6 +107,22 @@ class Network:
     def reaches(self, node: Client) -> bool:
         """Return whether messages between ``node`` and the store arrive now."""
         return not self.outages and node not in self.cut
+
+    def hears(self, node: Client) -> bool:
+        """Return whether answers of the store arrive at ``node`` now."""
+        return self.reaches(node) and node not in self.deaf
+
+    def deafen(self, node: Client) -> None:
+        """What ``node`` sends arrives from now on, and no answer does."""
+        self.deaf.add(node)
+        node.is_troubled = True
+        node.note_trouble()
+
+    def hear_again(self, node: Client) -> None:
+        """Answers arrive again."""
+        self.deaf.discard(node)
+        self._settle(node)
+        self._deliver_what_waits()
 
     def cut_off(self, nodes: Iterable[Client]) -> None:
         """Cut ``nodes`` off; some of their waits notice, the others hang until the network heals."""
@@ -148,7 +167,7 @@ class Network:
             node.waiting.end(None, protocol.Failed(None, "connection reset"))
 
     def _settle(self, node: Client) -> None:
-        if self.reaches(node):
+        if self.hears(node):
             node.is_troubled = False
             node.note_trouble()
 
@@ -191,7 +210,7 @@ class Network:
                 timeline.count("answer lost")
                 fail()
             else:
-                timeline.after(back, lambda: done(protocol.Reply(call, value)) if self.reaches(node) else fail())
+                timeline.after(back, lambda: done(protocol.Reply(call, value)) if self.hears(node) else fail())
 
         if chance < faults.request_lost:
             timeline.count("request lost")
@@ -249,7 +268,7 @@ class Network:
         for waiting in self._waits.pop(key):
             if waiting.is_over or not waiting.node.is_up:
                 continue
-            if self.reaches(waiting.node):
+            if self.hears(waiting.node):
                 self._wake(waiting)
             else:
                 stay.append(waiting)
@@ -264,6 +283,9 @@ class Network:
             delay += extra
             timeline.count("wake-up delayed")
             waiting.node.note_trouble(extra)
+        if faults.wait_stalled and timeline.random.random() < faults.wait_stalled:
+            timeline.count("wake-up stalled")
+            delay += timeline.random.uniform(*faults.stall_seconds)
         if faults.wait_broken and timeline.random.random() < faults.wait_broken:
             timeline.count("wait broken")
             waiting.node.note_trouble(faults.failure_after)
@@ -274,7 +296,7 @@ class Network:
         def deliver() -> None:
             if waiting.is_over:
                 return
-            if not self.reaches(waiting.node):
+            if not self.hears(waiting.node):
                 self._waits.setdefault(waiting.key, []).append(waiting)
                 return
             waiting.end(self.values[waiting.key])

@@ -50,6 +50,7 @@ class ActionKind(str, Enum):
     PAUSE_ALL = "pause all"
     CUT = "cut"
     CUT_RANK_ZERO = "cut off rank 0"
+    DEAFEN = "deafen"
     OUTAGE = "outage"
     DROP_CONNECTIONS = "drop connections"
     FAIL = "fail"
@@ -60,8 +61,8 @@ class ActionKind(str, Enum):
     JOIN = "join"
 
 
-#: What any scenario may hold; ``_partitions`` adds the other.
-_ANY_KIND = [kind for kind in ActionKind if kind is not ActionKind.CUT_RANK_ZERO]
+#: What any scenario may hold; ``_partitions`` and ``_with_late_news`` add the others.
+_ANY_KIND = [kind for kind in ActionKind if kind not in (ActionKind.CUT_RANK_ZERO, ActionKind.DEAFEN)]
 
 
 @final
@@ -176,6 +177,8 @@ def make_scenario(seed: int) -> Scenario:
         majority=seed % 11 == 7,
         actions=tuple(sorted(actions, key=lambda action: action.at)),
     )
+    if seed % 13 == 12:
+        return _with_late_news(scenario)
     when_cut_off = _CUT_OFF.get(seed % 5)
     return scenario if when_cut_off is None else _with_partitions(scenario, when_cut_off)
 
@@ -190,6 +193,22 @@ def _with_partitions(scenario: Scenario, when_cut_off: WhenCutOff) -> Scenario:
         min_nodes=choose.choice([1, scenario.min_nodes]),
         busy=choose.choice([0.0, scenario.busy]),
         stop_seconds=choose.choice([8.0, scenario.stop_seconds]),
+        actions=tuple(sorted(actions, key=lambda action: action.at)),
+    )
+
+
+def _with_late_news(scenario: Scenario) -> Scenario:
+    """Return the scenario with wake-ups that come late, and nodes that send heartbeats but get no answers."""
+    choose = random.Random(f"late news {scenario.seed}")
+    deaf = [
+        Action(round(choose.uniform(0.5, 4.0), 3), ActionKind.DEAFEN, choose.randrange(6), choose.uniform(6.5, 10.0))
+        for _ in range(choose.choice([0, 1, 1, 2]))
+    ]
+    actions = [*scenario.actions[: choose.choice([0, 0, 7])], *deaf]
+    return evolve(
+        scenario,
+        faults=evolve(scenario.faults, failure_after=0.1, wait_stalled=choose.choice([0.3, 1.0])),
+        busy=choose.choice([0.0, scenario.busy]),
         actions=tuple(sorted(actions, key=lambda action: action.at)),
     )
 
@@ -393,6 +412,7 @@ _ACTIONS: dict[ActionKind, Callable[[World, list[SimulatedNode], Action], None]]
     ActionKind.PAUSE_ALL: lambda world, nodes, action: world.pause_all(action.seconds),
     ActionKind.CUT: _cut_some,
     ActionKind.CUT_RANK_ZERO: _cut_rank_zero,
+    ActionKind.DEAFEN: _one(lambda world, node, action: world.deafen(node, action.seconds)),
     ActionKind.OUTAGE: lambda world, nodes, action: world.outage(action.seconds),
     ActionKind.DROP_CONNECTIONS: _one(lambda world, node, action: world.drop_connections(node)),
     ActionKind.FAIL: _one(lambda world, node, action: world.fail_worker(node)),
