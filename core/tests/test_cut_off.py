@@ -31,11 +31,15 @@ TIMEOUTS = Timeouts(join_timeout=60.0, last_call_timeout=1.0)
 
 
 def world_of(
-    when_cut_off: str = "run", size: int = 3, majority: bool = False, max_nodes: int | None = None
+    when_cut_off: str = "run",
+    size: int = 3,
+    majority: bool = False,
+    max_nodes: int | None = None,
+    latency: tuple[float, float] = Faults().latency,
 ) -> tuple[World, list[SimulatedNode]]:
     """Return a world whose nodes run, by group rank."""
     settings = Settings(1, max_nodes or size, TIMEOUTS, when_cut_off=WhenCutOff(when_cut_off), majority=majority)
-    world = World(0, Faults(failure_after=0.05))
+    world = World(0, Faults(failure_after=0.05, latency=latency))
     nodes = [world.add_node(f"n{number}", settings) for number in range(size)]
     assert world.run(20.0, lambda: sum(node.running is not None for node in nodes) == min(size, settings.max_nodes))
     world.run(world.now + 1.0)
@@ -132,6 +136,32 @@ def test_who_was_called_lost_and_lives_is_waited_for() -> None:
     nodes[1].post(End(end))
     assert world.run(world.now + 30.0, lambda: all(n.running and n.running.round_number == 1 for n in nodes))
     assert world.now > 5.0
+
+
+@pytest.mark.parametrize("moment", range(0, 75, 5))
+def test_a_standby_that_ends_a_round_reads_once_more_whom_it_takes_for_lost(moment: int) -> None:
+    """The node is back just when the standby, by what it has read before, ends the round: two would be rank 0."""
+    world, (node, _) = world_of("freeze", 2, max_nodes=1, latency=(0.08, 0.1))
+    assert node.workers is not None
+    node.workers.plans = [SLOW]
+    world.run(world.now + moment / 100)
+    world.cut([node], 3.5)
+    world.run(world.now + 12.0)  # it raises where a law is broken
+
+
+@pytest.mark.parametrize("moment", range(20, 100, 20))
+def test_a_standby_reads_once_more_a_member_that_was_silent_when_it_looked_last(moment: int) -> None:
+    world, nodes = world_of("freeze", 4, max_nodes=3)
+    first, *others = nodes
+    for node in nodes[:3]:
+        assert node.workers is not None
+        node.workers.plans = [SLOW]
+    world.plan = lambda node, assignment, local_rank: SLOW
+    world.cut(nodes[:2], 6.0)
+    world.run(world.now + 6.0 + moment / 100)
+    world.cut(others, 4.0)
+    assert world.run(world.now + 30.0, lambda: all(n.running and n.running.round_number > 0 for n in nodes[:3]))
+    assert first.ends[0].cause is Cause.NODE_LOST
 
 
 # --- the agent ------------------------------------------------------------------------------------------------------

@@ -66,7 +66,8 @@ def live_nodes(state: State) -> dict[int, NodeRecord]:
 def missing_survivors(state: State) -> list[int]:
     """Return the group ranks of the last round that are alive but not back, because they still stop their workers.
 
-    A node that was found lost is one of them until its heartbeat was read once more.
+    Each is one of them until its heartbeat was read once more: what was read before, by the node that found it lost or
+    by this one on standby, may be old.
     """
     previous = state.previous
     if previous is None or previous.ended is None:
@@ -79,7 +80,9 @@ def missing_survivors(state: State) -> list[int]:
 
     def is_away(rank: int) -> bool:
         key = Key.rank_heartbeat(number, rank)
-        if rank in lost and state.gathering.has_looked and liveness.count_of(key) <= (lost[rank] or 0):
+        if not state.gathering.has_looked:
+            return not liveness.has_left(key)
+        if rank in lost and liveness.count_of(key) <= (lost[rank] or 0):
             return False
         return not liveness.is_gone(key, limit)
 
