@@ -283,12 +283,21 @@ class KeepsTheDeadAlive(Honest):
 
 
 class MissesWhatEndedMeanwhile(Honest):
-    """A wait for the end of a round ends only if the end comes while it waits."""
+    """Who has waited for the end of a round, and was away when it came, never sees it."""
+
+    def __init__(self, server: FakeServer, parameters: RendezvousParameters) -> None:
+        super().__init__(server, parameters)
+        self.awaited = set[str]()
 
     def wait(self, key: str, timeout: float) -> bytes | None:
-        if key.endswith("/ended") and key in self.values and timeout:
-            return super().wait("never", timeout)
+        if key.endswith("/ended") and timeout:
+            self.awaited.add(key)
+            if key in self.values:
+                return super().wait("never", timeout)
         return super().wait(key, timeout)
+
+    def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [None if key in self.awaited else value for key, value in zip(keys, super().get(keys), strict=True)]
 
     #: Makes the core wait in slices, between which the end comes.
     interrupt = None  # type: ignore[assignment] # there is none

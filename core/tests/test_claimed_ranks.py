@@ -27,7 +27,7 @@ from quorate.rendezvous import (
 )
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState, Liveness
 from quorate.rendezvous._protocol import Key
-from quorate.testing import Faults, SimulatedNode, World
+from quorate.testing import Faults, SimulatedNode, World, settles
 from quorate.timeouts import Timeouts
 
 LEASE = 3.0
@@ -200,8 +200,10 @@ def test_both_sides_are_told_of_a_claim_and_nobody_waits_after_it() -> None:
     claimer = node("h9", 0)
     with pytest.raises(RendezvousStateError, match="node rank 0 of the job 'job' is taken: the node h0 has it"):
         claimer.next_rendezvous()
-    claimer.shutdown()
-    sentence, ticket = store.get([Key.refused(0, 1), Key.ticket_heartbeat(1, 1)])
+    claimer.shutdown()  # it waits for its threads only for so long
+    keys = [Key.refused(0, 1), Key.ticket_heartbeat(1, 1)]
+    assert settles(lambda: None not in store.get(keys)), store.get(keys)
+    sentence, ticket = store.get(keys)
     assert sentence is not None
     assert sentence.startswith(b"a node of bob on h9 wanted to join and was refused: node rank 0 of the job 'job' is")
     assert ticket is not None

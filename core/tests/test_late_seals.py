@@ -92,7 +92,7 @@ def test_without_the_list_of_members_one_that_has_sent_nothing_has_two_leases() 
     node = next(node for node in nodes if node.state.phase is Phase.AWAITING)
     world.deafen(node, 0.3)
     assert world.run(world.now + 3.0, lambda: Key.sealed(0) in world.network.values)
-    for key in [key for key in world.network.values if key.startswith("0/members/")]:
+    for key in [key for key in world.network.values if key.startswith("0/rank-tickets/")]:
         del world.network.values[key]
     sealed = world.now
     world.crash(node)
@@ -129,7 +129,7 @@ def test_a_standby_does_not_end_a_round_whose_members_do_not_know_it_yet() -> No
 def test_the_list_of_members_comes_in_parts_of_a_bounded_size() -> None:
     tickets = list(range(1, 10_001))
     parts = encode_tickets(3, 7, tickets)
-    assert list(parts) == [Key.members(3, 7, part) for part in range(3)]
+    assert list(parts) == [Key.rank_tickets(3, 7, part) for part in range(3)]
     assert max(map(len, parts.values())) < 1 << 15
     assert [ticket for key, value in parts.items() for ticket in decode_tickets(key, value)] == tickets
 

@@ -181,7 +181,7 @@ def test_the_setting_says_whether_a_token_is_needed() -> None:
 def test_the_jobs_counters_are_those_that_it_adds_to() -> None:
     counters = [Key.ROUND, Key.tickets(3), Key.done(12), Key.departed(0)]
     values = [Key.sealed(1), Key.ended(1), Key.node(1, 2), Key.rank_heartbeat(1, 0), Key.ticket_heartbeat(1, 1)]
-    values += [Key.assignment(1, 1, 2), Key.members(1, 1, 0), Key.empty(1), "1/done/x", "done", "/done"]
+    values += [Key.assignment(1, 1, 2), Key.rank_tickets(1, 1, 0), Key.empty(1), "1/done/x", "done", "/done"]
     assert all(map(Key.is_counter, counters))
     assert not any(map(Key.is_counter, values))
 

@@ -108,8 +108,11 @@ def test_slurm_warns_before_a_time_limit_and_ends_the_job_at_it(slurm: Slurm, tm
     changed = slurm.run("scontrol", "update", f"JobId={limited}", "EndTime=now+15")
     assert changed.returncode == 0, changed.stderr
     go.touch()
-    signalled = slurm.submit(script(warned, "signal"), "--nodelist=n2,n3", "--time=1", "--signal=USR1@58")
+    signalled = slurm.submit(script(warned, "signal"), "--nodelist=n2,n3", "--time=10", "--signal=USR1@58")
     slurm.wait_for_text(limited, "begins", 2)
+    slurm.wait_for_text(signalled, "begins", 2)  # the signal ends an agent that is not there yet
+    changed = slurm.run("scontrol", "update", f"JobId={signalled}", "EndTime=now+59")
+    assert changed.returncode == 0, changed.stderr
     slurm.wait_for_text(limited, "is put in the queue again: scontrol requeue", seconds=90)
     output = slurm.output(limited)
     assert "DUE TO TIME LIMIT" in output

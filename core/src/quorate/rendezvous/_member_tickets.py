@@ -24,7 +24,7 @@ _PART = 1 << 12
 def encode_tickets(number: int, sealer: int, tickets: Sequence[int]) -> dict[str, bytes]:
     """Return key -> value of the list of ``tickets`` by group rank."""
     return {
-        Key.members(number, sealer, first // _PART): encode_object("members", {"tickets": tickets[first:][:_PART]})
+        Key.rank_tickets(number, sealer, first // _PART): encode_object("members", {"tickets": tickets[first:][:_PART]})
         for first in range(0, len(tickets), _PART)
     }
 
@@ -35,7 +35,7 @@ def look_up_tickets(transition: Transition, number: int, sealer: int, ranks: Ite
         return
     parts = sorted({rank // _PART for rank in ranks if is_ticket_unknown(transition.state, number, rank)})
     if parts:
-        transition.get(Purpose.MEMBER_TICKETS, [Key.members(number, sealer, part) for part in parts])
+        transition.get(Purpose.MEMBER_TICKETS, [Key.rank_tickets(number, sealer, part) for part in parts])
 
 
 def on_tickets(transition: Transition, values: list[bytes | None]) -> None:

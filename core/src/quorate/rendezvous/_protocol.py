@@ -85,8 +85,8 @@ class Key:
         return f"{n}/assignment/{sealer}/{ticket}"
 
     @staticmethod
-    def members(n: int, sealer: int, part: int) -> str:
-        return f"{n}/members/{sealer}/{part}"
+    def rank_tickets(n: int, sealer: int, part: int) -> str:
+        return f"{n}/rank-tickets/{sealer}/{part}"
 
     @staticmethod
     def sealed(n: int) -> str:
