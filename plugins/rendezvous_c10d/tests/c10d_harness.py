@@ -8,17 +8,12 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from quorate.clock import monotonic
-from quorate.errors import StoreLostError, StoreUnavailableError
+__all__ = ["DEADLINE_SECONDS", "HERE", "Member", "tasks"]
 
-__all__ = ["DEADLINE_SECONDS", "HERE", "Member", "answered", "tasks"]
-
-_T = TypeVar("_T")
 
 HERE = Path(__file__).resolve().parent
 DEADLINE_SECONDS = 60.0
@@ -86,21 +81,6 @@ class Member:
         assert line, f"the member ended with {self.process.wait(DEADLINE_SECONDS)}"
         answer: tuple[str, Any] = ast.literal_eval(line.decode())
         return answer
-
-
-def answered(call: Callable[[], _T]) -> _T:
-    """Make a call until it is answered: on a busy machine one may take longer than a short operation timeout.
-
-    Raises:
-        StoreUnavailableError: it is not, within ``DEADLINE_SECONDS``.
-    """
-    end = monotonic() + DEADLINE_SECONDS
-    while True:
-        try:
-            return call()
-        except StoreUnavailableError as error:
-            if isinstance(error, StoreLostError) or monotonic() >= end:
-                raise
 
 
 def tasks() -> set[str]:

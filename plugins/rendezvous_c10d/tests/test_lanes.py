@@ -13,10 +13,8 @@ import pytest
 
 from quorate.errors import StoreUnavailableError
 from quorate.net import parse_endpoint
-from quorate.testing import CuttableProxy, settles
+from quorate.testing import CuttableProxy, answered, settles
 from quorate_rendezvous_c10d._connection import accepted_sockets
-
-from .c10d_harness import answered
 
 _THIN_LINEAR_TIMEOUTS = 16  # linux/tcp.h
 

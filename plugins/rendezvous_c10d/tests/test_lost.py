@@ -16,9 +16,9 @@ import pytest
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
-from quorate.testing import CuttableProxy, open_descriptors, settles
+from quorate.testing import CuttableProxy, answered, open_descriptors, settles
 
-from .c10d_harness import DEADLINE_SECONDS, Member, answered
+from .c10d_harness import DEADLINE_SECONDS, Member
 
 
 def test_a_killed_host_ends_a_blocked_wait(

@@ -8,19 +8,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import pytest
 
-from quorate.clock import monotonic
-from quorate.errors import StoreLostError, StoreUnavailableError
 from quorate_rendezvous_etcd._v3.messages import load_messages
 
 # Only the tests use gRPC.  Its fork handlers, which it installs unless this is set when it is first used, crash some of
 # the children that are forked while other threads are inside of it.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-__all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "answered", "distro_etcd", "warm_grpc_up"]
+__all__ = ["DEADLINE_SECONDS", "Admin", "InThread", "distro_etcd", "warm_grpc_up"]
 
 DEADLINE_SECONDS = 60.0
 
@@ -30,24 +28,6 @@ def warm_grpc_up() -> None:
     import grpc
 
     grpc.insecure_channel("127.0.0.1:1").close()
-
-
-_T = TypeVar("_T")
-
-
-def answered(call: Callable[[], _T]) -> _T:
-    """Make a call until the store answers, as agents do: a busy machine may take longer than a short operation timeout.
-
-    Raises:
-        StoreUnavailableError: there is no answer within ``DEADLINE_SECONDS``.
-    """
-    end = monotonic() + DEADLINE_SECONDS
-    while True:
-        try:
-            return call()
-        except StoreUnavailableError as error:
-            if isinstance(error, StoreLostError) or monotonic() >= end:
-                raise
 
 
 @final

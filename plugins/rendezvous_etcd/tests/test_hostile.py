@@ -16,7 +16,7 @@ from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, StoreUnavailableError, UsageError
 from quorate.net import parse_endpoint
 from quorate.rendezvous import RendezvousParameters
-from quorate.testing import settles
+from quorate.testing import answered, settles
 from quorate_rendezvous_etcd import EtcdServer
 from quorate_rendezvous_etcd._hosted.peers import read_members
 from quorate_rendezvous_etcd._keeper import LeaseKeeper
@@ -25,7 +25,7 @@ from quorate_rendezvous_etcd._settings import Settings
 from quorate_rendezvous_etcd._v2.transport import Sockets, close_etcd_client, load_etcd, make_etcd_client, make_timeout
 from quorate_rendezvous_etcd._v3.messages import load_messages
 
-from .etcd_harness import DEADLINE_SECONDS, Admin, InThread, answered
+from .etcd_harness import DEADLINE_SECONDS, Admin, InThread
 from .hostile import HostileMember, HostileV2Member
 from .v2_harness import OpenV2, in_background, is_waiting, v2
 

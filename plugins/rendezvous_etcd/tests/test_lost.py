@@ -12,12 +12,12 @@ from quorate import PluginHost, RendezvousHandler, RendezvousParameters, get_ren
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError
 from quorate.records import Cause, Verdict
-from quorate.testing import settles
+from quorate.testing import answered, settles
 from quorate_rendezvous_etcd import EtcdServer
 from quorate_rendezvous_etcd._settings import Settings
 from quorate_rendezvous_etcd._v3.answers import Refused, RefusedError, Trouble, judge
 
-from .etcd_harness import DEADLINE_SECONDS, Admin, InThread, answered
+from .etcd_harness import DEADLINE_SECONDS, Admin, InThread
 
 Open = Callable[..., Any]
 Start = Callable[..., EtcdServer]

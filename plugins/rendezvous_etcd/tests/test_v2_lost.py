@@ -20,11 +20,11 @@ from quorate.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from quorate.testing import settles
+from quorate.testing import answered, settles
 from quorate_rendezvous_etcd import EtcdServer
 
 from .certificates import Certificates
-from .etcd_harness import DEADLINE_SECONDS, answered
+from .etcd_harness import DEADLINE_SECONDS
 from .v2_harness import LossyProxy, OpenV2, in_background, is_waiting, v2, v2_tree
 
 StartEtcd = Callable[..., EtcdServer]

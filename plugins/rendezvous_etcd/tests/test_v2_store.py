@@ -11,10 +11,10 @@ import pytest
 
 from quorate.errors import StoreCorruptError, StoreLostError, StoreUnavailableError
 from quorate.rendezvous import BatchStore, HostedStore, InterruptibleStore, Store
-from quorate.testing import settles
+from quorate.testing import answered, settles
 from quorate_rendezvous_etcd import EtcdServer
 
-from .etcd_harness import DEADLINE_SECONDS, answered
+from .etcd_harness import DEADLINE_SECONDS
 from .v2_harness import LossyProxy, OpenV2, V2Member, in_background, is_waiting, v2, v2_tree
 
 

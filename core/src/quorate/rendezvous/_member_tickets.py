@@ -19,13 +19,15 @@ from ._wire import decode_object, encode_object
 __all__ = ["decode_tickets", "encode_tickets", "look_up_tickets", "on_tickets"]
 
 _PART = 1 << 12
+_KIND = "rank tickets"
 
 
 def encode_tickets(number: int, sealer: int, tickets: Sequence[int]) -> dict[str, bytes]:
     """Return key -> value of the list of ``tickets`` by group rank."""
+    parts = [tickets[first:][:_PART] for first in range(0, len(tickets), _PART)]
     return {
-        Key.rank_tickets(number, sealer, first // _PART): encode_object("members", {"tickets": tickets[first:][:_PART]})
-        for first in range(0, len(tickets), _PART)
+        Key.rank_tickets(number, sealer, part): encode_object(_KIND, {"tickets": some})
+        for part, some in enumerate(parts)
     }
 
 
@@ -57,7 +59,7 @@ def on_tickets(transition: Transition, values: list[bytes | None]) -> None:
 
 
 def decode_tickets(key: str, value: bytes) -> list[int]:
-    tickets = decode_object(key, value, "members").get("tickets")
+    tickets = decode_object(key, value, _KIND).get("tickets")
     if not isinstance(tickets, list) or len(tickets) > _PART:
         raise StoreCorruptError(key, "it is not a list of tickets")
     if not all(type(ticket) is int and 1 <= ticket <= MOST_TICKETS for ticket in tickets):

@@ -13,7 +13,7 @@ from ._law import Law, Outcome, Tier, Verdict
 from ._servers import CuttableProxy, FreshPorts, ServerProcess, free_port
 from ._simulation import Faults, SimulatedNode, World
 from ._subject import Server, Subject
-from ._waiting import open_descriptors, settles
+from ._waiting import answered, open_descriptors, settles
 
 __all__ = [
     "Ability",
@@ -34,6 +34,7 @@ __all__ = [
     "Verdict",
     "World",
     "all_laws",
+    "answered",
     "check",
     "free_port",
     "open_descriptors",

@@ -19,13 +19,13 @@ class HeartbeatTimes:
         self._last: dict[str, float] = {}
 
     def note(self, node: str, now: float, longest_gap: float) -> None:
-        """A heartbeat of ``node`` arrives; ``longest_gap`` is the longest one that is not a gap."""
+        """Note that a heartbeat of ``node`` has arrived; up to ``longest_gap`` seconds between two are usual."""
         if now - self._last.get(node, -1e9) > longest_gap:
             self._steady_since[node] = now
         self._last[node] = now
 
     def steady_since(self, node: str, now: float, longest_gap: float) -> float:
-        """Return since when there was no longer gap; infinity if there is one now."""
+        """Return when the heartbeats began that have arrived without a long gap; infinity if the last one is old."""
         if now - self._last.get(node, -1e9) > longest_gap:
             return float("inf")
         return self._steady_since[node]

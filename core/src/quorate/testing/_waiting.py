@@ -1,17 +1,19 @@
-"""What tests ask again and again: whether something holds by now, who waits for a round, and what is left open."""
+"""What tests ask again and again: whether something holds by now, whether a store answers, and what is left open."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 from ..clock import monotonic, sleep
-from ..errors import StoreUnavailableError
+from ..errors import StoreLostError, StoreUnavailableError
 from ..rendezvous import RendezvousHandler
 
-__all__ = ["open_descriptors", "settles", "someone_waits"]
+__all__ = ["answered", "open_descriptors", "settles", "someone_waits"]
 
 _PAUSE_SECONDS = 0.01
+_T = TypeVar("_T")
 
 
 def settles(condition: Callable[[], object], seconds: float = 60.0) -> bool:
@@ -28,6 +30,22 @@ def settles(condition: Callable[[], object], seconds: float = 60.0) -> bool:
         if is_last:
             return False
         sleep(_PAUSE_SECONDS)
+
+
+def answered(call: Callable[[], _T], seconds: float = 60.0) -> _T:
+    """Make a call until the store answers, as agents do: on a busy machine a short operation timeout may not suffice.
+
+    Raises:
+        StoreUnavailableError: there was no answer within ``seconds``.
+        StoreLostError: the store is lost for good.
+    """
+    end = monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except StoreUnavailableError as error:
+            if isinstance(error, StoreLostError) or monotonic() >= end:
+                raise
 
 
 def someone_waits(handler: RendezvousHandler) -> bool:
