@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from quorate.proc import state_of
+from quorate.testing import settles
 from quorate_live import World, worlds
 
 GLOBAL_BATCH = 12  # by 1, 2, 3, 4 and 6 workers
@@ -123,7 +124,7 @@ def train(
                 around(partial(train_one, parallel, optimizer, step, is_enough))
                 step += 1
                 say("step", step=step)
-                time.sleep(float(os.environ.get("PAUSE", "0.01")))
+                time.sleep(float(os.environ.get("PAUSE", "0.01")))  # the work of a step
             _digests.append(digest(model))
             say("end", step=step, digest=_digests[-1])
             dist.barrier()
@@ -148,7 +149,7 @@ def train_in_shards() -> None:
                 say("step", step=step)
                 if step % 5 == 0:
                     world.keep(model, optimizer, step)
-                time.sleep(float(os.environ.get("PAUSE", "0.01")))
+                time.sleep(float(os.environ.get("PAUSE", "0.01")))  # the work of a step
             say("end", step=step, digest=digest(model))
             dist.barrier()
 
@@ -197,7 +198,7 @@ def wait_after_forward() -> None:
             (parallel,) = [each for each in gc.get_objects() if type(each) is DistributedDataParallel]
             loss = loss_of(parallel, batch_of(step))
             say("forward", loss=float(loss))
-            time.sleep(60)
+            time.sleep(60)  # until it is interrupted or killed
 
     train(before=before)
 
@@ -211,7 +212,7 @@ def swallow_everything() -> None:
             while True:
                 with suppress(BaseException):
                     while True:
-                        time.sleep(60)
+                        time.sleep(60)  # until it is interrupted or killed
 
     train(before=before)
 
@@ -241,7 +242,7 @@ def hold_by_a_thread() -> None:
     def before(step: int) -> None:
         if step == 5 and os.environ["LOCAL_RANK"] == "1" and os.environ["QUORATE_GENERATION"] == "1":
             threading.Thread(target=go_on, daemon=True).start()
-            time.sleep(60)
+            time.sleep(60)  # until it is interrupted or killed
 
     train(before=before)
 
@@ -260,8 +261,7 @@ def freeze_amid_a_message() -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif os.environ["LOCAL_RANK"] == "2":
             dist.recv(own, 1)
-            while Path(f"/proc/{int(own)}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-                time.sleep(0.01)
+            assert settles(lambda: state_of(int(own)) == "T")
             say("deaf")
             dist.send(message, 1)
 
@@ -296,7 +296,7 @@ def ask_before_writing() -> None:
             ask(world)
             try:
                 while os.environ["QUORATE_GENERATION"] == "1":
-                    time.sleep(60)
+                    time.sleep(60)  # until it is interrupted or killed
             finally:
                 ask(world)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from quorate.proc import state_of
+from quorate.testing import settles
 from quorate_live._errors import is_peer_loss
 from quorate_live._groups import Groups
 
@@ -35,8 +37,7 @@ def stop() -> None:
 
 
 def wait_until_stopped(pid: int) -> None:
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        time.sleep(PAUSE_SECONDS)
+    assert settles(lambda: state_of(pid) == "T")
 
 
 # What the peer does (first) and the survivor (second).  A connection keeps the order: who has received the small
@@ -73,7 +74,7 @@ def receive_a_part(peer: int) -> None:
 
 
 def do_nothing() -> None:
-    time.sleep(600)
+    time.sleep(600)  # until it is killed
 
 
 def send_to_a_silent_one(peer: int) -> None:
