@@ -1,4 +1,4 @@
-"""What holds for all tests: properties are not timed, a test says which distributions it needs, and signals arrive.
+"""What holds for all tests: properties are not timed, tests say what they need, signals arrive, none leaves traces.
 
 Properties are not timed, since the machines that check them are shared.
 """
@@ -6,7 +6,10 @@ Properties are not timed, since the machines that check them are shared.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import signal
+import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,6 +34,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         missing = [name for name in marker.args if not _is_installed(name)]
         if missing:
             pytest.skip(f"needs {' and '.join(missing)}: `make tests` installs all that tests need")
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """Fail a test that leaves this process changed, since the next test would run in what it left."""
+    variables, rest = _variables(), _process()
+    yield
+    after = _variables()
+    changed = sorted(name for name in variables.keys() | after.keys() if variables.get(name) != after.get(name))
+    for name in changed:  # so that one test fails, and not all that follow
+        os.environ.pop(name, None)
+    os.environ.update({name: variables[name] for name in changed if name in variables})
+    assert not changed, f"the test has left other values of {', '.join(changed)}"
+    assert _process() == rest
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def _process() -> dict[str, object]:
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
+    handlers: dict[str, object] = {number.name: signal.getsignal(number) for number in handled}
+    return {**handlers, "folder": os.getcwd(), "path": list(sys.path)}
 
 
 def _is_installed(name: str) -> bool:

@@ -190,16 +190,17 @@ def test_nodes_with_and_without_the_token_do_not_wait_for_each_other_in_silence(
     job.open(min_nodes=2, max_nodes=2)
     one = job.member(2, 2)
     first = one.joining()
-    if late_one_has == "none":
-        monkeypatch.delenv("QUORATE_JOB_TOKEN")
-    else:
-        monkeypatch.setenv("QUORATE_JOB_TOKEN", os.urandom(16).hex())
-    other = job.member(2, 2)
-    second = other.joining()
-    if late_one_has == "none":
-        await_warning(capsys, "and this node has none", f"'{Key.node(0, 1)}' in the rendezvous store of the job")
-    else:
-        await_warning(capsys, "uses another job token", times=2)  # the one that came first says so, too
+    with monkeypatch.context() as late_ones:  # undone here, while the subject's own token is there to go back to
+        if late_one_has == "none":
+            late_ones.delenv("QUORATE_JOB_TOKEN")
+        else:
+            late_ones.setenv("QUORATE_JOB_TOKEN", os.urandom(16).hex())
+        other = job.member(2, 2)
+        second = other.joining()
+        if late_one_has == "none":
+            await_warning(capsys, "and this node has none", f"'{Key.node(0, 1)}' in the rendezvous store of the job")
+        else:
+            await_warning(capsys, "uses another job token", times=2)  # the one that came first says so, too
     assert not first.done()
     assert not second.done()
 
