@@ -51,9 +51,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str, mode: int 
     Raises:
         OSError: it cannot be written.
     """
-    # Not by tempfile, which imports random, hashlib and shutil: every agent imports this module.  The name of the file
-    # may be as long as the file system permits, so the temporary name does not contain it.
-    temporary = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}.tmp")
+    # Not by tempfile, which imports random, hashlib and shutil: every agent imports this module.
+    temporary = _temporary_name(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600)
     try:
@@ -97,6 +96,55 @@ def write_byte(folder: str, nameless: int = os.O_TMPFILE, write: Callable[[int, 
         if path:
             os.unlink(path)
         os.close(descriptor)  # a full server or a quota may be reported only here
+
+
+def reserve(folder: str, size: int) -> int | None:
+    """Take the space of a small file now, for a time when the disk may be full.
+
+    The file has no name, so nothing is left if this process dies.
+
+    Arguments:
+        folder: an existing folder.
+        size: the bytes to take.
+
+    Returns:
+        The file's descriptor, for :func:`publish`; ``None`` where the space or a file without a name cannot be had.
+    """
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError:
+        return None
+    try:
+        write_all(descriptor, bytes(size))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def publish(descriptor: int, path: str, data: bytes) -> None:
+    """Replace the file ``path`` by ``data``, in the space that :func:`reserve` took; it takes no more.
+
+    Arguments:
+        descriptor: the reserved file, whose space is used up by this; it stays open.
+        path: a file in the folder that was given to :func:`reserve`.
+        data: the whole content, no longer than the space.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    write_all(descriptor, data)
+    os.ftruncate(descriptor, len(data))
+    temporary = _temporary_name(path)
+    # Gives the file its first name.  Links are followed only where a folder's descriptor is given, which is not used.
+    os.link(f"/proc/self/fd/{descriptor}", temporary, src_dir_fd=descriptor, follow_symlinks=True)
+    os.replace(temporary, path)
+
+
+def _temporary_name(path: str | os.PathLike[str]) -> str:
+    # The name of the file may be as long as the file system permits, so the temporary name does not contain it.
+    return os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}.tmp")
 
 
 def temporary_folder(environment: Mapping[str, str]) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """The deadline of a job that its scheduler will end: how workers learn of it, and what they and the agent exchange.
 
-The agent writes the file that ``QUORATE_DEADLINE_FILE`` names in every worker's environment, and then sends the
-scheduler's signal.  A training program asks :func:`deadline` between two steps, with or without a signal handler.  What
-does not live here: which signal is a warning (:mod:`quorate.clusters`), and what the agent does with it.
+The agent writes the file that ``QUORATE_DEADLINE_FILE`` names in every worker's environment, in space that it took
+before the workers began, since the disk may be full by then.  It sends the scheduler's signal afterwards.  A training
+program asks :func:`deadline` between two steps, with or without a signal handler.  What does not live here: which
+signal is a warning (:mod:`quorate.clusters`), and what the agent does with it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from typing import Any, final
 from attrs import frozen
 
 from .clock import monotonic, sleep, wall_time_ns
-from .files import read_bytes, write_atomically
+from .files import publish, read_bytes, reserve, write_atomically
 from .text import parse_json, printable
 
-__all__ = ["DEADLINE_VARIABLE", "Deadline", "deadline", "remove_deadline", "write_deadline"]
+__all__ = ["DEADLINE_VARIABLE", "Deadline", "deadline", "remove_deadline", "reserve_deadline", "write_deadline"]
 
 #: Names the file, which is written when the deadline is known.
 DEADLINE_VARIABLE = "QUORATE_DEADLINE_FILE"
 _MOST_BYTES = 1 << 16
 _LONGEST_REASON = 1000
+#: Enough for the longest reason, whose characters may each become twelve bytes of JSON.
+_RESERVED_BYTES = 16_384
 _PAUSE_SECONDS = 0.01
 _LONGEST_WAIT_SECONDS = 86_400.0
 
@@ -79,8 +82,20 @@ def _read() -> Deadline | None:
         return None
 
 
-def write_deadline(path: str, seconds: float, reason: str, signal_number: int) -> None:
+def reserve_deadline(path: str) -> int | None:
+    """Take the space for an announcement under ``path`` (:func:`quorate.files.reserve`)."""
+    return reserve(os.path.dirname(path), _RESERVED_BYTES)
+
+
+def write_deadline(path: str, seconds: float, reason: str, signal_number: int, reserved: int | None = None) -> None:
     """Announce that this machine's workers have ``seconds`` left.
+
+    Arguments:
+        path: the file that the workers read.
+        seconds: the time until they are killed.
+        reason: a sentence about why.
+        signal_number: the scheduler's signal, or the one that stands for its notice.
+        reserved: what :func:`reserve_deadline` returned, unless it has been used.
 
     Raises:
         OSError: the file cannot be written.
@@ -88,10 +103,14 @@ def write_deadline(path: str, seconds: float, reason: str, signal_number: int) -
     content = {
         "monotonic_seconds": monotonic() + seconds,
         "unix_seconds": round(wall_time_ns() / 1e9 + seconds, 3),
-        "reason": reason,
+        "reason": printable(reason, _LONGEST_REASON),
         "signal_number": signal_number,
     }
-    write_atomically(path, json.dumps(content) + "\n", mode=None)
+    data = json.dumps(content).encode() + b"\n"
+    if reserved is not None and len(data) <= _RESERVED_BYTES:
+        publish(reserved, path, data)
+    else:
+        write_atomically(path, data, mode=None)
 
 
 def remove_deadline(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,27 +74,43 @@ def test_a_job_that_may_be_smaller_goes_on_without_the_pod(tmp_path: Path) -> No
     assert out.count("begins") == 1  # the line of the first round has been read: this is the second
 
 
-#: Fills the disk on which its deadline would be announced.
-FILLS = """
-import contextlib, os, pathlib, signal, sys
+#: What a worker does to the folder in which its deadline is announced.
+HARM = {
+    "filled": """
+with contextlib.suppress(OSError), open(f"{folder}/ballast", "wb", buffering=0) as ballast:
+    while True:
+        ballast.write(bytes(4096))
+""",
+    "removed": "shutil.rmtree(folder)",
+}
+SAVES = """
+import contextlib, os, pathlib, shutil, signal, sys
 import quorate
 def save(number, frame):
     pathlib.Path(sys.argv[1], "saved").write_text(f"{number} {quorate.deadline()}")
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
-with contextlib.suppress(OSError), open(f"{os.environ['TMPDIR']}/ballast", "wb", buffering=0) as ballast:
-    while True:
-        ballast.write(bytes(4096))
+folder = os.environ["TMPDIR"]
+HARM
 print("begins", flush=True)
 while True:
     signal.pause()
 """
 
 
-def test_a_deadline_that_meets_a_full_disk_is_a_warning_and_the_worker_still_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("harm", "saved", "warning"),
+    [
+        ("filled", "15 Deadline(monotonic_seconds=", ""),
+        ("removed", "15 None", "the workers' deadline could not be written to {}: No such file or directory"),
+    ],
+)
+def test_a_worker_saves_though_it_has_harmed_the_folder_of_its_deadline(
+    tmp_path: Path, harm: str, saved: str, warning: str
+) -> None:
     (place := tmp_path / "small").mkdir()
-    (script := tmp_path / "fills.py").write_text(FILLS)
-    mount = f"mount -t tmpfs -o size=64k tmpfs '{place}' || exit 77; export TMPDIR='{place}'; exec \"$@\""
+    (script := tmp_path / "harms.py").write_text(SAVES.replace("HARM", HARM[harm]))
+    mount = f"mount -t tmpfs -o size=64k tmpfs '{place}' && mkdir '{place}/inner' || exit 77; exec \"$@\""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "SLURM", "OMPI"))}
@@ -101,7 +118,7 @@ def test_a_deadline_that_meets_a_full_disk_is_a_warning_and_the_worker_still_sav
     command = [sys.executable, "-m", "quorate", "run", "--standalone", str(script), str(tmp_path)]
     with subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", mount, "sh", *command],
-        env={**own, **pod, "QUORATE_DISABLE_PLUGINS": "health"},
+        env={**own, **pod, "QUORATE_DISABLE_PLUGINS": "health", "TMPDIR": f"{place}/inner"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,7 +128,7 @@ def test_a_deadline_that_meets_a_full_disk_is_a_warning_and_the_worker_still_sav
         agent.send_signal(signal.SIGTERM)
         _, errors = agent.communicate(timeout=SECONDS)
     assert agent.returncode == 75, errors
-    assert (tmp_path / "saved").read_text() == "15 None"
-    assert f"the workers' deadline could not be written to {place}/quorate-deadline-" in errors
-    assert ": No space left on device" in errors
+    assert (tmp_path / "saved").read_text().startswith(saved)
+    assert ("deadline could not be written" in errors) == bool(warning)
+    assert re.search(warning.format(f"{place}/inner/quorate-deadline-[0-9a-f]+.json"), errors)
     assert "Traceback" not in errors

@@ -15,7 +15,7 @@ from ..clock import monotonic, sleep
 from ..clusters import ClusterJob
 from ..failures import signal_name
 from ..files import temporary_folder
-from ..preemption import remove_deadline, write_deadline
+from ..preemption import remove_deadline, reserve_deadline, write_deadline
 from . import _protocol as protocol
 
 __all__ = ["Preemption"]
@@ -32,6 +32,7 @@ class Preemption:
     def __init__(self, job: ClusterJob | None, post: Callable[[protocol.Input], None]) -> None:
         self._job, self._post = job, post
         self._is_announced = False
+        self._reserved: int | None = None
         self._ends_at: float | None = None
         # Named by chance, because others may write where temporary files are.
         self.path = os.path.join(_folder(), f"quorate-deadline-{os.urandom(8).hex()}.json")
@@ -77,19 +78,33 @@ class Preemption:
 
     def announce(self, command: protocol.AnnounceDeadline, warn: Callable[[str], None]) -> None:
         """Write the workers' deadline file."""
+        reserved, self._reserved = self._reserved, None
         try:
-            write_deadline(self.path, command.seconds, command.reason, command.signal_number)
+            write_deadline(self.path, command.seconds, command.reason, command.signal_number, reserved)
             self._is_announced = True
         except OSError as error:
             warn(f"the workers' deadline could not be written to {self.path}: {error.strerror}")
+        finally:
+            if reserved is not None:
+                os.close(reserved)
 
-    def take_back(self) -> None:
-        """Remove the file: the workers of the next round have no deadline."""
+    def prepare(self) -> None:
+        """Remove the file, since the workers of the next round have no deadline, and take the space for another."""
+        self._take_back()
+        if self._reserved is None:
+            self._reserved = reserve_deadline(self.path)
+
+    def close(self) -> None:
+        """Remove the file and give the space back."""
+        self._take_back()
+        if self._reserved is not None:
+            os.close(self._reserved)
+            self._reserved = None
+
+    def _take_back(self) -> None:
         if self._is_announced:
             self._is_announced = False
             remove_deadline(self.path)
-
-    close = take_back
 
 
 def _folder() -> str:

@@ -359,7 +359,7 @@ class Runner:
     def _start(self, command: protocol.StartWorkers) -> protocol.Input | None:
         self._idle.cancel()
         self._processes.begin()
-        self._preemption.take_back()
+        self._preemption.prepare()
         try:
             launches = build_launches(
                 self._settings, command.assignment, self._run_id, self._change_launch, self._worker_defaults()
