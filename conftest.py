@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import signal
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -36,28 +35,47 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs {' and '.join(missing)}: `make tests` installs all that tests need")
 
 
+#: Variables that a test must not leave behind, by the beginnings of their names.  Libraries set others when first used.
+_READ_BY_LAUNCHERS = (
+    *("QUORATE_", "PET_", "TORCHELASTIC_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_"),
+    *(
+        "SLURM",
+        "OMPI",
+        "PMI",
+        "FLUX",
+        "PBS",
+        "LSB",
+        "KUBERNETES",
+        "JOB_",
+        "SKYPILOT",
+        "SM_",
+        "RAY",
+        "GLOO",
+        "NCCL",
+        "TMP",
+    ),
+)
+
+
 @pytest.fixture(autouse=True)
 def process_as_before() -> Iterator[None]:
     """Fail a test that leaves this process changed, since the next test would run in what it left."""
-    variables, rest = _variables(), _process()
+    before, rest = dict(os.environ), _handlers()
     yield
-    after = _variables()
-    changed = sorted(name for name in variables.keys() | after.keys() if variables.get(name) != after.get(name))
+    after = dict(os.environ)
+    changed = {name for name in before.keys() & after.keys() if before[name] != after[name]} - {"PYTEST_CURRENT_TEST"}
+    changed |= before.keys() - after.keys()
+    changed |= {name for name in after.keys() - before.keys() if name.startswith(_READ_BY_LAUNCHERS)}
     for name in changed:  # so that one test fails, and not all that follow
         os.environ.pop(name, None)
-    os.environ.update({name: variables[name] for name in changed if name in variables})
-    assert not changed, f"the test has left other values of {', '.join(changed)}"
-    assert _process() == rest
+    os.environ.update({name: before[name] for name in changed if name in before})
+    assert not changed, f"the test has left other values of {', '.join(sorted(changed))}"
+    assert _handlers() == rest
 
 
-def _variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-
-
-def _process() -> dict[str, object]:
+def _handlers() -> dict[str, object]:
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
-    handlers: dict[str, object] = {number.name: signal.getsignal(number) for number in handled}
-    return {**handlers, "folder": os.getcwd(), "path": list(sys.path)}
+    return {**{number.name: signal.getsignal(number) for number in handled}, "folder": os.getcwd()}
 
 
 def _is_installed(name: str) -> bool:

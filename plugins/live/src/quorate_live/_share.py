@@ -38,19 +38,25 @@ class Ledger:
         self.is_shared = False
         self.is_torn = False
         self.whole: WholeState | None = None
-        self._base = self._updates = 0
+        self._base = self._given = self._updates = 0
         self._handles: list[Any] = []
 
     def true_step(self, step: int) -> int:
-        """Return the step that the state has reached; ``step`` may lack an update that was not counted any more."""
-        reached = self._base + self._updates
-        return reached if self.is_shared and step == reached - 1 else step
+        """Return the step that the state has reached.
 
-    def begin(self, world: Interruptible, model: Any, optimizer: Any, step: int) -> None:
-        """Count from now on."""
+        An interruption may have kept the program from counting the last update, or from taking up the step that the
+        last exchange returned; ``step`` is what the program has counted.
+        """
+        reached = self._base + self._updates
+        not_taken_up = self._updates == 0 and step == self._given
+        return reached if self.is_shared and (step == reached - 1 or not_taken_up) else step
+
+    def begin(self, world: Interruptible, model: Any, optimizer: Any, step: int, given: int) -> None:
+        """Count updates from ``step`` on; ``given`` is what the program had counted before the exchange."""
         for handle in self._handles:
             handle.remove()
-        self.is_shared, self.is_torn, self._base, self._updates = True, False, step, 0
+        self.is_shared, self.is_torn = True, False
+        self._base, self._given, self._updates = step, given, 0
         self._handles = [model.register_forward_pre_hook(lambda *_: world.begin_step())]
         if optimizer is not None:
             self._handles += [
@@ -92,7 +98,7 @@ def share(
     model.zero_grad(set_to_none=True)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
-    _ledger.begin(world, model, optimizer, reached)
+    _ledger.begin(world, model, optimizer, reached, step)
     return reached
 
 
