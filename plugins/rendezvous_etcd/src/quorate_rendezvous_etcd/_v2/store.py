@@ -27,6 +27,7 @@ from .counter import count_at, is_counter, pack_addition, total
 from .format import Value, key_path, new_stamp, pack, split_prefix, unpack
 from .last_word import write_last_words
 from .member import Membership
+from .readers import Readers
 from .watch import Watcher
 
 __all__ = ["EtcdV2Store", "open_store"]
@@ -71,6 +72,7 @@ class EtcdV2Store:
     def __init__(self, settings: Settings, route: Route, membership: Membership) -> None:
         self._settings, self._membership = settings, membership
         self._client, self._wait_client = Client(route), Client(route)
+        self._readers = Readers(route, self._client)
         self._watcher = Watcher(self._wait_client, membership, settings.operation_timeout_seconds)
         membership.on_lost = self._wait_client.end_poll
         # The stamps of writes without an answer; the same call again writes the same stamp.
@@ -133,8 +135,8 @@ class EtcdV2Store:
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values of ``keys``.
 
-        API v2 cannot be asked for several keys.  A few are read one by one.  Of many in one directory, the directory is
-        listed.
+        API v2 cannot be asked for several keys.  A few are read one by one, or side by side where that takes long.  Of
+        many in one directory, the directory is listed.
         """
         if not keys:
             return []
@@ -189,6 +191,7 @@ class EtcdV2Store:
                 return
             self._is_closed = True
         self._client.close()
+        self._readers.close()
         self._watcher.close()
         # A forked child has a copy of this object, but is not the member.
         if os.getpid() == self._process:
@@ -205,7 +208,7 @@ class EtcdV2Store:
         def run() -> _T:
             self._membership.check()
             deadline = monotonic() + self._settings.operation_timeout_seconds
-            return self._membership.verified(self._client, lambda: operation(deadline))
+            return self._membership.verified(self._readers, lambda: operation(deadline))
 
         try:
             return self._guard(run)
@@ -257,24 +260,25 @@ class EtcdV2Store:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _node(self, path: str, deadline: float) -> Node | None:
+    def _node(self, path: str, deadline: float, client: Client | None = None) -> Node | None:
         """Return the node at ``path`` with its children, ``None`` where it does not exist."""
         try:
-            return self._client.get(path, deadline).node
+            return (client or self._client).get(path, deadline).node
         except RefusedError as refused:
             if refused.code != NOT_FOUND:
                 raise
             return None
 
-    def _read(self, path: str, deadline: float) -> Value | None:
-        node = self._node(path, deadline)
+    def _read(self, path: str, deadline: float, client: Client | None = None) -> Value | None:
+        node = self._node(path, deadline, client)
         return None if node is None else _value_of(node, path)
 
     def _get(self, keys: Sequence[str], deadline: float) -> list[bytes | None]:
         paths = [self._path(key) for key in keys]
         wanted, parents = set(paths), {path.rpartition("/")[0] for path in paths}
         if len(paths) < _MANY_KEYS or len(parents) > len(paths) // 2:
-            found = {path: self._read(path, deadline) for path in wanted}
+            values = self._readers.read(paths, lambda client, path: self._read(path, deadline, client))
+            found = dict(zip(paths, values, strict=True))
         else:
             found = {}
             for parent in parents:
