@@ -87,6 +87,26 @@ def test_the_console_shows_global_ranks(tmp_path: Path) -> None:
     assert sorted(re.findall("rank .", "".join(node.end()[1] for node in nodes))) == ["rank 1", "rank 2"]
 
 
+def test_flags_that_hide_all_output_are_reported_once(tmp_path: Path) -> None:
+    """A job whose round is repeated; then a job of two nodes whose ranks are known when the nodes have met."""
+    program = script(tmp_path, "import os, sys; sys.exit(os.environ['TORCHELASTIC_RESTART_COUNT'] == '0')")
+    command = [*QUORATE, "--nproc-per-node=2", "--max-restarts=1", "--local-ranks-filter=7", program]
+    code, shown = Piped(*command).end()
+    assert (code, re.findall("quorate: (?:warning: .*|round 0 ended)", shown)) == (
+        0,
+        [
+            "quorate: warning: the console shows no output of this node: --local-ranks-filter=7 names none of the "
+            "local ranks of its workers (0 to 1)",
+            "quorate: round 0 ended",
+        ],
+    )
+    flags = ["--nnodes=2", "--nproc-per-node=2", f"--master-port={free_port()}", "--console-ranks=4,9"]
+    nodes = [Piped(*QUORATE, *flags, f"--node-rank={rank}", sys.executable, "--version") for rank in range(2)]
+    assert re.findall("quorate: warning: (.*)", "".join(node.end()[1] for node in nodes)) == [
+        "the console shows no output of this job: --console-ranks=4,9 names none of the ranks of its workers (0 to 3)"
+    ]
+
+
 # --- debuggers ------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ from ..starter import Starter
 from ..timeouts import RELEASE_TIMEOUT_SECONDS, parse_seconds
 from . import _protocol as protocol
 from ._checks import Checks
+from ._console import ConsoleCheck
 from ._diagnosis import Diagnosis
 from ._environment import build_launches
 from ._guarded_context import GuardedContext
@@ -106,6 +107,7 @@ class Runner:
         self._processes = Processes(self._watch, self._unwatch, self._warn)
         self._finish: protocol.Finish | None = None
         self._diagnosis = Diagnosis(host, reporter, self._warn)
+        self._console = ConsoleCheck(settings, self._warn)
 
     def _make_starter(self) -> tuple[str, Starter]:
         spec = self._spec
@@ -364,6 +366,7 @@ class Runner:
             launches = build_launches(
                 self._settings, command.assignment, self._run_id, self._change_launch, self._worker_defaults()
             )
+            self._console.look(command.assignment, launches)
             launches = self._workers.continued(launches, command.kept)
             fresh = [launch for launch in launches if launch.local_rank not in command.kept]
             if fresh:

@@ -1,0 +1,89 @@
+"""Says why the console shows no output where the flags that choose ranks hide every worker.
+
+What does not live here: which workers are shown (``_environment``), and where their output goes
+(:mod:`quorate.logs_specs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import final
+
+from ..records import Assignment, WorkerLaunch, WorkerLogs
+from ._spec import RunSettings
+
+__all__ = ["ConsoleCheck", "why_nothing_is_shown"]
+
+
+@final
+class ConsoleCheck:
+    """Warns at most once in the life of an agent.
+
+    How many workers the job has is not known before a round is sealed.
+
+    Arguments:
+        settings: of the run, with both choices.
+        warn: called with a sentence.
+    """
+
+    def __init__(self, settings: RunSettings, warn: Callable[[str], None]) -> None:
+        self._settings, self._warn = settings, warn
+        self._has_warned = False
+
+    def look(self, assignment: Assignment, launches: Sequence[WorkerLaunch]) -> None:
+        """Look at the workers that are about to start."""
+        if self._has_warned:
+            return
+        local_ranks, console_ranks = self._settings.logs_specs.local_ranks_filter, self._settings.spec.console_ranks
+        why = why_nothing_is_shown(assignment, launches, local_ranks, console_ranks)
+        if why:
+            self._has_warned = True
+            self._warn(why)
+
+
+def why_nothing_is_shown(
+    assignment: Assignment,
+    launches: Sequence[WorkerLaunch],
+    local_ranks: Collection[int] | None,
+    console_ranks: Collection[int] | None,
+) -> str:
+    """Return a sentence if the two choices hide all workers of this node, or of the job; else nothing.
+
+    Arguments:
+        assignment: of this node.
+        launches: of all workers of this node.
+        local_ranks: those that ``--local-ranks-filter`` names; ``None``: all.
+        console_ranks: the global ranks that ``--console-ranks`` names; ``None``: all.
+
+    It is expected, and so not reported, that a node shows nothing because ``console_ranks`` names workers of other
+    nodes.  That ``console_ranks`` names no worker at all is reported by the node with group rank 0.
+    """
+    if any(launch.logs.console for launch in launches) or not any(_has_output(launch.logs) for launch in launches):
+        return ""
+    if console_ranks is not None and not any(rank < assignment.world_size for rank in console_ranks):
+        if assignment.group_rank > 0:
+            return ""
+        return (
+            f"the console shows no output of this job: {_flag('--console-ranks', console_ranks)} names none of the "
+            f"ranks of its workers ({_span(assignment.world_size)})"
+        )
+    chosen = [launch for launch in launches if console_ranks is None or launch.rank in console_ranks]
+    if not chosen or local_ranks is None or any(launch.local_rank in local_ranks for launch in chosen):
+        return ""
+    nothing = f"the console shows no output of this node: {_flag('--local-ranks-filter', local_ranks)}"
+    if console_ranks is None or not any(launch.local_rank in local_ranks for launch in launches):
+        return f"{nothing} names none of the local ranks of its workers ({_span(assignment.local_world_size)})"
+    return f"{nothing} and {_flag('--console-ranks', console_ranks)} have none of its workers in common"
+
+
+def _has_output(logs: WorkerLogs) -> bool:
+    """Return whether the console would show a stream of this worker if nothing hid it."""
+    return logs.stdout is None or logs.tee_stdout or logs.stderr is None or logs.tee_stderr
+
+
+def _flag(name: str, ranks: Collection[int]) -> str:
+    return f"{name}={','.join(map(str, sorted(ranks)))}"
+
+
+def _span(count: int) -> str:
+    return "0" if count == 1 else f"0 to {count - 1}"
