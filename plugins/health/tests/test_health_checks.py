@@ -146,7 +146,7 @@ def test_little_memory(tmp_path: Path) -> None:
     problem = refused(run("--health-check-conf=memory_free_mb=1e9", path=tmp_path))
     assert problem.startswith("memory: ")
     assert "MB of memory" in problem
-    assert "fewer than memory_free_mb=1e+09" in problem
+    assert "fewer than memory_free_mb=1000000000" in problem
 
 
 def test_a_step_of_the_wall_clock() -> None:

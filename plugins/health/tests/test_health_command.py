@@ -60,7 +60,7 @@ def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> N
         assert time.monotonic() - began < DEADLINE / 2 + timeout
         if pid.exists():
             break
-    assert problem == f"command: sh was killed, for it had not ended after {timeout} s (command_timeout_s): so far"
+    assert problem == f"command: sh was killed, because it had not ended after {timeout} s (command_timeout_s): so far"
     wait_for_end(int(pid.read_text()))
 
 

@@ -62,7 +62,7 @@ class Command:
         if self._closed:
             return None
         if not in_time:
-            return f"{name} was killed, for it had not ended after {timeout:g} s (command_timeout_s){last}"
+            return f"{name} was killed, because it had not ended after {timeout:g} s (command_timeout_s){last}"
         if process.returncode < 0:
             return f"{name} was killed by {signal_name(process.returncode)}{last}"
         return f"{name} ended with exit code {process.returncode}{last}" if process.returncode else None

@@ -44,7 +44,7 @@ def check_disk(agent: AgentView, least: float) -> str | None:
         # A file system that reports no size (some network ones) reports no free space either.
         free = room.f_bavail * room.f_frsize
         if room.f_blocks and free < least * MEGABYTE:
-            few = f"{free // MEGABYTE} MB are free in {folder}, fewer than disk_free_mb={least:g}"
+            few = f"{free // MEGABYTE} MB are free in {folder}, fewer than disk_free_mb={least:.15g}"
             return f"{few}; make room, or {remedy}"
         if room.f_files and not room.f_favail:
             return f"no more files can be made in {folder}: its file system has no free inode; make room, or {remedy}"

@@ -24,7 +24,7 @@ def check_open_files(least: float) -> str | None:
     limit = os.sysconf("SC_OPEN_MAX")  # the soft limit of this process; -1: none
     if limit < 0 or limit >= least:
         return None
-    return f"a process may open {limit} files, fewer than open_files={least:g}; raise the limit (ulimit -n)"
+    return f"a process may open {limit} files, fewer than open_files={least:.15g}; raise the limit (ulimit -n)"
 
 
 def check_memory(least: float) -> str | None:
@@ -34,7 +34,7 @@ def check_memory(least: float) -> str | None:
         return None
     where = f" of the control group {group}" if group else ""
     return (
-        f"{available // MEGABYTE} MB of memory{where} are free, fewer than memory_free_mb={least:g}; "
+        f"{available // MEGABYTE} MB of memory{where} are free, fewer than memory_free_mb={least:.15g}; "
         "end other programs, or give this one more"
     )
 
