@@ -299,13 +299,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "workers are kept after being left out",
-        "a round's end is not reported to the agent",
+        "the end of a round is not reported to the agent",
         (_rule(Phase.RUNNING, _protocol.Appeared, _end_not_reported),),
         likely=3,
     ),
     Mutant(
         "success by count",
-        "the counter of done nodes counts, without reading their heartbeats",
+        "the job succeeds by the counter of done nodes, without a look at their heartbeats",
         (_rule(Phase.RUNNING, Purpose.DONE_COUNT, _success_by_count),),
         likely=20,
     ),
@@ -317,7 +317,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the agent follows its own proposal",
-        "an agent ignores what was recorded where it proposed another end",
+        "an agent that proposed one end of the round ignores that another end was recorded",
         (
             _when_stopping(agent.RoundEnded, _follow_the_proposal),
             _when_stopping(agent.JobClosed, _follow_the_proposal),
@@ -326,13 +326,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "restarts count twice",
-        "each failure takes two from the budget",
+        "each failure takes two restarts from the budget",
         (_rule(Phase.RUNNING, _protocol.End, _no_budget),),
         likely=3,
     ),
     Mutant(
         "an early request to join is dropped",
-        "the defect of seed 478",
+        "a request to join is forgotten if it comes before the end of the round is known",
         (_rule(Phase.RUNNING, _protocol.Join, _drop_early_join),),
         likely=478,
     ),
@@ -348,7 +348,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "min_nodes is ignored",
-        "a round is sealed with the nodes that are there",
+        "a round is sealed with the nodes that are there, however few",
         ((_sealing, "evaluate", _sealed_below_minimum),),
     ),
     Mutant(
