@@ -322,11 +322,26 @@ def _nest(name: str) -> Any:
     return _nest(name)
 
 
+class EndingError(BaseException):
+    """Is not an Exception, as GeneratorExit and KeyboardInterrupt are not."""
+
+
 class ConfusingError(Exception):
     """Has no text."""
 
     def __str__(self) -> str:
-        raise ValueError("no text")
+        raise EndingError("no text")
+
+
+class Interrupts:
+    """Raises when it is unpickled what most handlers do not catch."""
+
+    def __reduce__(self) -> Any:
+        return _raise_ending, ()
+
+
+def _raise_ending() -> None:
+    raise EndingError("end")
 
 
 class Confuses:
@@ -352,7 +367,8 @@ def _shout() -> None:
 
 
 def hostile(kind: str) -> Any:
-    return {"exits": Exits, "nested": Nested, "confuses": Confuses, "shouts": Shouts}[kind]()
+    kinds = {"exits": Exits, "nested": Nested, "confuses": Confuses, "interrupts": Interrupts, "shouts": Shouts}
+    return kinds[kind]()
 
 
 def affinity() -> list[int]:

@@ -75,7 +75,7 @@ def test_an_exception_is_recorded(start: Start, functions: ModuleType, method: s
     assert "a reason" in json.dumps(json.loads(path.read_text())["message"])
 
 
-@pytest.mark.parametrize(("code", "expected"), [(3, 3), (0, 0), (None, 0)])
+@pytest.mark.parametrize(("code", "expected"), [(3, 3), (0, 0), (None, 0), (-1, 255), (10**30, 255)])
 def test_sys_exit_keeps_its_code(
     start: Start, functions: ModuleType, method: str, code: int | None, expected: int
 ) -> None:

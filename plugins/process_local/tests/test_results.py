@@ -382,7 +382,7 @@ def test_what_follows_a_result_is_thrown_away(begin: Begin, functions: ModuleTyp
     assert facts(group.exits)[1] == (0, "late", False)
 
 
-@pytest.mark.parametrize("kind", ["exits", "nested", "confuses", "shouts"])
+@pytest.mark.parametrize("kind", ["exits", "nested", "confuses", "interrupts", "shouts"])
 def test_a_result_that_cannot_be_unpickled_harms_nobody(
     begin: Begin, functions: ModuleType, door: str, kind: str
 ) -> None:

@@ -173,7 +173,7 @@ def _load(data: memoryview) -> tuple[Any, str]:
     """Return ``(value, problem)``; unpickling runs code of the value's classes, which may raise anything."""
     try:
         return pickle.loads(data), ""
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         text = f"{type(error).__name__}: {_text_of(error)}"
         problem = f"the function's return value cannot be unpickled in the agent: {text}"
         return None, printable(problem, _LONGEST_PROBLEM)
@@ -182,5 +182,5 @@ def _load(data: memoryview) -> tuple[Any, str]:
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:
+    except BaseException:
         return "<its text cannot be made>"

@@ -70,7 +70,7 @@ class Task:
                 value = function(*arguments)
             except SystemExit as end:
                 if not _is_success(end.code):
-                    raise
+                    raise _with_status(end) from None
             is_delivered = delivery.send(_pack(function, value))
         except Exception as error:
             _report(error, self._error_file)
@@ -91,6 +91,12 @@ class Task:
 def _is_success(code: object) -> bool:
     """Return whether ``SystemExit(code)`` is the end of a program that succeeded."""
     return code is None or (isinstance(code, int) and code == 0)
+
+
+def _with_status(end: SystemExit) -> SystemExit:
+    """Return ``end`` with what Python makes of its code; a number that is no C int would have ``os._exit`` raise."""
+    is_status = not isinstance(end.code, int) or -(1 << 31) <= end.code < 1 << 31
+    return end if is_status else SystemExit(255)
 
 
 def _pack(function: Callable[..., Any], value: Any) -> bytes:
