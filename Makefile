@@ -59,7 +59,7 @@ types: $(STAMP) ## mypy --strict over all sources
 tests: $(STAMP) etcd redis chromium mpirun machines slurm sshd kubernetes ## pytest alone
 	# Both parts are run, whatever fails.  The second is given only what has such tests: to collect all takes longer.
 	status=0; \
-	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" || status=$$?; \
+	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone" || status=$$?; \
 	$(PRIVATE_HOSTS) $(BIN)/python -m pytest -m alone \
 		$$(grep -rl --include="test_*.py" "pytest.mark.alone" $(PROJECTS:%=%/tests) tests) || status=$$?; \
 	exit $$status

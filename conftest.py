@@ -8,10 +8,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+#: A slow test takes about as long as so many others.
+_SLOW_WEIGHT = 40
 
 settings.register_profile("shared machines", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared machines")
@@ -25,6 +30,14 @@ for number, usual in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: where files are shared out, no process has a long one left at the end."""
+    weights = Counter[Path]()
+    for item in items:
+        weights[item.path] += _SLOW_WEIGHT if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -weights[item.path])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
