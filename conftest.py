@@ -1,4 +1,4 @@
-"""What holds for all tests: properties are not timed, tests say what they need, signals arrive, none leaves traces.
+"""What holds for all tests: properties are not timed, tests say what they need, signals arrive, no test leaves traces.
 
 Properties are not timed, since the machines that check them are shared.
 """
@@ -70,11 +70,20 @@ _READ_BY_LAUNCHERS = (
 )
 
 
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
+
+
 @pytest.fixture(autouse=True)
 def process_as_before() -> Iterator[None]:
-    """Fail a test that leaves this process changed, since the next test would run in what it left."""
-    before, rest = dict(os.environ), _handlers()
+    """Fail a test that leaves this process changed, since the next test would run in what it left.
+
+    Signal handlers are put back: ``quorate run`` sets some for the life of its process, which is that of all tests
+    where one calls it.
+    """
+    before, folder, handlers = dict(os.environ), os.getcwd(), [signal.getsignal(number) for number in _HANDLED]
     yield
+    for number, handler in zip(_HANDLED, handlers, strict=True):
+        signal.signal(number, handler)
     after = dict(os.environ)
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]} - {"PYTEST_CURRENT_TEST"}
     changed |= before.keys() - after.keys()
@@ -83,12 +92,7 @@ def process_as_before() -> Iterator[None]:
         os.environ.pop(name, None)
     os.environ.update({name: before[name] for name in changed if name in before})
     assert not changed, f"the test has left other values of {', '.join(sorted(changed))}"
-    assert _handlers() == rest
-
-
-def _handlers() -> dict[str, object]:
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
-    return {**{number.name: signal.getsignal(number) for number in handled}, "folder": os.getcwd()}
+    assert os.getcwd() == folder
 
 
 def _is_installed(name: str) -> bool:

@@ -59,7 +59,7 @@ def test_the_page_shows_the_job_as_it_goes_on(page: Page, job: Job, ear: Ear, tm
         first = ear.hear(2, event="started", restart_count=0)
         page.open(f"http://127.0.0.1:{port}/status")
         check_first_round(page, plan.run_id, [fact["pid"] for fact in first])
-        page.evaluate("document.getElementById('worker-0-stderr').open = false")
+        close_for_good(page, "worker-0-stderr")
         page.evaluate("window.unloaded = 0; addEventListener('pagehide', () => window.unloaded++)")
 
         gates[0].open()
@@ -88,6 +88,16 @@ def check_first_round(page: Page, run_id: str, pids: list[int]) -> None:
     assert all(str(pid) in workers for pid in pids)
     lines = text_of(page, "#worker-0-stdout-lines").splitlines()
     assert lines == [*HOSTILE[:3], "red \N{REPLACEMENT CHARACTER}gnihton &amp;", "attempt 0"]
+
+
+def close_for_good(page: Page, name: str) -> None:
+    """Close a part of the page; it stays closed where it goes away for a moment, as between two rounds."""
+    page.evaluate(f"document.getElementById({name!r}).open = false")
+    page.evaluate(f"document.getElementById({name!r}).dataset.old = 'yes'")
+    page.wait_for(f"!document.getElementById({name!r}).dataset.old")  # it has been replaced
+    page.evaluate(f"document.getElementById({name!r}).remove()")
+    page.wait_for(f"document.getElementById({name!r})")
+    assert page.evaluate(f"document.getElementById({name!r}).open") is False
 
 
 def check_second_round(page: Page, pids: list[int]) -> None:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import final
+from unittest.mock import patch
 
 from core.tests.fuzz.target import Target, in_a_file
 
@@ -249,8 +250,8 @@ def _read_frames(data: bytes) -> None:
 
 
 def _read_deadline(path: str) -> None:
-    os.environ[DEADLINE_VARIABLE] = path
-    found = deadline()
+    with patch.dict(os.environ, {DEADLINE_VARIABLE: path}):
+        found = deadline()
     if found is not None:
         assert 0 <= found.seconds_left < float("inf")
         assert found.reason.isprintable()

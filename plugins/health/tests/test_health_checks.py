@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -296,16 +295,6 @@ def test_a_disk_that_fills_up_ends_the_run(tmp_path: Path) -> None:
 # --- flags ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def user_signals() -> Iterator[None]:
-    """Undo what ``quorate run`` does to these signals for the life of its process, which is that of all tests here."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("user_signals")
 @pytest.mark.parametrize(
     ("flag", "problem"),
     [

@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import IO, Any
+from unittest.mock import patch
 
 from core.tests.fuzz.target import Target
 
@@ -79,13 +80,13 @@ def _hear_launch(data: bytes) -> None:
 
 def _read_records(data: bytes) -> None:
     with TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as state:
-        os.environ["XDG_STATE_HOME"] = state
         folder = os.path.join(state, "quorate", "detached", "job")
         os.makedirs(folder)
         with open(os.path.join(folder, "a.json"), "wb") as file:
             file.write(data)
-        for record in _detached.answer({"end": None, "forget": "job"}):
-            json.dumps(record)
+        with patch.dict(os.environ, {"XDG_STATE_HOME": state}):
+            for record in _detached.answer({"end": None, "forget": "job"}):
+                json.dumps(record)
         assert os.path.isdir(os.path.dirname(folder))
 
 

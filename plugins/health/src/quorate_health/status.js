@@ -15,9 +15,10 @@
     return !selection.isCollapsed && main.contains(selection.anchorNode);
   };
 
-  // What the reader has opened, closed or scrolled stays so.
+  // What the reader has opened, closed or scrolled stays so, also where it is not shown between two rounds.
+  const kept = new Map();
   const show = (text) => {
-    const kept = new Map(), scrolled = new Map();
+    const scrolled = new Map();
     for (const element of main.querySelectorAll("details[id]")) kept.set(element.id, element.open);
     for (const element of main.querySelectorAll("pre[id]")) {
       const end = element.scrollHeight - element.clientHeight;
