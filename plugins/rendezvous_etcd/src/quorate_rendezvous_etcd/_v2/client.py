@@ -297,10 +297,13 @@ class Client:
 
     # --- from other threads ---------------------------------------------------------------------------------------
 
-    def interrupt(self) -> None:
-        """Have the request under way, and every later one, raise InterruptedCallError, until :meth:`resume`."""
+    def interrupt(self, *, discard: bool = False) -> None:
+        """Have the request under way, and every later one, raise InterruptedCallError, until :meth:`resume`.
+
+        With ``discard`` nothing of the request is sent any more, not even what the kernel would send again.
+        """
         self._stop.set()
-        self._sockets.shut()
+        self._sockets.shut(discard=discard)
 
     def resume(self) -> None:
         """Allow requests again."""

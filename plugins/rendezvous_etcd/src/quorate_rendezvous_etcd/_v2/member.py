@@ -23,7 +23,7 @@ from .answers import NOT_FOUND, RefusedError, unexpected
 from .client import Client, InterruptedCallError, Route
 from .format import escape, new_stamp
 from .job import CLOSING, JobDirectory
-from .readers import Readers
+from .lanes import Lanes
 
 __all__ = ["Membership"]
 
@@ -208,7 +208,7 @@ class Membership:
         if monotonic() - self._leases.refreshed > 0.9 * self._settings.key_ttl_seconds:
             self.verify()
 
-    def verified(self, client: Client | Readers, step: Callable[[], _T]) -> _T:
+    def verified(self, client: Client | Lanes, step: Callable[[], _T]) -> _T:
         """Take a step.  If it took a new connection of ``client``, etcd was away: check that it still has the job."""
         connections = client.connections
         result = step()

@@ -25,9 +25,9 @@ from .answers import EXISTS, NOT_DIRECTORY, NOT_FILE, NOT_FOUND, Node, RefusedEr
 from .client import Client, InterruptedCallError, Route
 from .counter import count_at, is_counter, pack_addition, total
 from .format import Value, key_path, new_stamp, pack, split_prefix, unpack
+from .lanes import Lanes
 from .last_word import write_last_words
 from .member import Membership
-from .readers import Readers
 from .watch import Watcher
 
 __all__ = ["EtcdV2Store", "open_store"]
@@ -72,7 +72,7 @@ class EtcdV2Store:
     def __init__(self, settings: Settings, route: Route, membership: Membership) -> None:
         self._settings, self._membership = settings, membership
         self._client, self._wait_client = Client(route), Client(route)
-        self._readers = Readers(route, self._client)
+        self._lanes = Lanes(route, self._client)
         self._watcher = Watcher(self._wait_client, membership, settings.operation_timeout_seconds)
         membership.on_lost = self._wait_client.end_poll
         # The stamps of writes without an answer; the same call again writes the same stamp.
@@ -116,7 +116,7 @@ class EtcdV2Store:
     def put(self, key: str, value: bytes) -> None:
         """Write ``key``; the last write wins."""
         path, text = self._path(key), pack(Value(check_value(key, value), new_stamp()))
-        self._run(lambda deadline: self._client.put(path, deadline, value=text))
+        self._run(lambda deadline: self._lanes.write(path, lambda client, path: client.put(path, deadline, value=text)))
 
     def add(self, key: str, amount: int) -> int:
         """Add to the counter ``key``; return the new count.  The same call again after an error adds once in all."""
@@ -191,7 +191,7 @@ class EtcdV2Store:
                 return
             self._is_closed = True
         self._client.close()
-        self._readers.close()
+        self._lanes.close()
         self._watcher.close()
         # A forked child has a copy of this object, but is not the member.
         if os.getpid() == self._process:
@@ -208,7 +208,7 @@ class EtcdV2Store:
         def run() -> _T:
             self._membership.check()
             deadline = monotonic() + self._settings.operation_timeout_seconds
-            return self._membership.verified(self._readers, lambda: operation(deadline))
+            return self._membership.verified(self._lanes, lambda: operation(deadline))
 
         try:
             return self._guard(run)
@@ -277,7 +277,7 @@ class EtcdV2Store:
         paths = [self._path(key) for key in keys]
         wanted, parents = set(paths), {path.rpartition("/")[0] for path in paths}
         if len(paths) < _MANY_KEYS or len(parents) > len(paths) // 2:
-            values = self._readers.read(paths, lambda client, path: self._read(path, deadline, client))
+            values = self._lanes.read(paths, lambda client, path: self._read(path, deadline, client))
             found = dict(zip(paths, values, strict=True))
         else:
             found = {}

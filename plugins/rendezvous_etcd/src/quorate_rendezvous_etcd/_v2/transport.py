@@ -9,8 +9,10 @@ import http.client
 import io
 import logging
 import socket
+import struct
 import sys
 import threading
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, final
 
@@ -32,6 +34,7 @@ __all__ = ["LARGEST_BODY", "Sockets", "close_etcd_client", "load_etcd", "make_et
 #: The largest answer that is accepted, in bytes.
 LARGEST_BODY = 256 << 20
 _READ_BYTES = 1 << 20
+_GIVE_UP = struct.pack("ii", 1, 0)  # linger for no time
 _PYOPENSSL = "urllib3.contrib.pyopenssl"
 
 
@@ -92,11 +95,17 @@ class Sockets:
             if self._is_shut:
                 shut_down(sock)
 
-    def shut(self) -> None:
-        """Shut down all sockets, and those that are added later; never blocks."""
+    def shut(self, *, discard: bool = False) -> None:
+        """Shut down all sockets, and those that are added later; never blocks.
+
+        With ``discard`` what was not acknowledged is given up when their user closes them.
+        """
         with self._lock:
             self._is_shut = True
             for sock in self._open:
+                if discard:
+                    with suppress(OSError):  # closed already
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _GIVE_UP)
                 shut_down(sock)
 
     def close_after_fork(self) -> None:

@@ -1,4 +1,4 @@
-"""Reading over a slow link: side by side, and again where an answer is held up."""
+"""Reading and writing over a slow link: side by side, and again where an answer is held up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Link:
 
     def delays(self, request: bytes) -> bool:
         with self._lock:
-            is_held = bool(self.held) and self.held in request.partition(b" HTTP")[0] and self.holds > 0
+            is_held = self.holds > 0 and self.held in request.partition(b" HTTP")[0]
             self.holds -= is_held
             self._now += 1
             self.most = max(self.most, self._now)
@@ -65,6 +65,7 @@ def link(shared_v2: EtcdServer, open_v2: OpenV2) -> Iterator[tuple[Link, Callabl
             store.put(key, key.encode())
         link.delay = ROUND_TRIP_SECONDS
         yield link, lambda: store.get(KEYS)
+        link.delay = 0.0
         store.close()
 
 
@@ -90,6 +91,22 @@ def test_an_answer_that_is_held_up_is_asked_for_again(link: Reading, holds: int)
     assert slow.is_holding.is_set()
     assert slow.holds == 0
     assert read() == VALUES, "the connections that wait are left out"
+
+
+def test_a_write_whose_answer_is_held_up_is_sent_again(shared_v2: EtcdServer, open_v2: OpenV2) -> None:
+    with slow_link(shared_v2) as (slow, endpoint):
+        store = open_v2(endpoint=endpoint)
+        slow.delay = ROUND_TRIP_SECONDS
+        store.get(KEYS)
+        store.get(KEYS)
+        slow.held, slow.holds = b"PUT ", 1
+        store.put("a", b"1")
+        assert slow.is_holding.is_set()
+        assert slow.holds == 0
+        store.put("a", b"2")
+        assert store.get(["a"]) == [b"2"]
+        slow.delay = 0.0
+        store.close()
 
 
 def test_a_store_that_is_closed_while_answers_are_held_up_leaves_nothing(
