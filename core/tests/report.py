@@ -190,8 +190,8 @@ def _simulation(seeds: int) -> tuple[list[str], bool]:
         *(f"- {error.law.value}: {error.problem}: `{replay_command(error.seed)}`" for error in broken),
         *([""] if broken else []),
         "The faults are those of the network, the machines and the workers. A node that is *deaf* gets no answers, "
-        "while what it sends arrives. *Worker planned* counts workers that were set to end in this way unless something "
-        "else ends them first.",
+        "while what it sends arrives. *Worker planned* counts workers that were set to end in this way unless "
+        "something else ends them first.",
         "",
         "| fault | count |",
         "|---|---|",
