@@ -289,7 +289,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "no credit for the watcher's own pause",
         "a node that was paused declares the others lost",
         ((Liveness, "after_reading", _reading_without_credit),),
-        likely=136,
+        likely=337,
     ),
     Mutant(
         "survivors are not waited for",
