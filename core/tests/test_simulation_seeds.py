@@ -19,6 +19,7 @@ from quorate.testing.simulate import explain_failure, main
 from .report import after_the_run
 from .simulation_mutants import MUTANTS, Mutant, first_seed_that_finds
 
+PAGE = Path(__file__).parents[2] / "docs/verification.md"
 SEEDS = 300
 #: Seeds that showed a defect; each is fixed, and docs/verification.md says what it was.
 REGRESSIONS: tuple[int, ...] = (478, 1764, 2799, 11924, 13554, 24310)
@@ -43,6 +44,8 @@ def test_a_seed_replays_a_run_exactly() -> None:
 def test_a_wrong_protocol_is_found(mutant: Mutant) -> None:
     found = first_seed_that_finds(mutant, most_seeds=2000)
     assert found is not None, f"no seed below 2000 finds that {mutant.what}"
+    row = f"| {mutant.name} | {mutant.what} | {found[0]} | {found[1].value} |"
+    assert row in PAGE.read_text(encoding="utf-8"), f"rewrite {PAGE.name}: python -m core.tests.report"
 
 
 def test_a_failure_prints_the_seed_the_command_and_a_short_transcript(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +70,7 @@ def test_two_thousand_nodes_join_restart_lose_one_and_succeed() -> None:
 
 def test_the_page_on_verification_is_what_its_generator_writes() -> None:
     """All but the counts of a run, which would take minutes."""
-    page = (Path(__file__).parents[2] / "docs/verification.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     names = [f"- **{law.value}**: {law.text}" for law in Law]
     names += [f"| {mutant.name} | {mutant.what} |" for mutant in MUTANTS]
     assert [name for name in names if name not in page] == [], "rewrite it: python -m core.tests.report"
