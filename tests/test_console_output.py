@@ -95,15 +95,15 @@ def test_flags_that_hide_all_output_are_reported_once(tmp_path: Path) -> None:
     assert (code, re.findall("quorate: (?:warning: .*|round 0 ended)", shown)) == (
         0,
         [
-            "quorate: warning: the console shows no output of this node: --local-ranks-filter=7 names none of the "
-            "local ranks of its workers (0 to 1)",
+            "quorate: warning: the console shows no output of this node: --local-ranks-filter=7, but its workers have "
+            "local ranks 0 to 1",
             "quorate: round 0 ended",
         ],
     )
     flags = ["--nnodes=2", "--nproc-per-node=2", f"--master-port={free_port()}", "--console-ranks=4,9"]
     nodes = [Piped(*QUORATE, *flags, f"--node-rank={rank}", sys.executable, "--version") for rank in range(2)]
     assert re.findall("quorate: warning: (.*)", "".join(node.end()[1] for node in nodes)) == [
-        "the console shows no output of this job: --console-ranks=4,9 names none of the ranks of its workers (0 to 3)"
+        "the console shows no output of this job: --console-ranks=4,9, but its workers have ranks 0 to 3"
     ]
 
 

@@ -64,16 +64,16 @@ def why_nothing_is_shown(
         if assignment.group_rank > 0:
             return ""
         return (
-            f"the console shows no output of this job: {_flag('--console-ranks', console_ranks)} names none of the "
-            f"ranks of its workers ({_span(assignment.world_size)})"
+            f"the console shows no output of this job: {_flag('--console-ranks', console_ranks)}, but "
+            f"{_have('rank', assignment.world_size)}"
         )
     chosen = [launch for launch in launches if console_ranks is None or launch.rank in console_ranks]
     if not chosen or local_ranks is None or any(launch.local_rank in local_ranks for launch in chosen):
         return ""
     nothing = f"the console shows no output of this node: {_flag('--local-ranks-filter', local_ranks)}"
     if console_ranks is None or not any(launch.local_rank in local_ranks for launch in launches):
-        return f"{nothing} names none of the local ranks of its workers ({_span(assignment.local_world_size)})"
-    return f"{nothing} and {_flag('--console-ranks', console_ranks)} have none of its workers in common"
+        return f"{nothing}, but {_have('local rank', assignment.local_world_size)}"
+    return f"{nothing} and {_flag('--console-ranks', console_ranks)} name different workers"
 
 
 def _has_output(logs: WorkerLogs) -> bool:
@@ -85,5 +85,5 @@ def _flag(name: str, ranks: Collection[int]) -> str:
     return f"{name}={','.join(map(str, sorted(ranks)))}"
 
 
-def _span(count: int) -> str:
-    return "0" if count == 1 else f"0 to {count - 1}"
+def _have(name: str, count: int) -> str:
+    return f"its only worker has {name} 0" if count == 1 else f"its workers have {name}s 0 to {count - 1}"
