@@ -19,6 +19,27 @@ def config(min_nodes: int = 1, max_nodes: int = 1, nproc_per_node: int = 1, **ot
     return LaunchConfig(min_nodes, max_nodes, nproc_per_node, **others)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"log_dir": "a\0"}, ["'a\\x00'", "--log-dir"]),
+        ({"log_dir": b"logs"}, ["b'logs'", "--log-dir"]),
+        ({"redirects": 3}, ["redirects is 3", "Std"]),
+        ({"redirects": {0: "3"}}, ["redirects is {0: '3'}", "Std"]),
+        ({"tee": None}, ["tee is None", "Std"]),
+    ],
+)
+def test_log_settings_that_cannot_work_are_refused_where_they_are_made(settings: Any, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        DefaultLogsSpecs(**settings)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_text_that_is_a_number_of_seconds_is_one() -> None:
+    made = config(monitor_interval="0.5", health_interval="2")
+    assert (made.monitor_interval, made.health_interval) == (0.5, 2.0)
+
+
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
@@ -62,6 +83,20 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
         ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "not a signal"]),
         ({"signals_to_handle": " , "}, ["signals_to_handle is empty"]),
         ({"duplicate_stdout_filters": "word"}, ["list of words", "'word'"]),
+        ({"duplicate_stderr_filters": [1]}, ["list of words", "[1]"]),
+        ({"monitor_interval": "soon"}, ["monitor_interval", "'soon'", "--monitor-interval"]),
+        ({"health_interval": "soon"}, ["health_interval", "'soon'", "--health-interval"]),
+        ({"role": "a\0"}, ["role is 'a\\x00'", "NUL", "--role"]),
+        ({"role": "\ud800"}, ["role is '\\ud800'", "--role"]),
+        ({"log_line_prefix_template": 5}, ["log_line_prefix_template is 5"]),
+        ({"master_addr": 5}, ["master_addr is 5", "--master-addr"]),
+        ({"master_addr": "\0"}, ["master_addr is '\\x00'", "--master-addr"]),
+        ({"local_addr": b"host"}, ["local_addr is b'host'", "--local-addr"]),
+        ({"local_addr": "host\n"}, ["local_addr is 'host\\n'", "not a name", "--local-addr"]),
+        ({"local_addr": "\ufeffhost"}, ["local_addr is '\\ufeffhost'", "not a name"]),
+        ({"environment": {"SECRETS": 1}}, ["environment has 'SECRETS' of type int"]),
+        ({"environment": {"A=B": "c"}}, ["environment has 'A=B'"]),
+        ({"environment": {"A": "\0"}}, ["environment has 'A'"]),
         ({"rdzv_configs": {"join_timeout": "soon"}}, ["join_timeout", "'soon'", "seconds"]),
         ({"rdzv_configs": {"join_timeout": 0}}, ["join_timeout is 0"]),
         ({"rdzv_configs": {"lease_timeout": 0.1}}, ["lease_timeout=0.1", "0.2"]),

@@ -56,6 +56,16 @@ def test_too_few_descriptors_are_a_sentence_with_the_remedy_wherever_they_run_ou
 
 
 @runs_a_job
+def test_the_exit_codes_of_workers_arrive_where_the_signal_of_a_childs_end_is_ignored(tmp_path: Path) -> None:
+    # A shell or supervisor passes that on: the kernel would reap the workers and throw their exit codes away.
+    script = "import os\nraise SystemExit(3 * (os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'))"
+    (tmp_path / "train.py").write_text(script)
+    done = run_in("trap '' CHLD; exec \"$@\"", "--max-restarts=1", "train.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "exit code 3" in done.stderr
+
+
+@runs_a_job
 def test_a_missing_proc_is_named(tmp_path: Path) -> None:
     private = ["unshare", "--user", "--map-root-user", "--mount"]
     without_proc = "mount -t tmpfs none /proc"

@@ -14,6 +14,7 @@ from typing import Any, final
 from attrs import Attribute, asdict, field, frozen
 
 from ._bounded import MOST_NODES
+from ._decisions import is_passable
 from ._default_backends import ONE_NODE, SEVERAL_NODES
 from .catalogue import PluginKind
 from .errors import UsageError
@@ -25,7 +26,7 @@ from .rendezvous import RendezvousBackend, RendezvousParameters
 from .rendezvous._api import DERIVED_SETTING
 from .rendezvous._port import PORT_RANGE_SETTING, port_range
 from .timeouts import Timeouts, parse_seconds
-from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable
+from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable, text
 
 __all__ = ["LaunchConfig", "Timeouts"]
 
@@ -46,9 +47,10 @@ def _exit_barrier_timeout(value: float | None) -> float:
 
 
 def _filters(value: Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(value, str):
-        raise UsageError(f"a list of words is needed to filter lines by, not the string {value!r}")
-    return tuple(value or ())
+    words = tuple(value or ())
+    if isinstance(value, str) or not all(map(is_passable, words)):
+        raise UsageError(f"a list of words is needed to filter lines by, not the {type(value).__name__} {value!r:.80}")
+    return words
 
 
 def _auth(record: Any, attribute: Attribute[Any], value: str | None) -> None:
@@ -106,7 +108,7 @@ class LaunchConfig(WorkerSettings):
     nproc_per_node: int = field(kw_only=False, validator=at_least(1, most=MOST_NODES))
     logs_specs: LogsSpecs = field(default=None, converter=_logs_specs, kw_only=False)
     run_id: str = ""
-    role: str = "default_role"
+    role: str = field(default="default_role", validator=text)
     rdzv_endpoint: str = ""
     rdzv_backend: str = ""
     rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied)
@@ -114,7 +116,7 @@ class LaunchConfig(WorkerSettings):
     rdzv_auth: str | None = field(default=None, validator=_auth)
     master_port_range: str | None = field(default=None, validator=_ports)
     start_method: str = field(default="spawn", validator=not_empty)
-    log_line_prefix_template: str | None = None
+    log_line_prefix_template: str | None = field(default=None, validator=text)
     metrics_cfg: Mapping[str, str] = field(factory=dict)
     duplicate_stdout_filters: tuple[str, ...] = field(default=None, converter=_filters)
     duplicate_stderr_filters: tuple[str, ...] = field(default=None, converter=_filters)

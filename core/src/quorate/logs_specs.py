@@ -12,6 +12,7 @@ from typing import Any, final
 
 from attrs import field, fields, frozen
 
+from ._decisions import is_passable
 from .errors import UsageError, remedy_for
 from .files import temporary_folder
 from .notices import warn
@@ -72,6 +73,21 @@ def choice_for(choice: StdChoice, local_rank: int) -> Std:
     return choice.get(local_rank, Std.NONE)
 
 
+def _checked_choice(name: str, choice: Any) -> StdChoice:
+    values = list(choice.values()) if isinstance(choice, Mapping) else [choice]
+    if not all(isinstance(value, Std) for value in values):
+        raise UsageError(f"{name} is {choice!r:.80}; it must be a Std, or one per local rank (Std.from_str reads text)")
+    checked: StdChoice = choice
+    return checked
+
+
+def _checked_folder(folder: Any) -> str | None:
+    text = None if folder is None else os.fspath(folder)
+    if text is not None and not is_passable(text):
+        raise UsageError(f"the log folder {folder!r:.80} is not a path; set --log-dir to a folder's")
+    return text
+
+
 @final
 @frozen
 class LogsDest:
@@ -101,9 +117,9 @@ class LogsSpecs(ABC):
         duplicate_stdout_filters: tuple[str, ...] | list[str] | None = None,
         duplicate_stderr_filters: tuple[str, ...] | list[str] | None = None,
     ) -> None:
-        self._root_log_dir = log_dir
-        self._redirects = redirects
-        self._tee = tee
+        self._root_log_dir = _checked_folder(log_dir)
+        self._redirects = _checked_choice("redirects", redirects)
+        self._tee = _checked_choice("tee", tee)
         self._local_ranks_filter = None if local_ranks_filter is None else frozenset(local_ranks_filter)
         self._duplicate_stdout_filters = tuple(duplicate_stdout_filters or ())
         self._duplicate_stderr_filters = tuple(duplicate_stderr_filters or ())

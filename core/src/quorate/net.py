@@ -149,7 +149,7 @@ class Address:
 
 def host_name() -> str:
     """Return this host's name, for people."""
-    return os.uname().nodename
+    return os.fsencode(os.uname().nodename).decode("utf-8", "replace")
 
 
 def is_literal(host: str) -> bool:

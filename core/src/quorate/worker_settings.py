@@ -14,11 +14,12 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen
 
+from ._decisions import is_environment, is_passable
 from .clusters import ClusterJob
 from .errors import UsageError
 from .timeouts import parse_seconds
 
-__all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds", "seconds_or_variable"]
+__all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds_or_variable", "text"]
 
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
@@ -58,14 +59,38 @@ def not_empty(record: Any, attribute: Attribute[Any], value: Any) -> None:
         raise UsageError(f"{attribute.name} is empty; set {flag_of(attribute.name)} to a name")
 
 
-def seconds(record: Any, attribute: Attribute[Any], value: Any) -> None:
-    """Refuse what is not a number of seconds."""
-    parse_seconds(f"{attribute.name} ({flag_of(attribute.name)})", value)
+def text(record: Any, attribute: Attribute[Any], value: Any) -> None:
+    """Refuse what no worker could be given; ``None`` is no text, and is taken."""
+    if value is not None and not is_passable(value):
+        raise UsageError(
+            f"{attribute.name} is {value!r:.80}; it must be a text without a NUL or half a character "
+            f"({flag_of(attribute.name)})"
+        )
 
 
-def _above_zero(record: Any, attribute: Attribute[Any], value: Any) -> None:
-    seconds(record, attribute, value)
-    if float(value) <= 0:
+def _word(record: Any, attribute: Attribute[Any], value: Any) -> None:
+    text(record, attribute, value)
+    if value and not value.isprintable():
+        raise UsageError(f"{attribute.name} is {value!r:.80}, which is not a name ({flag_of(attribute.name)})")
+
+
+def _variables(record: Any, attribute: Attribute[Any], value: Mapping[Any, Any]) -> None:
+    for name, content in value.items():
+        if not is_environment({name: content}):  # the content may be secret
+            kind = type(content).__name__
+            raise UsageError(f"{attribute.name} has {name!r:.80} of type {kind}, which no process can be given")
+
+
+def _monitor_interval(value: Any) -> float:
+    return parse_seconds("monitor_interval (--monitor-interval)", value)
+
+
+def _health_interval(value: Any) -> float:
+    return parse_seconds("health_interval (--health-interval)", value)
+
+
+def _above_zero(record: Any, attribute: Attribute[Any], value: float) -> None:
+    if value <= 0:
         raise UsageError(f"{attribute.name} is 0; set {flag_of(attribute.name)} to seconds above 0")
 
 
@@ -160,20 +185,20 @@ class WorkerSettings:
     """
 
     max_restarts: int = field(default=3, validator=at_least(0))
-    monitor_interval: float = field(default=0.1, validator=_above_zero)
-    master_addr: str | None = None
+    monitor_interval: float = field(default=0.1, converter=_monitor_interval, validator=_above_zero)
+    master_addr: str | None = field(default=None, validator=_word)
     master_port: int | None = field(default=None, validator=_port)
-    local_addr: str | None = None
+    local_addr: str | None = field(default=None, validator=_word)
     node_rank: int | None = field(default=None, validator=at_least(0, optional=True))
     shutdown_timeout: float = field(default=None, converter=_shutdown_timeout)
     signals_to_handle: tuple[str, ...] = field(default=None, converter=_signal_names, validator=_signals)
     forward_signals: tuple[str, ...] = field(default=None, converter=_forwarded_names, validator=_any_signals)
     console_ranks: frozenset[int] | None = field(default=None, converter=_ranks)
     virtual_local_rank: bool = False
-    environment: Mapping[str, str] = field(factory=dict, converter=_copied)
+    environment: Mapping[str, str] = field(factory=dict, converter=_copied, validator=_variables)
     share_job_token: bool = False
     event_log_handler: str = "null"
-    health_interval: float = field(default=0.0, validator=seconds)
+    health_interval: float = field(default=0.0, converter=_health_interval)
     settings: Mapping[str, Any] = field(factory=dict, converter=_copied)
     cluster: ClusterJob | None = None
 

@@ -58,7 +58,8 @@ class SignalCatcher:
     """Catches signals while it is installed; every one of them makes :meth:`fileno` readable.
 
     Where handlers cannot be installed (not the main thread) it does nothing; ``is_installed`` is then false.  A signal
-    that was ignored when this process began (SIGHUP under nohup, SIGINT behind ``&``) stays ignored.
+    that was ignored when this process began (SIGHUP under nohup, SIGINT behind ``&``) stays ignored.  SIGCHLD does not:
+    a program that ignores it has the kernel reap its children, and nobody learns how they ended.
 
     Arguments:
         stopping: names of the signals that stop the job.
@@ -92,6 +93,8 @@ class SignalCatcher:
                 self._old[number] = signal.signal(number, _ignore)
         if signal.SIGTSTP not in self._old and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
             self._old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, _ignore)
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # the kernel would throw exit statuses away
+            self._old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if signal.SIGINT in self._old:
             self._watch_senders()
         self.is_installed = True

@@ -392,8 +392,8 @@ def _prepare_log_dir(folder: str | None) -> None:
     problem = ""
     try:
         os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        problem = error.strerror or type(error).__name__
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or half a character
+        problem = getattr(error, "strerror", None) or "it is not a path"
     if not problem and not os.access(folder, os.W_OK | os.X_OK):
         problem = "it is not writable"
     if problem:

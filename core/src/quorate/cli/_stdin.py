@@ -6,6 +6,7 @@ What does not live here: the launch (``_run``).
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,9 +56,25 @@ def _read() -> bytes:
     if sys.stdin is None:  # closed when this process started
         raise UsageError("the script '-' is read from standard input, which is closed; redirect a script to it")
     try:
-        script = sys.stdin.buffer.read(_LARGEST_SCRIPT_BYTES + 1)
+        script = _read_whole(sys.stdin.fileno(), _LARGEST_SCRIPT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"the script '-' cannot be read from standard input: {error.strerror}") from None
     if len(script) > _LARGEST_SCRIPT_BYTES:
         raise UsageError(f"the script '-' has more than {_LARGEST_SCRIPT_BYTES >> 20} MiB; is standard input a script?")
     return script
+
+
+def _read_whole(descriptor: int, limit: int) -> bytes:
+    """Return what comes until the end, at most ``limit`` bytes; a descriptor that does not block is waited for."""
+    parts: list[bytes] = []
+    while limit > 0:
+        try:
+            part = os.read(descriptor, min(limit, 1 << 16))
+        except BlockingIOError:
+            select.select([descriptor], [], [])
+            continue
+        if not part:
+            break
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)

@@ -247,7 +247,7 @@ def _plan(
     path, tee = (logs.stderr, logs.tee_stderr) if is_error else (logs.stdout, logs.tee_stdout)
     descriptor = _open(path, launch.local_rank) if path is not None else -1
     filters = tuple(
-        (sink, tuple(word.encode() for word in words))
+        (sink, tuple(word.encode(errors="surrogateescape") for word in words))
         for stream, copy_path, words in logs.duplicates
         if stream == name and (sink := _copy_sink(copy_path, copies, launch.local_rank)) is not None
     )
@@ -265,7 +265,7 @@ def _plan(
         release(descriptor)
         raise
     os.set_blocking(hold(read_end), False)
-    prefix = (logs.prefix or "").encode()
+    prefix = (logs.prefix or "").encode(errors="surrogateescape")
     stream = Stream(read_end, console if shown else None, file, prefix, filters)
     output.streams.append(stream)
     if is_error:
