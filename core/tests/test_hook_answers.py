@@ -216,6 +216,50 @@ def test_an_answer_of_the_right_type_and_a_wrong_value_is_refused(question: str,
     assert f"plugin bad: {name} answered" in sentences[0]
 
 
+class _ReadOnce(Mapping[str, str]):
+    """Raises when it is read again."""
+
+    def __init__(self, content: Mapping[str, str]) -> None:
+        self._content, self._reads = content, 0
+
+    def __getitem__(self, name: str) -> str:
+        return self._content[name]
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __iter__(self) -> Iterator[str]:
+        self._reads += 1
+        if self._reads > 1:
+            raise SystemExit(9)
+        return iter(self._content)
+
+
+class _Endless(Sequence[str]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, place: Any) -> Any:
+        return "ab"[place % 2]
+
+
+def test_an_answer_is_read_once_and_a_copy_of_it_used() -> None:
+    sentences: list[str] = []
+    answer = evolve(LAUNCH, environment=_ReadOnce({"A": "b"}), cpus=[0])
+    host = PluginHost([], (), [("lazy", plugin_of("quorate_decide_launch", lambda: answer))], sentences.append)
+    taken = ask(host, "quorate_decide_launch")
+    assert (dict(taken.environment), dict(taken.environment), taken.cpus) == ({"A": "b"}, {"A": "b"}, frozenset({0}))
+    assert sentences == []
+
+
+def test_an_answer_that_never_ends_is_refused() -> None:
+    sentences: list[str] = []
+    host = PluginHost([], (), [("bad", plugin_of("quorate_decide_ranks", _Endless))], sentences.append)
+    assert sorted(ask(host, "quorate_decide_ranks")) == ["a", "b"]
+    assert len(sentences) == 1
+    assert "does not name each node once" in sentences[0]
+
+
 def test_what_is_said_of_a_wrong_environment_is_the_wrong_variable_alone() -> None:
     sentences: list[str] = []
     answer = evolve(LAUNCH, environment={"API_KEY": "secret", "PORT": 1})
@@ -290,6 +334,56 @@ def test_a_job_goes_on_although_a_plugin_answers_every_hook_wrongly(tmp_path: Pa
         assert done.stderr.count(f"{name} ") <= 1, done.stderr
     for name in ("register_starter", "register_service", "decide_launch", "decide_cause", "decide_restart"):
         assert f"quorate_{name} " in done.stderr, done.stderr
+
+
+#: Environments are read once, and a plugin that forks has one agent all the same.
+UNRULY = """
+import os
+from collections.abc import Mapping
+from quorate import ServiceBackend, hookimpl
+
+class Once(Mapping):
+    reads = 0
+    def __getitem__(self, name): return "1"
+    def __len__(self): return 1
+    def __iter__(self):
+        self.reads += 1
+        if self.reads > 1: raise SystemExit(9)
+        return iter(["ONCE"])
+
+class Service:
+    worker_environment = Once()
+    def observe(self, event): forks("service")
+    def close(self): pass
+
+done = set()
+def forks(where):
+    if where not in done:
+        done.add(where)
+        os.fork()
+
+forks("import")
+
+@hookimpl
+def quorate_register_service():
+    forks("register")
+    return [ServiceBackend("once", "forks", lambda view: forks("start") or Service())]
+
+@hookimpl
+def quorate_decide_launch(launch, assignment): forks("decide")
+
+@hookimpl
+def quorate_observe_event(event): forks("observe")
+"""
+
+
+@runs_a_job
+def test_a_job_runs_once_though_plugins_fork_the_agent(tmp_path: Path) -> None:
+    script = "import os\nopen(os.environ['OUT'], 'a').write(os.environ['ONCE'])"
+    done = run_with_plugin(tmp_path, UNRULY, script=script)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "done").read_text() == "1"
+    assert done.stderr.count("a plugin has forked this process, and the copy that went on is ended") == 6, done.stderr
 
 
 STARTER = """

@@ -8,9 +8,11 @@ search for the plugin that has raised (:mod:`quorate._poll`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, final
 
+from attrs import fields, frozen
 from pluggy import PluginManager
 
 from ._isolation import described, raise_if_interrupted, shown
@@ -22,6 +24,8 @@ __all__ = ["DecisionMaker", "is_environment", "is_passable"]
 _Arguments = Sequence[Any]
 #: In bytes, with the NUL at its end (execve(2): MAX_ARG_STRLEN).
 _LONGEST_VARIABLE = 1 << 17
+#: Variables of an environment, and processors.
+_MOST_ITEMS = 1 << 16
 
 
 @final
@@ -43,7 +47,7 @@ class DecisionMaker:
         Raises only what the core's own answer raises.
         """
         poll = Poll(self._manager, f"quorate_decide_{question}", arguments)
-        check = _CHECKS[question]
+        kind = _KINDS[question]
         while True:
             try:
                 answer = poll.ask()
@@ -54,10 +58,12 @@ class DecisionMaker:
                     raise
                 problem = f"raised {described(error)}"
             else:
-                problem = "" if answer is None else _problem_with(check, answer, arguments)
+                if answer is None:
+                    return None
+                taken, problem = _take(kind, answer, arguments)
                 if not problem:
-                    return answer
-                culprit = poll.find(lambda other: other is not None and bool(_problem_with(check, other, arguments)))
+                    return taken
+                culprit = poll.find(lambda other: other is not None and bool(_take(kind, other, arguments)[1]))
                 if culprit is None:
                     return None  # asked again, no plugin gives the wrong answer
             poll.left_out.append(culprit)
@@ -78,13 +84,56 @@ class DecisionMaker:
 _Check = Callable[[Any, _Arguments], str]
 
 
-def _problem_with(check: _Check, answer: Any, arguments: _Arguments) -> str:
-    """Return what is wrong with an answer, ``""`` if nothing is; its own methods may raise anything."""
+@final
+@frozen
+class _Kind:
+    """What answers to one question have to be.
+
+    Attributes:
+        check: returns what is wrong with an answer, "" if it is right.
+        copy: returns an answer that is read once and then as a whole, of plain types.
+    """
+
+    check: _Check
+    copy: Callable[[Any, _Arguments], Any] = lambda answer, arguments: answer
+
+
+def _take(kind: _Kind, answer: Any, arguments: _Arguments) -> tuple[Any, str]:
+    """Return a copy of an answer, and what is wrong with it, ``""`` if nothing is.
+
+    The answer's own methods may raise anything, and answer otherwise when they are called again, so only the copy is
+    checked and used.
+    """
     try:
-        return check(answer, arguments)
+        copy = kind.copy(answer, arguments)
+        return copy, kind.check(copy, arguments)
     except BaseException as error:
         raise_if_interrupted(error)
-        return f"answered {shown(answer)}, which cannot be read: {described(error)}"
+        return None, f"answered {shown(answer)}, which cannot be read: {described(error)}"
+
+
+def _copy_order(answer: Any, arguments: _Arguments) -> Any:
+    if isinstance(answer, (str, bytes)) or not isinstance(answer, Sequence):
+        return answer
+    return list(islice(answer, len(arguments[0]) + 1))  # it need not end
+
+
+def _copy_launch(answer: Any, arguments: _Arguments) -> Any:
+    if not isinstance(answer, WorkerLaunch):
+        return answer
+    values = {each.name: getattr(answer, each.name) for each in fields(WorkerLaunch)}
+    if isinstance(values["environment"], Mapping):
+        names = islice(values["environment"], _MOST_ITEMS)
+        values["environment"] = {name: values["environment"][name] for name in names}
+    if isinstance(values["cpus"], Iterable):
+        values["cpus"] = frozenset(islice(values["cpus"], _MOST_ITEMS))
+    return WorkerLaunch(**values)
+
+
+def _copy_restart(answer: Any, arguments: _Arguments) -> Any:
+    if not isinstance(answer, RestartDecision):
+        return answer
+    return RestartDecision(**{each.name: getattr(answer, each.name) for each in fields(RestartDecision)})
 
 
 def _is_a(kind: type) -> _Check:
@@ -186,12 +235,12 @@ def _check_restart(answer: Any, arguments: _Arguments) -> str:
     return problem
 
 
-#: question -> what is wrong with an answer, "" if it is right
-_CHECKS: Mapping[str, _Check] = {
-    "ranks": _check_order,
-    "rescale": _is_a(bool),
-    "waiting": _is_a(bool),
-    "launch": _check_launch,
-    "cause": _check_cause,
-    "restart": _check_restart,
+#: question -> what its answers have to be
+_KINDS: Mapping[str, _Kind] = {
+    "ranks": _Kind(_check_order, _copy_order),
+    "rescale": _Kind(_is_a(bool)),
+    "waiting": _Kind(_is_a(bool)),
+    "launch": _Kind(_check_launch, _copy_launch),
+    "cause": _Kind(_check_cause),
+    "restart": _Kind(_check_restart, _copy_restart),
 }

@@ -5,18 +5,34 @@ What does not live here: what is reported of them, which each caller knows.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .errors import PluginError, QuorateError, remedy_for
+from .notices import warn
 from .text import printable
 
-__all__ = ["call_plugin", "checked_answer", "described", "problem_of", "raise_if_interrupted", "shown"]
+__all__ = ["call_here", "call_plugin", "checked_answer", "described", "problem_of", "raise_if_interrupted", "shown"]
 
 _T = TypeVar("_T")
 _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
+
+
+def call_here(function: Callable[..., _T], *arguments: Any, **keywords: Any) -> _T:
+    """Call a plugin's function.  Where it has forked this process and lets the copy go on, the copy ends here.
+
+    Else there would be two agents, which start every worker twice.
+    """
+    process = os.getpid()
+    try:
+        return function(*arguments, **keywords)
+    finally:
+        if os.getpid() != process:
+            warn("a plugin has forked this process, and the copy that went on is ended; end such a copy with os._exit")
+            os._exit(1)
 
 
 def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:

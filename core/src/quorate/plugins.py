@@ -21,7 +21,7 @@ from attrs import evolve, field, frozen
 from . import _core_plugin, hookspecs, notices
 from ._decisions import DecisionMaker
 from ._discovery import FoundPlugin, find_plugins
-from ._isolation import described, raise_if_interrupted, shown
+from ._isolation import call_here, described, raise_if_interrupted, shown
 from ._poll import Poll
 from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
@@ -128,7 +128,7 @@ class PluginHost:
     def _load(self, found: FoundPlugin, value: Any) -> None:
         name = _name_of(found)
         try:
-            plugin = _import_target(found.target) if value is None else value
+            plugin = call_here(_import_target, found.target) if value is None else value
         except BaseException as error:
             raise_if_interrupted(error)
             self._note_broken(found, error, f"plugin {name} could not be loaded: {described(error)}")

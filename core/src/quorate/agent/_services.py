@@ -16,7 +16,7 @@ from typing import Any, final
 from attrs import evolve
 
 from .._decisions import is_environment
-from .._isolation import described, raise_if_interrupted, shown
+from .._isolation import call_here, described, raise_if_interrupted, shown
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
 from ..clusters import grace_before
@@ -163,7 +163,7 @@ class Services:
         for kind in (PluginKind.WATCHDOG, PluginKind.SERVICE):
             for name, backend in host.catalogue(kind).items():
                 try:
-                    service = backend.start(self._view)
+                    service = call_here(backend.start, self._view)
                     environment = {} if service is None else _environment_of(service)
                 except BaseException as error:
                     raise_if_interrupted(error)
@@ -188,7 +188,7 @@ class Services:
 
     def _call(self, name: str, service: AgentService, method: Callable[..., None], *arguments: Any) -> None:
         try:
-            method(*arguments)
+            call_here(method, *arguments)
         except BaseException as error:
             raise_if_interrupted(error)
             self._warn(f"service {name!r} raised {described(error)}; it is stopped")
@@ -203,7 +203,7 @@ class Services:
 
     def _close(self, name: str, service: AgentService) -> None:
         try:
-            service.close()
+            call_here(service.close)
         except BaseException as error:
             raise_if_interrupted(error)
             self._warn(f"service {name!r} could not be closed: {described(error)}")
@@ -214,9 +214,11 @@ def _environment_of(service: Any) -> Mapping[str, str]:
         if not callable(getattr(service, name, None)):
             raise TypeError(f"start answered {shown(service)}, which is not a service: it has no {name}()")
     environment = service.worker_environment
-    if not is_environment(environment):
+    # Copied first: a mapping of the plugin's own may answer otherwise, or raise, when it is read again.
+    copied = dict(environment) if isinstance(environment, Mapping) else environment
+    if not is_environment(copied):
         raise TypeError(f"its worker_environment is {shown(environment)}, not a mapping of strings")
-    checked: Mapping[str, str] = environment
+    checked: Mapping[str, str] = copied
     return checked
 
 

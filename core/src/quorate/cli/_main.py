@@ -157,7 +157,7 @@ def _report(error: BaseException) -> int:
         return error.code
     code = code_of(error)
     if code is None:
-        sys.excepthook(type(error), error, error.__traceback__)
+        sys.__excepthook__(type(error), error, error.__traceback__)  # not one that the program has replaced
         write_error("quorate: internal error: the traceback above is a bug in quorate; please report it")
         return ExitCode.INTERNAL
     if isinstance(error, ChildFailedError):
