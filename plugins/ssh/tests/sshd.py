@@ -44,6 +44,8 @@ class Sshd:
         self.config.write_text(
             f"{hosts}Host nowhere\n  HostName 127.0.0.9\n  Port 1\n"
             f"Host bare\n  HostName 127.0.0.1\n  RemoteCommand none\n"
+            # A person's forwarding: a port that can be listened on once, though there are two hosts.
+            f"Host a b\n  LocalForward {free_port()} 127.0.0.1:1\n  ExitOnForwardFailure yes\n"
             f"Host *\n  Port {self.port}\n  IdentityFile {folder}/client\n  IdentitiesOnly yes\n"
             f"  UserKnownHostsFile {folder}/known\n  StrictHostKeyChecking no\n  LogLevel ERROR\n"
         )

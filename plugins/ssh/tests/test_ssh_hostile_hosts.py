@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,19 @@ HOSTS = {
     "prints bytes for ever": ("exec cat /dev/zero", ENDLESS),
     "steers the terminal": (
         r"printf '\033[2J\033]0;t\007no\n' >&2; exit 9",
-        "ended with exit code 9: no",
+        "its connection ended with exit code 9 before quorate answered: no",
     ),
+    "has a shell that ends": ("exit 0", "exit code 0 before quorate answered; does a start file of its shell, or"),
+    "has a shell for nobody": ("echo not available; exit 1", "exit code 1 before quorate answered: not available"),
+    "has a broken Python": (
+        "echo \"ModuleNotFoundError: No module named 'encodings'\" >&2; exit 1",
+        "exit code 1 before quorate answered: ModuleNotFoundError",
+    ),
+    "asks for a password": (
+        "echo 'Permission denied (publickey,password).' >&2; exit 255",
+        "it cannot be reached: Permission denied (publickey,password). (no password is asked for here; use a key that",
+    ),
+    "is unknown": ("echo 'Host key verification failed.' >&2; exit 255", "it is by: ssh a)"),
 }
 
 
@@ -67,6 +80,15 @@ def ssh(tmp_path: Path) -> Path:
     path.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\n. {tmp_path}/host\n")
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture(autouse=True)
+def user_signals() -> Iterator[None]:
+    """Undo what ``quorate run`` does to these signals for the life of its process, which is that of all tests here."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run(ssh: Path, host: str, *arguments: str) -> int:
@@ -116,6 +138,33 @@ def test_a_worker_that_prints_what_a_host_says_only_prints_it(ssh: Path, capfd: 
     lie = say(hello={"version": "0"}) + say(problem="later") + say(detached=RECORD)
     assert run(ssh, FITS + lie + "exit 0") == 0
     assert capfd.readouterr().out.count("[a] ") == 3
+
+
+def test_a_connection_that_a_busy_server_has_dropped_is_made_again(
+    ssh: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tries = ssh.with_name("tries")
+    dropped = "echo 'kex_exchange_identification: read: Connection reset by peer' >&2; exit 255"
+    assert run(ssh, f"echo >> {tries}; test $(wc -l < {tries}) -gt 1 || {{ {dropped}; }}; {FITS} exit 0") == 0
+    assert tries.read_text() == "\n\n"
+    assert "kex_exchange" not in capfd.readouterr().err
+
+
+def test_variables_of_this_machine_alone_are_not_for_the_hosts(ssh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PET_NODE_RANK", "1")  # as in a pod of a job
+    monkeypatch.setenv("PET_LOCAL_ADDR", "eth0")
+    assert run(ssh, FITS + "exit 0") == 0
+    assert run(ssh, FITS + "exit 0", "--node-rank=1") == ExitCode.USAGE
+
+
+def test_two_names_of_one_machine_are_told(ssh: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    machine = (
+        f"case $1 in d) {say(hello={**HELLO, 'machine': 'y'})};; *) {say(hello={**HELLO, 'machine': 'x'})};; esac; "
+    )
+    assert run(ssh, machine + FITS.removeprefix(GREETING) + "exit 0", "--hosts=a,b,d") == 0
+    errors = capfd.readouterr().err
+    assert "warning: a and b are one machine" in errors
+    assert "write a:N" in errors
 
 
 def test_a_program_that_does_not_end_with_its_connection_is_killed(ssh: Path) -> None:
@@ -187,6 +236,30 @@ def test_no_agent_goes_on_whose_record_cannot_be_kept(tmp_path: Path) -> None:
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     assert '"detached"' not in done.stdout
+
+
+def test_a_host_answers_in_utf_8_whatever_its_variables_say() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-16"}
+    remote = [sys.executable, "-m", "quorate_ssh.remote"]
+    done = subprocess.run(remote, input=b"", env=environment, capture_output=True, timeout=60)
+    assert done.stdout.startswith(MARK.encode() + b'{"hello":'), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "sentence"),
+    [
+        ("a\n".encode("utf-16"), [], "it is not text in UTF-8"),
+        (b"a\n", ["--nnodes=0"], "--nnodes=0 is not a number of nodes"),
+        (b"a\n", ["--nnodes=2:1"], "--nnodes=2:1 is not a number of nodes"),
+    ],
+)
+def test_a_file_or_a_number_of_nodes_that_is_none_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, argv: list[str], sentence: str
+) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(content)
+    assert execute(["run", f"--hostfile={path}", *argv, "train.py"]) == ExitCode.USAGE
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_hostfile_without_an_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ def test_hosts_of_a_flag(text: str, hosts: list[Host]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", ",", "a,a", "a:0", "a:x", "a:", "-oProxyCommand=x", "me@-l", "a b", "[::1", "a\x1b"]
-    + ["a;b", "$(a)", "`a`", "a'", "a/b", "ssh://a", "a:22:8", "@a", "n[1-3,7]", "+n0"],
+    + ["a;b", "$(a)", "`a`", "a'", "a/b", "ssh://a", "a:22:8", "@a", "n[1-3,7]", "+n0"]
+    + ["ssh://me@a:22", "[a]:2", "[::1]:", "[::1]x"],
 )
 def test_what_is_not_a_list_of_hosts_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -67,6 +68,7 @@ def test_hosts_of_a_file(text: str, hosts: list[Host]) -> None:
         ("-x\n", "line 1: '-x' is not a host"),
         ("a,b\n", "line 1: 'a,b' is not a host"),
         ("n[1-3] slots=8\n", "scontrol show hostnames"),
+        ("[workers]\na\n", r"line 1: '\[workers\]' is not a host"),
     ],
 )
 def test_a_wrong_line_is_named(text: str, sentence: str) -> None:

@@ -83,8 +83,9 @@ def _parse(text: str, where: str = "") -> Host:
     user, at, rest = entry.rpartition("@")
     if rest.startswith("["):
         name, bracket, count = rest[1:].partition("]")
-        is_count = bracket and (not count or count.startswith(":"))
-        count = count.removeprefix(":") if is_count else "?"
+        is_address = ":" in name and is_literal(name)  # "[name]" begins a group in other files
+        is_count = bracket and is_address and (not count or count.startswith(":"))
+        count = (count.removeprefix(":") or "?" if count else "") if is_count else "?"
     elif rest.count(":") > 1:
         name, count = rest if is_literal(rest) else "", ""  # an IPv6 address
     else:
@@ -95,7 +96,7 @@ def _parse(text: str, where: str = "") -> Host:
     is_number = not count or 0 < number <= _MOST_WORKERS
     is_user = not at or bool(user)
     is_wrong = not name or not is_user or not is_number or name.startswith(("-", "+")) or user.startswith("-")
-    if is_wrong or " " in entry or not entry.isprintable() or _FOREIGN.search(name):
+    if is_wrong or " " in entry or not entry.isprintable() or _FOREIGN.search(name) or "/" in user:
         packed = "; a packed list is written out, such as by: scontrol show hostnames" if "[" in name else ""
         raise UsageError(f"{where}{text!r} is not a host; {_EXAMPLE}{packed}")
     return Host(f"{user}{at}{name}", number or None)

@@ -8,6 +8,7 @@ whose connection ends stops its agent.  What does not live here: one connection 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,11 +27,13 @@ from ._console import Console
 from ._hosts import parse_hosts
 from ._messages import PING_SECONDS
 from ._plan import Plan, make_plan, split_command
+from ._reasons import is_dropped, no_answer, why_it_ended
 from ._session import PING, Answered, Ended, Event, Session
 
 __all__ = ["ask_hosts", "run"]
 
 _ANSWER_SECONDS = 60.0
+_SAID_AFTER_SECONDS = 10.0
 _CLOSE_SECONDS = 3.0
 _LONGEST_SHOWN = 1000
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -41,6 +44,9 @@ _NEVER_JOINED = frozenset({2, 4, 70, 126, 127})
 _FIRST_RETRY_SECONDS = 2.0
 _LONGEST_RETRY_SECONDS = 30.0
 _MOST_SIGNALS = 3
+#: Pauses before a connection that was dropped is made again.
+_DROPPED_SECONDS = (0.5, 1.0, 2.0, 4.0)
+_SPREAD = 8
 _RENDEZVOUS = 3
 
 
@@ -77,7 +83,7 @@ def ask_hosts(
         try:
             event = events.get(timeout=max(0.0, deadline - monotonic()))
         except Empty:
-            problems += [f"{each.host.name}: {_no_answer(answer_seconds)}" for each in waiting]
+            problems += [f"{each.host.name}: {no_answer(each, answer_seconds)}" for each in waiting]
             for each in waiting:
                 each.kill()
             break
@@ -85,7 +91,7 @@ def ask_hosts(
         if isinstance(event, Ended):
             waiting.remove(session)
             if session.host.name not in answers:
-                problems.append(f"{session.host.name}: {_why_it_ended(session, event.code)}")
+                problems.append(f"{session.host.name}: {why_it_ended(session, event.code)}")
         elif "hello" in event.message:
             session.send({"detached": dict(question)}, ("detached", list))
         elif "detached" in event.message:
@@ -94,27 +100,12 @@ def ask_hosts(
     return answers, problems
 
 
-def _no_answer(seconds: float) -> str:
-    return f"no answer within {seconds:.0f} s"
-
-
 def _cannot_run(program: str, error: OSError, opened: Iterable[Session]) -> UsageError:
     """Return the error of a connection that could not be begun; the others are ended."""
     for session in opened:
         session.kill()
     remedy = remedy_for(error)
     return UsageError(f"--ssh-command: {program} cannot be run: {error.strerror}" + (f"; {remedy}" if remedy else ""))
-
-
-def _why_it_ended(session: Session, code: int) -> str:
-    if session.complaint:
-        return session.complaint
-    if session.is_missing:
-        return "quorate with the plugin quorate-ssh is not installed there (pip install quorate-ssh)"
-    last = next((line for line in reversed(session.last_lines) if line), "")
-    if code == 255:
-        return f"it cannot be reached: {last or 'ssh failed'}"
-    return f"its connection ended with exit code {code}" + (f": {last}" if last else "")
 
 
 @final
@@ -130,6 +121,8 @@ class _Launch:
         self._checked: set[int] = set()
         self._codes: dict[int, int] = {}
         self._retries: dict[int, tuple[float, float]] = {}  # host -> when, and the pause after that
+        self._dropped: dict[int, float] = {}  # host -> when its connection is made again
+        self._tries: dict[int, int] = {}
         self._signals: list[int] = []
         self._endpoint = self._token = ""
         self._first = 0
@@ -177,30 +170,60 @@ class _Launch:
 
     def _open(self, index: int) -> None:
         host = self._plan.hosts[index]
-        self._sessions[index] = Session(index, host, self._plan.ssh, sys.executable, self._console, self._events.put)
+        ssh = self._plan.ssh
+        try:
+            self._sessions[index] = Session(index, host, ssh, sys.executable, self._console, self._events.put)
+        except OSError as error:
+            raise _cannot_run(ssh[0], error, self._sessions.values()) from None
 
     def _connect(self) -> dict[int, str]:
         """Connect to all hosts and have them checked; return what is wrong, by host."""
-        try:
-            for index in range(len(self._plan.hosts)):
-                self._open(index)
-        except OSError as error:
-            raise _cannot_run(self._plan.ssh[0], error, self._sessions.values()) from None
+        for index in range(len(self._plan.hosts)):
+            self._open(index)
         problems: dict[int, str] = {}
         deadline = monotonic() + _ANSWER_SECONDS
+        said_at = monotonic() + _SAID_AFTER_SECONDS
         while len(self._checked) + len(problems) < len(self._plan.hosts):
-            event = self._next(deadline)
+            event = self._next(min(said_at, deadline, *self._dropped.values()))
             if isinstance(event, int):
                 self._signals.append(event)
                 return {}
+            if event is None and self._open_dropped():
+                continue
             if event is None:
-                silent = set(self._sessions) - self._checked - set(problems)
-                problems.update(dict.fromkeys(silent, _no_answer(_ANSWER_SECONDS)))
-                break
+                silent = sorted((self._sessions.keys() | self._dropped.keys()) - self._checked - problems.keys())
+                if monotonic() >= deadline:
+                    problems.update({index: no_answer(self._sessions.get(index), _ANSWER_SECONDS) for index in silent})
+                    break
+                said_at = deadline
+                names = ", ".join(self._plan.hosts[index].name for index in silent)
+                note(f"waiting for {names} to answer; they are given up in {deadline - monotonic():.0f} s")
+                continue
             problem = self._check(event)
-            if problem:
+            if problem and not self._is_dropped(event):
                 problems[event.session.index] = problem
         return problems
+
+    def _is_dropped(self, event: Event) -> bool:
+        """Return whether a connection was closed before its first word, and is made again later."""
+        session = event.session
+        if not isinstance(event, Ended) or not is_dropped(session):
+            return False
+        tries = self._tries.get(session.index, 0)
+        if tries == len(_DROPPED_SECONDS):
+            return False
+        self._tries[session.index] = tries + 1
+        spread = 1 + session.index % _SPREAD / _SPREAD  # not all at once again
+        self._dropped[session.index] = monotonic() + spread * _DROPPED_SECONDS[tries]
+        return True
+
+    def _open_dropped(self) -> bool:
+        """Make the connections again whose time has come; return whether there are such."""
+        due = [index for index, when in self._dropped.items() if when <= monotonic()]
+        for index in due:
+            del self._dropped[index]
+            self._open(index)
+        return bool(due)
 
     def _check(self, event: Event) -> str:
         """Take one step of the check of a host; return what is wrong."""
@@ -208,7 +231,7 @@ class _Launch:
         if isinstance(event, Ended):
             self._sessions.pop(session.index, None)
             self._checked.discard(session.index)
-            return _why_it_ended(session, event.code)
+            return why_it_ended(session, event.code)
         if "hello" in event.message:
             version = event.message["hello"]["version"]
             if version != quorate.__version__:
@@ -246,12 +269,25 @@ class _Launch:
             others = [hello for index, hello in hellos.items() if index != first]
             self._endpoint = self._plan.endpoint_at(self._plan.hosts[first], hellos[first], others)
             self._token = "" if self._plan.has_token else os.urandom(32).hex()
+        self._warn_of_one_machine(hellos)
         names = ", ".join(self._plan.hosts[index].name for index in hellos)
         where = f", which meets at {self._endpoint}" if self._endpoint else ""
-        note(f"job {self._plan.job} on {names}{where}")
+        note(f"job {printable(self._plan.job, _LONGEST_SHOWN)} on {names}{where}")
         self._is_started = True
         for index in hellos:
             self._start(index)
+
+    def _warn_of_one_machine(self, hellos: Mapping[int, Mapping[str, Any]]) -> None:
+        names: dict[str, list[str]] = {}
+        for index, hello in hellos.items():
+            names.setdefault(str(hello.get("machine") or index), []).append(self._plan.hosts[index].name)
+        for same in names.values():
+            if len(same) > 1:
+                shown = " and ".join(same)
+                warn(
+                    f"{shown} are one machine, whose devices their agents share; one agent runs all workers of its "
+                    f"machine: write {same[0]}:N"
+                )
 
     def _start(self, index: int) -> None:
         session = self._sessions[index]
@@ -348,7 +384,7 @@ class _Launch:
             is_detached = session.index in self._records
             self._codes[session.index] = event.code if is_detached else event.code or 1
             if not is_detached:
-                warn(f"{session.host.name}: no agent goes on there: {_why_it_ended(session, event.code)}")
+                warn(f"{session.host.name}: no agent goes on there: {why_it_ended(session, event.code)}")
         elif "detached" in event.message:
             self._records[session.index] = event.message["detached"]
         if not self._sessions:
@@ -359,9 +395,10 @@ class _Launch:
             if not self._records:
                 return
             names = ",".join(host.name for host in self._plan.hosts)
+            shown = printable(self._plan.job, _LONGEST_SHOWN)
             note(
-                f"job {self._plan.job} goes on; find it with: quorate detached --hosts={names}; "
-                f"end it with: quorate detached --hosts={names} --end={self._plan.job}"
+                f"job {shown} goes on; find it with: quorate detached --hosts={names}; "
+                f"end it with: quorate detached --hosts={names} --end={shlex.quote(self._plan.job)}"
             )
 
     def _code(self) -> int:

@@ -87,7 +87,7 @@ def _has_texts(value: Any, *names: str) -> bool:
 
 def _is_hello(value: Any) -> bool:
     return (
-        _has_texts(value, "version", "plugins", "host", "address")
+        _has_texts(value, "version", "plugins", "host", "address", "machine")
         and isinstance(value.get("version"), str)
         and _is_number(value.get("port", 0), 0, _LARGEST_PORT)
         and str(value.get("address") or "").isprintable()

@@ -137,7 +137,9 @@ def make_plan(request: RunRequest, environment: Mapping[str, str]) -> Plan:
     flags = {flag.name: flag for flag in all_flags()}
     own = {name: text for name, text in texts.items() if name not in _OWN_FLAGS}
     low, high = flags["nnodes"].parse(own["nnodes"]) if "nnodes" in own else (len(hosts), len(hosts))
-    if low > len(hosts) or high < 1:
+    if not 1 <= low <= high:
+        raise UsageError(f"--nnodes={own['nnodes']} is not a number of nodes; write N or MIN:MAX, from 1")
+    if low > len(hosts):
         raise UsageError(f"--nnodes={own['nnodes']} asks for {low} nodes, but --hosts names {len(hosts)}; add hosts")
     if texts.get("detach", "0").lower() in _ON and high < len(hosts):
         hosts = hosts[:high]
@@ -184,8 +186,10 @@ def _hosts(texts: Mapping[str, str]) -> list[Host]:
     try:
         with open(path, encoding="utf-8-sig") as file:  # Windows's editors begin a file with a mark
             text = file.read(_LARGEST_HOSTFILE_BYTES + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--hostfile={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--hostfile={path} cannot be read: it is not text in UTF-8; save it as such") from None
+    except OSError as error:
+        raise UsageError(f"--hostfile={path} cannot be read: {error.strerror}") from None
     if len(text) > _LARGEST_HOSTFILE_BYTES:
         raise UsageError(f"--hostfile={path} has more than {_LARGEST_HOSTFILE_BYTES >> 20} MiB; is it a list of hosts?")
     return parse_hostfile(text, path)

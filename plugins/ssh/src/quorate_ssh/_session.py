@@ -35,7 +35,12 @@ _DRAIN_SECONDS = 2.0
 _MOST_BYTES_BETWEEN = 16 << 20
 _BYTES_PER_LINE = 1000
 #: What Python, or a shell without Python, says.
-_SIGNS_OF_NOTHING = ("No module named", "python3: not found", "python3: command not found")
+_SIGNS_OF_NOTHING = (
+    "No module named quorate",
+    "No module named 'quorate",
+    "python3: not found",
+    "python3: command not found",
+)
 _OPTIONS = (
     "-T",
     "-o",
@@ -46,6 +51,9 @@ _OPTIONS = (
     "ServerAliveInterval=3",
     "-o",
     "ServerAliveCountMax=4",
+    # They are for a person's session, and a port can be listened on once: by a session, or by one of several hosts.
+    "-o",
+    "ClearAllForwardings=yes",
 )
 
 
@@ -90,7 +98,8 @@ class Session:
         self.complaint = ""
         self.is_started = False
         self.is_missing = False
-        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)  # of standard error
+        self.last_printed = ""  # to standard output, before the job
         self._console, self._post = console, post
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         #: The answers that may come next, and their types: a host says nothing unasked, but for its first word.
@@ -164,6 +173,7 @@ class Session:
             elif text.startswith(MARK):
                 self._take(text.removeprefix(MARK))
             else:
+                self.last_printed = _shown(line) or self.last_printed
                 self._count(line)
             if self.complaint:
                 break
@@ -188,7 +198,7 @@ class Session:
 
     def _read_errors(self) -> None:
         for line in _lines_of(self._process.stderr):
-            text = printable(line.decode("utf-8", "replace").strip(), _LONGEST_KEPT)
+            text = _shown(line)
             self.last_lines.append(text)
             self.is_missing |= not self.hello and any(sign in text for sign in _SIGNS_OF_NOTHING)
             if self.is_started:
@@ -205,6 +215,10 @@ class Session:
         for thread in self._threads:
             thread.join(_DRAIN_SECONDS)
         self._post(Ended(self, code if code >= 0 else 255))
+
+
+def _shown(line: bytes) -> str:
+    return printable(line.decode("utf-8", "replace").strip(), _LONGEST_KEPT)
 
 
 def _lines_of(pipe: IO[bytes] | None) -> Iterator[bytes]:

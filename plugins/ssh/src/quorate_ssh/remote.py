@@ -18,6 +18,7 @@ from typing import Any, final
 
 import quorate
 from quorate.clock import monotonic
+from quorate.files import read_bytes
 from quorate.net import host_name
 from quorate.notices import write_error
 from quorate.plugins import get_host
@@ -55,8 +56,8 @@ def main() -> int:
 
 
 def _say(message: dict[str, Any]) -> None:
-    sys.stdout.write(f"{MARK}{encode(message).decode()}")
-    sys.stdout.flush()
+    sys.stdout.buffer.write(MARK.encode() + encode(message))  # whatever encoding the host's variables ask for
+    sys.stdout.buffer.flush()
 
 
 def _identity() -> dict[str, Any]:
@@ -71,7 +72,16 @@ def _identity() -> dict[str, Any]:
         "address": connection[2] if len(connection) == 4 else "",
         "port": port,
         "pid": os.getpid(),
+        "machine": _machine(),
     }
+
+
+def _machine() -> str:
+    """Return what tells this machine, or this container, from others; two names that have it are one."""
+    with suppress(OSError):
+        spaces = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "pid")]
+        return " ".join([read_bytes("/proc/sys/kernel/random/boot_id", 100).decode().strip(), *spaces])
+    return ""
 
 
 def _problem_with(check: dict[str, Any]) -> str:
