@@ -57,6 +57,11 @@ def test_the_outside_address_is_never_loopback_or_link_local(monkeypatch: pytest
         ("10.9.0.0/16", "10.9.0.3"),
         ("10.1.2.99/24", "10.1.2.3"),
         ("2001:db8::/32", "2001:db8::3"),
+        (" ib0\n", "10.9.0.3"),
+        (" 10.9.9.9 ", "10.9.9.9"),
+        ("[fd00::9]", "fd00::9"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("node_1", "node_1"),
     ],
 )
 def test_a_local_address_may_be_an_interface_or_a_network(
@@ -74,6 +79,22 @@ def test_a_network_that_this_machine_is_not_in_is_refused_with_the_addresses_tha
         local_address("172.16.0.0/12")
     with pytest.raises(UsageError, match="is not a network"):
         local_address("ten/8")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("0.0.0.0", "stands for all addresses"), ("::", "stands for all addresses"), ("0::0", "stands for all addresses")]
+    + [
+        (text, "is not an address, a name, an interface or a network; this machine has 127.0.0.1")
+        for text in ("10.1.2.3:80", "eth0,ib0", "eth*", "10.1.2.3%eth0", "two words", "[node1]", "me@node1")
+    ],
+)
+def test_what_is_no_address_of_a_node_is_refused_before_it_is_told_to_others(
+    text: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "interface_addresses", lambda: FOUND)
+    with pytest.raises(UsageError, match=sentence):
+        local_address(text)
 
 
 def test_a_local_address_that_is_nobodys_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ DOCS = Path(__file__).parents[2] / "docs"
         ),
         (["run", "--nnodes=2", "--node-rank=2", "-m", "x"], ["node_rank is 2", "--nnodes"]),
         (["run", "--nnodes=2", "--master-port=65535", "-m", "x"], ["--master-port=65535", "65534"]),
+        (["run", "--nnodes=2", "--master-addr=h:29500", "-m", "x"], ["--master-addr=h:29500", "--master-port"]),
         (["run", "--standalone", "--nnodes=2", "-m", "x"], ["--standalone", "--nnodes"]),
         (["run", "--numa-binding=node", "-m", "x"], ["--numa-binding is not available", "quorate-numa"]),
         (["run", "--logs-specs=none-such", "-m", "x"], ["'none-such'", "torchrun.logs_specs"]),

@@ -57,6 +57,7 @@ def meeting_of(*argv: str) -> tuple[Any, ...]:
         (["--nnodes=2"], ("static", "127.0.0.1:29501", 0, "127.0.0.1", 29500)),
         (["--nnodes=2", "--node-rank=1", "--master-addr=h"], ("static", "h:29501", 1, "h", 29500)),
         (["--nnodes=2", "--master-addr=[::1]", "--master-port=7"], ("static", "[::1]:8", 0, "::1", 7)),
+        (["--nnodes=2", "--master-addr= h "], ("static", "h:29501", 0, "h", 29500)),
         (["--nnodes=2", "--rdzv-endpoint=h:9"], ("static", "h:9", 0, None, None)),
         (["--nnodes=2", "--rdzv-endpoint=h:9", "--master-port=7"], ("static", "h:9", 0, None, 7)),
         (["--nnodes=2", "--master-port-range=5:9"], ("static", "127.0.0.1:29501", 0, "127.0.0.1", None)),

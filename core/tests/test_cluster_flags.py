@@ -132,6 +132,12 @@ def test_a_port_that_the_scheduler_sets_apart_is_the_workers() -> None:
     assert meeting(read("--nnodes=1:2", job=job))[2:4] == ("tcp", "n1:29400")
 
 
+def test_the_sentence_has_the_rank_that_the_user_gave() -> None:
+    config = build_config(read("--node-rank=0"), JOB)
+    assert config.cluster is not None
+    assert config.cluster.sentence.startswith("Example job 4711: node 1 of 2")
+
+
 def test_a_job_of_one_node_meets_nobody() -> None:
     job = evolve(JOB, min_nodes=1, max_nodes=1, node_rank=0)
     assert meeting(read(job=job)) == ((1, 1), None, "static", None, "train-4711", None, None)

@@ -61,6 +61,8 @@ def test_an_endpoint_is_read(text: str, options: dict[str, Any], endpoint: Endpo
         ("http://host:1", "takes no scheme, user or password"),
         ("user:secret@host:1", "takes no scheme, user or password"),
         ("a,b:1", "is not a host"),
+        ("a:1,b:2", "it names several hosts"),
+        ("a:1;b:2", "it names several hosts"),
     ],
 )
 def test_what_is_not_an_endpoint_is_refused_with_what_to_write(text: str, words: str) -> None:
@@ -138,6 +140,13 @@ def test_a_taken_port_is_an_error_and_leaves_no_listener() -> None:
         assert open_descriptors() <= before
     finally:
         held.close()
+
+
+def test_an_address_of_ipv4_that_is_written_as_one_of_ipv6_is_one_of_ipv4() -> None:
+    (address,) = net.resolve("::ffff:127.0.0.1", 0, SECONDS)
+    assert address == net.Address(socket.AF_INET, ("127.0.0.1", 0))
+    for listener in net.listen([address]):
+        listener.close()
 
 
 def test_an_address_of_another_machine_cannot_be_listened_on() -> None:

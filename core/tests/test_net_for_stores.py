@@ -55,7 +55,9 @@ def test_a_link_local_address_keeps_its_interface() -> None:
 @pytest.mark.parametrize(
     ("host", "is_local"),
     [("localhost", True), ("LOCALHOST.localdomain", True), ("a.localhost", True), ("127.9.9.9", True), ("::1", True)]
-    + [("node1", False), ("localhosts", False), ("10.0.0.1", False), ("::", False), ("0.0.0.0", False)],
+    + [("node1", False), ("localhosts", False), ("10.0.0.1", False), ("::", False), ("0.0.0.0", False)]
+    + [("127.1", True), ("0x7f000001", True), ("0:0:0:0:0:0:0:1", True), ("::ffff:127.0.0.1", True), ("::1%lo", True)]
+    + [("localhost.", True), ("127.example", False), ("::ffff:10.0.0.1", False), ("1", False), ("fd00::1", False)],
 )
 def test_names_that_mean_this_machine_everywhere(host: str, is_local: bool) -> None:
     assert is_local_name(host) is is_local

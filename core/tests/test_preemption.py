@@ -21,7 +21,7 @@ from quorate.agent._protocol import Outcome, Phase
 from quorate.agent._services import View
 from quorate.agent._state import State
 from quorate.agent._stopping import SECOND_INTERRUPT_SECONDS
-from quorate.cli._cluster import requeue
+from quorate.cli._cluster import ThisMachine, requeue
 from quorate.clusters import ClusterJob, grace_before
 from quorate.errors import PreemptedError
 from quorate.policy import default_cause, default_restart
@@ -286,6 +286,14 @@ class Scheduler:
     def run(self, *command: str) -> bool:
         self.commands.append(command)
         return True
+
+
+@pytest.mark.parametrize(("job", "who"), [(None, "no scheduler is known here"), (JOB, "Example has no command")])
+def test_a_job_that_nobody_can_put_in_the_queue_again_is_told_so(
+    job: ClusterJob | None, who: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    requeue(job, PreemptedError("over", is_first=True), ThisMachine())
+    assert who in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import fcntl
 import ipaddress
+import re
 import socket
 import struct
 from typing import final
@@ -15,7 +16,7 @@ from typing import final
 from attrs import frozen
 
 from .errors import UsageError
-from .net import Address, is_literal, is_loopback, resolve
+from .net import Address, host_alone, is_literal, is_loopback, resolve
 
 __all__ = [
     "InterfaceAddress",
@@ -27,6 +28,7 @@ __all__ = [
     "problem_with_name",
 ]
 
+_NOT_IN_A_NAME = re.compile(r"[^\w.-]")
 _SIOCGIFCONF = 0x8912
 _IFREQ_BYTES = 40
 _MOST_ADDRESSES = 256
@@ -131,8 +133,10 @@ def local_address(text: str) -> str:
     """Return the address that ``--local-addr`` asks for: itself, or one of an interface or of a network.
 
     Raises:
-        UsageError: the interface has no address, or the network has none of this machine; names those that there are.
+        UsageError: the interface has no address, the network has none of this machine, or ``text`` is nothing of these
+            and not a name; the message has those that there are.
     """
+    text = text.strip()
     if "/" in text:
         try:
             network = ipaddress.ip_network(text, strict=False)
@@ -146,8 +150,27 @@ def local_address(text: str) -> str:
     if not of_interface:
         if any(text == name for _, name in socket.if_nameindex()):
             raise UsageError(f"--local-addr={text}: that interface has no address; this machine has {_listing()}")
-        return text
+        return _host(text)
     return next((each.host for each in of_interface if each.is_outside), of_interface[0].host)
+
+
+def _host(text: str) -> str:
+    """Return the host of a ``--local-addr`` that is neither an interface nor a network."""
+    host = host_alone(text)
+    if host and not is_literal(host) and not _NOT_IN_A_NAME.search(host):
+        return host
+    try:
+        is_everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # an address of IPv4 with a scope is none, too
+        raise UsageError(
+            f"--local-addr={text} is not an address, a name, an interface or a network; this machine has {_listing()}"
+        ) from None
+    if is_everywhere:
+        raise UsageError(
+            f"--local-addr={text} stands for all addresses of a machine, so that no other node reaches this one by it; "
+            f"this machine has {_listing()}"
+        )
+    return host
 
 
 def problem_with_name(text: str, timeout_seconds: float) -> str:

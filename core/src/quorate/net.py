@@ -30,6 +30,7 @@ __all__ = [
     "bind_addresses",
     "close_in_children",
     "format_endpoint",
+    "host_alone",
     "host_name",
     "is_literal",
     "is_local_name",
@@ -45,6 +46,7 @@ __all__ = [
 
 _EXAMPLE = "write HOST:PORT, or [ADDRESS]:PORT for IPv6 (--rdzv-endpoint)"
 _BACKLOG = 4096
+_LOOPBACK_6, _MAPPED = bytes(15) + b"\1", bytes(10) + b"\xff\xff"
 _LOCAL_NAMES = frozenset({"localhost", "localhost6", "ip6-localhost", "ip6-loopback"})
 #: What binding an address that is not one of this machine fails with (EINVAL: link-local, without its interface).
 NOT_LOCAL_ERRNOS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL})
@@ -102,6 +104,8 @@ def parse_endpoint(
         if ":" not in host:
             raise _malformed(text, "only an IPv6 address is written in brackets")
     elif entry.count(":") > 1:
+        if "," in entry or ";" in entry:
+            raise _malformed(text, "it names several hosts, and there can be one")
         if not (bare_ipv6 and is_literal(entry)):
             raise _malformed(text, "an IPv6 address needs brackets")
         host, colon, port_text = entry, "", ""
@@ -115,6 +119,15 @@ def parse_endpoint(
     if not (is_number and lowest_port <= int(port_text) <= 65535):
         raise _malformed(text, f"it has no port from {lowest_port} to 65535")
     return Endpoint(host, int(port_text))
+
+
+def host_alone(text: str) -> str:
+    """Return the host that ``text`` names, without spaces and brackets; ``""`` where it is not a host alone."""
+    try:
+        found = parse_endpoint(text, 0, lowest_port=0, bare_ipv6=True)
+    except UsageError:
+        return ""
+    return "" if found.port else found.host
 
 
 def _malformed(text: str, problem: str) -> UsageError:
@@ -165,10 +178,15 @@ def is_literal(host: str) -> bool:
 
 def is_local_name(host: str) -> bool:
     """Return whether ``host`` (a name or an address) means this machine on every machine, as ``localhost`` does."""
-    name = host.lower()
-    if name.startswith("127.") or name == "::1" or name.endswith(".localhost"):
+    name = host.lower().rstrip(".")
+    if name.endswith(".localhost") or name.split(".")[0] in _LOCAL_NAMES:
         return True
-    return name.split(".")[0] in _LOCAL_NAMES
+    with suppress(OSError, ValueError):
+        return socket.inet_aton(name)[0] == 127  # 127.1 and 0x7f000001 are too
+    with suppress(OSError, ValueError):
+        packed = socket.inet_pton(socket.AF_INET6, name.partition("%")[0])
+        return packed == _LOOPBACK_6 or packed.startswith(_MAPPED + b"\x7f")
+    return False
 
 
 def is_loopback(address: Address) -> bool:
@@ -234,7 +252,15 @@ def _look_up(host: str, port: int, kind: int = socket.SOCK_STREAM) -> list[Addre
             found = socket.getaddrinfo(name, port, type=kind)
     except ValueError as error:  # a label that is too long, or empty; a NUL
         raise OSError(f"{host!r} is not a host name: {error}") from error
-    return list(dict.fromkeys(Address(family, sockaddr) for family, _, _, _, sockaddr in found))
+    return list(dict.fromkeys(_unmapped(family, sockaddr) for family, _, _, _, sockaddr in found))
+
+
+def _unmapped(family: int, sockaddr: tuple[Any, ...]) -> Address:
+    """Return an address; one of IPv4 written as IPv6's, which a socket for IPv6 alone cannot bind, as IPv4's."""
+    host = str(sockaddr[0])
+    if family == socket.AF_INET6 and host.startswith("::ffff:") and "." in host:
+        return Address(socket.AF_INET, (host.removeprefix("::ffff:"), sockaddr[1]))
+    return Address(family, sockaddr)
 
 
 def advertised_address(local_addr: str | None, endpoint: str) -> str:

@@ -13,7 +13,9 @@ import pytest
 from attrs import field, frozen
 from hypothesis import given, strategies as st
 
+from quorate import UsageError
 from quorate.cli._cluster import find_cluster
+from quorate.clock import wall_seconds
 from quorate.clusters import ClusterJob
 from quorate.plugins import get_host
 from quorate_cluster import plugin
@@ -159,9 +161,17 @@ def test_slurm_says_how_long_it_waits_before_it_kills_and_what_time_is_left() ->
     outputs[asked] = "INVALID TimeLimit\n"
     assert unknown() == 0.0
     assert job.seconds_left() == 0.0
-    left = found("slurm", {**STEP, "SLURM_JOB_END_TIME": "1"}).seconds_left
-    assert left is not None
-    assert left() == 0.0
+
+
+def test_where_squeue_cannot_be_run_a_variable_of_slurm_says_when_the_job_ends() -> None:
+    for end, least, most in ((1, 0.0, 0.0), (int(wall_seconds()) + 100, 60.0, 100.0)):
+        left = found("slurm", {**STEP, "SLURM_JOB_END_TIME": str(end)}).seconds_left
+        assert left is not None
+        assert least <= (left() or 0.0) <= most
+    asked = {("squeue", "--noheader", "--jobs=4711", "--format=%L %r"): "1:30 None\n"}  # it was given more time
+    job = found("slurm", {**STEP, "SLURM_JOB_END_TIME": "1"}, Place(outputs=asked))
+    assert job.seconds_left is not None
+    assert (job.seconds_left() or 0.0) > 60.0
 
 
 def test_gpus_of_a_node_are_its_workers() -> None:
@@ -356,6 +366,27 @@ def test_the_bare_contract() -> None:
     assert found("variables", {**environment, "RANK": " 1\n"}).node_rank == 1
 
 
+@pytest.mark.parametrize(
+    ("changed", "host", "problem"),
+    [
+        ({"MASTER_ADDR": " head\n"}, "head", ""),
+        ({"MASTER_ADDR": "[fd00::1]"}, "fd00::1", ""),
+        ({"MASTER_ADDR": "fd00::1"}, "fd00::1", ""),
+        ({"MASTER_ADDR": "head:29500"}, "", "MASTER_ADDR=head:29500 is not a host"),
+        ({"MASTER_ADDR": "tcp://head"}, "", "MASTER_ADDR=tcp://head is not a host"),
+        ({"RANK": "-1"}, "head", "RANK=-1 is not the rank of one of 2 nodes"),
+        ({"RANK": "head-1"}, "head", "RANK=head-1 is not the rank"),
+    ],
+)
+def test_values_of_the_bare_contract_that_people_write(changed: dict[str, str], host: str, problem: str) -> None:
+    environment = {"MASTER_ADDR": "head", "MASTER_PORT": "29600", "RANK": "1", "WORLD_SIZE": "2", **changed}
+    job = found("variables", environment)
+    assert job.endpoint_host == host
+    assert job.problem.startswith(problem)
+    assert bool(job.problem) == bool(problem)
+    assert find("variables", {**environment, "RANK": ""}) is None  # left from elsewhere
+
+
 # --- Kubernetes -------------------------------------------------------------------------------------------------------
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "JOB_COMPLETION_INDEX": "1", "HOSTNAME": "train-1"}
@@ -366,8 +397,15 @@ def test_an_indexed_job_with_a_headless_service() -> None:
     job = found("kubernetes", {**POD, "PET_NNODES": "2"}, Place(files=SERVICE))
     assert place_of(job) == ("train", 2, 1, "train-0.train.default.svc.cluster.local")
     assert (job.local_addr, job.problem, job.warnings, job.kill_seconds) == ("10.1.0.9", "", ("SIGTERM",), 30.0)
+    own = {"/etc/hosts": f"127.0.1.1 train-1\n{SERVICE['/etc/hosts']}"}  # an image's own line
+    assert found("kubernetes", {**POD, "PET_NNODES": "2"}, Place(files=own)).local_addr == "10.1.0.9"
     longer = found("kubernetes", {**POD, "QUORATE_TERMINATION_GRACE_SECONDS": "120"}, Place(files=SERVICE))
     assert longer.kill_seconds == 120.0
+    at_once = found("kubernetes", {**POD, "QUORATE_TERMINATION_GRACE_SECONDS": "0"})
+    assert at_once.kill_seconds == 0.0
+    for text in ("1m", "0.5", "-1", "1e3"):
+        with pytest.raises(UsageError, match=f"QUORATE_TERMINATION_GRACE_SECONDS={text} is not"):
+            find("kubernetes", {**POD, "QUORATE_TERMINATION_GRACE_SECONDS": text})
 
 
 def test_what_a_pod_is_not_told_is_named() -> None:
@@ -430,8 +468,6 @@ ALL_VARIABLES = sorted({*STEP, *MPI, *PBS, *LSF, *POD, "FLUX_JOB_ID", "FLUX_TASK
 
 @given(st.dictionaries(st.sampled_from(ALL_VARIABLES), st.text(alphabet="01a.-[x]", max_size=6)))
 def test_no_variables_confuse_a_finder(environment: dict[str, str]) -> None:
-    from quorate import UsageError
-
     for backend in ENVIRONMENTS.values():
         try:
             job = backend.find(environment, Place())

@@ -215,7 +215,8 @@ def requeue(job: ClusterJob | None, error: PreemptedError, machine: ThisMachine)
     if not error.is_first:
         return
     if job is None or not job.requeue:
-        warn(f"--requeue: {'no scheduler' if job is None else job.scheduler} is known here that runs a job again")
+        known = "no scheduler is known here" if job is None else f"{job.scheduler} has no command for an agent"
+        warn(f"--requeue: {known} that puts the job in the queue again")
         return
     if error.signal_number == signal.SIGTERM and job.seconds_left is not None:
         left = job.time_left()

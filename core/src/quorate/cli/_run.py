@@ -29,7 +29,7 @@ from ..config import LaunchConfig
 from ..errors import PluginError, PreemptedError, RendezvousClosedError, UnknownBackendError, UsageError
 from ..failures import ChildFailedError
 from ..logs_specs import DefaultLogsSpecs, LogsSpecs, adopt_logs_specs_class
-from ..net import format_endpoint
+from ..net import format_endpoint, host_alone
 from ..notices import note, warn, write_output
 from ..plugins import PluginHost, get_host
 from ._cluster import ThisMachine, find_cluster, requeue, with_cluster
@@ -59,6 +59,9 @@ def run(argv: Sequence[str]) -> int:
         return ExitCode.OK
     runner = next((flag for flag in parsed.flags if flag.run and not parsed.settings[flag.name].is_default), None)
     if runner is not None and runner.run is not None and "show-config" not in parsed.actions:
+        if parsed.settings[runner.name].source == "argument":
+            # What the environment says of this machine alone, such as in a pod of a job, is not meant for all nodes.
+            parsed = parsed.without_environment("standalone", "node-rank", "local-addr")
         return exit_code_of(f"the plugin of --{runner.name}", runner.run, _request(parsed))
     parsed = _for_one_node(parsed)
     job = find_cluster(parsed["cluster"], host, os.environ, ThisMachine())
@@ -228,6 +231,8 @@ def build_config(parsed: Parsed, job: ClusterJob | None = None) -> LaunchConfig:
     if job is None:
         return config
     # Only now are the numbers of nodes known to be numbers of nodes.
+    if meeting["node_rank"] is not None:  # the user's, where it was given
+        job = evolve(job, node_rank=meeting["node_rank"])
     return evolve(config, cluster=job.described(min_nodes, max_nodes, meeting["rdzv_endpoint"]))
 
 
@@ -267,7 +272,12 @@ def _rendezvous(parsed: Parsed) -> dict[str, Any]:
         return {**result, "rdzv_backend": ONE_NODE, "rdzv_endpoint": "", "node_rank": None}
     if backend != FIXED_RANKS:
         return result
-    address = (parsed["master-addr"] or "").strip("[]") or None
+    address = host_alone(parsed["master-addr"] or "") or None
+    if parsed["master-addr"] and not address:
+        raise UsageError(
+            f"--master-addr={parsed['master-addr']} is not a host; write its name or address alone, and its port as "
+            "--master-port"
+        )
     port, ports = _master_port(parsed)
     result.update(master_addr=address, master_port=port, master_port_range=ports)
     if max_nodes == 1 and not endpoint:

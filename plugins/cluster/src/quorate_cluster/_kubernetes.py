@@ -15,6 +15,8 @@ from typing import Any, final
 from attrs import frozen
 
 from quorate.clusters import ClusterJob, Machine
+from quorate.errors import UsageError
+from quorate.net import is_local_name
 
 from ._hosts import name_part, number
 from ._variables import contract
@@ -65,9 +67,22 @@ def kubernetes(environment: Mapping[str, str], machine: Machine) -> ClusterJob |
         node_name=pod.name,
         local_addr=pod.address,
         warnings=("SIGTERM",),
-        kill_seconds=float(number(environment, _KILL_VARIABLE) or _KILL_SECONDS),
+        kill_seconds=_kill_seconds(environment),
         **(known or _by_index(environment, pod, index)),
     )
+
+
+def _kill_seconds(environment: Mapping[str, str]) -> float:
+    """Return what the manifest says of the time after SIGTERM.
+
+    Raises:
+        UsageError: that is not a whole number.
+    """
+    text = environment.get(_KILL_VARIABLE, "").strip()
+    seconds = number(environment, _KILL_VARIABLE)
+    if text and seconds is None:
+        raise UsageError(f"{_KILL_VARIABLE}={text} is not the terminationGracePeriodSeconds of a pod, a whole number")
+    return float(_KILL_SECONDS if seconds is None else seconds)
 
 
 def _by_index(environment: Mapping[str, str], pod: _Pod, index: int | None) -> dict[str, Any]:
@@ -104,6 +119,8 @@ def _pod(environment: Mapping[str, str], machine: Machine) -> _Pod:
     for line in machine.read(_HOSTS).splitlines():
         words = line.partition("#")[0].split()
         if name not in words[1:]:
+            continue
+        if is_local_name(words[0]):  # an image's own line, which other pods cannot use
             continue
         address = words[0]
         full = next((word for word in words[1:] if word.startswith(f"{name}.")), "")

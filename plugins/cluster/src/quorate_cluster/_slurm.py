@@ -133,18 +133,19 @@ def _kill_wait(environment: Mapping[str, str], machine: Machine) -> float:
 
 
 def _time_left(environment: Mapping[str, str], machine: Machine) -> Callable[[], float | None]:
-    job_id, end = environment["SLURM_JOB_ID"], number(environment, "SLURM_JOB_END_TIME")
+    """Return what asks squeue, which knows of changes; where it cannot be run the variable counts."""
+    job_id, end = environment["SLURM_JOB_ID"], whole_number(environment.get("SLURM_JOB_END_TIME", ""))
 
     ends_at: float | None = None
 
     def ask() -> float | None:
         nonlocal ends_at
-        if end:
-            return max(0.0, float(end - wall_seconds()))
         time, _, reason = machine.output("squeue", "--noheader", f"--jobs={job_id}", "--format=%L %r").partition(" ")
         if reason.strip() == _AT_ITS_LIMIT:
             return 0.0
         left = parse_time_left(time)
+        if left is None and ends_at is None and end:
+            left = float(end - wall_seconds())
         if left is not None:
             ends_at = monotonic() + left
         # squeue says no time of a job that is being ended for another reason; what it said before still holds.
