@@ -270,7 +270,7 @@ def matters(node: NodeRecord, is_named: bool) -> list[str]:
 def test_a_name_that_was_given_allows_other_users_and_arguments() -> None:
     other = evolve(ALICE, user="bob", arguments="abc", max_restarts=3, version="2")
     assert matters(other, is_named=True) == []
-    assert matters(other, is_named=False) == ["the command's arguments", "the user"]
+    assert matters(other, is_named=False) == ["the command line", "the user"]
     assert matters(evolve(ALICE, command="bob.py"), is_named=True) == ["the command"]
     assert matters(evolve(ALICE, command="bob.py", role="ps"), is_named=True) == []
     assert matters(evolve(ALICE, max_nodes=3), is_named=True) == ["--nnodes"]

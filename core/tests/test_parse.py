@@ -184,6 +184,15 @@ def test_an_empty_variable_is_as_good_as_none() -> None:
     assert read(PET_NNODES="").settings["nnodes"].source == "default"
 
 
+@pytest.mark.parametrize(
+    ("argv", "module", "redirects"),
+    [(["-mr3"], True, "3"), (["-mr", "3"], True, "3"), (["-mr=3"], True, "3"), (["-m", "-r3"], True, "3")],
+)
+def test_short_flags_may_be_written_together(argv: list[str], module: bool, redirects: str) -> None:
+    parsed = read(*argv, "x")
+    assert (parsed["module"], parsed.settings["redirects"].text, parsed.script) == (module, redirects, "x")
+
+
 def test_negative_numbers_are_values() -> None:
     assert read("--max-restarts", "-1", "x").settings["max-restarts"].value == -1
 
@@ -200,6 +209,8 @@ def test_negative_numbers_are_values() -> None:
         (["--nnodes"], ["--nnodes needs a value", "--nnodes=N|MIN:MAX"]),
         (["--log-dir", "--tee", "3"], ["--log-dir needs a value"]),
         (["-r"], ["-r needs a value", "-r STREAMS"]),
+        (["-mpkg.train"], ["-m takes no value", "write -m pkg.train"]),
+        (["-m=pkg"], ["-m takes no value", "write -m pkg"]),
         (["--nnodes=two"], ["--nnodes=two", "2:4"]),
         (["--nnodes=1:2:3"], ["--nnodes=1:2:3", "MIN:MAX"]),
         (["--nproc-per-node=2x"], ["--nproc-per-node=2x", "auto, cpu, gpu, xpu"]),

@@ -131,6 +131,12 @@ def _scan(argv: Sequence[str], table: Mapping[str, Flag]) -> tuple[dict[str, str
         else:
             written, name = word[:2], "help" if word == "-h" else ""
             flag = shorts.get(word[1])
+            while flag is not None and flag.is_switch and word[2:3] and word[2] in shorts:  # -mr3 is -m -r3
+                texts[flag.name] = "1"
+                word = f"-{word[2:]}"
+                written, flag = word[:2], shorts[word[1]]
+            if flag is not None and flag.is_switch and len(word) > 2:
+                raise UsageError(f"{written} takes no value; write {written} {word[2:].removeprefix('=')}")
             equals, value = ("=", word[2:].removeprefix("=")) if len(word) > 2 else ("", "")
         if name in ACTIONS and not equals:
             actions.add(name)

@@ -45,7 +45,7 @@ def differences(node: NodeRecord, other: NodeRecord, is_named: bool) -> list[Dif
             found.append(Difference("the command", node.command, other.command, True))
         elif node.arguments and other.arguments and node.arguments != other.arguments:
             ours, theirs = (f"{each.command} with the arguments {each.arguments}" for each in (node, other))
-            found.append(Difference("the command's arguments", ours, theirs, not is_named))
+            found.append(Difference("the command line", ours, theirs, not is_named))
     if node.user and other.user and node.user != other.user:
         found.append(Difference("the user", node.user, other.user, not is_named))
     if None not in (node.max_restarts, other.max_restarts) and node.max_restarts != other.max_restarts:
