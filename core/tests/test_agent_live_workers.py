@@ -7,12 +7,16 @@ from attrs import evolve
 from core.tests.agent_script import ASSIGNMENT, FAILURE, HUNG, Script, ended, exited, outcome_of
 
 from quorate.agent import _protocol as p
+from quorate.agent._guarded_context import GuardedContext
+from quorate.agent._processes import Processes
 from quorate.errors import FailureKind
 from quorate.records import (
     Cause,
     RestartDecision,
     RoundEnd,
     Verdict,
+    WorkerExited,
+    WorkerLaunch,
 )
 
 # --- live workers ----------------------------------------------------------------------------------------------------
@@ -110,3 +114,59 @@ def test_a_hung_worker_is_not_released_but_the_others_are() -> None:
 def test_workers_that_no_round_can_follow_are_stopped_at_once(event: p.Input) -> None:
     script = Script(release=2.0).running()
     assert isinstance(script.feed(event)[-1], p.StopWorkers)
+
+
+# --- what the contexts report while a round begins -------------------------------------------------------------------
+
+
+class Released:
+    """A start method's context whose workers were released; one that has ended is reported a moment later."""
+
+    def __init__(self, *pids: int) -> None:
+        self.workers = dict(enumerate(pids))
+        self.waiting = list(self.workers)
+        self.exits: list[WorkerExited] = []
+        self.is_closed = False
+
+    def fileno(self) -> int:
+        return 0
+
+    def wake_at(self) -> float | None:
+        return None
+
+    def advance(self, now: float) -> list[WorkerExited]:
+        exits, self.exits = self.exits, []
+        return exits
+
+    def is_gone(self) -> bool:
+        return self.is_closed
+
+    def pids(self) -> dict[int, int]:
+        return self.workers
+
+    def stop(self, signal_number: int, grace_seconds: float, now: float) -> None: ...
+
+    def release(self, number: int, grace: float, seconds: float, given_up: object, now: float) -> None: ...
+
+    def released(self) -> list[int]:
+        return self.waiting
+
+    def assign(self, launch: WorkerLaunch) -> None: ...
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_worker_that_ends_just_before_its_next_round_is_replaced_and_not_taken_for_its_replacement() -> None:
+    """The machine believes that it waits, since its end was not reported yet."""
+    processes = Processes(lambda descriptor: None, lambda descriptor: None, lambda sentence: None)
+    context, alone = Released(101, 102), Released(103)
+    processes.add(GuardedContext("own", context))
+    processes.add(GuardedContext("own", alone))
+    context.waiting, alone.waiting = [1], []
+    assert set(processes.begin()) == {1}
+    assert alone.is_closed
+    processes.add(GuardedContext("own", Released(201)))
+    late, own = WorkerExited(0, 101, -9, 0), WorkerExited(0, 201, 1, 0)
+    context.exits = [late, own]
+    assert processes.advance() == [own]

@@ -32,5 +32,5 @@ TARGETS: Mapping[str, Target] = {
 ELSEWHERE: Mapping[str, str] = {
     "quorate_live/_gloo:_read": "words of this process's own memory",
     "quorate_live/_listeners:_kernel_lists": "the kernel writes it",
-    "quorate_live/_share:_receive": "workers of one job, over torch's process group; read with weights_only",
+    "quorate_live/_share:_receive": "workers of one job, over torch's process group, as torch sends objects",
 }

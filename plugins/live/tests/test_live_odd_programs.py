@@ -57,6 +57,82 @@ for world in worlds():
                 open("asked", "w").close()
                 os.kill(os.getpid(), signal.SIGKILL)
 """
+_ODDITIES = """
+import asyncio, os, resource, signal, sys, time
+from quorate_live import worlds
+
+def use_up_descriptors():
+    begin()
+    used = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    try:
+        while True:
+            used.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    time.sleep(60)
+
+def import_a_module():
+    with open("slow_to_import.py", "w") as file:
+        file.write("import time, __main__; __main__.begin(); time.sleep(0.5); finished = True")
+    sys.path.insert(0, os.getcwd())
+    import slow_to_import
+    time.sleep(60)
+
+def begin():
+    open("ready" + os.environ["RANK"], "w").close()
+
+def wait():
+    begin()
+    time.sleep(60)
+
+def kill_itself():
+    while not all(os.path.exists(f"ready{rank}") for rank in range(1, len(ODDITIES))):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def fail():
+    begin()
+    raise ValueError("of its own")
+
+ODDITIES = [kill_itself, use_up_descriptors, import_a_module, fail, wait, None]
+
+def train(number):
+    first = None
+    for world in worlds():
+        with world:
+            first = first or world
+            if os.environ["QUORATE_GENERATION"] == "1":
+                try:
+                    ODDITIES[number]()
+                except BaseException:
+                    if number != 4:
+                        raise
+                    return  # out of the loop, although the round is over
+        if world is first and number == 2:
+            assert sys.modules["slow_to_import"].finished
+    print("rank", number, "ends as", os.getpid(), "and its first world commits", first.commit(), flush=True)
+
+async def train_in_a_coroutine():
+    beside = asyncio.create_task(asyncio.sleep(3600))
+    for world in worlds():
+        with world:
+            if os.environ["QUORATE_GENERATION"] == "1":
+                begin()
+                await asyncio.sleep(3600)
+            await asyncio.sleep(0)
+    assert not beside.done()
+    print("rank 5 ends as", os.getpid(), "and its first world commits False", flush=True)
+
+number = int(os.environ["RANK"])
+print("rank", number, "begins as", os.getpid(), flush=True)
+try:
+    train(number) if number != 5 else asyncio.run(train_in_a_coroutine())
+except ValueError:
+    time.sleep(60)  # a program that takes its time to end
+if os.environ["QUORATE_GENERATION"] == "1":
+    time.sleep(60)
+"""
 _FORGETS = """
 from quorate_live import worlds
 
@@ -89,6 +165,19 @@ def test_a_worker_that_dies_while_it_leaves_its_world_is_not_late(tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "asked").exists()
     assert "did not leave its world in time" not in done.stderr
+
+
+def test_who_can_leave_its_world_lives_on_and_who_has_no_use_for_another_is_replaced_at_once(tmp_path: Path) -> None:
+    done = run(tmp_path, _ODDITIES, "--nproc-per-node=6", "--max-restarts=1", "--release-timeout=30")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "did not leave its world in time" not in done.stderr
+    assert "has left its loop over worlds() although its round was over" in done.stderr
+    words = [line.split() for line in done.stdout.splitlines()]
+    began = [(line[1], line[4]) for line in words if line[2] == "begins"]
+    ended = {line[1]: (line[4], line[-1]) for line in words if line[2] == "ends"}
+    alive = [rank for rank, (pid, _) in ended.items() if began.index((rank, pid)) < 6]
+    assert sorted(alive) == ["1", "2", "5"], done.stdout + done.stderr
+    assert [ended[rank][1] for rank in ("0", "1", "2")] == ["True", "False", "False"]
 
 
 def test_a_world_that_is_not_entered_is_a_mistake(tmp_path: Path) -> None:

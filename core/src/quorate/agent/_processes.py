@@ -39,15 +39,29 @@ class Processes:
         self._deadline: float | None = None
         self._is_releasing = self._is_frozen = False
         self._problems: list[str] = []
+        #: The process ids of each context's workers whose end was not reported yet, and those that others replace.
+        self._unreported: dict[GuardedContext, set[int]] = {}
+        self._replaced: set[int] = set()
 
     # --- starting -------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Workers are about to be started: those that were released and do not wait any more are gone for good."""
+    def begin(self) -> Collection[int]:
+        """Workers are about to be started: return the local ranks of those that were released and still wait.
+
+        All others are gone for good.  Their ends are not reported any more, since they would be taken for the ends of
+        those that are started in their places.
+        """
         self._deadline, self._is_releasing = None, False
+        waiting: set[int] = set()
         for context in list(self._contexts):
-            if not _kept_in(context):
+            here = _kept_in(context)
+            if not here:
                 self._close(context)
+                continue
+            waiting.update(here)
+            pids = {pid for local_rank, pid in context.pids().items() if local_rank in here}
+            self._replaced |= self._unreported[context] - pids
+        return waiting
 
     def add(self, context: GuardedContext) -> None:
         """Take the context of workers that were started.
@@ -56,6 +70,9 @@ class Processes:
             PluginError: all workers are frozen, and these cannot be.
         """
         self._contexts.append(context)
+        pids = set(context.pids().values())
+        self._unreported[context] = pids
+        self._replaced -= pids
         self._watch(context.fileno())
         if self._is_frozen and (problem := self.freeze()):
             raise PluginError(problem)
@@ -81,7 +98,14 @@ class Processes:
 
     def advance(self) -> list[WorkerExited]:
         """Carry everything forward; return the workers that ended since the last call."""
-        return [exit for context in self._contexts for exit in context.advance(monotonic())]
+        ended: list[WorkerExited] = []
+        for context in self._contexts:
+            exits = context.advance(monotonic())
+            self._unreported[context].difference_update(exit.pid for exit in exits)
+            ended += exits
+        own = [exit for exit in ended if exit.pid not in self._replaced]
+        self._replaced.difference_update(exit.pid for exit in ended)
+        return own
 
     def delivered(self) -> list[int]:
         """Return the local ranks of workers whose functions have returned and that still run."""
@@ -200,6 +224,7 @@ class Processes:
 
     def _close(self, context: GuardedContext) -> None:
         self._contexts.remove(context)
+        self._replaced -= self._unreported.pop(context)
         with suppress(PluginError):  # its descriptor is unknown
             self._unwatch(context.fileno())
         try:

@@ -360,15 +360,15 @@ class Runner:
 
     def _start(self, command: protocol.StartWorkers) -> protocol.Input | None:
         self._idle.cancel()
-        self._processes.begin()
+        kept = command.kept & frozenset(self._processes.begin())
         self._preemption.prepare()
         try:
             launches = build_launches(
                 self._settings, command.assignment, self._run_id, self._change_launch, self._worker_defaults()
             )
             self._console.look(command.assignment, launches)
-            launches = self._workers.continued(launches, command.kept)
-            fresh = [launch for launch in launches if launch.local_rank not in command.kept]
+            launches = self._workers.continued(launches, kept)
+            fresh = [launch for launch in launches if launch.local_rank not in kept]
             if fresh:
                 self._processes.add(GuardedContext(self._start_method, self._starter.start(fresh)))
             pids = self._processes.pids()
@@ -378,9 +378,9 @@ class Runner:
             text = problem_of(error)
             self._processes.begin()
             return protocol.StartFailed(WorkerExited(local_rank, 0, 127, wall_time_ns(), problem=text))
-        self._processes.assign([launch for launch in launches if launch.local_rank in command.kept])
-        self._workers.started(launches, pids, command.kept)
-        self._reporter.started(pids, launches, command.kept, command.assignment.round_number)
+        self._processes.assign([launch for launch in launches if launch.local_rank in kept])
+        self._workers.started(launches, pids, kept)
+        self._reporter.started(pids, launches, kept, command.assignment.round_number)
         self._diagnosis.begin()
         probe_master(self._spec, command.assignment, self._warn)
         return None

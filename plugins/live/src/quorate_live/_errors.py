@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import final
+from typing import Any, final
 
 __all__ = ["StateLostError", "WorldEnded", "is_interruption", "is_peer_loss"]
 
@@ -21,7 +21,7 @@ _BROKEN = re.compile(
     r"|interrupted system call|timed out|shut ?down",
     re.IGNORECASE,
 )
-_LONGEST_CHAIN = 32
+_MOST_CAUSES = 64
 
 
 @final
@@ -42,9 +42,9 @@ class StateLostError(RuntimeError):
 
 def is_peer_loss(error: BaseException) -> bool:
     """Return whether ``error``, or what it came from, is torch's report that another worker is gone."""
-    for each in _chain(error):
+    for each in _causes(error):
         if isinstance(each, Exception):
-            text = f"{type(each).__name__}: {each}"
+            text = _text_of(each)
             if _COLLECTIVE.search(text) and _BROKEN.search(text):
                 return True
     return False
@@ -52,14 +52,24 @@ def is_peer_loss(error: BaseException) -> bool:
 
 def is_interruption(error: BaseException) -> bool:
     """Return whether ``error`` is the interruption, or came from it."""
-    return any(isinstance(each, WorldEnded) for each in _chain(error))
+    return any(isinstance(each, WorldEnded) for each in _causes(error))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and those that it came from."""
-    each: BaseException | None = error
-    for _ in range(_LONGEST_CHAIN):
-        if each is None:
-            return
-        yield each
-        each = each.__cause__ or each.__context__
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that it came from: its cause, its context, and if it is a group, its members."""
+    found: list[Any] = [error]
+    for each in found:  # which grows meanwhile
+        if isinstance(each, BaseException):
+            yield each
+            if len(found) < _MOST_CAUSES:
+                found += [each.__cause__, each.__context__]
+                # Before Python 3.11 the class is a library's.
+                if any(kind.__name__ == "BaseExceptionGroup" for kind in type(each).__mro__):
+                    found += each.exceptions  # type: ignore[attr-defined]
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # the program's own, whose __str__ fails
+        return type(error).__name__

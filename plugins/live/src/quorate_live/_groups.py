@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import socket
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import FrameType
 from typing import Any, final
@@ -29,6 +30,8 @@ from ._gloo import Waits
 __all__ = ["Groups", "destroy"]
 
 _TCP = (socket.AF_INET, socket.AF_INET6)
+#: More are not looked at where the kernel does not list those that are open.
+_MOST_DESCRIPTORS = 1 << 16
 _MAKER = "_new_process_group_helper"
 
 #: What is left of the world that ended last.
@@ -166,33 +169,45 @@ def _parallel_modules() -> Iterator[Any]:
 
 def _sockets() -> Iterator[tuple[int, int]]:
     """Yield descriptor and inode of each socket of this process."""
-    for name in os.listdir("/proc/self/fd"):
+    for descriptor in _descriptors():
         try:
-            status = os.fstat(int(name))
+            status = os.fstat(descriptor)
         except OSError:
             continue
         if stat.S_ISSOCK(status.st_mode):
-            yield int(name), status.st_ino
+            yield descriptor, status.st_ino
+
+
+def _descriptors() -> Iterable[int]:
+    """Return the descriptors that may be open."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # the program has used up its descriptors, or has changed its root folder
+        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], _MOST_DESCRIPTORS))
 
 
 def _shut(descriptor: int, inode: int, is_ours: bool, master_port: str) -> None:
     """Shut a connection down if it is ours, or one to the store that the world meets at."""
     try:
-        duplicate = os.dup(descriptor)
+        used = os.dup(descriptor)  # so that it cannot become another one meanwhile
     except OSError:
-        return
-    # Not socket.socket: the program may have replaced that.
-    connection = socket.SocketType(fileno=duplicate)
+        used = descriptor  # the program has used up its descriptors
+    connection = None
     try:
-        if os.fstat(duplicate).st_ino != inode or connection.family not in _TCP:
+        # Not socket.socket: the program may have replaced that.
+        connection = socket.SocketType(fileno=used)
+        if os.fstat(used).st_ino != inode or connection.family not in _TCP:
             return
         peer = connection.getpeername()
         if is_ours or str(peer[1]) == master_port:
             connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass  # it is not connected
+        pass  # it is not connected, or not open any more
     finally:
-        connection.close()
+        if connection is not None:
+            connection.detach()
+        if used != descriptor:
+            os.close(used)
 
 
 def _holder_of(thread: threading.Thread) -> str:

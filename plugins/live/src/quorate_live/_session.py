@@ -111,23 +111,34 @@ class Session:
         self._send({"left": self._left})
         self.changed.notify_all()
 
-    def end(self) -> bool:
+    def end(self, is_asked_in_vain: bool = False) -> bool:
         """Be a worker like any other from now on, unless the agent asks this one to leave; return whether it is.
 
-        The agent still answers whether the world is the job's: programs write their last checkpoint after it.
+        The agent still answers whether the world is the job's: programs write their last checkpoint after it.  One that
+        fails by itself (``is_asked_in_vain``) is not going to leave: the agent need not wait for that.
         """
         with self.changed:
-            if self.is_asked_to_leave:
+            if self.is_asked_to_leave and not is_asked_in_vain:
                 return False
             self.place, self._has_ended = None, True
             self._send({"end": True})
             return True
+
+    def quit(self) -> None:
+        """Tell the agent that this worker has left its world and does not want another one."""
+        with self.changed:
+            self._send({"quit": True})
 
     def forget(self) -> None:
         """In a forked child: the channel is the parent's alone, and the lock may be held by a thread of the parent."""
         self.changed = threading.Condition()
         self.place, self._is_over = None, True
         self._channel.close()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this worker is one like any other by now."""
+        return self._has_ended
 
     @property
     def is_forked(self) -> bool:
@@ -214,7 +225,10 @@ class Session:
                     return
                 place = self.place
             if place is not None:
-                place.break_collectives()
+                try:
+                    place.break_collectives()
+                except Exception as error:  # whatever it is, the main thread is told all the same
+                    warn(f"what waits for other workers could not be ended ({type(error).__name__}: {error})")
                 if self._main is not None and signal.getsignal(_SIGNAL) == self._on_signal:
                     signal.pthread_kill(self._main, _SIGNAL)
             with self.changed:

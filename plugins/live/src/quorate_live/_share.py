@@ -8,8 +8,11 @@ interruptions are held back (:mod:`._world`), and how that copy is taken and loa
 from __future__ import annotations
 
 import io
+import pickle
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, final
+from types import FrameType
+from typing import IO, Any, Protocol, final
 
 import torch
 import torch.distributed as dist
@@ -23,7 +26,7 @@ __all__ = ["Ledger", "keep", "share"]
 class Interruptible(Protocol):
     """A world, as far as it is told when it may be interrupted."""
 
-    def begin_update(self) -> None: ...
+    def begin_update(self, frame: FrameType) -> None: ...
 
     def end_update(self) -> None: ...
 
@@ -51,8 +54,13 @@ class Ledger:
         not_taken_up = self._updates == 0 and step == self._given
         return reached if self.is_shared and (step == reached - 1 or not_taken_up) else step
 
-    def begin(self, world: Interruptible, model: Any, optimizer: Any, step: int, given: int) -> None:
-        """Count updates from ``step`` on; ``given`` is what the program had counted before the exchange."""
+    def begin(
+        self, world: Interruptible, model: Any, optimizer: Any, step: int, given: int, others: Sequence[Any] = ()
+    ) -> None:
+        """Count updates from ``step`` on; ``given`` is what the program had counted before the exchange.
+
+        Those of further optimizers among ``others`` are not counted, but not interrupted either.
+        """
         for handle in self._handles:
             handle.remove()
         self.is_shared, self.is_torn = True, False
@@ -60,13 +68,19 @@ class Ledger:
         self._handles = [model.register_forward_pre_hook(lambda *_: world.begin_step())]
         if optimizer is not None:
             self._handles += [
-                optimizer.register_step_pre_hook(lambda *_: self._begin_update(world)),
+                optimizer.register_step_pre_hook(lambda *_: self._begin_update(world, sys._getframe(1))),
                 optimizer.register_step_post_hook(lambda *_: self._end_update(world)),
             ]
+        for other in others:
+            if isinstance(other, torch.optim.Optimizer):
+                self._handles += [
+                    other.register_step_pre_hook(lambda *_: world.begin_update(sys._getframe(1))),
+                    other.register_step_post_hook(lambda *_: world.end_update()),
+                ]
 
-    def _begin_update(self, world: Interruptible) -> None:
+    def _begin_update(self, world: Interruptible, frame: FrameType) -> None:
+        world.begin_update(frame)  # which may be the end of the world
         self.is_torn = True
-        world.begin_update()
 
     def _end_update(self, world: Interruptible) -> None:
         self._updates += 1
@@ -94,12 +108,20 @@ def share(
                 "no worker has a whole state to go on from; reload a checkpoint (world.share(..., restore=function)), "
                 "or let this exception end the worker, which then starts again"
             )
-        reached = restore()
+        reached = reload(restore)
     model.zero_grad(set_to_none=True)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
-    _ledger.begin(world, model, optimizer, reached, step)
+    _ledger.begin(world, model, optimizer, reached, step, others)
     return reached
+
+
+def reload(restore: Callable[[], int]) -> int:
+    """Call the program's function that reads a checkpoint; unlike the rest of this package, it may be interrupted.
+
+    Nothing is lost by that: all workers' states are still known not to be whole.
+    """
+    return restore()
 
 
 def keep(model: Any, optimizer: Any, step: int, others: Sequence[Any]) -> None:
@@ -172,13 +194,13 @@ def _device() -> torch.device:
 
 
 def _send(state: Any, receivers: Sequence[int]) -> None:
-    tensors: list[torch.Tensor] = []
     frame = io.BytesIO()
-    torch.save(_take_out(state, tensors), frame)
+    packer = _Packer(frame)
+    packer.dump(state)
     head = torch.frombuffer(bytearray(frame.getvalue()), dtype=torch.uint8).to(_device())
     size = torch.tensor([head.numel()], dtype=torch.int64, device=_device())
     for receiver in receivers:
-        for tensor in (size, head, *tensors):
+        for tensor in (size, head, *packer.tensors):
             if tensor.numel():
                 dist.send(tensor.detach().to(_device()).contiguous(), receiver)
 
@@ -188,7 +210,6 @@ def _receive(source: int) -> Any:
     dist.recv(size, source)
     head = torch.zeros(int(size), dtype=torch.uint8, device=_device())
     dist.recv(head, source)
-    frame = torch.load(io.BytesIO(head.cpu().numpy().tobytes()), weights_only=True)
 
     def receive(shape: Sequence[int], kind: torch.dtype) -> torch.Tensor:
         tensor = torch.empty(shape, dtype=kind, device=_device())
@@ -196,30 +217,37 @@ def _receive(source: int) -> Any:
             dist.recv(tensor, source)
         return tensor
 
-    return _put_in(frame, receive)
+    return _Unpacker(io.BytesIO(head.cpu().numpy().tobytes()), receive).load()
 
 
-_MARK = "quorate_live.tensor"
+@final
+class _Packer(pickle.Pickler):
+    """Writes a state of whatever types, without its dense tensors: their values travel behind it, in its order."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[torch.Tensor] = []
+        self._places: dict[int, int] = {}
+
+    def persistent_id(self, value: Any) -> tuple[int, tuple[int, ...], torch.dtype] | None:
+        if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout is not torch.strided:
+            return None
+        place = self._places.setdefault(id(value), len(self.tensors))
+        if place == len(self.tensors):
+            self.tensors.append(value)
+        return place, tuple(value.shape), value.dtype
 
 
-def _take_out(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """Return ``value`` with its tensors replaced by what describes them; they are appended to ``tensors``."""
-    if isinstance(value, torch.Tensor):
-        tensors.append(value)
-        return (_MARK, list(value.shape), value.dtype)
-    if isinstance(value, dict):
-        return {name: _take_out(each, tensors) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_take_out(each, tensors) for each in value)
-    return value
+@final
+class _Unpacker(pickle.Unpickler):
+    """Reads what :class:`_Packer` has written; ``receive`` returns the next tensor."""
 
+    def __init__(self, file: IO[bytes], receive: Callable[[Sequence[int], torch.dtype], torch.Tensor]) -> None:
+        super().__init__(file)
+        self._receive, self._tensors = receive, list[torch.Tensor]()
 
-def _put_in(value: Any, receive: Callable[[Sequence[int], torch.dtype], torch.Tensor]) -> Any:
-    """Return ``value`` with tensors in their places again, in the same order."""
-    if isinstance(value, tuple) and len(value) == 3 and value[0] == _MARK:
-        return receive(value[1], value[2])
-    if isinstance(value, dict):
-        return {name: _put_in(each, receive) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_put_in(each, receive) for each in value)
-    return value
+    def persistent_load(self, description: tuple[int, tuple[int, ...], torch.dtype]) -> torch.Tensor:
+        place, shape, kind = description
+        if place == len(self._tensors):
+            self._tensors.append(self._receive(shape, kind))
+        return self._tensors[place]

@@ -7,6 +7,7 @@ state that is shared with newcomers (:mod:`._share`).
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -16,6 +17,7 @@ from typing import Any, final
 from quorate.clock import monotonic, sleep
 
 from . import _groups
+from ._coroutines import EnteredTask, entered_task
 from ._errors import WorldEnded, is_interruption, is_peer_loss
 from ._groups import Groups
 from ._meeting import wait_for_store
@@ -32,6 +34,11 @@ _LONGEST_HOLD_SECONDS = 1.0
 _CLEAR_LOOKS, _LOOK_PAUSE_SECONDS = 4, 0.003
 _OWN_THREADS = 2  # the main thread, and the session's
 _FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+#: Where Python's own functions for imports are from, as their frames say.
+_IMPORTER = "<frozen importlib._bootstrap>"
+#: The function of this package that calls one of the program, which may be interrupted as if it stood alone.
+_PROGRAMS_OWN = "reload"
 
 _session: Session | None = None
 
@@ -56,7 +63,12 @@ def worlds() -> Iterator[World]:
         if _session is not None:
             _session.wait_for_assignment()
         world = World(_session, number)
-        yield world
+        try:
+            yield world
+        except GeneratorExit:
+            if world.has_ended and _session is not None:
+                _session.quit()  # the program has left the loop although another world follows
+            raise
         if not world.was_entered:
             raise RuntimeError("a world was not entered: put what a worker does in a round into 'with world:'")
         if not world.has_ended:
@@ -79,7 +91,9 @@ class World:
         self._groups: Groups | None = None
         self._is_open = False
         self._is_held = False
-        self._is_updating = False
+        self._task: EnteredTask | None = None
+        self._update: FrameType | None = None
+        self._imports = 0  # that were running when this world was entered
         self._pending_since: float | None = None
         self.has_ended = self.was_entered = False
 
@@ -103,11 +117,11 @@ class World:
     @property
     def is_live(self) -> bool:
         """Whether this worker has an agent that can take it into the next round."""
-        return self._session is not None
+        return self._session is not None and not self._session.has_ended
 
     def commit(self) -> bool:
         """Return whether this world is still the job's, as far as the agent knows: to be asked before a checkpoint."""
-        return self._session is None or self._session.is_current()
+        return self._session is None or (self._session.is_current() and not self.has_ended)
 
     def share(
         self,
@@ -157,6 +171,8 @@ class World:
         self.was_entered = True
         session = self._session
         if session is not None:
+            self._task = entered_task()
+            self._imports = _count_imports(sys._getframe(1))
             session.enter(self)
             self._groups = Groups()
             wait_for_store(lambda: session.is_asked_to_leave)
@@ -174,10 +190,11 @@ class World:
             if error is None:
                 _groups.destroy()
             return False
-        is_own = error is not None and not is_interruption(error) and not is_peer_loss(error)
+        was_taken_out = self._task is not None and self._task.leave(error)
+        is_own = error is not None and not (was_taken_out or is_interruption(error) or is_peer_loss(error))
         if is_own or not self._has_to_leave(session, error):
             groups.close()
-            if is_own or session.end():
+            if session.end(is_asked_in_vain=is_own):
                 if error is None:
                     _groups.destroy()
                 return False
@@ -202,33 +219,45 @@ class World:
 
     def interrupt(self, frame: FrameType | None) -> None:
         """In the signal handler, on the main thread: leave the world, now or as soon as an update is complete."""
-        if not self._is_open or _is_own(frame):
+        if not self._is_open or _is_own(frame) or self._is_in_update(frame):
             return
-        if self._is_updating:
-            return
+        if _count_imports(frame) > self._imports:
+            return  # a module that is imported in part could never be imported again
         if self._is_held:
             now = monotonic()
             self._pending_since = self._pending_since or now
             if now < self._pending_since + _LONGEST_HOLD_SECONDS:
                 return
+        if self._task is not None and self._task.cancel_if_it_waits():
+            return
         raise WorldEnded("this worker's round is over")
 
     # --- called by the hooks of shared objects ----------------------------------------------------------------------
 
-    def begin_update(self) -> None:
-        """The parameters are about to change: no interruption until they have."""
-        self._is_updating = True
+    def begin_update(self, frame: FrameType) -> None:
+        """The parameters are about to change: no interruption until ``frame`` has ended, in whatever way."""
+        self.begin_step()
+        self._update = frame
 
     def end_update(self) -> None:
         """The parameters have changed: interruptions wait for the next forward pass, so that the step is counted."""
-        self._is_held, self._is_updating = True, False
+        self._is_held, self._update = True, None
 
     def begin_step(self) -> None:
-        """A forward pass begins, between two steps."""
+        """A forward pass begins: between two steps, unless the update itself wants it."""
+        if self._is_in_update(sys._getframe()):
+            return
         self._is_held = False
         if self._pending_since is not None and self._is_open:
             self._pending_since = None
             raise WorldEnded("this worker's round is over")
+
+    def _is_in_update(self, frame: FrameType | None) -> bool:
+        if self._update is None:
+            return False
+        while frame is not None and frame is not self._update:
+            frame = frame.f_back
+        return frame is not None
 
 
 def _sharing() -> ModuleType:
@@ -237,12 +266,21 @@ def _sharing() -> ModuleType:
 
 
 def _is_own(frame: FrameType | None) -> bool:
-    """Return whether a function of this package runs: it looks itself whether the world has ended."""
+    """Return whether a function of this package runs that looks itself whether the world has ended."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(_FOLDER):
-            return True
+            return frame.f_code.co_name != _PROGRAMS_OWN
         frame = frame.f_back
     return False
+
+
+def _count_imports(frame: FrameType | None) -> int:
+    """Return how many imports run, those that others wait for included."""
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_filename == _IMPORTER
+        frame = frame.f_back
+    return count
 
 
 def _wait_for_threads(groups: Groups) -> None:

@@ -11,6 +11,7 @@ agent       ``{"leave": n}``: leave your world
 worker      ``{"left": n}``: it has left its world, and waits
 agent       ``{"assign": {name: value or null, ...}}``: the variables that differ in the next world
 worker      ``{"end": true}``: its last world has ended by itself; from now on it cannot be released
+worker      ``{"quit": true}``: it has left its world, and its program does not want another one
 worker      ``{"ask": n}``: is its world still the job's?  Answered by ``{"answer": n, "is_current": boolean}``
 ==========  ==========================================================================================================
 
@@ -216,6 +217,13 @@ class Live:
             channel.is_open = False
             if worker.leave_by is not None:
                 worker.leave_by = 0.0  # long past
+        elif message.get("quit") is True and channel.is_open:
+            warn(
+                f"local rank {worker.local_rank} (pid {worker.pid}) has left its loop over worlds() although its round "
+                "was over, and is killed"
+            )
+            worker.has_left = False
+            worker.kill()
         elif "ask" in message:
             channel.send({"answer": message["ask"], "is_current": self._is_current(worker)})
 
