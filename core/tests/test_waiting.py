@@ -157,6 +157,7 @@ def test_what_was_tried_is_said_with_its_address(listener: socket.socket) -> Non
     assert both.count(";") == 1
     assert "'no-such-host.invalid' cannot be looked up" in describe_reach("no-such-host.invalid:1")
     assert describe_reach("/a/folder") == ""
+    assert describe_reach(f"127.0.0.2,{closed}") == describe_reach(closed), "nothing is known of an address alone"
     assert describe_reach("") == ""
 
 

@@ -79,7 +79,8 @@ def _describe(entry: str) -> str:
     except OSError as error:
         return f"the name {host!r} cannot be looked up ({error.strerror or error})"
     if port == 0:
-        return f"{host} is {', '.join(address.host for address in addresses[:_MOST_ADDRESSES])}"
+        found = ", ".join(address.host for address in addresses[:_MOST_ADDRESSES])
+        return "" if found == host else f"{host} is {found}"
     results = ", ".join(f"{address} {_try(address)}" for address in addresses[:_MOST_ADDRESSES])
     named = "" if len(addresses) == 1 and addresses[0].host == host else f"{host}: "
     return f"{named}{results}"

@@ -113,6 +113,22 @@ def test_from_everywhere_there_is_a_way_to_a_vote() -> None:
         assert not state.is_learner
 
 
+def test_whatever_an_action_may_lead_to_is_listed() -> None:
+    """What is not would be done again at once, and for ever."""
+    ends = {K.ENDED, K.WAS_REMOVED, K.IS_KNOWN}
+    outcomes = {
+        Action.LOOK: {K.NOT_FORMED, K.IS_MEMBER, K.IS_STRANGER, K.REFUSED},
+        Action.START_NEW: {K.READY, *ends},
+        Action.REMOVE: {K.REMOVED, K.REFUSED},
+        Action.ADD: {K.ADDED, K.REFUSED},
+        Action.START_ADDED: {K.READY, *ends},
+        Action.PROMOTE: {K.PROMOTED, K.REFUSED, *ends},
+        Action.WATCH: ends,
+        Action.START_AGAIN: {K.READY, *ends},
+    }
+    assert {(phase, kind) for phase in Phase for kind in outcomes[action_of(State(phase))]} == set(TABLE)
+
+
 def test_what_is_not_listed_changes_nothing() -> None:
     for phase in Phase:
         for kind in set(K) - {listed for where, listed in TABLE if where is phase}:

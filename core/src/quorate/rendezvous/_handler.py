@@ -248,7 +248,10 @@ class StoreRendezvousHandler(RendezvousHandler):
         if isinstance(output, Waiting):
             report = output.report
             if self._door_reason and not self._has_entered:
-                report = evolve(report, reason=f"waiting for {report.waited_seconds:.0f} s: {self._door_reason}")
+                left = report.left_seconds
+                ends = "" if left is None else f"; this node gives up in {left:.0f} s"
+                reason = f"waiting for {report.waited_seconds:.0f} s: {self._door_reason}{ends}"
+                report = evolve(report, reason=reason)
             self._reporting.complete(report, self._has_entered or bool(self._door_reason))
             return
         if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:

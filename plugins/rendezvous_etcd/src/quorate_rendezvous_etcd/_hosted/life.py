@@ -191,6 +191,7 @@ TABLE: dict[tuple[Phase, EventKind], Handler] = {
     (Phase.LOOKING, EventKind.NOT_FORMED): _form,
     (Phase.LOOKING, EventKind.IS_MEMBER): _replace,
     (Phase.LOOKING, EventKind.IS_STRANGER): _add,
+    (Phase.LOOKING, EventKind.REFUSED): _look_again,
     #
     (Phase.FORMING, EventKind.READY): _serve,
     (Phase.FORMING, EventKind.ENDED): _return,
@@ -212,9 +213,11 @@ TABLE: dict[tuple[Phase, EventKind], Handler] = {
     (Phase.PROMOTING, EventKind.REFUSED): _ask_again,
     (Phase.PROMOTING, EventKind.ENDED): _return,
     (Phase.PROMOTING, EventKind.WAS_REMOVED): _begin_anew,
+    (Phase.PROMOTING, EventKind.IS_KNOWN): _return,
     #
     (Phase.SERVING, EventKind.ENDED): _return,
     (Phase.SERVING, EventKind.WAS_REMOVED): _begin_anew,
+    (Phase.SERVING, EventKind.IS_KNOWN): _return,  # it had said so of another one that asked it
     #
     (Phase.RETURNING, EventKind.READY): _ready_again,
     (Phase.RETURNING, EventKind.ENDED): _return_or_give_up_disk,

@@ -222,9 +222,14 @@ class HostedMember:
             if event.kind is EventKind.WAS_REMOVED:
                 what = "was removed from its cluster"
             warn(f"the etcd member at {self.endpoint}, on this machine, {what}; it is started again")
-        elif event.kind is EventKind.ENDED and event.problem not in ("", self._told) and not self._is_given_up():
-            self._told = event.problem
-            why = printable(event.problem, _LONGEST_PROBLEM)
+        elif event.kind is EventKind.ENDED and not self._is_given_up():
+            self._tell_of_failed_start(event.problem if self._process is None else self._process.last_error)
+
+    def _tell_of_failed_start(self, problem: str) -> None:
+        """Say why the process does not serve, unless it was killed, or that was said."""
+        why = printable(problem, _LONGEST_PROBLEM)
+        if why not in ("", self._told):
+            self._told = why
             warn(f"the etcd member at {self.endpoint}, on this machine, does not start ({why}); it is tried again")
 
     def _is_given_up(self) -> bool:

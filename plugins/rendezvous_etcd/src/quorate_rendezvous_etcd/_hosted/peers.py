@@ -60,6 +60,9 @@ def _id_of(text: bytes) -> int:
     return int.from_bytes(hashlib.sha1(text, usedforsecurity=False).digest()[:8], "big")
 
 
+_FOREIGN = "the etcd at {} is another job's, or its node has another list of machines in --rdzv-endpoint"
+
+
 @final
 class Identity(NamedTuple):
     """Which member of which cluster."""
@@ -107,7 +110,7 @@ class Peers:
                 problem = f"{peer}: {error}"
                 continue
             if cluster_id != self._cluster_id:
-                return Event(EventKind.REFUSED, problem=f"another job's etcd is at {peer}")
+                return Event(EventKind.REFUSED, problem=_FOREIGN.format(peer))
             own = [member for member in members if member.peer_url == self.own_url]
             if not own:
                 return Event(EventKind.IS_STRANGER)

@@ -37,6 +37,8 @@ _ORPHAN_SECONDS = 10.0
 #: members again.
 _GONE_SECONDS = 10.0
 _LOOK_SECONDS, _OPEN_SECONDS = 1.0, 5.0
+#: When a node that waits for the first members says how each of them answers; then at doubled intervals.
+_FIRST_WORD_SECONDS = 3.0
 #: By run id and endpoint; a process may run several agents of a job.
 _orphans: dict[tuple[str, str], list[tuple[HostedMember, threading.Timer]]] = {}
 _orphaning = threading.Lock()
@@ -63,7 +65,7 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
     ending = Ending(others, gone_seconds)
     try:
         _load_client()
-        _wait_until_serving(member, ending, settings, deadline)
+        _wait_until_serving(member, ending, settings, deadline, parameters.on_waiting)
         store = _open_at(member, ending, _beginning_with(own, others, settings, parameters), deadline)
     except StoreLostError:
         member.close(leaves=False)
@@ -98,8 +100,18 @@ def _open_etcd(settings: Settings) -> EtcdStore:
     return _load_client()(settings)
 
 
-def _wait_until_serving(member: HostedMember, ending: Ending, settings: Settings, deadline: float) -> None:
+def _wait_until_serving(
+    member: HostedMember, ending: Ending, settings: Settings, deadline: float, on_waiting: Callable[[str], None]
+) -> None:
+    pause, told = _FIRST_WORD_SECONDS, ""
+    tell_at = monotonic() + pause
     while not member.wait_until_serving(min(deadline, monotonic() + _LOOK_SECONDS)):
+        if monotonic() >= tell_at:
+            pause *= 2
+            tell_at = monotonic() + pause
+            before, told = told, f"the job's etcd is not there yet: {member.describe()}"
+            if told != before:
+                on_waiting(told)
         if member.unusable:
             raise UsageError(
                 f"{member.unusable}; 'etcd-hosted' needs etcd 3.4 or later: correct --rdzv-conf etcd_binary=… or "
