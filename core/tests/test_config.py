@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,16 @@ import attrs
 import pytest
 from hypothesis import given, strategies as st
 
-from quorate import DefaultLogsSpecs, LaunchConfig, PluginHost, UsageError, WorkerSpec, get_rendezvous_handler, hookimpl
+from quorate import (
+    DefaultLogsSpecs,
+    LaunchConfig,
+    PluginHost,
+    Std,
+    UsageError,
+    WorkerSpec,
+    get_rendezvous_handler,
+    hookimpl,
+)
 from quorate.rendezvous import InMemoryStore, RendezvousBackend, RendezvousParameters
 from quorate.timeouts import Timeouts
 from quorate.worker_settings import WorkerSettings
@@ -33,6 +43,18 @@ def test_log_settings_that_cannot_work_are_refused_where_they_are_made(settings:
     with pytest.raises(UsageError) as caught:
         DefaultLogsSpecs(**settings)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+class TorchStd(enum.IntFlag):
+    """As torch's own."""
+
+    OUT, ERR, ALL = 1, 2, 3
+
+
+def test_torchs_own_stream_numbers_are_taken() -> None:
+    specs = DefaultLogsSpecs(redirects=TorchStd.ALL, tee={0: TorchStd.OUT | TorchStd.ERR, 1: TorchStd.OUT})  # type: ignore[arg-type, dict-item]
+    assert specs._redirects is Std.ALL
+    assert specs._tee == {0: Std.ALL, 1: Std.OUT}
 
 
 def test_text_that_is_a_number_of_seconds_is_one() -> None:

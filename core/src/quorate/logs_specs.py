@@ -74,11 +74,21 @@ def choice_for(choice: StdChoice, local_rank: int) -> Std:
 
 
 def _checked_choice(name: str, choice: Any) -> StdChoice:
-    values = list(choice.values()) if isinstance(choice, Mapping) else [choice]
-    if not all(isinstance(value, Std) for value in values):
-        raise UsageError(f"{name} is {choice!r:.80}; it must be a Std, or one per local rank (Std.from_str reads text)")
-    checked: StdChoice = choice
-    return checked
+    try:
+        if isinstance(choice, Mapping):
+            return {local_rank: _checked_std(value) for local_rank, value in choice.items()}
+        return _checked_std(choice)
+    except ValueError:
+        raise UsageError(
+            f"{name} is {choice!r:.80}; it must be a Std, or one per local rank (Std.from_str reads text)"
+        ) from None
+
+
+def _checked_std(value: Any) -> Std:
+    """Return ``value`` as a Std; torch's own has the same numbers."""
+    if isinstance(value, IntFlag) and 0 <= value <= Std.ALL:
+        return Std(int(value))
+    raise ValueError(value)
 
 
 def _checked_folder(folder: Any) -> str | None:
