@@ -72,9 +72,10 @@ def _hear_launch(data: bytes) -> None:
         remote._problem_with(message.get("check", {"folder": "/"}))
     finally:
         os.chdir(before)
-    with redirect_stdout(io.StringIO()) as output:
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO())) as output:
         remote._say({"problem": ""})
-    assert output.getvalue().startswith(MARK)
+    output.seek(0)
+    assert output.read().startswith(MARK)
     assert 0 < message.get("signal", 1) <= 64
 
 

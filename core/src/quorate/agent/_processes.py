@@ -70,9 +70,9 @@ class Processes:
             PluginError: all workers are frozen, and these cannot be.
         """
         self._contexts.append(context)
-        pids = set(context.pids().values())
-        self._unreported[context] = pids
-        self._replaced -= pids
+        self._unreported[context] = set()
+        self._unreported[context].update(context.pids().values())
+        self._replaced -= self._unreported[context]
         self._watch(context.fileno())
         if self._is_frozen and (problem := self.freeze()):
             raise PluginError(problem)
