@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from core.tests.cli_runs import clean_environment, runs_a_job
 
+from quorate import HealthCheck, LaunchConfig, PluginHost, RendezvousError, hookimpl, launch
 from quorate.cli import ExitCode
+from quorate.errors import UnhealthyNodeError
+from quorate.testing import free_port
 
 SECONDS = 60.0
 
@@ -53,6 +59,38 @@ def test_too_few_descriptors_are_a_sentence_with_the_remedy_wherever_they_run_ou
     last_word = done.stderr.partition("quorate: error:")[2]
     assert "raise the limit on open files (ulimit -n)" in last_word, done.stderr
     assert "Traceback" not in done.stderr
+
+
+class _Checks:
+    @hookimpl
+    def quorate_register_health_check(self) -> Iterable[HealthCheck]:
+        return [HealthCheck("well", "never ill", lambda view: None)]
+
+
+@runs_a_job
+@pytest.mark.parametrize(
+    ("name", "most_nodes"),
+    [("check", 1), ("rendezvous", 1), ("check", 2), ("rendezvous", 2), ("store", 2), ("wait", 2)],
+)
+def test_a_thread_that_cannot_be_started_is_a_sentence_with_the_remedy(
+    name: str, most_nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A limit of the system would have to be met at this very thread, and is another one in each process.
+    start = threading.Thread.start
+
+    def start_but_one(thread: threading.Thread) -> None:
+        if thread.name == f"quorate-{name}":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_but_one)
+    meeting: dict[str, Any] = {}
+    if most_nodes > 1:
+        soon = {"last_call_timeout": 0.1, "linger_timeout": 0.1, "close_timeout": 0.1}
+        meeting = {"rdzv_backend": "tcp", "rdzv_endpoint": f"127.0.0.1:{free_port()}", "rdzv_configs": soon}
+    made = LaunchConfig(1, most_nodes, 1, run_id="job", max_restarts=0, **meeting)
+    with pytest.raises((UnhealthyNodeError, RendezvousError), match=r"raise the limit on processes \(ulimit -u,"):
+        launch(made, "true", host=PluginHost(extra=[("checks", _Checks())]))()
 
 
 @runs_a_job

@@ -195,6 +195,8 @@ class SignalException(QuorateError):  # noqa: N818 - the name that TorchElastic'
 def remedy_for(error: BaseException) -> str:
     """Return what a person can do where a limit of the system is reached or /proc is missing, else ``""``."""
     number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, RuntimeError) and error.args == ("can't start new thread",):  # what Python makes of EAGAIN
+        number = errno.EAGAIN
     if number == errno.EMFILE:
         return "raise the limit on open files (ulimit -n)"
     if number == errno.ENFILE:

@@ -146,11 +146,12 @@ class LocalElasticAgent:
         runner = Runner(self._settings, self._host, reporter, lambda state: self._note(state, reporter))
         try:
             finish = runner.run()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             remedy = remedy_for(error)
             if not remedy:
                 raise
-            raise UnhealthyNodeError(f"no agent can run on this node: {error.strerror}; {remedy}") from error
+            problem = getattr(error, "strerror", None) or str(error)
+            raise UnhealthyNodeError(f"no agent can run on this node: {problem}; {remedy}") from error
         finally:
             self._total = monotonic() - self._started_at
             self._started_at = None

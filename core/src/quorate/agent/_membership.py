@@ -71,8 +71,9 @@ class _ThreadMembership:
     def join(self, node: NodeRecord) -> None:
         self._ended_here = None
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="quorate-rendezvous", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="quorate-rendezvous", daemon=True)
+            thread.start()  # raises where the system has no thread left
+            self._thread = thread
         self._requests.put(node)
 
     def end_round(self, end: RoundEnd) -> None:

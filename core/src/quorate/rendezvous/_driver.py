@@ -118,8 +118,8 @@ class Driver:
         _running.add(self)
         for name, run in (("rendezvous", self._run), ("store", self._run_calls), ("wait", self._run_wait)):
             thread = threading.Thread(target=self._guard, args=(name, run), name=f"quorate-{name}", daemon=True)
+            thread.start()  # raises where the system has no thread left
             self._threads.append(thread)
-            thread.start()
 
     def _guard(self, name: str, run: Callable[[], None]) -> None:
         """Run a thread; whatever ends it too early is the end of this node's rendezvous."""
@@ -253,7 +253,9 @@ class Driver:
             else:
                 self._follow_up()
         if self._store is not None and self._says_goodbye:
-            self._threads[-1].join(2 * _SLICE_SECONDS)  # the wait thread still uses the store
+            waiting = self._threads[-1]
+            if waiting is not threading.current_thread():  # it is where no thread was left for the waiting
+                waiting.join(2 * _SLICE_SECONDS)  # it still uses the store
             # This node has left; where it cannot say so, the others find out by its lease.
             with suppress(BaseException):
                 self._count_departure(self._store)

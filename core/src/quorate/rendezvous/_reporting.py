@@ -53,8 +53,13 @@ class Reporting:
         """
         if self._is_closed or not self._is_busy.acquire(blocking=False):
             return
-        self._thread = threading.Thread(target=self._run, args=(report, has_store), name="quorate-waiting", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(report, has_store), name="quorate-waiting", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            self._is_busy.release()
+            raise
+        self._thread = thread
 
     def close(self, timeout: float) -> None:
         """Complete no further report, and wait for the one that is being completed."""
