@@ -121,6 +121,9 @@ def test_wrong_calls_are_refused_before_anything_starts() -> None:
             launch(config(), entrypoint)  # type: ignore[arg-type] # the wrong call that is refused
     with pytest.raises(UsageError, match="neither an entrypoint nor a command"):
         launch(config(), None)()
+    for words in (("a\0", "b"), ("true", "a\0b"), ("true", "\ud800")):
+        with pytest.raises(UsageError, match="cannot be a word of a command"):
+            launch(config(), None)(*words)
     with pytest.raises(UnknownBackendError, match="'nowhere'"):
         launch(config(rdzv_backend="nowhere"), tell)()
     with pytest.raises(UnknownBackendError, match="'teleport'"):

@@ -19,7 +19,7 @@ from ._isolation import described, raise_if_interrupted, shown
 from ._poll import Poll
 from .records import Cause, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
 
-__all__ = ["DecisionMaker", "is_environment", "is_passable"]
+__all__ = ["DecisionMaker", "is_environment", "is_passable", "is_word_of_command"]
 
 _Arguments = Sequence[Any]
 #: In bytes, with the NUL at its end (execve(2): MAX_ARG_STRLEN).
@@ -189,13 +189,19 @@ def is_environment(value: Any) -> bool:
 
 
 def is_passable(text: Any) -> bool:
-    """Return whether ``text`` can be handed to a process: without NUL, and without halves of characters."""
+    """Return whether ``text`` can be a variable of a process, or a word of its command."""
+    return is_word_of_command(text) and len(os.fsencode(text)) < _LONGEST_VARIABLE
+
+
+def is_word_of_command(text: Any) -> bool:
+    """Return whether ``text`` has neither a NUL nor half a character; it may be longer than the system takes."""
     if not isinstance(text, str) or "\0" in text:
         return False
     try:
-        return len(os.fsencode(text)) < _LONGEST_VARIABLE
+        os.fsencode(text)
     except UnicodeEncodeError:
         return False
+    return True
 
 
 #: Field -> whether a starter can use a value of it.

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+from ._decisions import is_word_of_command
 from .config import LaunchConfig
 from .errors import UsageError
 from .lazy_exports import lazy_function
@@ -60,6 +61,8 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
             if not arguments:
                 raise UsageError("there is neither an entrypoint nor a command among the arguments")
             entrypoint, arguments = arguments[0], arguments[1:]
+        if isinstance(entrypoint, str):
+            _refuse_what_no_command_takes(entrypoint, *arguments)
         result = _run(self._config, entrypoint, arguments, self._host)
         self.others_unknown = bool(result.others_unknown)
         return dict(result.return_values)
@@ -72,6 +75,13 @@ _run = lazy_function("quorate._one_node", "run_node")
 
 def _argv(args: Sequence[Any]) -> tuple[str, ...]:
     return tuple(os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value) for value in args)
+
+
+def _refuse_what_no_command_takes(*words: Any) -> None:
+    """Raise UsageError for a word with a NUL or half a character, before other nodes wait for this one."""
+    for word in words:
+        if not is_word_of_command(word):
+            raise UsageError(f"{word!r:.80} cannot be a word of a command: it has a NUL, or half a character")
 
 
 def run_script_path(script: str, *args: str) -> None:
