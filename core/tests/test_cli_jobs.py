@@ -148,6 +148,26 @@ def test_two_nodes_meet_by_master_flags_alone_and_workers_get_the_master_as_writ
     assert [out for out, _ in outputs] == [f"1 2 {port}\n", f"0 2 {port}\n"]
 
 
+#: As sitecustomize: a person presses Ctrl-C just when a certain module is imported.
+INTERRUPTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPT_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("module", ["attr", "pluggy", "quorate.agent"])
+def test_an_interrupt_while_the_command_is_being_loaded_is_a_word(tmp_path: Path, module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    done = quorate("run", "--standalone", "--no-python", "true", PYTHONPATH=str(tmp_path), INTERRUPT_AT=module)
+    assert (done.returncode, done.stderr) == (130, "quorate: interrupted\n")
+
+
 @runs_a_job
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_job_and_shows_in_the_exit_code(tmp_path: Path, number: signal.Signals) -> None:

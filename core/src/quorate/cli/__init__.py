@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from ..lazy_exports import lazy_exports
 from ..notices import open_missing_streams, write_error
-from ._exit import ExitCode
+
+if TYPE_CHECKING:
+    from ._exit import ExitCode
 
 __all__ = ["ExitCode", "main"]
+
+#: Not imported here: with the records it takes most of the time in which :func:`main` catches a Ctrl-C.
+__getattr__ = lazy_exports(globals(), {"ExitCode": "_exit"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is not None:
             raise
         write_error("quorate: interrupted")
-        return 130
+        os._exit(130)  # a second Ctrl-C finds nothing to interrupt
 
     if argv is None:
         leave(execute(sys.argv[1:]))
