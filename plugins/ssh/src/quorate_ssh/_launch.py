@@ -197,7 +197,7 @@ class _Launch:
                     break
                 said_at = deadline
                 names = ", ".join(self._plan.hosts[index].name for index in silent)
-                note(f"waiting for {names} to answer; they are given up in {deadline - monotonic():.0f} s")
+                note(f"waiting for {names} to answer; the launch gives up in {deadline - monotonic():.0f} s")
                 continue
             problem = self._check(event)
             if problem and not self._is_dropped(event):
@@ -283,7 +283,7 @@ class _Launch:
             names.setdefault(str(hello.get("machine") or index), []).append(self._plan.hosts[index].name)
         for same in names.values():
             if len(same) > 1:
-                shown = " and ".join(same)
+                shown = " and ".join((", ".join(same[:-1]), same[-1]))
                 warn(
                     f"{shown} are one machine, whose devices their agents share; one agent runs all workers of its "
                     f"machine: write {same[0]}:N"
