@@ -6,47 +6,17 @@ The others are those of the schedulers' documentation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from attrs import field, frozen
+from cluster_places import ENVIRONMENTS, Place, find, found
 from hypothesis import given, strategies as st
 
 from quorate import UsageError
 from quorate.cli._cluster import find_cluster
-from quorate.clock import wall_seconds
 from quorate.clusters import ClusterJob
 from quorate.plugins import get_host
-from quorate_cluster import plugin
 from quorate_cluster._hosts import port_for
-
-ENVIRONMENTS = {each.name: each for each in plugin.quorate_register_environment()}
-
-
-@frozen
-class Place:
-    """A machine of a test."""
-
-    host: str = "n1"
-    files: Mapping[str, str] = field(factory=dict)
-    outputs: Mapping[tuple[str, ...], str] = field(factory=dict)
-
-    def read(self, path: str) -> str:
-        return self.files.get(path, "")
-
-    def output(self, *command: str) -> str:
-        return self.outputs.get(command, "")
-
-
-def find(name: str, environment: Mapping[str, str], place: Place | None = None) -> ClusterJob | None:
-    return ENVIRONMENTS[name].find(environment, place or Place())
-
-
-def found(name: str, environment: Mapping[str, str], place: Place | None = None) -> ClusterJob:
-    job = find(name, environment, place)
-    assert job is not None
-    return job
 
 
 def place_of(job: ClusterJob) -> tuple[Any, ...]:
@@ -161,17 +131,6 @@ def test_slurm_says_how_long_it_waits_before_it_kills_and_what_time_is_left() ->
     outputs[asked] = "INVALID TimeLimit\n"
     assert unknown() == 0.0
     assert job.seconds_left() == 0.0
-
-
-def test_where_squeue_cannot_be_run_a_variable_of_slurm_says_when_the_job_ends() -> None:
-    for end, least, most in ((1, 0.0, 0.0), (int(wall_seconds()) + 100, 60.0, 100.0)):
-        left = found("slurm", {**STEP, "SLURM_JOB_END_TIME": str(end)}).seconds_left
-        assert left is not None
-        assert least <= (left() or 0.0) <= most
-    asked = {("squeue", "--noheader", "--jobs=4711", "--format=%L %r"): "1:30 None\n"}  # it was given more time
-    job = found("slurm", {**STEP, "SLURM_JOB_END_TIME": "1"}, Place(outputs=asked))
-    assert job.seconds_left is not None
-    assert (job.seconds_left() or 0.0) > 60.0
 
 
 def test_gpus_of_a_node_are_its_workers() -> None:
@@ -364,27 +323,6 @@ def test_the_bare_contract() -> None:
     for changed in ({"RANK": "2"}, {"NNODES": "2", "NODE_RANK": "2"}):  # ranks that count from 1
         assert "ranks count from 0" in found("variables", {**environment, **changed}).problem
     assert found("variables", {**environment, "RANK": " 1\n"}).node_rank == 1
-
-
-@pytest.mark.parametrize(
-    ("changed", "host", "problem"),
-    [
-        ({"MASTER_ADDR": " head\n"}, "head", ""),
-        ({"MASTER_ADDR": "[fd00::1]"}, "fd00::1", ""),
-        ({"MASTER_ADDR": "fd00::1"}, "fd00::1", ""),
-        ({"MASTER_ADDR": "head:29500"}, "", "MASTER_ADDR=head:29500 is not a host"),
-        ({"MASTER_ADDR": "tcp://head"}, "", "MASTER_ADDR=tcp://head is not a host"),
-        ({"RANK": "-1"}, "head", "RANK=-1 is not the rank of one of 2 nodes"),
-        ({"RANK": "head-1"}, "head", "RANK=head-1 is not the rank"),
-    ],
-)
-def test_values_of_the_bare_contract_that_people_write(changed: dict[str, str], host: str, problem: str) -> None:
-    environment = {"MASTER_ADDR": "head", "MASTER_PORT": "29600", "RANK": "1", "WORLD_SIZE": "2", **changed}
-    job = found("variables", environment)
-    assert job.endpoint_host == host
-    assert job.problem.startswith(problem)
-    assert bool(job.problem) == bool(problem)
-    assert find("variables", {**environment, "RANK": ""}) is None  # left from elsewhere
 
 
 # --- Kubernetes -------------------------------------------------------------------------------------------------------
