@@ -291,6 +291,8 @@ def test_the_rank_is_a_setting_of_the_backend_and_a_hint_for_the_ranks() -> None
     assert made.rank_hint() == 1
     assert config(2, 2, rdzv_endpoint="h:1", rdzv_configs={"rank": "1"}).rank_hint() == 1
     assert config(2, 2, rdzv_endpoint="h:1").rank_hint() is None
+    with pytest.raises(UsageError, match="node_rank is 2, but the job has at most 2"):
+        config(2, 2, rdzv_endpoint="h:1", rdzv_configs={"rank": "2"}).rank_hint()
 
 
 def test_duplicate_filters_join_given_logs_specs_without_changing_them() -> None:

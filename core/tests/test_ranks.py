@@ -122,9 +122,15 @@ def test_a_rank_claimed_twice_names_both_claimants() -> None:
         order_nodes(nodes, [])
 
 
-def test_a_claimed_rank_beyond_the_world_is_refused() -> None:
-    with pytest.raises(UsageError, match="claims node rank 3, but the round has 1 node"):
-        order_nodes([NodeRecord("a", "d", 1, rank_hint=3)], [])
+def test_a_claimed_rank_beyond_a_smaller_world_leaves_no_gap() -> None:
+    """The job goes on without those that are lost, whichever ranks they had; all have their places once all are back."""
+    a, b, c, d = (NodeRecord(name, "d", 1, rank_hint=rank) for rank, name in enumerate("abcd"))
+    assert order_nodes([d, b, c], list("abcd")) == ["d", "b", "c"]
+    assert order_nodes([d, c], list("abcd")) == ["c", "d"]
+    assert order_nodes([d, NodeRecord("new", "d", 1)], []) == ["d", "new"]
+    assert order_nodes([d, c, b, a], list("dbc")) == list("abcd")
+    with pytest.raises(UsageError, match="node rank 3 is claimed twice"):
+        order_nodes([d, evolve(c, rank_hint=3)], [])
 
 
 def test_an_order_that_is_no_permutation_is_refused() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from quorate import PluginHost, RendezvousTimeoutError, hookimpl
 from quorate.agent import _protocol as agent
@@ -78,6 +79,21 @@ def test_every_node_knows_who_is_here_from_the_one_that_gathers() -> None:
         assert (last.nodes, last.missing, last.hosts) == (3, 1, hosts)
     late = world.add_node("d", bounds(4, 4), joins_at=world.now)
     assert world.run(world.now + 5.0, lambda: all(node.running is not None for node in [*nodes, late]))
+
+
+def test_every_node_that_waits_for_a_majority_says_so() -> None:
+    world, settings = World(3), evolve(bounds(1, 4), majority=True)
+    nodes = [world.add_node(name, settings) for name in "abcd"]
+    assert world.run(60.0, lambda: all(node.running is not None for node in nodes)), world.explain("no first round")
+    for node in nodes[2:]:
+        world.crash(node)
+    reports = Reports(*nodes, world=world)
+    late = world.add_node("e", settings, joins_at=world.now)
+    world.run(world.now + 60.0)
+    assert late.running is None
+    for name in "ab":
+        last = reports.of(name)[-1][1]
+        assert "majority=true" in last.reason, last
 
 
 def test_a_job_that_begins_at_once_reports_nothing_and_writes_no_note() -> None:

@@ -128,11 +128,7 @@ class LaunchConfig(WorkerSettings):
                 f"the minimum number of nodes ({self.min_nodes}) is above the maximum ({self.max_nodes}); "
                 "set --nnodes=MIN:MAX with MIN no larger than MAX"
             )
-        if self.node_rank is not None and self.node_rank >= self.max_nodes:
-            raise UsageError(
-                f"node_rank is {self.node_rank}, but the job has at most {self.max_nodes} node(s), whose ranks "
-                f"count from 0; set --nnodes to the number of nodes, or --node-rank below {self.max_nodes}"
-            )
+        self._check_rank(self.node_rank)
         self.timeouts()
         self.auth()
 
@@ -164,7 +160,16 @@ class LaunchConfig(WorkerSettings):
         """Return the group rank that this node asks for, ``None`` if any will do."""
         if self.node_rank is not None or "rank" not in self.rdzv_configs:
             return self.node_rank
-        return self.rendezvous_parameters().get_as_int("rank")
+        rank = self.rendezvous_parameters().get_as_int("rank")
+        self._check_rank(rank)
+        return rank
+
+    def _check_rank(self, rank: int | None) -> None:
+        if rank is not None and rank >= self.max_nodes:
+            raise UsageError(
+                f"node_rank is {rank}, but the job has at most {self.max_nodes} node(s), whose ranks "
+                f"count from 0; set --nnodes to the number of nodes, or --node-rank below {self.max_nodes}"
+            )
 
     def rendezvous_parameters(self) -> RendezvousParameters:
         """Return how to reach the others.

@@ -177,9 +177,10 @@ def quorate_decide_ranks(nodes: Sequence[NodeRecord], previous: Sequence[str]) -
 
     The core's default (called last):
 
-    1. a node with an explicit ``rank_hint`` gets that group rank;
+    1. a node with an explicit ``rank_hint`` gets that group rank, if it is below the number of nodes;
     2. a node keeps its group rank of the previous round, if the rank is free and below the new number of nodes;
-    3. the others get the free ranks: first nodes of the previous round, by old rank, then new nodes, by ticket.
+    3. the others get the free ranks: first nodes with another hint and nodes of the previous round, by that rank, then
+       new nodes, by ticket.
 
     Called: once per round, by the one node that seals it.
     Thread: the rendezvous thread; the implementation may block for a second, not longer.

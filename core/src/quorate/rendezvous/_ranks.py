@@ -21,31 +21,31 @@ def order_nodes(nodes: Sequence[NodeRecord], previous: Sequence[str]) -> list[st
         nodes: the round's members in the order in which they came.
         previous: the previous round's node ids by group rank; empty strings for members that are not known.
 
+    A claimed rank that a world of this size does not have (others were lost) counts as an old place.
+
     Raises:
-        UsageError: two nodes claim one rank, or a claimed rank does not exist in a world of this size.
+        UsageError: two nodes claim one rank.
     """
     size = len(nodes)
     places: list[str | None] = [None] * size
+    displaced: list[tuple[int, str]] = []
+    claims: dict[int, NodeRecord] = {}
     for node in nodes:
         hint = node.rank_hint
         if hint is None:
             continue
-        if not 0 <= hint < size:
-            raise UsageError(
-                f"node {_name(node)} claims node rank {hint}, but the round has {size} node(s); "
-                f"give --node-rank values 0 to {size - 1}"
-            )
-        taken = places[hint]
-        if taken is not None:
-            other = next(n for n in nodes if n.node_id == taken)
+        other = claims.setdefault(hint, node)
+        if other is not node:
             raise UsageError(
                 f"node rank {hint} is claimed twice: by {_name(other)} and by {_name(node)}; "
                 "give each node its own --node-rank"
             )
-        places[hint] = node.node_id
+        if 0 <= hint < size:
+            places[hint] = node.node_id
+        else:
+            displaced.append((hint, node.node_id))
     old_rank = {node_id: rank for rank, node_id in enumerate(previous) if node_id}
     free = [node for node in nodes if node.rank_hint is None]
-    displaced: list[tuple[int, str]] = []
     newcomers: list[str] = []
     for node in free:
         rank = old_rank.get(node.node_id)

@@ -133,7 +133,10 @@ def _sentence(state: State, waited: float, left: float | None, hosts: Sequence[s
         return f"waiting {since}: {minority}{ends}"
     names = ", ".join(hosts) + (" and more" if len(hosts) < count and len(hosts) == _MOST_HOSTS else "")
     if not missing:
-        return f"waiting {since} to begin round {state.round_number} with {count} node(s), {names}{ends}"
+        # Only the sealer knows how many of them were there before.
+        is_not_first = state.settings.majority and state.round_number > 0
+        needed = "; majority=true needs more than half of the last round's nodes" if is_not_first else ""
+        return f"waiting {since} to begin round {state.round_number} with {count} node(s), {names}{needed}{ends}"
     return (
         f"waiting for nodes {since}: {count} of {state.settings.min_nodes} are here ({names}), {missing} missing{ends}"
     )
