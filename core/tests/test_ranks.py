@@ -123,7 +123,7 @@ def test_a_rank_claimed_twice_names_both_claimants() -> None:
 
 
 def test_a_claimed_rank_beyond_a_smaller_world_leaves_no_gap() -> None:
-    """The job goes on without those that are lost, whichever ranks they had; all have their places once all are back."""
+    """The job goes on without those that are lost; all have their places once all are back."""
     a, b, c, d = (NodeRecord(name, "d", 1, rank_hint=rank) for rank, name in enumerate("abcd"))
     assert order_nodes([d, b, c], list("abcd")) == ["d", "b", "c"]
     assert order_nodes([d, c], list("abcd")) == ["c", "d"]

@@ -61,6 +61,9 @@ _ODDITIES = """
 import asyncio, os, resource, signal, sys, time
 from quorate_live import worlds
 
+def say(*words):
+    os.write(1, (" ".join(map(str, ("rank", *words))) + "\\n").encode())  # in one piece: all write to one pipe
+
 def use_up_descriptors():
     begin()
     used = []
@@ -111,7 +114,7 @@ def train(number):
                     return  # out of the loop, although the round is over
         if world is first and number == 2:
             assert sys.modules["slow_to_import"].finished
-    print("rank", number, "ends as", os.getpid(), "and its first world commits", first.commit(), flush=True)
+    say(number, "ends as", os.getpid(), "and its first world commits", first.commit())
 
 async def train_in_a_coroutine():
     beside = asyncio.create_task(asyncio.sleep(3600))
@@ -122,10 +125,10 @@ async def train_in_a_coroutine():
                 await asyncio.sleep(3600)
             await asyncio.sleep(0)
     assert not beside.done()
-    print("rank 5 ends as", os.getpid(), "and its first world commits False", flush=True)
+    say(5, "ends as", os.getpid(), "and its first world commits False")
 
 number = int(os.environ["RANK"])
-print("rank", number, "begins as", os.getpid(), flush=True)
+say(number, "begins as", os.getpid())
 try:
     train(number) if number != 5 else asyncio.run(train_in_a_coroutine())
 except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -48,12 +49,16 @@ class Cluster:
         self.endpoint, self.run_id = endpoint, run_id
         self.settings = settings
         self.stores: dict[int, HostedEtcdStore] = {}
+        #: What opening a store was told to wait for.
+        self.told: list[str] = []
 
     def open(self, index: int | None, **settings: Any) -> HostedEtcdStore:
         more = {**self.settings, **settings}
         if index is not None:
             more["rank"] = index
-        return open_store(RendezvousParameters("etcd-hosted", self.endpoint, self.run_id, 1, 8, **more))
+        parameters = RendezvousParameters("etcd-hosted", self.endpoint, self.run_id, 1, 8, **more)
+        parameters.on_waiting = self.told.append
+        return open_store(parameters)
 
     def open_all(self) -> list[HostedEtcdStore]:
         threads = [InThread(self.open, index) for index in range(3)]
@@ -212,9 +217,14 @@ def test_who_finds_all_names_taken_is_a_client(cluster: Cluster) -> None:
         cluster.open(0, is_host="true")
 
 
-def test_without_most_members_the_message_says_what_is_missing(cluster: Cluster) -> None:
+def test_without_most_members_the_message_says_what_is_missing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quorate_rendezvous_etcd._hosted.store._FIRST_WORD_SECONDS", 0.1)
     with pytest.raises(StoreUnavailableError, match=r"was not there within 1 s: the member at .* is forming.*most of"):
         cluster.open(0, connect_timeout=1)
+    others = r"127\.0\.0\.2:[0-9]+: .*refused.*127\.0\.0\.3:[0-9]+: .*refused"
+    assert re.match(f"the job's etcd is not there yet: the member at .* is forming.*{others}", cluster.told[0])
     # What it has voted for is kept for the next attempt, which joins in.
     threads = [InThread(cluster.open, index) for index in (0, 1)]
     for index, thread in enumerate(threads):
