@@ -127,3 +127,5 @@ TARGETS: Mapping[str, Target] = {
     ),
     "records of detached agents": Target(_read_records, (json.dumps(_RECORD).encode(), b"[" * 600, b'{"job":".."}')),
 }
+
+ELSEWHERE: Mapping[str, str] = {"quorate_ssh/remote:_machine": "the kernel's own name of this boot"}
