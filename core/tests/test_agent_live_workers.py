@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from attrs import evolve
 from core.tests.agent_script import ASSIGNMENT, FAILURE, HUNG, Script, ended, exited, outcome_of
+from core.tests.idle_context import IdleContext
 
 from quorate.agent import _protocol as p
 from quorate.agent._guarded_context import GuardedContext
@@ -119,32 +120,21 @@ def test_workers_that_no_round_can_follow_are_stopped_at_once(event: p.Input) ->
 # --- what the contexts report while a round begins -------------------------------------------------------------------
 
 
-class Released:
-    """A start method's context whose workers were released; one that has ended is reported a moment later."""
+class Released(IdleContext):
+    """Its workers were released; one that has ended is reported a moment later."""
 
     def __init__(self, *pids: int) -> None:
+        super().__init__()
         self.workers = dict(enumerate(pids))
         self.waiting = list(self.workers)
         self.exits: list[WorkerExited] = []
-        self.is_closed = False
-
-    def fileno(self) -> int:
-        return 0
-
-    def wake_at(self) -> float | None:
-        return None
 
     def advance(self, now: float) -> list[WorkerExited]:
         exits, self.exits = self.exits, []
         return exits
 
-    def is_gone(self) -> bool:
-        return self.is_closed
-
     def pids(self) -> dict[int, int]:
         return self.workers
-
-    def stop(self, signal_number: int, grace_seconds: float, now: float) -> None: ...
 
     def release(self, number: int, grace: float, seconds: float, given_up: object, now: float) -> None: ...
 
@@ -152,9 +142,6 @@ class Released:
         return self.waiting
 
     def assign(self, launch: WorkerLaunch) -> None: ...
-
-    def close(self) -> None:
-        self.is_closed = True
 
 
 def test_a_worker_that_ends_just_before_its_next_round_is_replaced_and_not_taken_for_its_replacement() -> None:

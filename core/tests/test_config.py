@@ -52,7 +52,7 @@ class TorchStd(enum.IntFlag):
 
 
 def test_torchs_own_stream_numbers_are_taken() -> None:
-    specs = DefaultLogsSpecs(redirects=TorchStd.ALL, tee={0: TorchStd.OUT | TorchStd.ERR, 1: TorchStd.OUT})  # type: ignore[arg-type, dict-item]
+    specs = DefaultLogsSpecs(redirects=TorchStd.ALL, tee={0: TorchStd.OUT | TorchStd.ERR, 1: TorchStd.OUT})  # type: ignore[arg-type, dict-item] # not ours
     assert specs._redirects is Std.ALL
     assert specs._tee == {0: Std.ALL, 1: Std.OUT}
 

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 from attrs import evolve
+from core.tests.idle_context import IdleContext
 
 from quorate.agent import _protocol as agent
 from quorate.agent._guarded_context import GuardedContext
@@ -225,45 +226,18 @@ def test_workers_that_end_while_they_are_frozen_count() -> None:
     assert isinstance(commands[0], agent.Diagnose)
 
 
-class Unstoppable:
-    """The context of a start method that cannot suspend workers."""
-
-    def __init__(self) -> None:
-        self.is_closed = False
-
-    def fileno(self) -> int:
-        return 0
-
-    def wake_at(self) -> float | None:
-        return None
-
-    def advance(self, now: float) -> list[WorkerExited]:
-        return []
-
-    def is_gone(self) -> bool:
-        return self.is_closed
-
-    def pids(self) -> dict[int, int]:
-        return {}
-
-    def stop(self, signal_number: int, grace_seconds: float, now: float) -> None: ...
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
 def test_workers_that_start_while_all_are_frozen_do_not_run() -> None:
     """They may have been held back until their start method was ready."""
     processes = Processes(lambda descriptor: None, lambda descriptor: None, lambda sentence: None)
     assert processes.freeze() == "", "none is there yet"
-    context = Unstoppable()
+    context = IdleContext()
     with pytest.raises(PluginError, match="cannot be frozen"):
         processes.add(GuardedContext("own", context))
     processes.begin()  # as the runner does where a start fails
     assert context.is_closed
 
 
-class Stoppable(Unstoppable):
+class Stoppable(IdleContext):
     def __init__(self) -> None:
         super().__init__()
         self.is_suspended = False

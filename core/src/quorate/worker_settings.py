@@ -60,7 +60,7 @@ def not_empty(record: Any, attribute: Attribute[Any], value: Any) -> None:
 
 
 def text(record: Any, attribute: Attribute[Any], value: Any) -> None:
-    """Refuse what no worker could be given; ``None`` is no text, and is taken."""
+    """Refuse a value that cannot be passed to a worker; ``None`` (not set) is accepted."""
     if value is not None and not is_passable(value):
         raise UsageError(
             f"{attribute.name} is {value!r:.80}; it must be a text without a NUL or half a character "

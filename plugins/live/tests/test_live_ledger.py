@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from quorate_live import World, WorldEnded  # noqa: E402 - torch is there
-from quorate_live._share import Ledger, _Packer, _Unpacker, reload  # noqa: E402
+from quorate_live._share import Ledger, _Packer, _Unpacker, reload  # noqa: E402 - torch is there
 
 pytestmark = [
     pytest.mark.slow,  # torch is imported

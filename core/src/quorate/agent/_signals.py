@@ -59,7 +59,7 @@ class SignalCatcher:
 
     Where handlers cannot be installed (not the main thread) it does nothing; ``is_installed`` is then false.  A signal
     that was ignored when this process began (SIGHUP under nohup, SIGINT behind ``&``) stays ignored.  SIGCHLD does not:
-    a program that ignores it has the kernel reap its children, and nobody learns how they ended.
+    where it is ignored, the kernel discards the exit codes of children.
 
     Arguments:
         stopping: names of the signals that stop the job.

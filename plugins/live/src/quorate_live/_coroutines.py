@@ -1,8 +1,8 @@
 """Takes a coroutine out of the world that it has entered.
 
-While a coroutine waits, its frames are not on the main thread's stack: what is raised there ends asyncio's loop, and
-the coroutine only learns that it is cancelled.  So it is cancelled at once, which its ``with world`` takes for what it
-is.
+While a coroutine waits, its frames are not on the main thread's stack.  An exception that is raised there ends
+asyncio's loop, and the coroutine only learns that it is cancelled.  So the coroutine's task is cancelled instead, and
+the end of its ``with world`` recognises this cancellation as the interruption.
 
 What does not live here: when a world may be left (:mod:`._world`).
 """

@@ -87,7 +87,7 @@ class Plan:
         address = str(hello.get("address") or "")
         defaults = {"nnodes": _range(self.min_nodes, self.max_nodes), "rdzv-id": self.job}
         if self.max_nodes > 1:
-            if not self.is_elastic:  # a node of a smaller round could not have its rank
+            if not self.is_elastic:  # there, ranks follow from which hosts are left
                 defaults["node-rank"] = str(index)
             if is_literal(address):
                 defaults["local-addr"] = address
