@@ -41,6 +41,7 @@ from ._group import start_group
 from ._setup import Setup
 from ._streams import Output
 from ._task import Task
+from ._torch_import import PROLOGUE
 from ._workers import ChildProcess, Process
 
 __all__ = ["FunctionStarter", "prepare_call", "unpicklable"]
@@ -175,6 +176,8 @@ class _Spawn(popen_spawn_posix.Popen):
         try:
             tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_fd", None)
             argv = spawn.get_command_line(tracker_fd=tracker, pipe_handle=read_end)
+            if "-c" in argv:
+                argv[argv.index("-c") + 1] = PROLOGUE + argv[argv.index("-c") + 1]
             argv = [*wrapper_for(argv[0]), *argv]
             keep = [read_end, *self._fds, *([] if tracker is None else [tracker])]
             pid = spawn_program(argv[0], argv, self._environment, self._output, leaking_descriptors(), keep)

@@ -17,6 +17,7 @@ from ._handle import Handle
 from ._memory_file import memory_file, read_all
 from ._results import LARGEST_RESULT_BYTES, Delivery
 from ._stack_signal import answer
+from ._torch_import import rest_collector_at_import
 
 __all__ = ["Task"]
 
@@ -62,6 +63,7 @@ class Task:
         if self._error_file:
             os.environ.setdefault("TORCHELASTIC_ERROR_FILE", self._error_file)
         answer()
+        rest_collector_at_import()  # in a child of the fork server; a spawned worker has done it
         try:
             delivery = Delivery(self._address)
             function, arguments = self._unpack()
