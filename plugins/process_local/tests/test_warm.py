@@ -82,6 +82,23 @@ def test_what_an_import_sets_in_the_environment_is_there_unless_the_worker_has_i
     assert out.read_text() == "given mine import import False\n"
 
 
+@pytest.mark.parametrize("choice", ["", "gc.set_threshold(5, 6, 7)", "gc.disable()"])
+def test_the_collector_is_as_the_imports_left_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    """During the imports it collects seldom, of which nothing may be left."""
+    state = "gc.isenabled(), gc.get_threshold()[:2]"
+    write_module(tmp_path, monkeypatch, "choosing", f"import gc\nduring = gc.get_threshold()[0]\n{choice}")
+    expected = subprocess.check_output([sys.executable, "-c", f"import gc; {choice}\nprint({state})"], text=True)
+    starter = make("choosing")
+    out = tmp_path / "out"
+    code = f"import choosing, gc; print({state})\nprint(choosing.during > 10 * max(gc.get_threshold()[0], 2_000))"
+    worker = python(code, stdout=str(out), environment={})
+    starter.prepare(worker.entrypoint, worker.args, dict(os.environ))
+    assert run(starter, [worker])[0].exit_code == 0
+    assert out.read_text() == expected + "True\n"
+
+
 def test_arguments_environment_and_output_are_each_workers_own(make: Make, tmp_path: Path) -> None:
     """The template was started with the macro in its arguments; what a worker gets is what it was launched with."""
     starter = make()
