@@ -101,3 +101,28 @@ def test_an_agent_warns_once_even_if_the_world_changes(tmp_path: Path) -> None:
         assignment = assignment_of(0, workers=2, nodes=nodes)
         check.look(assignment, launches_of(settings, assignment))
     assert [text.rpartition(", but ")[2] for text in warnings] == ["its workers have ranks 0 to 1"]
+
+
+@pytest.mark.parametrize("flag", ["tee", "redirects"])
+@pytest.mark.parametrize(
+    ("choice", "named"),
+    [
+        ({7: Std.ALL}, "7"),
+        ({9: Std.OUT, 2: Std.ERR, 0: Std.NONE}, "2, 9"),
+        ({1: Std.OUT, 7: Std.OUT}, ""),
+        ({7: Std.NONE}, ""),
+        ({}, ""),
+        (Std.ALL, ""),
+    ],
+)
+def test_an_agent_says_when_streams_are_chosen_of_no_worker(
+    tmp_path: Path, flag: str, choice: Std | dict[int, Std], named: str
+) -> None:
+    """A node with more workers than another may have all of them chosen, so one that is there is enough."""
+    said: list[str] = []
+    settings, assignment = settings_of(tmp_path, None, None, 2, **{flag: choice}), assignment_of(0, 2, 1)
+    check = ConsoleCheck(settings, said.append)
+    for _ in range(2):
+        check.look(assignment, launches_of(settings, assignment))
+    expected = f"--{flag} names no worker of this node ({named}): its workers have local ranks 0 to 1"
+    assert said == ([expected] if named else [])

@@ -73,6 +73,16 @@ def choice_for(choice: StdChoice, local_rank: int) -> Std:
     return choice.get(local_rank, Std.NONE)
 
 
+def ranks_named_by(specs: LogsSpecs) -> dict[str, frozenset[int]]:
+    """Return, by flag, the local ranks for which it chooses a stream, where it chooses by local rank."""
+    choices = {"--redirects": specs._redirects, "--tee": specs._tee}
+    return {
+        flag: frozenset(local_rank for local_rank, streams in choice.items() if streams)
+        for flag, choice in choices.items()
+        if not isinstance(choice, Std)
+    }
+
+
 def _checked_choice(name: str, choice: Any) -> StdChoice:
     try:
         if isinstance(choice, Mapping):

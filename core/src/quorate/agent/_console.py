@@ -1,4 +1,4 @@
-"""Says why the console shows no output where the flags that choose ranks hide every worker.
+"""Says why the console shows no output where the flags that choose ranks hide every worker, or choose none.
 
 What does not live here: which workers are shown (``_environment``), and where their output goes
 (:mod:`quorate.logs_specs`).
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import final
 
+from ..logs_specs import ranks_named_by
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import RunSettings
 
@@ -34,8 +35,13 @@ class ConsoleCheck:
         """Look at the workers that are about to start."""
         if self._has_warned:
             return
-        local_ranks, console_ranks = self._settings.logs_specs.local_ranks_filter, self._settings.spec.console_ranks
-        why = why_nothing_is_shown(assignment, launches, local_ranks, console_ranks)
+        for flag, local_ranks in ranks_named_by(self._settings.logs_specs).items():
+            if local_ranks and min(local_ranks) >= assignment.local_world_size:
+                self._has_warned = True
+                names = f"{flag} names no worker of this node ({', '.join(map(str, sorted(local_ranks)))})"
+                self._warn(f"{names}: {_have('local rank', assignment.local_world_size)}")
+        shown, console_ranks = self._settings.logs_specs.local_ranks_filter, self._settings.spec.console_ranks
+        why = why_nothing_is_shown(assignment, launches, shown, console_ranks)
         if why:
             self._has_warned = True
             self._warn(why)
