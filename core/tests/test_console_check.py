@@ -20,7 +20,7 @@ Ranks = Collection[int] | None
 
 def assignment_of(group_rank: int, workers: int, nodes: int) -> Assignment:
     first, world = group_rank * workers, nodes * workers
-    return Assignment(0, "node", "role", nodes, group_rank, workers, first, world, first, world, "127.0.0.1", 1)
+    return Assignment(0, "node", "role", workers, group_rank, nodes, first, world, first, world, "127.0.0.1", 1)
 
 
 def settings_of(folder: Path, local_ranks: Ranks, console_ranks: Ranks, workers: int, **logs: Any) -> RunSettings:
