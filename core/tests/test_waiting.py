@@ -24,6 +24,7 @@ from quorate.rendezvous import (
     _waiting as waiting_module,
 )
 from quorate.rendezvous._protocol import Output, Settings, StandingBy, Waiting
+from quorate.rendezvous._reporting import Reporting
 from quorate.testing._simulation import SimulatedNode, World
 from quorate.timeouts import Timeouts
 
@@ -216,6 +217,31 @@ def test_a_report_names_the_endpoint_and_reaches_the_agent(monkeypatch: pytest.M
     handler.shutdown()
     assert seen[0].report.endpoint == "localhost:1"
     assert "on every machine localhost is that machine itself" in seen[0].report.reason
+
+
+@pytest.mark.parametrize(
+    ("nodes", "problem", "has_store", "is_hinted"),
+    [
+        (0, "no answer", False, True),
+        (0, "no answer", True, False),
+        (1, "", True, True),
+        (2, "", True, False),
+    ],
+    ids=["it never answered", "it answered before", "nobody came", "another came"],
+)
+def test_an_endpoint_is_doubted_until_it_has_proved_right(
+    nodes: int, problem: str, has_store: bool, is_hinted: bool
+) -> None:
+    delivered, came = list[RendezvousWaiting](), threading.Event()
+
+    def deliver(report: RendezvousWaiting) -> None:
+        delivered.append(report)
+        came.set()
+
+    reporting = Reporting("127.0.0.1:1", True, lambda _: True, deliver, pytest.fail)
+    reporting.complete(RendezvousWaiting(0, 3.0, 9.0, nodes, 1, (), problem=problem, reason="waiting"), has_store)
+    assert came.wait(DEADLINE)
+    assert ("is that machine itself" in delivered[0].reason) is is_hinted
 
 
 def test_a_store_that_is_still_being_opened_at_the_end_of_the_wait_is_named() -> None:

@@ -90,7 +90,9 @@ class Reporting:
             if tried:
                 parts.append(tried)
                 problem = problem or tried
-        hint = local_endpoint_hint(self._endpoint) if self._spans_hosts else ""
-        if hint and report.nodes < 2:
+        # A store that has answered and no longer does was the right one.
+        may_be_wrong = self._spans_hosts and report.nodes < 2 and not (has_store and report.problem)
+        hint = local_endpoint_hint(self._endpoint) if may_be_wrong else ""
+        if hint:
             parts.append(hint)
         return evolve(report, endpoint=self._endpoint, problem=problem, reason="; ".join(parts))
