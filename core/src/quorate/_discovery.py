@@ -1,8 +1,8 @@
 """Finds the entry points of group ``quorate`` by looking at the installed distributions' own files.
 
 A scan with ``importlib.metadata`` parses every distribution's metadata (tens of milliseconds before the first worker
-can start).  This one opens only the ``entry_points.txt`` files and reads one group.  What does not live here: importing
-and checking what was found (:mod:`quorate.plugins`).
+can start).  This one opens only the ``entry_points.txt`` files and reads one group.  What does not live here: checking
+what was found (:mod:`quorate.plugins`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import final
+from importlib import import_module
+from typing import Any, final
 
 from attrs import frozen
 
@@ -26,12 +27,26 @@ COMMANDS_GROUP = "quorate.commands"
 @final
 @frozen
 class FoundPlugin:
-    """An entry point: its name, its ``module:attribute``, and the distribution that declares it."""
+    """An entry point: its name, its ``module:attribute``, and the distribution that declares it.
+
+    ``str()`` names distribution, version and entry point, for messages.
+    """
 
     name: str
     target: str
     distribution: str
     version: str
+
+    def load(self) -> Any:
+        """Import the module and return the attribute; raises whatever that raises."""
+        module, _, attribute = self.target.partition(":")
+        value: Any = import_module(module)
+        for part in attribute.split(".") if attribute else ():
+            value = getattr(value, part)
+        return value
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version} ({self.name})" if self.distribution else self.name
 
 
 def find_plugins(paths: Sequence[str] | None = None, group: str = GROUP) -> list[FoundPlugin]:

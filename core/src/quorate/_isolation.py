@@ -8,14 +8,24 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 from .errors import PluginError, QuorateError, remedy_for
 from .notices import warn
 from .text import printable
 
-__all__ = ["call_here", "call_plugin", "checked_answer", "described", "problem_of", "raise_if_interrupted", "shown"]
+__all__ = [
+    "call_here",
+    "call_plugin",
+    "checked_answer",
+    "described",
+    "is_bool",
+    "list_of",
+    "problem_of",
+    "raise_if_interrupted",
+    "shown",
+]
 
 _T = TypeVar("_T")
 _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
@@ -52,21 +62,36 @@ def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
 
 
 def checked_answer(
-    what: str, is_good: Callable[[Any], bool], wanted: str, function: Callable[..., Any], *arguments: Any
-) -> Any:
+    what: str, is_good: Callable[[Any], TypeGuard[_T]], wanted: str, function: Callable[..., Any], *arguments: Any
+) -> _T:
     """As :func:`call_plugin`, for an answer that has to be ``wanted``; all methods of an answer may raise anything.
 
     Raises:
         PluginError: also where the answer is not good; the message begins with ``what``.
     """
 
-    def ask() -> Any:
+    def ask() -> _T:
         answer = function(*arguments)
         if not is_good(answer):
             raise PluginError(f"{what} answered {shown(answer)}, which is not {wanted}")
         return answer
 
     return call_plugin(what, ask)
+
+
+def is_bool(answer: Any) -> TypeGuard[bool]:
+    """Return whether a plugin has answered yes or no; for :func:`checked_answer`."""
+    return isinstance(answer, bool)
+
+
+def list_of(kind: type[_T]) -> Callable[[Any], TypeGuard[Sequence[_T]]]:
+    """Return what tells whether an answer is a sequence of ``kind``; for :func:`checked_answer`."""
+
+    def is_good(answer: Any) -> TypeGuard[Sequence[_T]]:
+        is_sequence = isinstance(answer, Sequence) and not isinstance(answer, (str, bytes))
+        return is_sequence and all(isinstance(item, kind) for item in answer)
+
+    return is_good
 
 
 def described(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeGuard
+
 from ._isolation import call_plugin, checked_answer
 from .catalogue import PluginKind
 from .cut_off import CUT_OFF_SETTINGS
@@ -36,17 +38,15 @@ def get_rendezvous_handler(parameters: RendezvousParameters, host: PluginHost | 
         call_plugin(f"rendezvous backend {backend.name!r}", backend.check, parameters)
     _check_protection(parameters, backend)
     if backend.open_handler is not None:
-        handler: RendezvousHandler = checked_answer(
-            f"rendezvous backend {backend.name!r}",
-            lambda answer: isinstance(answer, RendezvousHandler),
-            "a RendezvousHandler",
-            backend.open_handler,
-            parameters,
-        )
-        return handler
+        what = f"rendezvous backend {backend.name!r}"
+        return checked_answer(what, _is_handler, "a RendezvousHandler", backend.open_handler, parameters)
     from .rendezvous import StoreRendezvousHandler  # keeps the protocol off the path of jobs without a store
 
     return StoreRendezvousHandler(parameters, backend, host)
+
+
+def _is_handler(answer: Any) -> TypeGuard[RendezvousHandler]:
+    return isinstance(answer, RendezvousHandler)
 
 
 #: Settings that the core or several backends read, besides the timeouts.

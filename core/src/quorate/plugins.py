@@ -11,7 +11,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from itertools import islice
 from typing import Any, TypeVar, final
 
@@ -128,7 +127,7 @@ class PluginHost:
     def _load(self, found: FoundPlugin, value: Any) -> None:
         name = _name_of(found)
         try:
-            plugin = call_here(_import_target, found.target) if value is None else value
+            plugin = call_here(found.load) if value is None else value
         except BaseException as error:
             raise_if_interrupted(error)
             self._note_broken(found, error, f"plugin {name} could not be loaded: {described(error)}")
@@ -228,18 +227,17 @@ class PluginHost:
         for broken in self.broken:
             if broken.found.distribution == package or name == broken.found.name:
                 raise PluginError(
-                    f"{kind} {name!r} belongs to {_describe(broken.found)}, which could not be loaded: "
-                    f"{described(broken.error)}"
+                    f"{kind} {name!r} belongs to {broken.found}, which could not be loaded: {described(broken.error)}"
                 ) from broken.error
         remedy = f"Install it with: pip install {package}" if package else "Run 'quorate plugins' to see all plugins"
         for found in self._left_out:
             if found.distribution == package:
-                remedy = f"QUORATE_DISABLE_PLUGINS leaves out {_describe(found)}, which offers it; remove it from there"
+                remedy = f"QUORATE_DISABLE_PLUGINS leaves out {found}, which offers it; remove it from there"
         raise UnknownBackendError(kind.value, name, sorted(offers), remedy)
 
     def owner_of(self, kind: PluginKind, name: str) -> str:
         """Return what offers ``name``, for messages: distribution, version and plugin."""
-        return _describe(self._offers(kind)[name].owner.found)
+        return str(self._offers(kind)[name].owner.found)
 
     # --- decide ---------------------------------------------------------------------------------------------------
 
@@ -374,7 +372,7 @@ def _wants_an_instance(plugin: type, name: str) -> bool:
 
 def _duplicate(kind: PluginKind, name: str, first: FoundPlugin, second: FoundPlugin) -> DuplicatePluginError:
     return DuplicatePluginError(
-        f"{kind} {name!r} is offered twice: by {_describe(first)} and by {_describe(second)}. "
+        f"{kind} {name!r} is offered twice: by {first} and by {second}. "
         f"Uninstall one, or set QUORATE_DISABLE_PLUGINS={second.name}"
     )
 
@@ -402,18 +400,6 @@ def _usual_packages(kind: str) -> dict[str, str]:
 
 def _name_of(found: FoundPlugin) -> str:
     return f"{found.name} ({found.distribution})" if found.distribution else found.name
-
-
-def _describe(found: FoundPlugin) -> str:
-    return f"{found.distribution} {found.version} ({found.name})" if found.distribution else found.name
-
-
-def _import_target(target: str) -> Any:
-    module_name, _, attribute = target.partition(":")
-    value: Any = import_module(module_name)
-    for part in attribute.split(".") if attribute else ():
-        value = getattr(value, part)
-    return value
 
 
 _host: PluginHost | None = None

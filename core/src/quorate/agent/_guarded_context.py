@@ -6,9 +6,9 @@ What does not live here: the interface (:mod:`quorate.starter`), and what the ag
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeGuard, TypeVar, final
 
-from .._isolation import checked_answer
+from .._isolation import call_plugin, checked_answer, is_bool, list_of
 from ..records import WorkerExited, WorkerLaunch
 from ..starter import (
     DeliversResults,
@@ -21,6 +21,8 @@ from ..starter import (
 )
 
 __all__ = ["GuardedContext"]
+
+_T = TypeVar("_T")
 
 
 @final
@@ -44,107 +46,86 @@ class GuardedContext:
         self._forwards, self.can_suspend = isinstance(context, ForwardsSignals), isinstance(context, SuspendsWorkers)
 
     def fileno(self) -> int:
-        answer: int = self._ask("fileno", _is_whole)
-        return answer
+        return self._ask("fileno", _is_whole)
 
     def wake_at(self) -> float | None:
-        answer: float | None = self._ask("wake_at", _is_time)
-        return answer
+        return self._ask("wake_at", _is_time)
 
     def advance(self, now: float) -> Sequence[WorkerExited]:
-        answer: Sequence[WorkerExited] = self._ask("advance", _list_of(WorkerExited), now)
-        return answer
+        return self._ask("advance", list_of(WorkerExited), now)
 
     def is_gone(self) -> bool:
-        answer: bool = self._ask("is_gone", lambda answer: isinstance(answer, bool))
-        return answer
+        return self._ask("is_gone", is_bool)
 
     def pids(self) -> Mapping[int, int]:
-        answer: Mapping[int, int] = self._ask("pids", _are_pids)
-        return answer
+        return self._ask("pids", _are_pids)
 
     def stop(self, signal_number: int, grace_seconds: float, now: float) -> None:
-        self._ask("stop", _is_anything, signal_number, grace_seconds, now)
+        self._call("stop", signal_number, grace_seconds, now)
 
     def close(self) -> None:
-        self._ask("close", _is_anything)
+        self._call("close")
 
     def delivered(self) -> Sequence[int]:
-        answer: Sequence[int] = self._ask("delivered", _list_of(int)) if self._delivers else ()
-        return answer
+        return self._ask("delivered", list_of(int)) if self._delivers else ()
 
     def left_behind(self) -> Sequence[str]:
-        answer: Sequence[str] = self._ask("left_behind", _list_of(str)) if self._leaves_behind else ()
-        return answer
+        return self._ask("left_behind", list_of(str)) if self._leaves_behind else ()
 
     def release(
         self, signal_number: int, grace_seconds: float, release_seconds: float, given_up: Collection[int], now: float
     ) -> None:
         if self.can_release:
-            self._ask("release", _is_anything, signal_number, grace_seconds, release_seconds, given_up, now)
+            self._call("release", signal_number, grace_seconds, release_seconds, given_up, now)
         else:
             self.stop(signal_number, grace_seconds, now)
 
     def released(self) -> Sequence[int] | None:
-        answer: Sequence[int] | None = self._ask("released", _are_ranks_or_none) if self.can_release else None
-        return answer
+        return self._ask("released", _are_ranks_or_none) if self.can_release else None
 
     def assign(self, launch: WorkerLaunch) -> None:
         if self.can_release:
-            self._ask("assign", _is_anything, launch)
+            self._call("assign", launch)
 
     def forward(self, signal_number: int) -> Sequence[int]:
-        answer: Sequence[int] = self._ask("forward", _list_of(int), signal_number) if self._forwards else ()
-        return answer
+        return self._ask("forward", list_of(int), signal_number) if self._forwards else ()
 
     def suspend(self) -> None:
         if self.can_suspend:
-            self._ask("suspend", _is_anything)
+            self._call("suspend")
 
     def resume(self) -> None:
         if self.can_suspend:
-            self._ask("resume", _is_anything)
+            self._call("resume")
 
     def dump_stacks(self, hung_local_rank: int, timeout: float) -> Sequence[str]:
-        answer: Sequence[str] = self._ask("dump_stacks", _list_of(str), hung_local_rank, timeout)
-        return answer
+        return self._ask("dump_stacks", list_of(str), hung_local_rank, timeout)
 
-    def _ask(self, method: str, is_good: Callable[[Any], bool], *arguments: Any) -> Any:
-        return checked_answer(
-            f"{self._name}: {method}()",
-            is_good,
-            "of the right type",
-            lambda: getattr(self._context, method)(*arguments),
-        )
+    def _ask(self, method: str, is_good: Callable[[Any], TypeGuard[_T]], *arguments: Any) -> _T:
+        def ask() -> Any:
+            return getattr(self._context, method)(*arguments)
+
+        return checked_answer(f"{self._name}: {method}()", is_good, "of the right type", ask)
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        call_plugin(f"{self._name}: {method}()", lambda: getattr(self._context, method)(*arguments))
 
 
-def _is_context(answer: Any) -> bool:
+def _is_context(answer: Any) -> TypeGuard[ProcessContext]:
     return isinstance(answer, ProcessContext)
 
 
-def _is_anything(answer: Any) -> bool:
-    return True
-
-
-def _is_whole(answer: Any) -> bool:
+def _is_whole(answer: Any) -> TypeGuard[int]:
     return type(answer) is int
 
 
-def _is_time(answer: Any) -> bool:
+def _is_time(answer: Any) -> TypeGuard[float | None]:
     return answer is None or type(answer) in (int, float)
 
 
-def _are_pids(answer: Any) -> bool:
+def _are_pids(answer: Any) -> TypeGuard[Mapping[int, int]]:
     return isinstance(answer, Mapping) and all(map(_is_whole, (*answer, *answer.values())))
 
 
-def _list_of(kind: type) -> Callable[[Any], bool]:
-    def is_good(answer: Any) -> bool:
-        is_list = isinstance(answer, Sequence) and not isinstance(answer, (str, bytes))
-        return is_list and all(isinstance(item, kind) for item in answer)
-
-    return is_good
-
-
-def _are_ranks_or_none(answer: Any) -> bool:
-    return answer is None or _list_of(int)(answer)
+def _are_ranks_or_none(answer: Any) -> TypeGuard[Sequence[int] | None]:
+    return answer is None or list_of(int)(answer)

@@ -7,13 +7,13 @@ What does not live here: the interface (:mod:`quorate.rendezvous`), and what the
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, TypeGuard, TypeVar, final
 
 from attrs import fields
 
 from .._bounded import LARGEST_COUNTER, LONGEST_DELAY_SECONDS, MOST_NODES
 from .._decisions import is_passable
-from .._isolation import checked_answer
+from .._isolation import call_plugin, checked_answer, is_bool
 from ..cut_off import WhenCutOff
 from ..errors import QuorateError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
@@ -22,6 +22,7 @@ from ..timeouts import LONGEST_SECONDS
 
 __all__ = ["GuardedHandler", "guarded", "records_by_itself"]
 
+_T = TypeVar("_T")
 _KINDS: dict[str, type] = {"int": int, "str": str, "bool": bool}
 
 
@@ -51,73 +52,61 @@ class GuardedHandler(RendezvousHandler):
 
     @property
     def tells_every_change(self) -> bool:  # type: ignore[override] # the handler's own, which may be a property
-        answer: bool = self._read("tells_every_change", _is_bool)
-        return answer
+        return self._read("tells_every_change", is_bool)
 
     def get_backend(self) -> str:
-        answer: str = self._ask("get_backend", _is_name)
-        return answer
+        return self._ask("get_backend", _is_name)
 
     def next_rendezvous(self) -> RendezvousInfo:
-        answer: RendezvousInfo = self._ask("next_rendezvous", self._is_info)
-        return answer
+        return self._ask("next_rendezvous", self._is_info)
 
     def is_closed(self) -> bool:
-        answer: bool = self._ask("is_closed", _is_bool)
-        return answer
+        return self._ask("is_closed", is_bool)
 
     def set_closed(self) -> None:
-        self._ask("set_closed", _is_anything)
+        self._call("set_closed")
 
     def num_nodes_waiting(self) -> int:
-        answer: int = self._ask("num_nodes_waiting", lambda answer: _is_whole(answer, MOST_NODES))
-        return answer
+        return self._ask("num_nodes_waiting", _is_node_count)
 
     def get_run_id(self) -> str:
-        answer: str = self._ask("get_run_id", lambda answer: bool(answer) and is_passable(answer))
-        return answer
+        return self._ask("get_run_id", _is_run_id)
 
     def shutdown(self) -> bool:
-        return bool(self._ask("shutdown", _is_anything))
+        return bool(self._call("shutdown"))
 
     @property
     def use_agent_store(self) -> bool:
-        answer: bool = self._read("use_agent_store", _is_bool)
-        return answer
+        return self._read("use_agent_store", is_bool)
 
     @property
     def loss_timeout(self) -> float:
-        answer: float = self._read("loss_timeout", _is_time)
-        return answer
+        return self._read("loss_timeout", _is_time)
 
     @property
     def when_cut_off(self) -> WhenCutOff:
-        answer: WhenCutOff = self._read("when_cut_off", lambda answer: isinstance(answer, WhenCutOff))
-        return answer
+        return self._read("when_cut_off", _is_policy)
 
     def is_cut_off(self) -> bool:
-        answer: bool = self._ask("is_cut_off", _is_bool)
-        return answer
+        return self._ask("is_cut_off", is_bool)
 
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
-        answer: RoundEnd | None = self._ask("wait_for_change", _is_end, timeout)
-        return answer
+        return self._ask("wait_for_change", _is_end, timeout)
 
     def end_round(self, end: RoundEnd) -> None:
-        self._ask("end_round", _is_anything, end)
+        self._call("end_round", end)
 
     def report_done(self) -> None:
-        self._ask("report_done", _is_anything)
+        self._call("report_done")
 
     def measure_latency(self, timeout: float) -> float | None:
-        answer: float | None = self._ask("measure_latency", _is_time_or_none, timeout)
-        return answer
+        return self._ask("measure_latency", _is_time_or_none, timeout)
 
     def prepare(self, node: NodeRecord) -> None:
         self._node = node
-        self._ask("prepare", _is_anything, node)
+        self._call("prepare", node)
 
-    def _is_info(self, answer: Any) -> bool:
+    def _is_info(self, answer: Any) -> TypeGuard[RendezvousInfo]:
         """Return whether ``answer`` is a place in a round: for this node, with a rank below its size."""
         if not (
             isinstance(answer, RendezvousInfo)
@@ -137,45 +126,51 @@ class GuardedHandler(RendezvousHandler):
             and assignment.local_world_size == (self._node or assignment).local_world_size
         )
 
-    def _ask(self, method: str, is_good: Callable[[Any], bool], *arguments: Any) -> Any:
+    def _ask(self, method: str, is_good: Callable[[Any], TypeGuard[_T]], *arguments: Any) -> _T:
         return self._checked(f"{method}()", is_good, lambda: getattr(self.inner, method)(*arguments))
 
-    def _read(self, name: str, is_good: Callable[[Any], bool]) -> Any:
+    def _read(self, name: str, is_good: Callable[[Any], TypeGuard[_T]]) -> _T:
         return self._checked(name, is_good, lambda: getattr(self.inner, name))
 
-    def _checked(self, what: str, is_good: Callable[[Any], bool], ask: Callable[[], Any]) -> Any:
+    def _checked(self, what: str, is_good: Callable[[Any], TypeGuard[_T]], ask: Callable[[], Any]) -> _T:
         return checked_answer(f"{self._what}: {what}", is_good, "what it has to be", ask)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return call_plugin(f"{self._what}: {method}()", lambda: getattr(self.inner, method)(*arguments))
 
 
 def _name_of(handler: RendezvousHandler) -> str:
     try:
-        name: str = checked_answer("", _is_name, "", handler.get_backend)
+        return checked_answer("", _is_name, "", handler.get_backend)
     except QuorateError:
         return type(handler).__name__
-    return name
 
 
-def _is_anything(answer: Any) -> bool:
-    return True
-
-
-def _is_name(answer: Any) -> bool:
+def _is_name(answer: Any) -> TypeGuard[str]:
     return isinstance(answer, str) and bool(answer) and answer.isprintable()
 
 
-def _is_whole(answer: Any, most: int) -> bool:
+def _is_run_id(answer: Any) -> TypeGuard[str]:
+    return bool(answer) and is_passable(answer)
+
+
+def _is_policy(answer: Any) -> TypeGuard[WhenCutOff]:
+    return isinstance(answer, WhenCutOff)
+
+
+def _is_whole(answer: Any, most: int) -> TypeGuard[int]:
     return type(answer) is int and 0 <= answer <= most
 
 
-def _is_bool(answer: Any) -> bool:
-    return isinstance(answer, bool)
+def _is_node_count(answer: Any) -> TypeGuard[int]:
+    return _is_whole(answer, MOST_NODES)
 
 
-def _is_time(answer: Any, most: float = LONGEST_SECONDS) -> bool:
+def _is_time(answer: Any, most: float = LONGEST_SECONDS) -> TypeGuard[float]:
     return type(answer) in (int, float) and 0 <= answer <= most
 
 
-def _is_time_or_none(answer: Any) -> bool:
+def _is_time_or_none(answer: Any) -> TypeGuard[float | None]:
     return answer is None or _is_time(answer)
 
 
@@ -188,7 +183,7 @@ def _has_right_fields(assignment: Any) -> bool:
     )
 
 
-def _is_end(answer: Any) -> bool:
+def _is_end(answer: Any) -> TypeGuard[RoundEnd | None]:
     return answer is None or (
         isinstance(answer, RoundEnd)
         and isinstance(answer.cause, Cause)

@@ -5,8 +5,8 @@ What does not live here: the interface and the core's own (:mod:`quorate.logs_sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, TypeGuard, TypeVar, final
 
 from attrs import fields
 
@@ -15,6 +15,8 @@ from .._isolation import checked_answer
 from ..logs_specs import DefaultLogsSpecs, LogsDest, LogsSpecs
 
 __all__ = ["guarded_logs"]
+
+_T = TypeVar("_T")
 
 
 def guarded_logs(specs: LogsSpecs) -> LogsSpecs:
@@ -38,51 +40,44 @@ class _GuardedLogs(LogsSpecs):
 
     @property
     def root_log_dir(self) -> str | None:
-        answer: str | None = self._ask("root_log_dir", _is_path_or_none, lambda: self._specs.root_log_dir)
-        return answer
+        return self._ask("root_log_dir", _is_path_or_none, lambda: self._specs.root_log_dir)
 
     @property
     def local_ranks_filter(self) -> frozenset[int] | None:
-        ranks: Set[int] | None = self._ask("local_ranks_filter", _are_ranks, lambda: self._specs.local_ranks_filter)
+        ranks = self._ask("local_ranks_filter", _are_ranks, lambda: self._specs.local_ranks_filter)
         return None if ranks is None else frozenset(ranks)
 
     @property
     def duplicate_stdout_filters(self) -> tuple[str, ...]:
-        name = "duplicate_stdout_filters"
-        answer: tuple[str, ...] = self._ask(name, _are_texts, lambda: self._specs.duplicate_stdout_filters)
-        return answer
+        return tuple(self._ask("duplicate_stdout_filters", _are_texts, lambda: self._specs.duplicate_stdout_filters))
 
     @property
     def duplicate_stderr_filters(self) -> tuple[str, ...]:
-        name = "duplicate_stderr_filters"
-        answer: tuple[str, ...] = self._ask(name, _are_texts, lambda: self._specs.duplicate_stderr_filters)
-        return answer
+        return tuple(self._ask("duplicate_stderr_filters", _are_texts, lambda: self._specs.duplicate_stderr_filters))
 
     def reify(self, envs: Mapping[int, Mapping[str, str]]) -> LogsDest:
-        answer: LogsDest = self._ask("reify()", _is_dest, lambda: self._specs.reify(envs))
-        return answer
+        return self._ask("reify()", _is_dest, lambda: self._specs.reify(envs))
 
     def keep_run_dir(self, run_id: str) -> str | None:
-        answer: str | None = self._ask("keep_run_dir()", _is_path_or_none, lambda: self._specs.keep_run_dir(run_id))
-        return answer
+        return self._ask("keep_run_dir()", _is_path_or_none, lambda: self._specs.keep_run_dir(run_id))
 
-    def _ask(self, what: str, is_good: Callable[[Any], bool], ask: Callable[[], Any]) -> Any:
+    def _ask(self, what: str, is_good: Callable[[Any], TypeGuard[_T]], ask: Callable[[], Any]) -> _T:
         return checked_answer(f"{self._what}: {what}", is_good, "what it has to be", ask)
 
 
-def _is_path_or_none(answer: Any) -> bool:
+def _is_path_or_none(answer: Any) -> TypeGuard[str | None]:
     return answer is None or is_passable(answer)
 
 
-def _are_ranks(answer: Any) -> bool:
+def _are_ranks(answer: Any) -> TypeGuard[Set[int] | None]:
     return answer is None or (isinstance(answer, Set) and all(type(rank) is int for rank in answer))
 
 
-def _are_texts(answer: Any) -> bool:
+def _are_texts(answer: Any) -> TypeGuard[Sequence[str]]:
     return isinstance(answer, (tuple, list)) and all(isinstance(text, str) for text in answer)
 
 
-def _is_dest(answer: Any) -> bool:
+def _is_dest(answer: Any) -> TypeGuard[LogsDest]:
     """Return whether this is a LogsDest with a path, or paths by local rank, in each of its fields."""
     return isinstance(answer, LogsDest) and all(
         is_passable(value)

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 from collections.abc import Mapping
-from typing import final
+from typing import Any, TypeGuard, final
 
 from .._default_backends import SEVERAL_NODES
 from .._isolation import checked_answer
@@ -135,17 +135,15 @@ def find_cluster(name: str, host: PluginHost, environment: Mapping[str, str], ma
 
 def _ask(backend: ClusterEnvironment, environment: Mapping[str, str], machine: Machine) -> ClusterJob | None:
     try:
-        answer: ClusterJob | None = checked_answer(
-            f"cluster {backend.name!r}",
-            lambda answer: answer is None or isinstance(answer, ClusterJob),
-            "a ClusterJob",
-            backend.find,
-            environment,
-            machine,
+        return checked_answer(
+            f"cluster {backend.name!r}", _is_job_or_none, "a ClusterJob", backend.find, environment, machine
         )
     except UsageError as error:
         raise UsageError(f"what {backend.summary} says cannot be used: {error}. --cluster=none ignores it") from None
-    return answer
+
+
+def _is_job_or_none(answer: Any) -> TypeGuard[ClusterJob | None]:
+    return answer is None or isinstance(answer, ClusterJob)
 
 
 def with_cluster(parsed: Parsed, job: ClusterJob, host: PluginHost) -> Parsed:

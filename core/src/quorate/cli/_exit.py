@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 from .. import policy
 from .._isolation import checked_answer
@@ -46,5 +46,8 @@ def exit_code_of(what: str, program: Callable[[Any], Any], argument: Any) -> int
                 return 1
             return 0 if stop.code is None else stop.code
 
-    code: int = checked_answer(what, lambda answer: isinstance(answer, int) and 0 <= answer <= 255, "an exit code", run)
-    return code
+    return checked_answer(what, _is_exit_code, "an exit code", run)
+
+
+def _is_exit_code(answer: Any) -> TypeGuard[int]:
+    return isinstance(answer, int) and 0 <= answer <= 255

@@ -10,8 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from .. import __version__, notices
 from .._discovery import COMMANDS_GROUP, FoundPlugin, find_plugins
@@ -110,14 +109,13 @@ def _find_command(name: str) -> Callable[[Sequence[str]], int] | None:
     found = next((found for found in _offered() if found.name == name), None)
     if found is None:
         return None
-    module, _, attribute = found.target.partition(":")
     what = f"the command {name!r} of {found.distribution}"
-
-    def load() -> Any:
-        return getattr(import_module(module), attribute)
-
-    command = checked_answer(f"{what} could not be loaded: it", callable, "a function", load)
+    command = checked_answer(f"{what} could not be loaded: it", _is_command, "a function", found.load)
     return partial(exit_code_of, what, command)
+
+
+def _is_command(answer: Any) -> TypeGuard[Callable[[Any], Any]]:
+    return callable(answer)
 
 
 def _dispatch(argv: Sequence[str]) -> int:

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from importlib import import_module
 from types import FrameType
 from typing import Any, final
 
@@ -329,9 +328,8 @@ def _find_logs_specs(name: str) -> Callable[..., LogsSpecs]:
     if name not in known:
         remedy = "Install a distribution with an entry point of that name in group torchrun.logs_specs"
         raise UnknownBackendError("logs specs", name, sorted({"default", *known}), remedy)
-    module, _, attribute = known[name].target.partition(":")
     what = f"logs specs {name!r} of {known[name].distribution}"
-    kind = call_plugin(f"{what} could not be loaded: it", lambda: getattr(import_module(module), attribute))
+    kind = call_plugin(f"{what} could not be loaded: it", known[name].load)
     try:
         make = adopt_logs_specs_class(kind)
         return lambda **settings: call_plugin(what, partial(make, **settings))

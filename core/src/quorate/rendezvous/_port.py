@@ -12,9 +12,9 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeGuard, final
 
-from .._isolation import call_plugin, checked_answer
+from .._isolation import call_plugin, checked_answer, is_bool
 from ..errors import RendezvousStateError, UsageError
 from ..net import parse_endpoint
 
@@ -80,13 +80,11 @@ class _GuardedBootstrap:
 
     def __init__(self, what: str, make: Callable[[], Bootstrap]) -> None:
         self._what = what
-        self._bootstrap: Bootstrap = checked_answer(what, _is_bootstrap, "a Bootstrap", make)
+        self._bootstrap = checked_answer(what, _is_bootstrap, "a Bootstrap", make)
 
     @property
     def shares_store(self) -> bool:
-        what = f"{self._what}.shares_store"
-        answer: bool = checked_answer(what, _is_bool, "a bool", lambda: self._bootstrap.shares_store)
-        return answer
+        return checked_answer(f"{self._what}.shares_store", is_bool, "a bool", lambda: self._bootstrap.shares_store)
 
     def reserve(self, address: str, port: int = 0) -> int:
         def ask() -> Any:
@@ -98,7 +96,7 @@ class _GuardedBootstrap:
         answer = checked_answer(f"{self._what}.reserve()", _is_port_or_error, "a port", ask)
         if isinstance(answer, OSError):
             raise answer
-        return int(answer)
+        return answer
 
     def activate(self) -> None:
         call_plugin(f"{self._what}.activate()", self._bootstrap.activate)
@@ -107,15 +105,11 @@ class _GuardedBootstrap:
         call_plugin(f"{self._what}.release()", self._bootstrap.release)
 
 
-def _is_bootstrap(answer: Any) -> bool:
+def _is_bootstrap(answer: Any) -> TypeGuard[Bootstrap]:
     return all(map(callable, (answer.reserve, answer.activate, answer.release)))
 
 
-def _is_bool(answer: Any) -> bool:
-    return isinstance(answer, bool)
-
-
-def _is_port_or_error(answer: Any) -> bool:
+def _is_port_or_error(answer: Any) -> TypeGuard[int | OSError]:
     return isinstance(answer, OSError) or (type(answer) is int and 1 <= answer <= _HIGHEST_PORT)
 
 
