@@ -14,6 +14,7 @@ import pytest
 from attrs import evolve
 
 from quorate.agent import _machine as agent, _protocol as agent_protocol
+from quorate.agent._state import Settings as AgentSettings, State as AgentState
 from quorate.cut_off import WhenCutOff
 from quorate.errors import FailureKind
 from quorate.records import (
@@ -47,7 +48,7 @@ def drawn(heading: str) -> set[Edge]:
 
 # --- the agent ------------------------------------------------------------------------------------------------------
 
-SEAT = Assignment(0, "n", "r", 1, 0, 1, 0, 1, 0, 1, "127.0.0.1", 1)
+ASSIGNMENT = Assignment(0, "n", "r", 1, 0, 1, 0, 1, 0, 1, "127.0.0.1", 1)
 GOOD, BAD = WorkerExited(0, 1, 0, 0), WorkerExited(0, 1, 1, 0)
 FAILURE = FailureRecord(0, 0, 1, 1, Cause.EXIT_CODE, "", 0)
 
@@ -59,7 +60,7 @@ def agent_inputs() -> list[agent_protocol.Input]:
         agent_protocol.NodeChecked(),
         agent_protocol.NodeChecked(("disk: full",)),
         agent_protocol.NodeUnhealthy("disk: full"),
-        agent_protocol.RoundJoined(SEAT),
+        agent_protocol.RoundJoined(ASSIGNMENT),
         agent_protocol.StandingBy("full"),
         *(
             agent_protocol.JobClosed(end) if verdict.is_terminal else agent_protocol.RoundEnded(end)
@@ -99,7 +100,7 @@ def test_diagram_of_the_agent_is_its_table() -> None:
 def test_the_agent_leaves_each_phase_for_those_that_its_table_lists() -> None:
     inputs, found = agent_inputs(), set[Edge]()
     fresh = [
-        agent.initial_state(max_restarts=1, exit_barrier_timeout=timeout, release_timeout=5.0, when_cut_off=policy)
+        AgentState(AgentSettings(1, timeout, release_timeout=5.0, when_cut_off=policy))
         for timeout, policy in ((0.0, WhenCutOff.FREEZE), (300.0, WhenCutOff.FREEZE), (0.0, WhenCutOff.STOP))
     ]
     seen = set(fresh)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from quorate.agent import _protocol as p
-from quorate.agent._machine import TABLE, initial_state, step
+from quorate.agent._machine import TABLE, step
+from quorate.agent._state import Settings, State
 from quorate.records import (
     Assignment,
     Cause,
@@ -28,8 +29,8 @@ class Script:
 
     def __init__(self, max_restarts: int = 3, barrier: float = 300.0, loss: float = 0.0, release: float = 0.0) -> None:
         grace = p.Grace(5.0, 6.0, 7.0, 8.0)
-        self.state = initial_state(
-            max_restarts, barrier, grace, host="alpha", loss_timeout=loss, release_timeout=release
+        self.state = State(
+            Settings(max_restarts, barrier, grace, host="alpha", loss_timeout=loss, release_timeout=release)
         )
         self.now = 0.0
 

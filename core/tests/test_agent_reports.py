@@ -7,13 +7,14 @@ from attrs import evolve
 
 from quorate import PluginHost, hookimpl
 from quorate.agent import _protocol as p
-from quorate.agent._machine import initial_state, step
+from quorate.agent._machine import step
 from quorate.agent._reports import Reporter
+from quorate.agent._state import Settings, State
 from quorate.agent._workers import WorkerTable
 from quorate.records import Assignment, Cause, Event, FailureRecord, RestartDecision, RoundEnd, Verdict, WorkerLaunch
 from quorate.verdict import LiveRound
 
-SEAT = Assignment(0, "me", "default", 1, 0, 1, 0, 1, 0, 1, "10.0.0.1", 4711)
+ASSIGNMENT = Assignment(0, "me", "default", 1, 0, 1, 0, 1, 0, 1, "10.0.0.1", 4711)
 FAILURE = FailureRecord(0, 0, 7, 1, Cause.EXIT_CODE, "exit code 1", 0)
 END = RoundEnd(0, Cause.EXIT_CODE, Verdict.RESTART, "rank 0 failed", restart_count=1)
 
@@ -37,15 +38,20 @@ class Listener:
 def test_each_end_is_told_once(last_of_round_0: tuple[p.Input, ...], capsys: pytest.CaptureFixture[str]) -> None:
     listener = Listener()
     reporter = Reporter(PluginHost(paths=[], extra=[("listener", listener)]), None)
-    state = initial_state(3, 300.0)
+    state = State(Settings(3, 300.0))
     second = evolve(END, round_number=1, reason="node b joined", verdict=Verdict.RESCALE)
     round_0 = (
         p.NodeChecked(),
-        p.RoundJoined(SEAT),
+        p.RoundJoined(ASSIGNMENT),
         p.Diagnosed(FAILURE, RestartDecision(Verdict.RESTART)),
         *last_of_round_0,
     )
-    round_1 = (p.NodeChecked(), p.RoundJoined(evolve(SEAT, round_number=1)), p.RoundEnded(second), p.WorkersGone())
+    round_1 = (
+        p.NodeChecked(),
+        p.RoundJoined(evolve(ASSIGNMENT, round_number=1)),
+        p.RoundEnded(second),
+        p.WorkersGone(),
+    )
     for event in (p.Begin(), *round_0, *round_1):
         old, state = state, step(state, event, 0.0).state
         reporter.changed(old, state)

@@ -11,9 +11,9 @@ import pytest
 from attrs import evolve
 from core.tests.idle_context import IdleContext
 
-from quorate.agent import _protocol as agent
+from quorate.agent import _protocol as agent, _state as agent_state
 from quorate.agent._guarded_context import GuardedContext
-from quorate.agent._machine import initial_state, step
+from quorate.agent._machine import step
 from quorate.agent._processes import Processes
 from quorate.cut_off import WhenCutOff, parse_when_cut_off
 from quorate.errors import FailureKind, PluginError, UsageError
@@ -167,15 +167,15 @@ def test_a_standby_reads_once_more_a_member_that_was_silent_when_it_looked_last(
 
 # --- the agent ------------------------------------------------------------------------------------------------------
 
-SEAT = Assignment(3, "me", "default", 1, 0, 2, 0, 2, 0, 2, "10.0.0.1", 4711)
+ASSIGNMENT = Assignment(3, "me", "default", 1, 0, 2, 0, 2, 0, 2, "10.0.0.1", 4711)
 OVER = RoundEnd(3, Cause.NODE_LOST, Verdict.RESCALE, "group rank 0 is lost")
 
 
 def after(*events: agent.Input, policy: WhenCutOff = WhenCutOff.FREEZE) -> tuple[AgentPhase, list[agent.Command]]:
     """Return the phase and the commands after ``events``, in a round that runs."""
-    state = initial_state(3, 300.0, host="here", when_cut_off=policy)
+    state = agent_state.State(agent_state.Settings(3, 300.0, host="here", when_cut_off=policy))
     commands: list[agent.Command] = []
-    for event in (agent.Begin(), agent.NodeChecked(), agent.RoundJoined(SEAT), *events):
+    for event in (agent.Begin(), agent.NodeChecked(), agent.RoundJoined(ASSIGNMENT), *events):
         result = step(state, event, 1.0)
         state, commands = result.state, list(result.commands)
     return state.phase, commands
@@ -344,15 +344,15 @@ class Hosted(InMemoryStore):
 def test_a_host_that_goes_takes_the_job_with_it_and_says_so(cause: Cause) -> None:
     """Whatever makes it go: its departure is not a new round at no cost."""
     end = RoundEnd(3, cause, Verdict.RESCALE, "it goes", lost=("me",), lost_ranks=(0,))
-    told = end_with_store(end, Hosted(), SEAT)
+    told = end_with_store(end, Hosted(), ASSIGNMENT)
     assert told.verdict is Verdict.STOPPED
     assert told.reason == "it goes; it hosts the rendezvous store, which ends with it"
 
 
 def test_a_host_that_stays_lets_the_round_end_as_it_does() -> None:
     stays = evolve(OVER, lost_ranks=(1,))
-    assert end_with_store(stays, Hosted(), SEAT) is stays
-    alone = evolve(SEAT, group_world_size=1)
+    assert end_with_store(stays, Hosted(), ASSIGNMENT) is stays
+    alone = evolve(ASSIGNMENT, group_world_size=1)
     leaves = evolve(OVER, lost_ranks=(0,))
     assert end_with_store(leaves, Hosted(), alone) is leaves
 

@@ -27,7 +27,6 @@ from quorate.rendezvous import (
 from quorate.rendezvous._incarnation import Doorway, Next, judge
 from quorate.rendezvous._incarnation_store import IncarnationStore
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
-from quorate.rendezvous._machine import initial_state
 from quorate.rendezvous._protocol import Call, Key, Operation, Phase, Purpose, Settings
 from quorate.rendezvous._refusals import RefusalReader, tell_refusal
 from quorate.rendezvous._same_job import difference_warnings, differences
@@ -45,7 +44,7 @@ def told_of(store: Store, reader: RefusalReader, state: State) -> None:
 
 
 def running(number: int) -> State:
-    return evolve(initial_state(Settings(2, 2)), phase=Phase.RUNNING, round_number=number)
+    return evolve(State(Settings(2, 2)), phase=Phase.RUNNING, round_number=number)
 
 
 def test_members_of_a_round_are_told_each_sentence_once_and_eight_at_most() -> None:
@@ -67,7 +66,7 @@ def test_members_of_a_round_are_told_each_sentence_once_and_eight_at_most() -> N
 def test_nothing_is_read_along_where_no_round_runs() -> None:
     reader = RefusalReader(lambda sentence: None)
     get, add = (Call(Purpose.HEARTBEATS, each, ("k",)) for each in (Operation.GET, Operation.ADD))
-    assert list(reader.keys(get, initial_state(Settings(2, 2)))) == []
+    assert list(reader.keys(get, State(Settings(2, 2)))) == []
     assert list(reader.keys(add, running(3))) == []
     assert list(reader.keys(get, running(3))) == ["3/refused/1"]
 

@@ -15,11 +15,11 @@ from attrs import evolve
 
 import quorate
 from quorate.agent import _protocol as protocol
-from quorate.agent._machine import initial_state, step
+from quorate.agent._machine import step
 from quorate.agent._preemption import Preemption
 from quorate.agent._protocol import Outcome, Phase
 from quorate.agent._services import View
-from quorate.agent._state import State
+from quorate.agent._state import Settings, State
 from quorate.agent._stopping import SECOND_INTERRUPT_SECONDS
 from quorate.cli._cluster import ThisMachine, requeue
 from quorate.clusters import ClusterJob, grace_before
@@ -46,7 +46,7 @@ def fed(state: State, *events: protocol.Input) -> tuple[State, list[protocol.Com
 
 def running(*more: protocol.Input) -> State:
     begin = (protocol.Begin(), protocol.NodeChecked(), protocol.RoundJoined(ASSIGNMENT))
-    return fed(initial_state(3, 300.0, host="n2"), *begin, *more)[0]
+    return fed(State(Settings(3, 300.0, host="n2")), *begin, *more)[0]
 
 
 def ended(event: protocol.PreemptionWarned) -> tuple[State, RoundEnd]:
@@ -101,7 +101,7 @@ def test_the_other_nodes_tell_their_workers_the_same() -> None:
 
 def test_a_node_that_joins_a_preempted_job_says_so() -> None:
     _, end = ended(WARNING)
-    state, _ = fed(initial_state(3, 300.0), protocol.Begin(), protocol.NodeChecked(), protocol.JobClosed(end))
+    state, _ = fed(State(Settings(3, 300.0)), protocol.Begin(), protocol.NodeChecked(), protocol.JobClosed(end))
     assert state.finish is not None
     assert state.finish.outcome is Outcome.PREEMPTED
 
@@ -133,7 +133,7 @@ def test_an_end_that_another_node_has_recorded_counts() -> None:
 
 @pytest.mark.parametrize("phase", [(), (protocol.NodeChecked(),)], ids=["checking", "joining"])
 def test_a_node_without_workers_leaves_at_once(phase: tuple[protocol.Input, ...]) -> None:
-    state, commands = fed(initial_state(3, 300.0), protocol.Begin(), *phase, WARNING)
+    state, commands = fed(State(Settings(3, 300.0)), protocol.Begin(), *phase, WARNING)
     assert protocol.Leave() in commands
     assert state.finish is not None
     assert state.finish.outcome is Outcome.PREEMPTED

@@ -8,7 +8,7 @@ from quorate.records import Cause, NodeRecord, RoundEnd, RoundSummary, Verdict
 from quorate.rendezvous import _protocol as p
 from quorate.rendezvous._gather import Rule, evaluate, live_nodes
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
-from quorate.rendezvous._machine import initial_state, step
+from quorate.rendezvous._machine import step
 from quorate.rendezvous._protocol import Purpose
 from quorate.rendezvous._sealing import _restart_count
 from quorate.rendezvous._state import Gathering, PreviousRound, State
@@ -24,7 +24,7 @@ class Script:
     """One node's machine, fed by hand."""
 
     def __init__(self) -> None:
-        self.state = initial_state(SETTINGS)
+        self.state = State(SETTINGS)
         self.commands: list[p.Command] = []
 
     def feed(self, event: p.Input, now: float = 0.0) -> p.Phase:

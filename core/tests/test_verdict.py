@@ -16,7 +16,7 @@ from quorate.errors import FailureKind
 from quorate.records import Assignment, Cause, FailureRecord, RoundEnd, Verdict, evolve
 from quorate.verdict import FILE_NAME, JobState, JobVerdict, LiveRound
 
-SEAT = Assignment(1, "me", "default", 2, 0, 2, 0, 4, 0, 4, "10.0.0.1", 4711, restart_count=1)
+ASSIGNMENT = Assignment(1, "me", "default", 2, 0, 2, 0, 4, 0, 4, "10.0.0.1", 4711, restart_count=1)
 FAILURE = FailureRecord(
     5, 1, 77, 1, Cause.EXCEPTION, "ValueError: no", 1_700_000_000_123_456_789, node_id="0123456789", host="alpha"
 )
@@ -144,7 +144,7 @@ def verdict_on(
     state = State(
         Settings(3, 300.0, host="beta"),
         history=ROUNDS[:2],
-        round=Round(SEAT, failures=failures),
+        round=Round(ASSIGNMENT, failures=failures),
         finish=p.Finish(outcome, "why", why, end),
     )
     return judge(state, "job", "me")

@@ -119,10 +119,6 @@ class ClusterJob:
         """Scheduler and job, for people."""
         return f"{self.scheduler} job {printable(self.job_id, _LONGEST_SHOWN_ID)}" if self.job_id else self.scheduler
 
-    def grace_before(self, seconds: float) -> float:
-        """Return how long workers may take to stop where the scheduler kills in ``seconds``."""
-        return grace_before(seconds)
-
     def time_left(self) -> float | None:
         """Return what ``seconds_left`` answers, ``None`` where it fails or its answer is not a time.  Never raises."""
         try:

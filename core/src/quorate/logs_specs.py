@@ -194,19 +194,7 @@ class DefaultLogsSpecs(LogsSpecs):
     overwritten.
     """
 
-    def __init__(
-        self,
-        log_dir: str | None = None,
-        redirects: StdChoice = Std.NONE,
-        tee: StdChoice = Std.NONE,
-        local_ranks_filter: Set[int] | None = None,
-        duplicate_stdout_filters: tuple[str, ...] | list[str] | None = None,
-        duplicate_stderr_filters: tuple[str, ...] | list[str] | None = None,
-    ) -> None:
-        super().__init__(
-            log_dir, redirects, tee, local_ranks_filter, duplicate_stdout_filters, duplicate_stderr_filters
-        )
-        self._run_log_dir: str | None = None
+    _run_log_dir: str | None = None
 
     @property
     def run_log_dir(self) -> str | None:

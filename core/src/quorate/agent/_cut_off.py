@@ -26,9 +26,8 @@ def cut_off(transition: Transition, event: protocol.CutOff) -> None:
     """Freeze or kill the workers, before any other node begins the next round."""
     policy = transition.state.settings.when_cut_off
     if policy is WhenCutOff.FREEZE:
-        wake_at = transition.state.wake_at  # stacks may be being dumped
-        transition.enter(Phase.FROZEN, f"the workers are frozen: {event.reason}")
-        transition.set(wake_at=wake_at)
+        # Workers may be dumping their stacks, and the time for that goes on.
+        transition.enter(Phase.FROZEN, f"the workers are frozen: {event.reason}", wake_at=transition.state.wake_at)
         transition.emit(protocol.FreezeWorkers())
     elif policy is WhenCutOff.STOP:
         _kill(transition, event.reason)
@@ -46,9 +45,8 @@ def _kill(transition: Transition, problem: str) -> None:
 
 
 def reconnected(transition: Transition, event: protocol.Reconnected) -> None:
-    wake_at = transition.state.wake_at
-    transition.enter(Phase.RUNNING, "the store answers again, and the round still runs: the workers go on")
-    transition.set(wake_at=wake_at, waiting=None)
+    reason = "the store answers again, and the round still runs: the workers go on"
+    transition.enter(Phase.RUNNING, reason, wake_at=transition.state.wake_at, waiting=None)
     transition.emit(protocol.ThawWorkers())
 
 

@@ -25,36 +25,12 @@ from typing import Any, final
 
 from attrs import frozen
 
-from ..cut_off import WhenCutOff
 from . import _cut_off, _joining, _protocol as protocol, _running, _stopping
 from ._protocol import Phase
-from ._state import AgentStep, Settings, State
+from ._state import AgentStep, State
 from ._transition import Transition
 
-__all__ = ["TABLE", "initial_state", "step"]
-
-
-def initial_state(
-    max_restarts: int,
-    exit_barrier_timeout: float,
-    grace: protocol.Grace | None = None,
-    *,
-    host: str = "",
-    loss_timeout: float = 0.0,
-    release_timeout: float = 0.0,
-    when_cut_off: WhenCutOff = WhenCutOff.RUN,
-) -> State:
-    """Return the state of an agent that has not begun; the arguments are those of ``Settings``."""
-    settings = Settings(
-        max_restarts,
-        exit_barrier_timeout,
-        grace or protocol.Grace(),
-        loss_timeout=loss_timeout,
-        release_timeout=release_timeout,
-        when_cut_off=when_cut_off,
-        host=host,
-    )
-    return State(settings)
+__all__ = ["TABLE", "step"]
 
 
 def step(state: State, event: protocol.Input, now: float) -> AgentStep:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import final
 
 from ..clock import monotonic, sleep
-from ..clusters import ClusterJob
+from ..clusters import ClusterJob, grace_before
 from ..failures import signal_name
 from ..files import temporary_folder
 from ..preemption import remove_deadline, reserve_deadline, write_deadline
@@ -70,7 +70,7 @@ class Preemption:
         return True
 
     def _warning(self, job: ClusterJob, number: int, left: float | None) -> protocol.PreemptionWarned:
-        grace = None if left is None else min(job.grace_before(left), _LONGEST_GRACE_SECONDS)
+        grace = None if left is None else min(grace_before(left), _LONGEST_GRACE_SECONDS)
         known = "" if left is None else f" and will be killed in {left:.0f} s"
         where = f" (node {job.node_name})" if job.node_name and not job.warns_whole_job else ""
         reason = f"{job.title} was told to stop by {signal_name(-number)}{known}{where}"

@@ -35,7 +35,7 @@ from ._diagnosis import Diagnosis
 from ._environment import build_launches
 from ._guarded_context import GuardedContext
 from ._idle import IdleWork
-from ._machine import initial_state, step
+from ._machine import step
 from ._membership import Membership, open_membership
 from ._node_record import node_record
 from ._preemption import Preemption
@@ -47,7 +47,7 @@ from ._services import Services, View, take_snapshot
 from ._signals import Caught, SignalCatcher
 from ._spec import RunSettings, WorkerSpec
 from ._starter_choice import choose_starter
-from ._state import State
+from ._state import Settings, State
 from ._workers import WorkerTable
 
 __all__ = ["Runner"]
@@ -70,16 +70,17 @@ class Runner:
         spec = settings.spec
         self._settings, self._spec = settings, spec
         self._host, self._reporter, self._on_state = host, reporter, on_state
-        self.state = initial_state(
-            spec.max_restarts,
-            settings.exit_barrier_timeout,
-            spec.grace_periods(),
-            host=host_name(),
-            loss_timeout=spec.rdzv_handler.loss_timeout,
-            when_cut_off=spec.rdzv_handler.when_cut_off,
-            release_timeout=parse_seconds(
-                "release_timeout", spec.settings.get("release_timeout", RELEASE_TIMEOUT_SECONDS)
-            ),
+        release_timeout = spec.settings.get("release_timeout", RELEASE_TIMEOUT_SECONDS)
+        self.state = State(
+            Settings(
+                spec.max_restarts,
+                settings.exit_barrier_timeout,
+                spec.grace_periods(),
+                loss_timeout=spec.rdzv_handler.loss_timeout,
+                when_cut_off=spec.rdzv_handler.when_cut_off,
+                release_timeout=parse_seconds("release_timeout", release_timeout),
+                host=host_name(),
+            )
         )
         self.return_values: dict[int, Any] = {}
         self._run_id = spec.rdzv_handler.get_run_id()

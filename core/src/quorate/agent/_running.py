@@ -42,8 +42,8 @@ def exited(transition: Transition, event: protocol.WorkersExited) -> None:
     note_exits(transition, event, budget_of(transition.state))
     if transition.round.all_succeeded:
         timeout = transition.state.settings.exit_barrier_timeout
-        transition.enter(Phase.BARRIER, "all workers of this node have succeeded; waiting for the others")
-        transition.set(wake_at=transition.now + timeout)
+        reason = "all workers of this node have succeeded; waiting for the others"
+        transition.enter(Phase.BARRIER, reason, wake_at=transition.now + timeout)
         transition.emit(protocol.ReportDone())
         if timeout <= 0:
             _leave_barrier(transition)

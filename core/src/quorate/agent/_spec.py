@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, final
 
-from attrs import field, fields, frozen
+from attrs import define, field, fields, frozen
 
 from .._bounded import MOST_NODES
+from ..clusters import grace_before
 from ..config import LaunchConfig
 from ..errors import UsageError
 from ..failures import ProcessFailure
@@ -93,7 +94,7 @@ class WorkerSpec(WorkerSettings):
         seconds = {cause.name: self.grace.get(cause.name, self.shutdown_timeout) for cause in fields(protocol.Grace)}
         job = self.cluster
         if job is not None and job.kill_seconds is not None:  # the scheduler kills soon after its SIGTERM
-            seconds["preemption"] = min(seconds["preemption"], job.grace_before(job.kill_seconds))
+            seconds["preemption"] = min(seconds["preemption"], grace_before(job.kill_seconds))
         return protocol.Grace(**seconds)
 
     def get_entrypoint_name(self) -> str:
@@ -116,28 +117,16 @@ class RunSettings:
 
 
 @final
+@define(eq=False)
 class Worker:
     """One worker of a group: its ranks, the sizes of its world, and its process id (``id``)."""
 
-    __slots__ = ("global_rank", "id", "local_rank", "role_rank", "role_world_size", "world_size")
-
-    def __init__(
-        self,
-        local_rank: int,
-        global_rank: int = -1,
-        role_rank: int = -1,
-        world_size: int = -1,
-        role_world_size: int = -1,
-    ) -> None:
-        self.id: int | None = None
-        self.local_rank, self.global_rank, self.role_rank = local_rank, global_rank, role_rank
-        self.world_size, self.role_world_size = world_size, role_world_size
-
-    def __repr__(self) -> str:
-        return (
-            f"Worker(local_rank={self.local_rank}, global_rank={self.global_rank}, role_rank={self.role_rank}, "
-            f"world_size={self.world_size}, role_world_size={self.role_world_size}, id={self.id})"
-        )
+    local_rank: int
+    global_rank: int = -1
+    role_rank: int = -1
+    world_size: int = -1
+    role_world_size: int = -1
+    id: int | None = field(default=None, init=False)
 
 
 @final

@@ -44,9 +44,9 @@ class Transition(_transition.Transition[State, protocol.Command]):
     def set_stopping(self, **changes: Any) -> None:
         self.set(stopping=evolve(self.stopping, **changes))
 
-    def enter(self, phase: Phase, reason: str, **changes: Any) -> None:
-        """Change the phase, and say why."""
-        self.set(phase=phase, reason=reason, wake_at=None, **changes)
+    def enter(self, phase: Phase, reason: str, *, wake_at: float | None = None, **changes: Any) -> None:
+        """Change the phase, and say why; at ``wake_at`` (monotonic seconds) the state's clock is due."""
+        self.set(phase=phase, reason=reason, wake_at=wake_at, **changes)
 
     def finish(
         self, outcome: protocol.Outcome, reason: str, why: protocol.StopReason, end: RoundEnd | None = None

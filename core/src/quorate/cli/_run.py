@@ -23,7 +23,7 @@ from .._discovery import find_plugins
 from .._isolation import call_plugin
 from ..agent._signals import ending_with_the_run
 from ..catalogue import CliOption, PluginKind, RunRequest
-from ..clusters import ClusterJob
+from ..clusters import ClusterJob, grace_before
 from ..config import LaunchConfig
 from ..errors import PluginError, PreemptedError, RendezvousClosedError, UnknownBackendError, UsageError
 from ..failures import ChildFailedError
@@ -423,7 +423,7 @@ def _print_notes(parsed: Parsed, config: LaunchConfig) -> None:
         if parsed.settings[name].source == "argument":
             note(f"--{name} is ignored with {'--standalone' if parsed['standalone'] else config.rdzv_backend}")
     job, grace = config.cluster, config.shutdown_timeout
-    left = None if job is None or job.kill_seconds is None else job.grace_before(job.kill_seconds)
+    left = None if job is None or job.kill_seconds is None else grace_before(job.kill_seconds)
     if job is not None and left is not None and grace > left and not parsed.settings["shutdown-timeout"].is_default:
         warn(
             f"--shutdown-timeout={grace:g}, but {job.scheduler} kills {job.kill_seconds:g} s after its SIGTERM; "

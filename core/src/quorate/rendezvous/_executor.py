@@ -13,7 +13,7 @@ from typing import Protocol, final
 
 from ..errors import QuorateError
 from ..records import NodeRecord, RoundSummary
-from ._machine import initial_state, step
+from ._machine import step
 from ._protocol import (
     Appeared,
     AskRescale,
@@ -78,7 +78,7 @@ class Interpreter:
         operation_timeout: float,
         on_step: Callable[[State, Input, Step], None] | None = None,
     ) -> None:
-        self.state: State = initial_state(settings)
+        self.state = State(settings)
         self._executor, self._clock, self._on_step = executor, clock, on_step
         self._operation_timeout = operation_timeout
         self._deadlines: deque[tuple[float, Call]] = deque()

@@ -42,14 +42,13 @@ from ._protocol import (
     Purpose,
     Reply,
     Rescaled,
-    Settings,
     StopWaiting,
     Tick,
 )
 from ._state import State, Step
 from ._transition import Transition
 
-__all__ = ["TABLE", "Rule", "initial_state", "is_listed", "step"]
+__all__ = ["TABLE", "Rule", "is_listed", "step"]
 
 #: An input's class; for a reply, the purpose of the call that it answers.
 Trigger = type[Any] | Purpose
@@ -152,11 +151,6 @@ TABLE: tuple[Rule, ...] = (
 #: The table by phase and trigger.
 RULES: dict[tuple[Phase, Trigger], Rule] = {(rule.phase, rule.trigger): rule for rule in TABLE}
 assert len(RULES) == len(TABLE), "the table lists a phase and a trigger twice"
-
-
-def initial_state(settings: Settings) -> State:
-    """Return the state of a node that was not asked for anything yet."""
-    return State(settings)
 
 
 def step(state: State, event: Input, now: float) -> Step:

@@ -14,7 +14,8 @@ from typing import Protocol, final
 from attrs import evolve
 
 from ..agent import _protocol as agent
-from ..agent._machine import initial_state as initial_agent_state, step as agent_step
+from ..agent._machine import step as agent_step
+from ..agent._state import Settings as AgentSettings, State as AgentState
 from ..agent._store_membership import agent_input
 from ..records import (
     Assignment,
@@ -89,15 +90,16 @@ class SimulatedNode:
         self.record, self.settings, self.name = record, settings, record.node_id
         self._offset, self._rate = clock
         self.rendezvous = Interpreter(settings, self, self.clock, _OPERATION_SECONDS, self._on_step)
-        grace = agent.Grace(*(4 * (grace_seconds,)))
-        self.agent = initial_agent_state(
-            max_restarts,
-            300.0,  # of the exit barrier
-            grace,
-            host=record.host,
-            loss_timeout=settings.timeouts.lease_timeout + 1.0,
-            release_timeout=RELEASE_SECONDS,
-            when_cut_off=settings.when_cut_off,
+        self.agent = AgentState(
+            AgentSettings(
+                max_restarts,
+                300.0,  # of the exit barrier
+                agent.Grace(*(4 * (grace_seconds,))),
+                loss_timeout=settings.timeouts.lease_timeout + 1.0,
+                when_cut_off=settings.when_cut_off,
+                release_timeout=RELEASE_SECONDS,
+                host=record.host,
+            )
         )
         self.alive = self.is_up = True
         self.paused_until = 0.0
