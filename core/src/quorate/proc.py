@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -41,6 +42,7 @@ __all__ = [
     "open_pidfd",
     "open_signalfd",
     "parent_death_command",
+    "peer_of",
     "read_signalfd",
     "release",
     "resident_bytes",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7)
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PR_SET_PDEATHSIG = 1
 _LONGEST_DESCENT = 64
@@ -229,6 +232,13 @@ def kernel_wait_of(pid: int) -> str:
     names = [read_bytes(f"/proc/{pid}/wchan").strip(), *frames]
     known = list(dict.fromkeys(name.decode("ascii", "replace") for name in names if name not in (b"", b"0")))
     return " < ".join(known) or "unknown"
+
+
+def peer_of(sock: socket.socket) -> int:
+    """Return the id of the process that has connected a Unix socket, as the kernel knows it (SO_PEERCRED)."""
+    packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid: int = _CREDENTIALS.unpack(packed)[0]
+    return pid
 
 
 # --- signals --------------------------------------------------------------------------------------------------------

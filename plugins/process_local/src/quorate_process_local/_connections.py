@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
-from struct import Struct
 from typing import final
 
-from quorate.proc import forget, hold
+from quorate.proc import forget, hold, peer_of
 
 from ._results import LENGTH
 
 __all__ = ["Connection", "Listener"]
 
-_CREDENTIALS = Struct("3i")  # struct ucred of unix(7)
 _BYTES_PER_READ = 1 << 20
 _BACKLOG = 4096
 
@@ -72,8 +70,7 @@ class Connection:
         self._socket = accepted
         self._socket.setblocking(False)
         self.descriptor = hold(accepted.fileno(), accepted.close)
-        packed = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.pid: int = _CREDENTIALS.unpack(packed)[0]
+        self.pid = peer_of(accepted)
         self._data = bytearray()
         self._is_complete = False
         #: Whether the other side has closed it.

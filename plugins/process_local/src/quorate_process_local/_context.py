@@ -349,8 +349,8 @@ class LocalContext(Family):
             self._deliveries.receive_last(worker)
         worker.note_exit(exit_code, was_stopped, now + _TAIL_TIMEOUT_SECONDS)
         self.live.drop(worker)
-        if worker.exit_code != 0 and worker.errors is not None:
-            self._pump.drain(worker.errors)
+        if worker.exit_code != 0 and worker.output.errors is not None:
+            self._pump.drain(worker.output.errors)
         if not worker.is_reported:
             self._ended.append(worker)
         if not worker.process.is_held:

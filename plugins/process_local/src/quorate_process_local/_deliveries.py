@@ -8,7 +8,6 @@ What does not live here: when workers are released (:mod:`._context`), and the s
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,11 +15,11 @@ from typing import Any, final
 
 from quorate.clock import monotonic
 from quorate.notices import warn
-from quorate.proc import hold, release
 from quorate.text import printable
 
 from ._commands import remedy_for
 from ._connections import Connection, Listener
+from ._reserve import Reserve
 from ._results import LARGEST_RESULT_BYTES
 from ._workers import Worker
 
@@ -60,7 +59,7 @@ class Deliveries:
         self._stall_timeout_seconds = stall_timeout_seconds
         #: The workers whose result has begun to come -> when the next bytes must have come, in monotonic seconds.
         self._deadlines: dict[Worker, float] = {}
-        self._reserve: list[int] = []
+        self._reserves: list[Reserve] = []
         self._listener = Listener()
         self.address = self._listener.address
         #: Whether there was no descriptor left for a connection: :meth:`admit` must be called again soon.
@@ -73,15 +72,15 @@ class Deliveries:
         Raises:
             OSError: no descriptor is left.
         """
-        self._reserve.append(hold(os.open(os.sep, os.O_PATH | os.O_CLOEXEC)))
+        self._reserves.append(Reserve(1))
 
     def _accept(self) -> Connection | None:
         try:
             return self._listener.accept()
         except OSError:
-            if not self._reserve:
+            if not self._reserves:
                 raise
-            release(self._reserve.pop())
+            self._reserves.pop().release()
             return self._listener.accept()
 
     def admit(self) -> None:
@@ -161,8 +160,8 @@ class Deliveries:
 
     def close(self) -> None:
         """Release all workers, and take no more connections."""
-        while self._reserve:
-            release(self._reserve.pop())
+        while self._reserves:
+            self._reserves.pop().release()
         for worker in self._workers:
             self.release(worker)
         self._unwatch(self._listener.descriptor)

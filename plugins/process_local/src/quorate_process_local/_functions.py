@@ -27,6 +27,7 @@ from multiprocessing import (
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 
+from quorate import notices
 from quorate.affinity import bound_thread
 from quorate.errors import StartError
 from quorate.files import write_all
@@ -114,7 +115,7 @@ def prepare_call(method: str, launch: WorkerLaunch, setup: Setup | None, address
 def _fork(launch: WorkerLaunch, environment: dict[str, str], output: Output, address: bytes) -> Process:
     agent = os.getpid()
     _, process = prepare_call("fork", launch, Setup(environment, agent, True, output.stdout, output.stderr), address)
-    _flush()
+    notices.flush()  # or the worker would print again what the agent has printed
     # A signal for the worker must not run the agent's handlers in it; Setup unblocks signals again.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -138,13 +139,6 @@ def _run_worker(process: Any, agent: int) -> None:
         exit_code = process._bootstrap(parent_sentinel=sentinel)
     finally:
         os._exit(exit_code)
-
-
-def _flush() -> None:
-    """Write out what the agent has printed, or a forked worker would print it again."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):
-            stream.flush()
 
 
 @final

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import final
 
+from attrs import define
+
 from quorate.clock import monotonic, sleep
 from quorate.proc import environment_of, hold, is_alive, open_pidfd, release, send_signal, stat_of
 
@@ -29,13 +31,14 @@ def marker_of(context_id: str, local_rank: int, environment: Mapping[str, str]) 
 
 
 @final
+@define(eq=False)
 class Leftover:
     """A process that a worker left behind.  ``pidfd`` is -1 where the kernel offers none."""
 
-    __slots__ = ("local_rank", "pid", "pidfd", "session")
-
-    def __init__(self, pid: int, local_rank: int, pidfd: int, session: int) -> None:
-        self.pid, self.local_rank, self.pidfd, self.session = pid, local_rank, pidfd, session
+    pid: int
+    local_rank: int
+    pidfd: int
+    session: int
 
     def send(self, signal_number: int) -> bool:
         """Send a signal; return whether it may be sent at all (false: another user's process)."""

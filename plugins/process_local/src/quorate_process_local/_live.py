@@ -25,11 +25,10 @@ import json
 import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from struct import Struct
 from typing import Any, final
 
 from quorate.notices import warn
-from quorate.proc import ancestor_among, forget, hold
+from quorate.proc import ancestor_among, forget, hold, peer_of
 from quorate.text import printable
 
 from ._channel import Channel
@@ -43,7 +42,6 @@ FORMAT = 1
 
 _LONGEST_ASSIGNMENT_BYTES = 100_000
 _MESSAGES_AT_A_TIME = 64
-_CREDENTIALS = Struct("3i")  # struct ucred of unix(7)
 
 
 @final
@@ -178,9 +176,8 @@ class Live:
 
     def _worker_of(self, accepted: socket.socket) -> Worker | None:
         """Return the worker that has connected: itself, or a process that it has started (a shell's Python)."""
-        packed = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         running = {worker.pid: worker for worker in self._workers if worker.exit_code is None}
-        found = ancestor_among(_CREDENTIALS.unpack(packed)[0], running)
+        found = ancestor_among(peer_of(accepted), running)
         return None if found is None else running[found]
 
     def _read(self, worker: Worker, channel: Channel) -> None:

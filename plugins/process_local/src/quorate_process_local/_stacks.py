@@ -29,7 +29,7 @@ from typing import final
 from quorate.clock import monotonic, seconds_until
 from quorate.files import open_regular, read_bytes
 from quorate.notices import warn
-from quorate.proc import kernel_wait_of, open_pidfd, stat_of
+from quorate.proc import kernel_wait_of, open_pidfd, signals_of, stat_of, state_of
 
 from ._stack_signal import STACK_SIGNAL
 from ._workers import Worker
@@ -51,27 +51,18 @@ class _Process:
 
     def __init__(self, pid: int, parent: int, worker: int, local_rank: int, log: str) -> None:
         self.pid, self.parent, self.worker, self.local_rank, self.log = pid, parent, worker, local_rank, log
-        self.state = ""
         self.has_answered = False
         self._blocking: frozenset[str] = frozenset()
-        self._caught = self._pending = 0
         self.look()
 
     def look(self) -> None:
-        self.state, self._caught, self._pending = "", 0, 0
-        for name, _, value in (line.partition(":") for line in _read(f"/proc/{self.pid}/status").splitlines()):
-            if name == "State":
-                self.state = value.split()[0]
-            elif name == "SigCgt":
-                self._caught = int(value, 16)
-            elif name in ("SigPnd", "ShdPnd"):
-                self._pending |= int(value, 16)
+        self.state, self._signals = state_of(self.pid), signals_of(self.pid)
 
     def catches(self, number: int) -> bool:
-        return bool(self._caught >> (number - 1) & 1)
+        return number in self._signals.caught
 
     def has_pending(self, number: int) -> bool:
-        return bool(self._pending >> (number - 1) & 1)
+        return number in self._signals.pending
 
     @property
     def is_alive(self) -> bool:
@@ -171,7 +162,7 @@ def dump_stacks_of(workers: Sequence[Worker], hung_local_rank: int, timeout: flo
     """Have those of ``workers`` write their stacks whose program still runs; return the hung one's last lines."""
     running = [worker for worker in workers if worker.exit_code is None and worker.result is None]
     if running:
-        dump_stacks([(each.local_rank, each.pid, each.error_path) for each in running], hung_local_rank, timeout)
+        dump_stacks([(each.local_rank, each.pid, each.output.error_path) for each in running], hung_local_rank, timeout)
     return next((worker.last_lines() for worker in workers if worker.local_rank == hung_local_rank), ())
 
 

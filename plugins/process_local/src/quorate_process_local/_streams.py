@@ -11,6 +11,8 @@ import os
 import select
 from typing import Protocol, final
 
+from attrs import define, field
+
 from quorate.errors import StartError
 from quorate.files import read_regular, write_byte
 from quorate.notices import warn
@@ -158,6 +160,7 @@ class Stream:
 
 
 @final
+@define(eq=False)
 class Output:
     """How one worker's output is wired.
 
@@ -166,14 +169,12 @@ class Output:
     stdout's), and ``error_path`` the file that holds stderr where it has no reader.
     """
 
-    __slots__ = ("error_path", "errors", "has_both", "stderr", "stdout", "streams")
-
-    def __init__(self) -> None:
-        self.stdout = self.stderr = -1
-        self.streams: list[Stream] = []
-        self.errors: Stream | None = None
-        self.error_path = ""
-        self.has_both = False
+    stdout: int = -1
+    stderr: int = -1
+    streams: list[Stream] = field(factory=list)
+    errors: Stream | None = None
+    error_path: str = ""
+    has_both: bool = False
 
     def close(self) -> None:
         """Close the worker's ends."""

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, final
 
+from attrs import define, field
+
 from quorate.clock import wall_time_ns
 from quorate.failures import message_from_stderr, signal_name
 from quorate.notices import warn
@@ -91,46 +93,38 @@ class ChildProcess:
 
 
 @final
+@define(eq=False)
 class Worker:
-    """A started worker and what is known of its end."""
+    """A started worker and what is known of its end; ``environment`` is that of its newest assignment."""
 
-    __slots__ = (
-        "channel", "connection", "deadline", "environment", "error_path", "errors", "exit_code", "has_both", "has_left",
-        "is_dropped", "is_kept", "is_reported", "leave_by", "local_rank", "problem", "process", "result", "signal",
-        "stopped", "timestamp_ns",
-    )  # fmt: skip
-
-    def __init__(
-        self, local_rank: int, process: Process, output: Output, environment: Mapping[str, str] | None = None
-    ) -> None:
-        self.local_rank, self.process = local_rank, process
-        self.errors, self.error_path, self.has_both = output.errors, output.error_path, output.has_both
-        #: The environment of its newest assignment.
-        self.environment: Mapping[str, str] = environment or {}
-        #: Its channel, if it is live.
-        self.channel: Channel | None = None
-        #: Until when it must have left its world, in monotonic seconds; ``None`` if it need not.
-        self.leave_by: float | None = None
-        #: Whether it has left its world and waits for the next one.
-        self.has_left = False
-        #: Whether its context goes on without it.
-        self.is_dropped = False
-        #: The signal that it was sent last, 0 if none.
-        self.signal = 0
-        self.exit_code: int | None = None
-        #: Whether it waits, once it has delivered, until the context is stopped: other nodes may use what it serves.
-        self.is_kept = False
-        #: Whether it was reported at its delivery, while its process runs.
-        self.is_reported = False
-        self.timestamp_ns = 0
-        self.stopped = False
-        self.problem = ""
-        #: Its connection for the result; the worker waits as long as this is open.
-        self.connection: Connection | None = None
-        #: The value that its function has delivered, and why it cannot be used; ``None`` before.
-        self.result: tuple[Any, str] | None = None
-        #: Until when its report waits for the rest of its stderr, in monotonic seconds.
-        self.deadline = 0.0
+    local_rank: int
+    process: Process
+    output: Output
+    environment: Mapping[str, str] = field(factory=dict)
+    #: Its channel, if it is live.
+    channel: Channel | None = None
+    #: Until when it must have left its world, in monotonic seconds; ``None`` if it need not.
+    leave_by: float | None = None
+    #: Whether it has left its world and waits for the next one.
+    has_left: bool = False
+    #: Whether its context goes on without it.
+    is_dropped: bool = False
+    #: The signal that it was sent last, 0 if none.
+    signal: int = 0
+    exit_code: int | None = None
+    #: Whether it waits, once it has delivered, until the context is stopped: other nodes may use what it serves.
+    is_kept: bool = False
+    #: Whether it was reported at its delivery, while its process runs.
+    is_reported: bool = False
+    timestamp_ns: int = 0
+    stopped: bool = False
+    problem: str = ""
+    #: Its connection for the result; the worker waits as long as this is open.
+    connection: Connection | None = None
+    #: The value that its function has delivered, and why it cannot be used; ``None`` before.
+    result: tuple[Any, str] | None = None
+    #: Until when its report waits for the rest of its stderr, in monotonic seconds.
+    deadline: float = 0.0
 
     @property
     def pid(self) -> int:
@@ -189,8 +183,8 @@ class Worker:
         return (
             self.is_reported
             or self.exit_code == 0
-            or self.errors is None
-            or self.errors.drained
+            or self.output.errors is None
+            or self.output.errors.drained
             or now >= self.deadline
         )
 
@@ -199,8 +193,8 @@ class Worker:
         exit_code = 0 if self.exit_code is None else self.exit_code
         value, problem = self.result or (None, "")
         tail = b"" if exit_code == 0 else self._tail()
-        if exit_code > 0 and not tail and not problem and not self.problem and self.error_path:
-            lost = why_lost(self.error_path)
+        if exit_code > 0 and not tail and not problem and not self.problem and self.output.error_path:
+            lost = why_lost(self.output.error_path)
             problem = lost and f"exit code {exit_code}; what it wrote last is lost: {lost}"
         return WorkerExited(
             self.local_rank,
@@ -212,7 +206,7 @@ class Worker:
             stderr_tail=tail_lines(tail),
             problem=problem or self.problem,
             exception=message_from_stderr(tail_lines(tail, _MOST_LINES)) or "",
-            has_both_streams=self.has_both,
+            has_both_streams=self.output.has_both,
         )
 
     def last_lines(self) -> tuple[str, ...]:
@@ -220,9 +214,9 @@ class Worker:
         return tail_lines(self._tail())
 
     def _tail(self) -> bytes:
-        if self.errors is not None:
-            return self.errors.tail
-        return tail_of_file(self.error_path) if self.error_path else b""
+        if self.output.errors is not None:
+            return self.output.errors.tail
+        return tail_of_file(self.output.error_path) if self.output.error_path else b""
 
 
 def may_serve_other_nodes(environment: Mapping[str, str]) -> bool:
