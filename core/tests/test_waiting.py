@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -197,8 +198,7 @@ def _handler(host: PluginHost, store: Store, **config: Any) -> StoreRendezvousHa
     return StoreRendezvousHandler(parameters, backend, host)
 
 
-def test_a_plugin_may_decide_that_a_node_has_waited_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting_module, "_FIRST_SECONDS", 0.1)
+def test_a_plugin_may_decide_that_a_node_has_waited_long_enough() -> None:
     handler = _handler(PluginHost(paths=[], extra=[("impatient", _Impatient())]), InMemoryStore())
     handler.prepare(NodeRecord("a", "default", 1, host="h1"))
     with pytest.raises(Exception, match=r"a plugin decided not to wait any longer: .*1 of 2 are here \(h1\)"):
@@ -206,17 +206,15 @@ def test_a_plugin_may_decide_that_a_node_has_waited_long_enough(monkeypatch: pyt
     handler.shutdown()
 
 
-def test_a_report_names_the_endpoint_and_reaches_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting_module, "_FIRST_SECONDS", 0.1)
-    handler = _handler(PluginHost(paths=[]), InMemoryStore(), join_timeout=2.0)
-    handler.prepare(NodeRecord("a", "default", 1, host="h1"))
-    seen: list[Waiting] = []
-    handler.subscribe(lambda output: seen.append(output) if isinstance(output, Waiting) else None)
-    with pytest.raises(Exception, match="no round was formed within 2 s"):
-        handler.next_rendezvous()
+def test_a_report_names_the_endpoint_and_reaches_the_agent() -> None:
+    handler = _handler(PluginHost(paths=[]), InMemoryStore())
+    seen: SimpleQueue[Waiting] = SimpleQueue()
+    handler.subscribe(lambda output: seen.put(output) if isinstance(output, Waiting) else None)
+    handler.request_join(NodeRecord("a", "default", 1, host="h1"))
+    report = seen.get(timeout=DEADLINE).report
     handler.shutdown()
-    assert seen[0].report.endpoint == "localhost:1"
-    assert "on every machine localhost is that machine itself" in seen[0].report.reason
+    assert report.endpoint == "localhost:1"
+    assert "on every machine localhost is that machine itself" in report.reason
 
 
 @pytest.mark.parametrize(
@@ -265,8 +263,7 @@ def test_a_store_that_is_still_being_opened_at_the_end_of_the_wait_is_named() ->
         handler.shutdown()
 
 
-def test_a_report_says_what_opening_the_store_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting_module, "_FIRST_SECONDS", 0.1)
+def test_a_report_says_what_opening_the_store_waits_for() -> None:
     reported, outputs = threading.Event(), list[Output]()
 
     def open_store(parameters: RendezvousParameters) -> Store:

@@ -7,7 +7,6 @@ search for the plugin that has raised (:mod:`quorate._poll`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, final
@@ -18,12 +17,11 @@ from pluggy import PluginManager
 from ._isolation import described, raise_if_interrupted, shown
 from ._poll import Poll
 from .records import Cause, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
+from .text import is_environment, is_passable
 
-__all__ = ["DecisionMaker", "is_environment", "is_passable", "is_word_of_command"]
+__all__ = ["DecisionMaker"]
 
 _Arguments = Sequence[Any]
-#: In bytes, with the NUL at its end (execve(2): MAX_ARG_STRLEN).
-_LONGEST_VARIABLE = 1 << 17
 #: Variables of an environment, and processors.
 _MOST_ITEMS = 1 << 16
 
@@ -178,30 +176,6 @@ def _check_launch(answer: Any, arguments: _Arguments) -> str:
                 f"answered a WorkerLaunch whose environment has {shown(name)} of type {kind}, which cannot be passed on"
             )
     return ""
-
-
-def is_environment(value: Any) -> bool:
-    """Return whether the system takes ``value`` as the environment of a process, or as a part of it."""
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and isinstance(text, str) and name and "=" not in name and is_passable(f"{name}={text}")
-        for name, text in value.items()
-    )
-
-
-def is_passable(text: Any) -> bool:
-    """Return whether ``text`` can be a variable of a process, or a word of its command."""
-    return is_word_of_command(text) and len(os.fsencode(text)) < _LONGEST_VARIABLE
-
-
-def is_word_of_command(text: Any) -> bool:
-    """Return whether ``text`` has neither a NUL nor half a character; it may be longer than the system takes."""
-    if not isinstance(text, str) or "\0" in text:
-        return False
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 #: Field -> whether a starter can use a value of it.

@@ -14,7 +14,6 @@ from typing import Any, final
 from attrs import Attribute, asdict, field, frozen
 
 from ._bounded import MOST_NODES
-from ._decisions import is_passable
 from ._default_backends import ONE_NODE, SEVERAL_NODES
 from .catalogue import PluginKind
 from .errors import UsageError
@@ -25,6 +24,7 @@ from .plugins import get_host
 from .rendezvous import RendezvousBackend, RendezvousParameters
 from .rendezvous._api import DERIVED_SETTING
 from .rendezvous._port import PORT_RANGE_SETTING, port_range
+from .text import is_passable
 from .timeouts import Timeouts, parse_seconds
 from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable, text
 

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from ._decisions import is_word_of_command
 from .config import LaunchConfig
 from .errors import UsageError
 from .lazy_exports import lazy_function
 from .plugins import PluginHost
+from .text import is_word_of_command
 
 __all__ = ["elastic_launch", "launch", "run_script_path"]
 

@@ -12,10 +12,10 @@ from typing import Any, final
 
 from attrs import field, fields, frozen
 
-from ._decisions import is_passable
 from .errors import UsageError, remedy_for
 from .files import temporary_folder
 from .notices import warn
+from .text import is_passable
 
 __all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std", "adopt_logs_specs", "adopt_logs_specs_class"]
 

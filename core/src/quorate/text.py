@@ -1,17 +1,29 @@
 """Text that comes from elsewhere (a worker's stderr, a peer's message): made fit to be shown, and read within bounds.
 
-What does not live here: which text is shown, and where.
+What a process can be given (an environment, a command) is told here too.  What does not live here: which text is shown,
+and where.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["near_names", "parse_json", "plain", "printable", "printable_lines", "whole_number"]
+__all__ = [
+    "is_environment",
+    "is_passable",
+    "is_word_of_command",
+    "near_names",
+    "parse_json",
+    "plain",
+    "printable",
+    "printable_lines",
+    "whole_number",
+]
 
 #: Terminal control sequences of ECMA-48 and ECMA-35, in their 7-bit and 8-bit forms.
 _CONTROL = re.compile(
@@ -24,6 +36,8 @@ _CONTROL = re.compile(
 _STRAY = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 _MOST_DIGITS = 20
+#: In bytes, with the NUL at its end (execve(2): MAX_ARG_STRLEN).
+_LONGEST_VARIABLE = 1 << 17
 _DEEPEST = 64  # nested JSON
 
 
@@ -116,3 +130,27 @@ def near_names(word: str, known: Iterable[str], most: int = 1, likeness: float =
     from difflib import get_close_matches  # only a mistake needs it
 
     return get_close_matches(word, list(known), most, likeness)
+
+
+def is_environment(value: Any) -> bool:
+    """Return whether the system takes ``value`` as the environment of a process, or as a part of it."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(text, str) and name and "=" not in name and is_passable(f"{name}={text}")
+        for name, text in value.items()
+    )
+
+
+def is_passable(text: Any) -> bool:
+    """Return whether ``text`` can be a variable of a process, or a word of its command."""
+    return is_word_of_command(text) and len(os.fsencode(text)) < _LONGEST_VARIABLE
+
+
+def is_word_of_command(text: Any) -> bool:
+    """Return whether ``text`` has neither a NUL nor half a character; it may be longer than the system takes."""
+    if not isinstance(text, str) or "\0" in text:
+        return False
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True

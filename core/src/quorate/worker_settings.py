@@ -14,9 +14,9 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen
 
-from ._decisions import is_environment, is_passable
 from .clusters import ClusterJob
 from .errors import UsageError
+from .text import is_environment, is_passable
 from .timeouts import parse_seconds
 
 __all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds_or_variable", "text"]

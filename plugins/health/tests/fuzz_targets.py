@@ -10,10 +10,10 @@ from waitress.adjustments import Adjustments
 from quorate_health._app import Application
 from quorate_health._command import _Tail
 from quorate_health._resources import _fields, _number
-from quorate_health._server import _LARGEST_BODY, _LARGEST_HEADER, _OneRequest
+from quorate_health._server import LARGEST_BODY, LARGEST_HEADER, _OneRequest
 from quorate_health._tail import tail_of
 
-_BOUNDS = Adjustments(max_request_header_size=_LARGEST_HEADER, max_request_body_size=_LARGEST_BODY)
+_BOUNDS = Adjustments(max_request_header_size=LARGEST_HEADER, max_request_body_size=LARGEST_BODY)
 
 
 def _read_request(data: bytes) -> None:

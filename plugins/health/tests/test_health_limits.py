@@ -22,7 +22,7 @@ from quorate.testing import settles
 from quorate_health._import_lock import import_lock
 from quorate_health._journal import Journal
 from quorate_health._pulse import Pulse
-from quorate_health._server import _LIFETIME_SECONDS, _MOST_UNSENT_BYTES, _THREADS
+from quorate_health._server import LIFETIME_SECONDS, MOST_UNSENT_BYTES, THREADS
 from quorate_health._service import HealthService
 from quorate_health._status import Status
 
@@ -107,7 +107,7 @@ def test_clients_that_do_not_read_their_answers_fill_no_memory(
     agent.workers = tuple(
         WorkerSnapshot(index, index, os.getpid(), stdout=str(log), stderr=str(log)) for index in range(16)
     )
-    assert 60 * len(ask(service, "/status.json")[1]) > 1.5 * _MOST_UNSENT_BYTES
+    assert 60 * len(ask(service, "/status.json")[1]) > 1.5 * MOST_UNSENT_BYTES
     with ExitStack() as stack:
         clients = []
         for _ in range(60):
@@ -121,7 +121,7 @@ def test_clients_that_do_not_read_their_answers_fill_no_memory(
             with suppress(ConnectionResetError):
                 client.recv(1, socket.MSG_PEEK)  # its answer has begun, or it was sent away
         # Within the life of a connection, whose end would free it in any case.
-        assert settles(lambda: _unsent_bytes(service) <= _MOST_UNSENT_BYTES, _LIFETIME_SECONDS / 2)
+        assert settles(lambda: _unsent_bytes(service) <= MOST_UNSENT_BYTES, LIFETIME_SECONDS / 2)
         assert ask(service, "/livez")[0] == 200
 
 
@@ -160,7 +160,7 @@ def test_ten_thousand_connections_cost_a_bounded_share_of_threads_descriptors_an
         wait_until(lambda: _connections(service) >= most * 7 // 8)
         assert _connections(service) <= most
         assert len(os.listdir("/proc/self/fd")) < most + 200
-        assert sum(thread.name.startswith("quorate-health") for thread in threading.enumerate()) == _THREADS + 1
+        assert sum(thread.name.startswith("quorate-health") for thread in threading.enumerate()) == THREADS + 1
         assert _memory_bytes() - before < 64 << 20
         assert agent.turns == turns, "a connection alone is no work for the agent"
         crowd.stdin.close()

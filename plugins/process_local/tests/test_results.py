@@ -21,9 +21,11 @@ import pytest
 
 from quorate.proc import is_alive
 from quorate.records import WorkerExited
-from quorate.starter import DeliversResults
-from quorate_process_local import _deliveries, _task
+from quorate.starter import DeliversResults, StarterRequest
+from quorate_process_local import _task
+from quorate_process_local._functions import FunctionStarter
 from quorate_process_local._results import LARGEST_RESULT_BYTES, LENGTH
+from quorate_process_local._warm import WarmStarter
 
 from .conftest import DEADLINE_SECONDS, Ear, Group, Start, launch, starter, wait_for_end
 
@@ -358,16 +360,23 @@ def test_a_worker_says_itself_that_its_result_is_too_large(
 
 @pytest.mark.parametrize("sent_bytes", [0, 500_000])
 def test_a_worker_that_stops_within_its_result_is_ended(
-    begin: Begin, functions: ModuleType, door: str, monkeypatch: pytest.MonkeyPatch, sent_bytes: int
+    method: str, functions: ModuleType, door: str, sent_bytes: int
 ) -> None:
-    monkeypatch.setattr(_deliveries.Deliveries.__init__, "__defaults__", (0.5,))
-    group = begin((functions.announce, 1_000_000, sent_bytes), (functions.pass_door, door, "late"))
-    group.run_until(lambda: len(group.exits) == 1)
-    (event,) = group.exits
-    assert (event.local_rank, event.exit_code, event.return_value) == (0, 1, None)
-    assert event.problem == "it stopped in the middle of sending its result, for 0.5 s, and was killed"
-    open_door(door)
-    assert facts(group.run())[1] == (0, "late", False)
+    calls = (functions.announce, 1_000_000, sent_bytes), (functions.pass_door, door, "late")
+    make: Any = WarmStarter if method == "warm" else FunctionStarter
+    chosen = make(StarterRequest(method, "token", FOR_EVER), stall_seconds=0.5)
+    group = Group(chosen.start([launch(rank, *call) for rank, call in enumerate(calls)]))
+    try:
+        group.run_until(lambda: len(group.exits) == 1)
+        (event,) = group.exits
+        assert (event.local_rank, event.exit_code, event.return_value) == (0, 1, None)
+        assert event.problem == "it stopped in the middle of sending its result, for 0.5 s, and was killed"
+        open_door(door)
+        assert facts(group.run())[1] == (0, "late", False)
+    finally:
+        group.close()
+        if method == "warm":
+            chosen.close()
 
 
 def test_what_follows_a_result_is_thrown_away(begin: Begin, functions: ModuleType, door: str) -> None:

@@ -27,8 +27,9 @@ def _member(endpoint: str, run_id: str, **settings: object) -> subprocess.Popen[
     script = """
 import sys, ast
 from quorate.rendezvous import RendezvousParameters
-from quorate_rendezvous_etcd import _open_v3
-store = _open_v3(RendezvousParameters("etcd", sys.argv[1], sys.argv[2], 1, 8, **ast.literal_eval(sys.argv[3])))
+from quorate_rendezvous_etcd import plugin
+etcd = next(backend for backend in plugin.quorate_register_rendezvous() if backend.name == "etcd")
+store = etcd.open_store(RendezvousParameters("etcd", sys.argv[1], sys.argv[2], 1, 8, **ast.literal_eval(sys.argv[3])))
 store.put("hello", b"there")
 print("joined", flush=True)
 sys.stdin.read()

@@ -12,12 +12,12 @@ from typing import Any, TypeGuard, TypeVar, final
 from attrs import fields
 
 from .._bounded import LARGEST_COUNTER, LONGEST_DELAY_SECONDS, MOST_NODES
-from .._decisions import is_passable
 from .._isolation import call_plugin, checked_answer, is_bool
 from ..cut_off import WhenCutOff
 from ..errors import QuorateError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+from ..text import is_passable
 from ..timeouts import LONGEST_SECONDS
 
 __all__ = ["GuardedHandler", "guarded", "records_by_itself"]

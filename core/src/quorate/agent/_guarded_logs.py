@@ -10,9 +10,9 @@ from typing import Any, TypeGuard, TypeVar, final
 
 from attrs import fields
 
-from .._decisions import is_passable
 from .._isolation import checked_answer
 from ..logs_specs import DefaultLogsSpecs, LogsDest, LogsSpecs
+from ..text import is_passable
 
 __all__ = ["guarded_logs"]
 

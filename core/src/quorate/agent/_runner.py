@@ -45,7 +45,7 @@ from ._processes import Processes
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
 from ._signals import Caught, SignalCatcher
-from ._spec import RunSettings, WorkerSpec
+from ._spec import RunSettings
 from ._starter_choice import choose_starter
 from ._state import Settings, State
 from ._workers import WorkerTable
@@ -97,7 +97,7 @@ class Runner:
             spec.rdzv_handler,
             self.post,
             lambda text: reporter.say(1, text),
-            _min_nodes_of(spec),
+            0 if spec.cluster is None else spec.cluster.min_nodes or 0,
         )
         self._services = Services(self._view, self._warn)
         self._idle = IdleWork(self._services.get_ready)
@@ -414,8 +414,7 @@ class Runner:
         return None
 
     def _change_launch(self, launch: WorkerLaunch, assignment: Assignment) -> WorkerLaunch:
-        changed = self._host.decide("launch", launch, assignment)
-        return launch if changed is None else changed
+        return self._host.decide_or(launch, "launch", launch, assignment)
 
     def _stop(self, command: protocol.StopWorkers | protocol.ReleaseWorkers) -> protocol.Input | None:
         self._preparation.cancel()
@@ -429,7 +428,3 @@ class Runner:
 
 def _look_again() -> None:
     """Wake the agent's thread, which then looks at what the checks have found."""
-
-
-def _min_nodes_of(spec: WorkerSpec) -> int:
-    return 0 if spec.cluster is None else spec.cluster.min_nodes or 0

@@ -15,7 +15,6 @@ from typing import Any, final
 
 from attrs import evolve
 
-from .._decisions import is_environment
 from .._isolation import call_here, described, raise_if_interrupted, shown
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
@@ -24,7 +23,7 @@ from ..plugins import PluginHost
 from ..records import Event
 from ..rendezvous import RendezvousHandler
 from ..services import AgentService, AgentSnapshot, HangReport, PreparingService, WorkerSnapshot
-from ..text import printable_lines
+from ..text import is_environment, printable_lines
 from . import _protocol as protocol
 from ._spec import RunSettings
 from ._state import State

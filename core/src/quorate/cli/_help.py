@@ -31,24 +31,17 @@ def help_text(flags: Sequence[Flag]) -> str:
         lines += ["", f"{section}:"]
         for flag in flags:
             if flag.section == section:
-                lines += _entry(flag)
+                default = "" if flag.is_switch or not flag.default else f" [{flag.default}]"
+                lines += _columns(spelling_of(flag), f"{flag.help}{default}")
     lines += ["", "Other:"]
     for name, help in ACTIONS.items():
         lines += _columns(f"--{name}", help)
     return "\n".join(lines)
 
 
-def _entry(flag: Flag) -> list[str]:
-    return _columns(spelling_of(flag), f"{flag.help}{_default_note(flag)}")
-
-
 def spelling_of(flag: Flag) -> str:
     short = f"-{flag.short}, " if flag.short else ""
     return f"{short}--{flag.name}" + ("" if flag.is_switch else f"={flag.metavar}")
-
-
-def _default_note(flag: Flag) -> str:
-    return "" if flag.is_switch or not flag.default else f" [{flag.default}]"
 
 
 def _columns(left: str, right: str) -> list[str]:

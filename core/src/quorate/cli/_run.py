@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from types import FrameType
 from typing import Any, final
 
 from attrs import evolve, fields
@@ -121,16 +120,12 @@ class WorkerExitCode(Exception):  # noqa: N818 - it is an exit code; the error i
         self.code, self.error = code, error
 
 
-def _keep(number: int, frame: FrameType | None) -> None:
-    """Do nothing: the signal is for workers."""
-
-
 def _outlive_user_signals() -> None:
     """Outlive SIGUSR1 and SIGUSR2 while no worker runs, too: they would kill a program that has no handler for them."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, _keep)
+                signal.signal(number, lambda number, frame: None)
 
 
 def check_launch(parsed: Parsed, host: PluginHost, job: ClusterJob | None = None) -> tuple[LaunchConfig, Command]:

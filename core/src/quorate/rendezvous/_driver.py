@@ -297,11 +297,11 @@ class Driver:
             number, members = state.round_number - 1, 0  # no round was formed; those in line want to read why
         else:
             return
-        beats = [Key.rank_heartbeat(number, rank) for rank in range(members)]
+        heartbeats = [Key.rank_heartbeat(number, rank) for rank in range(members)]
         members += store.add(Key.tickets(number + 1), 0)  # standbys want to read the end, too
         if store.add(Key.departed(number), 1) >= members:
             store.create(Key.empty(number), b"")
-            if isinstance(store, IncarnationStore) and _have_all_left(store.get(beats)):
+            if isinstance(store, IncarnationStore) and _have_all_left(store.get(heartbeats)):
                 store.end()
         elif self._linger_seconds > 0 and isinstance(store, HostedStore) and store.is_host:
             store.wait(Key.empty(number), self._linger_seconds)

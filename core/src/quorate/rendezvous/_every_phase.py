@@ -84,12 +84,9 @@ def _send_heartbeat(transition: Transition) -> None:
         return
     transition.read_heartbeats()
     is_first_in_line = state.phase is Phase.STANDBY and state.ticket == state.leader
-    if is_first_in_line and state.standby.count_at is None and not _is_asking(state):
+    is_asking = Purpose.WAITING_COUNT in state.pending or Purpose.ROUND_END in state.pending
+    if is_first_in_line and state.standby.count_at is None and not is_asking:
         count_waiting_nodes(transition)
-
-
-def _is_asking(state: State) -> bool:
-    return Purpose.WAITING_COUNT in state.pending or Purpose.ROUND_END in state.pending
 
 
 def on_heartbeats(

@@ -113,7 +113,7 @@ class LastWords:
             self._guardian.tell(writes_below(store, words))
         if isinstance(store, AttentiveStore):
             closed = last_words_of(state, CLOSED.format(store.return_timeout))
-            self._later(lambda store: _set(store, closed))
+            self._later(lambda _: store.set_last_words(closed))
 
     def close(self) -> None:
         """This node has left, or is about to be closed for good: its last words are not written any more."""
@@ -122,11 +122,6 @@ class LastWords:
             guardian, self._guardian = self._guardian, None
         if guardian is not None:
             guardian.close()
-
-
-def _set(store: Store, words: tuple[Write, ...]) -> None:
-    assert isinstance(store, AttentiveStore)
-    store.set_last_words(words)
 
 
 @final

@@ -122,15 +122,11 @@ def _as_signed(name: str) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def _may_be_any(key: str) -> bool:
-    return True
-
-
 def sign_store(
     store: Store,
     key: bytes,
     report: Callable[[str], None],
-    is_counter: Callable[[str], bool] = _may_be_any,
+    is_counter: Callable[[str], bool] = lambda key: True,
 ) -> SignedStore:
     """Return ``store`` with signed values; it has the optional abilities that ``store`` has, and no others.
 

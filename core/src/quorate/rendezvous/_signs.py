@@ -47,8 +47,8 @@ class Signs:
 
     def hosts(self) -> list[str]:
         """Return the hosts that have sent heartbeats, in the order of their ranks, each once."""
-        beats = [Heartbeat.decode(value) for value in self.heartbeats.values() if value is not None]
-        return list(dict.fromkeys(beat.host for beat in beats if beat.host))
+        heartbeats = [Heartbeat.decode(value) for value in self.heartbeats.values() if value is not None]
+        return list(dict.fromkeys(heartbeat.host for heartbeat in heartbeats if heartbeat.host))
 
 
 def _hinted_round(store: Readable) -> int:

@@ -81,7 +81,8 @@ class StrangerWatch:
             if not self._is_marked:
                 self._is_marked = True
                 store.create(_SECOND_MARK, mark)
-        plain = [name(n) for n in sorted({0, round_number}) for name in (Key.sealed, Key.ended, _first_record)]
+        numbers = sorted({0, round_number})
+        plain = [key for n in numbers for key in (Key.sealed(n), Key.ended(n), Key.node(n, _FIRST_TICKET))]
         values = store.get([_MARK, _SECOND_MARK, *plain])
         if not isinstance(values, list) or len(values) != 2 + len(plain):
             return
@@ -106,7 +107,3 @@ class StrangerWatch:
         if subject not in self._reported:
             self._reported.add(subject)
             self._report(sentence)
-
-
-def _first_record(n: int) -> str:
-    return Key.node(n, _FIRST_TICKET)

@@ -5,12 +5,12 @@ What does not live here: what is served (:mod:`._app`).  waitress bounds the siz
 | what | bound |
 |---|---|
 | requests of a connection | one |
-| life of a connection | ``_LIFETIME_SECONDS``, however often its client sends a byte |
+| life of a connection | ``LIFETIME_SECONDS``, however often its client sends a byte |
 | open connections | ``_CONNECTIONS``, and a quarter of the process' descriptors |
 | accepted connections | ``_ACCEPTS_PER_SECOND``; none for ``_PAUSE_SECONDS`` when the process has no descriptor left |
-| answers that clients do not read | ``_MOST_UNSENT_BYTES`` in all; beyond, the oldest of their connections end |
+| answers that clients do not read | ``MOST_UNSENT_BYTES`` in all; beyond, the oldest of their connections end |
 | looks at the connections | a hundred a second, while there are more than ``_MANY`` |
-| threads | ``_THREADS`` and the server's own; none wakes up without a client |
+| threads | ``THREADS`` and the server's own; none wakes up without a client |
 
 A connection beyond the bound replaces the oldest one without a request, once that one is ``_REQUEST_SECONDS`` old.
 """
@@ -37,11 +37,11 @@ from quorate.clock import monotonic
 __all__ = ["Server"]
 
 _CONNECTIONS, _MANY = 512, 32
-_REQUEST_SECONDS, _LIFETIME_SECONDS, _BATCH_SECONDS = 1.0, 20.0, 0.01
-_THREADS = 3
+_REQUEST_SECONDS, LIFETIME_SECONDS, _BATCH_SECONDS = 1.0, 20.0, 0.01
+THREADS = 3
 _ACCEPTS_PER_SECOND, _BURST = 250.0, 256.0
-_LARGEST_HEADER, _LARGEST_BODY = 16 * 1024, 1024
-_MOST_UNSENT_BYTES = 16 << 20
+LARGEST_HEADER, LARGEST_BODY = 16 * 1024, 1024
+MOST_UNSENT_BYTES = 16 << 20
 #: What the kernel holds of one answer.  It would take some MiB for each client that does not read.
 _KERNEL_BYTES = 64 * 1024
 _LONGEST_ABSOLUTE_ADDRESS = 128
@@ -149,7 +149,7 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
         connection.
         """
         for channel in list(self.active_channels.values()):
-            if channel.begun_at + _LIFETIME_SECONDS <= now:
+            if channel.begun_at + LIFETIME_SECONDS <= now:
                 channel.handle_close()
         while len(self.active_channels) > self.most_connections * 7 // 8:
             oldest = self._oldest()
@@ -158,14 +158,14 @@ class _Listener(TcpWSGIServer):  # type: ignore[misc] # waitress is not typed
             oldest.handle_close()
         self._close_unread()
         begun = [channel.begun_at for channel in self.active_channels.values()]
-        return min(begun) + _LIFETIME_SECONDS - now if begun else None
+        return min(begun) + LIFETIME_SECONDS - now if begun else None
 
     def _close_unread(self) -> None:
         """Close the oldest connections with an answer that their clients do not read, while they hold too much."""
         unread = [channel for channel in self.active_channels.values() if channel.total_outbufs_len]
         held = sum(channel.total_outbufs_len for channel in unread)
         unread.sort(key=lambda channel: channel.begun_at, reverse=True)
-        while held > _MOST_UNSENT_BYTES and len(unread) > 1:  # a single answer may be larger
+        while held > MOST_UNSENT_BYTES and len(unread) > 1:  # a single answer may be larger
             oldest = unread.pop()
             held -= oldest.total_outbufs_len
             oldest.handle_close()
@@ -187,9 +187,9 @@ class Server:
         adjustments = Adjustments(
             sockets=[listener],
             backlog=_BACKLOG,
-            max_request_header_size=_LARGEST_HEADER,
-            max_request_body_size=_LARGEST_BODY,
-            outbuf_overflow=_MOST_UNSENT_BYTES,  # below that no answer goes through a temporary file
+            max_request_header_size=LARGEST_HEADER,
+            max_request_body_size=LARGEST_BODY,
+            outbuf_overflow=MOST_UNSENT_BYTES,  # below that no answer goes through a temporary file
             channel_request_lookahead=0,
             ident=None,
             log_socket_errors=False,
@@ -208,7 +208,7 @@ class Server:
         soft_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if soft_limit != resource.RLIM_INFINITY:
             self._listener.most_connections = min(_CONNECTIONS, max(4, soft_limit // 4))
-        self._dispatcher.set_thread_count(_THREADS)
+        self._dispatcher.set_thread_count(THREADS)
 
     def run(self) -> None:
         """Serve, on this thread, until :meth:`stop` is called; nothing accepts connections when this returns."""

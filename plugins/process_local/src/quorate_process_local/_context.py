@@ -97,15 +97,18 @@ class LocalContext(Family):
 
     # --- filling it -----------------------------------------------------------------------------------------------
 
-    def expect_results(self) -> bytes:
+    def expect_results(self, stall_seconds: float) -> bytes:
         """Return the address for the results of functions; to be called before :meth:`launch`.
+
+        Arguments:
+            stall_seconds: how long the next bytes of a result that has begun may take.
 
         Raises:
             OSError: there is no descriptor left for it.
         """
         from ._deliveries import Deliveries  # with pickle, which commands do not need
 
-        self._deliveries = Deliveries(self._workers, self._watch, self._unwatch, self._is_stopping)
+        self._deliveries = Deliveries(self._workers, self._watch, self._unwatch, self._is_stopping, stall_seconds)
         return self._deliveries.address
 
     def launch(self, launch: WorkerLaunch, start: Callable[[WorkerLaunch, dict[str, str], Output], Process]) -> None:

@@ -23,10 +23,8 @@ from ._reserve import Reserve
 from ._results import LARGEST_RESULT_BYTES
 from ._workers import Worker
 
-__all__ = ["STALL_TIMEOUT_SECONDS", "Deliveries"]
+__all__ = ["Deliveries"]
 
-#: How long the next bytes of a result that has begun may take.
-STALL_TIMEOUT_SECONDS = 60.0
 #: How much of a result, and how many connections, are taken in at a time, so that other workers are not kept waiting.
 _READS_AT_A_TIME = 64
 _CONNECTIONS_AT_A_TIME = 256
@@ -41,7 +39,7 @@ class Deliveries:
         workers: the context's, those that are yet to be started included.
         watch, unwatch: have the context make a call whenever a descriptor is readable.
         is_stopping: whether the workers have been asked to stop.
-        stall_timeout_seconds: how long the next bytes of a result that has begun may take.
+        stall_seconds: how long the next bytes of a result that has begun may take.
 
     Raises:
         OSError: there is no descriptor left for it.
@@ -53,10 +51,10 @@ class Deliveries:
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
         is_stopping: Callable[[], bool],
-        stall_timeout_seconds: float = STALL_TIMEOUT_SECONDS,
+        stall_seconds: float,
     ) -> None:
         self._workers, self._watch, self._unwatch, self._is_stopping = workers, watch, unwatch, is_stopping
-        self._stall_timeout_seconds = stall_timeout_seconds
+        self._stall_seconds = stall_seconds
         #: The workers whose result has begun to come -> when the next bytes must have come, in monotonic seconds.
         self._deadlines: dict[Worker, float] = {}
         self._reserves: list[Reserve] = []
@@ -123,7 +121,7 @@ class Deliveries:
             worker.note_result(value, problem, self._is_stopping())
             self._deadlines.pop(worker, None)
         elif connection.received_bytes > before:
-            self._deadlines[worker] = monotonic() + self._stall_timeout_seconds
+            self._deadlines[worker] = monotonic() + self._stall_seconds
         if connection.has_ended or (worker.result is not None and worker.result[1]):
             self.release(worker)  # it has closed the connection, or will be reported as failed once it has ended
 
@@ -147,7 +145,7 @@ class Deliveries:
     def expire(self, now: float) -> None:
         """End workers that have stopped in the middle of their results."""
         for worker in [worker for worker, deadline in self._deadlines.items() if deadline <= now]:
-            seconds = f"{self._stall_timeout_seconds:g} s"
+            seconds = f"{self._stall_seconds:g} s"
             self._refuse(worker, f"it stopped in the middle of sending its result, for {seconds}, and was killed")
 
     def release(self, worker: Worker) -> None:

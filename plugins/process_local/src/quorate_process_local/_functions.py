@@ -39,6 +39,7 @@ from ._commands import wrapper_for
 from ._context import LocalContext
 from ._exec import leaking_descriptors, spawn_program
 from ._group import start_group
+from ._results import STALL_SECONDS
 from ._setup import Setup
 from ._streams import Output
 from ._task import Task
@@ -50,10 +51,13 @@ __all__ = ["FunctionStarter", "prepare_call", "unpicklable"]
 
 @final
 class FunctionStarter:
-    """Starts functions.  ``fork`` copies the agent; ``forkserver`` keeps a server until the agent ends."""
+    """Starts functions.  ``fork`` copies the agent; ``forkserver`` keeps a server until the agent ends.
 
-    def __init__(self, request: StarterRequest) -> None:
-        self._request = request
+    A worker whose result stops on its way for ``stall_seconds`` is killed.
+    """
+
+    def __init__(self, request: StarterRequest, stall_seconds: float = STALL_SECONDS) -> None:
+        self._request, self._stall_seconds = request, stall_seconds
         self._starts: dict[str, Callable[..., Process]] = {
             "spawn": _spawn,
             "fork": _fork,
@@ -72,7 +76,7 @@ class FunctionStarter:
         start_one = self._starts[self._request.start_method]
 
         def launch_all(context: LocalContext) -> None:
-            address = context.expect_results()
+            address = context.expect_results(self._stall_seconds)
             for launch in launches:
                 context.launch(launch, partial(start_one, address=address))
 

@@ -22,6 +22,8 @@ __all__ = ["LARGEST_RESULT_BYTES", "LENGTH", "Delivery"]
 LENGTH = Struct("!Q")
 #: The agent holds all results of its workers in memory, and twice while it unpickles one.
 LARGEST_RESULT_BYTES = 1 << 30
+#: How long the next bytes of a result that has begun may take.
+STALL_SECONDS = 60.0
 
 
 @final

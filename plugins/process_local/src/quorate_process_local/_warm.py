@@ -26,6 +26,7 @@ from ._context import LocalContext
 from ._exec import checked_words
 from ._group import start_group
 from ._python import PythonCommand, is_python, parse_python_command
+from ._results import STALL_SECONDS
 from ._spare import Spare, WorkerSource, make_spare
 from ._streams import Output
 from ._template import Template
@@ -74,11 +75,18 @@ class WarmStarter:
 
     The modules are those of the setting ``preload``.  Without :meth:`prepare` the first start waits for the template.
     A spare is forked ``rest_seconds`` after a worker has become live: it and its like have the processors to themselves
-    first.  Imports may take ``import_timeout_seconds``.
+    first.  Imports may take ``import_timeout_seconds``.  A worker whose result stops on its way for ``stall_seconds`` is
+    killed.
     """
 
-    def __init__(self, request: StarterRequest, rest_seconds: float = 0.5, import_timeout_seconds: int = 600) -> None:
-        self._request, self._rest_seconds = request, rest_seconds
+    def __init__(
+        self,
+        request: StarterRequest,
+        rest_seconds: float = 0.5,
+        import_timeout_seconds: int = 600,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        self._request, self._rest_seconds, self._stall_seconds = request, rest_seconds, stall_seconds
         self._import_timeout_seconds = import_timeout_seconds
         self._modules: tuple[str, ...] = tuple(request.settings.get("preload", ()))
         self._template: Template | None = None
@@ -137,7 +145,9 @@ class WarmStarter:
             raise StartError(f"no worker can be started warm: {template.problem}{_remedy(template.problem)}")
 
         def launch_all(context: LocalContext) -> None:
-            address = context.expect_results() if any(program.is_call for program in programs) else b""
+            address = (
+                context.expect_results(self._stall_seconds) if any(program.is_call for program in programs) else b""
+            )
             spare, self._spare = self._spare, None
             with WorkerSource(template, spare) as source:
                 for launch, program in zip(launches, programs, strict=True):

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from quorate.hookspecs import hookimpl
+from quorate.lazy_exports import lazy_exports
 from quorate.rendezvous import RendezvousBackend, RendezvousParameters, Store
 
 from ._settings import Settings
@@ -24,13 +25,7 @@ if TYPE_CHECKING:  # subprocess is not needed by an agent
 __all__ = ["EtcdServer", "plugin"]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "EtcdServer":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ._server import EtcdServer  # subprocess is not needed by an agent
-
-    globals()[name] = EtcdServer
-    return EtcdServer
+__getattr__ = lazy_exports(globals(), {"EtcdServer": "_server"})
 
 
 def _importing() -> AbstractContextManager[object]:

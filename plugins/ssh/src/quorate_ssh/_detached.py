@@ -80,18 +80,14 @@ def answer(question: Mapping[str, Any]) -> list[dict[str, Any]]:
         is_alive = record["start_time"] is not None and start_time_of(record["pid"]) == record["start_time"]
         if end and record["job"] == end:
             if is_alive:
-                _terminate(record["pid"])
+                with suppress(ProcessLookupError, PermissionError):  # it has ended meanwhile
+                    os.kill(record["pid"], signal.SIGTERM)
             record["ended"] = True
         elif not is_alive and question.get("forget") == record["job"]:
             shutil.rmtree(_folder_of(record["job"]), ignore_errors=True)
             continue
         result.append({**record, "is_alive": is_alive})
     return result
-
-
-def _terminate(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # it has ended meanwhile
-        os.kill(pid, signal.SIGTERM)
 
 
 def _records() -> list[dict[str, Any]]:

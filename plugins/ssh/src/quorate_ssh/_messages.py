@@ -7,11 +7,10 @@ mark, because a host's shell may print what it likes before, and the agent's own
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quorate.text import parse_json
+from quorate.text import is_word_of_command, parse_json
 
 __all__ = [
     "ANSWERS",
@@ -58,7 +57,7 @@ def is_record(value: Any) -> bool:
     """Return whether ``value`` is the record of a detached agent."""
     return (
         isinstance(value, dict)
-        and all(_is_text(value.get(name)) for name in ("job", "host", "log"))
+        and all(is_word_of_command(value.get(name)) for name in ("job", "host", "log"))
         and _is_number(value.get("pid"), 2, _LARGEST_PID)
         and isinstance(value.get("is_alive", False), bool)
     )
@@ -68,20 +67,9 @@ def _is_number(value: Any, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most
 
 
-def _is_text(value: Any) -> bool:
-    """Return whether ``value`` can stand in a command, a variable or a path."""
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _has_texts(value: Any, *names: str) -> bool:
     return isinstance(value, dict) and all(
-        value[name] is None or _is_text(value[name]) for name in names if name in value
+        value[name] is None or is_word_of_command(value[name]) for name in names if name in value
     )
 
 
@@ -98,10 +86,10 @@ def _is_start(value: Any) -> bool:
     return (
         _has_texts(value, "detach")
         and isinstance(value.get("arguments"), list)
-        and all(map(_is_text, value["arguments"]))
+        and all(map(is_word_of_command, value["arguments"]))
         and isinstance(value.get("environment"), dict)
         and all(name and "=" not in name for name in value["environment"])
-        and all(map(_is_text, [*value["environment"], *value["environment"].values()]))
+        and all(map(is_word_of_command, [*value["environment"], *value["environment"].values()]))
     )
 
 
@@ -110,7 +98,7 @@ def _is_told(value: Any) -> bool:
 
 
 #: What a host says: what it is, what is wrong with it, and its detached agents.
-ANSWERS: Mapping[str, Callable[[Any], bool]] = {"hello": _is_hello, "problem": _is_text, "detached": _is_told}
+ANSWERS: Mapping[str, Callable[[Any], bool]] = {"hello": _is_hello, "problem": is_word_of_command, "detached": _is_told}
 #: What a host is told; a ping is any value.
 ORDERS: Mapping[str, Callable[[Any], bool]] = {
     "check": lambda value: _has_texts(value, "folder", "script"),

@@ -14,7 +14,6 @@ import json
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from importlib import import_module
 from typing import Any, final
 
 from attrs import evolve
@@ -45,8 +44,7 @@ def open_adopted(found: FoundPlugin, parameters: quorate.RendezvousParameters) -
     Raises:
         what it raises.
     """
-    module, _, attribute = found.target.partition(":")
-    create = getattr(import_module(module), attribute)()
+    create = found.load()()
     return adopt(create(torch_parameters(parameters)), f"{found.name} of {found.distribution}", parameters)
 
 

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, final
 
 import quorate
-from quorate import LogsDest, ProcessFailure, Std, UsageError
+from quorate import ProcessFailure, Std, UsageError
 from quorate.catalogue import PluginKind
 from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
 from quorate.logs_specs import adopt_logs_specs
@@ -100,7 +100,9 @@ class PContext:
             tuple(duplicate_stdout_filters or ()), tuple(duplicate_stderr_filters or ())
         )
         self._dest = self._specs.reify(self.envs)
-        self.stdouts, self.stderrs = ({rank: files.get(rank, "") for rank in args} for files in _streams(self._dest))
+        self.stdouts, self.stderrs = (
+            {rank: files.get(rank, "") for rank in args} for files in (self._dest.stdouts, self._dest.stderrs)
+        )
         self.error_files = {rank: self._dest.error_files.get(rank, "") for rank in args}
         self._context: ProcessContext | None = None
         self._starter: Starter | None = None
@@ -294,10 +296,6 @@ def start_processes(
         context.close()
         raise
     return context
-
-
-def _streams(dest: LogsDest) -> tuple[Mapping[int, str], Mapping[int, str]]:
-    return dest.stdouts, dest.stderrs
 
 
 def _wait_for(descriptor: int, seconds: float | None) -> None:

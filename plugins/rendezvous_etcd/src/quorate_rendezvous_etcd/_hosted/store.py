@@ -38,7 +38,7 @@ _ORPHAN_SECONDS = 10.0
 _GONE_SECONDS = 10.0
 _LOOK_SECONDS, _OPEN_SECONDS = 1.0, 5.0
 #: When a node that waits for the first members says how each of them answers; then at doubled intervals.
-_FIRST_WORD_SECONDS = 3.0
+_FIRST_REPORT_SECONDS = 3.0
 #: By run id and endpoint; a process may run several agents of a job.
 _orphans: dict[tuple[str, str], list[tuple[HostedMember, threading.Timer]]] = {}
 _orphaning = threading.Lock()
@@ -103,7 +103,7 @@ def _open_etcd(settings: Settings) -> EtcdStore:
 def _wait_until_serving(
     member: HostedMember, ending: Ending, settings: Settings, deadline: float, on_waiting: Callable[[str], None]
 ) -> None:
-    pause, told = _FIRST_WORD_SECONDS, ""
+    pause, told = _FIRST_REPORT_SECONDS, ""
     tell_at = monotonic() + pause
     while not member.wait_until_serving(min(deadline, monotonic() + _LOOK_SECONDS)):
         if monotonic() >= tell_at:
