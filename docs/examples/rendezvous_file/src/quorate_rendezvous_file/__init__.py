@@ -19,7 +19,7 @@ class FileStore:
         check(parameters)
         self._folder = parameters.endpoint
         self._job = quote(parameters.run_id, safe="") + "="  # quoted text contains neither "=" nor "/"
-        with told(self._folder):
+        with unavailable_on_error(self._folder):
             os.listdir(self._folder)
 
     def _path(self, key):
@@ -39,7 +39,7 @@ class FileStore:
         return file.name
 
     def create(self, key, value):
-        with told(self._folder):
+        with unavailable_on_error(self._folder):
             new = self._new_file(value)
             try:
                 os.link(new, self._path(key))
@@ -50,18 +50,18 @@ class FileStore:
             return True
 
     def put(self, key, value):
-        with told(self._folder):
+        with unavailable_on_error(self._folder):
             os.replace(self._new_file(value), self._path(key))
 
     def add(self, key, amount):
-        with told(self._folder), open(os.path.join(self._folder, "=lock"), "ab") as lock:
+        with unavailable_on_error(self._folder), open(os.path.join(self._folder, "=lock"), "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel unlocks it when a process dies
             count = int(self._read(key) or b"0") + amount
             self.put(key, b"%d" % count)
             return count
 
     def get(self, keys):
-        with told(self._folder):
+        with unavailable_on_error(self._folder):
             return [self._read(key) for key in keys]
 
     def wait(self, key, timeout):
@@ -71,7 +71,7 @@ class FileStore:
         return value
 
     def delete(self, prefix):
-        with told(self._folder):
+        with unavailable_on_error(self._folder):
             for name in os.listdir(self._folder):
                 if name.startswith(self._job + quote(prefix, safe="")):
                     with suppress(FileNotFoundError):  # another node deletes it too
@@ -82,7 +82,7 @@ class FileStore:
 
 
 @contextmanager
-def told(folder):
+def unavailable_on_error(folder):
     try:
         yield
     except OSError as error:
