@@ -249,6 +249,23 @@ def requirements_of(project: Path) -> list[Requirement]:
     return [Requirement(text) for text in texts]
 
 
+@every_project
+def test_what_a_distribution_imports_it_requires(project: Path) -> None:
+    """torch is the user's choice: those that use it say what to install where it is missing."""
+    required = {canonicalize_name(requirement.name) for requirement in requirements_of(project)}
+    known = {*required, canonicalize_name(name_of(project)), "torch"}
+    owners = importlib.metadata.packages_distributions()
+    missing = set()
+    for path in (project / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for package in {name.partition(".")[0] for name in names} & owners.keys():
+                if known.isdisjoint(map(canonicalize_name, owners[package])):
+                    missing.add(f"{path.name}: {package}")
+    assert not missing
+
+
 @every_plugin
 def test_names_of_a_plugin_follow_from_its_folder(project: Path) -> None:
     table = metadata_of(project)
