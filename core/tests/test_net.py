@@ -15,6 +15,7 @@ from hypothesis import given, strategies as st
 
 from quorate import UsageError, net
 from quorate.net import Endpoint, parse_endpoint
+from quorate.reach import advertised_address
 from quorate.testing import open_descriptors
 
 SECONDS = 10.0
@@ -107,10 +108,10 @@ def test_a_name_is_resolved_once_per_address_and_an_unknown_one_is_an_error() ->
 
 
 def test_the_advertised_address_is_the_given_one_or_the_one_that_reaches_the_endpoint() -> None:
-    assert net.advertised_address("given", "whatever") == "given"
-    assert net.advertised_address(None, "127.0.0.1:29400") == "127.0.0.1"
-    assert net.advertised_address(None, "http://[::1]:2379,http://b:2379") in ("::1", "127.0.0.1")
-    assert net.advertised_address(None, "not an endpoint") == "127.0.0.1"
+    assert advertised_address("given", "whatever") == "given"
+    assert advertised_address(None, "127.0.0.1:29400") == "127.0.0.1"
+    assert advertised_address(None, "http://[::1]:2379,http://b:2379") in ("::1", "127.0.0.1")
+    assert advertised_address(None, "not an endpoint") == "127.0.0.1"
 
 
 # --- listening --------------------------------------------------------------------------------------------------------

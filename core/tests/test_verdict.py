@@ -59,7 +59,7 @@ def test_who_was_missed_afterwards_stands_below_its_round() -> None:
 def test_what_only_this_node_knows_stands_apart_and_last() -> None:
     victims = tuple(evolve(FAILURE, rank=rank, cause=Cause.BROKEN_COLLECTIVE) for rank in range(20))
     lines = list(verdict(victims=victims).details())
-    at = lines.index("failed after the root cause on beta:")
+    at = lines.index("on beta, failed after the root cause:")
     assert lines[:at] == list(verdict().details()), "what comes before is the same on every node"
     assert lines[at + 1] == "  rank 0 (local rank 1): broken_collective, exit code 1, pid 77"
     assert lines[-1] == "  and 4 more"

@@ -16,7 +16,7 @@ from typing import final
 from attrs import frozen
 
 from .errors import UsageError
-from .net import Address, host_alone, is_literal, is_loopback, resolve
+from .net import Address, host_alone, is_literal, is_loopback, resolve, source_towards
 
 __all__ = [
     "InterfaceAddress",
@@ -86,16 +86,6 @@ def _ipv6() -> list[InterfaceAddress]:
         for fields in lines
         if len(fields) == 6
     ]
-
-
-def source_towards(address: Address) -> str:
-    """Return the address from which this machine would send to ``address``, ``""`` where it cannot.  Sends nothing."""
-    with socket.socket(address.family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(address.sockaddr)
-        except OSError:
-            return ""
-        return str(probe.getsockname()[0]).partition("%")[0]
 
 
 def outside_address() -> str:

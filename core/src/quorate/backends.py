@@ -9,7 +9,7 @@ from .catalogue import PluginKind
 from .cut_off import CUT_OFF_SETTINGS
 from .errors import UsageError
 from .job_token import AUTH_SETTING, TOKEN_FILE_VARIABLE, Auth, job_token_of, parse_auth
-from .net import is_local_name, parse_endpoint
+from .net import is_local_name, named_endpoints
 from .notices import warn
 from .plugins import PluginHost, get_host
 from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters
@@ -84,20 +84,9 @@ def _check_protection(parameters: RendezvousParameters, backend: RendezvousBacke
             f"--rdzv-auth=required, but the rendezvous backend {backend.name!r} opens no store that could be signed; "
             "choose another --rdzv-backend"
         )
-    if token is None and auth is Auth.AUTO and _is_reachable(parameters.endpoint):
+    is_local = all(is_local_name(each.host) for each in named_endpoints(parameters.endpoint))
+    if token is None and auth is Auth.AUTO and not is_local:
         warn(
             f"this job has no job token: every program that can reach {parameters.endpoint} can join, read or end it. "
             f"Set {TOKEN_FILE_VARIABLE} (see docs/security.md), or --rdzv-auth=off to accept that"
         )
-
-
-def _is_reachable(endpoint: str) -> bool:
-    """Return whether other machines can reach one of the hosts in ``endpoint``; not where it names no host."""
-    for entry in endpoint.split(","):
-        try:
-            there = parse_endpoint(entry.rpartition("://")[2].rpartition("@")[2], 1, lowest_port=0, bare_ipv6=True)
-        except UsageError:
-            continue
-        if not is_local_name(there.host):
-            return True
-    return False

@@ -26,7 +26,6 @@ __all__ = [
     "Address",
     "Endpoint",
     "ForkAware",
-    "advertised_address",
     "bind_addresses",
     "close_in_children",
     "format_endpoint",
@@ -36,12 +35,14 @@ __all__ = [
     "is_local_name",
     "is_loopback",
     "listen",
+    "named_endpoints",
     "parse_endpoint",
     "reachable_host",
     "resolve",
     "set_keep_alive",
     "set_linear_retransmission",
     "shut_down",
+    "source_towards",
 ]
 
 _EXAMPLE = "write HOST:PORT, or [ADDRESS]:PORT for IPv6 (--rdzv-endpoint)"
@@ -95,7 +96,7 @@ def parse_endpoint(
     if not entry:
         raise UsageError(f"the rendezvous endpoint is empty; {_EXAMPLE}")
     if "://" in entry or "@" in entry:
-        raise _malformed(text, "it is not the address of a web page, and takes no scheme, user or password")
+        raise _malformed(text, "it takes no scheme, user or password")
     if entry.startswith("["):
         host, bracket, rest = entry[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -119,6 +120,16 @@ def parse_endpoint(
     if not (is_number and lowest_port <= int(port_text) <= 65535):
         raise _malformed(text, f"it has no port from {lowest_port} to 65535")
     return Endpoint(host, int(port_text))
+
+
+def named_endpoints(text: str) -> list[Endpoint]:
+    """Return the endpoints that are named for any backend, without schemes, users and paths; port 0: none is given."""
+    found = []
+    for entry in text.split(","):
+        with suppress(UsageError):
+            place = entry.rpartition("://")[2].rpartition("@")[2].partition("/")[0]
+            found.append(parse_endpoint(place, 0, lowest_port=0, bare_ipv6=True))
+    return found
 
 
 def host_alone(text: str) -> str:
@@ -244,12 +255,12 @@ _LOCKED_SECONDS = 0.5
 _lookups: dict[tuple[str, int], _Lookup] = {}
 
 
-def _look_up(host: str, port: int, kind: int = socket.SOCK_STREAM) -> list[Address]:
+def _look_up(host: str, port: int) -> list[Address]:
     # Python imports the codec of IDNA for a str (milliseconds); a name in ASCII does not need it.
     name = host.encode() if host.isascii() else host
     try:
         with no_fork(_LOCKED_SECONDS):
-            found = socket.getaddrinfo(name, port, type=kind)
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except ValueError as error:  # a label that is too long, or empty; a NUL
         raise OSError(f"{host!r} is not a host name: {error}") from error
     return list(dict.fromkeys(_unmapped(family, sockaddr) for family, _, _, _, sockaddr in found))
@@ -263,26 +274,14 @@ def _unmapped(family: int, sockaddr: tuple[Any, ...]) -> Address:
     return Address(family, sockaddr)
 
 
-def advertised_address(local_addr: str | None, endpoint: str) -> str:
-    """Return the address at which the other nodes reach this one.
-
-    ``local_addr`` if given; else the source address of the route to ``endpoint``; else the loopback address.
-    Nothing is sent.
-    """
-    if local_addr:
-        return local_addr
-    try:
-        there = parse_endpoint(endpoint.split(",")[0].rpartition("://")[2], 1, lowest_port=0, bare_ipv6=True)
-        for address in _look_up(there.host, there.port or 1, socket.SOCK_DGRAM):
-            with socket.socket(address.family, socket.SOCK_DGRAM) as probe:
-                try:
-                    probe.connect(address.sockaddr)
-                except OSError:
-                    continue
-                return str(probe.getsockname()[0]).partition("%")[0]
-    except (OSError, UsageError):
-        pass
-    return "127.0.0.1"
+def source_towards(address: Address) -> str:
+    """Return the address from which this machine would send to ``address``, ``""`` where it cannot.  Sends nothing."""
+    with socket.socket(address.family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(address.sockaddr)
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0]).partition("%")[0]
 
 
 # --- listening ------------------------------------------------------------------------------------------------------

@@ -1,19 +1,37 @@
-"""Why an endpoint does not answer: looks its names up, tries its addresses, and says in a sentence what came of it.
+"""How the nodes of a job reach each other: the address that a node tells, and why an endpoint does not answer.
 
-Used once a node has waited for some seconds, so that the user sees which address was tried.
+Once a node has waited for some seconds, the endpoint's names are looked up and its addresses are tried, and a sentence
+says what came of it.  What does not live here: this machine's interfaces (:mod:`quorate.addresses`).
 """
 
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
-from .errors import UsageError
-from .net import Address, is_local_name, parse_endpoint, resolve
+from .net import Address, Endpoint, is_local_name, named_endpoints, resolve, source_towards
 
-__all__ = ["describe_reach", "local_endpoint_hint", "names_local_host", "why_unreachable"]
+__all__ = ["advertised_address", "describe_reach", "local_endpoint_hint", "names_local_host", "why_unreachable"]
 
 _MOST_ENTRIES, _MOST_ADDRESSES = 3, 4
 _RESOLVE_SECONDS, _CONNECT_SECONDS, _PROBE_SECONDS = 2.0, 1.0, 3.0
+#: For this the node waits before it joins: without the name's address it would tell the others a wrong one.
+_ROUTE_SECONDS = 60.0
+_LOOPBACK = "127.0.0.1"
+
+
+def advertised_address(local_addr: str | None, endpoint: str) -> str:
+    """Return the address at which the other nodes reach this one.
+
+    ``local_addr`` if given; else the source address of the route to ``endpoint``; else the loopback address.
+    """
+    if local_addr:
+        return local_addr
+    for there in named_endpoints(endpoint)[:1]:
+        with suppress(OSError):
+            found = map(source_towards, resolve(there.host, there.port or 1, _ROUTE_SECONDS))
+            return next(filter(None, found), _LOOPBACK)
+    return _LOOPBACK
 
 
 def describe_reach(endpoint: str) -> str:
@@ -21,25 +39,23 @@ def describe_reach(endpoint: str) -> str:
 
     Takes a few seconds at most.
     """
-    return "; ".join(filter(None, (_describe(entry) for entry in endpoint.split(",")[:_MOST_ENTRIES])))
+    return "; ".join(filter(None, map(_describe, named_endpoints(endpoint)[:_MOST_ENTRIES])))
 
 
 def local_endpoint_hint(endpoint: str) -> str:
     """Return that every machine takes ``endpoint`` for itself, where that is so; else ``""``."""
-    hosts = [_parse(entry) for entry in endpoint.split(",")]
-    local = [found[0] for found in hosts if found is not None and (is_local_name(found[0]) or found[0] in _ANY)]
+    local = [each.host for each in named_endpoints(endpoint) if is_local_name(each.host) or each.host in _ANY]
     if not local:
         return ""
     return (
-        f"on every machine {local[0]} is that machine itself, so nodes on other machines cannot join here; if the job "
+        f"On every machine {local[0]} is that machine itself, so nodes on other machines cannot join here. If the job "
         "has such nodes, give all nodes the name of one machine (--rdzv-endpoint=HOST:PORT or --master-addr)"
     )
 
 
 def names_local_host(endpoint: str) -> bool:
     """Return whether every machine takes ``endpoint`` for itself by its name or address, as ``localhost``."""
-    hosts = [_parse(entry) for entry in endpoint.split(",")]
-    return any(found is not None and is_local_name(found[0]) for found in hosts)
+    return any(is_local_name(each.host) for each in named_endpoints(endpoint))
 
 
 def why_unreachable(host: str, port: int) -> str:
@@ -59,21 +75,8 @@ def why_unreachable(host: str, port: int) -> str:
 _ANY = frozenset({"0.0.0.0", "::"})
 
 
-def _parse(entry: str) -> tuple[str, int] | None:
-    """Return host and port of an endpoint; port 0 where it has none."""
-    text = entry.rpartition("://")[2].rpartition("@")[2].partition("/")[0]
-    try:
-        there = parse_endpoint(text, 0, lowest_port=0, bare_ipv6=True)
-    except UsageError:
-        return None
-    return there.host, there.port
-
-
-def _describe(entry: str) -> str:
-    there = _parse(entry)
-    if there is None:
-        return ""
-    host, port = there
+def _describe(endpoint: Endpoint) -> str:
+    host, port = endpoint.host, endpoint.port
     try:
         addresses = resolve(host, port, _RESOLVE_SECONDS)
     except OSError as error:

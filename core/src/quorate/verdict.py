@@ -211,7 +211,7 @@ def _what_then(end: RoundEnd, allowed: int) -> str:
 def _victims(victims: Sequence[FailureRecord], host: str) -> Iterator[str]:
     if not victims:
         return
-    yield f"failed after the root cause on {host}:" if host else "failed after the root cause:"
+    yield f"on {host}, failed after the root cause:" if host else "failed after the root cause:"
     for failure in victims[:_MOST_VICTIMS]:
         yield f"  rank {failure.rank} (local rank {failure.local_rank}): {failure.cause.value}, {headline(failure)}"
     if len(victims) > _MOST_VICTIMS:

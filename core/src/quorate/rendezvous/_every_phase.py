@@ -68,7 +68,7 @@ def _why_no_round(state: State) -> str:
     if state.phase is Phase.LOCATING:
         where = state.settings.endpoint or "the rendezvous endpoint"
         return (
-            f"the store did not answer; make sure that it listens at {where}, and no other program "
+            f"the store did not answer; make sure that what listens at {where} is the rendezvous store "
             "(--rdzv-endpoint, or --master-addr and --master-port)"
         )
     return state.reason

@@ -17,9 +17,9 @@ from ..clock import monotonic, seconds_until
 from ..cut_off import WhenCutOff
 from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
 from ..job_token import job_token_of
-from ..net import advertised_address, host_name, is_local_name
+from ..net import host_name, is_local_name
 from ..notices import warn
-from ..reach import names_local_host
+from ..reach import advertised_address, names_local_host
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
 from ._api import (
     DERIVED_SETTING,

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeGuard, final
 
 from .._isolation import call_plugin, checked_answer, is_bool
 from ..errors import RendezvousStateError, UsageError
-from ..net import parse_endpoint
+from ..net import named_endpoints
 
 __all__ = [
     "PORT_RANGE_SETTING",
@@ -242,10 +242,10 @@ def reserve_master_port(bootstrap: Bootstrap, address: str, setting: Any, endpoi
     """
     if setting is None:
         return bootstrap.reserve(address)
-    ports, own = port_range(setting), _port_of(endpoint)
+    ports, own = port_range(setting), [each.port for each in named_endpoints(endpoint)[:1]]
     problem = ""
     for port in ports:
-        if port == own:
+        if port in own:
             continue
         try:
             return bootstrap.reserve(address, port)
@@ -261,10 +261,3 @@ def reserve_master_port(bootstrap: Bootstrap, address: str, setting: Any, endpoi
         + (f" (the last: {problem})" if problem else "")
         + "; end what uses them, or give more with --master-port-range=LOW:HIGH"
     )
-
-
-def _port_of(endpoint: str) -> int:
-    try:
-        return parse_endpoint(endpoint.split(",")[0].rpartition("://")[2], 0, lowest_port=0, bare_ipv6=True).port
-    except UsageError:
-        return 0

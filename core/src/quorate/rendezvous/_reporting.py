@@ -83,16 +83,10 @@ class Reporting:
             self._stop(report.reason)
 
     def _completed(self, report: RendezvousWaiting, has_store: bool) -> RendezvousWaiting:
-        parts = [report.reason]
-        problem = report.problem
-        if not has_store or problem:
-            tried = describe_reach(self._endpoint)
-            if tried:
-                parts.append(tried)
-                problem = problem or tried
+        reason, problem = report.reason, report.problem
+        if (not has_store or problem) and (tried := describe_reach(self._endpoint)):
+            reason, problem = f"{reason}; {tried}", problem or tried
         # A store that has answered and no longer does was the right one.
         may_be_wrong = self._spans_hosts and report.nodes < 2 and not (has_store and report.problem)
         hint = local_endpoint_hint(self._endpoint) if may_be_wrong else ""
-        if hint:
-            parts.append(hint)
-        return evolve(report, endpoint=self._endpoint, problem=problem, reason="; ".join(parts))
+        return evolve(report, endpoint=self._endpoint, problem=problem, reason=f"{reason}. {hint}" if hint else reason)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NoReturn, Protocol, final
 
+from attrs import define, field
+
 from ..agent import _protocol as agent
 from ..agent._protocol import Finish
 from ..agent._state import State as AgentState
@@ -53,17 +55,18 @@ class Member(Protocol):
 
 
 @final
+@define(eq=False)
 class _Round:
     """What the store holds of one round."""
 
-    __slots__ = ("assignments", "end", "ended_at", "first", "group_size", "number", "sealer", "world_size")
-
-    def __init__(self, number: int, sealer: int, group_size: int, world_size: int) -> None:
-        self.number, self.sealer, self.group_size, self.world_size = number, sealer, group_size, world_size
-        self.assignments: dict[int, tuple[str, Assignment]] = {}  # group rank -> who has it
-        self.first: Assignment | None = None
-        self.end: RoundEnd | None = None
-        self.ended_at = 0.0
+    number: int
+    sealer: int
+    group_size: int
+    world_size: int
+    assignments: dict[int, tuple[str, Assignment]] = field(factory=dict)  # group rank -> who has it
+    first: Assignment | None = None
+    end: RoundEnd | None = None
+    ended_at: float = 0.0
 
 
 @final

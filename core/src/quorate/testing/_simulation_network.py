@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, final
 
-from attrs import frozen
+from attrs import define, frozen
 
 from ..rendezvous import _protocol as protocol
 from ..rendezvous._protocol import Operation
@@ -56,13 +56,14 @@ class Client(Protocol):
 
 
 @final
+@define(eq=False)
 class Waiting:
     """One blocking wait of one node; ``finish`` gets the value, or the failure, or neither when interrupted."""
 
-    __slots__ = ("finish", "is_over", "key", "node")
-
-    def __init__(self, node: Client, key: str, finish: Callable[[bytes | None, protocol.Failed | None], None]) -> None:
-        self.node, self.key, self.finish, self.is_over = node, key, finish, False
+    node: Client
+    key: str
+    finish: Callable[[bytes | None, protocol.Failed | None], None]
+    is_over: bool = False
 
     def end(self, value: bytes | None, failure: protocol.Failed | None = None) -> None:
         """End the wait, unless it has ended."""

@@ -98,10 +98,7 @@ class LocalContext(Family):
     # --- filling it -----------------------------------------------------------------------------------------------
 
     def expect_results(self, stall_seconds: float) -> bytes:
-        """Return the address for the results of functions; to be called before :meth:`launch`.
-
-        Arguments:
-            stall_seconds: how long the next bytes of a result that has begun may take.
+        """Return the address for the results of functions, which may stall so long; called before :meth:`launch`.
 
         Raises:
             OSError: there is no descriptor left for it.

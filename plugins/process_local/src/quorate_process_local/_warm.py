@@ -75,8 +75,8 @@ class WarmStarter:
 
     The modules are those of the setting ``preload``.  Without :meth:`prepare` the first start waits for the template.
     A spare is forked ``rest_seconds`` after a worker has become live: it and its like have the processors to themselves
-    first.  Imports may take ``import_timeout_seconds``.  A worker whose result stops on its way for ``stall_seconds`` is
-    killed.
+    first.  Imports may take ``import_timeout_seconds``.  A worker whose result stops on its way for
+    ``stall_seconds`` is killed.
     """
 
     def __init__(

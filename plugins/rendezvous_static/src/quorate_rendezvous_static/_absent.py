@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
+from attrs import define
+
 from quorate.clock import monotonic
 
 from ._limits import Limits
@@ -33,14 +35,12 @@ class LastWrite(NamedTuple):
 
 
 @final
+@define(eq=False)
 class _Client:
-    __slots__ = ("connections", "lost_at", "seconds", "words")
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.seconds = 0.0
-        self.words: tuple[LastWrite, ...] = ()
-        self.lost_at: float | None = None
+    connections: int = 0
+    seconds: float = 0.0
+    words: tuple[LastWrite, ...] = ()
+    lost_at: float | None = None
 
 
 @final
@@ -74,7 +74,7 @@ class Absent:
         """Replace what is written if the client is lost.  Raises WireError."""
         client = self._clients.get(name)
         if client is None or len(items) % 3 or len(items) > 3 * _MOST_WRITES:
-            raise WireError("these are no last words")
+            raise WireError("these are not last words")
         if sum(map(len, items)) > self._limits.last_words_bytes or any(len(key) > LARGEST_KEY for key in items[1::3]):
             raise WireError("the last words are too long")
         kinds = [_KINDS.get(kind) for kind in items[::3]]

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import final
 
+from attrs import define, field
+
 from quorate.clock import monotonic
 from quorate.net import set_keep_alive, set_linear_retransmission
 
@@ -23,34 +25,24 @@ __all__ = ["Peer", "Peers"]
 _RECEIVE_BYTES = 1 << 16
 
 
+_Socket = socket.socket
+
+
 @final
+@define(eq=False)
 class Peer:
     """One accepted connection."""
 
-    __slots__ = (
-        "authenticated",
-        "client",
-        "frames",
-        "held_bytes",
-        "nonce",
-        "out",
-        "request",
-        "session",
-        "socket",
-        "waits_for",
-    )
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self.frames = FrameBuffer(LARGEST_HELLO)
-        self.out = bytearray()
-        self.held_bytes = 0  # of both, as last counted
-        self.authenticated = False
-        self.nonce = b""  # of the challenge that it has to answer
-        self.session: Session | None = None  # signs its frames, where there is a token
-        self.waits_for: bytes | None = None
-        self.request = 0
-        self.client = b""  # whose connection it is, where it has said so
+    socket: _Socket
+    frames: FrameBuffer = field(factory=lambda: FrameBuffer(LARGEST_HELLO))
+    out: bytearray = field(factory=bytearray)
+    held_bytes: int = 0  # of both, as last counted
+    authenticated: bool = False
+    nonce: bytes = b""  # of the challenge that it has to answer
+    session: Session | None = None  # signs its frames, where there is a token
+    waits_for: bytes | None = None
+    request: int = 0
+    client: bytes = b""  # whose connection it is, where it has said so
 
 
 @final

@@ -9,10 +9,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, final
 
+from attrs import define, field
+
 from quorate.errors import StoreLostError
 from quorate.net import Address, format_endpoint
 
 if TYPE_CHECKING:
+    import ssl
+
     from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
 __all__ = ["Target"]
@@ -21,6 +25,7 @@ _CLIENT_BYTES = 16
 
 
 @final
+@define(eq=False)
 class Target:
     """The server that the links of one store connect to.
 
@@ -34,27 +39,21 @@ class Target:
         UsageError: the files that ``tls`` names cannot be used.
     """
 
-    __slots__ = (
-        "address", "client", "context", "host", "hosted_by", "incarnation", "key", "port", "run_id",
-        "shared_port", "tls",
-    )  # fmt: skip
+    host: str
+    port: int
+    run_id: str
+    hosted_by: str
+    key: bytes | None = None
+    tls: Tls | None = None
+    shared_port: int | None = None
+    client: bytes = field(factory=lambda: os.urandom(_CLIENT_BYTES), init=False)
+    context: ssl.SSLContext | None = field(init=False)
+    address: Address | None = field(default=None, init=False)
+    incarnation: bytes | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        run_id: str,
-        hosted_by: str,
-        key: bytes | None = None,
-        tls: Tls | None = None,
-        shared_port: int | None = None,
-    ) -> None:
-        self.host, self.port, self.run_id, self.hosted_by = host, port, run_id, hosted_by
-        self.key, self.tls, self.shared_port = key, tls, shared_port
-        self.client = os.urandom(_CLIENT_BYTES)
-        self.context = None if tls is None else tls.client_context()
-        self.address: Address | None = None
-        self.incarnation: bytes | None = None
+    @context.default
+    def _make_context(self) -> ssl.SSLContext | None:
+        return None if self.tls is None else self.tls.client_context()
 
     @property
     def endpoint(self) -> str:

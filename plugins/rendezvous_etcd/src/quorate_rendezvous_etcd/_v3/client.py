@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, final
 
+from attrs import define
+
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError
 from quorate.net import close_in_children
@@ -52,14 +54,14 @@ _LONGEST_TOKEN = 8192
 
 
 @final
+@define(eq=False)
 class Connection:
     """A channel to one member, and the calls on it."""
 
-    __slots__ = ("calls", "channel", "endpoint", "misses")
-
-    def __init__(self, channel: Channel, endpoint: str, calls: dict[str, _Call]) -> None:
-        self.channel, self.endpoint, self.calls = channel, endpoint, calls
-        self.misses = 0  # attempts in a row without an answer
+    channel: Channel
+    endpoint: str
+    calls: dict[str, _Call]
+    misses: int = 0  # attempts in a row without an answer
 
 
 @final
