@@ -31,22 +31,21 @@ from quorate.errors import RendezvousStateError, StoreCorruptError, StoreUnavail
 from quorate.failures import ProcessFailure, message_from_abort, message_from_stderr, read_error_file
 from quorate.job_token import TOKEN_FILE_VARIABLE, load_job_token
 from quorate.logs_specs import Std
-from quorate.net import parse_endpoint
+from quorate.net import named_endpoints, parse_endpoint
 from quorate.preemption import DEADLINE_VARIABLE, deadline
 from quorate.proc import command_of, read_signalfd
-from quorate.reach import _parse as parse_of_any_endpoint
 from quorate.records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import RendezvousParameters
 from quorate.rendezvous._cell import CellStore
-from quorate.rendezvous._incarnation import Doorway
+from quorate.rendezvous._incarnation import JobEntry
 from quorate.rendezvous._last_word_program import take_frames
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState, Liveness
 from quorate.rendezvous._member_tickets import decode_tickets, encode_tickets
+from quorate.rendezvous._observed_job import observe_job
 from quorate.rendezvous._over import job_is_over
 from quorate.rendezvous._protocol import Key
 from quorate.rendezvous._refusals import RefusalReader
 from quorate.rendezvous._signed import sign_store
-from quorate.rendezvous._signs import read_signs
 from quorate.rendezvous._store import parse_counter
 from quorate.rendezvous._transition import decode_seal, read_seal, read_summary
 from quorate.rendezvous._waiting import _decode_note as decode_note
@@ -190,18 +189,18 @@ def _held(**values: bytes) -> bytes:
     return b"\0\0".join(key.encode("latin-1") + b"\0" + value for key, value in values.items())
 
 
-def _read_signs(data: bytes) -> None:
-    signs = read_signs(_Store(data))
-    assert len(signs.heartbeats) <= 2 * MOST_NODES
-    signs.hosts()
+def _observe_job(data: bytes) -> None:
+    observed = observe_job(_Store(data))
+    assert len(observed.heartbeats) <= 2 * MOST_NODES
+    observed.hosts()
     job_is_over(_Store(data))
 
 
 def _enter(data: bytes) -> None:
     """Lead a node into the job that a store holds; it does not wait."""
-    doorway = Doorway("job", True, 1.0, False, lambda seconds: True, lambda sentence: None)
+    job_entry = JobEntry("job", True, 1.0, False, lambda seconds: True, lambda sentence: None)
     with suppress(StoreUnavailableError):  # it would have waited
-        doorway.enter(_Store(data), _NODE)
+        job_entry.enter(_Store(data), _NODE)
 
 
 def _read_signed(data: bytes) -> None:
@@ -290,7 +289,7 @@ def _read_refusals(data: bytes) -> None:
 
 def _read_endpoints(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
-    parse_of_any_endpoint(text)
+    named_endpoints(text)
     endpoint = parse_endpoint(text)
     assert 0 <= endpoint.port <= 65535
 
@@ -326,7 +325,7 @@ TARGETS: Mapping[str, Target] = {
         in_a_file(_read_error_file, "error.json"), (json.dumps(_ERROR).encode(), b'{"message": "m"}')
     ),
     "counters": Target(lambda data: parse_counter("key", data), (b"12", b"-3"), _CORRUPT),
-    "what a store shows": Target(_read_signs, _SIGNS, _CORRUPT),
+    "what a store shows": Target(_observe_job, _SIGNS, _CORRUPT),
     "incarnations": Target(_enter, _INCARNATIONS, (StoreCorruptError, RendezvousStateError)),
     "signed values": Target(_read_signed, (_signed("a", b"value"), _held(other=b"1")), _CORRUPT),
     "notes of who is here": Target(
@@ -380,6 +379,7 @@ ELSEWHERE: Mapping[str, str] = {
     "quorate/policy:_back_off": _OWN,
     "quorate/proc:stat_of": _KERNEL,
     "quorate/proc:memory_groups": _KERNEL,
+    "quorate/proc:peer_of": _KERNEL,
     "quorate/proc:kernel_wait_of": _KERNEL,
     "quorate/rendezvous/_last_word_program:main": "pickles of its own agent; its frames are 'last words'",
     "quorate/rendezvous/_last_word_program:_load": "a pickle, over a pipe whose other end its own agent alone has",

@@ -8,7 +8,7 @@ from attrs import evolve
 
 from quorate.records import Cause, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import Store
-from quorate.rendezvous._incarnation import Doorway
+from quorate.rendezvous._incarnation import JobEntry
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
 from quorate.rendezvous._protocol import Key
 from quorate.rendezvous._wire import encode_object
@@ -37,9 +37,9 @@ BOB = evolve(ALICE, node_id="b", host="h9", user="bob", command="bob.py")
 SUCCEEDED = RoundEnd(0, Cause.SUCCEEDED, Verdict.SUCCEEDED, "all workers of all nodes have succeeded")
 
 
-def door(store: Store, *, is_named: bool = True, lease: float = 0.3, keeps: bool = False) -> Doorway:
+def entry(store: Store, *, is_named: bool = True, lease: float = 0.3, keeps: bool = False) -> JobEntry:
     pause = threading.Event().wait
-    return Doorway("job", is_named, lease, keeps, pause, lambda sentence: None)
+    return JobEntry("job", is_named, lease, keeps, pause, lambda sentence: None)
 
 
 def seal(store: Store, size: int, number: int = 0) -> None:

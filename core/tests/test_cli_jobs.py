@@ -12,7 +12,7 @@ from core.tests.cli_runs import SECONDS, clean_environment, quorate, runs_a_job
 
 from quorate import errors
 from quorate.cli import ExitCode, main
-from quorate.cli._main import code_of
+from quorate.cli._exit import code_of
 from quorate.rendezvous import PortReservation
 
 pytestmark = pytest.mark.usefixtures("no_variables")

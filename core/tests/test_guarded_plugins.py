@@ -15,8 +15,7 @@ from quorate import LogsDest, LogsSpecs, PluginHost, RendezvousBackend, hookimpl
 from quorate.agent._guarded_handler import guarded, records_by_itself
 from quorate.agent._guarded_logs import guarded_logs
 from quorate.backends import get_rendezvous_handler
-from quorate.cli._exit import exit_code_of
-from quorate.cli._main import code_of
+from quorate.cli._exit import code_of, exit_code_of
 from quorate.clusters import ClusterJob
 from quorate.cut_off import WhenCutOff
 from quorate.errors import PluginError, RendezvousClosedError, UsageError

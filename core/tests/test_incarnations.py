@@ -1,6 +1,6 @@
 """Which job a node joins: jobs of one run id follow one another, and never merge.
 
-A seeded simulation runs several nodes through the door of one store, one call at a time, in virtual time.  The laws are
+A seeded simulation runs several nodes into the job of one store, one call at a time, in virtual time.  The laws are
 checked after each call.  Mutants prove that they catch something.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from attrs import evolve
-from core.tests.incarnation_parts import ALICE, BOB, LEASE, SUCCEEDED, beat, door, seal
+from core.tests.incarnation_parts import ALICE, BOB, LEASE, SUCCEEDED, beat, entry, seal
 
 from quorate.errors import RendezvousStateError, StoreCorruptError, StoreLostError
 from quorate.records import NodeRecord, RoundEnd, Verdict
@@ -24,13 +24,13 @@ from quorate.rendezvous import (
     _incarnation_store as incarnation_store,
     sign_store,
 )
-from quorate.rendezvous._incarnation import Doorway, Next, judge
+from quorate.rendezvous._incarnation import JobEntry, Next, judge
 from quorate.rendezvous._incarnation_store import IncarnationStore
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
+from quorate.rendezvous._observed_job import ObservedJob, observe_job
 from quorate.rendezvous._protocol import Call, Key, Operation, Phase, Purpose, Settings
 from quorate.rendezvous._refusals import RefusalReader, tell_refusal
 from quorate.rendezvous._same_job import difference_warnings, differences
-from quorate.rendezvous._signs import Signs, read_signs
 from quorate.rendezvous._state import State
 from quorate.rendezvous._wire import encode
 
@@ -74,7 +74,7 @@ def test_nothing_is_read_along_where_no_round_runs() -> None:
 @pytest.mark.parametrize("number", [0, 4])
 def test_a_refused_node_tells_those_who_run(number: int) -> None:
     data = InMemoryStore()
-    inside = door(data).enter(data, ALICE)
+    inside = entry(data).enter(data, ALICE)
     for each in range(number):
         inside.create(Key.ended(each), encode(evolve(SUCCEEDED, verdict=Verdict.RESTART, round_number=each)))
     inside.add(Key.ROUND, number)
@@ -91,7 +91,7 @@ def test_a_refused_node_tells_those_who_run(number: int) -> None:
     beats.start()
     try:
         with pytest.raises(RendezvousStateError, match=r"the command is bob\.py on h9 and alice\.py on h1"):
-            door(data).enter(data, BOB)
+            entry(data).enter(data, BOB)
     finally:
         refused.set()
         beats.join()
@@ -108,14 +108,14 @@ def test_a_counter_of_jobs_that_no_job_has_written_is_refused_and_not_walked_bac
     data = InMemoryStore()
     data.add("incarnations", hint)
     with pytest.raises(StoreCorruptError, match="incarnations"):
-        door(data).enter(data, ALICE)
+        entry(data).enter(data, ALICE)
 
 
 def test_a_counter_of_jobs_that_is_too_high_leads_to_the_newest_job() -> None:
     data = InMemoryStore()
     data.create("incarnation/1/job", encode(ALICE))
     data.add("incarnations", 3000)
-    store = door(data).enter(data, evolve(ALICE, node_id="c", rank_hint=None))
+    store = entry(data).enter(data, evolve(ALICE, node_id="c", rank_hint=None))
     assert isinstance(store, IncarnationStore)
     assert store.number == 1
 
@@ -123,10 +123,10 @@ def test_a_counter_of_jobs_that_is_too_high_leads_to_the_newest_job() -> None:
 def test_twenty_jobs_follow_one_another_in_a_store_that_stays_small() -> None:
     data = InMemoryStore()
     for number in range(20):
-        store = door(data).enter(data, evolve(ALICE, command=f"script{number}.py"))
+        store = entry(data).enter(data, evolve(ALICE, command=f"script{number}.py"))
         assert isinstance(store, IncarnationStore)
         assert store.number == number
-        assert read_signs(store) == Signs(0)
+        assert observe_job(store) == ObservedJob(0)
         seal(store, 1)
         store.create(Key.ended(0), encode(SUCCEEDED))
         store.add(Key.ROUND, 1)
@@ -136,26 +136,26 @@ def test_twenty_jobs_follow_one_another_in_a_store_that_stays_small() -> None:
 
 def test_the_keys_are_kept_if_that_is_asked_for() -> None:
     data = InMemoryStore()
-    store = door(data, keeps=True).enter(data, ALICE)
+    store = entry(data, keeps=True).enter(data, ALICE)
     store.put("0/heartbeat/r0", b"1 run")
     assert isinstance(store, IncarnationStore)
     store.end()
     assert data.get(["0/heartbeat/r0"]) == [b"1 run"]
-    again = door(data).enter(data, ALICE)
+    again = entry(data).enter(data, ALICE)
     assert again.get(["0/heartbeat/r0"]) == [None]
 
 
 def test_a_hint_that_was_counted_twice_is_only_a_hint() -> None:
     data = InMemoryStore()
     for _ in range(3):
-        store = door(data).enter(data, ALICE)
+        store = entry(data).enter(data, ALICE)
         assert isinstance(store, IncarnationStore)
         store.end()
     data.add("incarnations", 2)
-    store = door(data).enter(data, ALICE)
+    store = entry(data).enter(data, ALICE)
     assert isinstance(store, IncarnationStore)
     assert store.number == 3
-    other = door(data).enter(data, evolve(ALICE, node_id="a2"))
+    other = entry(data).enter(data, evolve(ALICE, node_id="a2"))
     assert isinstance(other, IncarnationStore)
     assert other.number == 3
 
@@ -164,7 +164,7 @@ def test_signed_stores_have_incarnations_too() -> None:
     data, key = InMemoryStore(), bytes(32)
     for number in range(3):
         signed = sign_store(data, key, lambda sentence: None, Key.is_counter)
-        store = door(signed).enter(signed, ALICE)
+        store = entry(signed).enter(signed, ALICE)
         assert isinstance(store, IncarnationStore)
         assert store.number == number
         assert store.add(Key.tickets(0), 1) == 1
@@ -174,11 +174,11 @@ def test_signed_stores_have_incarnations_too() -> None:
 
 def test_a_node_of_the_last_job_reads_that_its_job_is_gone_and_writes_nothing_into_the_next() -> None:
     data = InMemoryStore()
-    old = door(data).enter(data, ALICE)
+    old = entry(data).enter(data, ALICE)
     seal(old, 1)
     old.create(Key.ended(0), encode(SUCCEEDED))
     beat(old, 0, 1, "h1")
-    new = door(data, lease=0.2).enter(data, evolve(ALICE, node_id="a2"))
+    new = entry(data, lease=0.2).enter(data, evolve(ALICE, node_id="a2"))
     assert isinstance(new, IncarnationStore)
     assert new.number == 1
     assert old.create(Key.sealed(0), b"old")
@@ -189,7 +189,7 @@ def test_a_node_of_the_last_job_reads_that_its_job_is_gone_and_writes_nothing_in
 
 def test_another_job_is_refused_while_one_goes_on_and_the_gathering_nodes_are_told() -> None:
     data = InMemoryStore()
-    store = door(data, is_named=False).enter(data, ALICE)
+    store = entry(data, is_named=False).enter(data, ALICE)
     store.add(Key.tickets(0), 1)
     stop = threading.Event()
 
@@ -203,7 +203,7 @@ def test_another_job_is_refused_while_one_goes_on_and_the_gathering_nodes_are_to
     thread.start()
     try:
         with pytest.raises(RendezvousStateError, match=r"the command is bob\.py on h9 and alice\.py on h1.*the user"):
-            door(data, is_named=False).enter(data, BOB)
+            entry(data, is_named=False).enter(data, BOB)
     finally:
         stop.set()
         thread.join()
@@ -215,9 +215,9 @@ def test_another_job_is_refused_while_one_goes_on_and_the_gathering_nodes_are_to
 
 def test_another_job_begins_once_nothing_of_the_one_before_has_changed_for_a_lease() -> None:
     data = InMemoryStore()
-    store = door(data).enter(data, ALICE)
+    store = entry(data).enter(data, ALICE)
     store.add(Key.tickets(0), 1)
-    other = door(data, lease=0.2).enter(data, BOB)
+    other = entry(data, lease=0.2).enter(data, BOB)
     assert isinstance(other, IncarnationStore)
     assert other.number == 1
 
@@ -225,14 +225,14 @@ def test_another_job_begins_once_nothing_of_the_one_before_has_changed_for_a_lea
 def test_a_node_that_claims_a_rank_of_the_running_round_gets_in_line_at_once() -> None:
     """Whether the node of that rank lives is found out while it stands by (``test_claimed_ranks``)."""
     data = InMemoryStore()
-    store = door(data).enter(data, ALICE)
+    store = entry(data).enter(data, ALICE)
     seal(store, 2)
     beat(store, 1, 1, "h2")
 
     def pause(seconds: float) -> bool:
         raise AssertionError("it waits")
 
-    quick = Doorway("job", True, 0.2, False, pause, lambda sentence: None)
+    quick = JobEntry("job", True, 0.2, False, pause, lambda sentence: None)
     assert quick.enter(data, evolve(ALICE, node_id="c", host="h3", rank_hint=1)) is not None
 
 
@@ -254,7 +254,7 @@ def test_a_node_that_claims_a_rank_of_the_running_round_gets_in_line_at_once() -
 def test_what_a_node_does_about_the_job_that_it_finds(
     end: RoundEnd | None, host: str, changes: bool, still: float, is_other: bool, expected: Next
 ) -> None:
-    first = Signs(0, 1, 0, end, {Key.rank_heartbeat(0, 0): b"1 run h1"})
+    first = ObservedJob(0, 1, 0, end, {Key.rank_heartbeat(0, 0): b"1 run h1"})
     now = evolve(first, heartbeats={Key.rank_heartbeat(0, 0): b"2 run h1"}) if changes else first
     assert judge(evolve(ALICE, host=host), first, now, still, LEASE, is_other) is expected
 

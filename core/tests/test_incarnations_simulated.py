@@ -14,11 +14,11 @@ from core.tests.incarnation_parts import ALICE, LEASE, SUCCEEDED, beat, seal
 from quorate.errors import QuorateError, StoreLostError
 from quorate.records import NodeRecord
 from quorate.rendezvous import InMemoryStore, _incarnation as incarnation, _incarnation_store as incarnation_store
-from quorate.rendezvous._incarnation import Doorway, Next, judge
+from quorate.rendezvous._incarnation import JobEntry, Next, judge
 from quorate.rendezvous._incarnation_store import IncarnationStore
 from quorate.rendezvous._liveness import Heartbeat, HeartbeatState
+from quorate.rendezvous._observed_job import ObservedJob
 from quorate.rendezvous._protocol import Key
-from quorate.rendezvous._signs import Signs
 from quorate.rendezvous._wire import encode
 
 # --- many nodes, one call at a time -----------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class City:
             name = f"{host}-{run}"
             record = evolve(ALICE, node_id=name, host=host)
             plain = Slow(self.data, turns, me)
-            guide = Doorway(
+            guide = JobEntry(
                 "job",
                 True,
                 LEASE,
@@ -183,7 +183,7 @@ def _judge_at_once(*arguments: Any) -> Next:
     return Next.BEGIN if answer is Next.WAIT else answer
 
 
-def _judge_for_ever(node: NodeRecord, first: Signs, now: Signs, *rest: Any) -> Next:
+def _judge_for_ever(node: NodeRecord, first: ObservedJob, now: ObservedJob, *rest: Any) -> Next:
     return Next.JOIN
 
 

@@ -54,8 +54,8 @@ _COMMON_SETTINGS = frozenset({"rank", "is_host", "keep", AUTH_SETTING, DERIVED_S
 #: What programs written for TorchElastic pass to any backend.
 _ELASTIC_SETTINGS = frozenset({"store_type", "use_libuv", "nnodes", "use_agent_store"})
 
-#: How like a known name another one is that was meant to be it: one letter more, less or exchanged.
-_A_SLIP = 0.85
+#: How like a known name a misspelling of it is: one letter more, less or exchanged.
+_MISSPELLING_LIKENESS = 0.85
 
 
 def _check_settings(parameters: RendezvousParameters, backend: RendezvousBackend) -> None:
@@ -65,7 +65,7 @@ def _check_settings(parameters: RendezvousParameters, backend: RendezvousBackend
     for name in parameters.config:
         if name in known or name in _ELASTIC_SETTINGS:
             continue
-        near = near_names(name, offered, likeness=_A_SLIP if backend.reads_other_settings else 0.6)
+        near = near_names(name, offered, likeness=_MISSPELLING_LIKENESS if backend.reads_other_settings else 0.6)
         if near or not backend.reads_other_settings:
             remedy = f"did you mean {near[0]}?" if near else f"it reads {', '.join(offered)}"
             raise UsageError(

@@ -48,7 +48,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def quorate_register_cli_options() -> Iterable[CliOption]:  # type: ignore[empty-body] # specs have no body
-    """Offer more flags for ``quorate run``.  The value of each becomes a setting, with every rendezvous backend.
+    """Offer more flags for ``quorate run``.  The value of each becomes a setting, whatever the rendezvous backend is.
 
     Called: once, when the command line is parsed.
     Thread: the main thread.
@@ -179,8 +179,8 @@ def quorate_decide_ranks(nodes: Sequence[NodeRecord], previous: Sequence[str]) -
 
     1. a node with an explicit ``rank_hint`` gets that group rank, if it is below the number of nodes;
     2. a node keeps its group rank of the previous round, if the rank is free and below the new number of nodes;
-    3. the others get the free ranks: first nodes with another hint and nodes of the previous round, by that rank, then
-       new nodes, by ticket.
+    3. the others get the free ranks: first the nodes whose hint or previous rank is not free, in the order of that
+       rank, then the new nodes, in the order of their tickets.
 
     Called: once per round, by the one node that seals it.
     Thread: the rendezvous thread; the implementation may block for a second, not longer.

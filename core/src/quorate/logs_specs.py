@@ -1,4 +1,7 @@
-"""Where workers' output goes: ``Std``, ``LogsSpecs`` and the default.  Opens nothing; starters do."""
+"""Where workers' output goes: ``Std``, ``LogsSpecs`` and the default.  Opens nothing; starters do.
+
+What does not live here: the prefix of a line on the console, and which workers it shows (``agent/_environment``).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The core's own answers to ``decide_cause`` and ``decide_restart``."""
+"""The core's own answers to ``decide_cause`` and ``decide_restart``.
+
+What does not live here: how restarts are counted (``agent/_round_end``; ``rendezvous/_sealing`` takes one off again).
+"""
 
 from __future__ import annotations
 

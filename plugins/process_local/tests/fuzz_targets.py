@@ -141,7 +141,6 @@ ELSEWHERE: Mapping[str, str] = {
     "quorate_process_local/_deliveries:_load": _PICKLE,
     "quorate_process_local/_task:Task._unpack": _PICKLE,
     "quorate_process_local/_warm_call:main": _PICKLE,
-    "quorate_process_local/_live:Live._worker_of": _KERNEL,
     "quorate_process_local/_stacks:_read": _KERNEL,
     "quorate_process_local/_stacks:_spy_on": "text of the program py-spy, shown as text",
     "quorate_process_local/_template_site/quorate_template:_other_threads": _KERNEL,

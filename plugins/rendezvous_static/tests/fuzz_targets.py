@@ -11,9 +11,9 @@ from core.tests.fuzz.target import Target, over_a_socket
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError
-from quorate_rendezvous_static._absent import Absent
 from quorate_rendezvous_static._auth import NONCE_BYTES, TAG_BYTES, Challenge, Role, Session
 from quorate_rendezvous_static._client import TcpStore
+from quorate_rendezvous_static._clients import Clients
 from quorate_rendezvous_static._greeting import Greeter
 from quorate_rendezvous_static._limits import Limits
 from quorate_rendezvous_static._link import BrokenError, Link, Target as ServerTarget, _RefusedError
@@ -71,7 +71,7 @@ def _serve(key: bytes | None) -> Callable[[bytes], None]:
     def read(data: bytes) -> None:
         server = object.__new__(TcpStoreServer)
         server._peers = _Peers()
-        server._table, server._absent, server._waiters = Table(1 << 20, 100), Absent(_LIMITS), {}
+        server._table, server._clients, server._waiters = Table(1 << 20, 100), Clients(_LIMITS), {}
         server._warned, server._where = set(), "[::1]:1"
         server._warn_once = lambda kind, problem: None
         server._greeter = Greeter("job", _INCARNATION, key, server._peers, lambda kind, problem: None)
@@ -90,7 +90,7 @@ def _serve(key: bytes | None) -> Callable[[bytes], None]:
                 peer.nonce = _NONCE if peer.nonce else b""
         finally:
             server._forget_peer(peer)
-        server._wake_waiters(server._absent.write_for_lost(server._table, monotonic() + 1e6))
+        server._wake_waiters(server._clients.write_for_lost(server._table, monotonic() + 1e6))
         assert server._table._held_bytes <= 1 << 20
         assert not server._waiters
 

@@ -69,5 +69,6 @@ TARGETS: Mapping[str, Target] = {
     ),
 }
 ELSEWHERE: Mapping[str, str] = {
+    "quorate_torchrun/_adopted:open_adopted": "imports an entry point of an installed distribution",
     "quorate_torchrun/_arguments:parse_args": "argparse's own, for the user's command line; it exits with a sentence",
 }

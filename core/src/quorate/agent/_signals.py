@@ -1,7 +1,8 @@
 """Receives signals through a wake-up descriptor, so that no handler interrupts the agent's thread.
 
 Three kinds are caught: those that stop the job, those that are passed on to the workers, and the one that suspends
-(Ctrl-Z).  What does not live here: what a signal leads to (``_machine``, ``_runner``).
+(Ctrl-Z).  What does not live here: what a signal leads to (``_running``; ``_stopping`` for the
+second one), and a scheduler's warning (``_preemption``).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _WORKERS_VARIABLE = "TORCHELASTIC_RUN_ID"
 _MOST_BYTES = 16 << 20  # of a file, or of a command's output
 _COMMAND_SECONDS = 10.0
 #: A SIGTERM with more time left than this is a person's.
-_SURE_SECONDS = 60.0
+_CANCELLED_EARLY_SECONDS = 60.0
 
 
 @final
@@ -221,7 +221,7 @@ def requeue(job: ClusterJob | None, error: PreemptedError, machine: ThisMachine)
         if left is None:
             note(f"{job.title} is not put in the queue again: nothing says that its time was over, so it was cancelled")
             return
-        if left > (job.kill_seconds or 0.0) + _SURE_SECONDS:
+        if left > (job.kill_seconds or 0.0) + _CANCELLED_EARLY_SECONDS:
             note(f"{job.title} is not put in the queue again: it was cancelled, {left:.0f} s before its time was over")
             return
     note(f"{job.title} is put in the queue again: {' '.join(job.requeue)}")

@@ -1,4 +1,7 @@
-"""The exit codes of ``quorate``, and those of programs of plugins.  ``docs/exit-codes.md`` explains them to users."""
+"""The exit codes of ``quorate``: which there are, which error has which, and those of programs of plugins.
+
+``docs/exit-codes.md`` explains them to users.  What does not live here: ``--exit-code=worker`` (``_run``).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,20 @@ from typing import Any, TypeGuard, final
 
 from .. import policy
 from .._isolation import checked_answer
+from ..errors import (
+    PluginError,
+    PreemptedError,
+    QuorateError,
+    RendezvousClosedError,
+    RendezvousError,
+    SignalException,
+    UnhealthyNodeError,
+    UsageError,
+)
+from ..failures import ChildFailedError
 from ..notices import write_error
 
-__all__ = ["ExitCode", "exit_code_of"]
+__all__ = ["ExitCode", "code_of", "exit_code_of"]
 
 
 @final
@@ -27,6 +41,31 @@ class ExitCode(IntEnum):
     DO_NOT_RESTART = policy.DO_NOT_RESTART  # the worker or the policy said that starting the job again cannot help
     PREEMPTED = 75  # the scheduler ends the job: start it again
     INTERNAL = 70  # a bug in quorate itself; the only exit with a traceback
+
+
+#: The first class that fits counts, so narrow ones stand first.
+_CODES = (
+    (UsageError, ExitCode.USAGE),
+    (PluginError, ExitCode.PLUGIN),
+    (PreemptedError, ExitCode.PREEMPTED),
+    (RendezvousError, ExitCode.RENDEZVOUS),
+    (UnhealthyNodeError, ExitCode.UNHEALTHY),
+    (QuorateError, ExitCode.WORKER_FAILED),
+    (ChildFailedError, ExitCode.WORKER_FAILED),
+)
+
+
+def code_of(error: BaseException) -> int | None:
+    """Return the exit code for ``error``; ``None`` for an unexpected one."""
+    if getattr(getattr(error, "verdict", None), "is_final", False):
+        return ExitCode.DO_NOT_RESTART
+    if isinstance(error, SignalException):
+        return 128 + error.sigval
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, RendezvousClosedError):
+        return ExitCode.OK if error.succeeded else ExitCode.WORKER_FAILED
+    return next((code for kind, code in _CODES if isinstance(error, kind)), None)
 
 
 def exit_code_of(what: str, program: Callable[[Any], Any], argument: Any) -> int:

@@ -1,6 +1,6 @@
 """Chooses the subcommand, and turns every outcome into an exit code and one sentence.
 
-What does not live here: the subcommands (``_run``, ``_plugins``, ``_conformance``).
+What does not live here: the subcommands (``_run``, ``_plugins``, ``_conformance``), and the exit codes (``_exit``).
 """
 
 from __future__ import annotations
@@ -16,25 +16,19 @@ from .. import __version__, notices
 from .._discovery import COMMANDS_GROUP, FoundPlugin, find_plugins
 from .._isolation import checked_answer
 from ..errors import (
-    PluginError,
     PreemptedError,
-    QuorateError,
-    RendezvousClosedError,
-    RendezvousError,
-    SignalException,
-    UnhealthyNodeError,
     UsageError,
 )
 from ..failures import ChildFailedError
 from ..notices import LONGEST_LINE, write_error, write_output
 from ..plugins import usual_packages_of_commands
 from ..text import near_names
-from ._exit import ExitCode, exit_code_of
+from ._exit import ExitCode, code_of, exit_code_of
 from ._init import go_on_below_init
 from ._plugins import show
 from ._run import WorkerExitCode, run
 
-__all__ = ["code_of", "execute", "leave"]
+__all__ = ["execute", "leave"]
 
 _USAGE = """\
 usage: quorate COMMAND ...
@@ -179,30 +173,3 @@ def _cut(sentence: str) -> str:
     if len(sentence) <= LONGEST_LINE:
         return sentence
     return f"{sentence[: LONGEST_LINE // 4]} … {sentence[-LONGEST_LINE // 2 :]}"
-
-
-# --- exit codes -----------------------------------------------------------------------------------------------------
-
-#: The first class that fits counts, so narrow ones stand first.
-_CODES = (
-    (UsageError, ExitCode.USAGE),
-    (PluginError, ExitCode.PLUGIN),
-    (PreemptedError, ExitCode.PREEMPTED),
-    (RendezvousError, ExitCode.RENDEZVOUS),
-    (UnhealthyNodeError, ExitCode.UNHEALTHY),
-    (QuorateError, ExitCode.WORKER_FAILED),
-    (ChildFailedError, ExitCode.WORKER_FAILED),
-)
-
-
-def code_of(error: BaseException) -> int | None:
-    """Return the exit code for ``error``; ``None`` for an unexpected one."""
-    if getattr(getattr(error, "verdict", None), "is_final", False):
-        return ExitCode.DO_NOT_RESTART
-    if isinstance(error, SignalException):
-        return 128 + error.sigval
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, RendezvousClosedError):
-        return ExitCode.OK if error.succeeded else ExitCode.WORKER_FAILED
-    return next((code for kind, code in _CODES if isinstance(error, kind)), None)

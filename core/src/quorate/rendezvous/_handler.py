@@ -31,8 +31,9 @@ from ._api import (
 )
 from ._driver import Driver
 from ._host_end import end_with_store, linger_seconds, why_no_round
-from ._incarnation import Doorway
-from ._parameters import as_guest, settings_of, telling
+from ._incarnation import JobEntry
+from ._observed_job import count_in_line
+from ._parameters import for_short_visit, settings_of, with_waiting_callback
 from ._port import PORT_RANGE_SETTING, Bootstrap, make_bootstrap, reserve_master_port
 from ._protocol import (
     Closed,
@@ -54,7 +55,6 @@ from ._protocol import (
 from ._refusals import refused
 from ._reporting import Reporting
 from ._signed import protect
-from ._signs import count_in_line
 from ._state import cut_off_at
 from ._store import PortLendingStore, Store, open_checked
 from ._strangers import StrangerWatch
@@ -104,7 +104,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._token = job_token_of(parameters.config)
         self._plain_store: Store | None = None
         self._leaving = threading.Event()
-        self._door = Doorway(
+        self._entry = JobEntry(
             parameters.run_id,
             not parameters.get_as_bool(DERIVED_SETTING, False),
             settings.timeouts.lease_timeout,
@@ -113,7 +113,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._report_waiting,
             ends_with_job=backend.hosted_by_job,
         )
-        self._door_reason = ""
+        self._why_not_entered = ""
         self._reporting = Reporting(
             parameters.endpoint,
             parameters.max_nodes > 1,
@@ -135,12 +135,12 @@ class StoreRendezvousHandler(RendezvousHandler):
     def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
         plain = self._plain_store
         if plain is None:
-            self._door_reason = ""
-            parameters = telling(self._parameters, self._report_waiting)
+            self._why_not_entered = ""
+            parameters = with_waiting_callback(self._parameters, self._report_waiting)
             plain = self._plain_store = open_checked(self._backend.name, open_store, parameters)
         try:
-            store = self._door.enter(protect(plain, self._parameters.run_id, self._token, warn), self._node)
-            self._door_reason = ""
+            store = self._entry.enter(protect(plain, self._parameters.run_id, self._token, warn), self._node)
+            self._why_not_entered = ""
         except BaseException as error:
             # What did not answer is asked again, and closed by shutdown().
             if self._leaving.is_set() or not isinstance(error, StoreUnavailableError):
@@ -152,7 +152,7 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     def _report_waiting(self, sentence: str) -> None:
         """Have people know why this node cannot join yet; called on the store's thread."""
-        self._door_reason = sentence
+        self._why_not_entered = sentence
         self._on_output(StandingBy(sentence))
 
     def _look_for_strangers(self) -> None:
@@ -227,7 +227,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             return
         if not self._started:
             self._started = True
-            self._parameters = as_guest(self._parameters)
+            self._parameters = for_short_visit(self._parameters)
             self._driver.start()
         self._release()
         self._node = self._complete(node)
@@ -247,12 +247,12 @@ class StoreRendezvousHandler(RendezvousHandler):
     def _on_output(self, output: Output) -> None:
         if isinstance(output, Waiting):
             report = output.report
-            if self._door_reason and not self._has_entered:
+            if self._why_not_entered and not self._has_entered:
                 left = report.left_seconds
                 ends = "" if left is None else f"; this node gives up in {left:.0f} s"
-                reason = f"waiting for {report.waited_seconds:.0f} s: {self._door_reason}{ends}"
+                reason = f"waiting for {report.waited_seconds:.0f} s: {self._why_not_entered}{ends}"
                 report = evolve(report, reason=reason)
-            self._reporting.complete(report, self._has_entered or bool(self._door_reason))
+            self._reporting.complete(report, self._has_entered or bool(self._why_not_entered))
             return
         if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
             try:
@@ -283,10 +283,10 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     def _explained(self, output: Output) -> Output:
         """Return ``output`` with what only this object knows: the job's name, and why it is not entered yet."""
-        if isinstance(output, GaveUp) and output.kind is FailureKind.TIMEOUT and self._door_reason:
-            return GaveUp(output.kind, f"{output.problem.partition(': ')[0]}: {self._door_reason}")
-        if isinstance(output, StandingBy) and output.reason != self._door_reason:
-            first = self._door.begun_by
+        if isinstance(output, GaveUp) and output.kind is FailureKind.TIMEOUT and self._why_not_entered:
+            return GaveUp(output.kind, f"{output.problem.partition(': ')[0]}: {self._why_not_entered}")
+        if isinstance(output, StandingBy) and output.reason != self._why_not_entered:
+            first = self._entry.begun_by
             began = f", which a node on {first.name} began" if first is not None else ""
             return StandingBy(
                 f"{output.reason}. It is a round of the job {self._parameters.run_id!r}{began}. If that is an older "

@@ -12,7 +12,7 @@ when none of its keys has changed for a lease, on the clock of the node that wan
 A store that the job's own nodes serve ends with the job.  It has one incarnation only.
 
 What does not live here: the store of one incarnation (``_incarnation_store``), which differences
-keep a node out (``_same_job``), and what is read of a job (``_signs``).
+keep a node out (``_same_job``), and what is read of a job (``_observed_job``).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ..errors import RendezvousStateError, StoreCorruptError, StoreUnavailableEr
 from ..records import NodeRecord
 from ._incarnation_store import IncarnationStore, OverError, incarnation_store, over_key, wrong_answer
 from ._liveness import Heartbeat, HeartbeatState
+from ._observed_job import ObservedJob, observe_job
 from ._protocol import Key
 from ._refusals import refused, tell_refusal
 from ._same_job import refusal
-from ._signs import Signs, read_signs
 from ._store import HostedStore, Store, parse_counter
 from ._wire import decode_node, encode
 
-__all__ = ["Doorway", "Next", "judge"]
+__all__ = ["JobEntry", "Next", "judge"]
 
 _HINT = "incarnations"
 _LOOKS_PER_LEASE = 6
@@ -88,7 +88,9 @@ class Next(Enum):
     REFUSE = "give up: the job goes on, and this node does not belong to it"
 
 
-def judge(node: NodeRecord, first: Signs, now: Signs, still_seconds: float, lease: float, is_other: bool) -> Next:
+def judge(
+    node: NodeRecord, first: ObservedJob, now: ObservedJob, still_seconds: float, lease: float, is_other: bool
+) -> Next:
     """Decide what ``node`` does about an incarnation that another node began.
 
     Arguments:
@@ -110,7 +112,7 @@ def judge(node: NodeRecord, first: Signs, now: Signs, still_seconds: float, leas
 
 
 @final
-class Doorway:
+class JobEntry:
     """Leads one node to the job that it belongs to.  Used by the store's thread.
 
     Arguments:
@@ -249,9 +251,9 @@ class Doorway:
     def _may_join(self, inside: IncarnationStore, node: NodeRecord) -> bool:
         """Return whether ``node`` joins the incarnation; ``False``: it is over."""
         problem = self._problem(node)
-        if not problem and (node.declined or not read_signs(inside, with_heartbeats=False).is_over):
+        if not problem and (node.declined or not observe_job(inside, with_heartbeats=False).is_over):
             return True
-        first = now = read_signs(inside)
+        first = now = observe_job(inside)
         looked_at = still_since = self._clock()
         is_told = False
         while True:
@@ -265,16 +267,16 @@ class Doorway:
                 is_told = True
             if self._pause(self._lease / _LOOKS_PER_LEASE):
                 raise StoreUnavailableError("this node is leaving")
-            before, now = now, read_signs(inside)
+            before, now = now, observe_job(inside)
             moment = self._clock()
             # While this node stood still itself, it did not see the others.
             if now != before or moment - looked_at > self._lease / 2:
                 still_since = moment
             looked_at = moment
 
-    def _why_waiting(self, signs: Signs) -> str:
-        hosts = ", ".join(signs.hosts()[:8]) or "unknown hosts"
-        if signs.is_over:
+    def _why_waiting(self, observed: ObservedJob) -> str:
+        hosts = ", ".join(observed.hosts()[:8]) or "unknown hosts"
+        if observed.is_over:
             return (
                 f"the last job with the run id {self._run_id!r} has ended and not all of its nodes ({hosts}) have left "
                 "yet; waiting for them before a new job begins"
@@ -285,12 +287,12 @@ class Doorway:
 
     def _refuse(self, store: Store, node: NodeRecord, problem: str) -> None:
         """Tell the nodes that gather, or run, why ``node`` does not join, and raise."""
-        signs = read_signs(store)
-        if signs.size > 0 and signs.end is None:
-            tell_refusal(store, signs.number, refused(node, problem))
-        elif signs.end is None:
-            ticket = store.add(Key.tickets(signs.number), 1)
+        observed = observe_job(store)
+        if observed.size > 0 and observed.end is None:
+            tell_refusal(store, observed.number, refused(node, problem))
+        elif observed.end is None:
+            ticket = store.add(Key.tickets(observed.number), 1)
             left = Heartbeat(1, HeartbeatState.LEFT, node.host)
-            store.put(Key.ticket_heartbeat(signs.number, ticket), left.encode())
-            store.put(Key.node(signs.number, ticket), encode(evolve(node, declined=problem)))
+            store.put(Key.ticket_heartbeat(observed.number, ticket), left.encode())
+            store.put(Key.node(observed.number, ticket), encode(evolve(node, declined=problem)))
         raise RendezvousStateError(f"this node ({node.name}) does not join: {problem}")

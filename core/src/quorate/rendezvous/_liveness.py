@@ -2,6 +2,9 @@
 
 Clocks of different hosts are never compared.  Time in which the reader itself did not read (it was paused, or the store
 was away) counts against no node.
+
+What does not live here: whose heartbeats a node reads (``_transition``, ``_members``), how long the lease is
+(:mod:`quorate.timeouts`), and what follows from a loss (``_running``, ``_joining``, ``_sealing``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ..timeouts import Timeouts
 from ._api import RendezvousParameters
 from ._protocol import Settings
 
-__all__ = ["as_guest", "settings_of", "telling"]
+__all__ = ["for_short_visit", "settings_of", "with_waiting_callback"]
 
 #: How long a node that declines tries to reach the store.
 _DECLINE_CONNECT_SECONDS = 2.0
@@ -34,14 +34,14 @@ def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) ->
     )
 
 
-def as_guest(parameters: RendezvousParameters) -> RendezvousParameters:
+def for_short_visit(parameters: RendezvousParameters) -> RendezvousParameters:
     """Return parameters for a short visit: this node does not host the store, and connects within a short time."""
     guest = copy(parameters)
     guest.config = {**parameters.config, "is_host": False, "connect_timeout": _DECLINE_CONNECT_SECONDS}
     return guest
 
 
-def telling(parameters: RendezvousParameters, on_waiting: Callable[[str], None]) -> RendezvousParameters:
+def with_waiting_callback(parameters: RendezvousParameters, on_waiting: Callable[[str], None]) -> RendezvousParameters:
     """Return parameters with which a backend tells ``on_waiting`` what it waits for."""
     told = copy(parameters)
     told.on_waiting = on_waiting

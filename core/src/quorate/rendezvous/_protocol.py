@@ -45,7 +45,7 @@ class Settings:
     endpoint: str = ""
 
     @property
-    def minds_cut_off(self) -> bool:
+    def tracks_cut_off(self) -> bool:
         """Whether a node must know for how long the others count on it.
 
         The only node of a round too: a standby may take its place.

@@ -43,7 +43,7 @@ def check_standing(transition: Transition) -> None:
 def on_acknowledged_early(transition: Transition, value: None) -> None:
     """Before the round begins: once it is sealed, the others count this node's lease from such a heartbeat."""
     state, sent_at = transition.state, _sent_at(transition.state, Purpose.HEARTBEAT)
-    if sent_at is not None and state.settings.minds_cut_off:
+    if sent_at is not None and state.settings.tracks_cut_off:
         transition.set(standing=Standing(max(state.standing.proven_at, sent_at)))
 
 
@@ -51,7 +51,7 @@ def on_acknowledged(transition: Transition, value: None) -> None:
     """While the round runs: a heartbeat has arrived.  After a gap, ask whether the round has ended meanwhile."""
     state = transition.state
     sent_at = _sent_at(state, Purpose.HEARTBEAT)
-    if sent_at is None or not state.settings.minds_cut_off:
+    if sent_at is None or not state.settings.tracks_cut_off:
         return
     standing = state.standing
     lease = state.settings.timeouts.lease_timeout

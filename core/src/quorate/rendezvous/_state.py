@@ -197,7 +197,7 @@ class State:
 def cut_off_at(state: State) -> float | None:
     """Return when the others may go on without this node; ``None`` if that does not matter, or was reported."""
     is_member = state.phase in _MEMBER and state.assignment is not None
-    if not is_member or state.standing.is_cut_off or not state.settings.minds_cut_off:
+    if not is_member or state.standing.is_cut_off or not state.settings.tracks_cut_off:
         return None
     return state.standing.proven_at + state.settings.timeouts.cut_off_timeout
 

@@ -26,7 +26,7 @@ from quorate.job_token import TOKEN_FILE_VARIABLE
 from quorate.net import Address, bind_addresses, close_in_children, listen, reachable_host
 from quorate.notices import warn
 
-from ._absent import LONGEST_CLIENT, Absent
+from ._clients import LONGEST_CLIENT, Clients
 from ._greeting import Greeter, address_of, refuse_at_once
 from ._limits import Limits
 from ._peers import Peer, Peers
@@ -128,7 +128,7 @@ class TcpStoreServer:
         self._where = ", ".join(map(str, self.bound))
         self._reachable_host = reachable_host(self._listeners[0])
         self._selector = selectors.DefaultSelector()
-        self._absent = Absent(self._limits)
+        self._clients = Clients(self._limits)
         self._peers = Peers(self._selector, self._limits, self._warn_once, self._forget_peer)
         self._greeter = Greeter(run_id, self.incarnation, key, self._peers, self._warn_once)
         self._wake_out, self._wake_in = socket.socketpair()
@@ -237,7 +237,7 @@ class TcpStoreServer:
         self._listeners, self._resume_at = [], None
 
     def _seconds_to_deadline(self) -> float:
-        moments = (self._leave_at, self._resume_at, self._peers.next_deadline(), self._absent.next_deadline())
+        moments = (self._leave_at, self._resume_at, self._peers.next_deadline(), self._clients.next_deadline())
         seconds = min(
             (moment - monotonic() for moment in moments if moment is not None), default=_LONGEST_SELECT_SECONDS
         )
@@ -246,7 +246,7 @@ class TcpStoreServer:
     def _meet_deadlines(self) -> None:
         now = monotonic()
         self._peers.drop_late(now)
-        self._wake_waiters(self._absent.write_for_lost(self._table, now))
+        self._wake_waiters(self._clients.write_for_lost(self._table, now))
         if self._resume_at is not None and now >= self._resume_at:
             self._resume_accepting()
 
@@ -419,16 +419,16 @@ class TcpStoreServer:
         if peer.client or not 0 < len(name) <= LONGEST_CLIENT:
             raise WireError("a connection belongs to one client")
         peer.client = name
-        self._absent.came(name)
+        self._clients.connected(name)
 
     def _set_last_words(self, peer: Peer, message: Message) -> None:
-        self._absent.set_words(peer.client, message.number / 1000, present_items(message))
+        self._clients.set_words(peer.client, message.number / 1000, present_items(message))
         self._peers.send(peer, encode(Code.OK, message.request))
 
     def _forget_peer(self, peer: Peer) -> None:
         self._forget_wait(peer)
         if peer.client:
-            self._absent.went(peer.client)
+            self._clients.disconnected(peer.client)
 
     def _wake_waiters(self, keys: list[bytes]) -> None:
         for key in keys:

@@ -17,7 +17,7 @@ from ._store import Store, parse_counter
 from ._transition import check_round, check_tickets, decode_seal, read_summary
 from ._wire import decode_end
 
-__all__ = ["Readable", "Signs", "count_in_line", "read_signs"]
+__all__ = ["ObservedJob", "Readable", "count_in_line", "observe_job"]
 
 #: How many tickets of nodes in line are looked at, from the first on.
 _MOST_TICKETS = 256
@@ -31,7 +31,7 @@ class Readable(Protocol):
 
 @final
 @frozen
-class Signs:
+class ObservedJob:
     """The newest round: its number, how many nodes it has (0: it gathers), its end, and heartbeats by key."""
 
     number: int
@@ -62,7 +62,7 @@ def _hinted_round(store: Readable) -> int:
     return low
 
 
-def read_signs(store: Readable, with_heartbeats: bool = True) -> Signs:
+def observe_job(store: Readable, with_heartbeats: bool = True) -> ObservedJob:
     """Return what ``store`` shows of the job.
 
     Raises:
@@ -89,13 +89,13 @@ def read_signs(store: Readable, with_heartbeats: bool = True) -> Signs:
         keys += [Key.ticket_heartbeat(line, ticket) for ticket in range(1, min(tickets, _MOST_TICKETS) + 1)]
     end = None if ended is None else decode_end(Key.ended(number), ended)
     values = store.get(keys) if keys else []
-    return Signs(number, size, tickets, end, dict(zip(keys, values, strict=True)))
+    return ObservedJob(number, size, tickets, end, dict(zip(keys, values, strict=True)))
 
 
 def count_in_line(store: Store, number: int) -> int:
     """Return how many nodes have a ticket of round ``number`` and have not given it back.
 
-    Raises as :func:`read_signs` does.
+    Raises as :func:`observe_job` does.
     """
     tickets = check_tickets(Key.tickets(number), store.add(Key.tickets(number), 0))
     keys = [Key.ticket_heartbeat(number, ticket) for ticket in range(1, min(tickets, _MOST_TICKETS) + 1)]

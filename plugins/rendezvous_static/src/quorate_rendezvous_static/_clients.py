@@ -1,4 +1,4 @@
-"""The clients that a server would miss: which connections are whose, and what is written when a client is lost.
+"""The clients of a server: which connections belong to which client, and what is written when a client is lost.
 
 A client has two connections.  It is lost if both have closed, it has left last words, and it does not come back within
 the time that it asked for.  A machine that vanishes closes nothing, and is not noticed here.  What does not live here:
@@ -18,7 +18,7 @@ from ._limits import Limits
 from ._table import RefusedRequestError, Table
 from ._wire import LARGEST_KEY, Code, WireError
 
-__all__ = ["LONGEST_CLIENT", "Absent", "LastWrite"]
+__all__ = ["LONGEST_CLIENT", "Clients", "LastWrite"]
 
 LONGEST_CLIENT = 64
 _MOST_WRITES = 16
@@ -44,20 +44,20 @@ class _Client:
 
 
 @final
-class Absent:
+class Clients:
     """Used by the server's thread alone."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._clients: dict[bytes, _Client] = {}
 
-    def came(self, name: bytes) -> None:
+    def connected(self, name: bytes) -> None:
         """A connection of the client ``name`` is there."""
         client = self._clients.setdefault(name, _Client())
         client.connections += 1
         client.lost_at = None
 
-    def went(self, name: bytes) -> None:
+    def disconnected(self, name: bytes) -> None:
         """A connection of the client has closed."""
         client = self._clients.get(name)
         if client is None:
