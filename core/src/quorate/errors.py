@@ -14,6 +14,7 @@ from .verdict import JobVerdict
 
 __all__ = [
     "DuplicatePluginError",
+    "FailureKind",
     "PluginError",
     "PreemptedError",
     "QuorateError",

@@ -13,8 +13,10 @@ from contextlib import suppress
 
 __all__ = [
     "open_regular",
+    "publish",
     "read_bytes",
     "read_regular",
+    "reserve",
     "temporary_folder",
     "write_all",
     "write_atomically",

@@ -20,7 +20,15 @@ from .files import temporary_folder
 from .notices import warn
 from .text import is_passable
 
-__all__ = ["DefaultLogsSpecs", "LogsDest", "LogsSpecs", "Std", "adopt_logs_specs", "adopt_logs_specs_class"]
+__all__ = [
+    "DefaultLogsSpecs",
+    "LogsDest",
+    "LogsSpecs",
+    "Std",
+    "StdChoice",
+    "adopt_logs_specs",
+    "adopt_logs_specs_class",
+]
 
 
 _LONGEST_NAME = 200

@@ -14,7 +14,16 @@ from attrs import field, fields, frozen
 
 from .errors import UsageError
 
-__all__ = ["RELEASE_TIMEOUT_SECONDS", "Timeouts", "parse_seconds", "setting_names"]
+__all__ = [
+    "ALIASES",
+    "HEARTBEATS_PER_READING",
+    "LONGEST_SECONDS",
+    "RELATIONS",
+    "RELEASE_TIMEOUT_SECONDS",
+    "Timeouts",
+    "parse_seconds",
+    "setting_names",
+]
 
 
 LONGEST_SECONDS = 366 * 86_400.0

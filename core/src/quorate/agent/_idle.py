@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
-__all__ = ["QUIET_SECONDS", "IdleWork"]
+__all__ = ["IdleWork"]
 
 #: A join that takes longer than this waits for other nodes.
-QUIET_SECONDS = 0.05
+_QUIET_SECONDS = 0.05
 
 
 @final
@@ -24,7 +24,7 @@ class IdleWork:
         quiet_seconds: how long nothing must have happened.
     """
 
-    def __init__(self, task: Callable[[], None], quiet_seconds: float = QUIET_SECONDS) -> None:
+    def __init__(self, task: Callable[[], None], quiet_seconds: float = _QUIET_SECONDS) -> None:
         self._task, self._quiet_seconds = task, quiet_seconds
         self._due: float | None = None
         self._is_done = False

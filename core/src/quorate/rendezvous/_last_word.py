@@ -27,7 +27,7 @@ from ._state import State
 from ._store import AttentiveStore, LastWordStore, LastWordWriter, Store, Write, writes_below
 from ._wire import encode
 
-__all__ = ["Guardian", "LastWords", "last_words_of"]
+__all__ = ["Guardian", "LastWords"]
 
 _PROGRAM = str(Path(__file__).with_name("_last_word_program.py"))
 #: Higher than every heartbeat that a node has sent: nothing newer comes.
@@ -36,7 +36,7 @@ KILLED = "its agent was killed"
 CLOSED = "its connections to the store were closed without a goodbye, and it did not come back within {:g} s"
 
 
-def last_words_of(state: State, how: str) -> tuple[Write, ...]:
+def _last_words_of(state: State, how: str) -> tuple[Write, ...]:
     """Return what others have to learn if the agent dies in ``state``; ``how`` completes "… is lost: …".  Pure.
 
     A member of a running round ends it.  Every node that others may wait for says that it has left.
@@ -105,14 +105,14 @@ class LastWords:
         store, state = self._store, self._state
         if store is None or state is None:
             return
-        words = last_words_of(state, KILLED)
+        words = _last_words_of(state, KILLED)
         if words == self._told:
             return
         self._told = words
         if self._guardian is not None:
             self._guardian.tell(writes_below(store, words))
         if isinstance(store, AttentiveStore):
-            closed = last_words_of(state, CLOSED.format(store.return_timeout))
+            closed = _last_words_of(state, CLOSED.format(store.return_timeout))
             self._later(lambda _: store.set_last_words(closed))
 
     def close(self) -> None:

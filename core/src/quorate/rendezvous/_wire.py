@@ -20,16 +20,7 @@ from ..errors import StoreCorruptError, UsageError
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 from ..text import parse_json, printable, printable_lines
 
-__all__ = [
-    "VERSION",
-    "decode_assignment",
-    "decode_end",
-    "decode_failure",
-    "decode_node",
-    "decode_object",
-    "encode",
-    "encode_object",
-]
+__all__ = ["VERSION", "decode_assignment", "decode_end", "decode_node", "decode_object", "encode", "encode_object"]
 
 VERSION = 1
 _LARGEST_BYTES = 1 << 18
@@ -110,7 +101,7 @@ def decode_assignment(key: str, value: bytes) -> Assignment:
     return _build(key, Assignment, decode_object(key, value, "assignment"), {"warnings": _texts, "missing": _texts})
 
 
-def decode_failure(key: str, data: Mapping[str, Any]) -> FailureRecord:
+def _decode_failure(key: str, data: Mapping[str, Any]) -> FailureRecord:
     return _build(
         key,
         FailureRecord,
@@ -133,7 +124,7 @@ def decode_end(key: str, value: bytes) -> RoundEnd:
             "lost_counts": _counts,
             "delay_seconds": _delay,
             "grace_seconds": _delay,
-            "failure": lambda raw: None if raw is None else decode_failure(key, _mapping(raw)),
+            "failure": lambda raw: None if raw is None else _decode_failure(key, _mapping(raw)),
         },
     )
 

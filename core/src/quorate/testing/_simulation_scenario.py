@@ -21,7 +21,7 @@ from ..timeouts import Timeouts
 from ._simulation import Faults, Law, Plan, SimulatedNode, SimulationError, WorkerOutcome, World
 from ._simulation_node import RELEASE_SECONDS
 
-__all__ = ["Action", "ActionKind", "Result", "Scenario", "bound_seconds", "differences", "make_scenario", "play"]
+__all__ = ["Action", "ActionKind", "Result", "Scenario", "differences", "make_scenario", "play"]
 
 _FAULTY_SECONDS = 15.0
 _GRACE_SECONDS = 4.0
@@ -227,7 +227,7 @@ def _partitions(choose: random.Random) -> list[Action]:
     return [action for action in actions if action.at < _FAULTY_SECONDS - 1.0]
 
 
-def bound_seconds(world: World, settings: Settings) -> float:
+def _bound_seconds(world: World, settings: Settings) -> float:
     """Return within how many virtual seconds a world without faults converges, whatever was before.
 
     The longest sequence for one node is: a call without an answer and its retry; the agent's ``close_timeout``; the
@@ -348,7 +348,7 @@ class _Run:
         if not world.judge.is_over and not world.network.is_lost:
             for _ in range(self.scenario.min_nodes - len(self.staying())):
                 self.add(world.now)
-        bound = bound_seconds(world, self.settings)
+        bound = _bound_seconds(world, self.settings)
         if not world.run(world.now + bound, self._has_converged):
             states = ", ".join(f"{n.name} {n.agent.phase.value}/{n.state.phase.value}" for n in self.staying())
             world.judge.fail(Law.CONVERGENCE, f"after {bound:g} s without faults: {states}")
@@ -385,7 +385,7 @@ class _Run:
         world.plan = lambda node, assignment, local_rank: Plan(WorkerOutcome.SUCCEED, 0.5)
         for node in self.staying():
             world.succeed(node)
-        bound = bound_seconds(world, self.settings)
+        bound = _bound_seconds(world, self.settings)
         if not world.run(world.now + bound, lambda: not any(node.is_up for node in world.nodes)):
             states = ", ".join(f"{n.name} {n.agent.phase.value}/{n.state.phase.value}" for n in world.nodes if n.is_up)
             world.judge.fail(Law.COMPLETION, f"after {bound:g} s in which all workers succeeded: {states}")

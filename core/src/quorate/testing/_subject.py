@@ -36,7 +36,19 @@ from ._gate import Gate, gated
 from ._servers import FreshPorts
 from ._waiting import someone_waits
 
-__all__ = ["Job", "Member", "Server", "Subject", "join_all", "race", "require", "result_of", "settle", "start"]
+__all__ = [
+    "Job",
+    "Member",
+    "Server",
+    "Subject",
+    "check_absent",
+    "join_all",
+    "race",
+    "require",
+    "result_of",
+    "settle",
+    "start",
+]
 
 _T = TypeVar("_T")
 #: No server listens here, and a connection is refused at once.

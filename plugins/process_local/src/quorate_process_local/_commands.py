@@ -14,7 +14,7 @@ from quorate import errors
 from quorate.errors import StartError
 from quorate.proc import parent_death_command
 
-__all__ = ["cannot_start", "explain", "find_command", "has_known_format", "remedy_for", "wrapper_for"]
+__all__ = ["cannot_start", "explain", "find_command", "remedy_for", "wrapper_for"]
 
 
 def find_command(command: str, environment: Mapping[str, str], local_rank: int = 0) -> str:
@@ -46,7 +46,7 @@ def find_command(command: str, environment: Mapping[str, str], local_rank: int =
     raise StartError(f"the worker's command was not found: {where}", local_rank=local_rank)
 
 
-def has_known_format(path: str) -> bool:
+def _has_known_format(path: str) -> bool:
     """Return whether ``path`` is a native program, or a script whose interpreter exists.
 
     Anything else is started without a wrapper in between, so that the kernel's refusal is reported.
@@ -70,7 +70,7 @@ def wrapper_for(path: str) -> tuple[str, ...]:
     A debugger (debugpy, pydevd) that follows a program into its children replaces ``os.posix_spawn`` and looks for
     Python in the command, which the wrapper would hide.  The guardian then guards alone.
     """
-    if not isinstance(os.posix_spawn, BuiltinFunctionType) or not has_known_format(path):
+    if not isinstance(os.posix_spawn, BuiltinFunctionType) or not _has_known_format(path):
         return ()
     return parent_death_command(os.environ.get("PATH", os.defpath))
 

@@ -16,7 +16,7 @@ from typing import final
 
 from quorate.files import write_all
 
-__all__ = ["LARGEST_RESULT_BYTES", "LENGTH", "Delivery"]
+__all__ = ["LARGEST_RESULT_BYTES", "LENGTH", "STALL_SECONDS", "Delivery"]
 
 #: What precedes the pickled result: its length.
 LENGTH = Struct("!Q")

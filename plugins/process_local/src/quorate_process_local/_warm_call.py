@@ -15,7 +15,7 @@ from typing import Any, final
 from . import _task as _task
 from ._memory_file import read_all
 
-__all__ = ["COMMAND", "Passing", "inherited", "main", "pack"]
+__all__ = ["COMMAND", "inherited", "main", "pack"]
 
 #: The words after the interpreter in the command of such a worker.
 COMMAND = ("-c", "from quorate_process_local._warm_call import main; main()")
@@ -36,7 +36,7 @@ class _Received:
 
 
 @final
-class Passing:
+class _Passing:
     """Stands for the process that is being started while its task is pickled; collects its descriptors."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Passing:
 
 def pack(task_process: process.BaseProcess) -> tuple[bytes, list[int]]:
     """In the agent: return the pickled process, as ``spawn`` would pass it, and the descriptors it refers to."""
-    passing: Any = Passing()
+    passing: Any = _Passing()
     message = io.BytesIO()
     context.set_spawning_popen(passing)
     try:

@@ -25,7 +25,7 @@ from ._console import Console
 from ._hosts import Host
 from ._messages import ANSWERS, LONGEST_LINE, MARK, PING_SECONDS, decode, encode
 
-__all__ = ["Answered", "Ended", "Event", "Session", "remote_command"]
+__all__ = ["PING", "Answered", "Ended", "Event", "Session"]
 
 _LAST_LINES = 5
 _LONGEST_KEPT = 1000
@@ -78,7 +78,7 @@ class Ended:
 Event = Answered | Ended
 
 
-def remote_command(python: str) -> str:
+def _remote_command(python: str) -> str:
     """Return what ssh runs on a host: this machine's Python where the host has it under the same path, else its own."""
     path = shlex.quote(python)
     script = f"if [ -x {path} ]; then exec {path} -m quorate_ssh.remote; else exec python3 -m quorate_ssh.remote; fi"
@@ -108,7 +108,7 @@ class Session:
         options = _OPTIONS if ssh[0].rpartition("/")[2] == "ssh" else ()
         # A session of its own: a terminal's Ctrl-C is for the launch, which passes it on.
         self._process = subprocess.Popen(
-            [*ssh, *options, host.name, remote_command(python)],
+            [*ssh, *options, host.name, _remote_command(python)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -29,10 +29,10 @@ from .last_word import Departed
 from .lease import Leases, new_lease_id
 from .requests import Requests
 
-__all__ = ["FIRST_MARKER", "Membership"]
+__all__ = ["Membership"]
 
 #: The value of a member's key before its first counted addition.
-FIRST_MARKER = b"0"
+_FIRST_MARKER = b"0"
 _REMOVED = "its keys were removed or have expired"
 _REPLACED = "another job has taken its place"
 
@@ -145,7 +145,7 @@ class Membership:
         return True
 
     def _put_member(self) -> Any:
-        return self.requests.put(self.member, FIRST_MARKER, self.member_lease)
+        return self.requests.put(self.member, _FIRST_MARKER, self.member_lease)
 
     # --- staying ------------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,13 @@ from typing import Any, final
 
 from .messages import Messages
 
-__all__ = ["Requests", "end_of_prefix"]
+__all__ = ["Requests"]
 
 _EQUAL, _NOT_EQUAL = 0, 3
 _CREATE, _MOD, _VALUE = 1, 2, 3
 
 
-def end_of_prefix(prefix: bytes) -> bytes:
+def _end_of_prefix(prefix: bytes) -> bytes:
     """Return the first key after all keys that start with ``prefix`` (which ends in ASCII)."""
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
@@ -37,7 +37,7 @@ class Requests:
     def is_empty(self, prefix: bytes) -> Any:
         """No key starts with ``prefix``.  (Each key in a range is compared; of none, a key's zero value is.)"""
         compare = self.is_absent(prefix)
-        compare.range_end = end_of_prefix(prefix)
+        compare.range_end = _end_of_prefix(prefix)
         return compare
 
     def is_at(self, key: bytes, revision: int) -> Any:
@@ -70,7 +70,7 @@ class Requests:
 
     def first_key(self, prefix: bytes) -> Any:
         """Read the first key that starts with ``prefix``, without its value."""
-        request = self._messages.RangeRequest(key=prefix, range_end=end_of_prefix(prefix), limit=1, keys_only=True)
+        request = self._messages.RangeRequest(key=prefix, range_end=_end_of_prefix(prefix), limit=1, keys_only=True)
         return self._messages.RequestOp(request_range=request)
 
     def delete(self, key: bytes) -> Any:
@@ -79,7 +79,7 @@ class Requests:
 
     def delete_prefix(self, prefix: bytes) -> Any:
         """Remove all keys that start with ``prefix``."""
-        request = self._messages.DeleteRangeRequest(key=prefix, range_end=end_of_prefix(prefix))
+        request = self._messages.DeleteRangeRequest(key=prefix, range_end=_end_of_prefix(prefix))
         return self._messages.RequestOp(request_delete_range=request)
 
     # --- the whole ----------------------------------------------------------------------------------------------------
