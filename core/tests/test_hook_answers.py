@@ -306,11 +306,13 @@ def {name}({parameters}):
 """
 
 
-def run_with_plugin(folder: Path, source: str, *flags: str, script: str) -> subprocess.CompletedProcess[str]:
+def run_with_plugin(
+    folder: Path, source: str, *flags: str, script: str, rendezvous: Sequence[str] = ("--standalone",)
+) -> subprocess.CompletedProcess[str]:
     install(folder / "plugins", "aaa", source)
     (folder / "train.py").write_text(script)
     return subprocess.run(
-        [str(Path(sys.executable).with_name("quorate")), "run", "--standalone", *flags, str(folder / "train.py")],
+        [str(Path(sys.executable).with_name("quorate")), "run", *rendezvous, *flags, str(folder / "train.py")],
         env=clean_environment(PYTHONPATH=str(folder / "plugins"), OUT=str(folder / "done")),
         capture_output=True,
         text=True,

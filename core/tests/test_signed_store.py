@@ -141,7 +141,7 @@ def test_a_short_token_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(UsageError, match="at least 16"):
+    with pytest.raises(UsageError, match=f"in '{path}' .* at least 16"):
         load_job_token({"QUORATE_JOB_TOKEN_FILE": str(path)})
 
 

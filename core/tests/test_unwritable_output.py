@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from core.tests.cli_runs import clean_environment, runs_a_job
+from core.tests.test_hook_answers import run_with_plugin
 
 from quorate import DefaultLogsSpecs, Std, notices
 
@@ -103,6 +104,45 @@ def test_what_the_stream_cannot_encode_is_written_as_escapes(monkeypatch: pytest
         monkeypatch.setattr(sys, "stdout", stream)
         notices.write_output("a … b")
         assert path.read_text() == "a \\u2026 b\n"
+
+
+@pytest.mark.parametrize("error", [AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError])
+def test_a_stream_of_a_programs_own_that_fails_is_no_problem(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream:
+        def write(self, text: str) -> None:
+            raise error
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    notices.warn("x")
+    notices.flush()
+
+
+REPLACED = """
+import sys
+from quorate import hookimpl
+
+class Stream:
+    def write(self, *text): raise RuntimeError("reentrant call")
+    flush = fileno = isatty = write
+
+@hookimpl
+def quorate_register_service():
+    sys.stdout = sys.stderr = {stream}
+    return []
+"""
+
+
+@runs_a_job
+@pytest.mark.parametrize("stream", ["3", "Stream()"])
+def test_a_job_runs_whatever_a_plugin_puts_in_the_place_of_the_streams(tmp_path: Path, stream: str) -> None:
+    script = "import os; open(os.environ['OUT'], 'w'); print('trained')"
+    done = run_with_plugin(tmp_path, REPLACED.format(stream=stream), script=script)
+    assert done.returncode == 0
+    assert (tmp_path / "done").exists()
 
 
 # --- places for files -------------------------------------------------------------------------------------------------

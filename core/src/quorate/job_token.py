@@ -61,14 +61,18 @@ class Auth(str, Enum):
 
 @final
 class JobToken:
-    """A secret of at least 16 bytes.  Never shown: neither ``repr`` nor ``str`` contain it."""
+    """A secret of at least 16 bytes.  Never shown: neither ``repr`` nor ``str`` contain it.
+
+    ``where`` says in an error where the secret was found.
+    """
 
     __slots__ = ("_secret",)
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, where: str = "") -> None:
         if len(secret) < _FEWEST_BYTES:
             raise UsageError(
-                f"the job token has {len(secret)} bytes; it needs at least {_FEWEST_BYTES} random ones; {_MAKE_ONE}"
+                f"the job token{where} has {len(secret)} bytes; it needs at least {_FEWEST_BYTES} random ones; "
+                f"{_MAKE_ONE}"
             )
         self._secret = secret
 
@@ -99,8 +103,8 @@ def load_job_token(environment: Mapping[str, str] | None = None) -> JobToken | N
     if path and text:
         raise UsageError(f"both {TOKEN_FILE_VARIABLE} and {TOKEN_VARIABLE} are set; unset one of them")
     if path:
-        return JobToken(_read(path))
-    return JobToken(text.strip().encode("utf-8", "surrogateescape")) if text else None
+        return JobToken(_read(path), f" in {path!r} ({TOKEN_FILE_VARIABLE})")
+    return JobToken(text.strip().encode("utf-8", "surrogateescape"), f" in {TOKEN_VARIABLE}") if text else None
 
 
 def _read(path: str) -> bytes:

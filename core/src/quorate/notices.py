@@ -20,6 +20,10 @@ __all__ = ["LONGEST_LINE", "flush", "note", "open_missing_streams", "warn", "wri
 #: In characters; longer texts belong into a file.
 LONGEST_LINE = 4096
 
+#: What streams raise that cannot be written, those included that a program has put in the place of Python's.  Not every
+#: exception: a program's signal handler may raise one while a line is being written.
+_BROKEN = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
 
 def warn(sentence: str) -> None:
     """Write ``quorate: warning: …`` to standard error; long lines are cut."""
@@ -44,7 +48,7 @@ def write_output(text: str) -> None:
 def flush() -> None:
     """Flush both streams; what cannot be written is dropped."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError, ValueError):
+        with suppress(*_BROKEN):
             stream.flush()
 
 
@@ -68,12 +72,10 @@ def open_missing_streams() -> None:
 def _write(stream: TextIO | None, text: str) -> None:
     if stream is None:
         return
-    try:
+    with suppress(*_BROKEN):
         try:
             stream.write(f"{text}\n")
         except UnicodeEncodeError:
             encoding = stream.encoding or "ascii"
             stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
-    except (AttributeError, OSError, ValueError):
-        pass

@@ -147,3 +147,11 @@ def test_what_cannot_be_run_is_said(line: list[str], sentence: str) -> None:
     done = subprocess.run([sys.executable, "-m", "quorate", "exec", *line], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert sentence in done.stderr
+
+
+def test_a_console_that_takes_nothing_changes_no_exit_code() -> None:
+    command = [sys.executable, "-m", "quorate", "exec"]
+    for arguments, code in ((["--help"], 0), (["sh", "-c", "exit 7"], 7)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*command, *arguments], stdout=full, stderr=full, timeout=60)
+        assert done.returncode == code

@@ -5,6 +5,7 @@ What does not live here: the laws themselves (the modules ``_…_laws``), and tr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from enum import Enum
 from typing import final
@@ -79,6 +80,8 @@ def law(tier: Tier, *needs: Ability, since: str = "0.1") -> Callable[[Callable[[
     """Make a law of a function: its name is the law's name, the docstring's two paragraphs are text and advice."""
 
     def make(function: Callable[[Subject], None]) -> Law:
+        if sys.flags.optimize > 1:
+            raise UsageError("the conformance kit needs docstrings; run Python without -OO (unset PYTHONOPTIMIZE)")
         text, _, advice = (" ".join(part.split()) for part in (function.__doc__ or "").partition("\n\n"))
         if not text or not advice:
             raise UsageError(f"the law {function.__name__} needs a docstring of two paragraphs: the law, and advice")

@@ -36,7 +36,7 @@ class _Text:
                 encoding = self._stream.encoding
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
-        except Exception:
+        except (Exception, SystemExit):
             self.close()  # whatever it raises: no worker may wait for it
 
     def close(self) -> None:
@@ -58,5 +58,5 @@ def _is_same(stream: Any, descriptor: int) -> bool:
     """Return whether ``stream`` writes where the descriptor leads."""
     try:
         return os.path.sameopenfile(stream.fileno(), descriptor)
-    except (OSError, ValueError, AttributeError, TypeError):
-        return False  # it has no descriptor: it is in memory
+    except Exception:
+        return False  # it has no descriptor: it is in memory, or a program's own

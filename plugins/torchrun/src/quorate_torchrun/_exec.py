@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 
 from quorate import UsageError
+from quorate.notices import note, write_output
 
 from ._environment import activate
 
@@ -33,7 +33,7 @@ def execute(argv: Sequence[str]) -> int:
         UsageError: no command is given, or its program is not found.
     """
     if argv[:1] in (["--help"], ["-h"]):
-        sys.stdout.write(_USAGE)
+        write_output(_USAGE.rstrip())
         return 0
     command = list(argv[1:] if argv[:1] == ["--"] else argv)
     if not command:
@@ -44,6 +44,5 @@ def execute(argv: Sequence[str]) -> int:
     program = shutil.which(command[0], path=environment["PATH"])
     if program is None:
         raise UsageError(f"the program {command[0]} is not an executable on PATH; check its name and permissions")
-    sys.stderr.write("quorate: note: torch's launchers are run by quorate in this command and what it starts\n")
-    sys.stderr.flush()
+    note("torch's launchers are run by quorate in this command and what it starts")
     return os.execve(program, command, environment)

@@ -7,7 +7,6 @@ port that quorate holds for it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -17,6 +16,7 @@ from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 import quorate
+from quorate.notices import warn
 from quorate.records import Assignment, Cause, RoundEnd, Verdict
 
 from ._errors import as_torch_has_it
@@ -119,7 +119,7 @@ class _Handler(RendezvousHandler):  # type: ignore[misc] # torch is not checked
         try:
             return self._handler.shutdown()
         except Exception as error:
-            sys.stderr.write(f"quorate: warning: the rendezvous could not be shut down: {error}\n")
+            warn(f"the rendezvous could not be shut down: {error}")
             return False
 
 
