@@ -226,7 +226,7 @@ def test_the_launcher_inside_counts_and_takes_the_rest_from_the_scheduler_around
 
 def test_a_scheduler_can_be_named_and_left_out() -> None:
     host = host_of(outer=OUTER, inner=INNER)
-    assert find_cluster("outer", host, HERE, Place()) is OUTER
+    assert find_cluster("outer", host, HERE, Place()) == OUTER
     assert find_cluster("none", host, HERE, Place()) is None
     assert find_cluster("auto", host, {}, Place()) is None
     with pytest.raises(UsageError, match="the scheduler inner has not started this process"):
@@ -274,7 +274,7 @@ WRONG: dict[str, Any] = {
 )
 def test_a_broken_scheduler_is_left_out_unless_it_was_named(answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     host = host_of(outer=OUTER, broken=answer)
-    assert find_cluster("auto", host, HERE, Place()) is OUTER
+    assert find_cluster("auto", host, HERE, Place()) == OUTER
     assert "broken" in capsys.readouterr().err
     with pytest.raises(PluginError):
         find_cluster("broken", host, HERE, Place())

@@ -197,7 +197,7 @@ def test_a_destination_that_no_file_can_have_is_refused(field: str, value: Any) 
     with pytest.raises(PluginError, match="logs specs Logs"):
         guarded_logs(Logs(lambda: LogsDest(**{field: value}))).reify({})
     good = LogsDest({0: "a"}, error_files={0: "b"})
-    assert guarded_logs(Logs(lambda: good)).reify({}) is good
+    assert guarded_logs(Logs(lambda: good)).reify({}) == good
 
 
 # --- bootstraps, programs, clusters, handlers -------------------------------------------------------------------------

@@ -7,23 +7,25 @@ search for the plugin that has raised (:mod:`quorate._poll`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, final
 
-from attrs import fields, frozen
+from attrs import evolve, frozen
 from pluggy import PluginManager
 
 from ._isolation import described, raise_if_interrupted, shown
+from ._plain import plain_copy, plain_record
 from ._poll import Poll
-from .records import Cause, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
+from .records import Assignment, Cause, FailureRecord, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
 from .text import is_environment, is_passable
 
 __all__ = ["DecisionMaker"]
 
 _Arguments = Sequence[Any]
-#: Variables of an environment, and processors.
-_MOST_ITEMS = 1 << 16
+#: CPUs and memory nodes that a machine may have.
+_MOST_PLACES = 1 << 16
 
 
 @final
@@ -44,8 +46,12 @@ class DecisionMaker:
 
         Raises only what the core's own answer raises.
         """
-        poll = Poll(self._manager, f"quorate_decide_{question}", arguments)
+        poll = Poll(self._manager, f"quorate_decide_{question}", [_copy_for_plugins(each) for each in arguments])
         kind = _KINDS[question]
+
+        def is_wrong(answer: Any) -> bool:
+            return answer is not None and bool(_take(kind, answer, arguments)[1])
+
         while True:
             try:
                 answer = poll.ask()
@@ -55,13 +61,15 @@ class DecisionMaker:
                 if culprit is None:
                     raise
                 problem = f"raised {described(error)}"
+                if poll.wraps(culprit) and (wrapped := poll.find(is_wrong)) not in (None, culprit):
+                    culprit, problem = wrapped, f"gave an answer that cannot be read: {described(error)}"
             else:
                 if answer is None:
                     return None
                 taken, problem = _take(kind, answer, arguments)
                 if not problem:
                     return taken
-                culprit = poll.find(lambda other: other is not None and bool(_take(kind, other, arguments)[1]))
+                culprit = poll.find(is_wrong)
                 if culprit is None:
                     return None  # asked again, no plugin gives the wrong answer
             poll.left_out.append(culprit)
@@ -77,6 +85,15 @@ class DecisionMaker:
 
 
 # --- what answers have to be ----------------------------------------------------------------------------------------
+
+
+def _copy_for_plugins(argument: Any) -> Any:
+    """Return a copy of an argument that a plugin cannot change: it answers by what it returns."""
+    if isinstance(argument, WorkerLaunch):
+        return evolve(argument, environment=MappingProxyType(dict(argument.environment)))
+    if isinstance(argument, (FailureRecord, Assignment)):
+        return evolve(argument)
+    return tuple(argument) if isinstance(argument, list) else argument
 
 
 _Check = Callable[[Any, _Arguments], str]
@@ -113,25 +130,20 @@ def _take(kind: _Kind, answer: Any, arguments: _Arguments) -> tuple[Any, str]:
 def _copy_order(answer: Any, arguments: _Arguments) -> Any:
     if isinstance(answer, (str, bytes)) or not isinstance(answer, Sequence):
         return answer
-    return list(islice(answer, len(arguments[0]) + 1))  # it need not end
+    return plain_copy(list(islice(answer, len(arguments[0]) + 1)))  # it need not end
 
 
 def _copy_launch(answer: Any, arguments: _Arguments) -> Any:
     if not isinstance(answer, WorkerLaunch):
         return answer
-    values = {each.name: getattr(answer, each.name) for each in fields(WorkerLaunch)}
-    if isinstance(values["environment"], Mapping):
-        names = islice(values["environment"], _MOST_ITEMS)
-        values["environment"] = {name: values["environment"][name] for name in names}
-    if isinstance(values["cpus"], Iterable):
-        values["cpus"] = frozenset(islice(values["cpus"], _MOST_ITEMS))
-    return WorkerLaunch(**values)
+    copy = plain_record(WorkerLaunch, answer)
+    if isinstance(copy.entrypoint, str):  # the arguments of a function are the user's own objects
+        copy = evolve(copy, args=plain_copy(copy.args))
+    return copy
 
 
 def _copy_restart(answer: Any, arguments: _Arguments) -> Any:
-    if not isinstance(answer, RestartDecision):
-        return answer
-    return RestartDecision(**{each.name: getattr(answer, each.name) for each in fields(RestartDecision)})
+    return plain_record(RestartDecision, answer) if isinstance(answer, RestartDecision) else answer
 
 
 def _is_a(kind: type) -> _Check:
@@ -157,7 +169,8 @@ def _check_launch(answer: Any, arguments: _Arguments) -> str:
         return problem
     asked = arguments[0]
     for name in ("local_rank", "rank", "role"):
-        if getattr(answer, name) != getattr(asked, name):
+        given, wanted = getattr(answer, name), getattr(asked, name)
+        if type(given) is not type(wanted) or given != wanted:
             place = name.replace("_", " ")
             return f"answered for {place} {shown(getattr(answer, name))} instead of {getattr(asked, name)}"
     for name, is_good in _LAUNCH_FIELDS.items():
@@ -178,14 +191,19 @@ def _check_launch(answer: Any, arguments: _Arguments) -> str:
     return ""
 
 
+def _is_number_of_place(value: Any) -> bool:
+    """Return whether ``value`` can be the number of a CPU, or of a memory node."""
+    return type(value) is int and 0 <= value < _MOST_PLACES
+
+
 #: Field -> whether a starter can use a value of it.
 _LAUNCH_FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "entrypoint": lambda value: (value != "" and is_passable(value)) or callable(value),
     "args": lambda value: isinstance(value, tuple),
     "error_file": is_passable,
     "logs": lambda value: isinstance(value, WorkerLogs),
-    "cpus": lambda value: value is None or all(type(cpu) is int and cpu >= 0 for cpu in value),
-    "memory_node": lambda value: value is None or (type(value) is int and value >= 0),
+    "cpus": lambda value: value is None or (isinstance(value, frozenset) and all(map(_is_number_of_place, value))),
+    "memory_node": lambda value: value is None or _is_number_of_place(value),
 }
 #: What happens to rounds and jobs, not to a worker that failed.
 _NOT_OF_WORKERS = frozenset(
@@ -212,6 +230,9 @@ def _check_restart(answer: Any, arguments: _Arguments) -> str:
     problem = _is_a(RestartDecision)(answer, arguments)
     if not problem and answer.verdict is Verdict.SUCCEEDED:
         problem = "answered that the job has succeeded, although a worker failed"
+    budget = arguments[1]
+    if not problem and answer.verdict is Verdict.RESTART and not budget.remaining:
+        problem = f"answered a restart, and none is left of {budget.allowed}"
     return problem
 
 

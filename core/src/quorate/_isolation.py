@@ -9,8 +9,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any, TypeGuard, TypeVar
 
+from ._plain import name_of_type, plain_copy, plain_text
 from .errors import PluginError, QuorateError, remedy_for
 from .notices import warn
 from .text import printable
@@ -38,11 +40,21 @@ def call_here(function: Callable[..., _T], *arguments: Any, **keywords: Any) -> 
     """
     process = os.getpid()
     try:
-        return function(*arguments, **keywords)
+        answer: _T = _no_coroutine(function(*arguments, **keywords))
+        return answer
     finally:
         if os.getpid() != process:
             warn("a plugin has forked this process, and the copy that went on is ended; end such a copy with os._exit")
             os._exit(1)
+
+
+def _no_coroutine(answer: Any) -> Any:
+    """Return ``answer``; raise TypeError if it is a coroutine, or a list with one: what was called has not run."""
+    for each in answer if type(answer) is list else (answer,):
+        if type(each) is CoroutineType:
+            each.close()
+            raise TypeError("it is a coroutine, which nothing awaits; write def in the place of async def")
+    return answer
 
 
 def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -53,7 +65,8 @@ def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
         PluginError: the function raised anything else; the message begins with ``what``.
     """
     try:
-        return function(*arguments)
+        answer: _T = _no_coroutine(function(*arguments))
+        return answer
     except QuorateError:
         raise
     except BaseException as error:
@@ -66,12 +79,14 @@ def checked_answer(
 ) -> _T:
     """As :func:`call_plugin`, for an answer that has to be ``wanted``; all methods of an answer may raise anything.
 
+    What is checked and returned is a copy of plain types (:func:`quorate._plain.plain_copy`).
+
     Raises:
         PluginError: also where the answer is not good; the message begins with ``what``.
     """
 
     def ask() -> _T:
-        answer = function(*arguments)
+        answer = plain_copy(_no_coroutine(function(*arguments)))
         if not is_good(answer):
             raise PluginError(f"{what} answered {shown(answer)}, which is not {wanted}")
         return answer
@@ -97,27 +112,33 @@ def list_of(kind: type[_T]) -> Callable[[Any], TypeGuard[Sequence[_T]]]:
 def described(error: BaseException) -> str:
     """Return type and text of an exception in one line; never raises, although the exception may be a plugin's own."""
     try:
-        text = str(error)
+        text = plain_text(str(error))
     except BaseException as problem:
         raise_if_interrupted(problem)
         text = "its text cannot be read"
-    sentence = printable(f"{type(error).__name__}: {text}" if text else type(error).__name__, _LONGEST_DESCRIPTION)
+    name = name_of_type(error)
+    sentence = printable(f"{name}: {text}" if text else name, _LONGEST_DESCRIPTION)
     remedy = remedy_for(error)
     return f"{sentence}; {remedy}" if remedy else sentence
 
 
 def problem_of(error: BaseException) -> str:
     """Return the text of an error of quorate, which is a sentence, and type and text of any other."""
-    return (isinstance(error, QuorateError) and str(error)) or described(error)
+    try:
+        text = plain_text(str(error)) if isinstance(error, QuorateError) else ""
+    except BaseException as problem:
+        raise_if_interrupted(problem)
+        text = ""
+    return text or described(error)
 
 
 def shown(answer: Any) -> str:
     """Return what a plugin has answered, for a message; never raises."""
     try:
-        text = repr(answer)
+        text = plain_text(repr(answer))
     except BaseException as problem:
         raise_if_interrupted(problem)
-        text = f"a {type(answer).__name__}"
+        text = f"a {name_of_type(answer)}"
     return printable(text, _LONGEST_ANSWER)
 
 

@@ -54,6 +54,10 @@ class Poll:
         # A builtin has no frame, and plugins may share one function.
         return self.find(lambda answer: False)
 
+    def wraps(self, plugin: Any) -> bool:
+        """Return whether ``plugin`` wraps the answers of others.  What it raises may be the fault of one of those."""
+        return any(each.plugin is plugin and _is_wrapper(each) for each in self._implementations())
+
     def find(self, is_wrong: Callable[[Any], bool]) -> Any | None:
         """Return the plugin that raises or whose answer ``is_wrong``, ``None`` if it is the core's or none.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, final
 
 from attrs import Attribute, evolve, field, frozen
-from attrs.validators import and_, deep_iterable, ge, in_, instance_of, is_callable, optional
+from attrs.validators import and_, deep_iterable, ge, in_, instance_of, is_callable, le, optional
 
 from ._bounded import is_word
 from .text import printable
@@ -26,11 +26,27 @@ _LONGEST_SHOWN_ID = 100
 _LONGEST_SECONDS = 10 * 366 * 86_400.0
 _text = instance_of(str)
 _texts = deep_iterable(instance_of(str), instance_of(tuple))
-_port = and_(instance_of(int), in_(range(1, 65536)))
+#: Of a job, and of workers of a node.
+_MOST_COUNTED = 1 << 20
+#: Signals that no program can handle.
+_NOT_HANDLED = frozenset({"SIGKILL", "SIGSTOP"})
+
+
+def _is_whole(record: object, attribute: Attribute[Any], value: object) -> None:
+    if type(value) is not int:
+        raise TypeError(f"the {attribute.name} of a {type(record).__name__} is {value!r:.80}, not a whole number")
+
+
+_port = and_(_is_whole, in_(range(1, 65536)))
 
 
 def _whole(least: int) -> Callable[[object, Attribute[Any], Any], None]:
-    return optional(and_(instance_of(int), ge(least)))
+    return optional(and_(_is_whole, ge(least), le(_MOST_COUNTED)))
+
+
+def _can_warn(record: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    if found := _NOT_HANDLED.intersection(value):
+        raise ValueError(f"{min(found)} cannot be a warning: no program can handle it")
 
 
 def _is_time(value: object) -> bool:
@@ -105,7 +121,7 @@ class ClusterJob:
     master_port: int | None = field(default=None, validator=optional(_port))
     workers: int | None = field(default=None, validator=_whole(1))
     local_addr: str = field(default="", validator=_text)
-    warnings: tuple[str, ...] = field(default=(), validator=_texts)
+    warnings: tuple[str, ...] = field(default=(), validator=[_texts, _can_warn])
     warns_whole_job: bool = field(default=False, validator=instance_of(bool))
     kill_seconds: float | None = field(default=None, validator=optional(_time))
     seconds_left: Callable[[], float | None] | None = field(default=None, validator=optional(is_callable()))

@@ -248,7 +248,7 @@ def quorate_decide_restart(failure: FailureRecord, budget: RestartBudget) -> Res
         this node out of the job. With ``is_final``, ``quorate run`` ends with exit code 79: do not start the job
         again.
     If it raises: reported once, and the next plugin is asked. The same holds for an answer that is not a
-        RestartDecision.
+        RestartDecision, and for a restart when none is left.
     """
 
 

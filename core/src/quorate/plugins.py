@@ -11,7 +11,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any, TypeVar, final
 
 import pluggy
@@ -21,6 +20,7 @@ from . import _core_plugin, hookspecs, notices
 from ._decisions import DecisionMaker
 from ._discovery import FoundPlugin, find_plugins
 from ._isolation import call_here, described, raise_if_interrupted, shown
+from ._offers import WrongAnswerError, answers_in, is_unreadable, records_in
 from ._poll import Poll
 from .catalogue import PluginKind
 from .errors import DuplicatePluginError, PluginError, UnknownBackendError
@@ -42,7 +42,6 @@ __all__ = [
 _T = TypeVar("_T")
 _CORE = "quorate-core"
 _PREFIX = "quorate_"
-_MOST_OFFERS = 1000
 _KNOWN_PLUGINS = os.path.join(os.path.dirname(__file__), "known_plugins.txt")
 
 
@@ -63,10 +62,6 @@ class BrokenPlugin:
 
     found: FoundPlugin
     error: BaseException
-
-
-class _WrongAnswerError(PluginError):
-    """What a plugin has answered; the message is the rest of a sentence about the hook."""
 
 
 @final
@@ -195,14 +190,13 @@ class PluginHost:
         if kind in self._catalogues:
             return self._catalogues[kind]
         result: dict[str, _Offer] = {}
-        owners = {id(plugin.plugin): plugin for plugin in self.loaded}
-        for plugin, call in self._calls(kind.hook):
-            owner = owners[id(plugin)]
+        for plugin, call in self._calls(kind.hook, read=partial(records_in, kind)):
+            owner = self._owner(plugin)
             try:
-                records = [record for answer in call() for record in _checked(kind, answer)]
+                records = call()
             except BaseException as error:
                 raise_if_interrupted(error)
-                what = str(error) if isinstance(error, _WrongAnswerError) else f"raised {described(error)}"
+                what = str(error) if isinstance(error, WrongAnswerError) else f"raised {described(error)}"
                 sentence = f"plugin {owner.found.name}: {kind.hook} {what}"
                 self._note_broken(owner.found, error, sentence)
                 continue
@@ -212,6 +206,13 @@ class PluginHost:
                 result[record.name] = _Offer(owner, record)
         self._catalogues[kind] = result
         return result
+
+    def _owner(self, plugin: Any) -> LoadedPlugin:
+        """Return what was loaded; one that another plugin has registered has only a name."""
+        for each in self.loaded:
+            if each.plugin is plugin:
+                return each
+        return LoadedPlugin(FoundPlugin(self._manager.get_name(plugin) or shown(plugin), "", "", ""), plugin)
 
     def choose(self, kind: PluginKind, name: str) -> Any:
         """Return the record called ``name``.
@@ -282,10 +283,13 @@ class PluginHost:
         """Return whether a plugin observes events; without observers they need not be made."""
         return bool(self._manager.hook.quorate_observe_event.get_hookimpls())
 
-    def _calls(self, hook: str, *arguments: Any) -> Iterator[tuple[Any, Callable[[], list[Any]]]]:
+    def _calls(
+        self, hook: str, *arguments: Any, read: Callable[[list[Any]], list[Any]] = list
+    ) -> Iterator[tuple[Any, Callable[[], list[Any]]]]:
         """Yield, in call order, each plugin that answers a collecting hook, and what calls it within its wrappers.
 
-        The call returns the plugin's own answers, without ``None``.  Wrappers alone are called once, for the first one.
+        The call returns what ``read`` makes of the plugin's own answers, without ``None``.  Wrappers alone are called
+        once, for the first one.
         """
         implementations = getattr(self._manager.hook, hook).get_hookimpls()[::-1]
         answering = {id(each.plugin): each.plugin for each in implementations if not each.wrapper | each.hookwrapper}
@@ -294,28 +298,33 @@ class PluginHost:
         for key, plugin in list((answering or wrapping).items())[: None if answering else 1]:
             if key not in failed:
                 others = [other for other in answering.values() if other is not plugin]
-                yield plugin, partial(self._call, hook, arguments, plugin, others)
+                yield plugin, partial(self._call, hook, arguments, plugin, others, read)
 
-    def _call(self, hook: str, arguments: Sequence[Any], plugin: Any, others: Sequence[Any]) -> list[Any]:
+    def _call(
+        self,
+        hook: str,
+        arguments: Sequence[Any],
+        plugin: Any,
+        others: Sequence[Any],
+        read: Callable[[list[Any]], list[Any]],
+    ) -> list[Any]:
         """Call ``plugin`` alone within its wrappers; raise what it raises, and leave out wrappers that misbehave."""
         poll = Poll(self._manager, hook, arguments, [*others, *self._failed.get(hook, ())])
         limit = poll.count_answers()
         while True:
+            is_asked = True
             try:
                 answers = poll.ask()
+                is_asked = False
+                return read(answers_in(answers, limit))
             except BaseException as error:
                 raise_if_interrupted(error)
-                culprit = poll.culprit(error)
+                culprit = poll.culprit(error) if is_asked else None
+                if culprit is None or poll.wraps(culprit):  # it may have failed over what it wraps
+                    culprit = poll.find(is_unreadable(read, limit))
                 if culprit is None or culprit is plugin:
                     raise
-                problem = f"raised {described(error)}"
-            else:
-                if not _problem_of_answers(answers, limit):
-                    return list(answers)
-                culprit = poll.find(lambda other: bool(_problem_of_answers(other, limit)))
-                if culprit is None or culprit is plugin:
-                    return []
-                problem = _problem_of_answers(answers, limit)
+                problem = str(error) if isinstance(error, WrongAnswerError) else f"raised {described(error)}"
             poll.left_out.append(culprit)
             self._failed.setdefault(hook, []).append(culprit)
             self._decisions.report(hook, culprit, f"{problem}; it will not be called again")
@@ -334,34 +343,6 @@ class PluginHost:
         for plugin, kind, name in self.offers():
             offers.setdefault(id(plugin), []).append((kind, name))
         return [evolve(plugin, offers=tuple(offers.get(id(plugin), ()))) for plugin in self.loaded]
-
-
-def _problem_of_answers(answers: Any, limit: int) -> str:
-    """Return what is wrong with what wrappers have made of at most ``limit`` answers, ``""`` if nothing is."""
-    if not isinstance(answers, (list, tuple)):
-        return f"answered {shown(answers)} as a wrapper, which is not the list of answers that it wraps"
-    if len(answers) > limit:
-        return "has added an answer as a wrapper; a wrapper only changes answers, offers need a hook of their own"
-    return ""
-
-
-def _checked(kind: PluginKind, answer: Any) -> list[Any]:
-    """Return the records that a plugin offers.
-
-    Raises:
-        _WrongAnswerError: the answer is not an iterable of records of this kind.
-    """
-    if answer is None:
-        return []
-    if isinstance(answer, (str, bytes)) or not isinstance(answer, Iterable):
-        raise _WrongAnswerError(f"answered {shown(answer)}, which is not an iterable of {kind.record.__name__}")
-    records = list(islice(answer, _MOST_OFFERS + 1))  # a generator need not end
-    if len(records) > _MOST_OFFERS:
-        raise _WrongAnswerError(f"answered with more than {_MOST_OFFERS} items")
-    for record in records:
-        if not isinstance(record, kind.record):
-            raise _WrongAnswerError(f"answered with {shown(record)}, which is not a {kind.record.__name__}")
-    return records
 
 
 def _wants_an_instance(plugin: type, name: str) -> bool:

@@ -319,8 +319,8 @@ class RestartDecision:
     verdict: Verdict = field(validator=instance_of(Verdict))
     reason: str = field(default="", validator=instance_of(str))
     delay_seconds: float = field(default=0.0, validator=[instance_of((int, float)), ge(0.0), le(LONGEST_DELAY_SECONDS)])
-    exclude_node: bool = False
-    is_final: bool = False
+    exclude_node: bool = field(default=False, validator=instance_of(bool))
+    is_final: bool = field(default=False, validator=instance_of(bool))
 
 
 @final

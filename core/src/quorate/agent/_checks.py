@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import final
 
-from .._isolation import described, shown
+from .._isolation import call_here, described, shown
 from ..catalogue import HealthCheck
 from ..clock import monotonic
 from ..services import AgentView
@@ -142,7 +142,7 @@ class _Round:
 
 def _answer(check: HealthCheck, view: AgentView) -> str:
     try:
-        problem = check.check(view)
+        problem = call_here(check.check, view)
         if problem is not None and not isinstance(problem, str):
             problem = f"the check answered {shown(problem)}, which is neither a sentence nor None"
         return f"{check.name}: {as_sentence(problem)}" if problem else ""

@@ -5,9 +5,13 @@ What does not live here: the interface (:mod:`quorate.starter`), and what the ag
 
 from __future__ import annotations
 
+import math
+import os
+import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeGuard, TypeVar, final
 
+from .._bounded import LARGEST_COUNTER
 from .._isolation import call_plugin, checked_answer, is_bool, list_of
 from ..records import WorkerExited, WorkerLaunch
 from ..starter import (
@@ -23,6 +27,8 @@ from ..starter import (
 __all__ = ["GuardedContext"]
 
 _T = TypeVar("_T")
+#: Of descriptors and exit codes, which the kernel keeps in 32 bits.
+_LARGEST_NUMBER = (1 << 31) - 1
 
 
 @final
@@ -46,13 +52,13 @@ class GuardedContext:
         self._forwards, self.can_suspend = isinstance(context, ForwardsSignals), isinstance(context, SuspendsWorkers)
 
     def fileno(self) -> int:
-        return self._ask("fileno", _is_whole)
+        return self._ask("fileno", _is_descriptor)
 
     def wake_at(self) -> float | None:
         return self._ask("wake_at", _is_time)
 
     def advance(self, now: float) -> Sequence[WorkerExited]:
-        return self._ask("advance", list_of(WorkerExited), now)
+        return self._ask("advance", _are_exits, now)
 
     def is_gone(self) -> bool:
         return self._ask("is_gone", is_bool)
@@ -67,7 +73,7 @@ class GuardedContext:
         self._call("close")
 
     def delivered(self) -> Sequence[int]:
-        return self._ask("delivered", list_of(int)) if self._delivers else ()
+        return self._ask("delivered", _are_ranks) if self._delivers else ()
 
     def left_behind(self) -> Sequence[str]:
         return self._ask("left_behind", list_of(str)) if self._leaves_behind else ()
@@ -88,7 +94,7 @@ class GuardedContext:
             self._call("assign", launch)
 
     def forward(self, signal_number: int) -> Sequence[int]:
-        return self._ask("forward", list_of(int), signal_number) if self._forwards else ()
+        return self._ask("forward", _are_ranks, signal_number) if self._forwards else ()
 
     def suspend(self) -> None:
         if self.can_suspend:
@@ -115,17 +121,50 @@ def _is_context(answer: Any) -> TypeGuard[ProcessContext]:
     return isinstance(answer, ProcessContext)
 
 
-def _is_whole(answer: Any) -> TypeGuard[int]:
-    return type(answer) is int
+def _is_whole(answer: Any, least: int = 0, most: int = LARGEST_COUNTER) -> TypeGuard[int]:
+    return type(answer) is int and least <= answer <= most
+
+
+def _is_descriptor(answer: Any) -> TypeGuard[int]:
+    """Return whether this is the number of an open file that can be waited for."""
+    if not _is_whole(answer, most=_LARGEST_NUMBER):
+        return False
+    try:
+        mode = os.fstat(answer).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _is_time(answer: Any) -> TypeGuard[float | None]:
-    return answer is None or type(answer) in (int, float)
+    if type(answer) is float:
+        return not math.isnan(answer)
+    return answer is None or _is_whole(answer, -LARGEST_COUNTER)
 
 
 def _are_pids(answer: Any) -> TypeGuard[Mapping[int, int]]:
     return isinstance(answer, Mapping) and all(map(_is_whole, (*answer, *answer.values())))
 
 
+def _are_exits(answer: Any) -> TypeGuard[Sequence[WorkerExited]]:
+    return list_of(WorkerExited)(answer) and all(map(_is_exit, answer))
+
+
+def _is_exit(exit: WorkerExited) -> bool:
+    return (
+        _is_whole(exit.local_rank)
+        and _is_whole(exit.pid)
+        and _is_whole(exit.exit_code, -_LARGEST_NUMBER, _LARGEST_NUMBER)
+        and _is_whole(exit.timestamp_ns)
+        and all(isinstance(each, bool) for each in (exit.stopped, exit.has_both_streams))
+        and isinstance(exit.stderr_tail, tuple)
+        and all(isinstance(each, str) for each in (exit.problem, exit.exception, *exit.stderr_tail))
+    )
+
+
+def _are_ranks(answer: Any) -> TypeGuard[Sequence[int]]:
+    return list_of(int)(answer) and all(map(_is_whole, answer))
+
+
 def _are_ranks_or_none(answer: Any) -> TypeGuard[Sequence[int] | None]:
-    return answer is None or list_of(int)(answer)
+    return answer is None or _are_ranks(answer)

@@ -14,8 +14,8 @@ from attrs import fields
 from .._bounded import LARGEST_COUNTER, LONGEST_DELAY_SECONDS, MOST_NODES
 from .._isolation import call_plugin, checked_answer, is_bool
 from ..cut_off import WhenCutOff
-from ..errors import QuorateError
-from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
+from ..errors import QuorateError, StoreCorruptError
+from ..records import Assignment, NodeRecord, RoundEnd
 from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 from ..text import is_passable
 from ..timeouts import LONGEST_SECONDS
@@ -110,6 +110,7 @@ class GuardedHandler(RendezvousHandler):
         """Return whether ``answer`` is a place in a round: for this node, with a rank below its size."""
         if not (
             isinstance(answer, RendezvousInfo)
+            and (answer.store is None or _is_store(answer.store))
             and _is_whole(answer.world_size, MOST_NODES)
             and _is_whole(answer.rank, answer.world_size - 1)
             and isinstance(answer.bootstrap_store_info, RendezvousStoreInfo)
@@ -183,13 +184,27 @@ def _has_right_fields(assignment: Any) -> bool:
     )
 
 
+def _is_store(answer: Any) -> bool:
+    return all(callable(getattr(answer, method, None)) for method in ("put", "wait"))
+
+
 def _is_end(answer: Any) -> TypeGuard[RoundEnd | None]:
-    return answer is None or (
+    """Return whether this is an end that a node could have recorded."""
+    from ..rendezvous._wire import decode_end, encode  # keeps the protocol off the path of jobs without such a handler
+
+    if answer is None:
+        return True
+    if not (
         isinstance(answer, RoundEnd)
-        and isinstance(answer.cause, Cause)
-        and isinstance(answer.verdict, Verdict)
         and isinstance(answer.reason, str)
-        and _is_whole(answer.round_number, LARGEST_COUNTER)
-        and _is_whole(answer.restart_count, LARGEST_COUNTER)
         and _is_time(answer.delay_seconds, LONGEST_DELAY_SECONDS)
-    )
+        and _is_time(answer.grace_seconds, LONGEST_DELAY_SECONDS)
+        and isinstance(answer.missing, tuple)  # not recorded
+        and all(isinstance(name, str) for name in answer.missing)
+    ):
+        return False
+    try:
+        decode_end("", encode(answer))
+    except StoreCorruptError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from typing import Protocol, final
 from attrs import evolve
 
 from .._isolation import problem_of
+from .._plain import plain_text
 from ..errors import FailureKind, RendezvousClosedError, RendezvousTimeoutError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, assign_ranks
@@ -112,13 +113,13 @@ class _ThreadMembership:
             if node is None:
                 return
             try:
-                self._one_round(node)
-            except RendezvousClosedError as error:
-                verdict = Verdict.SUCCEEDED if error.succeeded else Verdict.STOPPED
-                self._post_unless_closed(
-                    protocol.JobClosed(RoundEnd(self._round, Cause.STOPPED, verdict, error.reason))
-                )
-            except BaseException as error:  # this thread must not end in silence
+                try:
+                    self._one_round(node)
+                except RendezvousClosedError as error:
+                    verdict = Verdict.SUCCEEDED if error.succeeded else Verdict.STOPPED
+                    end = RoundEnd(self._round, Cause.STOPPED, verdict, plain_text(error.reason))
+                    self._post_unless_closed(protocol.JobClosed(end))
+            except BaseException as error:  # this thread must not end in silence, nor over a handler's own exception
                 self._post_unless_closed(protocol.RendezvousFailed(FailureKind.of(error), problem_of(error)))
 
     def _post_unless_closed(self, event: protocol.Input) -> None:

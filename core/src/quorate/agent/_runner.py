@@ -30,6 +30,7 @@ from ..starter import Starter
 from ..timeouts import RELEASE_TIMEOUT_SECONDS, parse_seconds
 from . import _protocol as protocol
 from ._checks import Checks
+from ._closing import close_in_turn, raise_if_closed_by_others
 from ._console import ConsoleCheck
 from ._diagnosis import Diagnosis
 from ._environment import build_launches
@@ -137,20 +138,36 @@ class Runner:
             while self._finish is None:
                 self._wait_and_handle()
             return self._finish
+        except OSError as error:
+            raise_if_closed_by_others(error)
+            raise
         finally:
-            if self._membership is not None:
-                self._membership.close()
-            self._processes.close()
-            self._diagnosis.complete_error_files()
-            self._close_preparation()
-            self._close_services()
-            self._preemption.close()
-            if self._finish is not None and self._finish.outcome is protocol.Outcome.PREEMPTED:
-                self._signals.outlast()
-            self._signals.restore()
-            self._epoll.close()
-            wake, self._wake = self._wake, -1
-            os.close(wake)
+            parts = (
+                self._close_membership,
+                self._processes.close,
+                self._diagnosis.complete_error_files,
+                self._preparation.close,
+                self._close_services,
+                self._preemption.close,
+                self._close_signals,
+                self._close_descriptors,
+            )
+            close_in_turn(parts, self._warn)
+
+    def _close_membership(self) -> None:
+        if self._membership is not None:
+            self._membership.close()
+
+    def _close_signals(self) -> None:
+        if self._finish is not None and self._finish.outcome is protocol.Outcome.PREEMPTED:
+            self._signals.outlast()
+        self._signals.restore()
+
+    def _close_descriptors(self) -> None:
+        assert self._epoll is not None
+        self._epoll.close()
+        wake, self._wake = self._wake, -1
+        os.close(wake)
 
     def _open_services(self) -> None:
         self._services.start(self._host)
@@ -164,12 +181,6 @@ class Runner:
         self._preparation.begin(self._spec, self._worker_defaults())
         if self._preparation.descriptor >= 0:
             self._epoll.register(self._preparation.descriptor, select.EPOLLIN)
-
-    def _close_preparation(self) -> None:
-        try:
-            self._preparation.close()
-        except PluginError as error:
-            self._warn(str(error))
 
     def _close_services(self) -> None:
         self._reporter.listeners.clear()

@@ -16,6 +16,7 @@ from typing import Any, final
 from attrs import evolve
 
 from .._isolation import call_here, described, raise_if_interrupted, shown
+from .._plain import plain_copy, plain_text
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
 from ..clusters import grace_before
@@ -145,7 +146,7 @@ def as_sentence(text: str) -> str:
     """Return what a plugin says, fit for records and people.  Raises TypeError if it is not a text."""
     if not isinstance(text, str):
         raise TypeError(f"a plugin has to say a sentence, and said a {type(text).__name__}")
-    return printable_lines(text[:_LONGEST_SENTENCE])
+    return printable_lines(plain_text(text)[:_LONGEST_SENTENCE])
 
 
 @final
@@ -214,7 +215,7 @@ def _environment_of(service: Any) -> Mapping[str, str]:
             raise TypeError(f"start answered {shown(service)}, which is not a service: it has no {name}()")
     environment = service.worker_environment
     # Copied first: a mapping of the plugin's own may answer otherwise, or raise, when it is read again.
-    copied = dict(environment) if isinstance(environment, Mapping) else environment
+    copied = plain_copy(environment) if isinstance(environment, Mapping) else environment
     if not is_environment(copied):
         raise TypeError(f"its worker_environment is {shown(environment)}, not a mapping of strings")
     checked: Mapping[str, str] = copied
