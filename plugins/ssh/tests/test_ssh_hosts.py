@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,24 @@ def test_a_file_of_a_windows_editor(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfa slots=2\r\nb slots=2\r\n")
     plan = make_plan(RunRequest({"hostfile": str(path)}, "train.py"), {})
     assert plan.hosts == (Host("a", 2), Host("b", 2))
+
+
+def test_a_fifo_that_no_program_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="names no host"):
+        make_plan(RunRequest({"hostfile": str(path)}, "train.py"), {})
+
+
+def test_the_output_of_a_command_is_read_to_its_end(tmp_path: Path) -> None:
+    program = (
+        "from quorate.catalogue import RunRequest; from quorate_ssh._plan import make_plan; import sys;"
+        "print(len(make_plan(RunRequest({'hostfile': sys.argv[1]}, 'train.py'), {}).hosts))"
+    )
+    # The second line comes later than the first one is read.
+    line = 'exec "$0" -c "$1" <(echo a; sleep 0.3; echo b)'
+    done = subprocess.run(["bash", "-c", line, sys.executable, program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2\n", done.stderr
 
 
 @given(st.text(alphabet="ab1:@[], #=\tslots\n-", max_size=40))

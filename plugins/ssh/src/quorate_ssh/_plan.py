@@ -184,7 +184,10 @@ def _hosts(texts: Mapping[str, str]) -> list[Host]:
         return parse_hosts(texts["hosts"])
     path = texts["hostfile"]
     try:
-        with open(path, encoding="utf-8-sig") as file:  # Windows's editors begin a file with a mark
+        # Opened without waiting: a FIFO that no program writes to is empty.  One that is written is read to its end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        os.set_blocking(descriptor, True)
+        with open(descriptor, encoding="utf-8-sig") as file:  # Windows's editors begin a file with a mark
             text = file.read(_LARGEST_HOSTFILE_BYTES + 1)
     except UnicodeDecodeError:
         raise UsageError(f"--hostfile={path} cannot be read: it is not text in UTF-8; save it as such") from None
