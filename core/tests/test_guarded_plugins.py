@@ -118,7 +118,7 @@ def test_a_handlers_wrong_answer_is_an_error_that_names_its_backend(method: str,
 def test_a_handler_that_answers_rightly_is_not_changed() -> None:
     handler = guarded(Handler(get_backend=lambda: 3))
     handler.prepare(NodeRecord("a", "trainer", 1))
-    assert handler.next_rendezvous().assignment is ASSIGNMENT
+    assert handler.next_rendezvous().assignment == ASSIGNMENT
     assert [ask(handler) for ask in list(ASKED.values())[1:]] == [
         False,
         0,

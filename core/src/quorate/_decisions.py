@@ -137,6 +137,8 @@ def _copy_launch(answer: Any, arguments: _Arguments) -> Any:
     if not isinstance(answer, WorkerLaunch):
         return answer
     copy = plain_record(WorkerLaunch, answer)
+    if isinstance(copy.cpus, (list, tuple, set)):
+        copy = evolve(copy, cpus=frozenset(copy.cpus))
     if isinstance(copy.entrypoint, str):  # the arguments of a function are the user's own objects
         copy = evolve(copy, args=plain_copy(copy.args))
     return copy
