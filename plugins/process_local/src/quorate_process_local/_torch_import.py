@@ -2,37 +2,33 @@
 
 The import makes a quarter of a million objects that stay until the process ends.  To look for garbage among them takes
 a tenth of a second while it goes on, and three times as long when the interpreter ends.  So the collector rests during
-the import, and afterwards everything that is there is frozen (:func:`gc.freeze`), unless something was there before
-whose destructor the program may count on.  What is made afterwards is collected as ever.
+the import, and afterwards everything that is there is frozen (:func:`gc.freeze`), unless the program had begun before
+and may count on the last collection.  What is made afterwards is collected as ever.
 
-A spawned interpreter runs this file before ``sys.path`` is the agent's, so that it imports nothing that a program might
-have a version of its own of: all three are parts of the interpreter.
+A spawned interpreter runs this file before ``sys.path`` is the agent's, so that it imports only the standard library.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
-from _io import BufferedRandom, BufferedRWPair, BufferedWriter, TextIOWrapper
-
-TYPE_CHECKING = False  # typing's own is not imported, see above
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from importlib.machinery import ModuleSpec
-    from types import ModuleType
-    from typing import Any
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import FunctionType, ModuleType
+from typing import Any
 
 __all__ = ["PROLOGUE", "rest_collector_at_import"]
 
 #: What a spawned interpreter runs first.  Its main module, which may import torch, comes before anything unpickled.
 PROLOGUE = f"""
+from importlib.machinery import SourceFileLoader
 names = {{"__name__": {__name__!r}, "__file__": {__file__!r}}}
 try:
-    exec(__import__("_frozen_importlib_external").SourceFileLoader(*names.values()).get_code({__name__!r}), names)
+    exec(SourceFileLoader(*names.values()).get_code({__name__!r}), names)
     names["rest_collector_at_import"]()
 except Exception:
     pass
-del names
+del names, SourceFileLoader
 """
 
 #: Folders of installed distributions.
@@ -94,7 +90,7 @@ class _TorchFinder:
             own.pop("exec_module", None)
             self._is_done = True
             is_collecting = gc.isenabled()
-            is_to_freeze = is_collecting and not _is_anything_to_let_go()
+            is_to_freeze = is_collecting and not _has_program_begun()
             gc.disable()
             try:
                 run(module)
@@ -107,56 +103,21 @@ class _TorchFinder:
         own["exec_module"] = run_without_collections
 
 
-def _is_anything_to_let_go() -> bool:
-    """Return whether there is an object whose end, by the last collection, the program may count on.
-
-    That is a class of the program, which may hold anything later; an instance of one, or a function with variables of
-    its own; an instance of a library's class with a destructor written in Python; and a file that is open for writing.
-    """
-    own_streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-    spared = {id(part) for stream in own_streams for part in (stream, getattr(stream, "buffer", None))}
-    matters: dict[type, bool] = {}
-    try:
-        for each in gc.get_objects():
-            kind = type(each)
-            if kind not in matters:
-                matters[kind] = _is_of_program(kind.__module__) or _has_destructor(kind)
-            if kind in _FILES:
-                if id(each) not in spared and not each.closed and each.writable():
+def _has_program_begun() -> bool:
+    """Return whether a module of the program has defined a class or a function, which may come to hold anything."""
+    for name, module in list(sys.modules.items()):
+        if _is_of_program(name, module):
+            for each in list(getattr(module, "__dict__", {}).values()):
+                is_definition = issubclass(type(each), type) or type(each) is FunctionType
+                if is_definition and each.__module__ == name:
                     return True
-            elif matters[kind] or (_may_hold_more(kind, each) and _is_of_program(each.__module__)):
-                return True
-    except Exception:  # of a class whose attributes are computed
-        return True
     return False
 
 
-_FILES = (BufferedRandom, BufferedRWPair, BufferedWriter, TextIOWrapper)
-_FUNCTION = type(rest_collector_at_import)
-_is_known: dict[str, bool] = {}
-
-
-def _may_hold_more(kind: type, each: Any) -> bool:
-    """Return whether ``each``, of type ``kind``, is a class or a closure: what it holds may change."""
-    return issubclass(kind, type) or (kind is _FUNCTION and bool(each.__closure__))
-
-
-def _has_destructor(kind: type) -> bool:
-    """Return whether an installed library has written a destructor for instances of ``kind``."""
-    written = (vars(base)["__del__"] for base in kind.__mro__ if "__del__" in vars(base))
-    return any(type(method) is _FUNCTION and not _is_standard(method.__module__) for method in written)
-
-
-def _is_standard(module_name: str) -> bool:
-    root = module_name.partition(".")[0]
-    return root in sys.stdlib_module_names or root.startswith("quorate")
-
-
-def _is_of_program(module_name: object) -> bool:
+def _is_of_program(name: str, module: object) -> bool:
     """Return whether a module belongs to the program: not to Python, to quorate or to an installed library."""
-    if not isinstance(module_name, str) or _is_standard(module_name):
+    root = name.partition(".")[0]
+    if root in sys.stdlib_module_names or root.startswith("quorate"):
         return False
-    if module_name not in _is_known:
-        path = getattr(sys.modules.get(module_name), "__file__", None) or ""
-        _is_known[module_name] = not any(folder in path.replace("\\", "/").split("/") for folder in _INSTALLED)
-    return _is_known[module_name]
+    path = getattr(module, "__file__", None) or ""
+    return not any(folder in path.replace("\\", "/").split("/") for folder in _INSTALLED)
