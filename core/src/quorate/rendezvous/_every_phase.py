@@ -134,11 +134,8 @@ def on_leave(transition: Transition, event: Leave) -> None:
     if state.phase is Phase.RUNNING and ending is not None:
         transition.emit(ending)  # it may never have arrived, and says more than that this node leaves
     elif state.phase is Phase.RUNNING and not state.is_done:
-        assert state.node is not None
-        assert state.assignment is not None
-        assert state.summary is not None
-        reason, ranks = f"node {state.node.name} left", (state.assignment.group_rank,)
-        record_round_end(transition, state.summary, Cause.NODE_LEFT, Verdict.RESCALE, reason, ranks)
+        reason, ranks = f"node {transition.node.name} left", (transition.assignment.group_rank,)
+        record_round_end(transition, transition.summary, Cause.NODE_LEFT, Verdict.RESCALE, reason, ranks)
     transition.leave_job(HeartbeatState.DONE_AND_LEFT if state.is_done else HeartbeatState.LEFT)
 
 

@@ -52,7 +52,6 @@ class Readiness:
 
 def live_nodes(state: State) -> dict[int, NodeRecord]:
     """Return ticket -> record of the nodes that want to join and whose heartbeat, if any, is current."""
-    assert state.node is not None
     live: dict[int, NodeRecord] = {}
     for ticket, node in sorted(state.gathering.nodes.items()):
         if node.declined:

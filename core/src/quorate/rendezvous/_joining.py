@@ -81,8 +81,7 @@ def on_round_number(transition: Transition, value: int) -> None:
     Where no round has ended yet, get in line for the first round at once.  If that is sealed already, its seal says so.
     When a thousand nodes start a job, this saves each of them a read.
     """
-    node = transition.state.node
-    assert node is not None
+    node = transition.node
     number = check_round(value)
     if number == 0 and not node.declined:
         transition.set(is_located=True)
@@ -138,10 +137,9 @@ def on_round_state(transition: Transition, values: list[bytes | None]) -> None:
 
 def on_ticket(transition: Transition, value: int) -> None:
     state = transition.state
-    assert state.node is not None
     ticket = check_tickets(Key.tickets(state.round_number), value, low=1)
     transition.set(ticket=ticket)
-    transition.put(Purpose.RECORD, Key.node(state.round_number, ticket), encode(state.node))
+    transition.put(Purpose.RECORD, Key.node(state.round_number, ticket), encode(transition.node))
 
 
 def on_record(transition: Transition, value: None) -> None:
@@ -191,26 +189,23 @@ def _claimed_key(state: State, summary: RoundSummary) -> str | None:
 
 def _give_up_taken_rank(transition: Transition, key: str) -> None:
     """Another node has this node's rank, and is alive: take the ticket back, and say so on both sides."""
-    state = transition.state
+    state, node = transition.state, transition.node
     heartbeat = state.watch.liveness.heartbeat(key)
-    assert state.node is not None
-    assert state.previous is not None
     assert heartbeat is not None
     transition.put_heartbeat(Purpose.LEAVING_HEARTBEAT, HeartbeatState.LEFT)
     problem = (
-        f"node rank {state.node.rank_hint} of the job {state.settings.run_id!r} is taken: the node {heartbeat.host} "
-        f"has it and is running, and {state.node.name} claims it too. Give each node its own --node-rank; if these are "
+        f"node rank {node.rank_hint} of the job {state.settings.run_id!r} is taken: the node {heartbeat.host} "
+        f"has it and is running, and {node.name} claims it too. Give each node its own --node-rank; if these are "
         "two jobs, give each its own --rdzv-id and --rdzv-endpoint (or --master-port)"
     )
-    transition.give_up(FailureKind.STATE, problem, state.previous.summary.round_number)
+    transition.give_up(FailureKind.STATE, problem, transition.previous.summary.round_number)
 
 
 def on_waiting_count(transition: Transition, value: int) -> None:
     """The first in line counts the waiting nodes; once arrivals have settled, it asks whether to begin a new round."""
     state = transition.state
-    assert state.previous is not None
     waiting = check_tickets(Key.tickets(state.round_number), value)
-    summary, standby = state.previous.summary, state.standby
+    summary, standby = transition.previous.summary, state.standby
     is_full = summary.group_world_size + waiting >= summary.max_nodes
     if waiting != standby.counted and not is_full and transition.now < standby.settle_until:
         count_at = transition.now + state.settings.timeouts.settle_timeout
@@ -221,26 +216,22 @@ def on_waiting_count(transition: Transition, value: int) -> None:
 
 
 def on_rescaled(transition: Transition, event: Rescaled) -> None:
-    state = transition.state
-    assert state.node is not None
-    assert state.previous is not None
     if event.worth_it:
-        summary = state.previous.summary
-        reason = f"node {state.node.name} joined; the round of {summary.group_world_size} re-forms"
+        summary = transition.previous.summary
+        reason = f"node {transition.node.name} joined; the round of {summary.group_world_size} re-forms"
         record_round_end(transition, summary, Cause.NODE_JOINED, Verdict.RESCALE, reason)
 
 
 def on_previous_round_ended(transition: Transition, event: Appeared) -> None:
     state = transition.state
-    assert state.previous is not None
-    if event.key != Key.ended(state.previous.summary.round_number):
+    if event.key != Key.ended(transition.previous.summary.round_number):
         return
     end = decode_end(event.key, event.value)
     if end.verdict.is_terminal:
         transition.close_job(end)
         return
     transition.set(
-        previous=evolve(state.previous, ended=end),
+        previous=evolve(transition.previous, ended=end),
         join_deadline=transition.now + state.settings.timeouts.join_timeout,
         standby=evolve(state.standby, count_at=None),
     )
@@ -265,12 +256,11 @@ def on_standby_heartbeats(transition: Transition) -> None:
     if state.ticket != state.leader:
         on_sealer_heartbeat(transition)
         return
-    assert state.previous is not None
-    summary, liveness = state.previous.summary, state.watch.liveness
+    summary, liveness = transition.previous.summary, state.watch.liveness
     limit = silence_limit_of(state)
     ranks, counts = [], []
     members, number = range(summary.group_world_size), summary.round_number
-    look_up_tickets(transition, number, state.previous.seal.sealer, members)
+    look_up_tickets(transition, number, transition.previous.seal.sealer, members)
     for rank in members:
         key = heartbeat_key_of(state, number, rank)
         if is_ticket_unknown(state, number, rank):

@@ -56,11 +56,10 @@ def on_end_recorded(transition: Transition, is_writer: bool) -> None:
 
 def on_ended(transition: Transition, event: Appeared) -> None:
     state = transition.state
-    assert state.summary is not None
     if event.key != Key.ended(state.round_number):
         return
     end = decode_end(event.key, event.value)
-    transition.set(previous=PreviousRound(state.summary, end, state.seal), waiting_for=None)
+    transition.set(previous=PreviousRound(transition.summary, end, state.seal), waiting_for=None)
     if end.verdict.is_terminal:
         transition.close_job(end)
         return
@@ -84,8 +83,7 @@ def on_done_heartbeat(transition: Transition, value: None) -> None:
 def on_done_count(transition: Transition, value: int) -> None:
     """The last node to finish checks the heartbeats: a retried addition makes the count too high."""
     state = transition.state
-    assert state.assignment is not None
-    if int(value) >= state.assignment.group_world_size:
+    if int(value) >= transition.assignment.group_world_size:
         transition.get(Purpose.DONE_CHECK, member_heartbeat_keys(state))
 
 
@@ -96,8 +94,7 @@ def on_done_check(transition: Transition, values: list[bytes | None]) -> None:
 
 
 def _record_success(transition: Transition) -> None:
-    assert transition.state.summary is not None
-    record_round_end(transition, transition.state.summary, Cause.SUCCEEDED, Verdict.SUCCEEDED, _ALL_DONE)
+    record_round_end(transition, transition.summary, Cause.SUCCEEDED, Verdict.SUCCEEDED, _ALL_DONE)
 
 
 # --- lost nodes -----------------------------------------------------------------------------------------------------
@@ -106,15 +103,13 @@ def _record_success(transition: Transition) -> None:
 def on_member_heartbeats(transition: Transition) -> None:
     """The lowest live group rank judges all members; the others watch only that one."""
     state = transition.state
-    assert state.assignment is not None
-    assert state.summary is not None
     liveness, limit, number = state.watch.liveness, state.settings.silence_limit, state.round_number
-    if state.assignment.group_rank > state.leader:
+    if transition.assignment.group_rank > state.leader:
         if liveness.is_gone(heartbeat_key_of(state, number, state.leader), limit):
             transition.set(leader=state.leader + 1)
             transition.read_heartbeats()
         return
-    others = other_ranks(state.assignment)
+    others = other_ranks(transition.assignment)
     look_up_tickets(transition, number, state.seal.sealer, others)
     lost: list[str] = []
     ranks: list[int] = []
@@ -141,6 +136,6 @@ def on_member_heartbeats(transition: Transition) -> None:
         return
     if lost:
         reason = "; ".join(lost)
-        record_round_end(transition, state.summary, Cause.NODE_LOST, Verdict.RESCALE, reason, ranks, counts)
-    elif finished == state.assignment.group_world_size:
+        record_round_end(transition, transition.summary, Cause.NODE_LOST, Verdict.RESCALE, reason, ranks, counts)
+    elif finished == transition.assignment.group_world_size:
         _record_success(transition)

@@ -182,8 +182,7 @@ def on_ordered(transition: Transition, event: Ordered) -> None:
 
 
 def on_assignments_written(transition: Transition, value: None) -> None:
-    summary = transition.state.summary
-    assert summary is not None
+    summary = transition.summary
     _seal(
         transition,
         {
@@ -274,14 +273,13 @@ def on_sealed(transition: Transition, event: Appeared) -> None:
 
 def on_assignment(transition: Transition, values: list[bytes | None]) -> None:
     state = transition.state
-    assert state.summary is not None
     if values[0] is None:  # the seal left this node out: it is first in line for the next round
-        transition.set(previous=PreviousRound(state.summary, seal=state.seal), summary=None)
+        transition.set(previous=PreviousRound(transition.summary, seal=state.seal), summary=None)
         take_ticket(transition, state.round_number + 1)
     else:
         key = state.pending[Purpose.ASSIGNMENT].keys[0]
         assignment = decode_assignment(key, values[0])
-        problem = _problem_with(state, state.summary, assignment)
+        problem = _problem_with(state, transition.summary, assignment)
         if problem:
             raise StoreCorruptError(key, problem)
         if values[1] is None:
@@ -293,15 +291,13 @@ def on_assignment(transition: Transition, values: list[bytes | None]) -> None:
 def _join_after(transition: Transition, assignment: Assignment, end: RoundEnd) -> None:
     """The round is over before this node has started any worker in it: get in line for the next one."""
     state = transition.state
-    assert state.summary is not None
-    assert state.node is not None
     if end.verdict.is_terminal:
         transition.close_job(end)
         return
     number = assignment.round_number
     transition.set(
-        node=evolve(state.node, previous_round=number, previous_rank=assignment.group_rank),
-        previous=PreviousRound(state.summary, end, state.seal),
+        node=evolve(transition.node, previous_round=number, previous_rank=assignment.group_rank),
+        previous=PreviousRound(transition.summary, end, state.seal),
         summary=None,
     )
     take_ticket(transition, number + 1)

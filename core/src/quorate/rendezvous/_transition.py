@@ -13,12 +13,12 @@ from attrs import evolve
 from .. import _transition
 from .._bounded import LARGEST_COUNTER, MOST_NODES, MOST_TICKETS
 from ..errors import FailureKind, StoreCorruptError
-from ..records import Assignment, Cause, RoundEnd, RoundSummary, Verdict
+from ..records import Assignment, Cause, NodeRecord, RoundEnd, RoundSummary, Verdict
 from ._gather import missing_survivors
 from ._liveness import Heartbeat, HeartbeatState
 from ._members import keys_to_read
 from ._protocol import Call, Closed, Command, GaveUp, Key, Left, Operation, Phase, Purpose, Wait
-from ._state import Gathering, Report, Seal, Standby, State, Watch
+from ._state import Gathering, PreviousRound, Report, Seal, Standby, State, Watch
 from ._wire import decode_object, encode
 
 #: How many nodes ahead in line one node reads at once, at most.
@@ -32,6 +32,30 @@ class Transition(_transition.Transition[State, Command]):
     def set(self, **changes: Any) -> None:
         # As ``evolve``, in a third of the time: the state's fields are in a dictionary (decision 20).
         self.state = State(**{**vars(self.state), **changes})
+
+    @property
+    def node(self) -> NodeRecord:
+        """This node's record; only once the agent has asked to join."""
+        assert self.state.node is not None
+        return self.state.node
+
+    @property
+    def previous(self) -> PreviousRound:
+        """The round before; only where there is one."""
+        assert self.state.previous is not None
+        return self.state.previous
+
+    @property
+    def summary(self) -> RoundSummary:
+        """What the seal says of the round; only once it is sealed."""
+        assert self.state.summary is not None
+        return self.state.summary
+
+    @property
+    def assignment(self) -> Assignment:
+        """This node's place in the round; only in a round."""
+        assert self.state.assignment is not None
+        return self.state.assignment
 
     def enter(self, phase: Phase, reason: str, **changes: Any) -> None:
         """Change the phase, with the reason for it."""
@@ -107,10 +131,9 @@ class Transition(_transition.Transition[State, Command]):
 
     def put_heartbeat(self, purpose: Purpose, heartbeat_state: HeartbeatState = HeartbeatState.RUNNING) -> None:
         """Write this node's next heartbeat."""
-        assert self.state.node is not None
         self.set(heartbeat_count=self.state.heartbeat_count + 1)
         sent_ms = max(0, int(self.now * 1000))
-        heartbeat = Heartbeat(self.state.heartbeat_count, heartbeat_state, self.state.node.host, sent_ms)
+        heartbeat = Heartbeat(self.state.heartbeat_count, heartbeat_state, self.node.host, sent_ms)
         self.put(purpose, own_heartbeat_key(self.state), heartbeat.encode())
 
     def read_heartbeats(self) -> None:
@@ -155,8 +178,7 @@ def record_round_end(
     lost_counts: Sequence[int] = (),
 ) -> None:
     """Record why the round of ``summary`` ends, unless another node was first."""
-    node = transition.state.node
-    assert node is not None
+    node = transition.node
     end = RoundEnd(
         summary.round_number,
         cause,
