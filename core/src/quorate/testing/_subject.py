@@ -349,7 +349,8 @@ class Job:
         Arguments:
             gate: its store calls pass through this gate; only for backends that open a store.
         """
-        parameters = self.parameters(min_nodes, max_nodes, **{**_MEMBER_SETTINGS, **self._times(), **settings})
+        times = dict.fromkeys(("join_timeout", "store_outage_timeout"), 2 * self.subject.timeout)
+        parameters = self.parameters(min_nodes, max_nodes, **{**_MEMBER_SETTINGS, **times, **settings})
         self._check(parameters)
         if self.subject.is_hosted and not self._stores:
             self.open()  # the kit itself is the host, so that every member may leave
@@ -365,9 +366,6 @@ class Job:
         made = Member(handler, node, gate, self.subject.timeout)
         self._members.append(made)
         return made
-
-    def _times(self) -> dict[str, Any]:
-        return {"join_timeout": 2 * self.subject.timeout, "store_outage_timeout": 2 * self.subject.timeout}
 
     def members(self, count: int, min_nodes: int, max_nodes: int, **settings: Any) -> list[Member]:
         """Return several new nodes."""

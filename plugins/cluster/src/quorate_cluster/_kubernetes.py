@@ -87,7 +87,8 @@ def _kill_seconds(environment: Mapping[str, str]) -> float:
 
 def _by_index(environment: Mapping[str, str], pod: _Pod, index: int | None) -> dict[str, Any]:
     """Return the node's place by its completion index, and by its Job's index in a JobSet."""
-    nodes, jobs = number(environment, "PET_NNODES", "NNODES") or None, _replicas(pod)
+    nodes = number(environment, "PET_NNODES", "NNODES") or None
+    jobs = number(pod.labels, f"{_JOBSET}replicatedjob-replicas") or 1
     first, rank = _first_pod(pod, index), index
     if jobs > 1 and index is not None:
         job_index = number(pod.labels, f"{_JOBSET}job-index") or 0
@@ -133,10 +134,6 @@ def _labels(text: str) -> dict[str, str]:
     """Return the labels in the format of the downward API: ``name="value"``, one a line."""
     pairs = (line.partition("=") for line in text.splitlines())
     return {name: value.strip().strip('"') for name, equals, value in pairs if equals}
-
-
-def _replicas(pod: _Pod) -> int:
-    return number(pod.labels, f"{_JOBSET}replicatedjob-replicas") or 1
 
 
 def _job_name(pod: _Pod, index: int | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 from quorate.services import AgentView
@@ -49,11 +49,11 @@ class Application:
         self._metrics: Callable[..., Iterable[bytes]] | None = None
         self._shown: dict[str, tuple[dict[str, Any], bytes]] = {}
         self._answers: dict[str, Callable[[str], _Answer]] = {
-            "/livez": self._livez,
-            "/readyz": self._readyz,
+            "/livez": lambda query: _as_text(self._not_live(self._pulse.ask())),
+            "/readyz": lambda query: _as_text(self._not_ready()),
             "/healthz": self._healthz,
             "/status": self._page,
-            "/status.json": self._json,
+            "/status.json": lambda query: (_OK, _JSON, self._rendered("json", _dump)),
         }
 
     def __call__(self, environ: _Environ, start_response: _StartResponse) -> Iterable[bytes]:
@@ -100,14 +100,6 @@ class Application:
                 self._metrics = metrics_application(self._agent, self._journal, self._store)
         return self._metrics
 
-    def _livez(self, query: str) -> _Answer:
-        problems = self._not_live(self._pulse.ask())
-        return _UNAVAILABLE if problems else _OK, _TEXT, "".join(f"{line}\n" for line in problems or ["ok"]).encode()
-
-    def _readyz(self, query: str) -> _Answer:
-        problems = self._not_ready()
-        return _UNAVAILABLE if problems else _OK, _TEXT, "".join(f"{line}\n" for line in problems or ["ok"]).encode()
-
     def _healthz(self, query: str) -> _Answer:
         turn_seconds = self._pulse.ask()
         not_live, not_ready = self._not_live(turn_seconds), self._not_ready()
@@ -134,9 +126,6 @@ class Application:
         reason = f": {snapshot.reason}" if snapshot.reason else ""
         return [f"no workers run in a sealed round; the agent is {snapshot.phase}{reason}"]
 
-    def _json(self, query: str) -> _Answer:
-        return _OK, _JSON, self._rendered("json", _dump)
-
     def _page(self, query: str) -> _Answer:
         make = part_of if query == "part" else page_of
         return _OK, _HTML, self._rendered(make.__name__, lambda status: make(status).encode(errors="replace"))
@@ -155,6 +144,10 @@ def _send(start_response: _StartResponse, answer: _Answer, *headers: tuple[str, 
     status, kind, body = answer
     start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body))), *_HEADERS, *headers])
     return [body]
+
+
+def _as_text(problems: Sequence[str]) -> _Answer:
+    return _UNAVAILABLE if problems else _OK, _TEXT, "".join(f"{line}\n" for line in problems or ["ok"]).encode()
 
 
 def _dump(value: object) -> bytes:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from typing import Any, NoReturn, TypeVar, final
+from typing import Any, TypeVar, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreLostError, StoreUnavailableError
@@ -358,10 +358,7 @@ class C10dStore:
                 f"the node that hosted the c10d store ({self.endpoint}) is gone, and the store with it: {error}. "
                 "Start the job again; with the etcd backend a job survives the loss of any node"
             )
-            self._raise_lost()
-
-    def _raise_lost(self) -> NoReturn:
-        raise StoreLostError(self._lost)
+            raise StoreLostError(self._lost) from error
 
     # --- waiting --------------------------------------------------------------------------------------------------
 
