@@ -19,12 +19,15 @@ from core.tests.test_foreign_files import KINDS
 
 from quorate import notices
 from quorate.clock import monotonic, sleep
-from quorate.errors import StoreCorruptError
+from quorate.errors import StoreCorruptError, UsageError
 from quorate.failures import read_error_file
+from quorate.net import parse_endpoint
 from quorate.records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
-from quorate.rendezvous import InMemoryStore, job_is_over
+from quorate.rendezvous import InMemoryStore, RendezvousParameters, job_is_over
 from quorate.rendezvous._liveness import Heartbeat
+from quorate.rendezvous._parameters import settings_of
 from quorate.rendezvous._wire import decode_assignment, decode_end, decode_node, encode, encode_object
+from quorate.text import without_passwords
 from quorate.verdict import JobState, JobVerdict
 
 EVIL = "\x1b[2Jbad\x07\u202e\x9b31m"
@@ -228,3 +231,33 @@ def test_a_pause_that_is_over_is_none() -> None:
     began = monotonic()
     sleep(-5.0)
     assert monotonic() - began < 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("user:hunter2@host:1", "user:********@host:1"),
+        ("redis://:hunter2@host:1", "redis://:********@host:1"),
+        ("http://user:hunter2@a:1,http://user:hunter2@b:1", "http://user:********@a:1,http://user:********@b:1"),
+        ("host:1", "host:1"),
+        ("user@host:1", "user@host:1"),
+        ("[::1]:1", "[::1]:1"),
+    ],
+)
+def test_a_password_in_an_endpoint_is_not_shown(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown
+    parameters = RendezvousParameters("x", text, "job", 1, 1)
+    assert "hunter2" not in repr(parameters)
+    assert "hunter2" not in settings_of(parameters).endpoint
+    if text != shown:
+        with pytest.raises(UsageError) as caught:
+            parse_endpoint(text)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("argument", ["--show-config", "--nnodes=2"])
+def test_a_password_in_an_endpoint_reaches_no_console(tmp_path: Path, argument: str) -> None:
+    (tmp_path / "train.py").touch()
+    flags = ["--rdzv-backend=tcp", "--rdzv-endpoint=user:hunter2@host:1", "--rdzv-id=1"]
+    done = quorate("run", argument, *flags, str(tmp_path / "train.py"), cwd=tmp_path)
+    assert "hunter2" not in done.stdout + done.stderr

@@ -15,7 +15,7 @@ from .plugins import PluginHost, get_host
 from .rendezvous import RendezvousBackend, RendezvousHandler, RendezvousParameters
 from .rendezvous._api import DERIVED_SETTING
 from .rendezvous._port import PORT_RANGE_SETTING, port_range
-from .text import near_names
+from .text import near_names, without_passwords
 from .timeouts import setting_names
 
 __all__ = ["get_rendezvous_handler"]
@@ -87,6 +87,7 @@ def _check_protection(parameters: RendezvousParameters, backend: RendezvousBacke
     is_local = all(is_local_name(each.host) for each in named_endpoints(parameters.endpoint))
     if token is None and auth is Auth.AUTO and not is_local:
         warn(
-            f"this job has no job token: every program that can reach {parameters.endpoint} can join, read or end it. "
+            "this job has no job token: every program that can reach "
+            f"{without_passwords(parameters.endpoint)} can join, read or end it. "
             f"Set {TOKEN_FILE_VARIABLE} (see docs/security.md), or --rdzv-auth=off to accept that"
         )

@@ -14,7 +14,7 @@ from attrs import Attribute, evolve, field, frozen
 from attrs.validators import and_, deep_iterable, ge, in_, instance_of, is_callable, le, optional
 
 from ._bounded import is_word
-from .text import printable
+from .text import printable, without_passwords
 
 __all__ = ["ClusterEnvironment", "ClusterJob", "Machine", "grace_before"]
 
@@ -179,7 +179,7 @@ class ClusterJob:
         part = f"{which} of {nodes}"
         if self.node_rank is not None and self.node_rank >= max_nodes:
             part = f"{which}, beside a job of {nodes}"
-        return f"{self.title}: {part}" + (f", meets at {endpoint}" if endpoint else "")
+        return f"{self.title}: {part}" + (f", meets at {without_passwords(endpoint)}" if endpoint else "")
 
 
 @final

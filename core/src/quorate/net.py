@@ -20,6 +20,7 @@ from attrs import frozen
 
 from .errors import UsageError
 from .forks import no_fork
+from .text import without_passwords
 
 __all__ = [
     "NOT_LOCAL_ERRNOS",
@@ -68,8 +69,7 @@ class Endpoint:
         return format_endpoint(self.host, self.port)
 
 
-_MOST_PORT_DIGITS = 5
-_NOT_IN_A_HOST = re.compile(r"[\s/,@?#]")
+_MOST_PORT_DIGITS, _NOT_IN_A_HOST = 5, re.compile(r"[\s/,@?#]")
 
 
 def format_endpoint(host: str, port: int) -> str:
@@ -142,7 +142,7 @@ def host_alone(text: str) -> str:
 
 
 def _malformed(text: str, problem: str) -> UsageError:
-    return UsageError(f"the rendezvous endpoint {text!r} cannot be used: {problem}; {_EXAMPLE}")
+    return UsageError(f"the rendezvous endpoint {without_passwords(text)!r} cannot be used: {problem}; {_EXAMPLE}")
 
 
 # --- names and addresses --------------------------------------------------------------------------------------------

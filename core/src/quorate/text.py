@@ -23,6 +23,7 @@ __all__ = [
     "printable",
     "printable_lines",
     "whole_number",
+    "without_passwords",
 ]
 
 #: Terminal control sequences of ECMA-48 and ECMA-35, in their 7-bit and 8-bit forms.
@@ -34,6 +35,9 @@ _CONTROL = re.compile(
 )
 #: What is left of control characters, but for tabs and line ends.
 _STRAY = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+#: The password of ``user:password@host``, and of ``scheme://user:password@host``.
+_PASSWORD = re.compile(r"(?<![^\s/,;'\"])([^\s/@:,;'\"]*:)[^\s/@]+(?=@)")
 
 _MOST_DIGITS = 20
 #: In bytes, with the NUL at its end (execve(2): MAX_ARG_STRLEN).
@@ -73,6 +77,11 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return _STRAY.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub("", text).replace("\r\n", "\n"))
+
+
+def without_passwords(text: str) -> str:
+    """Return ``text``, which may have endpoints of the form ``user:password@host``, with ``********`` for passwords."""
+    return _PASSWORD.sub(r"\1********", text) if "@" in text else text
 
 
 def whole_number(text: str) -> int | None:

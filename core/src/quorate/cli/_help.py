@@ -8,6 +8,7 @@ from attrs import asdict
 
 from ..config import LaunchConfig
 from ..job_token import HIDDEN, is_secret, token_note
+from ..text import without_passwords
 from . import _values
 from ._flags import ACTIONS, Flag
 from ._parse import Parsed
@@ -68,13 +69,15 @@ def config_text(parsed: Parsed, config: LaunchConfig) -> str:
             shown = f"{setting.text} ({config.nproc_per_node})"
         elif flag.parse is _values.settings and setting.text:
             shown = ",".join(_shown(part) for part in setting.text.split(","))
+        elif flag.name == "rdzv-endpoint":
+            shown = without_passwords(shown)
         rows.append((f"--{flag.name}", shown, setting.source))
     rows.append(("SCRIPT", " ".join([parsed.script, *parsed.arguments]) if parsed.script else "-", "argument"))
     times = [("TIMEOUT", "SECONDS")]
     times += [(name, f"{seconds:g}") for name, seconds in asdict(config.timeouts()).items()]
     times += [(name, f"{getattr(config, name):g}") for name in ("exit_barrier_timeout", "shutdown_timeout")]
     backend = f"Rendezvous backend: {config.backend()}"
-    backend += f", endpoint {config.rdzv_endpoint}" if config.rdzv_endpoint else ""
+    backend += f", endpoint {without_passwords(config.rdzv_endpoint)}" if config.rdzv_endpoint else ""
     if config.cluster is not None:
         backend = f"{config.cluster.sentence}\n{backend}"
     token = f"Job token: {token_note(config.auth())}"

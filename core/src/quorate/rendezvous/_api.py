@@ -18,6 +18,7 @@ from ..cut_off import WhenCutOff
 from ..errors import UsageError
 from ..job_token import HIDDEN, is_secret
 from ..records import Assignment, NodeRecord, RoundEnd
+from ..text import without_passwords
 from ..timeouts import LONGEST_SECONDS
 from ._port import Bootstrap
 from ._store import Store
@@ -151,9 +152,9 @@ class RendezvousParameters:
     def __repr__(self) -> str:
         shown = {name: HIDDEN if is_secret(name) else value for name, value in self.config.items()}
         return (
-            f"RendezvousParameters(backend={self.backend!r}, endpoint={self.endpoint!r}, run_id={self.run_id!r}, "
-            f"min_nodes={self.min_nodes}, max_nodes={self.max_nodes}, local_addr={self.local_addr!r}, "
-            f"config={shown!r})"
+            f"RendezvousParameters(backend={self.backend!r}, endpoint={without_passwords(self.endpoint)!r}, "
+            f"run_id={self.run_id!r}, min_nodes={self.min_nodes}, max_nodes={self.max_nodes}, "
+            f"local_addr={self.local_addr!r}, config={shown!r})"
         )
 
 

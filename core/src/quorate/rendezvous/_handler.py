@@ -21,6 +21,7 @@ from ..net import host_name, is_local_name
 from ..notices import warn
 from ..reach import advertised_address, names_local_host
 from ..records import Cause, NodeRecord, RoundEnd, Verdict
+from ..text import without_passwords
 from ._api import (
     DERIVED_SETTING,
     RendezvousBackend,
@@ -115,7 +116,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         )
         self._why_not_entered = ""
         self._reporting = Reporting(
-            parameters.endpoint,
+            without_passwords(parameters.endpoint),
             parameters.max_nodes > 1,
             lambda report: bool(decisions.decide_or(True, "waiting", report)),
             lambda report: self._pass_on(Waiting(report)),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from copy import copy
 
 from ..cut_off import WhenCutOff, parse_when_cut_off
+from ..text import without_passwords
 from ..timeouts import Timeouts
 from ._api import RendezvousParameters
 from ._protocol import Settings
@@ -30,7 +31,7 @@ def settings_of(parameters: RendezvousParameters, outlives_job: bool = False) ->
         parse_when_cut_off(parameters.get("when_cut_off", WhenCutOff.RUN)),
         bool(parameters.get_as_bool("majority", False)),
         parameters.run_id,
-        parameters.endpoint,
+        without_passwords(parameters.endpoint),
     )
 
 
