@@ -85,6 +85,10 @@ flowchart LR
   which plugins were loaded and which were not.
 - If a plugin raises in a decision, or answers with the wrong type, a warning names the plugin. Then the next plugin is
   called, and after the last plugin the core. The job goes on.
+- A plugin answers by what it returns. Decisions get copies of records, and a launch whose environment is read-only. An
+  answer is copied too. A coroutine (`async def`) is not awaited but reported.
+- A hook takes a second at most. If it takes longer when the agent is told to stop by SIGTERM, SIGHUP or SIGQUIT, it is
+  interrupted by the exception `PluginInterrupted`, and reported.
 - `QUORATE_DISABLE_PLUGINS=name,...` disables plugins.
 
 The types in the examples are in `quorate.records` and `quorate.catalogue`. The examples are functions of a module.

@@ -13,7 +13,7 @@ from typing import Any, final
 from pluggy import HookImpl, PluginManager
 
 from . import _core_plugin
-from ._isolation import call_here, raise_if_interrupted
+from ._isolation import call_interruptibly, raise_if_interrupted
 
 __all__ = ["Poll"]
 
@@ -38,7 +38,7 @@ class Poll:
     def ask(self, without: Sequence[Any] = ()) -> Any:
         caller = self._manager.subset_hook_caller(self.hook, [*self.left_out, *without])
         assert caller.spec is not None
-        return call_here(caller, **dict(zip(caller.spec.argnames, self._arguments, strict=True)))
+        return call_interruptibly(caller, **dict(zip(caller.spec.argnames, self._arguments, strict=True)))
 
     def count_answers(self) -> int:
         """Return the number of implementations that answer; wrappers do not count."""

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
-from .._isolation import call_here, described, raise_if_interrupted
+from .._isolation import call_interruptibly, described, raise_if_interrupted
 from ..affinity import format_cpus
 from ..catalogue import EventSink
 from ..clock import monotonic, wall_time_ns
@@ -235,7 +235,7 @@ class Reporter:
         if sink is None:
             return
         try:
-            call_here(sink.emit, event)
+            call_interruptibly(sink.emit, event)
         except BaseException as error:
             raise_if_interrupted(error)
             self._sink = None

@@ -15,7 +15,7 @@ from typing import Any, final
 
 from attrs import evolve
 
-from .._isolation import call_here, described, raise_if_interrupted, shown
+from .._isolation import call_here, call_interruptibly, described, raise_if_interrupted, shown
 from .._plain import plain_copy, plain_text
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
@@ -188,7 +188,7 @@ class Services:
 
     def _call(self, name: str, service: AgentService, method: Callable[..., None], *arguments: Any) -> None:
         try:
-            call_here(method, *arguments)
+            call_interruptibly(method, *arguments)
         except BaseException as error:
             raise_if_interrupted(error)
             self._warn(f"service {name!r} raised {described(error)}; it is stopped")

@@ -18,6 +18,8 @@ from typing import final
 
 from attrs import frozen
 
+from .._isolation import interrupt_plugin
+from ..clock import monotonic
 from ..proc import is_in_foreground, open_signalfd, read_signalfd
 
 __all__ = ["Caught", "SignalCatcher", "ending_with_the_run"]
@@ -79,6 +81,7 @@ class SignalCatcher:
         self._epoll: select.epoll | None = None
         self._old_mask: set[int] = set()
         self._has_stopped = False
+        self._installed_at = 0.0
         self.is_installed = False
 
     def install(self) -> None:
@@ -89,9 +92,11 @@ class SignalCatcher:
         self._epoll = select.epoll()
         self._epoll.register(self._reader, select.EPOLLIN)
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._installed_at = monotonic()
         for number in dict.fromkeys((*self._stopping, *self._warning, *self.forwarded)):
             if not (number in _MAY_STAY_IGNORED and signal.getsignal(number) is signal.SIG_IGN):
-                self._old[number] = signal.signal(number, _ignore)
+                handler = _ignore if number in self.forwarded else self._end_stuck_plugin
+                self._old[number] = signal.signal(number, handler)
         if signal.SIGTSTP not in self._old and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
             self._old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, _ignore)
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # the kernel would throw exit statuses away
@@ -153,6 +158,10 @@ class SignalCatcher:
         os.close(self._writer)
         self._epoll = None
         self._reader = self._writer = self._interrupts = -1
+
+    def _end_stuck_plugin(self, number: int, frame: FrameType | None) -> None:
+        """Let the agent's thread go where a plugin keeps it: the wake-up descriptor has received the signal."""
+        interrupt_plugin(self._installed_at, frame)
 
     def _watch_senders(self) -> None:
         """Learn of each SIGINT whether it comes from a terminal: that takes a descriptor, and the signal blocked.
