@@ -290,3 +290,23 @@ def test_two_plugins_with_one_flag_give_exit_code_4(tree: Tree) -> None:
     both = run_plugins(tree, "run", "--cells=3", "--no-python", "true")
     assert both.returncode == 4
     assert "'cells' is offered twice" in both.stderr
+
+
+def test_a_second_entry_point_for_one_plugin_is_named_and_the_first_one_counts(tree: Tree) -> None:
+    tree.install("one-plug", "from quorate import hookimpl\n@hookimpl\ndef quorate_observe_event(event): ...\n")
+    entry_points = tree.folder / "one_plug-1.5.dist-info" / "entry_points.txt"
+    for names_in_it, loaded in ((("a", "b"), ["b"]), (("a", "a"), ["a"])):
+        entry_points.write_text("[quorate]\n" + "".join(f"{name} = one_plug\n" for name in names_in_it))
+        tree.sentences.clear()
+        host = tree.host()
+        assert names(host) == loaded
+        assert host.has_observers()
+        (sentence,) = tree.sentences
+        assert sentence.endswith(f"{loaded[0]} (one-plug) is the same; remove one of the two entry points")
+
+
+def test_a_plugin_whose_error_has_no_text_is_listed(tree: Tree) -> None:
+    tree.install("odd-plug", "class E(Exception):\n    def __str__(self): raise SystemExit(9)\nraise E\n")
+    result = run_plugins(tree, "plugins")
+    assert result.returncode == 4
+    assert "broken: odd-plug (odd-plug 1.5): E: its text cannot be read" in result.stdout

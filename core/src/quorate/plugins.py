@@ -127,14 +127,19 @@ class PluginHost:
             raise_if_interrupted(error)
             self._note_broken(found, error, f"plugin {name} could not be loaded: {described(error)}")
             return
+        is_registered = False
         try:
+            first = name if self._manager.has_plugin(name) else self._manager.get_name(plugin)
+            if first is not None:
+                raise PluginError(f"plugin {name} is not used: {first} is the same; remove one of the two entry points")
+            is_registered = True
             self._manager.register(plugin, name)
             problem = self._problem_with(plugin)
             if problem:
                 raise PluginError(f"plugin {name} is not used: it {problem}")
         except BaseException as error:
             raise_if_interrupted(error)
-            if self._manager.has_plugin(name):
+            if is_registered and self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             sentence = (
                 str(error)

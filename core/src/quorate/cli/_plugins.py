@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._discovery import COMMANDS_GROUP, find_plugins
+from .._isolation import described
 from ..catalogue import PluginKind
 from ..errors import PluginError, UsageError
 from ..notices import write_output
@@ -62,8 +63,7 @@ def describe(host: PluginHost) -> tuple[str, bool]:
     for broken in host.broken:
         found = broken.found
         where = f" ({found.distribution} {found.version})" if found.distribution else ""
-        problem = " ".join(str(broken.error).split())
-        lines.append(f"broken: {found.name}{where}: {type(broken.error).__name__}: {problem}")
+        lines.append(f"broken: {found.name}{where}: {described(broken.error)}")
     if conflict:
         lines.append(f"conflict: {conflict}")
     return "\n".join(lines), not host.broken and not conflict
