@@ -89,6 +89,47 @@ if __name__ == "__main__":
 """
 )
 
+_AGAIN = (
+    _COMMON
+    + """
+import threading
+from queue import SimpleQueue
+
+def told(call):
+    try:
+        return call()
+    except (RendezvousClosedError, UsageError) as error:
+        return type(error).__name__
+
+if __name__ == "__main__":
+    endpoints = iter(endpoints)
+    made, folder = agent(next(endpoints), "again", workers.rank, 1, workers=1)
+    handler = made.worker_group.spec.rdzv_handler
+    results = [made.run().return_values for _ in range(2)]
+    def other(entrypoint, *args):
+        return LocalElasticAgent(WorkerSpec("default", 1, handler, entrypoint, args, 0), start_method="spawn").run()
+    results += [other(workers.raise_on, [0], 9).state.value, other(workers.rank).return_values]
+    assert results == [{0: 0}, {0: 0}, "FAILED", {0: 0}], results
+    handler.shutdown()
+    results = [told(made.run)]
+    for end in ("shutdown", "set_closed"):
+        unused, _ = agent(next(endpoints), "unused", workers.rank, 1)
+        getattr(unused.worker_group.spec.rdzv_handler, end)()
+        joins, _ = agent(next(endpoints), "joins", workers.rank, 2)
+        sole = joins.worker_group.spec.rdzv_handler
+        answers = SimpleQueue()
+        for _ in range(2):
+            threading.Thread(target=lambda: answers.put(told(joins.run))).start()
+        assert answers.get() == "UsageError"  # the second of the two with one handler
+        getattr(sole, end)()
+        results += [answers.get(), told(unused.run)]
+        assert sole.is_closed() or end == "shutdown"
+    assert results == ["RendezvousClosedError"] * 5, results
+    [shutil.rmtree(each._logs_specs.root_log_dir, ignore_errors=True) for each in kept]
+    print("done")
+"""
+)
+
 
 def _run(program: str, backend: str, tmp_path: Path, endpoints: int) -> str:
     token = os.urandom(8).hex()
@@ -136,3 +177,10 @@ def test_forked_agents_that_all_say_they_host(backend: str, tmp_path: Path) -> N
     """All say so, after an agent of the parent, whose handler is held still; results come through a queue."""
     told = _run(_FORKED, backend, tmp_path, 2)
     assert told.count("is_host is true on this node") == BACKENDS[backend].dies_with_host
+
+
+@pytest.mark.slow  # four agents with workers, one after another, with the default time-outs
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_agents_that_run_again_and_handlers_that_were_closed(backend: str, tmp_path: Path) -> None:
+    """After the job's end another one of its name begins; a handler that was closed or is in use says so at once."""
+    _run(_AGAIN, backend, tmp_path, 5)

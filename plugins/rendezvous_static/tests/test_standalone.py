@@ -137,6 +137,22 @@ def test_the_end_of_the_only_nodes_workers_is_success(handler: StandaloneHandler
     assert handler.is_closed()
 
 
+def test_another_job_begins_where_the_last_one_has_ended_but_not_where_it_was_closed(
+    handler: StandaloneHandler,
+) -> None:
+    for _ in range(2):
+        handler.prepare(NodeRecord("node", "trainer", 2))
+        assignment = handler.next_rendezvous().assignment
+        assert assignment is not None
+        assert (assignment.round_number, assignment.restart_count, handler.is_closed()) == (0, 0, False)
+        handler.end_round(end(0, Verdict.FAILED, restart_count=3))
+        assert handler.is_closed()
+    handler.set_closed()
+    handler.prepare(NodeRecord("node", "trainer", 2))
+    with pytest.raises(RendezvousClosedError):
+        handler.next_rendezvous()
+
+
 def test_it_can_be_closed_between_two_rounds_and_during_a_delay(handler: StandaloneHandler, in_thread: Any) -> None:
     handler.next_rendezvous()
     handler.end_round(end(0, Verdict.RESTART, delay_seconds=10 * LONG))

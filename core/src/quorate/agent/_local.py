@@ -34,6 +34,7 @@ from . import _protocol as protocol
 from ._environment import check_visible_devices
 from ._guarded_handler import guarded
 from ._guarded_logs import guarded_logs
+from ._membership import sole_use
 from ._protocol import Phase
 from ._reports import Reporter, level_of
 from ._runner import Runner
@@ -91,6 +92,8 @@ class LocalElasticAgent:
         *,
         host: PluginHost | None = None,
     ) -> None:
+        if not isinstance(spec, WorkerSpec):
+            raise UsageError(f"an agent needs a quorate.WorkerSpec, not {spec!r:.80}")
         self._host = get_host() if host is None else host
         if shutdown_timeout is not None:
             spec = evolve(spec, shutdown_timeout=shutdown_timeout)
@@ -133,7 +136,10 @@ class LocalElasticAgent:
     def run(self, role: str = "default") -> RunResult:
         """Run until the job ends for this node, and say how.
 
+        After the job has ended it may be called again, for another job of the same name.
+
         Raises:
+            UsageError: another agent of this process uses the same rendezvous handler.
             SignalException: the agent was signalled; the workers got their grace and are gone.
             RendezvousTimeoutError, RendezvousConnectionError, RendezvousStateError: the rendezvous cannot go on.
             RendezvousClosedError: the job had failed or been stopped before this node got in.
@@ -141,7 +147,11 @@ class LocalElasticAgent:
             UnhealthyNodeError: a check found this node unhealthy, the restart policy excluded it, or a limit of the
                 system keeps an agent from running here.
         """
-        self._started_at = monotonic()
+        with sole_use(self._spec.rdzv_handler):
+            return self._run()
+
+    def _run(self) -> RunResult:
+        self._started_at, self._restarts_used = monotonic(), 0
         reporter = Reporter(self._host, self._sink, os.urandom(16).hex())
         runner = Runner(self._settings, self._host, reporter, lambda state: self._note(state, reporter))
         try:

@@ -6,8 +6,10 @@ that only have the blocking interface: a thread.  What does not live here: the p
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Protocol, final
 
@@ -15,13 +17,16 @@ from attrs import evolve
 
 from .._isolation import problem_of
 from .._plain import plain_text
-from ..errors import FailureKind, RendezvousClosedError, RendezvousTimeoutError
+from ..errors import FailureKind, RendezvousClosedError, RendezvousTimeoutError, UsageError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, assign_ranks
 from . import _protocol as protocol
-from ._guarded_handler import records_by_itself
+from ._guarded_handler import GuardedHandler, records_by_itself
 
-__all__ = ["Membership", "open_membership"]
+__all__ = ["Membership", "open_membership", "sole_use"]
+
+#: The handlers that agents of this process use now: (process id, id of the handler).
+_used: dict[tuple[int, int], object] = {}
 
 # How long a handler's wait_for_change may block: it is then asked for waiting nodes, unless it reports them itself.
 _POLL_SECONDS, _EVENT_DRIVEN_SECONDS = 1.0, 3600.0
@@ -45,6 +50,22 @@ class Membership(Protocol):
     def close(self) -> None:
         """Stop posting.  The handler is shut down by its owner."""
         ...
+
+
+@contextmanager
+def sole_use(handler: RendezvousHandler) -> Iterator[None]:
+    """Keep other agents of this process from ``handler``: it is one node.  Raises UsageError if one uses it."""
+    inner = handler.inner if isinstance(handler, GuardedHandler) else handler
+    key, mine = (os.getpid(), id(inner)), object()
+    if _used.setdefault(key, mine) is not mine:
+        raise UsageError(
+            "another agent that runs in this process uses the same rendezvous handler, which stands for one node; "
+            "make a handler for each agent (quorate.get_rendezvous_handler)"
+        )
+    try:
+        yield
+    finally:
+        del _used[key]
 
 
 def open_membership(handler: RendezvousHandler, post: Callable[[protocol.Input], None]) -> Membership:

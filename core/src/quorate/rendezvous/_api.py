@@ -270,7 +270,11 @@ class RendezvousHandler(ABC):
         return None
 
     def prepare(self, node: NodeRecord) -> None:  # noqa: B027 - optional
-        """Called once before the first :meth:`next_rendezvous`, with this node's role, size and address."""
+        """Called once in each run of an agent, before the first :meth:`next_rendezvous`, with what this node is.
+
+        An agent may be run again, or another agent with the same handler: once the job has ended, the next call begins
+        another job of the same name, unless this handler was closed or shut down.
+        """
 
 
 @runtime_checkable

@@ -62,6 +62,8 @@ from ._strangers import StrangerWatch
 
 __all__ = ["Decisions", "StoreRendezvousHandler"]
 
+_CLOSED_HERE = "the rendezvous handler of this node was closed; make a new one for another job"
+
 
 class Decisions(Protocol):
     """What plugins decide for the protocol; :class:`quorate.PluginHost` is one."""
@@ -90,19 +92,25 @@ class StoreRendezvousHandler(RendezvousHandler):
         open_store = backend.open_store
         if open_store is None:
             raise UsageError(f"rendezvous backend {backend.name!r} opens no store")
-        self._parameters, self._backend, self._decisions = parameters, backend, decisions
-        settings = settings_of(parameters, not backend.hosted_by_job)
+        self._given, self._backend, self._open_store, self._decisions = parameters, backend, open_store, decisions
+        self._subscriber: Callable[[Output], None] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set all that belongs to one life of the job."""
+        parameters, decisions = self._given, self._decisions
+        self._parameters = parameters
+        settings = settings_of(parameters, not self._backend.hosted_by_job)
         self._linger_timeout = parameters.get_as_float("linger_timeout", 5.0)
         self._close_timeout = settings.timeouts.close_timeout
         self._node = NodeRecord(os.urandom(16).hex(), "default", 1, host=host_name(), plugin_digest=decisions.digest())
         self._bootstrap: Bootstrap | None = None
-        self._subscriber: Callable[[Output], None] | None = None
         self._outputs: list[Output] = []
         self._changed = threading.Condition()
-        self._started = self._shut_down = self._has_entered = False
+        self._started = self._shut_down = self._is_closed_here = self._has_entered = False
         self._departed = threading.Event()  # this node has left, or there is nothing left to leave
         self._final: Closed | GaveUp | None = None
-        self._token = job_token_of(parameters.config)
+        self._token, self._process_id = job_token_of(parameters.config), os.getpid()
         self._plain_store: Store | None = None
         self._leaving = threading.Event()
         self._entry = JobEntry(
@@ -112,7 +120,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             bool(parameters.get_as_bool("keep", False)),
             self._leaving.wait,
             self._report_waiting,
-            ends_with_job=backend.hosted_by_job,
+            ends_with_job=self._backend.hosted_by_job,
         )
         self._why_not_entered = ""
         self._reporting = Reporting(
@@ -125,7 +133,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._strangers = StrangerWatch(parameters.run_id, self._token, warn)
         self._driver = Driver(
             settings,
-            lambda: self._open(open_store),
+            self._open,
             lambda nodes, previous: decisions.decide("ranks", nodes, previous),
             lambda summary, waiting: decisions.decide_or(False, "rescale", summary, waiting),
             self._on_output,
@@ -133,12 +141,12 @@ class StoreRendezvousHandler(RendezvousHandler):
             refused=warn,
         )
 
-    def _open(self, open_store: Callable[[RendezvousParameters], Store]) -> Store:
+    def _open(self) -> Store:
         plain = self._plain_store
         if plain is None:
             self._why_not_entered = ""
             parameters = with_waiting_callback(self._parameters, self._report_waiting)
-            plain = self._plain_store = open_checked(self._backend.name, open_store, parameters)
+            plain = self._plain_store = open_checked(self._backend.name, self._open_store, parameters)
         try:
             store = self._entry.enter(protect(plain, self._parameters.run_id, self._token, warn), self._node)
             self._why_not_entered = ""
@@ -168,7 +176,18 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._subscriber = callback
 
     def request_join(self, node: NodeRecord) -> None:
-        """Ask for a place in the next round; ``node``'s address and port are filled in here."""
+        """Ask for a place in the next round; ``node``'s address and port are filled in here.
+
+        Once the job has ended, another one of the same name begins; not after :meth:`shutdown` or :meth:`set_closed`.
+        """
+        if self._shut_down or self._is_closed_here:
+            self._pass_on(Closed(self._end_here(_CLOSED_HERE)))
+            return
+        if self._process_id != os.getpid():
+            self._begin()  # the threads are the parent process's
+        elif self._final is not None:
+            self.shutdown()
+            self._begin()
         if not self._started:
             self._started = True
             self._driver.start()
@@ -377,11 +396,19 @@ class StoreRendezvousHandler(RendezvousHandler):
         return isinstance(self._final, Closed)
 
     def set_closed(self) -> None:
-        state = self._driver.state
-        reason = f"closed by {self._node.name}"
-        self.end_round(
-            RoundEnd(state.round_number, Cause.STOPPED, Verdict.STOPPED, reason, self._node.node_id, self._node.host)
-        )
+        """End the job for all nodes; where this node is in no round, for this node alone."""
+        self._is_closed_here = True
+        if self._driver.state.phase is Phase.RUNNING:
+            self.end_round(self._end_here(f"closed by {self._node.name}"))
+        elif self._final is None:
+            if self._started:
+                self.request_leave()
+            self._final = Closed(self._end_here(_CLOSED_HERE))
+            self._pass_on(self._final)
+
+    def _end_here(self, reason: str) -> RoundEnd:
+        number = self._driver.state.round_number
+        return RoundEnd(number, Cause.STOPPED, Verdict.STOPPED, reason, self._node.node_id, self._node.host)
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes are in line for the next round.  Raises StoreUnavailableError without an answer."""
@@ -407,6 +434,8 @@ class StoreRendezvousHandler(RendezvousHandler):
         with self._changed:
             self._shut_down = True
             self._changed.notify_all()
+        if self._subscriber is not None and self._final is None:
+            self._subscriber(Closed(self._end_here(_CLOSED_HERE)))
         if self._started:
             linger = linger_seconds(self._driver.state, self._final, self._linger_timeout)
             self._driver.close(self._close_timeout, linger)

@@ -52,12 +52,15 @@ class StandaloneHandler(RendezvousHandler):
         self._changed = threading.Condition()
         self._port = PortReservation()
         self._node: NodeRecord | None = None
+        self._left = self._is_closed_here = False
+        self._begin()
+
+    def _begin(self) -> None:
         self._round_number = -1  # rounds count from 0, as everywhere
         self._restart_count = 0
         self._end: RoundEnd | None = None  # of the current round
         self._closed: RoundEnd | None = None  # of the job
         self._not_before = 0.0
-        self._left = False
 
     def get_backend(self) -> str:
         return "standalone"
@@ -66,8 +69,11 @@ class StandaloneHandler(RendezvousHandler):
         return self._run_id
 
     def prepare(self, node: NodeRecord) -> None:
+        """Take this node's record.  Once the job has ended, another one of its name begins, if it was not closed."""
         with self._changed:
             self._node = node
+            if self._closed is not None and not self._is_closed_here:
+                self._begin()
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Return the next round; at once, unless the last one ended with a delay.
@@ -109,6 +115,7 @@ class StandaloneHandler(RendezvousHandler):
     def set_closed(self) -> None:
         """End the job; unlike :meth:`end_round` also between two rounds."""
         with self._changed:
+            self._is_closed_here = True
             end = self._own_end(Cause.STOPPED, Verdict.STOPPED, "the job was closed")
             self.end_round(end)
             if self._closed is None:
