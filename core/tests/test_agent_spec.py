@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve, fields
 
-from quorate import LaunchConfig, RendezvousHandler, UsageError, WorkerSpec
+from quorate import LaunchConfig, LocalElasticAgent, UsageError, WorkerSpec, get_rendezvous_handler
 from quorate.agent._protocol import Grace
 
-HANDLER = cast("RendezvousHandler", None)
 CONFIG = LaunchConfig(1, 1, 2, role="trainer")
+HANDLER = get_rendezvous_handler(CONFIG.rendezvous_parameters())
 SHARED = {own.name for own in fields(WorkerSpec)} & {own.name for own in fields(LaunchConfig)}
 
 
@@ -70,3 +71,37 @@ def test_a_value_out_of_its_range_is_refused(changes: dict[str, Any]) -> None:
 def test_each_cause_of_a_stop_has_its_grace() -> None:
     spec = WorkerSpec("r", 1, HANDLER, "true", shutdown_timeout=8.0, grace={"restart": 1.0})
     assert spec.grace_periods() == Grace(1.0, 8.0, 8.0, 8.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"entrypoint": value} for value in (None, "", 5, b"true", ["true"], Path("true"), "a\0b")),
+        *({"role": value} for value in (None, 3, "\0")),
+        *({"args": value} for value in (None, 5, "words", b"words")),
+    ],
+    ids=repr,
+)
+def test_what_can_never_run_is_refused_where_it_is_given(changes: dict[str, Any]) -> None:
+    """And not by another object later, when other nodes wait already."""
+    arguments = {"role": "", "local_world_size": 1, "rdzv_handler": HANDLER, "entrypoint": print, "args": ()}
+    with pytest.raises(UsageError, match=next(iter(changes))):
+        WorkerSpec(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("timeout", [None, "soon", -1, float("nan")])
+def test_an_agent_refuses_what_it_cannot_use(timeout: Any) -> None:
+    spec = WorkerSpec("", 1, HANDLER, print)
+    with pytest.raises(UsageError, match="exit_barrier_timeout"):
+        LocalElasticAgent(spec, exit_barrier_timeout=timeout)
+    for no_handler in (None, "c10d"):
+        with pytest.raises(UsageError, match="rdzv_handler"):
+            LocalElasticAgent(evolve(spec, rdzv_handler=no_handler))
+    not_a_spec: Any = {"role": ""}
+    with pytest.raises(UsageError, match="WorkerSpec"):
+        LocalElasticAgent(not_a_spec)
+
+
+def test_arguments_of_a_command_are_text() -> None:
+    assert WorkerSpec("", 1, HANDLER, "echo", (1, b"two", Path("three"), None)).args == ("1", "two", "three", "None")
+    assert WorkerSpec("", 1, HANDLER, print, [1, None]).args == (1, None)

@@ -9,10 +9,9 @@ What does not live here: reading flags (:mod:`quorate.cli`), and what happens wh
 
 from __future__ import annotations
 
-import os
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, final
 
 from .config import LaunchConfig
@@ -20,6 +19,7 @@ from .errors import UsageError
 from .lazy_exports import lazy_function
 from .plugins import PluginHost
 from .text import is_word_of_command
+from .worker_settings import words_of
 
 __all__ = ["elastic_launch", "launch", "run_script_path"]
 
@@ -56,7 +56,7 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
         self.others_unknown = False
 
     def __call__(self, *args: Any) -> dict[int, Any]:
-        entrypoint, arguments = self._entrypoint, args if callable(self._entrypoint) else _argv(args)
+        entrypoint, arguments = self._entrypoint, args if callable(self._entrypoint) else words_of(args)
         if entrypoint is None:
             if not arguments:
                 raise UsageError("there is neither an entrypoint nor a command among the arguments")
@@ -71,10 +71,6 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
 launch = elastic_launch
 
 _run = lazy_function("quorate._one_node", "run_node")
-
-
-def _argv(args: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value) for value in args)
 
 
 def _refuse_what_no_command_takes(*words: Any) -> None:

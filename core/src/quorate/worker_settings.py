@@ -19,7 +19,16 @@ from .errors import UsageError
 from .text import is_environment, is_passable
 from .timeouts import parse_seconds
 
-__all__ = ["WorkerSettings", "at_least", "by_position", "flag_of", "not_empty", "seconds_or_variable", "text"]
+__all__ = [
+    "WorkerSettings",
+    "at_least",
+    "by_position",
+    "flag_of",
+    "not_empty",
+    "seconds_or_variable",
+    "text",
+    "words_of",
+]
 
 _UNCATCHABLE = ("SIGKILL", "SIGSTOP")
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
@@ -205,6 +214,11 @@ class WorkerSettings:
     def worker_settings(self) -> dict[str, Any]:
         """Return these settings alone, as keyword arguments for another record that is made of them."""
         return {each.name: getattr(self, each.name) for each in fields(WorkerSettings)}
+
+
+def words_of(args: Iterable[Any]) -> tuple[str, ...]:
+    """Return the arguments of a command as text: paths and bytes as the file system's encoding has them."""
+    return tuple(os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else str(value) for value in args)
 
 
 def by_position(name: str) -> Any:

@@ -14,7 +14,7 @@ from attrs import fields
 from .._bounded import LARGEST_COUNTER, LONGEST_DELAY_SECONDS, MOST_NODES
 from .._isolation import call_plugin, checked_answer, is_bool
 from ..cut_off import WhenCutOff
-from ..errors import QuorateError, StoreCorruptError
+from ..errors import QuorateError, StoreCorruptError, UsageError
 from ..records import Assignment, NodeRecord, RoundEnd
 from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 from ..text import is_passable
@@ -27,7 +27,16 @@ _KINDS: dict[str, type] = {"int": int, "str": str, "bool": bool}
 
 
 def guarded(handler: RendezvousHandler) -> RendezvousHandler:
-    """Return ``handler`` with its answers checked; the core's own handler is returned as it is."""
+    """Return ``handler`` with its answers checked; the core's own handler is returned as it is.
+
+    Raises:
+        UsageError: it is not a handler.
+    """
+    if not isinstance(handler, RendezvousHandler):
+        raise UsageError(
+            f"rdzv_handler is {handler!r:.80}, which is not a rendezvous handler of quorate; "
+            "make one with quorate.get_rendezvous_handler"
+        )
     return handler if isinstance(handler, EventDrivenHandler) else GuardedHandler(handler)
 
 

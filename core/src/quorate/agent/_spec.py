@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, final
 
@@ -15,8 +15,10 @@ from ..errors import UsageError
 from ..failures import ProcessFailure
 from ..logs_specs import LogsSpecs
 from ..rendezvous import RendezvousHandler
+from ..timeouts import parse_seconds
 from ..verdict import JobVerdict
-from ..worker_settings import WorkerSettings, at_least, by_position
+from ..text import is_word_of_command
+from ..worker_settings import WorkerSettings, at_least, by_position, text, words_of
 from . import _protocol as protocol
 
 __all__ = ["RunResult", "RunSettings", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
@@ -46,6 +48,23 @@ def _known_causes(spec: Any, attribute: Any, grace: Mapping[str, float]) -> None
         raise UsageError(f"unknown causes of a stop in grace: {', '.join(sorted(unknown))}")
 
 
+def _entrypoint(spec: Any, attribute: Any, entrypoint: Any) -> None:
+    if not callable(entrypoint) and not (entrypoint and is_word_of_command(entrypoint)):
+        raise UsageError(f"the entrypoint must be a callable or a command, not {entrypoint!r:.80}")
+
+
+def _role(spec: Any, attribute: Any, role: Any) -> None:
+    if role is None:
+        raise UsageError("role is None; it must be a text, which may be empty (--role)")
+    text(spec, attribute, role)
+
+
+def _arguments(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise UsageError(f"args is {value!r:.80}; it must be a sequence of the entrypoint's arguments")
+    return tuple(value)
+
+
 @final
 @frozen(eq=False)
 class WorkerSpec(WorkerSettings):
@@ -55,7 +74,8 @@ class WorkerSpec(WorkerSettings):
         role: the role's name.
         local_world_size: workers on this node, at least 1.
         rdzv_handler: where the nodes of the job meet.
-        entrypoint: a command or a callable; with ``args``.
+        entrypoint: a command or a callable.
+        args: its arguments; those of a command are passed as text.
         grace: seconds that workers get to stop, by cause (``restart``, ``rescale``, ``preemption``, ``exit``);
             ``shutdown_timeout`` for the causes that are not named.
 
@@ -65,17 +85,21 @@ class WorkerSpec(WorkerSettings):
         UsageError: a value out of its range.
     """
 
-    role: str
+    role: str = field(validator=_role)
     local_world_size: int = field(validator=at_least(1, "--nproc-per-node", most=MOST_NODES))
     rdzv_handler: RendezvousHandler
-    entrypoint: str | Callable[..., Any]
-    args: tuple[Any, ...] = field(default=(), converter=tuple)
+    entrypoint: str | Callable[..., Any] = field(validator=_entrypoint)
+    args: tuple[Any, ...] = field(default=(), converter=_arguments)
     max_restarts: int = by_position("max_restarts")
     monitor_interval: float = by_position("monitor_interval")
     master_addr: str | None = by_position("master_addr")
     master_port: int | None = by_position("master_port")
     local_addr: str | None = by_position("local_addr")
     grace: Mapping[str, float] = field(factory=dict, converter=dict, validator=_known_causes, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.entrypoint, str):
+            object.__setattr__(self, "args", words_of(self.args))  # frozen for everybody else
 
     @classmethod
     def from_config(
@@ -104,6 +128,10 @@ class WorkerSpec(WorkerSettings):
         return getattr(self.entrypoint, "__qualname__", repr(self.entrypoint))
 
 
+def _exit_barrier_timeout(value: Any) -> float:
+    return parse_seconds("exit_barrier_timeout (--exit-barrier-timeout)", value)
+
+
 @final
 @frozen
 class RunSettings:
@@ -112,7 +140,7 @@ class RunSettings:
     spec: WorkerSpec
     logs_specs: LogsSpecs
     start_method: str
-    exit_barrier_timeout: float = field(converter=float)
+    exit_barrier_timeout: float = field(converter=_exit_barrier_timeout)
     prefix_template: str | None = None
 
 
