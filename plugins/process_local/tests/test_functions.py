@@ -181,3 +181,15 @@ def test_an_agent_may_itself_be_a_child(
         agent.join(30)
         assert agent.exitcode == 0
         agent.close()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_working_folder_that_was_removed_is_named(
+    start: Start, functions: ModuleType, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(StartError, match="the working folder of this process has been removed"):
+        start(method, [launch(0, functions.child_of_worker)])

@@ -42,6 +42,16 @@ def test_what_is_no_python_program_is_refused_before_anything_starts(
     assert words in refused(make(), launch(0, *command))
 
 
+def test_a_working_folder_that_was_removed_is_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert "the working folder of this process has been removed" in refused(make(), launch(0, os.getpid))
+
+
 def test_an_import_that_fails_says_why(make: Make) -> None:
     assert "importing no_such_module failed: ModuleNotFoundError" in refused(make("json", "no_such_module"))
 

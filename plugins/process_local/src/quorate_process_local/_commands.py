@@ -14,7 +14,7 @@ from quorate import errors
 from quorate.errors import StartError
 from quorate.proc import parent_death_command
 
-__all__ = ["cannot_start", "explain", "find_command", "remedy_for", "wrapper_for"]
+__all__ = ["cannot_start", "explain", "find_command", "remedy_for", "working_folder", "wrapper_for"]
 
 
 def find_command(command: str, environment: Mapping[str, str], local_rank: int = 0) -> str:
@@ -101,3 +101,19 @@ def cannot_start(error: OSError | RuntimeError) -> StartError:
     """Turn a limit of the system that was met while workers were started into an error with a remedy."""
     why = remedy_for(error) or str(error)  # the text of an OSError names the file
     return StartError(f"the workers cannot be started: {why}")
+
+
+def working_folder(method: str, local_rank: int) -> str:
+    """Return this process's working folder, in which a worker of the start method ``method`` begins.
+
+    Raises:
+        StartError: it has been removed.
+    """
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise StartError(
+            f"the working folder of this process has been removed, and a worker of the start method {method} begins "
+            "there; change to another folder (os.chdir)",
+            local_rank=local_rank,
+        ) from error

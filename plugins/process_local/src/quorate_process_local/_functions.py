@@ -35,7 +35,7 @@ from quorate.proc import hold, is_alive
 from quorate.records import WorkerLaunch
 from quorate.starter import ProcessContext, StarterRequest
 
-from ._commands import wrapper_for
+from ._commands import working_folder, wrapper_for
 from ._context import LocalContext
 from ._exec import leaking_descriptors, spawn_program
 from ._group import start_group
@@ -108,6 +108,7 @@ def prepare_call(method: str, launch: WorkerLaunch, setup: Setup | None, address
     """Return the task that calls ``launch``'s function, and a process object that runs it."""
     assert not isinstance(launch.entrypoint, str)
     if method != "fork":
+        working_folder(method, launch.local_rank)
         _check_main(launch, method)
     task = Task((launch.entrypoint, launch.args), address, setup, launch.error_file)
     # Process is there in every start method's context, whatever the stubs of the base class say.

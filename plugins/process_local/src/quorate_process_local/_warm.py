@@ -6,7 +6,6 @@ template process (:mod:`._template`).
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from quorate.proc import forget, hold
 from quorate.records import WorkerLaunch
 from quorate.starter import ProcessContext, StarterRequest
 
-from ._commands import find_command
+from ._commands import find_command, working_folder
 from ._context import LocalContext
 from ._exec import checked_words
 from ._group import start_group
@@ -265,7 +264,7 @@ def _start(
         "environment": environment,
         "words": program.words,
         "argv": program.command.argv,
-        "folder": os.getcwd(),
+        "folder": working_folder("warm", launch.local_rank),
         "cpus": None if launch.cpus is None else sorted(launch.cpus),
         "memory_call": _memory_call(launch.memory_node),
     }
