@@ -130,6 +130,27 @@ if __name__ == "__main__":
 """
 )
 
+_MANY = (
+    _COMMON
+    + """
+import threading
+
+def held():
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+if __name__ == "__main__":
+    counts = []
+    for number in range(12):
+        parameters = RendezvousParameters(backend, endpoints[0], f"many-{number}", 1, 1)
+        spec = WorkerSpec("default", 1, get_rendezvous_handler(parameters), workers.rank, max_restarts=0)
+        kept.append(LocalElasticAgent(spec, start_method="fork"))
+        assert kept[-1].run().return_values == {0: 0}
+        counts.append(held())
+    assert counts[-1] == counts[1], counts
+    print("done")
+"""
+)
+
 
 def _run(program: str, backend: str, tmp_path: Path, endpoints: int) -> str:
     token = os.urandom(8).hex()
@@ -184,3 +205,10 @@ def test_forked_agents_that_all_say_they_host(backend: str, tmp_path: Path) -> N
 def test_agents_that_run_again_and_handlers_that_were_closed(backend: str, tmp_path: Path) -> None:
     """After the job's end another one of its name begins; a handler that was closed or is in use says so at once."""
     _run(_AGAIN, backend, tmp_path, 5)
+
+
+@pytest.mark.slow  # a dozen agents with a worker each
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_handlers_that_nobody_shuts_down_hold_nothing_once_their_job_has_ended(backend: str, tmp_path: Path) -> None:
+    """Neither a thread nor a descriptor, while the program still holds handlers and agents."""
+    _run(_MANY, backend, tmp_path, 1)

@@ -29,6 +29,7 @@ from ..logs_specs import DefaultLogsSpecs, LogsSpecs
 from ..notices import warn, write_error
 from ..plugins import PluginHost, get_host
 from ..records import Event, Verdict
+from ..rendezvous import EventDrivenHandler
 from ..verdict import JobVerdict
 from . import _protocol as protocol
 from ._environment import check_visible_devices
@@ -169,6 +170,8 @@ class LocalElasticAgent:
                 self._health_check_server.stop()
             if isinstance(self._logs_specs, DefaultLogsSpecs):
                 self._logs_specs.remove_if_unused()
+        if isinstance(self._spec.rdzv_handler, EventDrivenHandler):
+            self._spec.rdzv_handler.end_run()
         self._verdict = self._judge(runner.state, reporter)
         try:
             return self._result(runner.state, finish, dict(runner.return_values))

@@ -25,6 +25,7 @@ from ._store import Store
 
 __all__ = [
     "DERIVED_SETTING",
+    "Decisions",
     "EventDrivenHandler",
     "RendezvousBackend",
     "RendezvousHandler",
@@ -277,6 +278,22 @@ class RendezvousHandler(ABC):
         """
 
 
+class Decisions(Protocol):
+    """What plugins decide for the protocol; :class:`quorate.PluginHost` is one."""
+
+    def decide(self, question: str, *arguments: Any) -> Any:
+        """Return the answer to ``quorate_decide_<question>``."""
+        ...
+
+    def decide_or(self, default: Any, question: str, *arguments: Any) -> Any:
+        """As :meth:`decide`, with ``default`` where nothing answers or an answer raises."""
+        ...
+
+    def digest(self) -> str:
+        """Return names and versions of the plugins."""
+        ...
+
+
 @runtime_checkable
 class EventDrivenHandler(Protocol):
     """What a handler over the core's protocol can do besides: nothing blocks, and every change is reported.
@@ -295,6 +312,8 @@ class EventDrivenHandler(Protocol):
     def end_round(self, end: RoundEnd) -> None: ...
 
     def report_done(self) -> None: ...
+
+    def end_run(self) -> None: ...
 
 
 @final

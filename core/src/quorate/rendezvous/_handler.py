@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import final
 
 from attrs import evolve
 
@@ -24,6 +24,7 @@ from ..records import Cause, NodeRecord, RoundEnd, Verdict
 from ..text import without_passwords
 from ._api import (
     DERIVED_SETTING,
+    Decisions,
     RendezvousBackend,
     RendezvousHandler,
     RendezvousInfo,
@@ -57,28 +58,12 @@ from ._refusals import refused
 from ._reporting import Reporting
 from ._signed import protect
 from ._state import cut_off_at
-from ._store import PortLendingStore, Store, open_checked
+from ._store import PortLendingStore, Store, ends_with_host, open_checked
 from ._strangers import StrangerWatch
 
-__all__ = ["Decisions", "StoreRendezvousHandler"]
+__all__ = ["StoreRendezvousHandler"]
 
 _CLOSED_HERE = "the rendezvous handler of this node was closed; make a new one for another job"
-
-
-class Decisions(Protocol):
-    """What plugins decide for the protocol; :class:`quorate.PluginHost` is one."""
-
-    def decide(self, question: str, *arguments: Any) -> Any:
-        """Return the answer to ``quorate_decide_<question>``."""
-        ...
-
-    def decide_or(self, default: Any, question: str, *arguments: Any) -> Any:
-        """As :meth:`decide`, with ``default`` where nothing answers or an answer raises."""
-        ...
-
-    def digest(self) -> str:
-        """Return names and versions of the plugins."""
-        ...
 
 
 @final
@@ -186,8 +171,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         if self._process_id != os.getpid():
             self._begin()  # the threads are the parent process's
         elif self._final is not None:
-            self.shutdown()
-            self._begin()
+            self._begin_anew()
         if not self._started:
             self._started = True
             self._driver.start()
@@ -240,6 +224,16 @@ class StoreRendezvousHandler(RendezvousHandler):
             min_nodes=self._parameters.min_nodes,
             max_nodes=self._parameters.max_nodes,
         )
+
+    def end_run(self) -> None:
+        """Release threads and connections once the job has ended, unless other nodes may still need the store here."""
+        is_host = self._plain_store is not None and ends_with_host(self._plain_store)
+        if self._final is not None and not self._is_closed_here and not (is_host and self._parameters.max_nodes > 1):
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.shutdown()
+        self._begin()
 
     def request_decline(self, node: NodeRecord) -> None:
         """Report to the waiting nodes why this node does not join (``node.declined``), if the store answers soon."""
