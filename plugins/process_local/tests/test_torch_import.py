@@ -174,18 +174,16 @@ def test_what_was_imported_before_torch_is_not_frozen_by_asking_for_its_spec(tmp
     assert _run(PROLOGUE, "torch", "import gc; print(gc.get_freeze_count())", tmp_path)[0] == "0"
 
 
-def test_the_prologue_imports_the_standard_library_alone(tmp_path: Path) -> None:
-    """Its folders come into ``sys.path`` later; the working folder, which is there already, need not be one of them."""
+def test_the_prologue_imports_what_every_spawned_worker_does(tmp_path: Path) -> None:
+    """The folders of the program come into ``sys.path`` later; the working folder, which is there, may not be one."""
     show = "import json, sys; print(json.dumps([sorted(sys.modules), sorted(vars())]))\n"
-    (before, names), (after, names_after) = (
+    (before, _), (_, names), (after, names_after) = (
         json.loads(
-            subprocess.run(
-                [sys.executable, "-c", prologue + show], cwd=tmp_path, capture_output=True, check=True
-            ).stdout
+            subprocess.run([sys.executable, "-c", code + show], cwd=tmp_path, capture_output=True, check=True).stdout
         )
-        for prologue in ("", PROLOGUE)
+        for code in ("from multiprocessing import spawn\n", "", PROLOGUE)
     )
-    assert {name.partition(".")[0] for name in set(after) - set(before)} <= sys.stdlib_module_names
+    assert set(after) <= {*before, "__future__", *sys.builtin_module_names}
     assert names_after == names
 
 

@@ -15,9 +15,9 @@ from ..errors import UsageError
 from ..failures import ProcessFailure
 from ..logs_specs import LogsSpecs
 from ..rendezvous import RendezvousHandler
+from ..text import is_word_of_command
 from ..timeouts import parse_seconds
 from ..verdict import JobVerdict
-from ..text import is_word_of_command
 from ..worker_settings import WorkerSettings, at_least, by_position, text, words_of
 from . import _protocol as protocol
 

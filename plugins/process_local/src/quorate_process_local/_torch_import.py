@@ -5,7 +5,8 @@ a tenth of a second while it goes on, and three times as long when the interpret
 the import, and afterwards everything that is there is frozen (:func:`gc.freeze`), unless the program had begun before
 and may count on the last collection.  What is made afterwards is collected as ever.
 
-A spawned interpreter runs this file before ``sys.path`` is the agent's, so that it imports only the standard library.
+A spawned interpreter runs this file before ``sys.path`` is the agent's, so that it imports only what
+:mod:`multiprocessing.spawn` imports as well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
-from typing import Any
 
 __all__ = ["PROLOGUE", "rest_collector_at_import"]
 
@@ -63,7 +63,7 @@ class _TorchFinder:
         try:
             is_behind = False
             for finder in list(sys.meta_path):
-                find: Any = getattr(finder, "find_spec", None) if is_behind else None
+                find = getattr(finder, "find_spec", None) if is_behind else None
                 spec: ModuleSpec | None = None if find is None else find(fullname, path, target)
                 if spec is not None:
                     self._prepare(spec.loader)
@@ -73,7 +73,7 @@ class _TorchFinder:
         finally:
             self._is_asking = False
 
-    def _prepare(self, loader: Any) -> None:
+    def _prepare(self, loader: object) -> None:
         """Replace the method of this one loader until it is called, so that the module's loader is the usual one.
 
         Not of a class, nor of a loader with a method of its own: one that loads other modules too is prepared already.
