@@ -201,7 +201,7 @@ class RendezvousHandler(ABC):
 
     @abstractmethod
     def next_rendezvous(self) -> RendezvousInfo:
-        """Block until the next round is sealed with this node in it.
+        """Block until the next round is sealed with this node in it.  If it is in a round, that round ends first.
 
         Raises:
             RendezvousClosedError: the job has ended.

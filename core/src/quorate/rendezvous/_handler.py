@@ -338,6 +338,9 @@ class StoreRendezvousHandler(RendezvousHandler):
         return state.standing.is_cut_off or (due_at is not None and due_at <= monotonic())
 
     def next_rendezvous(self) -> RendezvousInfo:
+        if self._driver.state.phase is Phase.RUNNING and self._process_id == os.getpid():
+            self.end_round(self._end_here(f"{self._node.name} joins again", Cause.NODE_LEFT, Verdict.RESCALE))
+            self._next_output((Ended, Closed, GaveUp), None)
         if self._final is None and not self._shut_down:
             self.request_join(self._node)
         output = self._next_output((Joined, Closed, GaveUp), None)
@@ -400,9 +403,9 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._final = Closed(self._end_here(_CLOSED_HERE))
             self._pass_on(self._final)
 
-    def _end_here(self, reason: str) -> RoundEnd:
+    def _end_here(self, reason: str, cause: Cause = Cause.STOPPED, verdict: Verdict = Verdict.STOPPED) -> RoundEnd:
         number = self._driver.state.round_number
-        return RoundEnd(number, Cause.STOPPED, Verdict.STOPPED, reason, self._node.node_id, self._node.host)
+        return RoundEnd(number, cause, verdict, reason, self._node.node_id, self._node.host)
 
     def num_nodes_waiting(self) -> int:
         """Return how many nodes are in line for the next round.  Raises StoreUnavailableError without an answer."""
