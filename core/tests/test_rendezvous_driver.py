@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,9 +16,10 @@ import pytest
 
 from quorate.errors import FailureKind
 from quorate.records import NodeRecord
-from quorate.rendezvous import InMemoryStore, order_nodes
+from quorate.rendezvous import InMemoryStore, Write, order_nodes
 from quorate.rendezvous._driver import Driver
 from quorate.rendezvous._protocol import GaveUp, Join, Joined, Output, Settings
+from quorate.timeouts import Timeouts
 
 DEADLINE_SECONDS = 30.0
 
@@ -39,6 +42,40 @@ def test_the_rendezvous_thread_does_not_end_in_silence() -> None:
     assert isinstance(output, GaveUp)
     assert output.kind is FailureKind.UNEXPECTED
     assert "ZeroDivisionError: surprise" in output.problem
+
+
+class _Attentive(InMemoryStore):
+    """Notes in which order it learns of what a node has sent."""
+
+    return_timeout = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learnt: list[str] = []
+
+    def set_last_words(self, writes: Sequence[Write]) -> None:
+        self.learnt.append("words of a member" if any("ended" in write.key for write in writes) else "other words")
+
+    def put(self, key: str, value: bytes) -> None:
+        if "heartbeat/r" in key:
+            self.learnt.append("heartbeat of a member")
+        super().put(key, value)
+
+
+def test_a_member_says_its_last_words_before_its_first_heartbeat() -> None:
+    """Who has seen that heartbeat judges by it alone: the words of a node in line would not count any more."""
+    joined, store, settings = threading.Event(), _Attentive(), Settings(1, 2, Timeouts(last_call_timeout=0.1))
+
+    def emit(output: Output) -> None:
+        if isinstance(output, Joined):
+            joined.set()
+
+    driver = Driver(settings, lambda: store, order_nodes, lambda summary, waiting: False, emit)
+    driver.start()
+    driver.post(Join(NodeRecord("a", "default", 1)))
+    assert joined.wait(DEADLINE_SECONDS)
+    driver.close(DEADLINE_SECONDS)
+    assert store.learnt.index("words of a member") < store.learnt.index("heartbeat of a member")
 
 
 #: Registers what runs last at the end of the interpreter, then leaves a driver that waits in its store.

@@ -34,7 +34,7 @@ from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Phase, Reply, Settings
 from ._refusals import RefusalReader, tell_refusal
 from ._sealing import refusal_of
-from ._state import State
+from ._state import State, Step
 from ._store import HostedStore, InterruptibleStore, Store, put_many
 from ._transition import own_heartbeat_key
 
@@ -94,7 +94,7 @@ class Driver:
         self._refusals = RefusalReader(refused)
         self._open_store, self._after_call = open_store, after_call
         self.decide_ranks, self.decide_rescale, self.emit = decide_ranks, decide_rescale, emit
-        self._interpreter = Interpreter(settings, self, monotonic, _CALL_SECONDS)
+        self._interpreter = Interpreter(settings, self, monotonic, _CALL_SECONDS, self._on_step)
         self._inputs: SimpleQueue[Input | None] = SimpleQueue()
         self._calls: SimpleQueue[Call | Callable[[Store], object] | None] = SimpleQueue()
         self._store: Store | None = None
@@ -207,6 +207,11 @@ class Driver:
                 return
             self._interpreter.feed(event)
             self._last_words.follow(self.state)
+
+    def _on_step(self, before: State, event: Input, step: Step) -> None:
+        # Before the round's first heartbeat, and before the agent knows: whoever has seen one judges by it alone.
+        if step.state.phase is Phase.RUNNING and before.phase is not Phase.RUNNING:
+            self._last_words.follow(step.state)
 
     def _next_input(self) -> Input | None:
         while True:
