@@ -320,6 +320,24 @@ sys.stdin.read()
     assert settles(lambda: not Path(folder).exists())
 
 
+def test_a_member_that_its_owner_died_to_name_is_gone_too() -> None:
+    """The owner is killed between the start of a process and the word of it to the guardian."""
+    script = """
+import os, signal
+from quorate_rendezvous_etcd import EtcdServer, _guardian
+def die(guardian, pid):
+    print(server._folder, pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+_guardian.Guardian.add = die
+server = EtcdServer()
+server.start()
+"""
+    owner = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=DEADLINE_SECONDS)
+    folder, pid = owner.stdout.split()
+    assert settles(lambda: not is_alive(int(pid)))
+    assert settles(lambda: not Path(folder).exists())
+
+
 # --- what cannot be used ----------------------------------------------------------------------------------------------
 
 

@@ -15,13 +15,16 @@ from quorate.net import close_in_children
 
 __all__ = ["Guardian"]
 
-# "+ PID" adds a process, "- PID" removes it.  etcd has no children, so its process id is enough.  (Not every shell can
-# kill a group.)
+# "? 0" says that a process is about to be started, "+ PID" adds it, "- PID" removes it.  etcd has no children, so its
+# process id is enough.  (Not every shell can kill a group.)  If the owner is killed while it starts a process, that one
+# is found by the folder in its command.
 _SCRIPT = r"""
 trap '' HUP INT QUIT TERM PIPE
 members=" "
 while read -r sign pid; do
+    is_starting=
     case $sign in
+        "?") is_starting=1 ;;
         +) members="$members$pid " ;;
         -) members="${members%% "$pid" *} ${members#* "$pid" }" ;;
     esac
@@ -36,6 +39,19 @@ wait_for_members() {
         round=$((round + 1))
     done
 }
+find_member() {
+    round=0
+    while [ "$round" -lt 20 ]; do
+        for file in $(grep -alF -e "$1/" /proc/[0-9]*/cmdline); do
+            pid=${file#/proc/}
+            pid=${pid%/cmdline}
+            kill -0 "$pid" && members="$members$pid " && return
+        done
+        sleep 0.1
+        round=$((round + 1))
+    done
+}
+[ -z "$is_starting" ] || [ -z "$1" ] || find_member "$1"
 if [ "$2" != 0 ]; then
     wait_for_members "$2"
     for pid in $members; do kill -TERM "$pid"; done
@@ -71,12 +87,16 @@ class Guardian:
         """The shell's process id."""
         return self._process.pid
 
+    def expect(self) -> None:
+        """Expect a member, which is about to be started."""
+        self._send("? 0\n")
+
     def add(self, pid: int) -> None:
-        """Add a member."""
+        """Add the member that was expected."""
         self._send(f"+ {pid}\n")
 
     def remove(self, pid: int) -> None:
-        """Remove a member that has ended: another process may get its process id."""
+        """Remove a member that has ended: another process may get its process id.  0: the one that was expected."""
         self._send(f"- {pid}\n")
 
     def _send(self, line: str) -> None:

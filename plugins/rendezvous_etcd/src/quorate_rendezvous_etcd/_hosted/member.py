@@ -259,9 +259,11 @@ class HostedMember:
             self._forget_process()
             if self._stopping.is_set():
                 return Event(EventKind.ENDED)
+            self._guardian.expect()
             try:
                 process = Member(f"m{self._claim.index}", self._options.binary, self._arguments())
             except OSError as error:
+                self._guardian.remove(0)
                 problem = f"the etcd program {self._options.binary} cannot be run ({error.strerror})"
                 self.unusable = problem if error.errno in _NEVER_RUNS else ""
                 return Event(EventKind.ENDED, problem=problem)
