@@ -126,3 +126,16 @@ def test_an_agent_says_when_streams_are_chosen_of_no_worker(
         check.look(assignment, launches_of(settings, assignment))
     expected = f"--{flag} names no worker of this node ({named}): its workers have local ranks 0 to 1"
     assert said == ([expected] if named else [])
+
+
+def test_two_flags_that_choose_no_worker_are_one_warning(tmp_path: Path) -> None:
+    said: list[str] = []
+    settings, assignment = (
+        settings_of(tmp_path, [9], None, 2, tee={7: Std.ALL}, redirects={5: Std.OUT}),
+        assignment_of(0, 2, 1),
+    )
+    ConsoleCheck(settings, said.append).look(assignment, launches_of(settings, assignment))
+    assert said == [
+        "--redirects names no worker of this node (5) and --tee names no worker of this node (7): "
+        "its workers have local ranks 0 to 1"
+    ]

@@ -69,7 +69,8 @@ class Endpoint:
         return format_endpoint(self.host, self.port)
 
 
-_MOST_PORT_DIGITS, _NOT_IN_A_HOST = 5, re.compile(r"[\s/,@?#]")
+_MOST_PORT_DIGITS = 5
+_NOT_IN_A_HOST = re.compile(r"[\s/,@?#]")
 
 
 def format_endpoint(host: str, port: int) -> str:

@@ -6,14 +6,14 @@ What does not live here: which workers are shown (``_environment``), and where t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
 from ..logs_specs import ranks_named_by
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import RunSettings
 
-__all__ = ["ConsoleCheck", "why_nothing_is_shown"]
+__all__ = ["ConsoleCheck", "why_nothing_is_chosen", "why_nothing_is_shown"]
 
 
 @final
@@ -35,16 +35,28 @@ class ConsoleCheck:
         """Look at the workers that are about to start."""
         if self._has_warned:
             return
-        for flag, local_ranks in ranks_named_by(self._settings.logs_specs).items():
-            if local_ranks and min(local_ranks) >= assignment.local_world_size:
-                self._has_warned = True
-                names = f"{flag} names no worker of this node ({', '.join(map(str, sorted(local_ranks)))})"
-                self._warn(f"{names}: {_have('local rank', assignment.local_world_size)}")
-        shown, console_ranks = self._settings.logs_specs.local_ranks_filter, self._settings.spec.console_ranks
-        why = why_nothing_is_shown(assignment, launches, shown, console_ranks)
+        specs, console_ranks = self._settings.logs_specs, self._settings.spec.console_ranks
+        why = why_nothing_is_chosen(assignment, ranks_named_by(specs)) or why_nothing_is_shown(
+            assignment, launches, specs.local_ranks_filter, console_ranks
+        )
         if why:
             self._has_warned = True
             self._warn(why)
+
+
+def why_nothing_is_chosen(assignment: Assignment, named: Mapping[str, Collection[int]]) -> str:
+    """Return a sentence if flags choose streams of local ranks of which this node has none; else nothing.
+
+    Arguments:
+        assignment: of this node.
+        named: the local ranks that a flag names, by flag; a flag that chooses for all of them is not there.
+    """
+    names = [
+        f"{flag} names no worker of this node ({', '.join(map(str, sorted(ranks)))})"
+        for flag, ranks in named.items()
+        if ranks and min(ranks) >= assignment.local_world_size
+    ]
+    return f"{' and '.join(names)}: {_have('local rank', assignment.local_world_size)}" if names else ""
 
 
 def why_nothing_is_shown(
