@@ -63,7 +63,7 @@ class _Attentive(InMemoryStore):
 
 
 def test_a_member_says_its_last_words_before_its_first_heartbeat() -> None:
-    """Who has seen that heartbeat judges by it alone: the words of a node in line would not count any more."""
+    """A node that has read this heartbeat no longer reads the last words of the member's ticket."""
     joined, store, settings = threading.Event(), _Attentive(), Settings(1, 2, Timeouts(last_call_timeout=0.1))
 
     def emit(output: Output) -> None:

@@ -37,7 +37,7 @@ _T = TypeVar("_T")
 _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
 #: What a hook may take at most, as its documentation says.
 _LONGEST_CALL_SECONDS = 1.0
-#: When the calls began, in which the main thread is now and that may be interrupted; the innermost is the last.
+#: When each interruptible call began that the main thread is in; the innermost call is the last.
 _begun: list[float] = []
 
 

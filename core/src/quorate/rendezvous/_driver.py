@@ -209,7 +209,7 @@ class Driver:
             self._last_words.follow(self.state)
 
     def _on_step(self, before: State, event: Input, step: Step) -> None:
-        # Before the round's first heartbeat, and before the agent knows: whoever has seen one judges by it alone.
+        # Before this member's first heartbeat: a node that has read one no longer reads the last words of its ticket.
         if step.state.phase is Phase.RUNNING and before.phase is not Phase.RUNNING:
             self._last_words.follow(step.state)
 
