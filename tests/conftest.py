@@ -36,11 +36,15 @@ def _fork_server() -> None:
     if forkserver._forkserver._forkserver_pid is not None:  # type: ignore[attr-defined] # there is no public way to ask
         return
     context = multiprocessing.get_context("forkserver")
+    usual = list(forkserver._forkserver._preload_modules)  # type: ignore[attr-defined] # nor for these
     context.set_forkserver_preload(_PRELOAD)
-    process = context.Process(target=os.getpid)
-    process.start()
-    process.join()
-    process.close()
+    try:
+        process = context.Process(target=os.getpid)
+        process.start()
+        process.join()
+        process.close()
+    finally:
+        context.set_forkserver_preload(usual)  # a server that a later test starts in this process has no torch
 
 
 @pytest.fixture(scope="session")
