@@ -5,9 +5,13 @@ Properties are not timed, since the machines that check them are shared.
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
+import resource
 import signal
+import socket
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +85,7 @@ def process_as_before() -> Iterator[None]:
     where one calls it.
     """
     before, folder, handlers = dict(os.environ), os.getcwd(), [signal.getsignal(number) for number in _HANDLED]
+    settings_before = _settings_of_process()
     yield
     for number, handler in zip(_HANDLED, handlers, strict=True):
         signal.signal(number, handler)
@@ -93,6 +98,24 @@ def process_as_before() -> Iterator[None]:
     os.environ.update({name: before[name] for name in changed if name in before})
     assert not changed, f"the test has left other values of {', '.join(sorted(changed))}"
     assert os.getcwd() == folder
+    assert _settings_of_process() == settings_before
+
+
+def _settings_of_process() -> dict[str, object]:
+    """Return what holds for a whole process, and what later tests would not expect to find changed."""
+    umask = os.umask(0o77)
+    os.umask(umask)
+    fork_server = sys.modules.get("multiprocessing.forkserver")
+    return {
+        "umask": umask,
+        "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "file size": resource.getrlimit(resource.RLIMIT_FSIZE),
+        "time-out of sockets": socket.getdefaulttimeout(),
+        "collector": (gc.isenabled(), gc.get_threshold()),
+        "preloaded by the fork server": (
+            ["__main__"] if fork_server is None else list(fork_server._forkserver._preload_modules)
+        ),
+    }
 
 
 def _is_installed(name: str) -> bool:
