@@ -128,7 +128,7 @@ printf 'goroutine 1:\\n\\tmain.go:28 +0x17\\n' >&2
 """
     )
     script.chmod(0o700)
-    process = Member("m0", str(script), [])
+    process = Member("m0", str(script), [], {})
     assert process.wait_for_end(30.0)
     assert process.problem == process.last_error == "discovery failed: no space left on device"
     process.end()
@@ -138,7 +138,7 @@ def test_an_etcd_that_was_killed_tells_no_error_and_a_line_without_end_is_read_i
     script = tmp_path / "etcd"
     script.write_text("#!/bin/sh\nhead -c 3000000 /dev/zero | tr '\\0' x >&2\nkill -9 $$\n")
     script.chmod(0o700)
-    process = Member("m0", str(script), [])
+    process = Member("m0", str(script), [], {})
     assert process.wait_for_end(30.0)
     assert process.last_error == ""
     assert 0 < max(map(len, process.last_lines.split("\n"))) <= 1 << 16

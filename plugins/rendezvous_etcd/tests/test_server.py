@@ -320,22 +320,24 @@ sys.stdin.read()
     assert settles(lambda: not Path(folder).exists())
 
 
-def test_a_member_that_its_owner_died_to_name_is_gone_too() -> None:
+@pytest.mark.parametrize("is_own", [False, True], ids=["private folder", "folder of the user"])
+def test_a_member_that_its_owner_died_to_name_is_gone_too(is_own: bool, tmp_path: Path) -> None:
     """The owner is killed between the start of a process and the word of it to the guardian."""
     script = """
-import os, signal
+import os, signal, sys
 from quorate_rendezvous_etcd import EtcdServer, _guardian
 def die(guardian, pid):
     print(server._folder, pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 _guardian.Guardian.add = die
-server = EtcdServer()
+server = EtcdServer(data_dir=sys.argv[1])
 server.start()
 """
-    owner = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=DEADLINE_SECONDS)
+    command = [sys.executable, "-c", script, str(tmp_path) if is_own else ""]
+    owner = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=DEADLINE_SECONDS)
     folder, pid = owner.stdout.split()
     assert settles(lambda: not is_alive(int(pid)))
-    assert settles(lambda: not Path(folder).exists())
+    assert settles(lambda: Path(folder).exists() == is_own)
 
 
 # --- what cannot be used ----------------------------------------------------------------------------------------------

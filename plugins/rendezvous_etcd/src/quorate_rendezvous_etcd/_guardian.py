@@ -17,9 +17,10 @@ __all__ = ["Guardian"]
 
 # "? 0" says that a process is about to be started, "+ PID" adds it, "- PID" removes it.  etcd has no children, so its
 # process id is enough.  (Not every shell can kill a group.)  If the owner is killed while it starts a process, that one
-# is found by the folder in its command.
+# is found by the mark in its environment.
 _SCRIPT = r"""
 trap '' HUP INT QUIT TERM PIPE
+folder=$1 outlive=$2 mark=$3
 members=" "
 while read -r sign pid; do
     is_starting=
@@ -42,37 +43,42 @@ wait_for_members() {
 find_member() {
     round=0
     while [ "$round" -lt 20 ]; do
-        for file in $(grep -alF -e "$1/" /proc/[0-9]*/cmdline); do
+        for file in $(grep -alF -e "$mark" /proc/[0-9]*/environ); do
             pid=${file#/proc/}
-            pid=${pid%/cmdline}
+            pid=${pid%/environ}
             kill -0 "$pid" && members="$members$pid " && return
         done
         sleep 0.1
         round=$((round + 1))
     done
 }
-[ -z "$is_starting" ] || [ -z "$1" ] || find_member "$1"
-if [ "$2" != 0 ]; then
-    wait_for_members "$2"
+[ -z "$is_starting" ] || find_member
+if [ "$outlive" != 0 ]; then
+    wait_for_members "$outlive"
     for pid in $members; do kill -TERM "$pid"; done
     wait_for_members 20
 fi
 for pid in $members; do kill -KILL "$pid"; done
-rm -rf -- "$1"
+rm -rf -- "$folder"
 """
 
 
 @final
 class Guardian:
-    """A running guardian of the members that are added, and of the folder ``folder``.
+    """A running guardian of the members that are added, and of the folder ``folder`` (``""``: of none).
 
-    With ``outlive_seconds`` the members have so long to end by themselves, and then get SIGTERM and two seconds.
+    The members are started with ``environment`` besides other variables.  With ``outlive_seconds`` they have so long to
+    end by themselves, and then get SIGTERM and two seconds.
     """
 
     def __init__(self, folder: str, outlive_seconds: float = 0.0) -> None:
+        name, value = "QUORATE_ETCD_GUARDIAN", os.urandom(16).hex()
+        self.environment = {name: value}
+        mark = f"{name}={value}"
+        tenths = str(round(outlive_seconds * 10))
         path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/bin", "/bin"))
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT, "quorate-etcd-guardian", folder, str(round(outlive_seconds * 10))],
+            ["/bin/sh", "-c", _SCRIPT, "quorate-etcd-guardian", folder, tenths, mark],
             stdin=subprocess.PIPE,
             bufsize=0,
             stdout=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, final
 
 from quorate.errors import StoreUnavailableError, UsageError
@@ -122,10 +122,13 @@ class Ports:
 class Member:
     """A running etcd process with ``arguments``.  A thread reads its log, which shows when it is ready.
 
-    ``log`` is a descriptor that the log is copied to; -1: none.
+    It has the variables ``environment`` besides this process's own.  ``log`` is a descriptor that the log is copied to;
+    -1: none.
     """
 
-    def __init__(self, name: str, binary: str, arguments: Sequence[str], log: int = -1) -> None:
+    def __init__(
+        self, name: str, binary: str, arguments: Sequence[str], environment: Mapping[str, str], log: int = -1
+    ) -> None:
         self.name = name
         self._log = log
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
@@ -138,7 +141,7 @@ class Member:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log_end,
-                env=_environment(),
+                env={**_environment(), **environment},
                 start_new_session=True,
             )
         except BaseException:

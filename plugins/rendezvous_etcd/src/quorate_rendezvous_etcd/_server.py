@@ -300,7 +300,7 @@ class EtcdServer:
     def _launch(self, index: int) -> None:
         assert self._guardian is not None
         self._guardian.expect()
-        member = Member(f"m{index}", self._binary, self._arguments(index), self._log)
+        member = Member(f"m{index}", self._binary, self._arguments(index), self._guardian.environment, self._log)
         self._members[index] = member
         self._guardian.add(member.pid)
 

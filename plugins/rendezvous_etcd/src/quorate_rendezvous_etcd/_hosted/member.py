@@ -261,7 +261,9 @@ class HostedMember:
                 return Event(EventKind.ENDED)
             self._guardian.expect()
             try:
-                process = Member(f"m{self._claim.index}", self._options.binary, self._arguments())
+                process = Member(
+                    f"m{self._claim.index}", self._options.binary, self._arguments(), self._guardian.environment
+                )
             except OSError as error:
                 self._guardian.remove(0)
                 problem = f"the etcd program {self._options.binary} cannot be run ({error.strerror})"
