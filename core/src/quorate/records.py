@@ -121,7 +121,7 @@ class NodeRecord:
     ``outside_address`` is used in the place of a loopback ``address`` if the round spans hosts.
 
     The last fields tell two jobs of one name apart; a field that is empty or ``None`` is not known.  ``command`` is the
-    name of the script, module, program or function, ``arguments`` a fingerprint of its arguments.
+    name of the script, module, program or function, ``arguments`` a checksum of its arguments.
     """
 
     node_id: str = field(validator=min_len(1))

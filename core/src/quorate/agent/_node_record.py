@@ -5,9 +5,9 @@ What does not live here: the parts that the rendezvous fills in (:mod:`quorate.r
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pwd
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +47,7 @@ def _user_name() -> str:
 
 
 def _command(entrypoint: str | Callable[..., Any], args: Sequence[Any]) -> tuple[str, str]:
-    """Return the name of what runs, and a fingerprint of its arguments.
+    """Return the name of what runs, and a checksum of its arguments.
 
     The folder of a script may differ between hosts, and so may the interpreter.  The arguments of a function may be of
     any type, and are not compared.
@@ -70,9 +70,10 @@ def _command(entrypoint: str | Callable[..., Any], args: Sequence[Any]) -> tuple
 
 def _named(program: str, arguments: Sequence[Any]) -> tuple[str, str]:
     name = os.path.basename(program.rstrip("/")) or program
-    return name[:_LONGEST_NAME], _digest(arguments) if arguments else "none"
+    return name[:_LONGEST_NAME], _checksum(arguments) if arguments else "none"
 
 
-def _digest(arguments: Sequence[Any]) -> str:
+def _checksum(arguments: Sequence[Any]) -> str:
+    """Return a CRC, which tells accidents apart.  ``hashlib`` would load OpenSSL in every launch."""
     text = "\0".join(map(str, arguments))
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    return f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"
