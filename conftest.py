@@ -35,6 +35,9 @@ for number, usual in (
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
 
+# With it, the line that a worker prints comes in pieces, between which other workers' lines may come.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: where files are shared out, no process has a long one left at the end."""
