@@ -126,7 +126,7 @@ def _end_not_reported(transition: Transition, event: _protocol.Appeared) -> None
     """Note the end, but do not report it to the agent."""
     before = len(transition.commands)
     _joining.on_round_ended(transition, event)
-    transition.commands[before:] = [c for c in transition.commands[before:] if not isinstance(c, _protocol.Ended)]
+    transition.commands[before:] = [c for c in transition.commands[before:] if not isinstance(c, _protocol.RoundEnded)]
 
 
 def _success_by_count(transition: Transition, value: Any) -> None:

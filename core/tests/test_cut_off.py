@@ -20,7 +20,7 @@ from quorate.errors import FailureKind, PluginError, UsageError
 from quorate.records import AgentPhase, Assignment, Cause, NodeRecord, RoundEnd, Verdict, WorkerExited
 from quorate.rendezvous._host_end import end_with_store, why_no_round
 from quorate.rendezvous._memory import InMemoryStore
-from quorate.rendezvous._protocol import End, GaveUp, Key, Phase, Settings
+from quorate.rendezvous._protocol import End, Key, Phase, RendezvousFailed, Settings
 from quorate.rendezvous._wire import decode_end
 from quorate.testing import Faults, SimulatedNode, World
 from quorate.testing._simulation import Plan
@@ -359,9 +359,9 @@ def test_a_host_that_stays_lets_the_round_end_as_it_does() -> None:
 
 def test_who_gives_up_for_want_of_nodes_tells_those_in_line_if_the_store_ends_with_it() -> None:
     node = NodeRecord("me", "default", 1, host="alpha")
-    gave_up = GaveUp(FailureKind.TIMEOUT, "2 of 3 nodes joined")
+    gave_up = RendezvousFailed(FailureKind.TIMEOUT, "2 of 3 nodes joined")
     assert why_no_round(gave_up, Hosted(), node) == (
         "2 of 3 nodes joined (alpha, which hosts the rendezvous store, has given up)"
     )
-    assert why_no_round(GaveUp(FailureKind.LOST, "gone"), Hosted(), node) == ""
+    assert why_no_round(RendezvousFailed(FailureKind.LOST, "gone"), Hosted(), node) == ""
     assert why_no_round(gave_up, None, node) == ""

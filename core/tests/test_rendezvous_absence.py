@@ -91,11 +91,11 @@ def test_the_sealer_reports_it_once() -> None:
     call = p.Call(Purpose.RECORDS, p.Operation.GET, ("0/node/2",))
     script.state = evolve(gathering(HEALTHY, tickets=2), pending={Purpose.RECORDS: call})
     script.feed(p.Reply(call, [encode(DECLINED)]))
-    assert [c for c in script.commands if isinstance(c, p.NodeDeclined)] == [
-        p.NodeDeclined("node beta does not join round 0: disk: full")
+    assert [c for c in script.commands if isinstance(c, p.PeerDeclined)] == [
+        p.PeerDeclined("node beta does not join round 0: disk: full")
     ]
     script.feed(p.Tick(), 5.0)
-    assert not [c for c in script.commands if isinstance(c, p.NodeDeclined)]
+    assert not [c for c in script.commands if isinstance(c, p.PeerDeclined)]
 
 
 def test_a_member_that_stays_out_after_a_failure_costs_no_restart() -> None:

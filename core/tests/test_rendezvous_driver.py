@@ -18,7 +18,7 @@ from quorate.errors import FailureKind
 from quorate.records import NodeRecord
 from quorate.rendezvous import InMemoryStore, Write, order_nodes
 from quorate.rendezvous._driver import Driver
-from quorate.rendezvous._protocol import GaveUp, Join, Joined, Output, Settings
+from quorate.rendezvous._protocol import Join, Output, RendezvousFailed, RoundJoined, Settings
 from quorate.timeouts import Timeouts
 
 DEADLINE_SECONDS = 30.0
@@ -28,7 +28,7 @@ def test_the_rendezvous_thread_does_not_end_in_silence() -> None:
     outputs: SimpleQueue[Output] = SimpleQueue()
 
     def emit(output: Output) -> None:
-        if isinstance(output, Joined):
+        if isinstance(output, RoundJoined):
             raise ZeroDivisionError("surprise")
         outputs.put(output)
 
@@ -39,7 +39,7 @@ def test_the_rendezvous_thread_does_not_end_in_silence() -> None:
         output = outputs.get(timeout=DEADLINE_SECONDS)
     finally:
         driver.close(DEADLINE_SECONDS)
-    assert isinstance(output, GaveUp)
+    assert isinstance(output, RendezvousFailed)
     assert output.kind is FailureKind.UNEXPECTED
     assert "ZeroDivisionError: surprise" in output.problem
 
@@ -67,7 +67,7 @@ def test_a_member_says_its_last_words_before_its_first_heartbeat() -> None:
     joined, store, settings = threading.Event(), _Attentive(), Settings(1, 2, Timeouts(last_call_timeout=0.1))
 
     def emit(output: Output) -> None:
-        if isinstance(output, Joined):
+        if isinstance(output, RoundJoined):
             joined.set()
 
     driver = Driver(settings, lambda: store, order_nodes, lambda summary, waiting: False, emit)
@@ -91,12 +91,12 @@ atexit.register(report)
 from quorate.records import NodeRecord
 from quorate.rendezvous import InMemoryStore, order_nodes
 from quorate.rendezvous._driver import Driver
-from quorate.rendezvous._protocol import Join, Joined, Settings
+from quorate.rendezvous._protocol import Join, RoundJoined, Settings
 
 joined = threading.Event()
 driver = Driver(
     Settings(1, 1), InMemoryStore, order_nodes, lambda summary, waiting: False,
-    lambda output: joined.set() if isinstance(output, Joined) else None,
+    lambda output: joined.set() if isinstance(output, RoundJoined) else None,
 )
 driver.start()
 driver.post(Join(NodeRecord("a", "default", 1)))
@@ -140,7 +140,7 @@ def test_a_store_that_raises_while_it_is_closed_is_named(
     driver = Driver(Settings(1, 1), Unclosable, order_nodes, lambda summary, waiting: False, outputs.put)
     driver.start()
     driver.post(Join(NodeRecord("a", "default", 1)))
-    while not isinstance(outputs.get(timeout=DEADLINE_SECONDS), Joined):
+    while not isinstance(outputs.get(timeout=DEADLINE_SECONDS), RoundJoined):
         pass
     driver.close(DEADLINE_SECONDS)
     assert f"the rendezvous store could not be closed: {type(error).__name__}" in capsys.readouterr().err

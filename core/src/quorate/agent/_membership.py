@@ -1,7 +1,7 @@
 """The agent's side of a rendezvous: requests that never block, answers posted as inputs.
 
-A handler that works this way itself has a thin implementation (``_store_membership``).  Here is the one for handlers
-that only have the blocking interface: a thread.  What does not live here: the protocol (:mod:`quorate.rendezvous`).
+A handler in a store works this way itself; one that only has the blocking interface gets a thread.  What does not live
+here: the protocol (:mod:`quorate.rendezvous`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .._plain import plain_text
 from ..errors import FailureKind, RendezvousClosedError, RendezvousTimeoutError, UsageError
 from ..records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, assign_ranks
+from ..rendezvous._outputs import Left
 from . import _protocol as protocol
 from ._guarded_handler import GuardedHandler, records_by_itself
 
@@ -71,10 +72,35 @@ def sole_use(handler: RendezvousHandler) -> Iterator[None]:
 def open_membership(handler: RendezvousHandler, post: Callable[[protocol.Input], None]) -> Membership:
     """Return the membership for ``handler``; ``post`` may be called from any thread."""
     if isinstance(handler, EventDrivenHandler):
-        from ._store_membership import StoreMembership  # keeps the protocol off the path of jobs without a store
-
-        return StoreMembership(handler, post)
+        return _StoreMembership(handler, post)
     return _ThreadMembership(handler, post)
+
+
+@final
+class _StoreMembership:
+    """Passes everything on: the handler already reports every change by itself."""
+
+    def __init__(self, handler: EventDrivenHandler, post: Callable[[protocol.Input], None]) -> None:
+        self._handler = handler
+        handler.subscribe(lambda output: None if isinstance(output, Left) else post(output))
+
+    def join(self, node: NodeRecord) -> None:
+        self._handler.request_join(node)
+
+    def end_round(self, end: RoundEnd) -> None:
+        self._handler.end_round(end)
+
+    def report_done(self) -> None:
+        self._handler.report_done()
+
+    def leave(self) -> None:
+        self._handler.request_leave()
+
+    def decline(self, node: NodeRecord) -> None:
+        self._handler.request_decline(node)
+
+    def close(self) -> None:
+        self._handler.subscribe(lambda output: None)
 
 
 @final

@@ -1,4 +1,4 @@
-"""The vocabulary of the agent machine: its commands, why workers are stopped, and its inputs (``_inputs``).
+"""The vocabulary of the agent machine: its inputs, why workers are stopped, and its commands.
 
 What does not live here: the state (``_state``), what happens with inputs (:mod:`quorate.agent._machine`), and how
 commands are carried out (``_runner``).
@@ -11,38 +11,18 @@ from typing import final
 
 from attrs import frozen
 
-from ..records import (
-    AgentPhase,
-    Assignment,
-    FailureRecord,
-    RestartBudget,
-    RoundEnd,
-    WorkerExited,
-)
-from ._inputs import (
-    Begin as Begin,
-    CannotFreeze as CannotFreeze,
-    Clock as Clock,
+from ..records import AgentPhase, Assignment, FailureRecord, RestartBudget, RestartDecision, RoundEnd, WorkerExited
+from ..rendezvous._outputs import (
     CutOff as CutOff,
-    Diagnosed as Diagnosed,
-    Input as Input,
     JobClosed as JobClosed,
-    NodeChecked as NodeChecked,
-    NodeUnhealthy as NodeUnhealthy,
+    Output as Output,
     PeerDeclined as PeerDeclined,
-    PreemptionWarned as PreemptionWarned,
     Reconnected as Reconnected,
     RendezvousFailed as RendezvousFailed,
     RoundEnded as RoundEnded,
     RoundJoined as RoundJoined,
-    SignalReceived as SignalReceived,
-    StacksDumped as StacksDumped,
     StandingBy as StandingBy,
-    StartFailed as StartFailed,
     Waiting as Waiting,
-    WorkerHung as WorkerHung,
-    WorkersExited as WorkersExited,
-    WorkersGone as WorkersGone,
 )
 
 Phase = AgentPhase
@@ -71,6 +51,144 @@ class Grace:
     preemption: float = 30.0  # this agent was signalled
     exit: float = 30.0  # the job is over
 
+
+# --- inputs; the outputs of the rendezvous are inputs, too ------------------------------------------------------------
+
+
+@final
+@frozen
+class Begin:
+    """Run."""
+
+
+@final
+@frozen
+class NodeChecked:
+    """The checks of this node are over; ``problems`` are sentences, none if the node is healthy."""
+
+    problems: tuple[str, ...] = ()
+
+
+@final
+@frozen
+class NodeUnhealthy:
+    """A check, a service or a leftover process shows that this node should not go on."""
+
+    problem: str
+
+
+@final
+@frozen
+class CannotFreeze:
+    """The answer to :class:`FreezeWorkers` where the workers cannot be made to stand still."""
+
+    problem: str
+
+
+@final
+@frozen
+class WorkerHung:
+    """A worker makes no progress."""
+
+    local_rank: int
+    pid: int
+    problem: str
+    timestamp_ns: int = 0
+
+
+@final
+@frozen
+class StacksDumped:
+    """The workers have written their stacks, as far as they could; ``lines`` are the end of the hung worker's."""
+
+    lines: tuple[str, ...] = ()
+
+
+@final
+@frozen
+class WorkersExited:
+    """Workers have ended."""
+
+    exits: tuple[WorkerExited, ...]
+
+
+@final
+@frozen
+class StartFailed:
+    """The workers could not be started; none of them runs."""
+
+    exit: WorkerExited
+
+
+@final
+@frozen
+class Diagnosed:
+    """The answer to :class:`Diagnose` and :class:`Decide`."""
+
+    failure: FailureRecord
+    decision: RestartDecision | None
+
+
+@final
+@frozen
+class WorkersGone:
+    """All workers and everything they started have ended, but for ``kept``: live workers that have left their world.
+
+    ``kept`` are local ranks.
+    """
+
+    kept: frozenset[int] = frozenset()
+
+
+@final
+@frozen
+class SignalReceived:
+    """The agent was signalled.  ``is_person``: by a person at its terminal, who pressed Ctrl-C."""
+
+    number: int
+    is_person: bool = False
+
+
+@final
+@frozen
+class PreemptionWarned:
+    """The scheduler, or a service, has announced that this node or the whole job ends soon.
+
+    ``grace_seconds`` is what is left to the workers, ``None`` where it is not known.  ``min_nodes`` is how many nodes
+    the job needs, 0 where that is not known.
+    """
+
+    number: int
+    grace_seconds: float | None
+    reason: str
+    whole_job: bool = False
+    min_nodes: int = 0
+
+
+@final
+@frozen
+class Clock:
+    """Time has passed; ``due`` if the state's ``wake_at`` was reached."""
+
+    due: bool = False
+
+
+Input = (
+    Begin
+    | NodeChecked
+    | NodeUnhealthy
+    | CannotFreeze
+    | WorkerHung
+    | StacksDumped
+    | WorkersExited
+    | StartFailed
+    | Diagnosed
+    | WorkersGone
+    | SignalReceived
+    | PreemptionWarned
+    | Clock
+    | Output
+)
 
 # --- why workers are stopped ----------------------------------------------------------------------------------------
 

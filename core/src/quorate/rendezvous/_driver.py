@@ -6,7 +6,7 @@ Three threads, so that a store that hangs can stop neither the machine's clock n
 * *store*: carries out calls, one at a time, and opens the store before the first;
 * *wait*: sits in the one blocking wait.
 
-An unexpected exception in a thread becomes ``GaveUp``, which ends the agent; no thread ends in silence.
+An unexpected exception in a thread becomes ``RendezvousFailed``, which ends the agent; no thread ends in silence.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ._executor import Interpreter, PendingWait
 from ._incarnation_store import IncarnationStore, wrong_answer
 from ._last_word import LastWords
 from ._liveness import Heartbeat, HeartbeatState
-from ._protocol import Call, Failed, GaveUp, Input, Key, Operation, Output, Phase, Reply, Settings
+from ._protocol import Call, Failed, Input, Key, Operation, Output, Phase, RendezvousFailed, Reply, Settings
 from ._refusals import RefusalReader, tell_refusal
 from ._sealing import refusal_of
 from ._state import State, Step
@@ -127,7 +127,7 @@ class Driver:
             run()
         except BaseException as error:
             problem = f"the thread {name!r} of the rendezvous raised {described(error)}"
-            self.emit(GaveUp(FailureKind.of(error), problem))
+            self.emit(RendezvousFailed(FailureKind.of(error), problem))
 
     def post(self, event: Input) -> None:
         """Hand the machine an input; from any thread."""
@@ -326,7 +326,7 @@ class Driver:
     def _give_up(self, error: BaseException) -> None:
         """The settings are wrong, or the store raised what its contract does not name: retrying cannot help."""
         text = str(error) if isinstance(error, QuorateError) else f"the store raised {described(error)}"
-        self.emit(GaveUp(FailureKind.of(error), text))
+        self.emit(RendezvousFailed(FailureKind.of(error), text))
 
     # --- the wait thread ----------------------------------------------------------------------------------------------
 

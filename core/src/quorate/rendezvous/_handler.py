@@ -38,18 +38,18 @@ from ._observed_job import count_in_line
 from ._parameters import for_short_visit, settings_of, with_waiting_callback
 from ._port import PORT_RANGE_SETTING, Bootstrap, make_bootstrap, reserve_master_port
 from ._protocol import (
-    Closed,
     Done,
     End,
-    Ended,
-    GaveUp,
+    JobClosed,
     Join,
-    Joined,
     Key,
     Leave,
     Left,
     Output,
     Phase,
+    RendezvousFailed,
+    RoundEnded,
+    RoundJoined,
     StandingBy,
     StopWaiting,
     Waiting,
@@ -94,7 +94,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         self._changed = threading.Condition()
         self._started = self._shut_down = self._is_closed_here = self._has_entered = False
         self._departed = threading.Event()  # this node has left, or there is nothing left to leave
-        self._final: Closed | GaveUp | None = None
+        self._final: JobClosed | RendezvousFailed | None = None
         self._token, self._process_id = job_token_of(parameters.config), os.getpid()
         self._plain_store: Store | None = None
         self._leaving = threading.Event()
@@ -166,7 +166,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         Once the job has ended, another one of the same name begins; not after :meth:`shutdown` or :meth:`set_closed`.
         """
         if self._shut_down or self._is_closed_here:
-            self._pass_on(Closed(self._end_here(_CLOSED_HERE)))
+            self._pass_on(JobClosed(self._end_here(_CLOSED_HERE)))
             return
         if self._process_id != os.getpid():
             self._begin()  # the threads are the parent process's
@@ -268,22 +268,24 @@ class StoreRendezvousHandler(RendezvousHandler):
                 report = evolve(report, reason=reason)
             self._reporting.complete(report, self._has_entered or bool(self._why_not_entered))
             return
-        if isinstance(output, Joined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
+        if isinstance(output, RoundJoined) and output.assignment.group_rank == 0 and self._bootstrap is not None:
             try:
                 if isinstance(self._plain_store, PortLendingStore):
                     self._plain_store.lend_port()
                 self._bootstrap.activate()
             except BaseException as error:
-                output = GaveUp(FailureKind.STATE, f"the bootstrap port could not be opened: {problem_of(error)}")
+                output = RendezvousFailed(
+                    FailureKind.STATE, f"the bootstrap port could not be opened: {problem_of(error)}"
+                )
         output = self._explained(output)
-        if isinstance(output, (Closed, GaveUp)):
+        if isinstance(output, (JobClosed, RendezvousFailed)):
             self._final = output
-        if isinstance(output, GaveUp) and output.told_round is not None:
+        if isinstance(output, RendezvousFailed) and output.told_round is not None:
             self._driver.tell_refusal(output.told_round, refused(self._node, output.problem))
         refusal = why_no_round(output, self._plain_store, self._node)
         if refusal:
             self._driver.refuse_round(refusal)
-        if isinstance(output, (Closed, GaveUp, Left)):
+        if isinstance(output, (JobClosed, RendezvousFailed, Left)):
             self._departed.set()
         self._pass_on(output)
 
@@ -297,8 +299,8 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     def _explained(self, output: Output) -> Output:
         """Return ``output`` with what only this object knows: the job's name, and why it is not entered yet."""
-        if isinstance(output, GaveUp) and output.kind is FailureKind.TIMEOUT and self._why_not_entered:
-            return GaveUp(output.kind, f"{output.problem.partition(': ')[0]}: {self._why_not_entered}")
+        if isinstance(output, RendezvousFailed) and output.kind is FailureKind.TIMEOUT and self._why_not_entered:
+            return RendezvousFailed(output.kind, f"{output.problem.partition(': ')[0]}: {self._why_not_entered}")
         if isinstance(output, StandingBy) and output.reason != self._why_not_entered:
             first = self._entry.begun_by
             began = f", which a node on {first.name} began" if first is not None else ""
@@ -340,12 +342,12 @@ class StoreRendezvousHandler(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         if self._driver.state.phase is Phase.RUNNING and self._process_id == os.getpid():
             self.end_round(self._end_here(f"{self._node.name} joins again", Cause.NODE_LEFT, Verdict.RESCALE))
-            self._next_output((Ended, Closed, GaveUp), None)
+            self._next_output((RoundEnded, JobClosed, RendezvousFailed), None)
         if self._final is None and not self._shut_down:
             self.request_join(self._node)
-        output = self._next_output((Joined, Closed, GaveUp), None)
+        output = self._next_output((RoundJoined, JobClosed, RendezvousFailed), None)
         assert output is not None
-        if isinstance(output, Joined):
+        if isinstance(output, RoundJoined):
             assignment = output.assignment
             return RendezvousInfo(
                 None,
@@ -358,18 +360,18 @@ class StoreRendezvousHandler(RendezvousHandler):
         raise AssertionError
 
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
-        output = self._next_output((Ended, Closed, GaveUp), timeout)
+        output = self._next_output((RoundEnded, JobClosed, RendezvousFailed), timeout)
         if output is None:
             return None
-        if isinstance(output, (Ended, Closed)):
+        if isinstance(output, (RoundEnded, JobClosed)):
             return output.end
         self._raise(output)
         return None
 
     def _raise(self, output: Output) -> None:
-        if isinstance(output, Closed):
+        if isinstance(output, JobClosed):
             raise RendezvousClosedError(output.end.reason, succeeded=output.end.verdict is Verdict.SUCCEEDED)
-        if isinstance(output, GaveUp):
+        if isinstance(output, RendezvousFailed):
             raise output.kind.error(output.problem)
 
     def _next_output(self, kinds: tuple[type[Output], ...], timeout: float | None) -> Output | None:
@@ -390,7 +392,7 @@ class StoreRendezvousHandler(RendezvousHandler):
 
     def is_closed(self) -> bool:
         """Return whether the job has ended, as far as this node knows."""
-        return isinstance(self._final, Closed)
+        return isinstance(self._final, JobClosed)
 
     def set_closed(self) -> None:
         """End the job for all nodes; where this node is in no round, for this node alone."""
@@ -400,7 +402,7 @@ class StoreRendezvousHandler(RendezvousHandler):
         elif self._final is None:
             if self._started:
                 self.request_leave()
-            self._final = Closed(self._end_here(_CLOSED_HERE))
+            self._final = JobClosed(self._end_here(_CLOSED_HERE))
             self._pass_on(self._final)
 
     def _end_here(self, reason: str, cause: Cause = Cause.STOPPED, verdict: Verdict = Verdict.STOPPED) -> RoundEnd:
@@ -432,7 +434,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             self._shut_down = True
             self._changed.notify_all()
         if self._subscriber is not None and self._final is None:
-            self._subscriber(Closed(self._end_here(_CLOSED_HERE)))
+            self._subscriber(JobClosed(self._end_here(_CLOSED_HERE)))
         if self._started:
             linger = linger_seconds(self._driver.state, self._final, self._linger_timeout)
             self._driver.close(self._close_timeout, linger)

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from ..errors import FailureKind
 from ..records import Assignment, NodeRecord, RoundEnd, Verdict
-from ._protocol import GaveUp, Output, Phase
+from ._protocol import Output, Phase, RendezvousFailed
 from ._state import State
 from ._store import Store, ends_with_host
 
@@ -36,7 +36,7 @@ def why_no_round(output: Output, store: Store | None, node: NodeRecord) -> str:
 
     They would only see the store end, and take that for the reason.
     """
-    if not isinstance(output, GaveUp) or output.kind is not FailureKind.TIMEOUT:
+    if not isinstance(output, RendezvousFailed) or output.kind is not FailureKind.TIMEOUT:
         return ""
     if store is None or not ends_with_host(store):
         return ""
@@ -45,7 +45,7 @@ def why_no_round(output: Output, store: Store | None, node: NodeRecord) -> str:
 
 def linger_seconds(state: State, final: Output | None, linger_timeout: float) -> float:
     """Return for how long the host of a store keeps it for the other nodes, which may still read it."""
-    gave_up = isinstance(final, GaveUp) and final.kind is FailureKind.TIMEOUT
+    gave_up = isinstance(final, RendezvousFailed) and final.kind is FailureKind.TIMEOUT
     if state.phase is Phase.CLOSED or gave_up:
         return linger_timeout
     return _LINGER_FACTOR * linger_timeout if state.phase is Phase.LEFT and state.is_done else 0.0

@@ -1,7 +1,7 @@
-"""The vocabulary of the rendezvous machine: its settings, keys, phases, inputs, commands and outputs.
+"""The vocabulary of the rendezvous machine: its settings, keys, phases, inputs and commands.
 
-What does not live here: what a node knows (:mod:`quorate.rendezvous._state`), what happens on an input
-(:mod:`quorate.rendezvous._machine`) and who carries out the commands (:mod:`quorate.rendezvous._driver`).
+What does not live here: its outputs (``_outputs``), what a node knows (:mod:`quorate.rendezvous._state`), what happens
+on an input (:mod:`quorate.rendezvous._machine`) and who carries out the commands (:mod:`quorate.rendezvous._driver`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,21 @@ from typing import Any, final
 from attrs import field, frozen
 
 from ..cut_off import WhenCutOff
-from ..errors import FailureKind
-from ..records import Assignment, NodeRecord, RendezvousWaiting, RoundEnd, RoundSummary
+from ..records import NodeRecord, RoundEnd, RoundSummary
 from ..timeouts import Timeouts
+from ._outputs import (
+    CutOff as CutOff,
+    JobClosed as JobClosed,
+    Left as Left,
+    Output as Output,
+    PeerDeclined as PeerDeclined,
+    Reconnected as Reconnected,
+    RendezvousFailed as RendezvousFailed,
+    RoundEnded as RoundEnded,
+    RoundJoined as RoundJoined,
+    StandingBy as StandingBy,
+    Waiting as Waiting,
+)
 
 # --- settings and keys ----------------------------------------------------------------------------------------------
 
@@ -248,7 +260,7 @@ class StopWaiting:
 
 Input = Join | End | Done | Leave | Reply | Failed | Appeared | Ordered | Rescaled | StopWaiting | Tick
 
-# --- commands and outputs -------------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------------------------
 
 
 @final
@@ -335,86 +347,4 @@ class AskRescale:
     waiting: int
 
 
-@final
-@frozen
-class Joined:
-    """To the agent: this node is a member of a sealed round."""
-
-    assignment: Assignment
-
-
-@final
-@frozen
-class Ended:
-    """To the agent: its round has ended; stop the workers."""
-
-    end: RoundEnd
-
-
-@final
-@frozen
-class NodeDeclined:
-    """To the agent: a node declined the round that this node gathers nodes for."""
-
-    reason: str
-
-
-@final
-@frozen
-class StandingBy:
-    """To the agent: the round is full or running; this node is in line for the next one."""
-
-    reason: str
-
-
-@final
-@frozen
-class Waiting:
-    """To the agent: this node has waited for some time, and goes on."""
-
-    report: RendezvousWaiting
-
-
-@final
-@frozen
-class CutOff:
-    """To the agent: this node has been without the store for so long that the others may go on without it."""
-
-    reason: str
-
-
-@final
-@frozen
-class Reconnected:
-    """To the agent: after :class:`CutOff` it turned out that the round still runs, with this node in it."""
-
-
-@final
-@frozen
-class Closed:
-    """To the agent: the job is over."""
-
-    end: RoundEnd
-
-
-@final
-@frozen
-class GaveUp:
-    """To the agent: this node cannot continue.
-
-    The members of the round ``told_round``, which runs, are told why, too; ``None``: this is nothing to them.
-    """
-
-    kind: FailureKind
-    problem: str
-    told_round: int | None = None
-
-
-@final
-@frozen
-class Left:
-    """To the driver: this node has left."""
-
-
-Output = Joined | Ended | StandingBy | NodeDeclined | Waiting | CutOff | Reconnected | Closed | GaveUp | Left
 Command = Call | Wait | OrderNodes | AskRescale | Output

@@ -9,7 +9,7 @@ from ..records import Assignment, Cause, Verdict
 from ._liveness import Heartbeat, HeartbeatState
 from ._member_tickets import look_up_tickets
 from ._members import heartbeat_key_of, is_ticket_unknown
-from ._protocol import Appeared, Done, End, Ended, Joined, Key, Phase, Purpose
+from ._protocol import Appeared, Done, End, Key, Phase, Purpose, RoundEnded, RoundJoined
 from ._state import Gathering, PreviousRound, Report, Watch
 from ._transition import Transition, member_heartbeat_keys, other_ranks, record_round_end
 from ._wire import decode_end, encode
@@ -35,7 +35,7 @@ def enter_round(transition: Transition, assignment: Assignment) -> None:
         ),
         report=Report(),
     )
-    transition.emit(Joined(assignment))
+    transition.emit(RoundJoined(assignment))
     transition.wait(Key.ended(assignment.round_number))
     transition.put_heartbeat(Purpose.HEARTBEAT)
 
@@ -64,7 +64,7 @@ def on_ended(transition: Transition, event: Appeared) -> None:
         transition.close_job(end)
         return
     transition.enter(Phase.ENDED, end.reason, round_number=state.round_number + 1)
-    transition.emit(Ended(end))
+    transition.emit(RoundEnded(end))
 
 
 # --- success --------------------------------------------------------------------------------------------------------

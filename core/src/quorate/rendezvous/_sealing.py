@@ -13,7 +13,7 @@ from ..records import Assignment, RoundEnd, RoundSummary, Verdict
 from ..text import printable
 from ._gather import evaluate, live_nodes, plugin_warnings
 from ._member_tickets import encode_tickets
-from ._protocol import Appeared, Key, NodeDeclined, Ordered, OrderNodes, Phase, Purpose
+from ._protocol import Appeared, Key, Ordered, OrderNodes, PeerDeclined, Phase, Purpose
 from ._ranks import assign_ranks, previous_order, select_nodes
 from ._running import enter_round
 from ._same_job import difference_warnings
@@ -91,7 +91,7 @@ def on_records(transition: Transition, values: list[bytes | None]) -> None:
             nodes[ticket] = node = decode_node(Key.node(state.round_number, ticket), value)
             if node.declined:
                 text = f"node {node.name} does not join round {state.round_number}: {node.declined}"
-                transition.emit(NodeDeclined(text))
+                transition.emit(PeerDeclined(text))
     if len(nodes) > len(state.gathering.nodes):
         transition.set(gathering=evolve(state.gathering, nodes=nodes, last_arrival=transition.now))
     consider_sealing(transition)

@@ -17,7 +17,7 @@ from ..records import Assignment, Cause, NodeRecord, RoundEnd, RoundSummary, Ver
 from ._gather import missing_survivors
 from ._liveness import Heartbeat, HeartbeatState
 from ._members import keys_to_read
-from ._protocol import Call, Closed, Command, GaveUp, Key, Left, Operation, Phase, Purpose, Wait
+from ._protocol import Call, Command, JobClosed, Key, Left, Operation, Phase, Purpose, RendezvousFailed, Wait
 from ._state import Gathering, PreviousRound, Report, Seal, Standby, State, Watch
 from ._wire import decode_object, encode
 
@@ -91,7 +91,7 @@ class Transition(_transition.Transition[State, Command]):
 
     def give_up(self, kind: FailureKind, problem: str, told_round: int | None = None) -> None:
         self._stop(Phase.FAILED, problem)
-        self.emit(GaveUp(kind, problem, told_round))
+        self.emit(RendezvousFailed(kind, problem, told_round))
 
     def close_job(self, end: RoundEnd) -> None:
         """The job is over.  In a store that outlives it, heartbeats go on until this node has left."""
@@ -100,7 +100,7 @@ class Transition(_transition.Transition[State, Command]):
         self._stop(Phase.CLOSED, end.reason)
         if state.settings.outlives_job and has_key:
             self.set(next_heartbeat_at=self.now + state.settings.timeouts.reading_interval)
-        self.emit(Closed(end))
+        self.emit(JobClosed(end))
 
     def leave_job(self, last_state: HeartbeatState) -> None:
         """Leave, and report it with a last heartbeat if other nodes may be watching this one."""

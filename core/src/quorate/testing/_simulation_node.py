@@ -16,7 +16,6 @@ from attrs import evolve
 from ..agent import _protocol as agent
 from ..agent._machine import step as agent_step
 from ..agent._state import Settings as AgentSettings, State as AgentState
-from ..agent._store_membership import agent_input
 from ..records import (
     Assignment,
     FailureRecord,
@@ -110,7 +109,7 @@ class SimulatedNode:
         self.history: list[Assignment] = []
         self.ends: list[RoundEnd] = []
         self.closed: RoundEnd | None = None
-        self.gave_up: protocol.GaveUp | None = None
+        self.gave_up: protocol.RendezvousFailed | None = None
         self.finished: agent.Finish | None = None
         self.calls = self.bytes = 0
         self.problems: tuple[str, ...] = ()  # what its health checks find
@@ -303,24 +302,23 @@ class SimulatedNode:
         deliver()
 
     def emit(self, output: protocol.Output, /) -> None:
-        if isinstance(output, protocol.Joined):
+        if isinstance(output, protocol.RoundJoined):
             self.history.append(output.assignment)
             self._judge.joins(self, output.assignment)
-        elif isinstance(output, protocol.Ended):
+        elif isinstance(output, protocol.RoundEnded):
             self.ends.append(output.end)
             self._judge.learns_end(self, output.end)
-        elif isinstance(output, protocol.Closed):
+        elif isinstance(output, protocol.JobClosed):
             self.closed = output.end
             self._judge.learns_end(self, output.end)
-        elif isinstance(output, protocol.GaveUp):
+        elif isinstance(output, protocol.RendezvousFailed):
             self.gave_up = output
-        if isinstance(output, (protocol.Closed, protocol.GaveUp, protocol.Left)):
+        if isinstance(output, (protocol.JobClosed, protocol.RendezvousFailed, protocol.Left)):
             self._has_departed = True
             if self.finished is not None:
                 self._exit()
-        event = agent_input(output)
-        if event is not None:
-            self.post_to_agent(event)
+        if not isinstance(output, protocol.Left):
+            self.post_to_agent(output)
 
     def decide_ranks(self, nodes: Sequence[NodeRecord], previous: Sequence[str], /) -> Sequence[str]:
         return order_nodes(nodes, previous)
