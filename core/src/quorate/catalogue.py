@@ -15,7 +15,7 @@ from attrs.validators import gt, instance_of, is_callable, optional
 
 from ._bounded import is_word
 from .clusters import ClusterEnvironment
-from .records import Event, FailureRecord
+from .records import Event, FailureRecord, TextEnum
 from .rendezvous import RendezvousBackend
 from .services import AgentService, AgentView
 from .starter import Starter, StarterRequest
@@ -155,7 +155,7 @@ class CliOption:
 
 
 @final
-class PluginKind(str, Enum):
+class PluginKind(TextEnum):
     """What a plugin can offer by name; the value is how messages call it."""
 
     CLI_OPTION = "flag"
@@ -167,9 +167,6 @@ class PluginKind(str, Enum):
     SERVICE = "service"
     ERROR_RECORDER = "error recorder"
     EVENT_SINK = "event log handler"
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def hook(self) -> str:

@@ -6,10 +6,10 @@ killed (:mod:`quorate.agent`).
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any, final
 
 from .errors import UsageError
+from .records import TextEnum
 
 __all__ = ["CUT_OFF_SETTINGS", "WhenCutOff", "parse_when_cut_off"]
 
@@ -18,15 +18,12 @@ CUT_OFF_SETTINGS = frozenset({"when_cut_off", "majority"})
 
 
 @final
-class WhenCutOff(str, Enum):
+class WhenCutOff(TextEnum):
     """What becomes of a node's workers once the other nodes may go on without it (``when_cut_off``)."""
 
     RUN = "run"  # they go on
     FREEZE = "freeze"  # they stand still, and go on if the round turns out to be theirs still
     STOP = "stop"  # they are killed
-
-    def __str__(self) -> str:
-        return self.value
 
 
 def parse_when_cut_off(value: Any) -> WhenCutOff:

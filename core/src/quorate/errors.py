@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import final
 
+from .records import TextEnum
 from .verdict import JobVerdict
 
 __all__ = [
@@ -120,7 +120,7 @@ class StoreCorruptError(RendezvousStateError):
 
 
 @final
-class FailureKind(str, Enum):
+class FailureKind(TextEnum):
     """How a rendezvous failed for good; each kind has an exception of its own."""
 
     TIMEOUT = "timeout"  # too few nodes joined
@@ -128,9 +128,6 @@ class FailureKind(str, Enum):
     LOST = "lost"  # the store is gone, with its content
     STATE = "state"  # the content of the store, or this node's configuration, cannot be used
     UNEXPECTED = "unexpected"  # an unexpected exception of the backend or of quorate
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def error(self) -> type[RendezvousError]:

@@ -7,13 +7,12 @@ sent (:mod:`quorate.agent`), and the envelope that all of them share (:class:`qu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from typing import Any, ClassVar, final
 
 from attrs import fields, frozen
 
 from .errors import FailureKind
-from .records import AgentPhase, Cause, Verdict
+from .records import AgentPhase, Cause, TextEnum, Verdict
 
 __all__ = [
     "AgentPhaseDetails",
@@ -34,7 +33,7 @@ __all__ = [
 
 
 @final
-class EventName(str, Enum):
+class EventName(TextEnum):
     """Every event; :attr:`details` is the class of its details."""
 
     CLUSTER_FOUND = "cluster.found"
@@ -49,9 +48,6 @@ class EventName(str, Enum):
     ROUND_ENDED = "round.ended"
     WORKERS_STARTED = "workers.started"
     WORKER_FAILED = "worker.failed"
-
-    def __str__(self) -> str:
-        return self.value
 
     @property
     def details(self) -> type[EventDetails]:

@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 
-class _Text(str, Enum):
-    """Base of the closed sets here: a member is written as its value, in messages and in JSON."""
+class TextEnum(str, Enum):
+    """Base of closed sets: a member is written as its value, in messages and in JSON."""
 
     def __str__(self) -> str:
         return str(self.value)
 
 
 @final
-class Cause(_Text):
+class Cause(TextEnum):
     """Why a worker, a round or a job ended."""
 
     SUCCEEDED = "succeeded"
@@ -67,7 +67,7 @@ class Cause(_Text):
 
 
 @final
-class Verdict(_Text):
+class Verdict(TextEnum):
     """What the job does after a round has ended."""
 
     RESTART = "restart"  # run again, and count it against the job's restart budget
@@ -83,7 +83,7 @@ class Verdict(_Text):
 
 
 @final
-class AgentPhase(_Text):
+class AgentPhase(TextEnum):
     """Where an agent is."""
 
     NEW = "new"
@@ -97,7 +97,7 @@ class AgentPhase(_Text):
 
 
 @final
-class WorkerStatus(_Text):
+class WorkerStatus(TextEnum):
     """How one worker is."""
 
     RUNNING = "running"
