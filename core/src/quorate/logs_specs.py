@@ -220,31 +220,21 @@ class DefaultLogsSpecs(LogsSpecs):
         attempt_dir = self._make_attempt_dir(
             run_dir, first.get("TORCHELASTIC_RESTART_COUNT", "0"), first.get("QUORATE_ROUND", "0")
         )
-        stdouts: dict[int, str] = {}
-        stderrs: dict[int, str] = {}
-        tee_out: dict[int, str] = {}
-        tee_err: dict[int, str] = {}
-        errors: dict[int, str] = {}
-        for local_rank in envs:
-            folder = os.path.join(attempt_dir, str(local_rank))
+        folders = {local_rank: os.path.join(attempt_dir, str(local_rank)) for local_rank in envs}
+        for folder in folders.values():
             _make_folder(folder)
-            tee = choice_for(self._tee, local_rank)
-            files = choice_for(self._redirects, local_rank) | tee
-            if files & Std.OUT:
-                stdouts[local_rank] = os.path.join(folder, "stdout.log")
-            if files & Std.ERR:
-                stderrs[local_rank] = os.path.join(folder, "stderr.log")
-            if tee & Std.OUT:
-                tee_out[local_rank] = stdouts[local_rank]
-            if tee & Std.ERR:
-                tee_err[local_rank] = stderrs[local_rank]
-            errors[local_rank] = os.path.join(folder, "error.json")
+        tees = {local_rank: choice_for(self._tee, local_rank) for local_rank in envs}
+        files = {local_rank: choice_for(self._redirects, local_rank) | tee for local_rank, tee in tees.items()}
+
+        def paths(name: str, chosen: Mapping[int, Std], stream: Std = Std.ALL) -> dict[int, str]:
+            return {rank: os.path.join(folders[rank], name) for rank, streams in chosen.items() if streams & stream}
+
         return LogsDest(
-            stdouts,
-            stderrs,
-            tee_out,
-            tee_err,
-            errors,
+            paths("stdout.log", files, Std.OUT),
+            paths("stderr.log", files, Std.ERR),
+            paths("stdout.log", tees, Std.OUT),
+            paths("stderr.log", tees, Std.ERR),
+            paths("error.json", dict.fromkeys(envs, Std.ALL)),
             os.path.join(attempt_dir, "filtered_stdout.log") if self._duplicate_stdout_filters else "",
             os.path.join(attempt_dir, "filtered_stderr.log") if self._duplicate_stderr_filters else "",
         )
@@ -284,16 +274,11 @@ class DefaultLogsSpecs(LogsSpecs):
         folder = self._run_log_dir
         if folder is None or self._root_log_dir is not None or self._writes_streams():
             return
-        for parent, folders, files in os.walk(folder, topdown=False):
-            try:
+        try:
+            for parent, _, files in os.walk(folder, topdown=False):
                 for name in files:
                     os.unlink(os.path.join(parent, name))
-                for name in folders:
-                    os.rmdir(os.path.join(parent, name))
-            except OSError:
-                return
-        try:
-            os.rmdir(folder)
+                os.rmdir(parent)
         except OSError:
             return
         self._run_log_dir = None
@@ -362,7 +347,7 @@ def adopt_logs_specs(specs: Any) -> LogsSpecs:
         )
     if kind.__qualname__ == "DefaultLogsSpecs" and kind.__module__.startswith("torch."):
         folder = None if specs.root_log_dir == os.devnull else specs.root_log_dir
-        redirects, tee = (_own_choice(choice) for choice in (specs._redirects, specs._tee))
+        redirects, tee = (_choice_of(Std, choice) for choice in (specs._redirects, specs._tee))
         return DefaultLogsSpecs(folder, redirects, tee, specs._local_ranks_filter)
     return _AdoptedLogsSpecs(specs)
 
@@ -391,11 +376,6 @@ def _choice_of(std: Any, choice: Any) -> Any:
     if isinstance(choice, Mapping):
         return {rank: std(int(value)) for rank, value in choice.items()}
     return std(int(choice))
-
-
-def _own_choice(choice: Any) -> StdChoice:
-    own: StdChoice = _choice_of(Std, choice)
-    return own
 
 
 def _make_folder(folder: str) -> None:
