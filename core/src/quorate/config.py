@@ -53,11 +53,6 @@ def _filters(value: Sequence[str] | None) -> tuple[str, ...]:
     return words
 
 
-def _auth(record: Any, attribute: Attribute[Any], value: str | None) -> None:
-    if value is not None:
-        parse_auth(value)
-
-
 def _ports(record: Any, attribute: Attribute[Any], value: str | None) -> None:
     if value is not None:
         port_range(value)
@@ -113,7 +108,7 @@ class LaunchConfig(WorkerSettings):
     rdzv_backend: str = ""
     rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied)
     rdzv_timeout: float = -1
-    rdzv_auth: str | None = field(default=None, validator=_auth)
+    rdzv_auth: str | None = None
     master_port_range: str | None = field(default=None, validator=_ports)
     start_method: str = field(default="spawn", validator=not_empty)
     log_line_prefix_template: str | None = field(default=None, validator=text)
@@ -154,7 +149,8 @@ class LaunchConfig(WorkerSettings):
 
     def auth(self) -> Auth:
         """Return whether the job token is used."""
-        return parse_auth(self.rdzv_auth or self.rdzv_configs.get(AUTH_SETTING, Auth.AUTO))
+        word = self.rdzv_configs.get(AUTH_SETTING, Auth.AUTO) if self.rdzv_auth is None else self.rdzv_auth
+        return parse_auth(word)
 
     def rank_hint(self) -> int | None:
         """Return the group rank that this node asks for, ``None`` if any will do."""
