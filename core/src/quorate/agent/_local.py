@@ -36,11 +36,11 @@ from ._environment import check_visible_devices
 from ._guarded_handler import guarded
 from ._guarded_logs import guarded_logs
 from ._membership import sole_use
+from ._preparation import choose_starter
 from ._protocol import Phase
 from ._reports import Reporter, level_of
 from ._runner import Runner
 from ._spec import RunResult, RunSettings, Worker, WorkerGroup, WorkerSpec, WorkerState
-from ._starter_choice import choose_starter
 from ._state import State
 from ._verdict import judge
 

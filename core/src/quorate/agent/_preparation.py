@@ -1,20 +1,36 @@
-"""Holds workers back while their starter gets ready.
+"""The starter of an entrypoint: which one it is, and holding workers back while it gets ready.
 
-What does not live here: which starter that is (``_starter_choice``), and starting the workers (``_runner``).
+What does not live here: what a starter does (:mod:`quorate.starter`), and starting the workers (``_runner``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import Any, final
 
 from .._isolation import call_plugin
+from ..catalogue import PluginKind, StarterBackend
+from ..plugins import PluginHost
 from ..starter import PreparingStarter, Starter
 from . import _protocol as protocol
 from ._environment import base_environment, common_environment
 from ._spec import WorkerSpec
 
-__all__ = ["Preparation"]
+__all__ = ["Preparation", "choose_starter"]
+
+
+def choose_starter(host: PluginHost, entrypoint: str | Callable[..., Any], start_method: str) -> StarterBackend:
+    """Return the starter for ``entrypoint``: ``exec`` for a command, unless the one asked for takes commands too.
+
+    Raises:
+        UnknownBackendError: no plugin offers it.
+    """
+    if isinstance(entrypoint, str):
+        asked: StarterBackend | None = host.catalogue(PluginKind.STARTER).get(start_method)
+        if asked is None or asked.kind == "function":
+            start_method = "exec"
+    backend: StarterBackend = host.choose(PluginKind.STARTER, start_method)
+    return backend
 
 
 @final

@@ -203,7 +203,7 @@ class Processes:
             here = _kept_in(context) if self._is_releasing and self._is_settled(context) else ()
             if here:
                 kept.update(here)
-                self._note_left_behind(context)
+                self._problems += context.left_behind()
             else:
                 self._close(context)  # kills what a stalled console or a wait in the kernel has left
         self._deadline, self._is_releasing = None, False
@@ -229,12 +229,9 @@ class Processes:
             self._unwatch(context.fileno())
         try:
             context.close()
-            self._note_left_behind(context)
+            self._problems += context.left_behind()
         except PluginError as error:
             self._warn(f"{error}; workers may be left over")
-
-    def _note_left_behind(self, context: GuardedContext) -> None:
-        self._problems += context.left_behind()
 
 
 def _kept_in(context: GuardedContext) -> Collection[int]:

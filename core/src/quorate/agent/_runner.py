@@ -40,14 +40,13 @@ from ._machine import step
 from ._membership import Membership, open_membership
 from ._node_record import node_record
 from ._preemption import Preemption
-from ._preparation import Preparation
+from ._preparation import Preparation, choose_starter
 from ._probe import probe_master
 from ._processes import Processes
 from ._reports import Reporter
 from ._services import Services, View, take_snapshot
 from ._signals import Caught, SignalCatcher
 from ._spec import RunSettings
-from ._starter_choice import choose_starter
 from ._state import Settings, State
 from ._workers import WorkerTable
 

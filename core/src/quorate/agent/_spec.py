@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from operator import attrgetter
 from typing import Any, final
 
 from attrs import define, field, fields, frozen
@@ -173,7 +174,16 @@ class WorkerGroup:
         self.state = WorkerState.INIT
 
 
+def _by_rank(values: Mapping[int, Any] | None) -> dict[int, Any]:
+    return dict(sorted((values or {}).items()))
+
+
+def _copied(failures: Mapping[int, ProcessFailure] | None) -> dict[int, ProcessFailure]:
+    return dict(failures or {})
+
+
 @final
+@define(eq=False, slots=False)
 class RunResult:
     """How an agent's run ended.  Can be pickled.
 
@@ -186,28 +196,13 @@ class RunResult:
         others_unknown: this node's workers have succeeded, and the store was lost before the others' fate was known.
     """
 
-    others_unknown = False
-
-    def __init__(
-        self,
-        state: WorkerState,
-        return_values: Mapping[int, Any] | None = None,
-        failures: Mapping[int, ProcessFailure] | None = None,
-        reason: str = "",
-        verdict: JobVerdict | None = None,
-    ) -> None:
-        self.state = state
-        self.return_values = dict(sorted((return_values or {}).items()))
-        self.failures = dict(failures or {})
-        self.reason = reason
-        self.verdict = verdict
+    state: WorkerState = field(repr=attrgetter("value"))
+    return_values: dict[int, Any] = field(default=None, converter=_by_rank)
+    failures: dict[int, ProcessFailure] = field(default=None, converter=_copied)
+    reason: str = ""
+    verdict: JobVerdict | None = field(default=None, repr=False)
+    others_unknown: bool = field(default=False, init=False, repr=False)
 
     def is_failed(self) -> bool:
         """Return whether the job failed."""
         return self.state is WorkerState.FAILED
-
-    def __repr__(self) -> str:
-        return (
-            f"RunResult(state={self.state.value}, return_values={self.return_values!r}, "
-            f"failures={self.failures!r}, reason={self.reason!r})"
-        )
