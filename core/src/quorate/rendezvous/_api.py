@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..job_token import HIDDEN, is_secret
 from ..records import Assignment, NodeRecord, RoundEnd
 from ..text import without_passwords
-from ..timeouts import LONGEST_SECONDS
+from ..timeouts import parse_seconds
 from ._port import Bootstrap
 from ._store import Store
 
@@ -141,14 +141,7 @@ class RendezvousParameters:
 
     def get_as_float(self, key: str, default: float) -> float:
         """Return the setting ``key`` (seconds) as a float.  Raises UsageError if it is not a finite number >= 0."""
-        value = self.get(key, default)
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise UsageError(f"the rendezvous setting {key}={value!r} is not a number of seconds") from None
-        if not 0.0 <= number < float("inf"):
-            raise UsageError(f"the rendezvous setting {key}={value!r} must be a finite number of at least 0 seconds")
-        return min(number, LONGEST_SECONDS)
+        return parse_seconds(f"the rendezvous setting {key}", self.get(key, default))
 
     def __repr__(self) -> str:
         shown = {name: HIDDEN if is_secret(name) else value for name, value in self.config.items()}
