@@ -53,7 +53,7 @@ class IncarnationStore(Layer):
     # --- the store --------------------------------------------------------------------------------------------------
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
-        found = self._store.get([over_key(self.number), *(self._prefix + key for key in keys)])
+        found = self.below.get([over_key(self.number), *(self._prefix + key for key in keys)])
         if not isinstance(found, Sequence):
             return found  # it breaks the store's contract, which the caller reports
         if found and found[0] is not None:
@@ -64,23 +64,23 @@ class IncarnationStore(Layer):
         return list(found[1:])
 
     def wait(self, key: str, timeout: float) -> bytes | None:
-        return self._store.wait(self._prefix + key, timeout)
+        return self.below.wait(self._prefix + key, timeout)
 
     def delete(self, prefix: str) -> None:
-        self._store.delete(self._prefix + prefix)
+        self.below.delete(self._prefix + prefix)
 
     # --- its end ----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """All nodes have left: the next node under this run id begins a new incarnation.  Clears this one's keys."""
-        self._store.create(over_key(self.number), b"left")
+        self.below.create(over_key(self.number), b"left")
         self.clear()
 
     def clear(self) -> None:
         """Remove the keys of the incarnation, unless they are to be kept; those that tell incarnations apart stay."""
         if not self._keeps:
             for prefix in (self._prefix,) if self._prefix else _FIRST_DATA:
-                self._store.delete(prefix)
+                self.below.delete(prefix)
 
 
 def incarnation_store(store: Store, number: int, run_id: str, keeps: bool) -> IncarnationStore:

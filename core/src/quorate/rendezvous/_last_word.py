@@ -21,10 +21,11 @@ from typing import final
 from ..notices import warn
 from ..proc import hold, kill_and_reap, release
 from ..records import Cause, RoundEnd, Verdict
+from ._layer import writes_below
 from ._liveness import Heartbeat, HeartbeatState
 from ._protocol import FINAL, Key, Phase
 from ._state import State
-from ._store import AttentiveStore, LastWordStore, LastWordWriter, Store, Write, writes_below
+from ._store import AttentiveStore, LastWordStore, LastWordWriter, Store, Write
 from ._wire import encode
 
 __all__ = ["Guardian", "LastWords"]

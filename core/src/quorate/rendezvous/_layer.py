@@ -22,10 +22,9 @@ from ._store import (
     Write,
     ends_with_host,
     put_many,
-    writes_below,
 )
 
-__all__ = ["Layer", "lay_over"]
+__all__ = ["Layer", "lay_over", "writes_below"]
 
 _L = TypeVar("_L", bound="Layer")
 
@@ -34,12 +33,7 @@ class Layer(ABC):
     """Implements :class:`quorate.rendezvous.Store` for writes; a subclass reads.  Made by :func:`lay_over`."""
 
     def __init__(self, below: Store) -> None:
-        self._store = below
-
-    @property
-    def below(self) -> Store:
-        """The store below."""
-        return self._store
+        self.below = below
 
     @abstractmethod
     def _name(self, key: str) -> str:
@@ -54,20 +48,20 @@ class Layer(ABC):
         return Write(name, self._value(name, write.value), write.once)
 
     def writes_below(self, writes: Sequence[Write]) -> Sequence[Write]:
-        """See :class:`._store.StoreLayer`."""
-        return writes_below(self._store, list(map(self._write, writes)))
+        """Return ``writes`` as they are made in the backend's store."""
+        return writes_below(self.below, list(map(self._write, writes)))
 
     def create(self, key: str, value: bytes) -> bool:
         """See :class:`quorate.rendezvous.Store`, as for all methods below."""
         name = self._name(key)
-        return self._store.create(name, self._value(name, value))
+        return self.below.create(name, self._value(name, value))
 
     def put(self, key: str, value: bytes) -> None:
         name = self._name(key)
-        self._store.put(name, self._value(name, value))
+        self.below.put(name, self._value(name, value))
 
     def add(self, key: str, amount: int) -> int:
-        return self._store.add(self._name(key), amount)
+        return self.below.add(self._name(key), amount)
 
     @abstractmethod
     def get(self, keys: Sequence[str]) -> list[bytes | None]: ...
@@ -79,7 +73,12 @@ class Layer(ABC):
     def delete(self, prefix: str) -> None: ...
 
     def close(self) -> None:
-        self._store.close()
+        self.below.close()
+
+
+def writes_below(store: Store, writes: Sequence[Write]) -> Sequence[Write]:
+    """Return ``writes`` as they are made in the backend's store: unchanged if ``store`` is that."""
+    return store.writes_below(writes) if isinstance(store, Layer) else writes
 
 
 # --- abilities --------------------------------------------------------------------------------------------------------
@@ -89,45 +88,45 @@ class _Batch(Layer):
     def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
         """See :class:`quorate.rendezvous.BatchStore`."""
         named = [(self._name(key), value) for key, value in items]
-        put_many(self._store, [(name, self._value(name, value)) for name, value in named])
+        put_many(self.below, [(name, self._value(name, value)) for name, value in named])
 
 
 class _Interruptible(Layer):
     def interrupt(self) -> None:
         """See :class:`quorate.rendezvous.InterruptibleStore`."""
-        assert isinstance(self._store, InterruptibleStore)
-        self._store.interrupt()
+        assert isinstance(self.below, InterruptibleStore)
+        self.below.interrupt()
 
 
 class _Hosted(Layer):
     @property
     def is_host(self) -> bool:
         """See :class:`quorate.rendezvous.HostedStore`."""
-        assert isinstance(self._store, HostedStore)
-        return self._store.is_host
+        assert isinstance(self.below, HostedStore)
+        return self.below.is_host
 
     @property
     def ends_with_this_node(self) -> bool:
-        return ends_with_host(self._store)
+        return ends_with_host(self.below)
 
 
 class _LastWord(Layer):
     def last_word_writer(self) -> LastWordWriter:
         """See :class:`quorate.rendezvous.LastWordStore`."""
-        assert isinstance(self._store, LastWordStore)
-        return self._store.last_word_writer()
+        assert isinstance(self.below, LastWordStore)
+        return self.below.last_word_writer()
 
 
 class _Attentive(Layer):
     @property
     def return_timeout(self) -> float:
         """See :class:`quorate.rendezvous.AttentiveStore`."""
-        assert isinstance(self._store, AttentiveStore)
-        return self._store.return_timeout
+        assert isinstance(self.below, AttentiveStore)
+        return self.below.return_timeout
 
     def set_last_words(self, writes: Sequence[Write]) -> None:
-        assert isinstance(self._store, AttentiveStore)
-        self._store.set_last_words(list(map(self._write, writes)))
+        assert isinstance(self.below, AttentiveStore)
+        self.below.set_last_words(list(map(self._write, writes)))
 
 
 _ABILITIES: tuple[tuple[type, type[Layer]], ...] = (

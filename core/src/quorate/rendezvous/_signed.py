@@ -93,7 +93,7 @@ class SignedStore(Layer):
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         names = list(map(self._name, keys))
-        values = list(self._store.get(names))
+        values = list(self.below.get(names))
         for number, (key, sealed) in enumerate(zip(keys, values, strict=True)):
             if sealed is None:
                 continue
@@ -105,7 +105,7 @@ class SignedStore(Layer):
 
     def wait(self, key: str, timeout: float) -> bytes | None:
         name = self._name(key)
-        sealed = self._store.wait(name, timeout)
+        sealed = self.below.wait(name, timeout)
         if sealed is None:
             return None
         value = self._open(key, name, sealed)
@@ -114,7 +114,7 @@ class SignedStore(Layer):
         return value
 
     def delete(self, prefix: str) -> None:
-        self._store.delete(prefix)
+        self.below.delete(prefix)
 
 
 def _as_signed(name: str) -> bytes:

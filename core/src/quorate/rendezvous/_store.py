@@ -20,13 +20,11 @@ __all__ = [
     "LastWordWriter",
     "PortLendingStore",
     "Store",
-    "StoreLayer",
     "Write",
     "ends_with_host",
     "open_checked",
     "parse_counter",
     "put_many",
-    "writes_below",
 ]
 
 _T = TypeVar("_T")
@@ -180,20 +178,6 @@ class PortLendingStore(Store, Protocol):
     def take_port_back(self) -> None:
         """The workers are gone: listen again as soon as that is possible.  Does not wait."""
         ...
-
-
-@runtime_checkable
-class StoreLayer(Store, Protocol):
-    """A store of the core's own that keeps what it is given in another store, under other names or with a signature."""
-
-    def writes_below(self, writes: Sequence[Write]) -> Sequence[Write]:
-        """Return ``writes`` as they are made in the backend's store."""
-        ...
-
-
-def writes_below(store: Store, writes: Sequence[Write]) -> Sequence[Write]:
-    """Return ``writes`` as they are made in the backend's store: unchanged if ``store`` is that."""
-    return store.writes_below(writes) if isinstance(store, StoreLayer) else writes
 
 
 def ends_with_host(store: Store) -> bool:
