@@ -15,7 +15,7 @@ from attrs import evolve
 from .._isolation import problem_of
 from ..clock import monotonic, seconds_until
 from ..cut_off import WhenCutOff
-from ..errors import FailureKind, RendezvousClosedError, StoreUnavailableError, UsageError
+from ..errors import FailureKind, RendezvousClosedError, RendezvousError, StoreUnavailableError, UsageError
 from ..job_token import job_token_of
 from ..net import host_name, is_local_name
 from ..notices import warn
@@ -346,7 +346,6 @@ class StoreRendezvousHandler(RendezvousHandler):
         if self._final is None and not self._shut_down:
             self.request_join(self._node)
         output = self._next_output((RoundJoined, JobClosed, RendezvousFailed), None)
-        assert output is not None
         if isinstance(output, RoundJoined):
             assignment = output.assignment
             return RendezvousInfo(
@@ -356,8 +355,7 @@ class StoreRendezvousHandler(RendezvousHandler):
                 RendezvousStoreInfo(assignment.master_addr, assignment.master_port),
                 assignment,
             )
-        self._raise(output)
-        raise AssertionError
+        raise _error_of(output)
 
     def wait_for_change(self, timeout: float) -> RoundEnd | None:
         output = self._next_output((RoundEnded, JobClosed, RendezvousFailed), timeout)
@@ -365,14 +363,7 @@ class StoreRendezvousHandler(RendezvousHandler):
             return None
         if isinstance(output, (RoundEnded, JobClosed)):
             return output.end
-        self._raise(output)
-        return None
-
-    def _raise(self, output: Output) -> None:
-        if isinstance(output, JobClosed):
-            raise RendezvousClosedError(output.end.reason, succeeded=output.end.verdict is Verdict.SUCCEEDED)
-        if isinstance(output, RendezvousFailed):
-            raise output.kind.error(output.problem)
+        raise _error_of(output)
 
     def _next_output(self, kinds: tuple[type[Output], ...], timeout: float | None) -> Output | None:
         deadline = None if timeout is None else monotonic() + timeout
@@ -448,3 +439,11 @@ class StoreRendezvousHandler(RendezvousHandler):
         if self._bootstrap is not None:
             self._bootstrap.release()
             self._bootstrap = None
+
+
+def _error_of(output: Output | None) -> RendezvousError:
+    """Return the error that a blocking method raises for an output after which no round comes."""
+    if isinstance(output, JobClosed):
+        return RendezvousClosedError(output.end.reason, succeeded=output.end.verdict is Verdict.SUCCEEDED)
+    assert isinstance(output, RendezvousFailed)
+    return output.kind.error(output.problem)

@@ -5,8 +5,8 @@ Read by a node that has not joined yet.  What does not live here: what follows f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, final
+from collections.abc import Mapping
+from typing import final
 
 from attrs import field, frozen
 
@@ -17,16 +17,10 @@ from ._store import Store, parse_counter
 from ._transition import check_round, check_tickets, decode_seal, read_summary
 from ._wire import decode_end
 
-__all__ = ["ObservedJob", "Readable", "count_in_line", "observe_job"]
+__all__ = ["ObservedJob", "count_in_line", "observe_job"]
 
 #: How many tickets of nodes in line are looked at, from the first on.
 _MOST_TICKETS = 256
-
-
-class Readable(Protocol):
-    """The part of a store that reads."""
-
-    def get(self, keys: Sequence[str]) -> list[bytes | None]: ...
 
 
 @final
@@ -51,7 +45,7 @@ class ObservedJob:
         return list(dict.fromkeys(heartbeat.host for heartbeat in heartbeats if heartbeat.host))
 
 
-def _hinted_round(store: Readable) -> int:
+def _hinted_round(store: Store) -> int:
     """Return the highest round up to the hint whose predecessors have all ended."""
     low, high = 0, check_round(parse_counter(Key.ROUND, store.get([Key.ROUND])[0]))
     if high == 0 or store.get([Key.ended(high - 1)])[0] is not None:
@@ -62,7 +56,7 @@ def _hinted_round(store: Readable) -> int:
     return low
 
 
-def observe_job(store: Readable, with_heartbeats: bool = True) -> ObservedJob:
+def observe_job(store: Store, with_heartbeats: bool = True) -> ObservedJob:
     """Return what ``store`` shows of the job.
 
     Raises:

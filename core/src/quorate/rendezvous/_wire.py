@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from attrs import evolve, fields
 
@@ -124,7 +124,7 @@ def decode_end(key: str, value: bytes) -> RoundEnd:
             "lost_counts": _counts,
             "delay_seconds": _delay,
             "grace_seconds": _delay,
-            "failure": lambda raw: None if raw is None else _decode_failure(key, _mapping(raw)),
+            "failure": lambda raw: None if raw is None else _decode_failure(key, _exactly(dict, raw)),
         },
     )
 
@@ -198,7 +198,7 @@ def _expected(record: type) -> tuple[tuple[str, type | None, str], ...]:
     return tuple((each.name, _TYPES.get(each.type.removesuffix(" | None")), str(each.type)) for each in fields(record))
 
 
-def _exactly(expected: Any, raw: Any) -> Any:
+def _exactly(expected: type[_T] | tuple[type[_T], ...], raw: Any) -> _T:
     if not isinstance(raw, expected) or (isinstance(raw, bool) and expected is not bool):
         raise TypeError(f"{str(raw)[:40]!r} has the wrong type")
     return raw
@@ -218,37 +218,29 @@ def _delay(raw: Any) -> float:
 
 
 def _ranks(raw: Any) -> tuple[int, ...]:
-    items = tuple(_exactly(int, item) for item in _list(raw))
+    items = tuple(_exactly(int, item) for item in _exactly(list, raw))
     if len(items) > MOST_NODES or not all(0 <= item < MOST_NODES for item in items):
         raise ValueError(f"its ranks are not {MOST_NODES} at most, each of them below that")
     return items
 
 
 def _counts(raw: Any) -> tuple[int, ...]:
-    items = tuple(_exactly(int, item) for item in _list(raw))
+    items = tuple(_exactly(int, item) for item in _exactly(list, raw))
     if len(items) > MOST_NODES or not all(0 <= item <= LARGEST_COUNTER for item in items):
         raise ValueError(f"its counts are not {MOST_NODES} at most, each of them a counter")
     return items
 
 
-def _list(raw: Any) -> list[Any]:
-    return cast("list[Any]", _exactly(list, raw))
-
-
-def _mapping(raw: Any) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", _exactly(dict, raw))
-
-
 def _mapping_or_none(raw: Any) -> Mapping[str, Any] | None:
-    return None if raw is None else _mapping(raw)
+    return None if raw is None else _exactly(dict, raw)
 
 
 def _texts(raw: Any) -> tuple[str, ...]:
-    return tuple(printable(_exactly(str, item), _LONGEST_SHOWN) for item in _list(raw))
+    return tuple(printable(_exactly(str, item), _LONGEST_SHOWN) for item in _exactly(list, raw))
 
 
 def _names(raw: Any) -> tuple[str, ...]:
-    return tuple(_exactly(str, item) for item in _list(raw))
+    return tuple(_exactly(str, item) for item in _exactly(list, raw))
 
 
 def _lines(raw: Any) -> str:
