@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from textwrap import TextWrapper
 
 from attrs import asdict
 
@@ -48,13 +49,9 @@ def spelling_of(flag: Flag) -> str:
 def _columns(left: str, right: str) -> list[str]:
     left = f"  {left}"
     lines = [] if len(left) < _INDENT - 1 else [left]
-    line = " " * _INDENT if lines else left.ljust(_INDENT)
-    for word in right.split():
-        if len(line) + len(word) > _WIDTH and line.strip():
-            lines.append(line.rstrip())
-            line = " " * _INDENT
-        line += word + " "
-    return [*lines, line.rstrip()]
+    first = " " * _INDENT if lines else left.ljust(_INDENT)
+    wrapper = TextWrapper(_WIDTH, first, " " * _INDENT, break_on_hyphens=False, break_long_words=False)
+    return [*lines, *(wrapper.wrap(" ".join(right.split())) or [first.rstrip()])]
 
 
 def config_text(parsed: Parsed, config: LaunchConfig) -> str:
