@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..clock import monotonic
 from ..errors import StoreUnavailableError
@@ -113,9 +113,7 @@ def explain(entries: Sequence[Entry]) -> str:
         limit = by_return[count - 1].ended
         # A call that had not returned by then may have been carried out.
         part = [
-            entry
-            if entry.ended <= limit
-            else Entry(entry.member, entry.operation, entry.key, entry.argument, None, entry.began, _NEVER)
+            entry if entry.ended <= limit else evolve(entry, answer=None, ended=_NEVER)
             for entry in entries
             if entry.began <= limit
         ]

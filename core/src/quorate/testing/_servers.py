@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from random import SystemRandom
 from types import TracebackType
 from typing import TypeVar, final
@@ -256,17 +256,13 @@ class ServerProcess:
         """Where clients connect to."""
         return self._proxy.endpoint
 
-    @contextmanager
-    def partition(self) -> Iterator[None]:
+    def partition(self) -> AbstractContextManager[None]:
         """Cut the server off while the context is open."""
-        with self._proxy.partition():
-            yield
+        return self._proxy.partition()
 
-    @contextmanager
-    def losing_answers(self) -> Iterator[None]:
+    def losing_answers(self) -> AbstractContextManager[None]:
         """Lose one answer of each open connection, see :meth:`CuttableProxy.losing_answers`."""
-        with self._proxy.losing_answers():
-            yield
+        return self._proxy.losing_answers()
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -78,10 +78,6 @@ class World(Timeline):
                     other.note_trouble(other.paused_until - self.now, alone=True)
         node.post_to_agent(agent.Begin())
 
-    def plan_of(self, node: SimulatedNode, assignment: Assignment, local_rank: int) -> Plan:
-        """Return what one worker will do, as ``plan`` says."""
-        return self.plan(node, assignment, local_rank)
-
     def take_pids(self, number: int) -> int:
         """Return the first of ``number`` process ids."""
         first, self._pids = self._pids, self._pids + number

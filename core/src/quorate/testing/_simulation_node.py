@@ -57,10 +57,9 @@ class Surroundings(Protocol):
     network: Network
     judge: Judge
     interrupt_seconds: float
+    plan: Callable[[SimulatedNode, Assignment, int], Plan]
 
     def take_pids(self, number: int) -> int: ...
-
-    def plan_of(self, node: SimulatedNode, assignment: Assignment, local_rank: int) -> Plan: ...
 
     def break_collectives(self, node: SimulatedNode, round_number: int) -> None: ...
 
@@ -380,7 +379,7 @@ class SimulatedNode:
         assignment, before = command.assignment, self.workers
         self._judge.starts(self, assignment)
         self._judge.keeps(self, command.kept, before.waiting if before is not None else set())
-        plans = [self._world.plan_of(self, assignment, rank) for rank in range(assignment.local_world_size)]
+        plans = [self._world.plan(self, assignment, rank) for rank in range(assignment.local_world_size)]
         for local_rank, plan in enumerate(plans):
             if plan.outcome is WorkerOutcome.UNSTARTABLE and local_rank not in command.kept:
                 self._judge.stops(self)
