@@ -79,11 +79,15 @@ def _parser() -> _Parser:
     add("--law", action="append", default=[], metavar="NAME", help="try only this law; may be repeated")
     add(
         *("--dead-endpoint", "--dead_endpoint"),
+        default="",
         metavar="ENDPOINT",
         help="an endpoint where nothing listens (default 127.0.0.1:1)",
     )
     add(
-        *("--bad-endpoint", "--bad_endpoint"), metavar="ENDPOINT", help="an endpoint that is malformed for this backend"
+        *("--bad-endpoint", "--bad_endpoint"),
+        default="",
+        metavar="ENDPOINT",
+        help="an endpoint that is malformed for this backend",
     )
     add("--list", action="store_true", help="print the laws and what each says, and try nothing")
     return parser
@@ -110,16 +114,14 @@ def test_backend(argv: Sequence[str]) -> int:
 
 def _try_laws(options: argparse.Namespace) -> int:
     backend, endpoint = options.backend, options.endpoint
-    endpoints: dict[str, Any] = {
-        name: value for name in ("dead_endpoint", "bad_endpoint") if (value := getattr(options, name)) is not None
-    }
     subject = Subject(
         backend,
         FreshPorts(endpoint[:-2]) if endpoint.endswith(":0") else endpoint,
         settings=options.rdzv_conf,
         absent=dict.fromkeys(options.absent, "declared on the command line"),
         lenient=True,
-        **endpoints,
+        dead_endpoint=options.dead_endpoint,
+        bad_endpoint=options.bad_endpoint,
     )
     subject.probe()
     counts = dict.fromkeys(Verdict, 0)

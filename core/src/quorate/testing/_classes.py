@@ -55,7 +55,6 @@ class _Conformance:
         check_absent(cls.absent)
 
     def _subject(self, server: Server | str) -> Subject:
-        endpoints = {"dead_endpoint": self.dead_endpoint, "bad_endpoint": self.bad_endpoint}
         return Subject(
             self.backend,
             server,
@@ -63,7 +62,8 @@ class _Conformance:
             absent=self.absent,
             timeout=self.timeout,
             signed=self.signed,
-            **{name: value for name, value in endpoints.items() if value},  # type: ignore[arg-type] # all are strings
+            dead_endpoint=self.dead_endpoint,
+            bad_endpoint=self.bad_endpoint,
         )
 
 

@@ -135,8 +135,8 @@ class Subject:
         server: its endpoint, or what serves it (:class:`Server`).
         settings: rendezvous settings for every member, such as timeouts that make failures quick.
         absent: ability -> why the backend does not have it.
-        dead_endpoint: a well-formed endpoint where no server answers.
-        bad_endpoint: one that the backend must refuse as malformed.
+        dead_endpoint: a well-formed endpoint where no server answers; empty: a port of this machine.
+        bad_endpoint: one that the backend must refuse as malformed; empty: one that no backend takes.
         timeout: seconds within which everything that a law expects must have happened.
         lenient: an ability that is missing need not be declared absent.
         signed: all members have a job token, so that the store's values are signed.
@@ -153,8 +153,8 @@ class Subject:
         *,
         settings: Mapping[str, Any] | None = None,
         absent: Mapping[str, str] | None = None,
-        dead_endpoint: str = _DEAD_ENDPOINT,
-        bad_endpoint: str = _BAD_ENDPOINT,
+        dead_endpoint: str = "",
+        bad_endpoint: str = "",
         timeout: float = 30.0,
         lenient: bool = False,
         signed: bool = False,
@@ -170,7 +170,7 @@ class Subject:
         self.server: Any = _Endpoint(server) if isinstance(server, str) else server
         self.settings = dict(settings or {})
         self.absent = check_absent(absent or {})
-        self.dead_endpoint, self.bad_endpoint = dead_endpoint, bad_endpoint
+        self.dead_endpoint, self.bad_endpoint = dead_endpoint or _DEAD_ENDPOINT, bad_endpoint or _BAD_ENDPOINT
         self.timeout, self.lenient, self.signed = timeout, lenient, signed
         self._methods: frozenset[str] | None = None
         self._jobs: list[Job] = []
