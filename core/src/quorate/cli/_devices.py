@@ -52,9 +52,7 @@ def count_workers(kind: str) -> int:
 
 def count_cpus() -> int:
     """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def count_gpus(
@@ -97,11 +95,7 @@ def _narrow(total: int, visible: str | None) -> int:
 
 
 def _count_installed() -> int:
-    for count in (_count_nvidia_by_driver, _count_nvidia_by_tool, _count_amd):
-        number = count()
-        if number:
-            return number
-    return 0
+    return _count_nvidia_by_driver() or _count_nvidia_by_tool() or _count_amd()
 
 
 def _is_amd() -> bool:

@@ -20,6 +20,7 @@ from ..errors import (
     UsageError,
 )
 from ..failures import ChildFailedError
+from ..lazy_exports import lazy_function
 from ..notices import LONGEST_LINE, write_error, write_output
 from ..plugins import usual_packages_of_commands
 from ..text import near_names
@@ -66,16 +67,11 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _test_backend(argv: Sequence[str]) -> int:
-    from ._conformance import test_backend  # the kit, its simulation and argparse: only this subcommand needs them
-
-    return test_backend(argv)
-
-
 _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "run": run,
     "plugins": show,
-    "conformance": _test_backend,
+    # The kit, its simulation and argparse are imported for this subcommand alone.
+    "conformance": lazy_function("quorate.cli._conformance", "test_backend"),
 }
 
 
