@@ -62,7 +62,9 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
                 raise UsageError("there is neither an entrypoint nor a command among the arguments")
             entrypoint, arguments = arguments[0], arguments[1:]
         if isinstance(entrypoint, str):
-            _refuse_what_no_command_takes(entrypoint, *arguments)
+            for word in (entrypoint, *arguments):  # refused before other nodes wait for this one
+                if not is_word_of_command(word):
+                    raise UsageError(f"{word!r:.80} cannot be a word of a command: it has a NUL, or half a character")
         result = _run(self._config, entrypoint, arguments, self._host)
         self.others_unknown = bool(result.others_unknown)
         return dict(result.return_values)
@@ -71,13 +73,6 @@ class elastic_launch:  # noqa: N801 - the name that TorchElastic's users already
 launch = elastic_launch
 
 _run = lazy_function("quorate._one_node", "run_node")
-
-
-def _refuse_what_no_command_takes(*words: Any) -> None:
-    """Raise UsageError for a word with a NUL or half a character, before other nodes wait for this one."""
-    for word in words:
-        if not is_word_of_command(word):
-            raise UsageError(f"{word!r:.80} cannot be a word of a command: it has a NUL, or half a character")
 
 
 def run_script_path(script: str, *args: str) -> None:

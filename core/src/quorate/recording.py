@@ -39,34 +39,25 @@ def record(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
 
 def record_exception(error: BaseException) -> None:
     """Record ``error`` with the chosen recorder; never raises."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    try:
-        _chosen_recorder().record_exception(error, path)
-    except BaseException as problem:  # a recorder's own; what the worker has raised goes on
-        _warn_of("the exception could not be recorded", problem)
+    _ask_recorder(lambda recorder, path: recorder.record_exception(error, path), "the exception could not be recorded")
 
 
 def initialize_recorder() -> None:
     """Have the chosen recorder prepare this process, as it does for a function's worker; never raises."""
+    _ask_recorder(lambda recorder, path: recorder.initialize(path), "the recorder of exceptions is not ready")
+
+
+def _ask_recorder(call: Callable[[Any, str], object], complaint: str) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return
     try:
-        _chosen_recorder().initialize(path)
-    except BaseException as problem:
-        _warn_of("the recorder of exceptions is not ready", problem)
+        from .plugins import PluginKind, get_host  # all plugins: a worker pays for them only when it fails
 
+        name = os.environ.get("QUORATE_ERROR_RECORDER", "file")
+        call(get_host().choose(PluginKind.ERROR_RECORDER, name), path)
+    except BaseException as problem:  # a recorder's own; what the worker has raised goes on
+        from ._isolation import problem_of, raise_if_interrupted  # only a recorder that fails needs them
 
-def _warn_of(sentence: str, problem: BaseException) -> None:
-    from ._isolation import problem_of, raise_if_interrupted  # only a recorder that fails needs them
-
-    raise_if_interrupted(problem)
-    warn(f"{sentence}: {problem_of(problem)}")
-
-
-def _chosen_recorder() -> Any:
-    from .plugins import PluginKind, get_host  # all plugins: a worker pays for them only when it fails
-
-    return get_host().choose(PluginKind.ERROR_RECORDER, os.environ.get("QUORATE_ERROR_RECORDER", "file"))
+        raise_if_interrupted(problem)
+        warn(f"{complaint}: {problem_of(problem)}")

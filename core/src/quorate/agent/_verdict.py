@@ -6,11 +6,12 @@ What does not live here: what a verdict looks like (:mod:`quorate.verdict`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 from ..clock import wall_time_ns
 from ..clusters import ClusterJob
 from ..errors import FailureKind
-from ..records import Cause, FailureRecord, Verdict
+from ..records import Cause, Verdict
 from ..verdict import JobState, JobVerdict, LiveRound
 from . import _protocol as protocol
 from ._state import State
@@ -22,11 +23,19 @@ _STATES = {
     Verdict.STOPPED: JobState.STOPPED,
     Verdict.FAILED: JobState.FAILED,
 }
+_OUTCOMES = {
+    protocol.Outcome.SUCCEEDED: (JobState.SUCCEEDED, Cause.SUCCEEDED),
+    protocol.Outcome.SIGNAL: (JobState.STOPPED, Cause.STOPPED),
+    protocol.Outcome.PREEMPTED: (JobState.PREEMPTED, Cause.PREEMPTED),
+    protocol.Outcome.UNHEALTHY: (JobState.UNHEALTHY, Cause.UNHEALTHY),
+}
 _TROUBLES = {
     FailureKind.TIMEOUT: (JobState.NO_ROUND, Cause.TOO_FEW_NODES),
     FailureKind.UNAVAILABLE: (JobState.STORE_LOST, Cause.STORE_LOST),
     FailureKind.LOST: (JobState.STORE_LOST, Cause.STORE_LOST),
 }
+#: What tells one worker's end from all others; the rest of the recorded one may have been cut on its way.
+_identity = attrgetter("node_id", "rank", "restart_count", "pid")
 
 
 def judge(
@@ -51,7 +60,7 @@ def judge(
         cause,
         reason,
         first_cause=first,
-        victims=tuple(failure for failure in state.failures if first is None or not _is_same(failure, first)),
+        victims=tuple(failure for failure in state.failures if first is None or _identity(failure) != _identity(first)),
         rounds=rounds,
         restarts_used=used if state.assignment is None else max(used, state.assignment.restart_count),
         restarts_allowed=state.max_restarts,
@@ -64,26 +73,10 @@ def judge(
 
 def _describe(state: State, finish: protocol.Finish) -> tuple[JobState, Cause, str]:
     end, trouble, outcome = finish.end, state.trouble, finish.outcome
-    if outcome is protocol.Outcome.SUCCEEDED:
-        return JobState.SUCCEEDED, Cause.SUCCEEDED, finish.reason
-    if outcome is protocol.Outcome.SIGNAL:
-        return JobState.STOPPED, Cause.STOPPED, finish.reason
-    if outcome is protocol.Outcome.PREEMPTED:
-        return JobState.PREEMPTED, Cause.PREEMPTED, finish.reason
-    if outcome is protocol.Outcome.UNHEALTHY:
-        return JobState.UNHEALTHY, Cause.UNHEALTHY, finish.reason
+    if outcome in _OUTCOMES:
+        return (*_OUTCOMES[outcome], finish.reason)
     if outcome is protocol.Outcome.ERROR or end is None:
         if trouble is None:
             return JobState.NO_ROUND, Cause.CONFIGURATION, finish.reason
         return (*_TROUBLES.get(trouble.kind, (JobState.NO_ROUND, Cause.CONFIGURATION)), trouble.problem)
     return _STATES.get(end.verdict, JobState.FAILED), end.cause, end.reason
-
-
-def _is_same(failure: FailureRecord, recorded: FailureRecord) -> bool:
-    """Return whether both describe the same worker's end; the recorded one may have been cut on its way."""
-    return (failure.node_id, failure.rank, failure.restart_count, failure.pid) == (
-        recorded.node_id,
-        recorded.rank,
-        recorded.restart_count,
-        recorded.pid,
-    )
