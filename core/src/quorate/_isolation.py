@@ -1,4 +1,4 @@
-"""Which exceptions of a plugin stay with the plugin.
+"""Calls plugins' functions: which exceptions are a plugin's own, and which answers are good.
 
 What does not live here: what is reported of them, which each caller knows.
 """

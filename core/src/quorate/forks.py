@@ -1,8 +1,8 @@
-"""Keeps forks away from what a child that is forked meanwhile could never do again.
+"""Delays a fork while another thread holds a lock that the child could never release.
 
-A child has the locks that its parent's threads held as it was forked, and not the threads that would release them.
-Python and the C library mend some of theirs.  Two kinds are left: the C library's resolver locks itself for moments,
-and a function of a C++ library locks itself while what is static in it is made, in its first call.
+A child has copies of the locks that its parent's other threads held, but not those threads.  Python and the C library
+release some of their own in the child.  Two kinds are left: the C library's resolver takes locks for moments, and a
+function of a C++ library takes one while its static objects are made, in its first call.
 
 What does not live here: what children do with their parent's descriptors (:mod:`quorate.net`, :mod:`quorate.proc`).
 """

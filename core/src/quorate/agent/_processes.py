@@ -176,9 +176,9 @@ class Processes:
             context.release(number, grace, command.release_seconds, given_up, now)
 
     def _end_frost(self, grace_seconds: float) -> None:
-        """What is frozen can use its grace only if it goes on; the workers that are started next are not frozen.
+        """Let frozen processes go on if they get a grace, which they could not use otherwise.
 
-        Only what succeeded workers have left behind gets one here: frozen workers are killed.
+        Only what workers that have succeeded have left behind gets one: frozen workers are killed.
         """
         if self._is_frozen and grace_seconds > 0.0:
             self.thaw()

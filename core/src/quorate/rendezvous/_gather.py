@@ -65,8 +65,8 @@ def live_nodes(state: State) -> dict[int, NodeRecord]:
 def missing_survivors(state: State) -> list[int]:
     """Return the group ranks of the last round that are alive but not back, because they still stop their workers.
 
-    Each is one of them until its heartbeat was read once more: what was read before, by the node that found it lost or
-    by this one on standby, may be old.
+    A node counts as alive until its heartbeat was read after the round's end.  An earlier reading, by the node that
+    found it lost or by this one on standby, may be old.
     """
     previous = state.previous
     if previous is None or previous.ended is None:
@@ -89,10 +89,10 @@ def missing_survivors(state: State) -> list[int]:
 
 
 def _last_counts(ended: RoundEnd) -> dict[int, int | None]:
-    """Return, by group rank, the counter at which a node was found lost; ``None`` if it has left or is known to be.
+    """Return group rank -> the heartbeat counter at which a node was found lost; ``None`` if it is gone for certain.
 
-    A node is found lost by what one node has read some time ago.  If it has sent another heartbeat since, it is alive,
-    may not know yet that the round has ended, and is waited for.
+    A node that has sent another heartbeat since is alive.  It may not know yet that the round has ended, and is waited
+    for.
     """
     counts: dict[int, int | None] = dict.fromkeys(ended.lost_ranks)
     if len(ended.lost_counts) == len(ended.lost_ranks):
