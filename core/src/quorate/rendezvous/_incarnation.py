@@ -151,10 +151,7 @@ class JobEntry:
         """
         if self._ends_with_job or isinstance(store, HostedStore):
             return self._enter_hosted(store, node)
-        try:
-            entered = self._enter_first(store, node)
-        except OverError:
-            entered = None
+        entered = self._enter_first(store, node)
         if entered is not None:
             return entered
         number = self._newest(store)

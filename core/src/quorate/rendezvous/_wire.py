@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from attrs import evolve, fields
@@ -59,7 +59,7 @@ _T = TypeVar("_T")
 
 def encode_object(kind: str, fields: Mapping[str, Any]) -> bytes:
     """Return ``fields`` as the bytes of one versioned JSON object."""
-    return json.dumps({"v": VERSION, "kind": kind, **fields}, separators=(",", ":"), default=_plain).encode()
+    return json.dumps({"v": VERSION, "kind": kind, **fields}, separators=(",", ":"), default=str).encode()
 
 
 def encode(record: NodeRecord | Assignment | RoundEnd | FailureRecord) -> bytes:
@@ -120,8 +120,8 @@ def decode_end(key: str, value: bytes) -> RoundEnd:
             "verdict": Verdict,
             "lost": _names,
             "missing": _texts,
-            "lost_ranks": _ranks,
-            "lost_counts": _counts,
+            "lost_ranks": partial(_numbers, highest=MOST_NODES - 1),
+            "lost_counts": partial(_numbers, highest=LARGEST_COUNTER),
             "delay_seconds": _delay,
             "grace_seconds": _delay,
             "failure": lambda raw: None if raw is None else _decode_failure(key, _exactly(dict, raw)),
@@ -163,10 +163,6 @@ def _short(value: Any, longest: int, depth: int = _DEEPEST) -> Any:
     if isinstance(value, (list, tuple)):
         return [_short(item, longest, depth - 1) for item in value]
     return value
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def _build(key: str, record: type[_T], data: Mapping[str, Any], convert: Mapping[str, Callable[[Any], Any]]) -> _T:
@@ -217,17 +213,10 @@ def _delay(raw: Any) -> float:
     return value
 
 
-def _ranks(raw: Any) -> tuple[int, ...]:
+def _numbers(raw: Any, highest: int) -> tuple[int, ...]:
     items = tuple(_exactly(int, item) for item in _exactly(list, raw))
-    if len(items) > MOST_NODES or not all(0 <= item < MOST_NODES for item in items):
-        raise ValueError(f"its ranks are not {MOST_NODES} at most, each of them below that")
-    return items
-
-
-def _counts(raw: Any) -> tuple[int, ...]:
-    items = tuple(_exactly(int, item) for item in _exactly(list, raw))
-    if len(items) > MOST_NODES or not all(0 <= item <= LARGEST_COUNTER for item in items):
-        raise ValueError(f"its counts are not {MOST_NODES} at most, each of them a counter")
+    if len(items) > MOST_NODES or not all(0 <= item <= highest for item in items):
+        raise ValueError(f"its numbers of lost nodes are not {MOST_NODES} at most, each from 0 to {highest}")
     return items
 
 
