@@ -24,7 +24,7 @@ from quorate.records import NodeRecord, RoundSummary
 from quorate.rendezvous import RendezvousParameters, Store, order_nodes, protect
 from quorate.rendezvous._driver import perform
 from quorate.rendezvous._executor import Interpreter, PendingWait
-from quorate.rendezvous._protocol import Call, Input, Join, Joined, Output, Reply, Settings
+from quorate.rendezvous._protocol import Call, Input, Join, Output, Reply, RoundJoined, Settings
 from quorate.rendezvous._store import InterruptibleStore
 from quorate.timeouts import Timeouts
 
@@ -56,7 +56,7 @@ class Node:
             self._crowd.want(old, key, self)
 
     def emit(self, output: Output, /) -> None:
-        if isinstance(output, Joined):
+        if isinstance(output, RoundJoined):
             self.joined = True
             self._crowd.joined += 1
 
