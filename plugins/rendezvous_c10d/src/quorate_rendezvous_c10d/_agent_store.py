@@ -9,7 +9,6 @@ backend ``c10d`` itself (:mod:`._bootstrap`).
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from quorate.errors import UsageError
 from quorate.events import EventName
 from quorate.files import read_bytes
 from quorate.notices import note
-from quorate.proc import hold, release
+from quorate.proc import hold, kill_and_reap, release
 from quorate.records import Assignment, Event, WorkerLaunch
 from quorate.services import AgentView
 
@@ -134,11 +133,7 @@ class AgentStore:
 
     def _stop(self) -> None:
         if self._pid:
-            try:
-                os.kill(self._pid, signal.SIGKILL)
-                os.waitpid(self._pid, 0)
-            except (ProcessLookupError, ChildProcessError):
-                pass  # other code in the agent's process has reaped it
+            kill_and_reap(self._pid)
             self._pid = 0
         release(self._write_end)
         self._write_end = -1

@@ -13,18 +13,20 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, final
 
 from quorate.clock import monotonic
 from quorate.forks import no_fork
-from quorate.net import close_in_children, set_keep_alive, set_linear_retransmission
+from quorate.net import close_in_children, set_keep_alive, set_linear_retransmission, shut_down
 
 from ._guarded_store import GuardedStore
 
 __all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store", "starting"]
+
+_Wanted = Callable[[socket.socket], bool]
 
 _LEVEL = "TORCH_CPP_LOG_LEVEL"
 _START_TIMEOUT_SECONDS = 30.0
@@ -105,7 +107,7 @@ class Connection:
     def shut(self) -> None:
         """Break the connection under a blocked call; never blocks."""
         if self.sock is not None:
-            _shut(self.sock)
+            shut_down(self.sock)
 
     def local_port(self) -> int | None:
         """Return the connection's own port number, where known."""
@@ -134,7 +136,7 @@ class Connection:
 
         store = self.store
         self.close()
-        _close_all(is_ours)
+        _close(is_ours)
         return store
 
 
@@ -181,17 +183,11 @@ def host(listening: socket.socket, address: str, operation_timeout: float) -> Co
             operation_timeout,
         )
     except RuntimeError:
-        _close_if_listening(descriptor, port)
+        # Torch may have closed it already, and another file may have its number by now.
+        _close(lambda sock: sock.getsockname()[1] == port, [descriptor])
         raise
     connection.server_port = port
     return connection
-
-
-def _close_if_listening(descriptor: int, port: int) -> None:
-    """Close ``descriptor`` unless torch has done so already (another file may have its number by now)."""
-    for duplicate in _sockets(lambda sock: sock.getsockname()[1] == port, [descriptor]):
-        duplicate.close()
-        os.close(descriptor)
 
 
 def _construct(make: Callable[[], Any], port: int, deadline: float, operation_timeout: float) -> Connection:
@@ -219,7 +215,7 @@ def _construct(make: Callable[[], Any], port: int, deadline: float, operation_ti
             while not done.wait(pause):
                 pause = 0.05
                 for sock in find():
-                    _shut(sock)
+                    shut_down(sock)
                     sock.close()
 
         watchdog = threading.Thread(target=cut, name="quorate-c10d-connect", daemon=True)
@@ -238,11 +234,6 @@ def _construct(make: Callable[[], Any], port: int, deadline: float, operation_ti
         return Connection(store, None)
     _prepare(found[0], operation_timeout)
     return Connection(store, found[0])
-
-
-def _shut(sock: socket.socket) -> None:
-    with suppress(OSError):  # it is broken already
-        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _prepare(sock: socket.socket, operation_timeout: float) -> None:
@@ -265,44 +256,39 @@ def accepted_sockets(port: int) -> list[socket.socket]:
     return _sockets(lambda sock: sock.getsockname()[1] == port and bool(sock.getpeername()))
 
 
-def _sockets(wanted: Callable[[socket.socket], bool], descriptors: list[int] | None = None) -> list[socket.socket]:
-    """Return duplicates of this process's TCP sockets for which ``wanted`` is true (an OSError means it is not)."""
-    if socket.getdefaulttimeout() is not None:
-        # Wrapping a descriptor would then make the connection itself non-blocking, also for its owner.
-        return []
+def _sockets(wanted: _Wanted) -> list[socket.socket]:
+    """Return duplicates of this process's TCP sockets for which ``wanted`` is true."""
     # By inode: a number that was listed may by now be that of a duplicate of our own.
     result: dict[int, socket.socket] = {}
-    for descriptor in _open_descriptors() if descriptors is None else descriptors:
-        duplicate = _duplicate(descriptor)
-        if duplicate is None:
-            continue
-        inode = os.fstat(duplicate.fileno()).st_ino
-        try:
-            keep = inode not in result and duplicate.family in (socket.AF_INET, socket.AF_INET6) and wanted(duplicate)
-        except OSError:
-            keep = False
-        if keep:
-            result[inode] = duplicate
-        else:
+    for _, duplicate in _find(wanted, _open_descriptors()):
+        if result.setdefault(os.fstat(duplicate.fileno()).st_ino, duplicate) is not duplicate:
             duplicate.close()
     return list(result.values())
 
 
-def _close_all(wanted: Callable[[socket.socket], bool]) -> None:
-    """Close the descriptors of this process's TCP sockets for which ``wanted`` is true."""
+def _close(wanted: _Wanted, descriptors: Sequence[int] | None = None) -> None:
+    """Close those of ``descriptors`` (all of this process) that are TCP sockets for which ``wanted`` is true."""
+    for descriptor, duplicate in _find(wanted, _open_descriptors() if descriptors is None else descriptors):
+        duplicate.close()
+        os.close(descriptor)
+
+
+def _find(wanted: _Wanted, descriptors: Sequence[int]) -> Iterator[tuple[int, socket.socket]]:
+    """Yield each descriptor of a TCP socket for which ``wanted`` is true, and a duplicate (an OSError: it is not)."""
     if socket.getdefaulttimeout() is not None:
-        return  # see _sockets
-    for descriptor in _open_descriptors():
+        return  # to wrap a descriptor would make the connection itself non-blocking, also for its owner
+    for descriptor in descriptors:
         duplicate = _duplicate(descriptor)
         if duplicate is None:
             continue
-        with duplicate:
-            try:
-                is_wanted = duplicate.family in (socket.AF_INET, socket.AF_INET6) and wanted(duplicate)
-            except OSError:
-                is_wanted = False
+        try:
+            is_wanted = duplicate.family in (socket.AF_INET, socket.AF_INET6) and wanted(duplicate)
+        except OSError:
+            is_wanted = False
         if is_wanted:
-            os.close(descriptor)
+            yield descriptor, duplicate
+        else:
+            duplicate.close()
 
 
 def _open_descriptors() -> list[int]:

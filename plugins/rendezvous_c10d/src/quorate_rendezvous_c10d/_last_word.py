@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 from quorate.clock import monotonic
 from quorate.rendezvous import Write
@@ -39,17 +39,17 @@ def write_last_words(address: str, port: int, prefix: str, identity: bytes, writ
         _write(connection.store, prefix, identity, writes)
 
 
-def _write(store: object, prefix: str, identity: bytes, writes: Sequence[Write]) -> None:
-    if bytes(store.compare_set(IDENTITY_KEY, ABSENT, ABSENT)) != identity:  # type: ignore[attr-defined]
+def _write(store: Any, prefix: str, identity: bytes, writes: Sequence[Write]) -> None:
+    if bytes(store.compare_set(IDENTITY_KEY, ABSENT, ABSENT)) != identity:
         return  # another store has taken its place
     for write in writes:
         key, stamped = prefix + write.key, STAMPED + os.urandom(16) + write.value
         if write.once:
-            store.compare_set(key, b"", stamped)  # type: ignore[attr-defined]
+            store.compare_set(key, b"", stamped)
         else:
-            store.set(key, stamped)  # type: ignore[attr-defined]
+            store.set(key, stamped)
             # A set is not answered; the answer to a question behind it tells that it has arrived.
-            store.compare_set(key, ABSENT, ABSENT)  # type: ignore[attr-defined]
+            store.compare_set(key, ABSENT, ABSENT)
 
 
 @final

@@ -201,14 +201,11 @@ class C10dStore:
         try:
             while True:
                 try:
-                    return self._wait_once(full, deadline)
-                except _TimedOutError:
-                    if monotonic() >= deadline:
-                        return None
+                    found = self._wait_once(full, deadline)
                 except _InterruptedError:
                     return None
-                except _RestoredError:
-                    continue
+                if found is not None or monotonic() >= deadline:
+                    return found
         finally:
             with self._state:
                 self._waiting = False
@@ -363,29 +360,26 @@ class C10dStore:
     # --- waiting --------------------------------------------------------------------------------------------------
 
     def _wait_once(self, key: str, deadline: float) -> bytes | None:
-        waiter = self._open_waiter()
-        left = deadline - monotonic()
-        if waiter.sock is None:
-            left = min(left, _SLICE_SECONDS)
-        try:
-            if left > 0:
-                # A timeout of 0 ms would mean none at all.
-                waiter.store.wait([key], timedelta(milliseconds=max(1, int(min(left, LONGEST_TIMEOUT_SECONDS) * 1000))))
-            found = read_one(waiter.store, key)
-        except RuntimeError as error:
-            if self._interrupted:
-                raise _InterruptedError from None
-            if type(error).__name__ == "DistStoreError" and "timeout" in str(error):
-                raise _TimedOutError from None
-            self._waiter = None
+        """Return what is at ``key``; ``None`` at ``deadline`` or earlier, so that the caller looks at the clock."""
+        has_failed = False
+        while True:
+            waiter = self._open_waiter(has_failed)
+            left = min(deadline - monotonic(), LONGEST_TIMEOUT_SECONDS if waiter.sock is not None else _SLICE_SECONDS)
+            try:
+                if left > 0:
+                    # A timeout of 0 ms would mean none at all.
+                    waiter.store.wait([key], timedelta(milliseconds=max(1, int(left * 1000))))
+                return read_one(waiter.store, key)
+            except RuntimeError as error:
+                if self._interrupted:
+                    raise _InterruptedError from None
+                if type(error).__name__ == "DistStoreError" and "timeout" in str(error):
+                    return None
+            # It broke.  Nothing is lost: a wait has no effect.
+            self._waiter, has_failed = None, True
             waiter.close()
-            self._open_waiter(has_failed=True)
-            raise _RestoredError from None
-        if found is None:
-            raise _TimedOutError  # it was there and is deleted again, or the deadline had passed: look at the clock
-        return found
 
-    def _open_waiter(self, has_failed: bool = False) -> Connection:
+    def _open_waiter(self, has_failed: bool) -> Connection:
         with self._state:
             if self._waiter is not None:
                 return self._waiter
@@ -402,18 +396,8 @@ class C10dStore:
 
 
 @final
-class _TimedOutError(Exception):
-    """The time given to one wait is over."""
-
-
-@final
 class _InterruptedError(Exception):
     """``interrupt`` was called."""
-
-
-@final
-class _RestoredError(Exception):
-    """The waiting connection broke and was opened again; nothing is lost, a wait has no effect."""
 
 
 def _read(store: Any, keys: Sequence[str]) -> list[bytes | None]:

@@ -6,16 +6,15 @@ What does not live here: the connections (``_link``) and the server (``_server``
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, final
 
 from quorate.clock import monotonic
 from quorate.errors import StoreCorruptError, StoreUnavailableError, UsageError
 from quorate.rendezvous import LastWordWriter, Write
-from quorate.text import printable
 
-from ._link import BrokenError, InterruptedLinkError, Link
+from ._link import BrokenError, InterruptedLinkError, Link, reason_in
 from ._server import TcpStoreServer
 from ._shared_port import SharedPort
 from ._target import Target
@@ -197,9 +196,18 @@ class TcpStore:
 
     def last_word_writer(self) -> LastWordWriter:
         target = self._target
-        return partial(
-            write_last_words, target.host, target.port, target.run_id, target.key, target.tls, target.shared_port
+        open_store = partial(
+            TcpStore,
+            target.host,
+            target.port,
+            target.run_id,
+            connect_timeout=_LAST_WORD_SECONDS,
+            operation_timeout=_LAST_WORD_SECONDS,
+            key=target.key,
+            tls=target.tls,
+            shared_port=target.shared_port,
         )
+        return partial(write_last_words, open_store)
 
     def close(self) -> None:
         """Leave; a server that came with this store then waits for the other clients to leave (``linger_timeout``)."""
@@ -240,8 +248,7 @@ class TcpStore:
             return answer
         if answer.code != Code.PROBLEM:
             raise self._invalid_answer()
-        text = (answer.items[0] if answer.items else None) or b"no reason given"
-        sentence = printable(text[:800].decode(errors="replace"), 200)
+        sentence = reason_in(answer)
         if answer.number == Problem.NOT_A_COUNTER:
             raise StoreCorruptError(key, sentence)
         raise StoreUnavailableError(f"the rendezvous store at {self.endpoint} refused: {sentence}")
@@ -260,26 +267,9 @@ class TcpStore:
         )
 
 
-def write_last_words(
-    host: str,
-    port: int,
-    run_id: str,
-    key: bytes | None,
-    tls: Tls | None,
-    shared_port: int | None,
-    writes: Sequence[Write],
-) -> None:
+def write_last_words(open_store: Callable[[], TcpStore], writes: Sequence[Write]) -> None:
     """Write for a node whose agent was killed; called in its guardian.  Raises what TcpStore raises."""
-    store = TcpStore(
-        host,
-        port,
-        run_id,
-        connect_timeout=_LAST_WORD_SECONDS,
-        operation_timeout=_LAST_WORD_SECONDS,
-        key=key,
-        tls=tls,
-        shared_port=shared_port,
-    )
+    store = open_store()
     try:
         for write in writes:
             if write.once:

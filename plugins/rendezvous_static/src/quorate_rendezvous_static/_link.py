@@ -35,7 +35,7 @@ from ._wire import (
     encode,
 )
 
-__all__ = ["BrokenError", "InterruptedLinkError", "Link"]
+__all__ = ["BrokenError", "InterruptedLinkError", "Link", "reason_in"]
 
 _ATTEMPT_SECONDS = 3.0
 #: Where there is another port to try: a firewall may drop what goes to the first one.
@@ -214,7 +214,6 @@ class Link:
 
     def _reconnect(self, deadline: float) -> None:
         """Connect to the server that was reached before; no other has what it holds."""
-        assert self._target.address is not None
         problem, pause = "", _FIRST_PAUSE_SECONDS
         while True:
             places = self._target.places_again()
@@ -405,16 +404,17 @@ class Link:
 def _incarnation(answer: Message) -> bytes:
     """Return the incarnation of the server that took this node."""
     if answer.code == Code.PROBLEM and answer.number == Problem.BUSY:
-        raise BrokenError(_text(answer))  # another attempt may find it less busy
+        raise BrokenError(reason_in(answer))  # another attempt may find it less busy
     if answer.code == Code.PROBLEM:
-        raise _RefusedError(answer.number, _text(answer))
+        raise _RefusedError(answer.number, reason_in(answer))
     incarnation = answer.items[0] if answer.items else None
     if answer.code != Code.OK or incarnation is None:
         raise BrokenError("the peer is not a quorate store")
     return incarnation
 
 
-def _text(answer: Message) -> str:
+def reason_in(answer: Message) -> str:
+    """Return the server's sentence in an answer with the code PROBLEM."""
     item = answer.items[0] if answer.items else None
     return printable((item or b"no reason given")[:800].decode(errors="replace"), 200)
 

@@ -126,7 +126,8 @@ class TcpStoreServer:
         #: What is listened on; asked for now, since another thread may read it while the server's closes the listeners.
         self.bound = [Address(sock.family, sock.getsockname()) for sock in self._listeners]
         self._where = ", ".join(map(str, self.bound))
-        self._reachable_host = reachable_host(self._listeners[0])
+        #: An address at which this machine itself reaches the server.
+        self.reachable_host = reachable_host(self._listeners[0])
         self._selector = selectors.DefaultSelector()
         self._clients = Clients(self._limits)
         self._peers = Peers(self._selector, self._limits, self._warn_once, self._forget_peer)
@@ -145,11 +146,6 @@ class TcpStoreServer:
     def addresses(self) -> list[str]:
         """What is listened on, each as ``host:port``; empty once the server is closed."""
         return list(map(str, self.bound)) if self._listeners else []
-
-    @property
-    def reachable_host(self) -> str:
-        """An address at which this machine itself reaches the server."""
-        return self._reachable_host
 
     @property
     def client_count(self) -> int:
