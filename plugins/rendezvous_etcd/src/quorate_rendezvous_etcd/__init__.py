@@ -37,9 +37,9 @@ def _importing() -> AbstractContextManager[object]:
 def _open_v3(parameters: RendezvousParameters) -> Store:
     settings = Settings.from_parameters(parameters)
     with _importing():
-        from ._v3.store import open_store  # h2 and protobuf are imported only where they are needed
+        from ._v3.store import EtcdStore  # h2 and protobuf are imported only where they are needed
 
-    return open_store(settings)
+    return EtcdStore(settings)
 
 
 def _check_v3(parameters: RendezvousParameters) -> None:

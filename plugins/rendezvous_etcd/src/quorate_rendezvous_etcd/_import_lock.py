@@ -6,7 +6,7 @@ it imports the same module.  So every import of a backend takes this lock, and a
 
 from __future__ import annotations
 
-import logging  # noqa: F401 - registers itself for forks; during a fork that waits, only half of that would run
+import logging  # noqa: F401 - registered for forks before the lock: a fork that waits for an import must not hold its lock
 import os
 import threading
 

@@ -133,7 +133,8 @@ class Member:
         self._log = log
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._ready = threading.Event()
-        self._is_ready = False
+        #: Whether it serves clients, or has done so.
+        self.is_ready = False
         self._log_stream, log_end = _open_log()
         try:
             self._process = subprocess.Popen(
@@ -169,7 +170,7 @@ class Member:
                     except OSError:
                         self._log = -1  # its owner has closed it, or the disk is full; etcd itself must go on
                 if _READY in line:
-                    self._is_ready = True
+                    self.is_ready = True
                     self._ready.set()
         finally:
             # Also if this thread fails: otherwise others would wait for it in vain.
@@ -182,16 +183,9 @@ class Member:
             StoreUnavailableError: it ended before, or did not get there within ``seconds``.
         """
         self._ready.wait(seconds)
-        if not self._is_ready:
+        if not self.is_ready:
             problem = "ended" if self._ready.is_set() else f"was not ready within {seconds:g} s"
-            raise StoreUnavailableError(
-                f"etcd member {self.name} {problem}; its last lines:\n" + "\n".join(self._lines)
-            )
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it serves clients, or has done so."""
-        return self._is_ready
+            raise StoreUnavailableError(f"etcd member {self.name} {problem}; its last lines:\n{self.last_lines}")
 
     @property
     def last_lines(self) -> str:

@@ -21,7 +21,7 @@ DEFAULT_PORT = 2379
 #: The variable that holds the password where the setting is not given: all users can read command lines.
 PASSWORD_VARIABLE = "QUORATE_ETCD_PASSWORD"
 _EXAMPLE = "--rdzv-endpoint=HOST:PORT,HOST:PORT"
-# etcd's shortest lease, with its default election timeout, and its longest.
+# etcd's shortest lease, with its default election timeout.
 _SHORTEST_TTL_SECONDS = 2
 _V2_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 

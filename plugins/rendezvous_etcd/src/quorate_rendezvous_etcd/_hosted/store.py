@@ -59,7 +59,7 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
     member = _member_of(parameters, settings, names)
     gone_seconds = min(_GONE_SECONDS, parameters.get_as_float("member_lost_timeout", _GONE_SECONDS))
     if member is None:
-        return HostedEtcdStore(_open_etcd(settings), None, parameters, Ending(names.endpoints, gone_seconds))
+        return HostedEtcdStore(_load_client()(settings), None, parameters, Ending(names.endpoints, gone_seconds))
     own = member.endpoint
     others = tuple(endpoint for endpoint in names.endpoints if endpoint != own)
     ending = Ending(others, gone_seconds)
@@ -96,10 +96,6 @@ def _load_client() -> type[EtcdStore]:
     return EtcdStore
 
 
-def _open_etcd(settings: Settings) -> EtcdStore:
-    return _load_client()(settings)
-
-
 def _wait_until_serving(
     member: HostedMember, ending: Ending, settings: Settings, deadline: float, on_waiting: Callable[[str], None]
 ) -> None:
@@ -132,7 +128,7 @@ def _open_at(member: HostedMember, ending: Ending, settings: Settings, deadline:
     while True:
         left = max(1.0, min(_OPEN_SECONDS, deadline - monotonic()))
         try:
-            return _open_etcd(evolve(settings, connect_timeout_seconds=left))
+            return _load_client()(evolve(settings, connect_timeout_seconds=left))
         except StoreLostError:
             raise
         except StoreUnavailableError:

@@ -6,7 +6,8 @@ What does not live here: sending requests (:mod:`.client`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
 
 from attrs import frozen
@@ -27,6 +28,7 @@ __all__ = [
     "Answer",
     "Node",
     "RefusedError",
+    "expecting",
     "read_answer",
     "read_number",
     "unexpected",
@@ -73,6 +75,16 @@ class RefusedError(StoreUnavailableError):
     def __init__(self, code: int, index: int, message: str) -> None:
         self.code, self.index = code, index
         super().__init__(message)
+
+
+@contextmanager
+def expecting(*codes: int) -> Iterator[None]:
+    """Go on behind the block where etcd refuses a request in it with one of ``codes``."""
+    try:
+        yield
+    except RefusedError as refused:
+        if refused.code not in codes:
+            raise
 
 
 def read_answer(body: bytes, headers: Mapping[str, str]) -> Answer:

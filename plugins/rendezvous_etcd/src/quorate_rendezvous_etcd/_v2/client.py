@@ -26,7 +26,7 @@ from quorate.net import Endpoint
 
 from .._dial import describe
 from .._settings import PASSWORD_VARIABLE, Settings
-from .answers import CLEARED, CONDITIONS, NOT_FILE, NOT_FOUND, Answer, RefusedError, read_answer, read_number
+from .answers import CLEARED, CONDITIONS, NOT_FILE, NOT_FOUND, Answer, RefusedError, expecting, read_answer, read_number
 from .transport import Sockets, close_etcd_client, load_etcd, make_etcd_client, make_timeout
 
 __all__ = ["Client", "InterruptedCallError", "Route"]
@@ -107,27 +107,24 @@ class Client:
 
     def get(self, path: str, deadline: float) -> Answer:
         """Read a node, by consensus: never from a member that lags behind.  Raises as :meth:`call` does."""
-        return self.call("GET", path, deadline, {"quorum": "true"})
+        return self.call("GET", path, deadline, {"quorum": True})
 
     def put(self, path: str, deadline: float, **options: object) -> Answer:
         """Write a node.  Options are API v2's: ``value``, ``dir``, ``ttl``, ``prevExist``, ``prevIndex``, ..."""
-        return self.call("PUT", path, deadline, {name: _spell(value) for name, value in options.items()})
+        return self.call("PUT", path, deadline, options)
 
     def post(self, path: str, deadline: float, **options: object) -> Answer:
         """Write a node in the directory ``path``.  etcd chooses a name that sorts after all others."""
-        return self.call("POST", path, deadline, {name: _spell(value) for name, value in options.items()})
+        return self.call("POST", path, deadline, options)
 
     def delete(self, path: str, deadline: float, **options: object) -> bool:
         """Remove a node; returns whether it was there.  Raises as :meth:`call` does."""
-        try:
-            self.call("DELETE", path, deadline, {name: _spell(value) for name, value in options.items()})
-        except RefusedError as refused:
-            if refused.code == NOT_FOUND:
-                return False
-            raise
-        return True
+        with expecting(NOT_FOUND):
+            self.call("DELETE", path, deadline, options)
+            return True
+        return False
 
-    def call(self, method: str, path: str, deadline: float, options: Mapping[str, str]) -> Answer:
+    def call(self, method: str, path: str, deadline: float, options: Mapping[str, object]) -> Answer:
         """Send a request until it is answered.  An earlier attempt without an answer may have been applied, too.
 
         Once a request has ended without an answer, the next ones ask each endpoint only once, until one answers: the
@@ -182,25 +179,25 @@ class Client:
         try:
             if self._route.endpoint != endpoint:
                 return None  # another client has left it just now
-            options = {"wait": "true", "waitIndex": str(index), "recursive": _spell(recursive)}
-            return self._once(endpoint, "GET", path, options, timeout)
-        except RefusedError as refused:
-            if refused.code == CLEARED:
-                return None
-            raise
+            with expecting(CLEARED):
+                options = {"wait": True, "waitIndex": index, "recursive": recursive}
+                return self._once(endpoint, "GET", path, options, timeout)
         except _Unanswered:
             self._refuse_if_stopped()
-            return None
         finally:
             self._polling = None
+        return None
 
-    def _once(self, endpoint: Endpoint, method: str, path: str, options: Mapping[str, str], timeout: float) -> Answer:
+    def _once(
+        self, endpoint: Endpoint, method: str, path: str, options: Mapping[str, object], timeout: float
+    ) -> Answer:
         etcd = self._route.etcd
         client = self._etcd_client(endpoint)
         limits = make_timeout(min(timeout, self._settings.dial_timeout_seconds), timeout)
         client.expected_cluster_id = None
+        params = {name: _spell(value) for name, value in options.items()}
         try:
-            response = client.api_execute(client.key_endpoint + path, method, params=dict(options), timeout=limits)
+            response = client.api_execute(client.key_endpoint + path, method, params=params, timeout=limits)
             answer = read_answer(response.data, response.headers)
         except etcd.EtcdWatchTimedOut as error:
             raise _Unanswered("no change in time") from error
@@ -350,8 +347,6 @@ def _describe(error: Exception) -> _Unanswered:
         return _Unanswered("no connection in time")
     if name == "ReadTimeoutError":
         return _Unanswered("no answer in time")
-    if name == "NameResolutionError":
-        return _Unanswered("the name does not resolve")
     return _Unanswered(_root(cause))
 
 

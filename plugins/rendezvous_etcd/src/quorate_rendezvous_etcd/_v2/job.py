@@ -19,7 +19,7 @@ import re
 from typing import final
 
 from .._settings import Settings
-from .answers import COMPARE_FAILED, EXISTS, NOT_EMPTY, NOT_FOUND, RefusedError
+from .answers import COMPARE_FAILED, EXISTS, NOT_EMPTY, NOT_FOUND, RefusedError, expecting
 from .client import Client
 from .format import escape, new_stamp
 from .lease import Leases
@@ -60,45 +60,33 @@ class JobDirectory:
 
     def read_current(self, deadline: float) -> tuple[str | None, int]:
         """Return the value of ``current``, ``None`` where it does not exist, and its index."""
-        try:
+        with expecting(NOT_FOUND):
             node = self._client.get(f"{self.root}/current", deadline).node
-        except RefusedError as refused:
-            if refused.code != NOT_FOUND:
-                raise
-            return None, 0
-        return node.value or "", node.modified
+            return node.value or "", node.modified
+        return None, 0
 
     def create_current(self, token: str, deadline: float) -> bool:
         """Write ``current`` where it does not exist; return whether this call did."""
-        try:
+        with expecting(EXISTS):
             self._client.put(f"{self.root}/current", deadline, value=token, prevExist=False)
-        except RefusedError as refused:
-            if refused.code != EXISTS:
-                raise
-            return self.read_current(deadline)[0] == token  # this call wrote it, with an earlier attempt
-        return True
+            return True
+        return self.read_current(deadline)[0] == token  # this call wrote it, with an earlier attempt
 
     def swap_current(self, index: int, value: str, deadline: float) -> int:
         """Write ``current`` if it has not changed since ``index``; return its new index, 0 where it has changed."""
-        try:
+        with expecting(COMPARE_FAILED, NOT_FOUND):
             return self._client.put(f"{self.root}/current", deadline, value=value, prevIndex=index).node.modified
-        except RefusedError as refused:
-            if refused.code not in (COMPARE_FAILED, NOT_FOUND):
-                raise
-            return 0
+        return 0
 
     # --- removing -----------------------------------------------------------------------------------------------------
 
     def is_empty(self, token: str, deadline: float) -> bool:
         """Return whether the incarnation has no members, at a cost that does not grow with their number."""
-        try:
+        with expecting(NOT_EMPTY):
             # This cannot remove a directory that is not empty; a later member makes it again.
             self._client.delete(f"{self.root}/{token}/members", deadline, dir=True)
-        except RefusedError as refused:
-            if refused.code != NOT_EMPTY:
-                raise
-            return False
-        return True
+            return True
+        return False
 
     def remove(self, token: str, deadline: float) -> None:
         """Remove all of the incarnation ``token``, but not ``current``."""
@@ -124,13 +112,9 @@ class JobDirectory:
         marked = self.mark_as_left(current, index, deadline)
         if not marked:
             return  # another node removes it, or has joined
-        try:
+        with expecting(COMPARE_FAILED):  # another node has joined
             self._client.delete(f"{self.root}/current", deadline, prevIndex=marked)
-        except RefusedError as refused:
-            if refused.code != COMPARE_FAILED:
-                raise
-            return  # another node has joined
-        self.remove(current.removeprefix(CLOSING), deadline)
+            self.remove(current.removeprefix(CLOSING), deadline)
 
     def remove_empty_directories(self, deadline: float) -> None:
         """Remove the job's directory, and with the last job the prefix's, if they are empty."""

@@ -15,7 +15,7 @@ from typing import final
 from quorate.clock import monotonic
 
 from .._settings import Settings
-from .answers import EXISTS, NOT_FILE, NOT_FOUND, RefusedError
+from .answers import EXISTS, NOT_FILE, NOT_FOUND, RefusedError, expecting
 from .client import Client
 
 __all__ = ["Leases"]
@@ -47,11 +47,8 @@ class Leases:
                     raise
             # Without a time to live: where it cannot be refreshed it must never be set.  A node that leaves just now
             # may remove the directory again, as it is empty.
-            try:
+            with expecting(EXISTS):
                 self._client.put(self._root, deadline, dir=True, prevExist=False)
-            except RefusedError as refused:
-                if refused.code != EXISTS:
-                    raise
             if not self.can_refresh_directories:
                 self._client.put(self._alive(token), deadline, value="", ttl=self._settings.key_ttl_seconds)
 
@@ -64,13 +61,10 @@ class Leases:
 
     def is_alive(self, token: str, deadline: float) -> bool:
         """Return whether the incarnation ``token`` has its key ``alive``."""
-        try:
+        with expecting(NOT_FOUND):
             self._client.get(self._alive(token), deadline)
-        except RefusedError as refused:
-            if refused.code != NOT_FOUND:
-                raise
-            return False
-        return True
+            return True
+        return False
 
     def put_entry(self, token: str, name: str, deadline: float) -> None:
         """Write the entry of the member ``name``, with its lease."""
@@ -92,10 +86,8 @@ class Leases:
         """Refresh the directory's time to live; return whether this etcd can do that."""
         if self.can_refresh_directories:
             ttl = self._settings.key_ttl_seconds
-            try:
+            with expecting(NOT_FILE):
                 self._client.put(self._root, deadline, dir=True, ttl=ttl, prevExist=True, refresh=True)
-            except RefusedError as refused:
-                if refused.code != NOT_FILE:
-                    raise
-                self.can_refresh_directories = False
-        return self.can_refresh_directories
+                return True
+            self.can_refresh_directories = False
+        return False

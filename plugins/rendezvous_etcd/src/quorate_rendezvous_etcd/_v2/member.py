@@ -19,7 +19,7 @@ from quorate.errors import QuorateError, StoreCorruptError, StoreLostError, Stor
 
 from .._keeper import LeaseKeeper
 from .._settings import Settings
-from .answers import NOT_FOUND, RefusedError, unexpected
+from .answers import NOT_FOUND, RefusedError, expecting, unexpected
 from .client import Client, InterruptedCallError, Route
 from .format import escape, new_stamp
 from .job import CLOSING, JobDirectory
@@ -102,12 +102,9 @@ class Membership:
         token = current.removeprefix(CLOSING)
         if self._directory.node_limits_of(token) is None:
             raise StoreCorruptError(f"{self._root}/current", "it was not written by quorate")
-        try:
+        with expecting(NOT_FOUND):
             return self._join_incarnation(token, deadline)
-        except RefusedError as refused:
-            if refused.code != NOT_FOUND:
-                raise
-            return False  # it has expired just now
+        return False  # it has expired just now
 
     def _create(self, deadline: float) -> bool:
         """Begin a new job; return whether this node was the first to do so."""
@@ -232,14 +229,12 @@ class Membership:
                 self._lose(deadline)
 
     def _refresh_entry(self, deadline: float) -> None:
-        try:
+        with expecting(NOT_FOUND):
             self._leases.refresh_entry(self.token, self._name, deadline)
-        except RefusedError as refused:
-            if refused.code != NOT_FOUND:
-                raise
-            # It has expired while this node, or etcd, was away; the job may have gone on.
-            if not self._join_incarnation(self.token, deadline):
-                self._lose(deadline)
+            return
+        # It has expired while this node, or etcd, was away; the job may have gone on.
+        if not self._join_incarnation(self.token, deadline):
+            self._lose(deadline)
 
     def _lose(self, deadline: float) -> NoReturn:
         with suppress(QuorateError):

@@ -21,7 +21,7 @@ from quorate.rendezvous import LastWordWriter
 from .._limits import check_amount, check_value
 from .._settings import Settings
 from .._tls import check_certificate
-from .answers import EXISTS, NOT_DIRECTORY, NOT_FILE, NOT_FOUND, Node, RefusedError, unexpected
+from .answers import EXISTS, NOT_DIRECTORY, NOT_FILE, NOT_FOUND, Node, RefusedError, expecting, unexpected
 from .client import Client, InterruptedCallError, Route
 from .counter import count_at, is_counter, pack_addition, total
 from .format import Value, key_path, new_stamp, pack, split_prefix, unpack
@@ -95,15 +95,12 @@ class EtcdV2Store:
         path, text = self._path(key), pack(mine)
 
         def write(deadline: float) -> bool:
-            try:
+            with expecting(EXISTS, NOT_FILE):
                 self._client.put(path, deadline, value=text, prevExist=False)
-            except RefusedError as refused:
-                if refused.code not in (EXISTS, NOT_FILE):
-                    raise
-                # This client, or a proxy on the way, may have sent it twice.
-                found = self._read(path, deadline)
-                return found is not None and found.stamp == mine.stamp
-            return True
+                return True
+            # This client, or a proxy on the way, may have sent it twice.
+            found = self._read(path, deadline)
+            return found is not None and found.stamp == mine.stamp
 
         try:
             return self._run(write)
@@ -236,16 +233,15 @@ class EtcdV2Store:
     def _add(self, path: str, amount: int, stamp: str, deadline: float) -> int:
         while True:
             try:
-                self._client.post(path, deadline, value=pack_addition(amount, stamp))
-                count = count_at(self._client.get(path, deadline).node, stamp)
+                with expecting(NOT_FOUND):
+                    self._client.post(path, deadline, value=pack_addition(amount, stamp))
+                    count = count_at(self._client.get(path, deadline).node, stamp)
+                    if count is not None:
+                        return count
             except RefusedError as refused:
-                if refused.code == NOT_DIRECTORY:
-                    raise StoreCorruptError(path, "it is not a counter") from None
-                if refused.code != NOT_FOUND:
+                if refused.code != NOT_DIRECTORY:
                     raise
-                count = None
-            if count is not None:
-                return count
+                raise StoreCorruptError(path, "it is not a counter") from None
             # Another node has removed the counter just now.
             if monotonic() >= deadline:
                 raise StoreUnavailableError(f"the counter at {path} is repeatedly created and deleted")
@@ -262,12 +258,9 @@ class EtcdV2Store:
 
     def _node(self, path: str, deadline: float, client: Client | None = None) -> Node | None:
         """Return the node at ``path`` with its children, ``None`` where it does not exist."""
-        try:
+        with expecting(NOT_FOUND):
             return (client or self._client).get(path, deadline).node
-        except RefusedError as refused:
-            if refused.code != NOT_FOUND:
-                raise
-            return None
+        return None
 
     def _read(self, path: str, deadline: float, client: Client | None = None) -> Value | None:
         node = self._node(path, deadline, client)

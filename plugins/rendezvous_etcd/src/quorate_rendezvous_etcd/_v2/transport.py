@@ -166,16 +166,10 @@ def close_etcd_client(client: Any) -> None:
 def _make_pool_manager(settings: Settings, endpoint: Endpoint, sockets: Sockets) -> Any:
     """Return what python-etcd connects through: no retries, a deadline for names, a limit for answers."""
 
-    def connect(connection: Any) -> socket.socket:
+    def make_socket(connection: Any) -> socket.socket:
         """Do what urllib3's ``_new_conn`` does, with :func:`dial`."""
-        made: list[socket.socket] = []
-
-        def register(sock: socket.socket) -> None:
-            made.append(sock)
-            sockets.add(sock)
-
         try:
-            sock = dial(endpoint, monotonic() + connection.timeout, register, lambda sock: sock.close())
+            sock = dial(endpoint, monotonic() + connection.timeout, sockets.add, lambda sock: sock.close())
         except TimeoutError as error:
             raise ConnectTimeoutError(connection, str(error)) from None
         except OSError as error:
@@ -187,9 +181,7 @@ def _make_pool_manager(settings: Settings, endpoint: Endpoint, sockets: Sockets)
     # urllib3's own SOCKS connections replace the same method.
     class Plain(HTTPConnection):
         response_class = _TimedResponse
-
-        def _new_conn(self) -> socket.socket:
-            return connect(self)
+        _new_conn = make_socket
 
         def connect(self) -> None:
             super().connect()
@@ -197,9 +189,7 @@ def _make_pool_manager(settings: Settings, endpoint: Endpoint, sockets: Sockets)
 
     class Secure(HTTPSConnection):
         response_class = _TimedResponse
-
-        def _new_conn(self) -> socket.socket:
-            return connect(self)
+        _new_conn = make_socket
 
         def connect(self) -> None:
             super().connect()

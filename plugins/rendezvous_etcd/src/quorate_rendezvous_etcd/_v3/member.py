@@ -42,8 +42,8 @@ class Membership:
     """This node's membership in the job that ``settings`` name.  Call :meth:`join` first.
 
     ``keys`` is what all keys of the store start with, ``member`` this node's own key.  ``lease`` and ``member_lease``
-    are the leases that they are written with.  ``on_lost`` is called, on any thread, when
-    the job is gone.  ``lost`` says why it is gone.
+    are the leases that they are written with.  ``on_lost`` is called, on any thread, when the job is gone.  ``lost``
+    says why it is gone.
     """
 
     def __init__(self, settings: Settings, client: Client) -> None:
@@ -59,7 +59,8 @@ class Membership:
         self.on_lost: Callable[[], None] = lambda: None
         self._renewing = threading.Lock()
         self._job_refresh_at = 0.0
-        self._keeper: LeaseKeeper | None = None
+        interval = settings.member_ttl_seconds / 3
+        self._keeper = LeaseKeeper("quorate-etcd-lease", interval, self._refresh_leases, self.set_lost)
 
     @property
     def lease(self) -> int:
@@ -95,8 +96,6 @@ class Membership:
                     f"the job {self._settings.run_id!r} in etcd is repeatedly created and deleted"
                 )
         self._job_refresh_at = monotonic()
-        interval = self._settings.member_ttl_seconds / 3
-        self._keeper = LeaseKeeper("quorate-etcd-lease", interval, self._refresh_leases, self.set_lost)
         self._keeper.start()
 
     def _try_to_join(self, deadline: float) -> bool:
@@ -227,8 +226,6 @@ class Membership:
 
     def leave(self) -> None:
         """Stop being a member; the last one removes all keys of the job.  Returns within ``close_timeout``."""
-        if self._keeper is None:
-            return
         self._keeper.stop()
         # A refresh that is under way could write this member's key again.
         self._keeper.join(self._settings.leave_seconds / 4)
@@ -237,13 +234,11 @@ class Membership:
 
     def abandon(self) -> None:
         """Stop keeping the leases alive, without revoking them."""
-        if self._keeper is not None:
-            self._keeper.stop()
+        self._keeper.stop()
 
     def join_thread(self) -> None:
         """Wait for the thread that keeps the leases; only after the client is closed."""
-        if self._keeper is not None:
-            self._keeper.join(self._settings.leave_seconds)
+        self._keeper.join(self._settings.leave_seconds)
 
     def _remove(self, deadline: float) -> None:
         requests, members = self.requests, self._incarnation.members(self._root)

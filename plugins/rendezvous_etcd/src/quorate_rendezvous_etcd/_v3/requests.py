@@ -59,14 +59,13 @@ class Requests:
         put = self._messages.PutRequest(key=key, ignore_value=True, lease=lease)
         return self._messages.RequestOp(request_put=put)
 
-    def get(self, key: bytes, revision: int = 0, *, without_value: bool = False) -> Any:
-        """Read ``key``, as it was at ``revision`` (0: as it is)."""
-        request = self._messages.RangeRequest(key=key, revision=revision, keys_only=without_value)
-        return self._messages.RequestOp(request_range=request)
+    def get(self, key: bytes, revision: int = 0, *, without_value: bool = False, here: bool = False) -> Any:
+        """Read ``key``, as it was at ``revision`` (0: as it is).
 
-    def get_here(self, key: bytes) -> Any:
-        """Read ``key`` as the member that is asked knows it, which may have missed newer writes."""
-        return self._messages.RequestOp(request_range=self._messages.RangeRequest(key=key, serializable=True))
+        ``here``: as the member that is asked knows it, which may have missed newer writes.
+        """
+        request = self._messages.RangeRequest(key=key, revision=revision, keys_only=without_value, serializable=here)
+        return self._messages.RequestOp(request_range=request)
 
     def first_key(self, prefix: bytes) -> Any:
         """Read the first key that starts with ``prefix``, without its value."""

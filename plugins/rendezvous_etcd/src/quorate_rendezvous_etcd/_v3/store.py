@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -35,7 +35,7 @@ from .last_word import write_last_words
 from .member import Membership
 from .watch import Watcher
 
-__all__ = ["EtcdStore", "open_store"]
+__all__ = ["EtcdStore"]
 
 # By default etcd accepts 128 operations and 1.5 MiB in one request.
 _MOST_OPERATIONS = 120
@@ -43,20 +43,16 @@ _MOST_BYTES = 1_200_000
 _HERE_SECONDS = 1.0
 
 
-def open_store(settings: Settings) -> EtcdStore:
-    """Connect to etcd and become a member of the job.
+@final
+class EtcdStore:
+    """One node's handle on the store; made when it has become a member of the job.
+
+    Implements Store with the abilities ``batch``, ``interrupt`` and ``last word``.
 
     Raises:
         UsageError: settings that cannot be used, or refused credentials.
         StoreUnavailableError: no answer within ``connect_timeout``.
     """
-    return EtcdStore(settings)
-
-
-@final
-class EtcdStore:
-    """One node's handle on the store.  Implements Store with the abilities ``batch``, ``interrupt`` and
-    ``last word``."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -137,13 +133,11 @@ class EtcdStore:
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values of ``keys``; one request for every 120."""
-        records = self._read(keys)
-        return [None if found is None else data_of(key, found) for key, found in zip(keys, records, strict=True)]
+        return _data_of_all(keys, self._read(keys))
 
     def get_here(self, keys: Sequence[str]) -> list[bytes | None]:
         """As :meth:`get`, from one member that does not ask the others: it may have missed newer writes."""
-        records = self._read_here(keys)
-        return [None if found is None else data_of(key, found) for key, found in zip(keys, records, strict=True)]
+        return _data_of_all(keys, self._read_here(keys))
 
     def count_here(self, key: str) -> int:
         """As ``add(key, 0)``, from one member."""
@@ -151,7 +145,7 @@ class EtcdStore:
         return 0 if found is None else count_of(key, found)
 
     def _read_here(self, keys: Sequence[str]) -> list[Any]:
-        gets = [self._requests.get_here(self._key(key)) for key in keys[:_MOST_OPERATIONS]]
+        gets = [self._requests.get(self._key(key), here=True) for key in keys[:_MOST_OPERATIONS]]
         request = self._requests.transaction([], gets)
         return [_record_in(each) for each in self._client.transact(request, monotonic() + _HERE_SECONDS).responses]
 
@@ -187,19 +181,17 @@ class EtcdStore:
 
     def close(self) -> None:
         """Leave the job; its last member removes its keys from etcd (unless ``keep`` was set)."""
-        if self._client.is_closed:
-            return
-        self._watcher.interrupt()
-        self._membership.leave()
-        self._client.close()
-        self._membership.join_thread()
+        self._close(self._membership.leave)
 
     def abandon(self) -> None:
         """Close the connections and leave everything as it is, where etcd ends together with the job."""
+        self._close(self._membership.abandon)
+
+    def _close(self, part: Callable[[], None]) -> None:
         if self._client.is_closed:
             return
         self._watcher.interrupt()
-        self._membership.abandon()
+        part()
         self._client.close()
         self._membership.join_thread()
 
@@ -271,6 +263,10 @@ class EtcdStore:
         if record is None:
             raise StoreLostError(f"the counter {key!r} was removed while this node added to it")
         return count_of(key, record)
+
+
+def _data_of_all(keys: Sequence[str], records: Sequence[Any]) -> list[bytes | None]:
+    return [None if found is None else data_of(key, found) for key, found in zip(keys, records, strict=True)]
 
 
 def _record_in(response: Any) -> Any:
