@@ -73,12 +73,12 @@ class Found:
     ended.
     """
 
-    connection: Connection | None
     address: str
-    hosted_by: str
-    problem: str
-    wait_seconds: float
-    is_store: bool
+    connection: Connection | None = None
+    hosted_by: str = ""
+    problem: str = ""
+    wait_seconds: float = 0.0
+    is_store: bool = True
     ended: bytes = b""
 
 
@@ -98,14 +98,14 @@ def look(settings: Settings, host: str, answer_seconds: float = _ANSWER_SECONDS)
         connection = connect(address, settings.port, deadline, settings.operation_timeout_seconds)
     except RuntimeError as error:
         if monotonic() >= deadline:
-            return Found(None, address, "", SILENT, 0.0, False)
-        return Found(
-            None, address, "", f"what listens there is not a TCPStore ({first_line(error)})", _TAKEN_SECONDS, False
-        )
+            return Found(address, problem=SILENT, is_store=False)
+        problem = f"what listens there is not a TCPStore ({first_line(error)})"
+        return Found(address, problem=problem, wait_seconds=_TAKEN_SECONDS, is_store=False)
     try:
         found = _examine(settings, connection, address)
     except (RuntimeError, QuorateError) as error:
-        found = Found(None, address, "", f"its store does not answer ({first_line(error)})", _TAKEN_SECONDS, True)
+        problem = f"its store does not answer ({first_line(error)})"
+        found = Found(address, problem=problem, wait_seconds=_TAKEN_SECONDS)
     if found.connection is None:
         connection.close()
     return found
@@ -122,15 +122,19 @@ def look_beside(settings: Settings, listening: str) -> Found | None:
 def _examine(settings: Settings, connection: Connection, address: str) -> Found:
     run_id, hosted_by = _read_note(connection)
     if run_id is None:
-        return Found(None, address, "", "it is a TCPStore, but not one that quorate hosts", 0.0, True)
+        return Found(address, problem="it is a TCPStore, but not one that quorate hosts")
     if has_ended(settings, connection, run_id):
-        ended = read_identity(connection.store)
-        return Found(None, address, hosted_by, still_there(run_id), settings.connect_timeout_seconds, True, ended)
-    if run_id != settings.run_id:
         return Found(
-            None, address, hosted_by, f"{hosted_by} hosts the store of another job, {run_id!r}, there", 0.0, True
+            address,
+            hosted_by=hosted_by,
+            problem=still_there(run_id),
+            wait_seconds=settings.connect_timeout_seconds,
+            ended=read_identity(connection.store),
         )
-    return Found(connection, address, hosted_by, "", 0.0, True)
+    if run_id != settings.run_id:
+        problem = f"{hosted_by} hosts the store of another job, {run_id!r}, there"
+        return Found(address, hosted_by=hosted_by, problem=problem)
+    return Found(address, connection, hosted_by)
 
 
 def has_ended(settings: Settings, connection: Connection, run_id: str) -> bool:
