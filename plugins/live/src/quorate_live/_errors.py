@@ -11,8 +11,8 @@ from typing import Any, final
 
 __all__ = ["StateLostError", "WorldEnded", "is_interruption", "is_peer_loss"]
 
-# As the agent's plugins classify what a failed worker has written: a message is about a collective and a broken
-# connection.  The agent's half is not imported: a training program's environment need not have it.
+# As quorate-errors, which need not be installed, classifies what a failed worker has written: a message is about a
+# collective and a broken connection.
 _COLLECTIVE = re.compile(r"\bgloo\b|nccl|ProcessGroup|TCPStore|\bDist(Network|Backend|Store)Error\b", re.IGNORECASE)
 _BROKEN = re.compile(
     r"connection (was )?(closed|reset|refused|aborted|likely been closed)|broken pipe|was aborted|is aborted"
