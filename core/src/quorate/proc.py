@@ -51,6 +51,7 @@ __all__ = [
     "start_time_of",
     "stat_of",
     "state_of",
+    "written_bytes",
 ]
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -181,6 +182,14 @@ def resident_bytes(pid: int) -> int | None:
     """Return how much memory of a process is resident, ``None`` if it is gone."""
     fields = read_bytes(f"/proc/{pid}/statm").split()
     return int(fields[1]) * PAGE_BYTES if len(fields) > 1 else None
+
+
+def written_bytes(pid: int) -> int:
+    """Return how many bytes a process has written to anything so far, 0 where the kernel does not say."""
+    for line in read_bytes(f"/proc/{pid}/io").splitlines():
+        if line.startswith(b"wchar:"):
+            return int(line.split()[1])
+    return 0
 
 
 @final

@@ -1,4 +1,4 @@
-"""The sockets through which function workers send their results, on the agent's side.
+"""Where workers connect to their context, and the sockets through which functions send their results.
 
 What does not live here: what is done with what comes (:mod:`._deliveries`), and the worker's side (:mod:`._results`).
 """
@@ -21,18 +21,19 @@ _BACKLOG = 4096
 
 @final
 class Listener:
-    """Where the workers of one context connect; its address is not in any file system, so nothing can be left over.
+    """Where the workers of one context connect, by sockets of ``kind``.
+
+    Its name is in Linux's abstract namespace and in no file system, so nothing can be left over.
 
     Raises:
         OSError: there is no descriptor left for it.
     """
 
-    def __init__(self) -> None:
-        #: In Linux's abstract namespace.
-        self.address = b"\0quorate-" + os.urandom(16).hex().encode()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, kind: socket.SocketKind) -> None:
+        self.name = "quorate-" + os.urandom(16).hex()
+        self._socket = socket.socket(socket.AF_UNIX, kind)
         try:
-            self._socket.bind(self.address)
+            self._socket.bind(f"\0{self.name}")
             self._socket.listen(_BACKLOG)
             self._socket.setblocking(False)
         except BaseException:
@@ -40,27 +41,28 @@ class Listener:
             raise
         self.descriptor = hold(self._socket.fileno(), self._socket.close)
 
-    def accept(self) -> Connection | None:
+    def accept(self) -> socket.socket | None:
         """Return the next new connection, ``None`` if none waits.
 
         Raises:
             OSError: there is one, but no descriptor for it.
         """
         try:
-            accepted, _ = self._socket.accept()
+            return self._socket.accept()[0]
         except (BlockingIOError, ConnectionError):
             return None
-        return Connection(accepted)
 
     def close(self) -> None:
         """Take no more connections."""
-        forget(self.descriptor)
-        self._socket.close()
+        if self.descriptor >= 0:
+            forget(self.descriptor)
+            self._socket.close()
+            self.descriptor = -1
 
 
 @final
 class Connection:
-    """One worker's connection.  ``pid`` is the worker's, as the kernel knows it.
+    """One worker's connection for its result.  ``pid`` is the worker's, as the kernel knows it.
 
     Arguments:
         accepted: the socket, which becomes this object's.

@@ -9,6 +9,7 @@ What does not live here: when workers are released (:mod:`._context`), and the s
 from __future__ import annotations
 
 import pickle
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, final
@@ -58,8 +59,8 @@ class Deliveries:
         #: The workers whose result has begun to come -> when the next bytes must have come, in monotonic seconds.
         self._deadlines: dict[Worker, float] = {}
         self._reserves: list[Reserve] = []
-        self._listener = Listener()
-        self.address = self._listener.address
+        self._listener = Listener(socket.SOCK_STREAM)
+        self.address = b"\0" + self._listener.name.encode()
         #: Whether there was no descriptor left for a connection: :meth:`admit` must be called again soon.
         self.is_short = False
         self._watch(self._listener.descriptor, self.admit)
@@ -72,7 +73,7 @@ class Deliveries:
         """
         self._reserves.append(Reserve(1))
 
-    def _accept(self) -> Connection | None:
+    def _accept(self) -> socket.socket | None:
         try:
             return self._listener.accept()
         except OSError:
@@ -86,8 +87,9 @@ class Deliveries:
         listener = self._listener
         try:
             for _ in range(_CONNECTIONS_AT_A_TIME):
-                if (connection := self._accept()) is None:
+                if (accepted := self._accept()) is None:
                     break
+                connection = Connection(accepted)
                 worker = next((it for it in self._workers if it.exit_code is None and it.pid == connection.pid), None)
                 if worker is None:
                     connection.close()

@@ -22,16 +22,16 @@ What does not live here: when workers are released and stopped (:mod:`._context`
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 from quorate.notices import warn
-from quorate.proc import ancestor_among, forget, hold, peer_of
+from quorate.proc import ancestor_among, peer_of
 from quorate.text import printable
 
 from ._channel import Channel
+from ._connections import Listener
 from ._workers import Worker
 
 __all__ = ["ADDRESS_VARIABLE", "FORMAT", "Live"]
@@ -68,22 +68,13 @@ class Live:
     ) -> None:
         self._workers, self._watch, self._unwatch = workers, watch, unwatch
         self._loss_timeout, self._is_current = loss_timeout, is_current
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            name = "quorate-live-" + os.urandom(16).hex()
-            self._socket.bind(f"\0{name}")
-            self._socket.listen(1024)
-            self._socket.setblocking(False)
-        except BaseException:
-            self._socket.close()
-            raise
+        self._listener = Listener(socket.SOCK_SEQPACKET)
         #: Called when a worker has become live.
         self.on_live: Callable[[], None] = lambda: None
         #: The value of the variable.
-        self.address = f"@{name}"
-        self._descriptor = hold(self._socket.fileno(), self._socket.close)
+        self.address = f"@{self._listener.name}"
         self._is_paused = False  # where no descriptor was left for a connection
-        watch(self._descriptor, self._admit)
+        watch(self._listener.descriptor, self._admit)
 
     # --- what the context asks for ----------------------------------------------------------------------------------
 
@@ -143,29 +134,26 @@ class Live:
         self._is_paused = False
         for worker in self._workers:
             self.drop(worker)
-        if self._descriptor >= 0:
-            self._unwatch(self._descriptor)
-            forget(self._descriptor)
-            self._socket.close()
-            self._descriptor = -1
+        self._unwatch(self._listener.descriptor)
+        self._listener.close()
 
     # --- what workers say -------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         if self._is_paused:
             self._is_paused = False
-            self._watch(self._descriptor, self._admit)
+            self._watch(self._listener.descriptor, self._admit)
 
     def _admit(self) -> None:
         for _ in range(_MESSAGES_AT_A_TIME):
             try:
-                accepted, _ = self._socket.accept()
-            except BlockingIOError:
-                return
+                accepted = self._listener.accept()
             except OSError:
                 # There is no descriptor for it.  It waits in the queue, where it would wake the agent again at once.
-                self._unwatch(self._descriptor)
+                self._unwatch(self._listener.descriptor)
                 self._is_paused = True
+                return
+            if accepted is None:
                 return
             worker = self._worker_of(accepted)
             if worker is None or worker.channel is not None:

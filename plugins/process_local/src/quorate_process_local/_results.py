@@ -28,7 +28,7 @@ STALL_SECONDS = 60.0
 
 @final
 class Delivery:
-    """A worker's side of the connection; ``address`` is its agent's :attr:`._deliveries.Listener.address`.
+    """A worker's side of the connection; ``address`` is its agent's :attr:`._deliveries.Deliveries.address`.
 
     It connects before the function runs, so that a function that uses up all descriptors does not matter, and again if
     the function has closed the descriptor.

@@ -14,22 +14,21 @@ A process that is stopped, or waits in the kernel, cannot answer; its log then s
 from __future__ import annotations
 
 import os
-import queue
 import resource
 import select
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import final
 
-from quorate.clock import monotonic, seconds_until
+from quorate.clock import monotonic, seconds_until, sleep
 from quorate.files import open_regular, read_bytes
 from quorate.notices import warn
-from quorate.proc import kernel_wait_of, open_pidfd, signals_of, stat_of, state_of
+from quorate.proc import kernel_wait_of, open_pidfd, signals_of, stat_of, state_of, written_bytes
 
 from ._stack_signal import STACK_SIGNAL
 from ._workers import Worker
@@ -213,24 +212,9 @@ def _spy(heads: Sequence[_Process], end: float) -> None:
     program = find_py_spy()
     if not program:
         return
-    waiting: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-    for head in heads:
-        if head.is_alive and not head.no_dump_reason:
-            waiting.put(head)
-
-    def work() -> None:
-        while True:
-            try:
-                head = waiting.get_nowait()
-            except queue.Empty:
-                return
-            _spy_on(program, head, end)
-
-    threads = [threading.Thread(target=work, name="quorate-py-spy", daemon=True) for _ in heads[:_MOST_AT_ONCE]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    able = [head for head in heads if head.is_alive and not head.no_dump_reason]
+    with ThreadPoolExecutor(_MOST_AT_ONCE, "quorate-py-spy") as pool:
+        list(pool.map(lambda head: _spy_on(program, head, end), able))
 
 
 def _spy_on(program: str, head: _Process, end: float) -> None:
@@ -274,7 +258,6 @@ def _ask(families: Sequence[list[_Process]], end: float, answer_timeout: float) 
 
 def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
     """Wait until the answers are written; another signal could cut them short.  No event signals that."""
-    pause = select.poll()
     written = dict.fromkeys((process.pid for process in asked), -1)
     quiet = dict.fromkeys(written, 0)
     waiting = list(asked)
@@ -284,7 +267,7 @@ def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
             if process.is_alive and process.has_pending(STACK_SIGNAL):
                 continue
             process.has_answered = True
-            now_written = _written_by(process.pid)
+            now_written = written_bytes(process.pid)
             is_quiet = now_written == written[process.pid] and not process.is_answering()
             quiet[process.pid] = quiet[process.pid] + 1 if is_quiet else 0
             written[process.pid] = now_written
@@ -293,7 +276,7 @@ def _wait_for_answers(asked: Sequence[_Process], end: float) -> None:
                 waiting.remove(process)
         if waiting and monotonic() >= end:
             return
-        pause.poll(_LOOK_SECONDS * 1000.0)
+        sleep(_LOOK_SECONDS)
 
 
 def _abort(head: _Process, is_hung: bool) -> bool:
@@ -313,34 +296,16 @@ def _abort(head: _Process, is_hung: bool) -> bool:
 
 
 def _wait_for_ends(processes: Sequence[_Process], end: float) -> None:
-    poller = select.poll()
-    watched = []
     for process in processes:
         try:
             descriptor = open_pidfd(process.pid)
         except ProcessLookupError:
             continue
-        if descriptor < 0:
-            continue
-        poller.register(descriptor, select.POLLIN)
-        watched.append(descriptor)
-    try:
-        left = len(watched)
-        while left and monotonic() < end:
-            for descriptor, _ in poller.poll(1000.0 * seconds_until(end)):
-                poller.unregister(descriptor)
-                left -= 1
-    finally:
-        for descriptor in watched:
+        if descriptor >= 0:
+            poller = select.poll()
+            poller.register(descriptor, select.POLLIN)
+            poller.poll(1000.0 * seconds_until(end))
             os.close(descriptor)
-
-
-def _written_by(pid: int) -> int:
-    """Return how many bytes a process has written so far, 0 where the kernel does not say."""
-    for line in _read(f"/proc/{pid}/io").splitlines():
-        if line.startswith("wchar:"):
-            return int(line.split()[1])
-    return 0
 
 
 def _write_if_taken(descriptor: int, data: bytes) -> None:

@@ -8,8 +8,7 @@ from typing import final
 
 from attrs import frozen
 
-from quorate.files import read_bytes
-from quorate.proc import ProcessStat, stat_of
+from quorate.proc import ProcessStat, stat_of, written_bytes
 
 __all__ = ["ProcessTimes", "activity_of"]
 
@@ -40,7 +39,7 @@ def activity_of(workers: Collection[int]) -> dict[int, ProcessTimes]:
         sum_so_far = result.get(owner, ProcessTimes(0.0, 0, False))
         result[owner] = ProcessTimes(
             sum_so_far.cpu_seconds + stat.cpu_seconds,
-            sum_so_far.written_bytes + _written_bytes(pid),
+            sum_so_far.written_bytes + written_bytes(pid),
             sum_so_far.is_runnable or stat.state == "R",
         )
     return result
@@ -61,10 +60,3 @@ def _owner_of(pid: int, table: Mapping[int, ProcessStat], workers: Collection[in
             return stat.session
         pid = stat.parent
     return None
-
-
-def _written_bytes(pid: int) -> int:
-    for line in read_bytes(f"/proc/{pid}/io").splitlines():
-        if line.startswith(b"wchar:"):
-            return int(line.split()[1])
-    return 0

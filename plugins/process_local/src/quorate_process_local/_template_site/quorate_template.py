@@ -186,9 +186,8 @@ def _import(modules: Sequence[str], heads: Sequence[str]) -> str:
     """
     sys.path[:0] = heads
     usual = gc.get_threshold()
-    gc.set_threshold(
-        _FEW_COLLECTIONS, *usual[1:]
-    )  # what imports make stays: to search it takes a tenth of torch's time
+    # What imports make stays: to search it takes a tenth of torch's time.
+    gc.set_threshold(_FEW_COLLECTIONS, *usual[1:])
     try:
         for name in modules:
             try:
