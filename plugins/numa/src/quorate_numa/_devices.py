@@ -13,8 +13,9 @@ from typing import final
 
 from attrs import frozen
 
-from quorate.files import read_bytes
 from quorate.text import whole_number
+
+from ._topology import numbered, text_of
 
 __all__ = ["Device", "are_numbered_by_bus", "find_devices", "visible_devices"]
 
@@ -99,7 +100,7 @@ def _nvidia_by_driver(root: str) -> list[Device]:
 
 
 def _information(path: str) -> dict[str, str]:
-    pairs = (line.partition(":") for line in _text(path).splitlines())
+    pairs = (line.partition(":") for line in text_of(path).splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
@@ -109,8 +110,8 @@ def _nvidia_by_bus(root: str) -> list[Device]:
     return [
         _pci_device(root, address)
         for address in _entries(folder)
-        if _text(f"{folder}/{address}/vendor") == _NVIDIA_VENDOR
-        and _text(f"{folder}/{address}/class")[:6] in _DISPLAY_CLASSES
+        if text_of(f"{folder}/{address}/vendor") == _NVIDIA_VENDOR
+        and text_of(f"{folder}/{address}/class")[:6] in _DISPLAY_CLASSES
         and os.path.basename(os.path.realpath(f"{folder}/{address}/driver")) == "nvidia"
     ]
 
@@ -118,8 +119,8 @@ def _nvidia_by_bus(root: str) -> list[Device]:
 def _pci_device(root: str, address: str, uuid: str = "", is_amd: bool = False) -> Device:
     folder = os.path.join(root, _PCI_DEVICES, address.lower())
     # The kernel writes -1 where the firmware does not tell.
-    number = whole_number(_text(f"{folder}/numa_node"))
-    return Device(address, number, uuid, _text(f"{folder}/device"), is_amd)
+    number = whole_number(text_of(f"{folder}/numa_node"))
+    return Device(address, number, uuid, text_of(f"{folder}/device"), is_amd)
 
 
 # --- AMD --------------------------------------------------------------------------------------------------------------
@@ -129,8 +130,8 @@ def _amd(root: str) -> list[Device]:
     """Return the compute nodes that have SIMD units, by their numbers; those of other containers cannot be read."""
     folder = os.path.join(root, _AMD_NODES)
     found = []
-    for number in sorted(each for name in _entries(folder) if (each := whole_number(name)) is not None):
-        words = (line.split() for line in _text(f"{folder}/{number}/properties").splitlines())
+    for number in numbered(folder, ""):
+        words = (line.split() for line in text_of(f"{folder}/{number}/properties").splitlines())
         properties = {
             pair[0]: value for pair in words if len(pair) == 2 and (value := whole_number(pair[1])) is not None
         }
@@ -147,7 +148,3 @@ def _entries(folder: str) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
-
-
-def _text(path: str) -> str:
-    return read_bytes(path).decode("ascii", "replace").strip()

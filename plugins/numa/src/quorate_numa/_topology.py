@@ -17,7 +17,7 @@ from quorate.affinity import parse_cpus
 from quorate.files import read_bytes
 from quorate.text import whole_number
 
-__all__ = ["Topology", "read_topology", "within"]
+__all__ = ["Topology", "numbered", "read_topology", "text_of", "within"]
 
 _NODES = "sys/devices/system/node"
 _CPUS = "sys/devices/system/cpu"
@@ -67,7 +67,7 @@ def read_topology(usable: Collection[int], root: str = "/") -> Topology:
     online = _numbers(os.path.join(root, _CPUS, "online"))
     cpus = frozenset(usable) & online or frozenset(usable)
     folder = os.path.join(root, _NODES)
-    numbers = _numbered(folder, "node")
+    numbers = numbered(folder, "node")
     sockets = _partition(cpus, lambda cpu: _siblings(root, cpu, "package_cpus_list", "core_siblings_list"))
     return Topology(
         nodes=_nodes(cpus, sockets, {number: _numbers(f"{folder}/node{number}/cpulist") for number in numbers}),
@@ -116,9 +116,9 @@ def _l3_siblings(root: str, cpu: int) -> frozenset[int]:
     """
     folder = os.path.join(root, _CPUS, f"cpu{cpu}", "cache")
     best, shared = _L3 - 1, frozenset[int]()
-    for index in _numbered(folder, "index"):
-        level = whole_number(_text(f"{folder}/index{index}/level"))
-        if level is not None and level > best and _text(f"{folder}/index{index}/type") in _DATA_CACHES:
+    for index in numbered(folder, "index"):
+        level = whole_number(text_of(f"{folder}/index{index}/level"))
+        if level is not None and level > best and text_of(f"{folder}/index{index}/type") in _DATA_CACHES:
             best, shared = level, _numbers(f"{folder}/index{index}/shared_cpu_list")
     return shared
 
@@ -149,14 +149,14 @@ def _distances(folder: str, numbers: list[int]) -> dict[tuple[int, int], int]:
     """Return the distances between nodes; each node's file has one for every node, in ascending order."""
     found: dict[tuple[int, int], int] = {}
     for number in numbers:
-        told = [whole_number(word) for word in _text(f"{folder}/node{number}/distance").split()]
+        told = [whole_number(word) for word in text_of(f"{folder}/node{number}/distance").split()]
         distances = [distance for distance in told if distance is not None]
         if len(told) == len(distances) == len(numbers):
             found.update({(number, other): distance for other, distance in zip(numbers, distances, strict=True)})
     return found
 
 
-def _numbered(folder: str, prefix: str) -> list[int]:
+def numbered(folder: str, prefix: str) -> list[int]:
     """Return the numbers of the entries called ``<prefix><number>``, ascending; nothing where the folder is missing."""
     try:
         names = os.listdir(folder)
@@ -171,10 +171,11 @@ def _numbered(folder: str, prefix: str) -> list[int]:
 
 def _numbers(path: str) -> frozenset[int]:
     try:
-        return parse_cpus(_text(path))
+        return parse_cpus(text_of(path))
     except ValueError:
         return frozenset()
 
 
-def _text(path: str) -> str:
+def text_of(path: str) -> str:
+    """Return what a file of the kernel says; nothing where it is missing."""
     return read_bytes(path).decode("ascii", "replace").strip()

@@ -12,6 +12,7 @@ from attrs import frozen
 from quorate.catalogue import PluginKind, RunRequest
 from quorate.errors import UsageError
 from quorate.flags import all_flags
+from quorate.job_token import TOKEN_VARIABLES
 from quorate.net import format_endpoint, is_literal, is_local_name
 from quorate.plugins import get_host
 
@@ -23,7 +24,6 @@ __all__ = ["Plan", "make_plan", "split_command"]
 
 _OWN_FLAGS = frozenset({"hosts", "hostfile", "ssh-command", "ssh-env", "detach", "cluster"})
 _PREFIX_VARIABLE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
-_TOKEN_VARIABLES = ("QUORATE_JOB_TOKEN", "QUORATE_JOB_TOKEN_FILE")
 _LARGEST_HOSTFILE_BYTES = 1 << 20
 _ON = frozenset({"1", "true", "yes", "on"})
 
@@ -111,7 +111,7 @@ class Plan:
 
     @property
     def has_token(self) -> bool:
-        return any(name in self.variables for name in _TOKEN_VARIABLES) or "rdzv-auth" in self.texts
+        return bool(TOKEN_VARIABLES & self.variables.keys()) or "rdzv-auth" in self.texts
 
 
 def _range(low: int, high: int) -> str:

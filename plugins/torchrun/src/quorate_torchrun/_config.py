@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 import quorate
 from quorate.catalogue import PluginKind
@@ -16,12 +16,6 @@ from quorate.net import format_endpoint, parse_endpoint
 from quorate.plugins import get_host
 
 __all__ = ["LaunchConfig", "to_quorate", "with_numa"]
-
-
-class _NumaOptions(Protocol):
-    """What is read of torch's ``NumaOptions``."""
-
-    affinity_mode: Any
 
 
 @dataclass
@@ -49,7 +43,7 @@ class LaunchConfig:
     metrics_cfg: dict[str, str] = field(default_factory=dict)
     local_addr: str | None = None
     event_log_handler: str = "null"
-    numa_options: _NumaOptions | None = None
+    numa_options: Any = None
     signals_to_handle: str = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
     duplicate_stdout_filters: list[str] | None = None
     duplicate_stderr_filters: list[str] | None = None
@@ -123,8 +117,8 @@ def _meeting_point(config: Any) -> dict[str, Any]:
     return {}
 
 
-def with_numa(settings: Mapping[str, Any], numa_options: _NumaOptions | None) -> dict[str, Any]:
-    """Return ``settings`` with what the plugin that binds workers reads."""
+def with_numa(settings: Mapping[str, Any], numa_options: Any) -> dict[str, Any]:
+    """Return ``settings`` with what the plugin that binds workers reads of torch's ``NumaOptions``."""
     result = dict(settings)
     if numa_options is None:
         return result
