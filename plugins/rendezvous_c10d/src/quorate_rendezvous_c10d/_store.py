@@ -153,14 +153,11 @@ class C10dStore:
             if len(keys) > 1 and hasattr(store, "multi_set"):
                 store.multi_set(keys, values)
             else:
-                write_each(store)
+                for key, value in zip(keys, values, strict=True):
+                    store.set(key, value)
             # A set is sent and not answered: into a connection that has just broken it vanishes without an error.
             # The server works off a connection in order, so the answer to a question stands for what went before.
             store.check(keys[-1:])
-
-        def write_each(store: Any) -> None:
-            for key, value in zip(keys, values):  # noqa: B905 - equally long by construction
-                store.set(key, value)
 
         self._run(write)
         for key in keys:

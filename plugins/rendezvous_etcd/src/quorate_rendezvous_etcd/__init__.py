@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, final
 
 from quorate.hookspecs import hookimpl
-from quorate.lazy_exports import lazy_exports
+from quorate.lazy_exports import lazy_exports, lazy_function
 from quorate.rendezvous import RendezvousBackend, RendezvousParameters, Store
 
 from ._settings import Settings
@@ -63,12 +63,6 @@ def _open_hosted(parameters: RendezvousParameters) -> Store:
         from ._hosted.store import open_store  # h2 and protobuf are imported only where they are needed
 
     return open_store(parameters)
-
-
-def _check_hosted(parameters: RendezvousParameters) -> None:
-    from ._hosted.names import check  # only for this backend
-
-    check(parameters)
 
 
 _SETTINGS = {
@@ -125,7 +119,7 @@ class _Plugin:
                 name="etcd-hosted",
                 summary="an etcd cluster that agents of the job run themselves, on 1, 3 or 5 of its machines",
                 open_store=_open_hosted,
-                check=_check_hosted,
+                check=lazy_function(f"{__name__}._hosted.names", "check"),
                 hosted_by_job=True,
                 settings=_HOSTED_SETTINGS,
                 reads_other_settings=False,

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import final
 
 from attrs import evolve, frozen
@@ -151,27 +152,15 @@ def _ready_again(state: State, event: Event) -> State:
     return _enter(state, event, Phase.PROMOTING) if state.is_learner else _serve(state, event)
 
 
-def _promote(state: State, event: Event) -> State:
-    return _enter(state, event, Phase.PROMOTING)
-
-
 def _fail(state: State, event: Event, phase: Phase) -> State:
     failures = state.failures + 1
     pause = min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
     return evolve(state, phase=phase, failures=failures, pause_seconds=pause, problem=event.problem)
 
 
-def _look_again(state: State, event: Event) -> State:
-    return _fail(state, event, Phase.LOOKING)
-
-
 def _begin_anew(state: State, event: Event) -> State:
     """This member has lost its place in the cluster: its state does not count any more."""
     return evolve(_fail(state, event, Phase.LOOKING), member_id=0, is_learner=False)
-
-
-def _return(state: State, event: Event) -> State:
-    return _fail(state, event, Phase.RETURNING)
 
 
 def _return_or_give_up_disk(state: State, event: Event) -> State:
@@ -180,9 +169,10 @@ def _return_or_give_up_disk(state: State, event: Event) -> State:
     return _return(state, event)
 
 
-def _ask_again(state: State, event: Event) -> State:
-    return _fail(state, event, Phase.PROMOTING)
-
+_promote = partial(_enter, phase=Phase.PROMOTING)
+_look_again = partial(_fail, phase=Phase.LOOKING)
+_return = partial(_fail, phase=Phase.RETURNING)
+_ask_again = partial(_fail, phase=Phase.PROMOTING)
 
 Handler = Callable[[State, Event], State]
 

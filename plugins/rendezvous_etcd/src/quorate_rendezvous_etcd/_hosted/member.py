@@ -152,7 +152,9 @@ class HostedMember:
             return
         self._stopping.set()
         if leaves:
-            self._leave()
+            # Without a quorum it cannot be removed; the others do so once it has been away for long enough.
+            with suppress(QuorateError):
+                self._open_cluster().leave()
         else:
             # The other members learn what was decided last with a heartbeat of the leader, which may be this one.
             sleep(_LAST_HEARTBEATS * self._options.election_timeout_seconds / 10)
@@ -172,11 +174,6 @@ class HostedMember:
         self._claim.close()
         with self._changed:
             self._changed.notify_all()
-
-    def _leave(self) -> None:
-        # Without a quorum it cannot be removed; the others do so once it has been away for long enough.
-        with suppress(QuorateError):
-            self._open_cluster().leave()
 
     def _open_cluster(self) -> Cluster:
         """Return what changes the cluster; a start among the first members needs none of it.

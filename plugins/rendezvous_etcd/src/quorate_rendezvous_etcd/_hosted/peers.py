@@ -40,7 +40,6 @@ class Listed:
     """One member as another lists it: ``has_been_up`` tells whether it has ever served clients."""
 
     member_id: int
-    name: str
     peer_url: str
     has_been_up: bool
 
@@ -211,4 +210,4 @@ def _read_member(entry: Any) -> Listed:
     urls = entry.get("peerURLs") or [""]
     if not isinstance(urls, list):
         raise ValueError("it does not list members as etcd does")
-    return Listed(int(entry.get("id", 0)), str(entry.get("name", "")), str(urls[0]), bool(entry.get("clientURLs")))
+    return Listed(int(entry.get("id", 0)), str(urls[0]), bool(entry.get("clientURLs")))

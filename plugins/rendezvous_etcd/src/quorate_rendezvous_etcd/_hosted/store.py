@@ -15,7 +15,6 @@ from attrs import evolve
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError, UsageError
 from quorate.job_token import STORE_PURPOSE, job_token_of
-from quorate.net import Endpoint
 from quorate.rendezvous import LastWordWriter, RendezvousParameters, job_is_over
 
 from .._import_lock import import_lock
@@ -63,10 +62,13 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
     own = member.endpoint
     others = tuple(endpoint for endpoint in names.endpoints if endpoint != own)
     ending = Ending(others, gone_seconds)
+    # This node asks its own member first.
+    own_seconds = parameters.get_as_float("election_timeout", DEFAULT_ELECTION_SECONDS) / 2
+    store_settings = evolve(settings, endpoints=(own, *others), begins_with_first=True, own_member_seconds=own_seconds)
     try:
         _load_client()
         _wait_until_serving(member, ending, settings, deadline, parameters.on_waiting)
-        store = _open_at(member, ending, _beginning_with(own, others, settings, parameters), deadline)
+        store = _open_at(member, ending, store_settings, deadline)
     except StoreLostError:
         member.close(leaves=False)
         raise
@@ -77,14 +79,6 @@ def open_store(parameters: RendezvousParameters) -> HostedEtcdStore:
         member.close(leaves=False)
         raise
     return HostedEtcdStore(store, member, parameters, ending)
-
-
-def _beginning_with(
-    own: Endpoint, others: Sequence[Endpoint], settings: Settings, parameters: RendezvousParameters
-) -> Settings:
-    """Return ``settings`` for a node that runs the member ``own``, and asks it first."""
-    seconds = parameters.get_as_float("election_timeout", DEFAULT_ELECTION_SECONDS) / 2
-    return evolve(settings, endpoints=(own, *others), begins_with_first=True, own_member_seconds=seconds)
 
 
 def _load_client() -> type[EtcdStore]:

@@ -118,12 +118,9 @@ class Membership:
         # The directory may have been removed and made again meanwhile, without a lease.
         self._leases.create(token, deadline)
         self.token = token
-        self._sweep(deadline)
-        return True
-
-    def _sweep(self, deadline: float) -> None:
         with suppress(QuorateError):  # such as a user without the right to list the prefix; other nodes do it
             self._directory.sweep(deadline)
+        return True
 
     def _join_incarnation(self, token: str, deadline: float) -> bool:
         """Become a member of the incarnation ``token``; return False if it is being removed."""

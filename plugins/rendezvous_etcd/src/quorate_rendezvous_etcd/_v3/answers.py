@@ -44,9 +44,11 @@ class RefusedError(StoreUnavailableError):
 
 # Parts of etcd's error texts.  etcd's own client libraries compare the same texts.
 _TOKEN_WORDS = ("invalid auth token", "revision of auth store is old")
-_LEASE_GONE = "requested lease not found"
-_LEASE_EXISTS = "lease already exists"
-_COMPACTED = "revision has been compacted"
+_REFUSALS = {
+    "requested lease not found": Refused.LEASE_GONE,
+    "lease already exists": Refused.LEASE_EXISTS,
+    "revision has been compacted": Refused.COMPACTED,
+}
 
 
 def judge(code: str, details: str, settings: Settings) -> Trouble | QuorateError:
@@ -54,11 +56,7 @@ def judge(code: str, details: str, settings: Settings) -> Trouble | QuorateError
     text = details.removeprefix("etcdserver: ")
     if any(word in text for word in _TOKEN_WORDS) and settings.user:
         return Trouble.TOKEN
-    for words, kind in (
-        (_LEASE_GONE, Refused.LEASE_GONE),
-        (_LEASE_EXISTS, Refused.LEASE_EXISTS),
-        (_COMPACTED, Refused.COMPACTED),
-    ):
+    for words, kind in _REFUSALS.items():
         if words in text:
             return RefusedError(kind, text)
     definite = _definite(code, text, settings)
