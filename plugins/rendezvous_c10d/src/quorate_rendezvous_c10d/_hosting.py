@@ -19,9 +19,8 @@ from typing import Any, Protocol, final
 from attrs import frozen
 
 from quorate.clock import monotonic, sleep
-from quorate.errors import QuorateError, UsageError
+from quorate.errors import QuorateError
 from quorate.job_token import STORE_PURPOSE
-from quorate.notices import warn
 from quorate.rendezvous import job_is_over
 from quorate.text import printable
 
@@ -35,7 +34,6 @@ __all__ = [
     "SILENT",
     "Found",
     "LocalHost",
-    "elsewhere_error",
     "end_local_host",
     "has_ended",
     "leave_note",
@@ -43,9 +41,6 @@ __all__ = [
     "look_beside",
     "register_local_host",
     "still_there",
-    "taken_error",
-    "warn_forwarded",
-    "warn_joined",
 ]
 
 #: How long the store of a job that has ended is given to go by itself; the core's default ``linger_timeout``.
@@ -208,40 +203,3 @@ class _Job:
 
     def get(self, keys: list[str]) -> list[bytes | None]:
         return [read_one(self._store, self._prefix + key) for key in keys]
-
-
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-
-def warn_joined(settings: Settings, found: Found) -> None:
-    """Warn that this node joins the store, although its ``is_host`` is true."""
-    warn(
-        f"is_host is true on this node, but {found.hosted_by} hosts the c10d store at {settings.endpoint} for this job "
-        "already; this node joins it. Set is_host=true on one node only"
-    )
-
-
-def taken_error(settings: Settings, problem: str) -> UsageError:
-    """Return the error of a node with ``is_host=true`` that cannot host."""
-    return UsageError(
-        f"this node must host the c10d store at {settings.endpoint} (is_host is true) and cannot: port {settings.port} "
-        f"is in use on this node: {problem}. Stop what listens there, or choose another port in --rdzv-endpoint"
-    )
-
-
-def warn_forwarded(settings: Settings) -> None:
-    """Warn that other nodes may not find the store of this host."""
-    warn(
-        f"this node hosts the c10d store (is_host is true), but {settings.endpoint} is not an address of this machine "
-        "and does not lead to it from here; other nodes find the store only where that address is forwarded to this "
-        "machine"
-    )
-
-
-def elsewhere_error(settings: Settings, hosted_by: str) -> UsageError:
-    """Return the error of a node with ``is_host=true`` whose endpoint leads to another host of the store."""
-    return UsageError(
-        f"this node must host the c10d store at {settings.endpoint} (is_host is true), but that is not an address of "
-        f"this machine, and {hosted_by or 'another store'} is there already. Set is_host=true on one node only, the "
-        "one that owns the address in --rdzv-endpoint, and leave it out here"
-    )

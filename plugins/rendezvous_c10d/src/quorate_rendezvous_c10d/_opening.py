@@ -14,6 +14,7 @@ from attrs import frozen
 from quorate.clock import monotonic, sleep
 from quorate.errors import StoreLostError, StoreUnavailableError, UsageError
 from quorate.net import format_endpoint
+from quorate.notices import warn
 
 from ._connection import Connection, connect, host, load_tcp_store, starting
 from ._endpoint import (
@@ -29,16 +30,12 @@ from ._hosting import (
     ENDED_SECONDS,
     SILENT,
     Found,
-    elsewhere_error,
     end_local_host,
     has_ended,
     leave_note,
     look,
     look_beside,
     still_there,
-    taken_error,
-    warn_forwarded,
-    warn_joined,
 )
 from ._settings import Settings
 from ._values import first_line, identify, read_identity
@@ -155,7 +152,10 @@ def _join_or_refuse(settings: Settings, seconds: float) -> Opened | None:
     if found.ended and seconds >= ENDED_SECONDS and end_local_host(found.ended):
         return None
     if seconds >= min(found.wait_seconds, settings.connect_timeout_seconds):
-        raise taken_error(settings, found.problem)
+        raise UsageError(
+            f"this node must host the c10d store at {settings.endpoint} (is_host is true) and cannot: "
+            f"{_taken(settings)}: {found.problem}. Stop what listens there, or choose another port in --rdzv-endpoint"
+        )
     return None
 
 
@@ -166,7 +166,10 @@ def _joined(settings: Settings, found: Found) -> Opened | None:
     except RuntimeError:
         found.connection.close()
         return None  # its host has ended meanwhile
-    warn_joined(settings, found)
+    warn(
+        f"is_host is true on this node, but {found.hosted_by} hosts the c10d store at {settings.endpoint} for this job "
+        "already; this node joins it. Set is_host=true on one node only"
+    )
     return Opened(found.connection, found.address, settings.port, identity, is_host=False)
 
 
@@ -193,7 +196,11 @@ def _host_unless_hosted(settings: Settings, listening: Listening) -> Opened:
     if listening.is_elsewhere:
         try:
             if not _refuse_another(settings, look(settings, settings.host), opened.identity):
-                warn_forwarded(settings)
+                warn(
+                    f"this node hosts the c10d store (is_host is true), but {settings.endpoint} is not an address of "
+                    "this machine and does not lead to it from here; other nodes find the store only where that "
+                    "address is forwarded to this machine"
+                )
         except UsageError:
             opened.connection.close()
             raise
@@ -217,7 +224,11 @@ def _refuse_another(settings: Settings, found: Found | None, own: bytes) -> bool
             found.connection.close()
         if is_own:
             return True
-    raise elsewhere_error(settings, found.hosted_by)
+    raise UsageError(
+        f"this node must host the c10d store at {settings.endpoint} (is_host is true), but that is not an address of "
+        f"this machine, and {found.hosted_by or 'another store'} is there already. Set is_host=true on one node only, "
+        "the one that owns the address in --rdzv-endpoint, and leave it out here"
+    )
 
 
 def _host(settings: Settings, listening: Listening) -> Opened:

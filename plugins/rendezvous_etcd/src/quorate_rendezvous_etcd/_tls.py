@@ -42,12 +42,9 @@ def make_tls_context(settings: Settings, protocols: Sequence[str]) -> ssl.SSLCon
         ) from None
     if not settings.cert:
         return context
-
-    def refuse_passphrase() -> str:
-        raise UsageError(f"the rendezvous setting key={settings.key!r} is encrypted; give one without a passphrase")
-
     try:
-        context.load_cert_chain(settings.cert, settings.key, refuse_passphrase)
+        # Without a password of its own OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(settings.cert, settings.key, password=lambda: b"")
     except (OSError, ValueError) as error:
         raise UsageError(
             f"the rendezvous settings cert={settings.cert!r} and key={settings.key!r} cannot be used together: {error}"

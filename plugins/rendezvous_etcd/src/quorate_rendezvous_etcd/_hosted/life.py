@@ -123,7 +123,7 @@ def action_of(state: State) -> Action:
 
 
 def _enter(state: State, event: Event, phase: Phase) -> State:
-    """The action led on."""
+    """Return the state after an action that has succeeded."""
     return evolve(state, phase=phase, member_id=event.member_id or state.member_id, failures=0, pause_seconds=0.0)
 
 

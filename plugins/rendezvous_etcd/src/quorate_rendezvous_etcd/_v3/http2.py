@@ -183,7 +183,7 @@ class Http2Connection:
         if not status:
             http = headers.get(":status", "none")
             kind = headers.get("content-type", "none")
-            code = "UNKNOWN" if http == "200" else _CODES_OF_HTTP.get(http, "UNKNOWN")
+            code = _CODES_OF_HTTP.get(http, "UNKNOWN")
             raise CallError(code, f"it does not answer as gRPC (HTTP status {http}, content type {kind})")
         if status != "0":
             raise CallError(_CODE_OF_STATUS.get(status, "UNKNOWN"), unquote(headers.get("grpc-message", "")))
