@@ -16,6 +16,7 @@ __all__ = ["counts_of", "expand_hosts", "is_same_host", "name_part", "number", "
 _MOST_HOSTS = 1 << 16
 _MOST_DIGITS = 9
 _UNUSABLE = re.compile(r"[^A-Za-z0-9._-]+")
+_ENTRY = re.compile(r"(?:[^,\[\]]|\[[^\[\]]*\])+")
 _MOST_BRACKETS = 8  # of one name
 _LONGEST_NAME = 1000
 _FIRST_PORT, _PORTS = 29400, 3000  # below the ports that Linux gives to connections, 32768 and up
@@ -44,24 +45,11 @@ def expand_hosts(text: str) -> list[str]:
     return found
 
 
-def _split(text: str) -> Iterator[str]:
-    """Yield the entries between the commas that stand outside brackets."""
-    depth, begin = 0, 0
-    for at, character in enumerate(text):
-        if character == "[":
-            depth += 1
-        elif character == "]":
-            depth -= 1
-        if depth not in (0, 1):
-            raise _malformed(text)
-        if character == "," and depth == 0:
-            if text[begin:at].strip():
-                yield text[begin:at].strip()
-            begin = at + 1
-    if depth:
-        raise _malformed(text)
-    if text[begin:].strip():
-        yield text[begin:].strip()
+def _split(text: str) -> list[str]:
+    """Return the entries between the commas that stand outside brackets."""
+    if _ENTRY.sub("", text).strip(","):
+        raise _malformed(text)  # a bracket is left
+    return [entry.strip() for entry in _ENTRY.findall(text) if entry.strip()]
 
 
 def _expand(entry: str, text: str) -> Iterator[str]:
