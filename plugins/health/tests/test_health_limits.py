@@ -19,7 +19,6 @@ import pytest
 from quorate.clock import monotonic
 from quorate.services import AgentSnapshot, WorkerSnapshot
 from quorate.testing import settles
-from quorate_health._import_lock import import_lock
 from quorate_health._journal import Journal
 from quorate_health._pulse import Pulse
 from quorate_health._server import LIFETIME_SECONDS, MOST_UNSENT_BYTES, THREADS
@@ -244,23 +243,3 @@ def test_a_look_that_is_stuck_delays_no_other(agent: StubAgent) -> None:
     freed.set()
     looking.join(DEADLINE)
     assert status.look() is not first
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_fork_waits_for_a_running_import() -> None:
-    """The child would inherit the import's lock, which nothing there releases."""
-
-    def fork() -> None:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0 if import_lock.acquire(blocking=False) else 1)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-
-    codes: list[int] = []
-    forking = threading.Thread(target=fork)
-    with import_lock:
-        forking.start()
-        forking.join(0.2)
-        assert forking.is_alive(), "it did not wait"
-    forking.join(DEADLINE)
-    assert codes == [0], "the child cannot import"

@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
+from quorate.import_lock import import_lock
 from quorate.services import AgentView
 
-from ._import_lock import import_lock
 from ._journal import Journal
 from ._page import PAGE_POLICY, page_of, part_of
 from ._pulse import DEADLINE_SECONDS, Pulse, StoreProbe

@@ -10,13 +10,15 @@ from typing import Any, final
 
 from quorate.catalogue import CliOption, HealthCheck, ServiceBackend
 from quorate.hookspecs import hookimpl
+from quorate.lazy_exports import lazy_function
 from quorate.services import AgentService, AgentView
 
 from ._check_flags import command_of, limits_of, names_of, port_of
 from ._checks import CheckStates, make_checks, make_cleaner
-from ._service import start
 
 __all__ = ["plugin"]
+
+_start = lazy_function("quorate_health._service", "start")
 
 #: TorchElastic's variable for the port of a health server; workers inherit it.
 _PORT_VARIABLE = "TORCHELASTIC_HEALTH_CHECK_PORT"
@@ -34,7 +36,8 @@ def _start_server(agent: AgentView) -> AgentService | None:
         if "health_host" in agent.settings:
             agent.say("--health-host has no effect without --health-port")
         return None
-    return start(agent, _PORT_VARIABLE)
+    service: AgentService | None = _start(agent, _PORT_VARIABLE)
+    return service
 
 
 @final

@@ -13,12 +13,12 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
 
+from quorate.import_lock import import_lock
 from quorate.net import format_endpoint, listen, resolve
 from quorate.records import Event
 from quorate.services import AgentView
 from quorate.text import whole_number
 
-from ._import_lock import import_lock
 from ._journal import Journal
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ __getattr__ = lazy_exports(globals(), {"EtcdServer": "_server"})
 
 
 def _importing() -> AbstractContextManager[object]:
-    from ._import_lock import import_lock  # it imports logging
+    from quorate.import_lock import import_lock  # it imports logging
 
     return import_lock
 

@@ -19,12 +19,12 @@ from attrs import frozen
 from quorate.clock import monotonic, sleep
 from quorate.errors import QuorateError, UsageError
 from quorate.files import temporary_folder
+from quorate.import_lock import import_lock
 from quorate.net import Endpoint, close_in_children, format_endpoint
 from quorate.notices import warn
 from quorate.text import printable
 
 from .._guardian import Guardian
-from .._import_lock import import_lock
 from .._process import Member
 from .._settings import Settings
 from .life import Action, Event, EventKind, Phase, State, action_of, step

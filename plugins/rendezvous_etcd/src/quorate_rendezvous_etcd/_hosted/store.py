@@ -14,10 +14,10 @@ from attrs import evolve
 
 from quorate.clock import monotonic
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError, UsageError
+from quorate.import_lock import import_lock
 from quorate.job_token import STORE_PURPOSE, job_token_of
 from quorate.rendezvous import LastWordWriter, RendezvousParameters, job_is_over
 
-from .._import_lock import import_lock
 from .._settings import Settings
 from .binary import REMEDY, find_hosted_binary
 from .ending import Ending

@@ -22,10 +22,10 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, Protocol
 
 from quorate.clock import LONGEST_WAIT_SECONDS, monotonic
 from quorate.errors import UsageError
+from quorate.import_lock import import_lock
 from quorate.net import Endpoint, close_in_children, set_keep_alive, shut_down
 
 from .._dial import describe, dial
-from .._import_lock import import_lock
 from .._settings import Settings
 from .._tls import make_tls_context
 

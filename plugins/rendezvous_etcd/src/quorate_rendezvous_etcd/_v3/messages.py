@@ -24,8 +24,7 @@ from google.protobuf import (  # type: ignore[import-untyped] # the package has 
 )
 
 from quorate.errors import UsageError
-
-from .._import_lock import import_lock
+from quorate.import_lock import import_lock
 
 __all__ = ["Messages", "load_messages"]
 
