@@ -11,15 +11,6 @@ from typing import Any
 
 from attrs import Attribute
 
-__all__ = [
-    "LARGEST_COUNTER",
-    "LONGEST_DELAY_SECONDS",
-    "MOST_NODES",
-    "MOST_TICKETS",
-    "is_word",
-    "pruned",
-]
-
 MOST_NODES = 1 << 16
 #: In one round.  Nodes that crash and come back while a round runs take new ones.
 MOST_TICKETS = 1 << 20

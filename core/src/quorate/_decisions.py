@@ -21,8 +21,6 @@ from ._poll import Poll
 from .records import Assignment, Cause, FailureRecord, RestartDecision, Verdict, WorkerLaunch, WorkerLogs
 from .text import is_environment, is_passable
 
-__all__ = ["DecisionMaker"]
-
 _Arguments = Sequence[Any]
 #: CPUs and memory nodes that a machine may have.
 _MOST_PLACES = 1 << 16

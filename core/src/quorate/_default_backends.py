@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["FIXED_RANKS", "ONE_NODE", "SEVERAL_NODES"]
-
 #: One node without an endpoint: it meets no other node.
 ONE_NODE: Final = "standalone"
 #: Several nodes, or an endpoint, in a program and under a scheduler.

@@ -17,8 +17,6 @@ from attrs import frozen
 
 from .files import read_bytes
 
-__all__ = ["COMMANDS_GROUP", "FoundPlugin", "find_plugins"]
-
 GROUP = "quorate"
 #: Entry points of subcommands of ``quorate``.
 COMMANDS_GROUP = "quorate.commands"

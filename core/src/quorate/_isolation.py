@@ -18,21 +18,6 @@ from .errors import PluginError, QuorateError, remedy_for
 from .notices import warn
 from .text import printable
 
-__all__ = [
-    "PluginInterrupted",
-    "call_here",
-    "call_interruptibly",
-    "call_plugin",
-    "checked_answer",
-    "described",
-    "interrupt_plugin",
-    "is_bool",
-    "list_of",
-    "problem_of",
-    "raise_if_interrupted",
-    "shown",
-]
-
 _T = TypeVar("_T")
 _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
 #: What a hook may take at most, as its documentation says.

@@ -15,8 +15,6 @@ from ._plain import plain_record
 from .catalogue import PluginKind
 from .errors import PluginError
 
-__all__ = ["WrongAnswerError", "answers_in", "is_unreadable", "records_in"]
-
 _MOST_OFFERS = 1000
 
 

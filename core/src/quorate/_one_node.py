@@ -16,8 +16,6 @@ from .notices import warn
 from .plugins import PluginHost, get_host
 from .rendezvous import RendezvousHandler
 
-__all__ = ["run_node"]
-
 
 def run_node(
     config: LaunchConfig, entrypoint: Callable[..., Any] | str, args: tuple[Any, ...], host: PluginHost | None

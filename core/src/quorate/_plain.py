@@ -13,8 +13,6 @@ from typing import Any, TypeVar, cast, final
 
 from attrs import AttrsInstance, fields
 
-__all__ = ["name_of_type", "plain_copy", "plain_record", "plain_text"]
-
 _R = TypeVar("_R", bound=AttrsInstance)
 
 #: In one answer, counted through all of its containers.

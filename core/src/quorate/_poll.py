@@ -15,8 +15,6 @@ from pluggy import HookImpl, PluginManager
 from . import _core_plugin
 from ._isolation import call_interruptibly, raise_if_interrupted
 
-__all__ = ["Poll"]
-
 
 @final
 class Poll:

@@ -9,8 +9,6 @@ from typing import Any, Generic, TypeVar
 
 from attrs import evolve
 
-__all__ = ["Transition"]
-
 StateT = TypeVar("StateT")  # an attrs class
 CommandT = TypeVar("CommandT")
 

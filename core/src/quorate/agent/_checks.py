@@ -19,8 +19,6 @@ from ..services import AgentView
 from . import _protocol as protocol
 from ._services import as_sentence
 
-__all__ = ["Checks"]
-
 #: When a check takes longer than this, another thread begins the checks behind it.
 _SLOW_CHECK_SECONDS = 0.05
 

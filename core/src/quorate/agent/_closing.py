@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable
 from .._isolation import described
 from ..errors import PluginError
 
-__all__ = ["close_in_turn", "raise_if_closed_by_others"]
-
 
 def close_in_turn(parts: Iterable[Callable[[], object]], warn: Callable[[str], None]) -> None:
     """Call each function, one after another; what cannot be closed is reported, and keeps no other part open."""

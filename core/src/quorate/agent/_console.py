@@ -13,8 +13,6 @@ from ..logs_specs import ranks_named_by
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import RunSettings
 
-__all__ = ["ConsoleCheck", "why_nothing_is_chosen", "why_nothing_is_shown"]
-
 
 @final
 class ConsoleCheck:

@@ -19,8 +19,6 @@ from ._protocol import Phase
 from ._round_end import end_by_cut_off, end_by_preemption
 from ._transition import Transition
 
-__all__ = ["cannot_freeze", "cut_off", "cut_off_while_stopping", "reconnected", "round_ended", "warned"]
-
 
 def cut_off(transition: Transition, event: protocol.CutOff) -> None:
     """Freeze or kill the workers, before any other node begins the next round."""

@@ -24,8 +24,6 @@ from ..text import plain
 from . import _protocol as protocol
 from ._reports import Reporter
 
-__all__ = ["Diagnosis"]
-
 _LONGEST_LAST_WORDS = 500
 
 

@@ -14,8 +14,6 @@ from ._protocol import Phase
 from ._state import Stopping
 from ._transition import Transition
 
-__all__ = ["end_run", "release", "stop"]
-
 
 def stop(
     transition: Transition,

@@ -17,8 +17,6 @@ from ..net import host_name, is_local_name
 from ..records import Assignment, WorkerLaunch, WorkerLogs
 from ._spec import RunSettings, WorkerSpec
 
-__all__ = ["base_environment", "build_launches", "check_visible_devices", "common_environment", "worker_environment"]
-
 #: ``${local_rank}`` and ``$local_rank``; a second dollar before it makes it text.
 _LOCAL_RANK_MACRO = re.compile(r"(\$?)\$(local_rank\b|\{local_rank\})")
 _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")

@@ -24,8 +24,6 @@ from ..starter import (
     SuspendsWorkers,
 )
 
-__all__ = ["GuardedContext"]
-
 _T = TypeVar("_T")
 #: Of descriptors and exit codes, which the kernel keeps in 32 bits.
 _LARGEST_NUMBER = (1 << 31) - 1

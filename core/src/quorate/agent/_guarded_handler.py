@@ -20,8 +20,6 @@ from ..rendezvous import EventDrivenHandler, RendezvousHandler, RendezvousInfo, 
 from ..text import is_passable
 from ..timeouts import LONGEST_SECONDS
 
-__all__ = ["GuardedHandler", "guarded", "records_by_itself"]
-
 _T = TypeVar("_T")
 _KINDS: dict[str, type] = {"int": int, "str": str, "bool": bool}
 

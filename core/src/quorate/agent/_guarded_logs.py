@@ -14,8 +14,6 @@ from .._isolation import checked_answer
 from ..logs_specs import DefaultLogsSpecs, LogsDest, LogsSpecs
 from ..text import is_passable
 
-__all__ = ["guarded_logs"]
-
 _T = TypeVar("_T")
 
 

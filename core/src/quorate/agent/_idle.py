@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
-__all__ = ["IdleWork"]
-
 #: A join that takes longer than this waits for other nodes.
 _QUIET_SECONDS = 0.05
 

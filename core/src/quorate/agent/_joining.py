@@ -17,22 +17,6 @@ from ._protocol import Phase
 from ._state import Joining, Round
 from ._transition import Transition
 
-__all__ = [
-    "begin",
-    "check",
-    "checked",
-    "closed",
-    "exited",
-    "joined",
-    "peer_declined",
-    "rendezvous_failed",
-    "signalled",
-    "standing_by",
-    "unhealthy",
-    "waiting",
-    "warned",
-]
-
 _LONGEST_HISTORY = 100
 
 

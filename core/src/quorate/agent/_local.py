@@ -44,8 +44,6 @@ from ._spec import RunResult, RunSettings, Worker, WorkerGroup, WorkerSpec, Work
 from ._state import State
 from ._verdict import judge
 
-__all__ = ["LocalElasticAgent"]
-
 _WORKER_STATES = {
     Phase.NEW: WorkerState.INIT,
     Phase.CHECKING: WorkerState.INIT,

@@ -30,8 +30,6 @@ from ._protocol import Phase
 from ._state import AgentStep, State
 from ._transition import Transition
 
-__all__ = ["TABLE", "step"]
-
 
 def step(state: State, event: protocol.Input, now: float) -> AgentStep:
     """Take one input at ``now`` (monotonic seconds) and return the new state, the commands and the reason."""

@@ -24,8 +24,6 @@ from ..rendezvous._outputs import Left
 from . import _protocol as protocol
 from ._guarded_handler import GuardedHandler, records_by_itself
 
-__all__ = ["Membership", "open_membership", "sole_use"]
-
 #: The handlers that agents of this process use now: (process id, id of the handler).
 _used: dict[tuple[int, int], object] = {}
 

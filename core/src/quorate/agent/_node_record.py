@@ -16,8 +16,6 @@ from ..net import host_name
 from ..records import NodeRecord
 from ._spec import WorkerSpec
 
-__all__ = ["node_record"]
-
 _LONGEST_NAME = 200
 
 

@@ -18,8 +18,6 @@ from ..files import temporary_folder
 from ..preemption import remove_deadline, reserve_deadline, write_deadline
 from . import _protocol as protocol
 
-__all__ = ["Preemption"]
-
 #: A program that does not end by itself after a warning must not hold its nodes for hours.
 _LONGEST_GRACE_SECONDS = 3600.0
 _LONGEST_PAUSE_SECONDS = 10.0

@@ -16,8 +16,6 @@ from . import _protocol as protocol
 from ._environment import base_environment, common_environment
 from ._spec import WorkerSpec
 
-__all__ = ["Preparation", "choose_starter"]
-
 
 def choose_starter(host: PluginHost, entrypoint: str | Callable[..., Any], start_method: str) -> StarterBackend:
     """Return the starter for ``entrypoint``: ``exec`` for a command, unless the one asked for takes commands too.

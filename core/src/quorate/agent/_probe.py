@@ -13,8 +13,6 @@ from ..reach import why_unreachable
 from ..records import Assignment
 from ._spec import WorkerSpec
 
-__all__ = ["probe_master"]
-
 
 def probe_master(spec: WorkerSpec, assignment: Assignment, warn: Callable[[str], None]) -> None:
     """Try the first node's address while the workers start: they would only say that a node is missing."""

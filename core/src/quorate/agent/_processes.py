@@ -16,8 +16,6 @@ from ..records import WorkerExited, WorkerLaunch
 from . import _protocol as protocol
 from ._guarded_context import GuardedContext
 
-__all__ = ["Processes"]
-
 #: Beyond the grace: what the starter needs to kill, sweep and drain, even from an uninterruptible wait.
 _LAST_RESORT_SECONDS = 10.0
 

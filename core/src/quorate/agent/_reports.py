@@ -40,8 +40,6 @@ from ..verdict import LiveRound
 from ._protocol import AnnounceDeadline, Finish, Outcome, Phase
 from ._state import Joining, State
 
-__all__ = ["Reporter", "level_of"]
-
 _MOST_LIVE_ROUNDS = 100
 _LEVELS = {"quiet": 0, "info": 1, "debug": 2}
 

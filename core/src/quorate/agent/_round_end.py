@@ -12,8 +12,6 @@ from ..records import Cause, FailureRecord, RestartBudget, RestartDecision, Roun
 from . import _protocol as protocol
 from ._state import State
 
-__all__ = ["budget_of", "end_by_cut_off", "end_by_departure", "end_by_failure", "end_by_preemption"]
-
 
 def budget_of(state: State) -> RestartBudget:
     """Return the restart budget; rounds that ended for another world neither count nor interrupt a row of repeats."""

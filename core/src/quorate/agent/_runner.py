@@ -50,8 +50,6 @@ from ._spec import RunSettings
 from ._state import Settings, State
 from ._workers import WorkerTable
 
-__all__ = ["Runner"]
-
 
 @final
 class Runner:

@@ -17,23 +17,6 @@ from ._round_end import budget_of, end_by_departure, end_by_failure, end_by_pree
 from ._stopping import announce, note_exits
 from ._transition import Transition
 
-__all__ = [
-    "barrier_timed_out",
-    "diagnosed",
-    "dump_timed_out",
-    "exited",
-    "hung",
-    "rendezvous_failed",
-    "rendezvous_failed_in_barrier",
-    "round_ended",
-    "signalled",
-    "stacks_dumped",
-    "start_failed",
-    "unhealthy",
-    "warned",
-]
-
-
 # --- workers --------------------------------------------------------------------------------------------------------
 
 

@@ -29,8 +29,6 @@ from . import _protocol as protocol
 from ._spec import RunSettings
 from ._state import State
 
-__all__ = ["Services", "View", "as_sentence", "take_snapshot"]
-
 _LONGEST_SENTENCE = 4096
 
 

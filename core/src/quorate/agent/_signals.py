@@ -22,8 +22,6 @@ from .._isolation import interrupt_plugin
 from ..clock import monotonic
 from ..proc import is_in_foreground, open_signalfd, read_signalfd
 
-__all__ = ["Caught", "SignalCatcher", "ending_with_the_run"]
-
 _Handler = Callable[[int, FrameType | None], object] | int | None
 
 #: nohup and a shell's ``&`` start a program with these ignored; they stay so.

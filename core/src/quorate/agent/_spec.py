@@ -22,8 +22,6 @@ from ..verdict import JobVerdict
 from ..worker_settings import WorkerSettings, at_least, by_position, text, words_of
 from . import _protocol as protocol
 
-__all__ = ["RunResult", "RunSettings", "Worker", "WorkerGroup", "WorkerSpec", "WorkerState"]
-
 
 @final
 class WorkerState(str, Enum):

@@ -14,8 +14,6 @@ from ..records import Assignment, FailureRecord, RendezvousWaiting, RoundEnd
 from . import _protocol as protocol
 from ._protocol import Phase
 
-__all__ = ["AgentStep", "Joining", "Round", "Settings", "State", "Stopping"]
-
 
 @final
 @frozen

@@ -17,21 +17,6 @@ from ._round_end import budget_of, end_by_failure
 from ._state import Stopping
 from ._transition import Transition
 
-__all__ = [
-    "SECOND_INTERRUPT_SECONDS",
-    "announce",
-    "diagnosed",
-    "end_recorded",
-    "exited",
-    "gone",
-    "note_exits",
-    "rendezvous_failed",
-    "signalled",
-    "timed_out",
-    "unhealthy",
-    "warned",
-]
-
 #: A second Ctrl-C counts from this long after the first: keys bounce, and a person has to read first.
 SECOND_INTERRUPT_SECONDS = 0.5
 

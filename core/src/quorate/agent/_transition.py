@@ -15,8 +15,6 @@ from . import _protocol as protocol
 from ._protocol import Phase
 from ._state import Round, State, Stopping
 
-__all__ = ["Transition"]
-
 
 @final
 class Transition(_transition.Transition[State, protocol.Command]):

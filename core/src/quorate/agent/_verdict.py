@@ -16,8 +16,6 @@ from ..verdict import JobState, JobVerdict, LiveRound
 from . import _protocol as protocol
 from ._state import State
 
-__all__ = ["judge"]
-
 _STATES = {
     Verdict.SUCCEEDED: JobState.SUCCEEDED,
     Verdict.STOPPED: JobState.STOPPED,

@@ -15,8 +15,6 @@ from ..clock import wall_time_ns
 from ..records import WorkerExited, WorkerLaunch, WorkerStatus
 from ..services import WorkerSnapshot
 
-__all__ = ["WorkerTable"]
-
 
 @final
 class WorkerTable:

@@ -24,8 +24,6 @@ from ..notices import note, warn
 from ..plugins import PluginHost
 from ._parse import Parsed
 
-__all__ = ["ThisMachine", "find_cluster", "requeue", "with_cluster"]
-
 AUTO, NONE = "auto", "none"
 #: Every worker of an agent has it: an agent that runs inside a worker is not a node of the scheduler's job.
 _WORKERS_VARIABLE = "TORCHELASTIC_RUN_ID"

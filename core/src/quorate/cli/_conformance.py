@@ -17,8 +17,6 @@ from ..testing import FreshPorts, Subject, Verdict, all_laws, check
 from ._exit import ExitCode
 from ._values import settings, words
 
-__all__ = ["test_backend"]
-
 _DESCRIPTION = """\
 Tries every law of the conformance kit on an installed rendezvous backend, with jobs of its own on a real server, and
 prints one line per law. Exit code 4 if a law is broken. Laws about faults of the server need a test of yours that can

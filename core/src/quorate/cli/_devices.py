@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from ..errors import UsageError
 from ..text import whole_number
 
-__all__ = ["count_cpus", "count_gpus", "count_workers"]
-
 _NVIDIA_FOLDER = "/proc/driver/nvidia/gpus"
 _AMD_FOLDER = "/sys/class/kfd/kfd/topology/nodes"
 #: Slurm and others set these for NVIDIA's devices as well, whose driver does not read them.

@@ -24,8 +24,6 @@ from ..errors import (
 from ..failures import ChildFailedError
 from ..notices import write_error
 
-__all__ = ["ExitCode", "code_of", "exit_code_of"]
-
 
 @final
 class ExitCode(IntEnum):

@@ -16,8 +16,6 @@ from .._default_backends import FIXED_RANKS
 from ..catalogue import RunRequest
 from . import _values as kind
 
-__all__ = ["ACTIONS", "FLAGS", "Flag"]
-
 
 @final
 @frozen

@@ -14,8 +14,6 @@ from . import _values
 from ._flags import ACTIONS, Flag
 from ._parse import Parsed
 
-__all__ = ["config_text", "help_text", "spelling_of", "table_text"]
-
 _INDENT = 28
 _WIDTH = 100
 

@@ -12,8 +12,6 @@ import signal
 
 from .. import notices
 
-__all__ = ["go_on_below_init"]
-
 #: A signal with this code is from a terminal, which has sent it to the child as well (sigaction(2)).
 _SI_KERNEL = 0x80
 _SYNCHRONOUS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)

@@ -29,8 +29,6 @@ from ._init import go_on_below_init
 from ._plugins import show
 from ._run import WorkerExitCode, run
 
-__all__ = ["execute", "leave"]
-
 _USAGE = """\
 usage: quorate COMMAND ...
 

@@ -17,8 +17,6 @@ from ..plugins import PluginKind, usual_package
 from ..text import near_names
 from ._flags import ACTIONS, Flag
 
-__all__ = ["Parsed", "Setting", "parse", "resolve"]
-
 
 @final
 @frozen

@@ -15,8 +15,6 @@ from ._exit import ExitCode
 from ._help import table_text
 from ._run import flags_of
 
-__all__ = ["describe", "show"]
-
 _USAGE = """\
 usage: quorate plugins
 

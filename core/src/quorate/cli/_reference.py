@@ -21,8 +21,6 @@ from ._flags import FLAGS, Flag
 from ._help import spelling_of
 from ._run import flags_with
 
-__all__ = ["PARTS", "updated"]
-
 _PART = re.compile(r"(?s)(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->\n)")
 #: Only these distributions' plugins are documented, whatever else is installed.
 _OURS = "quorate-"

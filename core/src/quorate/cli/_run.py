@@ -39,8 +39,6 @@ from ._parse import Parsed, parse
 from ._stdin import script_of_stdin
 from ._values import text
 
-__all__ = ["WorkerExitCode", "build_command", "build_config", "check_launch", "flags_of", "flags_with", "run"]
-
 _DEFAULT_MASTER_ADDR = "127.0.0.1"
 _DEFAULT_MASTER_PORT = 29500
 

@@ -15,8 +15,6 @@ from ..errors import UsageError, remedy_for
 from ..files import temporary_folder, write_atomically
 from ..notices import warn
 
-__all__ = ["script_of_stdin"]
-
 _LARGEST_SCRIPT_BYTES = 16 << 20
 
 

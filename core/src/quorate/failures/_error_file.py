@@ -15,8 +15,6 @@ from .._bounded import pruned
 from ..files import read_regular, write_atomically
 from ..text import plain
 
-__all__ = ["copy_error_data", "read_error_file"]
-
 _LARGEST_ERROR_FILE_BYTES = 1 << 20
 
 

@@ -15,8 +15,6 @@ from ..records import Cause, FailureRecord
 from ..verdict import JobState, JobVerdict
 from ._error_file import read_error_file
 
-__all__ = ["ChildFailedError", "ProcessFailure"]
-
 #: What TorchElastic's programs find where a worker has left no error file.
 _NO_ERROR_FILE = "<N/A>"
 _NO_ERROR_DATA: Mapping[str, Any] = {"message": "<NONE>"}

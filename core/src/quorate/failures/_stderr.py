@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from ..text import plain
 
-__all__ = ["message_from_abort", "message_from_stderr"]
-
 _LONGEST_MESSAGE = 2048
 # "[rank0]: ", as torch writes before each line of a traceback; "  | ", as Python draws around exception groups.
 _PREFIX = re.compile(r"^(?:\[[^\]]{1,64}\]: ?)?(?: *[|+] )*")

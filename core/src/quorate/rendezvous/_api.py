@@ -23,17 +23,6 @@ from ..timeouts import parse_seconds
 from ._port import Bootstrap
 from ._store import Store
 
-__all__ = [
-    "DERIVED_SETTING",
-    "Decisions",
-    "EventDrivenHandler",
-    "RendezvousBackend",
-    "RendezvousHandler",
-    "RendezvousInfo",
-    "RendezvousParameters",
-    "RendezvousStoreInfo",
-]
-
 #: A setting that says that the run id was not given by a person, but comes from the endpoint.
 DERIVED_SETTING = "run_id_is_derived"
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})

@@ -14,8 +14,6 @@ from ..clock import monotonic, seconds_until
 from ..errors import StoreCorruptError, StoreUnavailableError
 from ._store import parse_counter
 
-__all__ = ["Cell", "CellStore"]
-
 _T = TypeVar("_T")
 
 

@@ -38,8 +38,6 @@ from ._state import State, Step
 from ._store import HostedStore, InterruptibleStore, Store, put_many
 from ._transition import own_heartbeat_key
 
-__all__ = ["Driver", "perform"]
-
 _T = TypeVar("_T")
 _LONG_WAIT_SECONDS = 3600.0
 #: The longest wait in a store that has no ``interrupt``.

@@ -31,8 +31,6 @@ from ._protocol import (
 )
 from ._state import State, Step, wake_at
 
-__all__ = ["Executor", "Interpreter", "PendingWait"]
-
 
 class Executor(Protocol):
     """Carries out the machine's commands.  No method blocks, except the two policies."""

@@ -13,8 +13,6 @@ from ..records import NodeRecord, RoundEnd
 from ._protocol import Key
 from ._state import State
 
-__all__ = ["Readiness", "Rule", "evaluate", "live_nodes", "missing_survivors", "plugin_warnings", "why_minority"]
-
 _MOST_NAMES = 16
 _MOST_DECLINED = 3
 _MOST_DIFFERENCES = 8

@@ -61,8 +61,6 @@ from ._state import cut_off_at
 from ._store import PortLendingStore, Store, ends_with_host, open_checked
 from ._strangers import StrangerWatch
 
-__all__ = ["StoreRendezvousHandler"]
-
 _CLOSED_HERE = "the rendezvous handler of this node was closed; make a new one for another job"
 
 

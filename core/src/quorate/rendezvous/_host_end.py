@@ -13,8 +13,6 @@ from ._protocol import Output, Phase, RendezvousFailed
 from ._state import State
 from ._store import Store, ends_with_host
 
-__all__ = ["end_with_store", "linger_seconds", "why_no_round"]
-
 #: A host whose node left early stays this many ``linger_timeout``: the other nodes' workers still run, and will
 #: report that they are done.
 _LINGER_FACTOR = 12

@@ -36,8 +36,6 @@ from ._same_job import refusal
 from ._store import HostedStore, Store, parse_counter
 from ._wire import decode_node, encode
 
-__all__ = ["JobEntry", "Next", "judge"]
-
 _HINT = "incarnations"
 _LOOKS_PER_LEASE = 6
 #: The hint is too high by as many as its increment was repeated: each node of a job does so once at most.

@@ -10,8 +10,6 @@ from ._layer import Layer, lay_over
 from ._protocol import Key
 from ._store import Store
 
-__all__ = ["IncarnationStore", "OverError", "incarnation_store", "over_key", "wrong_answer"]
-
 #: The first characters of all keys of incarnation 0 but its records: a round's number, or the name of the hint.
 _FIRST_DATA = (*"0123456789", Key.ROUND)
 

@@ -28,8 +28,6 @@ from ._state import State
 from ._store import AttentiveStore, LastWordStore, LastWordWriter, Store, Write
 from ._wire import encode
 
-__all__ = ["Guardian", "LastWords"]
-
 _PROGRAM = str(Path(__file__).with_name("_last_word_program.py"))
 #: Higher than every heartbeat that a node has sent: nothing newer comes.
 _LAST_COUNT = 10**17

@@ -24,8 +24,6 @@ from ._store import (
     put_many,
 )
 
-__all__ = ["Layer", "lay_over", "writes_below"]
-
 _L = TypeVar("_L", bound="Layer")
 
 

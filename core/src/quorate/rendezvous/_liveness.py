@@ -17,8 +17,6 @@ from attrs import evolve, field, frozen
 
 from ..text import printable
 
-__all__ = ["Heartbeat", "HeartbeatState", "Liveness"]
-
 
 @final
 class HeartbeatState(str, Enum):

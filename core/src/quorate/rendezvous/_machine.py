@@ -48,8 +48,6 @@ from ._protocol import (
 from ._state import State, Step
 from ._transition import Transition
 
-__all__ = ["TABLE", "Rule", "is_listed", "step"]
-
 #: An input's class; for a reply, the purpose of the call that it answers.
 Trigger = type[Any] | Purpose
 Handler = Callable[[Transition, Any], None]

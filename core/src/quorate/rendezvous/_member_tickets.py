@@ -16,8 +16,6 @@ from ._protocol import Key, Phase, Purpose
 from ._transition import Transition
 from ._wire import decode_object, encode_object
 
-__all__ = ["decode_tickets", "encode_tickets", "look_up_tickets", "on_tickets"]
-
 _PART = 1 << 12
 _KIND = "rank tickets"
 

@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from ._protocol import Key
 from ._state import State
 
-__all__ = ["heartbeat_key_of", "is_ticket_unknown", "keys_to_read"]
-
 
 def heartbeat_key_of(state: State, number: int, rank: int) -> str:
     """Return the key of the heartbeat by which the member with this group rank is judged now."""

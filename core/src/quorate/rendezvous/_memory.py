@@ -9,8 +9,6 @@ from typing import final
 from ..clock import monotonic, seconds_until
 from ._store import parse_counter
 
-__all__ = ["InMemoryStore"]
-
 
 @final
 class InMemoryStore:

@@ -17,8 +17,6 @@ from ._store import Store, parse_counter
 from ._transition import check_round, check_tickets, decode_seal, read_summary
 from ._wire import decode_end
 
-__all__ = ["ObservedJob", "count_in_line", "observe_job"]
-
 #: How many tickets of nodes in line are looked at, from the first on.
 _MOST_TICKETS = 256
 

@@ -16,8 +16,6 @@ from ._store import Store
 from ._transition import check_round
 from ._wire import decode_end
 
-__all__ = ["job_is_over"]
-
 #: More than it takes to find any round among 2**63.
 _MOST_READS = 200
 

@@ -14,8 +14,6 @@ from ..timeouts import Timeouts
 from ._api import RendezvousParameters
 from ._protocol import Settings
 
-__all__ = ["for_short_visit", "settings_of", "with_waiting_callback"]
-
 #: How long a node that declines tries to reach the store.
 _DECLINE_CONNECT_SECONDS = 2.0
 

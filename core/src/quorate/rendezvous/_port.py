@@ -18,15 +18,6 @@ from .._isolation import call_plugin, checked_answer, is_bool
 from ..errors import RendezvousStateError, UsageError
 from ..net import named_endpoints
 
-__all__ = [
-    "PORT_RANGE_SETTING",
-    "Bootstrap",
-    "PortReservation",
-    "make_bootstrap",
-    "port_range",
-    "reserve_master_port",
-]
-
 #: The setting (``--rdzv-conf``) behind ``--master-port-range``.
 PORT_RANGE_SETTING = "master_port_range"
 _HIGHEST_PORT, _MOST_DIGITS = 65535, 5

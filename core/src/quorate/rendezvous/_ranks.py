@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from ..errors import UsageError
 from ..records import Assignment, NodeRecord
 
-__all__ = ["assign_ranks", "order_nodes", "previous_order", "select_nodes"]
-
 
 def order_nodes(nodes: Sequence[NodeRecord], previous: Sequence[str]) -> list[str]:
     """Return the node ids by group rank: hints first, then survivors in their old places, then the rest.

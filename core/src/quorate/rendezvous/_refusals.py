@@ -19,8 +19,6 @@ from ._protocol import Call, Key, Operation, Phase
 from ._state import State
 from ._store import Store
 
-__all__ = ["RefusalReader", "refused", "tell_refusal"]
-
 _MOST_SENTENCES = 8
 _LONGEST_SENTENCE = 1500
 

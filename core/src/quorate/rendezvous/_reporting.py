@@ -16,8 +16,6 @@ from .._isolation import described
 from ..reach import describe_reach, local_endpoint_hint
 from ..records import RendezvousWaiting
 
-__all__ = ["Reporting"]
-
 
 @final
 class Reporting:

@@ -12,8 +12,6 @@ from attrs import frozen
 
 from ..records import NodeRecord
 
-__all__ = ["Difference", "difference_warnings", "differences", "refusal"]
-
 
 @final
 @frozen

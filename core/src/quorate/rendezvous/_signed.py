@@ -22,8 +22,6 @@ from ._layer import Layer, lay_over
 from ._protocol import Key
 from ._store import Store
 
-__all__ = ["SignedStore", "protect", "sign_store"]
-
 _VERSION = b"\x01"
 _TAG_BYTES = 32
 _VALUE_AT = len(_VERSION) + _TAG_BYTES

@@ -20,8 +20,6 @@ from ._protocol import CutOff, Key, Purpose, Reconnected
 from ._state import Standing, State, cut_off_at
 from ._transition import Transition
 
-__all__ = ["check_standing", "on_acknowledged", "on_acknowledged_early", "on_acknowledged_late", "on_standing"]
-
 
 def check_standing(transition: Transition) -> None:
     """Report, once, that the others may go on without this node from now on."""

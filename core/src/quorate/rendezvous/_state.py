@@ -14,23 +14,6 @@ from ..records import Assignment, NodeRecord, RoundEnd, RoundSummary
 from ._liveness import Liveness
 from ._protocol import FINAL, JOINING, Call, Command, Phase, Purpose, Settings
 
-__all__ = [
-    "Gathering",
-    "PreviousRound",
-    "Report",
-    "RoundSearch",
-    "Seal",
-    "Standby",
-    "Standing",
-    "State",
-    "Step",
-    "StoreTrouble",
-    "Watch",
-    "cut_off_at",
-    "wake_at",
-]
-
-
 #: The phases of a member of a round, whose heartbeats the others watch.
 _MEMBER = frozenset({Phase.RUNNING, Phase.ENDED})
 

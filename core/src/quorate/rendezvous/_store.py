@@ -11,22 +11,6 @@ from typing import NamedTuple, Protocol, TypeVar, final, runtime_checkable
 from .._isolation import call_plugin, shown
 from ..errors import PluginError, StoreCorruptError
 
-__all__ = [
-    "AttentiveStore",
-    "BatchStore",
-    "HostedStore",
-    "InterruptibleStore",
-    "LastWordStore",
-    "LastWordWriter",
-    "PortLendingStore",
-    "Store",
-    "Write",
-    "ends_with_host",
-    "open_checked",
-    "parse_counter",
-    "put_many",
-]
-
 _T = TypeVar("_T")
 _MOST_DIGITS = 100
 

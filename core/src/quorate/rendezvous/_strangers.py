@@ -16,8 +16,6 @@ from ..job_token import TOKEN_FILE_VARIABLE, JobToken
 from ._protocol import JOINING, Key, Phase
 from ._store import Store
 
-__all__ = ["StrangerWatch"]
-
 _MARK = "auth"
 _SECOND_MARK = "auth/other"
 _INTERVAL_SECONDS = 5.0

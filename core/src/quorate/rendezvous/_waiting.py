@@ -22,8 +22,6 @@ from ._state import Report, State
 from ._transition import Transition
 from ._wire import decode_object, encode_object
 
-__all__ = ["begin_reports", "note_who_is_here", "on_note", "on_stop_waiting", "report", "watch_store_trouble"]
-
 _FIRST_SECONDS = 3.0
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 120.0
 _MOST_HOSTS = 16

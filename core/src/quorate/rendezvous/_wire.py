@@ -20,8 +20,6 @@ from ..errors import StoreCorruptError, UsageError
 from ..records import Assignment, Cause, FailureRecord, NodeRecord, RoundEnd, Verdict
 from ..text import parse_json, printable, printable_lines
 
-__all__ = ["VERSION", "decode_assignment", "decode_end", "decode_node", "decode_object", "encode", "encode_object"]
-
 VERSION = 1
 _LARGEST_BYTES = 1 << 18
 #: Every node of a job reads a round's end, so it must be small; the limits for its texts are tried in this order.

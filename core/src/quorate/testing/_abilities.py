@@ -10,8 +10,6 @@ from typing import final
 
 from ..errors import QuorateError
 
-__all__ = ["Ability", "LawBrokenError"]
-
 
 @final
 class LawBrokenError(QuorateError, AssertionError):

@@ -30,8 +30,6 @@ from ._abilities import LawBrokenError
 from ._law import Law, Outcome, Verdict
 from ._subject import Subject
 
-__all__ = ["all_laws", "check", "try_law"]
-
 #: Seconds after which a law that has not ended counts as broken.
 _LAW_SECONDS = 90.0
 #: In the order in which broken laws are worth reading.

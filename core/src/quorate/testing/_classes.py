@@ -18,8 +18,6 @@ from ._check import all_laws, try_law
 from ._law import Law, Verdict
 from ._subject import Server, Subject, check_absent
 
-__all__ = ["NewLawWarning", "RendezvousConformance", "StoreConformance"]
-
 
 class NewLawWarning(UserWarning):
     """A backend breaks a law that is new in this release; from the next minor release on its test will fail."""

@@ -21,8 +21,6 @@ from ..rendezvous import (
     Store,
 )
 
-__all__ = ["Gate", "gated"]
-
 
 @final
 class Gate:

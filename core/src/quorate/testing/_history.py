@@ -18,8 +18,6 @@ from attrs import evolve, frozen
 from ..clock import monotonic
 from ..errors import StoreUnavailableError
 
-__all__ = ["Entry", "History", "explain", "is_linearizable"]
-
 _NEVER = float("inf")
 
 

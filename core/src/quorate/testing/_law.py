@@ -16,8 +16,6 @@ from ..errors import UsageError
 from ._abilities import Ability
 from ._subject import Subject
 
-__all__ = ["Law", "Outcome", "Tier", "Verdict", "law"]
-
 #: The release that introduced the kit; its laws bind from the start.
 _FIRST_RELEASE = (0, 1)
 

@@ -23,8 +23,6 @@ from ..errors import UsageError
 from ..net import parse_endpoint
 from ..proc import descendants_of, open_pidfd, state_of
 
-__all__ = ["CuttableProxy", "FreshPorts", "ServerProcess", "free_port"]
-
 _Proxy = TypeVar("_Proxy", bound="CuttableProxy")
 _CHUNK = 1 << 16
 #: How long a killed process may take to end.

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import final
 
-__all__ = ["HeartbeatTimes"]
-
 
 @final
 class HeartbeatTimes:

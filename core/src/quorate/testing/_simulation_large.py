@@ -8,8 +8,6 @@ from ..clock import monotonic
 from ..rendezvous._protocol import Settings
 from ._simulation import Law, SimulatedNode, World
 
-__all__ = ["play_large"]
-
 
 def play_large(nodes: int) -> Iterator[str]:
     """Play a job of ``nodes`` nodes that start within a second; yields a sentence for each of its steps.

@@ -8,8 +8,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import final
 
-__all__ = ["Law", "SimulationError"]
-
 
 @final
 class Law(str, Enum):

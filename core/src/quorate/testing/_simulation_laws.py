@@ -24,8 +24,6 @@ from ._simulation_law import Law, SimulationError
 from ._simulation_network import Network
 from ._simulation_timeline import Timeline
 
-__all__ = ["Judge", "Member"]
-
 
 class Member(Protocol):
     """A node, as far as the laws look at it."""

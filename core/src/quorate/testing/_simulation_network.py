@@ -15,8 +15,6 @@ from ..rendezvous import _protocol as protocol
 from ..rendezvous._protocol import Operation
 from ._simulation_timeline import Timeline
 
-__all__ = ["Client", "Faults", "Network", "Waiting"]
-
 _LOST = "the simulated network lost it"
 
 

@@ -37,8 +37,6 @@ from ._simulation_network import Network, Waiting
 from ._simulation_timeline import Timeline
 from ._simulation_workers import Plan, SimulatedWorkers, WorkerOutcome, decide_restart, describe_failure
 
-__all__ = ["RELEASE_SECONDS", "SimulatedNode", "Surroundings"]
-
 #: How long a simulated live worker may take to leave its world.
 RELEASE_SECONDS = 2.0
 _OPERATION_SECONDS = 10.0

@@ -21,8 +21,6 @@ from ..timeouts import Timeouts
 from ._simulation import Faults, Law, Plan, SimulatedNode, SimulationError, WorkerOutcome, World
 from ._simulation_node import RELEASE_SECONDS
 
-__all__ = ["Action", "ActionKind", "Result", "Scenario", "differences", "make_scenario", "play"]
-
 _FAULTY_SECONDS = 15.0
 _GRACE_SECONDS = 4.0
 _LONGEST_PAUSE = 2.0  # that the default policy asks for, as the simulation answers it

@@ -12,8 +12,6 @@ from attrs import evolve
 from ._simulation import Faults, Law, SimulationError
 from ._simulation_scenario import Scenario, differences, play
 
-__all__ = ["shrink"]
-
 
 def shrink(scenario: Scenario, law: Law, most_tries: int = 400) -> Scenario:
     """Return a scenario, as short as could be found in ``most_tries``, that breaks the same law."""

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 
-__all__ = ["Timeline"]
-
 _LONGEST_TRANSCRIPT = 20_000
 _EXPLAINED_LINES = 200
 

@@ -19,8 +19,6 @@ from ..policy import default_restart
 from ..records import Assignment, Cause, FailureRecord, RestartBudget, RestartDecision, Verdict, WorkerExited
 from ._simulation_timeline import Timeline
 
-__all__ = ["Plan", "SimulatedWorkers", "WorkerHost", "WorkerOutcome", "decide_restart", "describe_failure"]
-
 #: The problem of a worker whose connection to another worker broke.
 _BROKEN = "connection closed by peer"
 _KILL_SECONDS = 0.001

@@ -36,20 +36,6 @@ from ._gate import Gate, gated
 from ._servers import FreshPorts
 from ._waiting import someone_waits
 
-__all__ = [
-    "Job",
-    "Member",
-    "Server",
-    "Subject",
-    "check_absent",
-    "join_all",
-    "race",
-    "require",
-    "result_of",
-    "settle",
-    "start",
-]
-
 _T = TypeVar("_T")
 #: No server listens here, and a connection is refused at once.
 _DEAD_ENDPOINT = "127.0.0.1:1"

@@ -10,8 +10,6 @@ from ..clock import monotonic, sleep
 from ..errors import StoreLostError, StoreUnavailableError
 from ..rendezvous import RendezvousHandler
 
-__all__ = ["answered", "open_descriptors", "settles", "someone_waits"]
-
 _PAUSE_SECONDS = 0.01
 _T = TypeVar("_T")
 
