@@ -5,9 +5,11 @@ The objects here are right at first sight: their classes derive from the right o
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
+import select
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
@@ -342,8 +344,18 @@ def test_what_cannot_be_closed_keeps_nothing_else_open() -> None:
     )
     assert closed == ["first", "last"]
     assert len(sentences) == 1
-    with pytest.raises(PluginError, match="a descriptor of this agent was closed by other code"):
-        raise_if_closed_by_others(error)
+
+
+def test_the_number_of_the_epoll_object_may_be_that_of_another_file() -> None:
+    with select.epoll() as epoll, open(os.devnull) as other:
+        raise_if_closed_by_others(OSError(errno.EINVAL, "Invalid argument"), epoll.fileno())
+        for error, number in (
+            (OSError(errno.EBADF, "Bad file descriptor"), epoll.fileno()),
+            (OSError(errno.EINVAL, "Invalid argument"), other.fileno()),
+            (OSError(errno.EPERM, "Operation not permitted"), 1_000_000),
+        ):
+            with pytest.raises(PluginError, match="a descriptor of this agent was closed by other code"):
+                raise_if_closed_by_others(error, number)
 
 
 def _fail(error: Exception) -> None:

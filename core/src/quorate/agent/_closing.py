@@ -6,6 +6,7 @@ What does not live here: the parts, and their order (``_runner``).
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable
 
 from .._isolation import described
@@ -23,10 +24,20 @@ def close_in_turn(parts: Iterable[Callable[[], object]], warn: Callable[[str], N
             warn(f"a part of the agent could not be closed: {described(error)}")
 
 
-def raise_if_closed_by_others(error: OSError) -> None:
-    """Raise PluginError where ``error`` says that a descriptor of this process is not open any more."""
-    if error.errno == errno.EBADF:
+def raise_if_closed_by_others(error: OSError, epoll: int) -> None:
+    """Raise PluginError where a descriptor of this process is not open any more, as ``error`` or ``epoll`` shows.
+
+    The number of the agent's epoll object may be that of another file by now, of which Linux says something else.
+    """
+    if error.errno == errno.EBADF or not _is_epoll(epoll):
         raise PluginError(
             "a descriptor of this agent was closed by other code in its process, such as a plugin; "
             "only the code that has opened a file or a socket may close it"
         ) from error
+
+
+def _is_epoll(descriptor: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:[eventpoll]"
+    except OSError:
+        return False
