@@ -11,8 +11,6 @@ from quorate.clusters import ClusterJob, Machine
 
 from ._hosts import expand_hosts, is_same_host, name_part, number, port_for, unique
 
-__all__ = ["flux", "lsf", "pbs"]
-
 _PBS_KILL_SECONDS = 10.0
 _LSF_KILL_SECONDS = 10.0
 _FLUX_KILL_SECONDS = 5.0

@@ -12,8 +12,6 @@ from quorate.text import parse_json
 
 from ._hosts import name_part, number, port_for, unique
 
-__all__ = ["ray", "sagemaker", "skypilot"]
-
 _RESOURCES = "/opt/ml/input/config/resourceconfig.json"
 _SAGEMAKER_KILL_SECONDS = 120.0
 

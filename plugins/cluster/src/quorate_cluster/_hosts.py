@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from quorate.errors import UsageError
 
-__all__ = ["counts_of", "expand_hosts", "is_same_host", "name_part", "number", "port_for", "unique"]
-
 _MOST_HOSTS = 1 << 16
 _MOST_DIGITS = 9
 _UNUSABLE = re.compile(r"[^A-Za-z0-9._-]+")

@@ -21,8 +21,6 @@ from quorate.net import is_local_name
 from ._hosts import name_part, number
 from ._variables import contract
 
-__all__ = ["kubernetes"]
-
 _LABELS = "/etc/podinfo/labels"
 _HOSTS = "/etc/hosts"
 _JOBSET = "jobset.sigs.k8s.io/"

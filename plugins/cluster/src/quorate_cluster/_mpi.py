@@ -15,8 +15,6 @@ from quorate.text import whole_number
 
 from ._hosts import name_part, number
 
-__all__ = ["open_mpi", "pmi", "pmix"]
-
 _DEFAULT_PORT = 29400
 _PORTS = 1000
 #: mpirun kills its processes about two seconds after its own SIGTERM.

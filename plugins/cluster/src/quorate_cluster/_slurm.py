@@ -17,8 +17,6 @@ from quorate.text import whole_number
 
 from ._hosts import counts_of, expand_hosts, is_same_host, name_part, number, port_for
 
-__all__ = ["parse_time_left", "slurm"]
-
 _KILL_WAIT_SECONDS = 30.0
 #: Not a step that srun has started with a command: the shell of ``salloc`` (interactive), and the batch script.
 _SHELL_STEPS = frozenset({"4294967290", "4294967291"})

@@ -13,8 +13,6 @@ from quorate.net import host_alone
 
 from ._hosts import number
 
-__all__ = ["contract", "variables"]
-
 
 def contract(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Return the fields of a :class:`~quorate.clusters.ClusterJob` that the variables give; ``None`` if they do not.

@@ -16,8 +16,6 @@ from quorate.records import Cause, FailureRecord
 
 from ._memory import MemoryKills
 
-__all__ = ["classify"]
-
 # The exit code of a worker, or of a shell that waited for it and reports its end as 128 + signal.
 _KILLED = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})
 _ABORTED = frozenset({-signal.SIGABRT, 128 + signal.SIGABRT})

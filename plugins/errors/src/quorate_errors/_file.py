@@ -21,8 +21,6 @@ from quorate.net import host_name
 from quorate.records import Cause, FailureRecord
 from quorate.text import whole_number
 
-__all__ = ["initialize", "record_exception", "write_failure"]
-
 _LONGEST_MESSAGE = 8 * 1024
 _LONGEST_CALL_STACK = 64 * 1024
 _MOST_STDERR_LINES = 100

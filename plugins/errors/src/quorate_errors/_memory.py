@@ -13,8 +13,6 @@ from typing import final
 from quorate.files import read_bytes
 from quorate.proc import memory_groups
 
-__all__ = ["MemoryKills", "counter_files"]
-
 #: The file of a group that has the counter, by the version of control groups (cgroups(7)).
 _COUNTERS = {1: "memory.oom_control", 2: "memory.events"}
 

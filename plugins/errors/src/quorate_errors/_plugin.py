@@ -15,8 +15,6 @@ from ._cause import classify
 from ._file import initialize, record_exception, write_failure
 from ._memory import MemoryKills, counter_files
 
-__all__ = ["plugin"]
-
 
 def _complete(error_file: str, failure: FailureRecord) -> None:
     if os.path.isdir(os.path.dirname(error_file)):  # a folder for logs that was removed is not made again

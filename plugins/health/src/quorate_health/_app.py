@@ -15,8 +15,6 @@ from ._page import PAGE_POLICY, page_of, part_of
 from ._pulse import DEADLINE_SECONDS, Pulse, StoreProbe
 from ._status import Status
 
-__all__ = ["Application"]
-
 _StartResponse = Callable[..., Any]
 _Environ = dict[str, Any]
 _Answer = tuple[str, str, bytes]  # status, content type, body

@@ -10,8 +10,6 @@ from quorate.text import near_names, whole_number
 
 from ._checks import DEFAULTS, LONGEST_COMMAND_SECONDS, NAMES
 
-__all__ = ["command_of", "limits_of", "names_of", "port_of"]
-
 
 def port_of(text: str) -> int:
     """Return a port from 0 to 65535.

@@ -26,8 +26,6 @@ from ._watches import ClockWatch, StoreWatch
 if TYPE_CHECKING:
     from ._command import Command  # brings subprocess
 
-__all__ = ["DEFAULTS", "LONGEST_COMMAND_SECONDS", "NAMES", "CheckState", "CheckStates", "make_checks", "make_cleaner"]
-
 #: Setting -> limit, as ``--health-check-conf`` names them; ``None``: not judged unless a number is given.
 DEFAULTS: Mapping[str, float | None] = {
     "disk_free_mb": 50.0,

@@ -17,8 +17,6 @@ from quorate.job_token import without_token
 from quorate.proc import find_program, parent_death_command
 from quorate.text import printable
 
-__all__ = ["Command"]
-
 _KEPT_BYTES = 8192
 _LONGEST_LINE = 400
 

@@ -14,8 +14,6 @@ from quorate.services import AgentView
 
 from ._resources import MEGABYTE
 
-__all__ = ["check_disk", "check_log_dir"]
-
 #: Where a user may say it, the first first.
 _VARIABLES = ("TMPDIR", "TEMP", "TMP")
 

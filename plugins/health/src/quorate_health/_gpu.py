@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
-__all__ = ["Gpus"]
-
 #: Xid errors that a program causes, or that follow from its end: the next program can use the GPU.
 _CAUSED_BY_PROGRAMS = frozenset({13, 31, 43, 45, 68, 69, 109})
 #: The reason for slower clocks that is the hardware's protection, not the driver's regulation.

@@ -22,8 +22,6 @@ from quorate.events import (
 )
 from quorate.records import AgentPhase, Event
 
-__all__ = ["Journal", "RoundEntry"]
-
 _LONGEST_HISTORY = 100
 #: Durations that no client has read yet; older ones are dropped.
 _MOST_DURATIONS = 10_000

@@ -19,8 +19,6 @@ from quorate.services import AgentSnapshot, AgentView
 from ._journal import Journal
 from ._pulse import StoreProbe
 
-__all__ = ["metrics_application"]
-
 #: Seconds: from a rendezvous on one machine to one that waits for a cluster's scheduler.
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 

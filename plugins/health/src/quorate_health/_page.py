@@ -16,8 +16,6 @@ from typing import Any
 
 from quorate.records import AgentPhase, Verdict, WorkerStatus
 
-__all__ = ["PAGE_POLICY", "page_of", "part_of"]
-
 _Facts = Sequence[tuple[str, str]]
 
 _STYLE, _SCRIPT = (Path(__file__).with_name(f"status.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))

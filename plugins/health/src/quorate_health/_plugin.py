@@ -16,8 +16,6 @@ from quorate.services import AgentService, AgentView
 from ._check_flags import command_of, limits_of, names_of, port_of
 from ._checks import CheckStates, make_checks, make_cleaner
 
-__all__ = ["plugin"]
-
 _start = lazy_function("quorate_health._service", "start")
 
 #: TorchElastic's variable for the port of a health server; workers inherit it.

@@ -12,8 +12,6 @@ from quorate.files import read_bytes
 from quorate.proc import ControlGroup, memory_groups
 from quorate.text import whole_number
 
-__all__ = ["MEGABYTE", "available_memory", "check_memory", "check_open_files"]
-
 MEGABYTE = 1_000_000
 #: A v1 group without a limit says about 2**63; no machine has this much.
 _NO_LIMIT = 1 << 60

@@ -34,8 +34,6 @@ from waitress.task import ThreadedTaskDispatcher
 
 from quorate.clock import monotonic
 
-__all__ = ["Server"]
-
 _CONNECTIONS, _MANY = 512, 32
 _REQUEST_SECONDS, LIFETIME_SECONDS, _BATCH_SECONDS = 1.0, 20.0, 0.01
 THREADS = 3

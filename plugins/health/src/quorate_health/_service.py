@@ -24,8 +24,6 @@ from ._journal import Journal
 if TYPE_CHECKING:
     from ._server import Server  # brings waitress
 
-__all__ = ["HealthService", "start"]
-
 _RESOLVE_TIMEOUT_SECONDS = 5.0
 #: How long the agent's end waits for an answer that is being made.
 _LAST_ANSWER_SECONDS = 2.0

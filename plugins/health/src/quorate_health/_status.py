@@ -22,8 +22,6 @@ from ._journal import Journal, RoundEntry
 from ._pulse import Pulse
 from ._tail import clean, tail_of
 
-__all__ = ["Status", "Usage", "usage_of"]
-
 _FRESH_SECONDS = 0.5
 _LOG_LINES = 8
 _LONGEST_MESSAGE_LINES = 60

@@ -7,8 +7,6 @@ import os
 from quorate.files import open_regular, read_regular
 from quorate.text import printable
 
-__all__ = ["clean", "tail_of"]
-
 _BLOCK_BYTES = 8192
 _LONGEST_LINE = 400
 

@@ -13,8 +13,6 @@ from quorate.errors import StoreUnavailableError
 from quorate.records import AgentPhase
 from quorate.services import AgentView
 
-__all__ = ["ClockWatch", "StoreWatch"]
-
 #: The timeout of a read of the store where no limit is set.
 _STORE_TIMEOUT_SECONDS = 5.0
 #: A store that takes longer is reported to people, though without a limit it is not a reason to leave.

@@ -12,8 +12,6 @@ from __future__ import annotations
 import sys
 from typing import Any, final
 
-__all__ = ["EnteredTask", "entered_task"]
-
 
 @final
 class EnteredTask:

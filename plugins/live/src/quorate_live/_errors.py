@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, final
 
-__all__ = ["StateLostError", "WorldEnded", "is_interruption", "is_peer_loss"]
-
 # As quorate-errors, which need not be installed, classifies what a failed worker has written: a message is about a
 # collective and a broken connection.
 _COLLECTIVE = re.compile(r"\bgloo\b|nccl|ProcessGroup|TCPStore|\bDist(Network|Backend|Store)Error\b", re.IGNORECASE)

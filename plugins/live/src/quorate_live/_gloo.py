@@ -25,8 +25,6 @@ from contextlib import suppress
 from ctypes import c_char, c_char_p, c_size_t, c_void_p
 from typing import final
 
-__all__ = ["Waits"]
-
 _CLASS = "_ZTVN4gloo9transport3tcp13UnboundBufferE"
 _ERROR_CLASS = "_ZTISt13runtime_error"
 _TELL = "_ZN4gloo9transport3tcp13UnboundBuffer15signalExceptionENSt15__exception_ptr13exception_ptrE"

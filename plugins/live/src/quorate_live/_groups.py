@@ -27,8 +27,6 @@ from quorate.notices import warn
 
 from ._gloo import Waits
 
-__all__ = ["Groups", "destroy"]
-
 _TCP = (socket.AF_INET, socket.AF_INET6)
 #: More are not looked at where the kernel does not list those that are open.
 _MOST_DESCRIPTORS = 1 << 16

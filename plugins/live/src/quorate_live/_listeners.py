@@ -10,8 +10,6 @@ import errno
 import socket
 import struct
 
-__all__ = ["listens"]
-
 _SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20  # linux/netlink.h, linux/sock_diag.h
 _REQUEST_ALL = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3

@@ -15,8 +15,6 @@ from quorate.clock import monotonic, sleep
 
 from ._listeners import listens
 
-__all__ = ["wait_for_store"]
-
 #: As long as torch's own pause: if the store is not there by then, nothing is gained by waiting.
 _TIMEOUT_SECONDS = 0.5
 _PAUSE_SECONDS = 0.002

@@ -9,8 +9,6 @@ from quorate.catalogue import CliOption
 from quorate.hookspecs import hookimpl
 from quorate.timeouts import RELEASE_TIMEOUT_SECONDS, parse_seconds
 
-__all__ = ["plugin"]
-
 
 def _note_release_timeout(text: str, settings: dict[str, Any]) -> None:
     settings["release_timeout"] = parse_seconds("--release-timeout", text)

@@ -21,8 +21,6 @@ from typing import Any, Protocol, final
 
 from quorate.notices import warn
 
-__all__ = ["ADDRESS_VARIABLE", "Session", "connect"]
-
 ADDRESS_VARIABLE = "QUORATE_LIVE"
 _FORMAT = 1
 _LONGEST_MESSAGE_BYTES = 200_000

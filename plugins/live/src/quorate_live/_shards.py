@@ -15,8 +15,6 @@ from typing import Any, final
 
 import torch
 
-__all__ = ["WholeState", "is_sharded", "load_whole", "take_whole"]
-
 
 @final
 class WholeState:

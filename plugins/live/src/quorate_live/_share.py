@@ -20,8 +20,6 @@ import torch.distributed as dist
 from ._errors import StateLostError
 from ._shards import WholeState, is_sharded, load_whole, take_whole
 
-__all__ = ["Ledger", "keep", "share"]
-
 
 class Interruptible(Protocol):
     """A world, as far as it is told when it may be interrupted."""

@@ -23,8 +23,6 @@ from ._groups import Groups
 from ._meeting import wait_for_store
 from ._session import Session, connect
 
-__all__ = ["World", "worlds"]
-
 #: The least time for which a broken collective waits for the agent's word: a worker that fails closes its connections
 #: some time before its process has ended, which is when its agent notices.
 _SHORTEST_LOSS_TIMEOUT_SECONDS = 10.0

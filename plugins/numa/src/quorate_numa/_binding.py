@@ -19,8 +19,6 @@ from ._modes import NumaMode
 from ._placement import Placement, place
 from ._topology import Topology, read_topology
 
-__all__ = ["AgentBinding", "describe"]
-
 #: Of how many groups of workers a sentence tells.
 _MOST_GROUPS = 16
 

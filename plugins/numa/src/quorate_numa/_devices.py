@@ -17,8 +17,6 @@ from quorate.text import whole_number
 
 from ._topology import numbered, text_of
 
-__all__ = ["Device", "are_numbered_by_bus", "find_devices", "visible_devices"]
-
 _NVIDIA_GPUS = "proc/driver/nvidia/gpus"
 _AMD_NODES = "sys/class/kfd/kfd/topology/nodes"
 _PCI_DEVICES = "sys/bus/pci/devices"

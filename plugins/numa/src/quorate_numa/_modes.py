@@ -7,8 +7,6 @@ from typing import final
 
 from quorate.errors import UsageError
 
-__all__ = ["SETTING", "NumaMode", "parse_mode"]
-
 #: Where the launch's free settings have the mode: a NumaMode, or its value.
 SETTING = "numa_binding"
 

@@ -14,8 +14,6 @@ from attrs import frozen
 from ._modes import NumaMode
 from ._topology import Topology, within
 
-__all__ = ["Placement", "place"]
-
 _T = TypeVar("_T")
 
 

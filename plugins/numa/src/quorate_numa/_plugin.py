@@ -22,8 +22,6 @@ from ._modes import SETTING, NumaMode, parse_mode
 if TYPE_CHECKING:
     from ._binding import AgentBinding
 
-__all__ = ["NumaPlugin", "plugin"]
-
 
 def _note_mode(text: str, settings: dict[str, Any]) -> None:
     settings[SETTING] = parse_mode(text)

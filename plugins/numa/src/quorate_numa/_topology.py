@@ -17,8 +17,6 @@ from quorate.affinity import parse_cpus
 from quorate.files import read_bytes
 from quorate.text import whole_number
 
-__all__ = ["Topology", "numbered", "read_topology", "text_of", "within"]
-
 _NODES = "sys/devices/system/node"
 _CPUS = "sys/devices/system/cpu"
 _L3 = 3

@@ -13,8 +13,6 @@ from typing import Any, final
 from quorate.proc import forget, hold
 from quorate.text import parse_json
 
-__all__ = ["Channel"]
-
 _LONGEST_MESSAGE_BYTES = 4096
 
 

@@ -14,8 +14,6 @@ from quorate import errors
 from quorate.errors import StartError
 from quorate.proc import parent_death_command
 
-__all__ = ["cannot_start", "explain", "find_command", "remedy_for", "working_folder", "wrapper_for"]
-
 
 def find_command(command: str, environment: Mapping[str, str], local_rank: int = 0) -> str:
     """Return the file that ``command`` names for a worker with ``environment`` (its own ``PATH`` counts).

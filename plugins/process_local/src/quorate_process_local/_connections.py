@@ -13,8 +13,6 @@ from quorate.proc import forget, hold, peer_of
 
 from ._results import LENGTH
 
-__all__ = ["Connection", "Listener"]
-
 _BYTES_PER_READ = 1 << 20
 _BACKLOG = 4096
 

@@ -14,8 +14,6 @@ from typing import Any, final
 
 from ._streams import Console, Sink
 
-__all__ = ["consoles"]
-
 
 @final
 class _Text:

@@ -47,8 +47,6 @@ from ._workers import Process, Worker, may_serve_other_nodes, why_terminated
 if TYPE_CHECKING:
     from ._deliveries import Deliveries  # imported for functions only
 
-__all__ = ["LocalContext"]
-
 #: How long a worker's report waits for the rest of its stderr.
 _TAIL_TIMEOUT_SECONDS = 1.0
 #: How often to look where no descriptor shows an end (without pidfds, or without descriptors).

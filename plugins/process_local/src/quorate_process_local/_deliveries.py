@@ -24,8 +24,6 @@ from ._reserve import Reserve
 from ._results import LARGEST_RESULT_BYTES
 from ._workers import Worker
 
-__all__ = ["Deliveries"]
-
 #: How much of a result, and how many connections, are taken in at a time, so that other workers are not kept waiting.
 _READS_AT_A_TIME = 64
 _CONNECTIONS_AT_A_TIME = 256

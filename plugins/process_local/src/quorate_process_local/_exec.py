@@ -24,8 +24,6 @@ from ._group import start_group
 from ._streams import Output
 from ._workers import ChildProcess
 
-__all__ = ["ExecStarter", "checked_words", "leaking_descriptors", "spawn_program"]
-
 
 @final
 class ExecStarter:

@@ -19,8 +19,6 @@ from typing import Protocol
 
 from quorate.proc import children_of, descendants_of, open_pidfd, send_signal, signals_of, stat_of
 
-__all__ = ["Family", "tell"]
-
 
 class HasPid(Protocol):
     """A worker, as far as signals need to know it."""

@@ -46,8 +46,6 @@ from ._task import Task
 from ._torch_import import PROLOGUE
 from ._workers import ChildProcess, Process
 
-__all__ = ["FunctionStarter", "prepare_call", "unpicklable"]
-
 
 @final
 class FunctionStarter:

@@ -12,8 +12,6 @@ from quorate.starter import StarterRequest
 from ._commands import cannot_start
 from ._context import LocalContext
 
-__all__ = ["start_group"]
-
 
 def start_group(request: StarterRequest, launch_all: Callable[[LocalContext], None]) -> LocalContext:
     """Return a context whose workers ``launch_all`` has started; if that fails none is left.

@@ -19,8 +19,6 @@ from typing import final
 from quorate.notices import warn
 from quorate.proc import hold, kill_and_reap, release
 
-__all__ = ["Guardian"]
-
 # "+ N" puts session N under guard, "- N" takes it out.  Only the tools grep and sleep are needed besides the shell, and
 # only once the agent has died.  The last loop looks again every 20 ms for at most five seconds: a shell cannot wait for
 # processes that are not its children.  In the midst of an exec a process has no environment to be known by, nor yet the

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any, final
 
-__all__ = ["Handle"]
-
 
 @final
 class Handle:

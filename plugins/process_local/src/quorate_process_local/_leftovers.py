@@ -15,8 +15,6 @@ from attrs import define
 from quorate.clock import monotonic, sleep
 from quorate.proc import environment_of, hold, is_alive, open_pidfd, release, send_signal, stat_of
 
-__all__ = ["MARKER_VARIABLE", "Leftover", "find_leftovers", "marker_of"]
-
 #: Holds one ``<context>.<local rank>.`` per context that a process descends from, outermost first.
 MARKER_VARIABLE = "QUORATE_CONTEXT"
 

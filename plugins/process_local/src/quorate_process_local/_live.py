@@ -34,8 +34,6 @@ from ._channel import Channel
 from ._connections import Listener
 from ._workers import Worker
 
-__all__ = ["ADDRESS_VARIABLE", "FORMAT", "Live"]
-
 #: Where a worker finds its agent: a name in Linux's abstract namespace of sockets, ``@`` for the leading NUL.
 ADDRESS_VARIABLE = "QUORATE_LIVE"
 FORMAT = 1

@@ -11,8 +11,6 @@ from ._leftovers import MARKER_VARIABLE, marker_of
 from ._live import ADDRESS_VARIABLE
 from ._stack_signal import STACK_SIGNAL, STACK_SIGNAL_VARIABLE
 
-__all__ = ["marked_environment"]
-
 
 def marked_environment(launch: WorkerLaunch, token: str, context_id: str, address: str) -> dict[str, str]:
     """Return the environment of a worker of the context ``context_id``, whose live workers connect to ``address``."""

@@ -12,8 +12,6 @@ import os
 from quorate.files import temporary_folder, write_all
 from quorate.notices import warn
 
-__all__ = ["memory_file", "read_all"]
-
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 

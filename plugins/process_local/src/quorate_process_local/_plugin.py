@@ -16,8 +16,6 @@ from quorate.starter import Starter, StarterRequest
 
 from ._exec import ExecStarter
 
-__all__ = ["plugin"]
-
 
 def _command_starter(request: StarterRequest) -> Starter:
     _warn_of_preload(request)

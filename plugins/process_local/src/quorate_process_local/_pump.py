@@ -19,8 +19,6 @@ from quorate.proc import forget, hold, release
 from ._consoles import consoles
 from ._streams import Sink, Stream
 
-__all__ = ["Pump"]
-
 _CHUNK_BYTES = 1 << 16
 #: More than any pipe holds: after this much, all that was written before the request has been read.
 _DRAIN_BYTES = 2 << 20

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, final
 
-__all__ = ["PythonCommand", "is_python", "parse_python_command"]
-
 _NAMES = re.compile(r"(python|pypy)[0-9.]*t?(-dbg|d)?")
 _SWITCHES = frozenset("bBdOPqsuv")
 _NO_HOOK = frozenset("EIS")

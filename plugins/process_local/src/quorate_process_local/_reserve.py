@@ -7,8 +7,6 @@ from typing import final
 
 from quorate.proc import hold, release
 
-__all__ = ["Reserve"]
-
 
 @final
 class Reserve:

@@ -16,8 +16,6 @@ from typing import final
 
 from quorate.files import write_all
 
-__all__ = ["LARGEST_RESULT_BYTES", "LENGTH", "STALL_SECONDS", "Delivery"]
-
 #: What precedes the pickled result: its length.
 LENGTH = Struct("!Q")
 #: The agent holds all results of its workers in memory, and twice while it unpickles one.

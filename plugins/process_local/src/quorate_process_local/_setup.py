@@ -16,8 +16,6 @@ from quorate.proc import die_with_parent
 
 from ._handle import Handle
 
-__all__ = ["Setup"]
-
 
 @final
 class Setup:

@@ -20,8 +20,6 @@ from quorate.proc import forget, hold, kill_and_reap
 from ._template import Forking, Template
 from ._template_site.quorate_template import send
 
-__all__ = ["Spare", "WorkerSource", "make_spare"]
-
 #: A spare only waits for its order, so it takes it at once.
 _ORDER_TIMEOUT_SECONDS = 10.0
 

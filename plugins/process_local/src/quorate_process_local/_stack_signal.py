@@ -9,8 +9,6 @@ from __future__ import annotations
 import faulthandler
 import os
 
-__all__ = ["STACK_SIGNAL", "STACK_SIGNAL_VARIABLE", "answer"]
-
 #: Twelve above Linux's first real-time signal that is free for programs.  Nothing sends these by itself.
 STACK_SIGNAL = 46
 STACK_SIGNAL_VARIABLE = "QUORATE_STACK_SIGNAL"

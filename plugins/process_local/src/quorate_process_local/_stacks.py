@@ -33,8 +33,6 @@ from quorate.proc import kernel_wait_of, open_pidfd, signals_of, stat_of, state_
 from ._stack_signal import STACK_SIGNAL
 from ._workers import Worker
 
-__all__ = ["dump_stacks", "dump_stacks_of", "find_py_spy"]
-
 #: When, in the time that is given, asking must be over, then py-spy, then all, so that the rest is for the agent.
 _ASK_SHARE, _SPY_SHARE, _SHARE = 0.4, 0.7, 0.9
 #: A process that has written nothing over so many looks after its answer began, and is in no handler, has written it

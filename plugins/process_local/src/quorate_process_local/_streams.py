@@ -23,18 +23,6 @@ from quorate.text import printable
 
 from ._terminals import are_one_terminal, follow_size, open_terminal
 
-__all__ = [
-    "Console",
-    "Output",
-    "Sink",
-    "Stream",
-    "captures_stderr",
-    "plan_output",
-    "tail_lines",
-    "tail_of_file",
-    "why_lost",
-]
-
 #: Enough for a traceback that a library has written much behind.
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 20

@@ -16,8 +16,6 @@ from ._guardian import Guardian
 from ._leftovers import Leftover, find_leftovers
 from ._workers import Worker
 
-__all__ = ["KILL_TIMEOUT_SECONDS", "Sweep", "why_stuck"]
-
 #: How long after SIGKILL a process may stay (one that hangs in the kernel) before it is given up.
 KILL_TIMEOUT_SECONDS = 5.0
 

@@ -19,8 +19,6 @@ from ._results import LARGEST_RESULT_BYTES, Delivery
 from ._stack_signal import answer
 from ._torch_import import rest_collector_at_import
 
-__all__ = ["Task"]
-
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 

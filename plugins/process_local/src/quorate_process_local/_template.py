@@ -30,8 +30,6 @@ from ._streams import Output
 from ._template_site import quorate_template
 from ._template_site.quorate_template import CHANNEL_VARIABLE, MARKER_PLACE, MARKER_VARIABLE, receive, send
 
-__all__ = ["Forking", "Template"]
-
 #: How long a template that is ready may take for one answer: a fork, even on a machine that is swapping.
 _ANSWER_TIMEOUT_SECONDS = 60.0
 #: How long a process may take from the end of its channel to its own.

@@ -11,8 +11,6 @@ import termios
 
 from quorate.proc import hold
 
-__all__ = ["are_one_terminal", "follow_size", "open_terminal"]
-
 _OFLAG, _LFLAG = 1, 3
 _SIZE_BYTES = 8
 

@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 
-__all__ = ["PROLOGUE", "rest_collector_at_import"]
-
 #: What a spawned interpreter runs first.  Its main module, which may import torch, comes before anything unpickled.
 PROLOGUE = f"""
 from importlib.machinery import SourceFileLoader

@@ -31,8 +31,6 @@ from ._streams import Output
 from ._template import Template
 from ._workers import ChildProcess
 
-__all__ = ["WarmStarter"]
-
 #: How often a template that dies between two starts is replaced.
 _MOST_REBUILDS = 3
 #: Variables that an interpreter or a library reads when it starts, so that a worker cannot have another value than its

@@ -15,8 +15,6 @@ from typing import Any, final
 from . import _task as _task
 from ._memory_file import read_all
 
-__all__ = ["COMMAND", "inherited", "main", "pack"]
-
 #: The words after the interpreter in the command of such a worker.
 COMMAND = ("-c", "from quorate_process_local._warm_call import main; main()")
 #: In a worker: the packed task, the resource tracker's descriptor (the task's again where there is no tracker), and

@@ -19,8 +19,6 @@ from ._spare import WorkerSource
 from ._warm_call import COMMAND, pack
 from ._workers import ChildProcess
 
-__all__ = ["command", "start_function"]
-
 
 def command() -> list[str]:
     """Return the command of a worker that calls a function, with the interpreter's options of this process."""

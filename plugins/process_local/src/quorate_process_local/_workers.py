@@ -27,8 +27,6 @@ from ._streams import Output, tail_lines, tail_of_file, why_lost
 #: Of the end of stderr, in which an exception is looked for.
 _MOST_LINES = 2000
 
-__all__ = ["ChildProcess", "Process", "Worker", "may_serve_other_nodes", "why_terminated"]
-
 
 class Process(Protocol):
     """A started process: how its end is seen and what it leaves."""

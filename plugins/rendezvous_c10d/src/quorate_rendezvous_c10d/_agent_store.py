@@ -25,8 +25,6 @@ from quorate.proc import hold, kill_and_reap, release
 from quorate.records import Assignment, Event, WorkerLaunch
 from quorate.services import AgentView
 
-__all__ = ["AgentStore", "When", "parse_when"]
-
 #: What torchft's programs need to be told, and so a sign that the program is one.
 _SIGN_OF_A_CLIENT = "TORCHFT_LIGHTHOUSE"
 #: How long a store may be missing before that is said.

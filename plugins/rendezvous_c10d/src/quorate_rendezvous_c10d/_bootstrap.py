@@ -16,8 +16,6 @@ from quorate.net import Address, format_endpoint
 from ._connection import Connection, host
 from ._endpoint import Listening, PortTakenError, addresses_to_listen_on, listen_on
 
-__all__ = ["TCPStoreBootstrap"]
-
 _OPERATION_TIMEOUT_SECONDS = 30.0
 _RESOLVE_TIMEOUT_SECONDS = 10.0
 

@@ -24,8 +24,6 @@ from quorate.net import close_in_children, set_keep_alive, set_linear_retransmis
 
 from ._guarded_store import GuardedStore
 
-__all__ = ["Connection", "accepted_sockets", "connect", "host", "load_tcp_store", "starting"]
-
 _Wanted = Callable[[socket.socket], bool]
 
 _LEVEL = "TORCH_CPP_LOG_LEVEL"

@@ -18,16 +18,6 @@ from attrs import frozen
 from quorate.clock import monotonic
 from quorate.net import NOT_LOCAL_ERRNOS, Address, bind_addresses, listen, reachable_host, resolve
 
-__all__ = [
-    "REFUSED",
-    "Listening",
-    "NotLocalError",
-    "PortTakenError",
-    "addresses_to_listen_on",
-    "find_answering",
-    "listen_on",
-]
-
 #: What :func:`find_answering` says of an address without a listener.
 REFUSED = "connection refused"
 _ATTEMPT_TIMEOUT_SECONDS = 5.0

@@ -13,8 +13,6 @@ from typing import Any, final
 
 from quorate.forks import no_fork
 
-__all__ = ["GuardedStore"]
-
 #: The methods that have been called in this process, or in the one that it was forked from.
 _called: set[str] = set()
 

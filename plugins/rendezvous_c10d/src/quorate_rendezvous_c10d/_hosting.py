@@ -29,20 +29,6 @@ from ._endpoint import find_answering
 from ._settings import Settings
 from ._values import first_line, prefix_of, read_identity, read_one
 
-__all__ = [
-    "ENDED_SECONDS",
-    "SILENT",
-    "Found",
-    "LocalHost",
-    "end_local_host",
-    "has_ended",
-    "leave_note",
-    "look",
-    "look_beside",
-    "register_local_host",
-    "still_there",
-]
-
 #: How long the store of a job that has ended is given to go by itself; the core's default ``linger_timeout``.
 ENDED_SECONDS = 5.0
 _NOTE_KEY = "quorate#host"

@@ -25,8 +25,6 @@ from quorate.net import close_in_children, set_keep_alive, set_linear_retransmis
 from ._requests import NONCE_BYTES, AnswerReader, compare_set_request, greeting
 from ._values import ABSENT, IDENTITY_KEY
 
-__all__ = ["Lanes"]
-
 #: An answer that takes longer is late.  Far above usual round trips, and a fraction of a lease.
 _LATE_SECONDS = 0.5
 _PIECE_BYTES = 1 << 16

@@ -19,8 +19,6 @@ from ._connection import connect
 from ._requests import NONCE_BYTES, AnswerReader, compare_set_request, greeting, set_request
 from ._values import ABSENT, IDENTITY_KEY, STAMPED
 
-__all__ = ["RawClient", "write_last_words"]
-
 _SECONDS = 3.0
 _PIECE_BYTES = 1 << 16
 

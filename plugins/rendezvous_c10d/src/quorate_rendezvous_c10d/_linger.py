@@ -13,8 +13,6 @@ from quorate.clock import monotonic
 from ._connection import accepted_sockets
 from ._settings import LONGEST_TIMEOUT_SECONDS
 
-__all__ = ["await_departures"]
-
 
 def await_departures(port: int, own_ports: Iterable[int | None], deadline: float) -> bool:
     """Wait until every connection accepted on ``port`` is closed by its peer, but those from ``own_ports``.

@@ -40,8 +40,6 @@ from ._hosting import (
 from ._settings import Settings
 from ._values import first_line, identify, read_identity
 
-__all__ = ["Opened", "open_connections", "reconnect"]
-
 _ATTEMPT_SECONDS = 15.0
 _SETTLE_SECONDS = 0.05
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import struct
 from typing import final
 
-__all__ = ["NONCE_BYTES", "AnswerReader", "compare_set_request", "greeting", "set_request"]
-
 NONCE_BYTES = 4
 _VALIDATE, _SET, _COMPARE_SET, _PING = 0, 1, 2, 13
 _MAGIC = 0x3C85F7CE

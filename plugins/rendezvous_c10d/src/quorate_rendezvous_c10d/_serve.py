@@ -10,8 +10,6 @@ import sys
 
 from quorate.notices import warn
 
-__all__ = ["main"]
-
 
 def main(port: int) -> int:
     """Serve until the agent ends."""

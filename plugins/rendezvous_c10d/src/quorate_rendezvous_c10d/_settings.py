@@ -14,8 +14,6 @@ from quorate.job_token import JobToken, job_token_of
 from quorate.net import format_endpoint, parse_endpoint
 from quorate.rendezvous import RendezvousParameters
 
-__all__ = ["DEFAULT_PORT", "LONGEST_TIMEOUT_SECONDS", "Settings", "check_parameters"]
-
 #: The port of an endpoint that names none; the same as TorchElastic's.
 DEFAULT_PORT = 29400
 #: Longer ones are cut to this, about 11 days: the system's calls take no more than 2**31 milliseconds.

@@ -35,8 +35,6 @@ from ._requests import compare_set_request
 from ._settings import LONGEST_TIMEOUT_SECONDS, Settings
 from ._values import ABSENT, IDENTITY_KEY, STAMP_BYTES, STAMPED, first_line, prefix_of, read_one, strip
 
-__all__ = ["C10dStore", "open_store"]
-
 _T = TypeVar("_T")
 
 # The server reads a request again from its start with every piece that arrives: large requests cost their square.

@@ -8,19 +8,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-__all__ = [
-    "ABSENT",
-    "IDENTITY_KEY",
-    "STAMPED",
-    "STAMP_BYTES",
-    "first_line",
-    "identify",
-    "prefix_of",
-    "read_identity",
-    "read_one",
-    "strip",
-]
-
 #: What compare-and-set is given to expect when a key shall be read and not written.  It is never written.
 ABSENT = b"\x00absent"
 #: The first byte of a stamp; counters begin with a digit.

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from quorate.clock import monotonic, seconds_until
 from quorate.net import Endpoint, resolve, set_linear_retransmission
 
-__all__ = ["describe", "dial"]
-
 _LONGEST_DESCRIPTION = 1000
 
 

@@ -13,8 +13,6 @@ from typing import final
 
 from quorate.net import close_in_children
 
-__all__ = ["Guardian"]
-
 # "? 0" says that a process is about to be started, "+ PID" adds it, "- PID" removes it.  etcd has no children, so its
 # process id is enough.  (Not every shell can kill a group.)  If the owner is killed while it starts a process, that one
 # is found by the mark in its environment.

@@ -12,8 +12,6 @@ from typing import final
 
 from quorate.errors import QuorateError, StoreLostError, StoreUnavailableError
 
-__all__ = ["LeaseKeeper"]
-
 _RETRY_SECONDS = 0.5
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from quorate.errors import StoreCorruptError, UsageError
 
-__all__ = ["LARGEST_COUNT", "LARGEST_VALUE_BYTES", "check_amount", "check_count", "check_value", "parse_count"]
-
 LARGEST_VALUE_BYTES = (1 << 20) + 64  # 1 MiB of the protocol, and its signature
 #: Every number up to this one is exact in every language, JSON's included.
 LARGEST_COUNT = 1 << 53

@@ -21,8 +21,6 @@ from quorate.errors import StoreUnavailableError, UsageError
 from quorate.files import write_all
 from quorate.net import close_in_children
 
-__all__ = ["Member", "Ports", "features_of", "find_binary"]
-
 # etcd 3.4, 3.5 and 3.6 log this once they serve clients ("securely" or "insecurely").
 _READY = b"serving client traffic"
 #: More than the stack that follows an error.

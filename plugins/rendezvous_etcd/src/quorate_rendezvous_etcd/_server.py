@@ -21,8 +21,6 @@ from quorate.errors import StoreUnavailableError, UsageError
 from ._guardian import Guardian
 from ._process import Member, Ports, features_of, find_binary
 
-__all__ = ["EtcdServer"]
-
 _PORTS_PER_MEMBER = 3  # clients, peers, metrics
 _LOOK_SECONDS = 0.05
 _CLIENT_READ_SECONDS = 10

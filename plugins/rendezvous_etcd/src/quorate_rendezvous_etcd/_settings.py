@@ -14,8 +14,6 @@ from quorate.errors import UsageError
 from quorate.net import Endpoint, parse_endpoint
 from quorate.rendezvous import RendezvousParameters
 
-__all__ = ["DEFAULT_PORT", "PASSWORD_VARIABLE", "Settings", "parse_endpoints"]
-
 #: The port of an endpoint without one.
 DEFAULT_PORT = 2379
 #: The variable that holds the password where the setting is not given: all users can read command lines.

@@ -13,8 +13,6 @@ from quorate.errors import UsageError
 
 from ._settings import Settings
 
-__all__ = ["check_certificate", "make_tls_context"]
-
 
 def make_tls_context(settings: Settings, protocols: Sequence[str]) -> ssl.SSLContext | None:
     """Return the TLS context that ``settings`` ask for, ``None`` where they ask for none.

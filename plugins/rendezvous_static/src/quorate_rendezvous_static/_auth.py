@@ -18,8 +18,6 @@ from attrs import field, frozen
 
 from ._wire import LENGTH_BYTES, PROTOCOL_VERSION, WireError
 
-__all__ = ["NONCE_BYTES", "TAG_BYTES", "Challenge", "Role", "Session", "new_nonce"]
-
 NONCE_BYTES = 32
 TAG_BYTES = 16
 _COUNTER_BYTES = 8

@@ -35,8 +35,6 @@ from ._tls_settings import TLS_SETTINGS
 if TYPE_CHECKING:
     from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
-__all__ = ["DEFAULT_PORT", "check_static", "check_tcp", "open_static", "open_tcp"]
-
 DEFAULT_PORT = 29400
 _SHARED_PORT = "shared_port"
 _CONNECT_TIMEOUT_SECONDS = 60.0

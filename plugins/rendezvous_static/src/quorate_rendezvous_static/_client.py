@@ -23,8 +23,6 @@ from ._wire import LARGEST_FRAME, LARGEST_KEY, LARGEST_VALUE, MOST_ITEMS, Code, 
 if TYPE_CHECKING:
     from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
-__all__ = ["RETURN_TIMEOUT_SECONDS", "TcpStore", "write_last_words"]
-
 RETURN_TIMEOUT_SECONDS = 1.0
 #: For a guardian: to connect, and for each write.
 _LAST_WORD_SECONDS = 3.0

@@ -18,8 +18,6 @@ from ._limits import Limits
 from ._table import RefusedRequestError, Table
 from ._wire import LARGEST_KEY, Code, WireError
 
-__all__ = ["LONGEST_CLIENT", "Clients", "LastWrite"]
-
 LONGEST_CLIENT = 64
 _MOST_WRITES = 16
 _KINDS = {b"%d" % Code.CREATE: True, b"%d" % Code.PUT: False}

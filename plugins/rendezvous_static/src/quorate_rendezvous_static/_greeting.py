@@ -27,8 +27,6 @@ from ._wire import (
     encode,
 )
 
-__all__ = ["Greeter", "address_of", "refuse_at_once"]
-
 
 @final
 class Greeter:

@@ -11,8 +11,6 @@ from typing import final
 
 from attrs import frozen
 
-__all__ = ["Limits", "raise_descriptor_limit"]
-
 #: Enough for the connections of some 8,000 nodes; workers inherit the limit, and some programs close up to it.
 _WANTED_DESCRIPTORS = 65_536
 

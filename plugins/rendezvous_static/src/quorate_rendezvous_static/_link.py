@@ -35,8 +35,6 @@ from ._wire import (
     encode,
 )
 
-__all__ = ["BrokenError", "InterruptedLinkError", "Link", "reason_in"]
-
 _ATTEMPT_SECONDS = 3.0
 #: Where there is another port to try: a firewall may drop what goes to the first one.
 _FIRST_PORT_SECONDS = 1.0

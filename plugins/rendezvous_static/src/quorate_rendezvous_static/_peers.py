@@ -20,8 +20,6 @@ from ._auth import Session
 from ._limits import Limits
 from ._wire import LARGEST_FRAME, LARGEST_HELLO, FrameBuffer
 
-__all__ = ["Peer", "Peers"]
-
 _RECEIVE_BYTES = 1 << 16
 
 

@@ -48,8 +48,6 @@ from ._wire import (
 if TYPE_CHECKING:
     from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
-__all__ = ["TcpStoreServer", "find_server"]
-
 _ACCEPTS_AT_ONCE = 64
 _ACCEPT_PAUSE_SECONDS = 0.2
 _LONGEST_SELECT_SECONDS = 3600.0

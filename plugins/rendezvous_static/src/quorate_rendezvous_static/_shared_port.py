@@ -17,8 +17,6 @@ from quorate.net import close_in_children, listen
 
 from ._server import TcpStoreServer
 
-__all__ = ["SharedPort"]
-
 #: Between two attempts to listen (workers that are being stopped may still have the port), or to accept.
 _RETRY_SECONDS = 0.1
 

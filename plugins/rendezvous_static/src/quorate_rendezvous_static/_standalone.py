@@ -21,8 +21,6 @@ from quorate.rendezvous import (
     reserve_master_port,
 )
 
-__all__ = ["StandaloneHandler", "check_standalone"]
-
 
 def check_standalone(params: RendezvousParameters) -> None:
     """Refuse anything but one node.  Raises UsageError."""

@@ -10,8 +10,6 @@ from typing import final
 
 from ._wire import LARGEST_FRAME, LARGEST_KEY, LARGEST_VALUE, Problem, WireError
 
-__all__ = ["RefusedRequestError", "Table"]
-
 LARGEST_COUNT = 1 << 62
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from ._tls import Tls  # a type here: the module imports ssl, which few jobs need
 
-__all__ = ["Target"]
-
 _CLIENT_BYTES = 16
 
 

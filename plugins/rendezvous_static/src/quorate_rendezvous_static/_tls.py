@@ -22,8 +22,6 @@ from quorate.rendezvous import RendezvousParameters
 
 from ._wire import TlsError
 
-__all__ = ["Tls", "TlsSocket", "accept"]
-
 
 @final
 class TlsSocket(ssl.SSLSocket):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["TLS_SETTINGS"]
-
 #: The settings of TLS, which is used where one of them is given.
 TLS_SETTINGS = {
     "ca_cert": "file with the certificates that the store's host is checked against (TLS); default: the system's",

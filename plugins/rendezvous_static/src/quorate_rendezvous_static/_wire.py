@@ -12,27 +12,6 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple, final
 
-__all__ = [
-    "HELLO_ITEMS",
-    "LARGEST_FRAME",
-    "LARGEST_HELLO",
-    "LARGEST_KEY",
-    "LARGEST_VALUE",
-    "LENGTH_BYTES",
-    "MAGIC",
-    "MOST_ITEMS",
-    "PROTOCOL_VERSION",
-    "Code",
-    "FrameBuffer",
-    "Message",
-    "Problem",
-    "TlsError",
-    "WireError",
-    "decode",
-    "encode",
-    "present_items",
-]
-
 MAGIC = b"quorate-tcp-store"
 #: Version 2 added the challenge, version 3 last words.  Every version answers a hello of two items, so that two
 #: versions can say so.

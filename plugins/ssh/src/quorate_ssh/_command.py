@@ -10,8 +10,6 @@ from quorate.text import printable
 
 from ._launch import ask_hosts
 
-__all__ = ["main"]
-
 _LONGEST_PATH = 4096
 
 

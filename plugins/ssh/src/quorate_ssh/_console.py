@@ -12,8 +12,6 @@ import threading
 from contextlib import suppress
 from typing import final
 
-__all__ = ["Console", "prefix_template"]
-
 
 def prefix_template(host: str) -> str:
     """Return the template (``docs/logs.md``) with which an agent marks its workers' lines."""

@@ -24,8 +24,6 @@ from quorate.text import parse_json
 
 from ._messages import is_record
 
-__all__ = ["answer", "begin"]
-
 _RECORD_SUFFIX = ".json"
 
 

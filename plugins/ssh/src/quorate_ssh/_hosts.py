@@ -16,8 +16,6 @@ from quorate.errors import UsageError
 from quorate.net import is_literal
 from quorate.text import whole_number
 
-__all__ = ["Host", "parse_hostfile", "parse_hosts"]
-
 _EXAMPLE = "write --hosts=a,b:8,user@c"
 _SLOTS = re.compile(r"(slots|max_slots|max-slots|cpu|count|max|np|sockets)\s*=\s*([0-9]{1,6})(?![0-9])", re.IGNORECASE)
 _COUNTS = frozenset({"slots", "cpu", "count", "np"})

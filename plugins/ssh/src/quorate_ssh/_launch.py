@@ -30,8 +30,6 @@ from ._plan import Plan, make_plan, split_command
 from ._reasons import is_dropped, no_answer, why_it_ended
 from ._session import PING, Answered, Ended, Event, Session
 
-__all__ = ["ask_hosts", "run"]
-
 _ANSWER_SECONDS = 60.0
 _SAID_AFTER_SECONDS = 10.0
 _CLOSE_SECONDS = 3.0

@@ -12,18 +12,6 @@ from typing import Any
 
 from quorate.text import is_word_of_command, parse_json
 
-__all__ = [
-    "ANSWERS",
-    "LONGEST_LINE",
-    "MARK",
-    "ORDERS",
-    "PING_SECONDS",
-    "SILENCE_SECONDS",
-    "decode",
-    "encode",
-    "is_record",
-]
-
 MARK = "\x1equorate-ssh "
 LONGEST_LINE = 8 << 20
 #: How often the launching side says that it lives, and after what silence a host takes it for dead.

@@ -20,8 +20,6 @@ from ._console import prefix_template
 from ._hosts import Host, parse_hostfile, parse_hosts
 from ._variables import ALL, chosen_variables
 
-__all__ = ["Plan", "make_plan", "split_command"]
-
 _OWN_FLAGS = frozenset({"hosts", "hostfile", "ssh-command", "ssh-env", "detach", "cluster"})
 _PREFIX_VARIABLE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
 _LARGEST_HOSTFILE_BYTES = 1 << 20

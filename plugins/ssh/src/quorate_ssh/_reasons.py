@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from ._session import Session
 
-__all__ = ["is_dropped", "no_answer", "why_it_ended"]
-
 #: What ssh says where a connection was closed before its first word: a server to which many come at once does so
 #: (``MaxStartups``), such as one that all others are behind.
 _DROPPED = ("kex_exchange_identification", "ssh_exchange_identification")

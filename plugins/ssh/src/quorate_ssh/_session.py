@@ -25,8 +25,6 @@ from ._console import Console
 from ._hosts import Host
 from ._messages import ANSWERS, LONGEST_LINE, MARK, PING_SECONDS, decode, encode
 
-__all__ = ["PING", "Answered", "Ended", "Event", "Session"]
-
 _LAST_LINES = 5
 _LONGEST_KEPT = 1000
 _LONGEST_SHOWN = 80

@@ -13,8 +13,6 @@ from fnmatch import fnmatchcase
 from quorate.errors import UsageError
 from quorate.job_token import TOKEN_VARIABLES
 
-__all__ = ["ALL", "chosen_variables"]
-
 ALL = "all"
 _OWN_TEXT = """
     _ BASHOPTS BASH_ENV COLUMNS COLORTERM DISPLAY EDITOR ENV EUID HISTFILE HOME HOST HOSTNAME HOSTTYPE IFS INVOCATION_ID

@@ -27,8 +27,6 @@ from quorate.records import Assignment, Cause, NodeRecord, RoundEnd, Verdict
 from quorate.rendezvous import RendezvousStoreInfo, assign_ranks
 from quorate.text import parse_json, printable
 
-__all__ = ["AdoptedHandler", "adopt", "open_adopted", "torch_parameters"]
-
 _NODE_KEY, _DONE_KEY = "quorate/node", "quorate/done"
 #: Within which every node of a round must have told its size.
 _SIZES_SECONDS = 60.0

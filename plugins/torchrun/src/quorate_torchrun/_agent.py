@@ -21,8 +21,6 @@ from ._config import with_numa
 from ._environment import without_hook
 from ._errors import raised_as_torch_has_it
 
-__all__ = ["DEFAULT_ROLE", "ElasticAgent", "LocalElasticAgent", "WorkerSpec", "own_spec"]
-
 #: With torch, which programs with such a handler have.
 _adopt = lazy_function(f"{__package__}._adopted", "AdoptedHandler")
 #: The role of workers that have none.

@@ -12,15 +12,6 @@ from typing import Any, final
 
 from quorate.flags import Flag, all_flags, count_workers
 
-__all__ = [
-    "determine_local_world_size",
-    "get_args_parser",
-    "get_rdzv_endpoint",
-    "parse_args",
-    "parse_min_max_nnodes",
-    "texts_of",
-]
-
 _NUMBERS: Mapping[str, type[int | float]] = {"N": int, "PORT": int, "SECONDS": float}
 #: What torchrun has in a namespace for "not given", where that is not quorate's default.
 _UNSET: Mapping[str, Any] = {

@@ -15,8 +15,6 @@ from quorate.logs_specs import adopt_logs_specs
 from quorate.net import format_endpoint, parse_endpoint
 from quorate.plugins import get_host
 
-__all__ = ["LaunchConfig", "to_quorate", "with_numa"]
-
 
 @dataclass
 class LaunchConfig:

@@ -9,8 +9,6 @@ import os
 import sys
 from collections.abc import Mapping, MutableMapping
 
-__all__ = ["MARK", "activate", "deactivate", "without_hook"]
-
 #: Set to the Python interpreter while torch's launchers are quorate's.
 MARK = "QUORATE_EXEC"
 _SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_shim")

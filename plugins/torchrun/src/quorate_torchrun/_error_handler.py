@@ -15,8 +15,6 @@ from quorate.failures import copy_error_data, read_error_file
 from quorate.notices import warn
 from quorate.recording import initialize_recorder, record_exception
 
-__all__ = ["ErrorHandler", "get_error_handler", "record"]
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _VARIABLE = "TORCHELASTIC_ERROR_FILE"

@@ -13,8 +13,6 @@ from typing import Any
 
 import quorate
 
-__all__ = ["as_torch_has_it", "raised_as_torch_has_it"]
-
 _ERRORS = "torch.distributed.elastic.multiprocessing.errors"
 _PROCESSES = "torch.distributed.elastic.multiprocessing.api"
 _RENDEZVOUS = "torch.distributed.elastic.rendezvous.api"

@@ -16,8 +16,6 @@ from quorate.notices import note, write_output
 
 from ._environment import activate
 
-__all__ = ["execute"]
-
 _USAGE = """\
 usage: quorate exec [--] COMMAND [ARGUMENTS]
 

@@ -16,8 +16,6 @@ from typing import Any, final
 
 from ._environment import MARK
 
-__all__ = ["install"]
-
 _LAUNCHER = "torch.distributed.launcher.api"
 _RUN = "torch.distributed.run"
 _NAMES = {

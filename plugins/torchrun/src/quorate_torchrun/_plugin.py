@@ -8,8 +8,6 @@ from typing import final
 from quorate import RendezvousBackend, RendezvousHandler, RendezvousParameters, hookimpl
 from quorate.plugins import FoundPlugin, find_plugins
 
-__all__ = ["plugin"]
-
 _GROUP = "torchrun.handlers"
 _OWN = "quorate-torchrun"
 

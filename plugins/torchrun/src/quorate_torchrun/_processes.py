@@ -26,15 +26,6 @@ from quorate.starter import PreparingStarter, ProcessContext, Starter, StarterRe
 
 from ._errors import as_torch_has_it
 
-__all__ = [
-    "MultiprocessContext",
-    "PContext",
-    "RunProcsResult",
-    "SubprocessContext",
-    "start_processes",
-    "to_map",
-]
-
 _GRACE_SECONDS = 30.0
 #: The kernel may keep a process that was killed for as long as a disk or a driver needs.
 _KILLED_SECONDS = 10.0

@@ -16,15 +16,6 @@ from quorate import PluginHost, PluginKind, RendezvousBackend, hookimpl
 from quorate.lazy_exports import lazy_function
 from quorate.plugins import get_host
 
-__all__ = [
-    "RendezvousGracefulExitError",
-    "RendezvousHandlerCreator",
-    "RendezvousHandlerRegistry",
-    "get_rendezvous_handler",
-    "host_with",
-    "rendezvous_handler_registry",
-]
-
 RendezvousHandlerCreator = Callable[[Any], Any]
 
 #: With torch, which programs with such a handler have.

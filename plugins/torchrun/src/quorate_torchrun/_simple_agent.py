@@ -22,8 +22,6 @@ from quorate.starter import Starter, StarterRequest
 from ._agent import DEFAULT_ROLE, ElasticAgent, own_spec
 from ._errors import raised_as_torch_has_it
 
-__all__ = ["SimpleElasticAgent"]
-
 _START_METHOD = "own-methods"
 
 

@@ -10,8 +10,6 @@ from attrs import frozen
 from quorate.net import host_name
 from quorate.text import printable, whole_number
 
-__all__ = ["RendezvousStoreInfo"]
-
 
 @final
 @frozen

@@ -10,8 +10,6 @@ from attrs import frozen
 
 from quorate.proc import ProcessStat, stat_of, written_bytes
 
-__all__ = ["ProcessTimes", "activity_of"]
-
 _LONGEST_DESCENT = 64
 
 

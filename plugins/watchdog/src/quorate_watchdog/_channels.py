@@ -13,8 +13,6 @@ from typing import final
 
 from quorate.proc import hold, release
 
-__all__ = ["Channel", "ChannelError", "anonymous_channel", "named_channel"]
-
 #: Room for about three thousand messages; where the system grants less, the usual 64 KiB do.
 _CAPACITY_BYTES = 1 << 18
 

@@ -20,8 +20,6 @@ from typing import final
 
 from quorate.clock import monotonic
 
-__all__ = ["expires", "heartbeat"]
-
 #: Set by the agent: ``<path>:<inode>`` of the pipe.  The inode keeps us from writing into another file.
 CHANNEL_VARIABLE = "QUORATE_TIMER_CHANNEL"
 #: Set by the starter: the signal upon which a process is to write the stacks of its threads to stderr.

@@ -21,8 +21,6 @@ from typing import Any, final
 
 from attrs import frozen
 
-__all__ = ["Lines", "Message", "parse"]
-
 _LONGEST_LINE_BYTES = 1 << 13
 _LONGEST_SCOPE = 300
 _LARGEST_PID = 1 << 30

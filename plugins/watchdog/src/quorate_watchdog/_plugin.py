@@ -11,8 +11,6 @@ from quorate.hookspecs import hookimpl
 
 from ._service import WatchdogService
 
-__all__ = ["plugin"]
-
 
 def _seconds(flag: str, setting: str) -> Callable[[str, dict[str, Any]], None]:
     def apply(text: str, settings: dict[str, Any]) -> None:

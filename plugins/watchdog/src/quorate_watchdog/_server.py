@@ -19,8 +19,6 @@ from quorate.services import AgentView
 from ._channels import Channel
 from ._timekeeper import Timekeeper
 
-__all__ = ["CLOSE_SECONDS", "TimerServer"]
-
 #: Messages are read in batches, so that workers with short steps do not keep the agent busy.
 _BATCH_SECONDS = 0.01
 #: How long the agent's end waits for a thread of the watchdog.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ._server import TimerServer
     from ._silence import SilenceWatch
 
-__all__ = ["WatchdogService"]
-
 #: TorchElastic's variables: "1" enables a timer server, and where it listens.
 _ENABLE_VARIABLE, _FILE_VARIABLE = "TORCHELASTIC_ENABLE_FILE_TIMER", "TORCHELASTIC_TIMER_FILE"
 #: TorchElastic's variable: the seconds after which a worker in an uninterruptible wait counts as hung.

@@ -20,8 +20,6 @@ from quorate.services import AgentView, HangReport, WorkerSnapshot
 from ._activity import ProcessTimes, activity_of
 from ._server import CLOSE_SECONDS
 
-__all__ = ["Record", "SilenceWatch", "judge"]
-
 _LOOKS = 4
 #: The kernel's state of a process in an uninterruptible wait (proc(5)).
 _UNINTERRUPTIBLE = "D"

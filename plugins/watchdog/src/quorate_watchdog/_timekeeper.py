@@ -18,8 +18,6 @@ from quorate.services import AgentSnapshot, AgentView, HangReport, WorkerSnapsho
 from ._messages import Lines, Message, parse
 from ._timers import Timer, TimerKey, Timers
 
-__all__ = ["Timekeeper"]
-
 _CHUNK_BYTES = 1 << 16
 #: How much is read before the timers are looked at: more than any pipe holds.
 _CHUNKS = 64

@@ -11,8 +11,6 @@ from typing import final
 
 from attrs import define, frozen
 
-__all__ = ["Timer", "TimerKey", "Timers"]
-
 
 @final
 @frozen

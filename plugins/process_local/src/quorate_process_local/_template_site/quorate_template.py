@@ -26,16 +26,6 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-__all__ = [
-    "CHANNEL_VARIABLE",
-    "MARKER_PLACE",
-    "MARKER_VARIABLE",
-    "become_template",
-    "receive",
-    "send",
-    "why_not_forkable",
-]
-
 #: Holds the number of a template's channel descriptor.
 CHANNEL_VARIABLE = "QUORATE_TEMPLATE"
 MARKER_VARIABLE = "QUORATE_CONTEXT"  # as in quorate_process_local._leftovers

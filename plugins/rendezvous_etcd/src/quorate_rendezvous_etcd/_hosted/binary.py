@@ -12,8 +12,6 @@ from importlib.util import find_spec
 
 from quorate.errors import UsageError
 
-__all__ = ["REMEDY", "find_hosted_binary"]
-
 REMEDY = "pip install 'quorate-rendezvous-etcd[hosted]'"
 
 

@@ -18,8 +18,6 @@ from .._v3.client import Client
 from .life import Event, EventKind
 from .peers import ASK_SECONDS, Identity, Peers
 
-__all__ = ["Cluster"]
-
 #: How long a member that leaves waits for the answers of the others: it removes those that do not answer, too.
 _LEAVE_ASK_SECONDS = 3.0
 _CHANGE_SECONDS = 3.0

@@ -19,8 +19,6 @@ from quorate.net import Endpoint
 
 from .._dial import dial
 
-__all__ = ["Ending"]
-
 _ANSWER_SECONDS = 0.5
 #: So many looks in a row must find it: this process may have been suspended between two.
 _FEWEST_LOOKS = 3

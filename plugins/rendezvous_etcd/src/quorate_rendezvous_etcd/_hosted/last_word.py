@@ -18,8 +18,6 @@ from quorate.rendezvous import LastWordWriter, Write
 from .cluster import Cluster
 from .peers import Identity, Peers
 
-__all__ = ["LastWord"]
-
 #: How long the guardian tries to have the member removed.
 _LEAVE_SECONDS = 5.0
 _LEAVE_PAUSE_SECONDS = 0.1

@@ -16,8 +16,6 @@ from quorate.rendezvous import InMemoryStore
 if TYPE_CHECKING:
     from .._v3.store import EtcdStore
 
-__all__ = ["LeftAlone"]
-
 
 @final
 class LeftAlone:

@@ -25,8 +25,6 @@ from typing import final
 
 from attrs import evolve, frozen
 
-__all__ = ["TABLE", "Action", "Event", "EventKind", "Phase", "State", "action_of", "step"]
-
 #: After so many failed starts in a row the disk is taken for the cause, and given up.
 _MOST_FAILED_STARTS = 3
 _FIRST_PAUSE_SECONDS = 0.1

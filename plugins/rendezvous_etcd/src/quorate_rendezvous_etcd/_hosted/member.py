@@ -34,8 +34,6 @@ from .peers import Identity, Peers
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-__all__ = ["HostedMember", "MemberOptions"]
-
 _LONGEST_PROBLEM = 300
 #: etcd sets 64 MB aside for each file of its log; three may be there at once.  Containers often have 64 MB in all.
 _ROOM_BYTES = 256 << 20

@@ -21,17 +21,6 @@ from quorate.rendezvous import RendezvousParameters
 
 from .._settings import DEFAULT_PORT, Settings, parse_endpoints
 
-__all__ = [
-    "DEFAULT_ELECTION_SECONDS",
-    "Claim",
-    "Names",
-    "check",
-    "claim_name",
-    "own_addresses",
-    "parse_names",
-    "settings_of",
-]
-
 DEFAULT_ELECTION_SECONDS = 0.5
 _COUNTS = (1, 3, 5)
 _RESOLVE_SECONDS = 10.0

@@ -28,8 +28,6 @@ from .names import Names
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["ASK_SECONDS", "Identity", "Listed", "Peers", "cluster_token", "initial_ids", "read_members"]
-
 ASK_SECONDS = 0.5
 _LARGEST_ANSWER = 1 << 20
 

@@ -28,8 +28,6 @@ from .names import DEFAULT_ELECTION_SECONDS, Names, check, claim_name, parse_nam
 if TYPE_CHECKING:
     from .._v3.store import EtcdStore
 
-__all__ = ["HostedEtcdStore", "open_store"]
-
 #: How long a member that no store uses runs on: the core opens the store again after an attempt that took too long.
 _ORPHAN_SECONDS = 10.0
 #: For how long nobody listens at the other names before the job's etcd counts as ended: longer than it takes to start

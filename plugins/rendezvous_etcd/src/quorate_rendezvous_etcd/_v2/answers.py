@@ -16,24 +16,6 @@ from quorate.errors import QuorateError, RendezvousStateError, StoreCorruptError
 
 from .._limits import LARGEST_COUNT
 
-__all__ = [
-    "CLEARED",
-    "COMPARE_FAILED",
-    "CONDITIONS",
-    "EXISTS",
-    "NOT_DIRECTORY",
-    "NOT_EMPTY",
-    "NOT_FILE",
-    "NOT_FOUND",
-    "Answer",
-    "Node",
-    "RefusedError",
-    "expecting",
-    "read_answer",
-    "read_number",
-    "unexpected",
-]
-
 #: etcd's error codes for a condition of the request that does not hold.
 NOT_FOUND, COMPARE_FAILED, NOT_FILE, NOT_DIRECTORY, EXISTS, NOT_EMPTY, CLEARED = 100, 101, 102, 104, 105, 108, 401
 CONDITIONS = frozenset((NOT_FOUND, COMPARE_FAILED, NOT_FILE, NOT_DIRECTORY, EXISTS, NOT_EMPTY, CLEARED))

@@ -29,8 +29,6 @@ from .._settings import PASSWORD_VARIABLE, Settings
 from .answers import CLEARED, CONDITIONS, NOT_FILE, NOT_FOUND, Answer, RefusedError, expecting, read_answer, read_number
 from .transport import Sockets, close_etcd_client, load_etcd, make_etcd_client, make_timeout
 
-__all__ = ["Client", "InterruptedCallError", "Route"]
-
 _INTERNAL, _ELECTION = 300, 301
 
 

@@ -17,8 +17,6 @@ from quorate.errors import StoreCorruptError
 from .._limits import check_count, parse_count
 from .answers import Node
 
-__all__ = ["count_at", "is_counter", "pack_addition", "total"]
-
 _KIND = "c1"
 
 

@@ -19,8 +19,6 @@ from quorate.errors import StoreCorruptError
 
 from .._limits import LARGEST_VALUE_BYTES
 
-__all__ = ["Value", "escape", "key_path", "new_stamp", "pack", "split_prefix", "unpack"]
-
 _SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 _LEAF = "="
 _EMPTY = "~"

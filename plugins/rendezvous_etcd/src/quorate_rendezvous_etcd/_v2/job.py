@@ -24,8 +24,6 @@ from .client import Client
 from .format import escape, new_stamp
 from .lease import Leases
 
-__all__ = ["CLOSING", "JobDirectory"]
-
 CLOSING = "closing:"
 _TOKEN = re.compile(r"[A-Za-z0-9~_.-]{1,100}\.([0-9]{1,9})\.([0-9]{1,9})")
 

@@ -20,8 +20,6 @@ from quorate.clock import monotonic
 
 from .client import Client, Route
 
-__all__ = ["Lanes"]
-
 Request = Callable[[Client, str], Any]
 
 _MOST = 4

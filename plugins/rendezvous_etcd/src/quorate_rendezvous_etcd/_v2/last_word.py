@@ -20,8 +20,6 @@ from .client import Client, Route
 from .format import Value, key_path, new_stamp, pack
 from .job import JobDirectory
 
-__all__ = ["write_last_words"]
-
 _SECONDS = 3.0
 
 

@@ -18,8 +18,6 @@ from .._settings import Settings
 from .answers import EXISTS, NOT_FILE, NOT_FOUND, RefusedError, expecting
 from .client import Client
 
-__all__ = ["Leases"]
-
 
 @final
 class Leases:

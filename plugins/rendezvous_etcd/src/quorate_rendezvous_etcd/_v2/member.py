@@ -25,8 +25,6 @@ from .format import escape, new_stamp
 from .job import CLOSING, JobDirectory
 from .lanes import Lanes
 
-__all__ = ["Membership"]
-
 _T = TypeVar("_T")
 # How long a job without members is watched before it counts as dead.  After an outage of etcd the members' entries have
 # expired, and each comes back with its next refresh.

@@ -30,8 +30,6 @@ from .last_word import write_last_words
 from .member import Membership
 from .watch import Watcher
 
-__all__ = ["EtcdV2Store", "open_store"]
-
 _T = TypeVar("_T")
 # From this many keys on, one listing of their directory costs less than a read for each.
 _MANY_KEYS = 4

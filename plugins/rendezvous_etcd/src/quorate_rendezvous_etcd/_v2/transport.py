@@ -29,8 +29,6 @@ from .._dial import describe, dial
 from .._settings import Settings
 from .._tls import make_tls_context
 
-__all__ = ["LARGEST_BODY", "Sockets", "close_etcd_client", "load_etcd", "make_etcd_client", "make_timeout"]
-
 #: The largest answer that is accepted, in bytes.
 LARGEST_BODY = 256 << 20
 _READ_BYTES = 1 << 20

@@ -18,8 +18,6 @@ from .answers import NOT_FOUND, Node, RefusedError
 from .client import Client, InterruptedCallError
 from .member import Membership
 
-__all__ = ["Watcher"]
-
 # A long poll is begun again this often, because a frozen member looks like one without news.
 _RENEW_SECONDS = 30.0
 

@@ -12,8 +12,6 @@ from quorate.errors import QuorateError, RendezvousStateError, StoreUnavailableE
 
 from .._settings import PASSWORD_VARIABLE, Settings
 
-__all__ = ["Refused", "RefusedError", "Trouble", "judge"]
-
 
 @final
 class Trouble(Enum):

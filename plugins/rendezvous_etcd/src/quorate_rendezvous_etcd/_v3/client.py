@@ -28,8 +28,6 @@ from .http2 import CallError
 from .messages import Messages, load_messages
 from .transport import Channel
 
-__all__ = ["Client", "Connection"]
-
 _Call = Callable[..., Any]
 
 _METHODS = {

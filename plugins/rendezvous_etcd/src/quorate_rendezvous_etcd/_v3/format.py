@@ -14,8 +14,6 @@ from quorate.errors import StoreCorruptError
 
 from .._limits import LARGEST_VALUE_BYTES, check_count, parse_count
 
-__all__ = ["count_of", "data_of", "has_data", "offset_of", "pack_counter", "pack_created", "pack_put"]
-
 _PUT, _CREATED, _COUNTER = b"\x01", b"\x02", b"\x03"
 _STAMP_BYTES = 16
 

@@ -35,8 +35,6 @@ from quorate.clock import monotonic, seconds_until
 
 from .._dial import describe
 
-__all__ = ["LARGEST_MESSAGE", "CallError", "Http2Connection"]
-
 #: The largest answer that is accepted, in bytes.
 LARGEST_MESSAGE = 256 << 20
 _LONGEST_HEADER = 8000

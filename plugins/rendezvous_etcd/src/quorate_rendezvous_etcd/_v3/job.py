@@ -24,8 +24,6 @@ from quorate.errors import StoreCorruptError
 from .._settings import Settings
 from .lease import LARGEST_LEASE_ID, new_lease_id
 
-__all__ = ["Incarnation", "root_of"]
-
 _VERSION = 1
 _RECORD = re.compile(rb"1 ([0-9a-f]{1,32}) ([0-9a-f]{1,16}) ([0-9]{1,9}) ([0-9]{1,9})")
 

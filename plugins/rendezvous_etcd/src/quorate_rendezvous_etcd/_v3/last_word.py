@@ -19,8 +19,6 @@ from .format import pack_created, pack_put
 from .lease import Leases
 from .requests import Requests
 
-__all__ = ["Departed", "write_last_words"]
-
 _SECONDS = 3.0
 
 

@@ -14,8 +14,6 @@ from typing import final
 from .answers import Refused, RefusedError
 from .client import Client
 
-__all__ = ["LARGEST_LEASE_ID", "Leases", "new_lease_id"]
-
 LARGEST_LEASE_ID = (1 << 63) - 1
 
 

@@ -29,8 +29,6 @@ from .last_word import Departed
 from .lease import Leases, new_lease_id
 from .requests import Requests
 
-__all__ = ["Membership"]
-
 #: The value of a member's key before its first counted addition.
 _FIRST_MARKER = b"0"
 _REMOVED = "its keys were removed or have expired"

@@ -26,8 +26,6 @@ from google.protobuf import (  # type: ignore[import-untyped] # the package has 
 from quorate.errors import UsageError
 from quorate.import_lock import import_lock
 
-__all__ = ["Messages", "load_messages"]
-
 # Each file stands after those that it imports.
 _FILES = ("kv", "auth", "rpc")
 _PACKAGE = "etcdserverpb"

@@ -10,8 +10,6 @@ from typing import Any, final
 
 from .messages import Messages
 
-__all__ = ["Requests"]
-
 _EQUAL, _NOT_EQUAL = 0, 3
 _CREATE, _MOD, _VALUE = 1, 2, 3
 

@@ -35,8 +35,6 @@ from .last_word import write_last_words
 from .member import Membership
 from .watch import Watcher
 
-__all__ = ["EtcdStore"]
-
 # By default etcd accepts 128 operations and 1.5 MiB in one request.
 _MOST_OPERATIONS = 120
 _MOST_BYTES = 1_200_000

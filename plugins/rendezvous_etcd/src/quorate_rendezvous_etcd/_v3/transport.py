@@ -19,8 +19,6 @@ from quorate.net import Endpoint, shut_down
 from .._dial import describe, dial
 from .http2 import CallError, Http2Connection
 
-__all__ = ["Channel"]
-
 # A store has at most two calls at once: its own, and the one that keeps the leases alive.
 _MOST_IDLE = 2
 _Metadata = Sequence[tuple[str, str]]

@@ -21,8 +21,6 @@ from quorate.clock import monotonic
 from .client import Client, Connection
 from .http2 import CallError
 
-__all__ = ["Watcher"]
-
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 
