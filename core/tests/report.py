@@ -92,6 +92,11 @@ DEFECTS: tuple[Defect, ...] = (
         "seed 13554",
     ),
     Defect(
+        "A law was wrong. A node whose disk was full left just as a round with it was sealed. The others were told at "
+        "once that it had left, and began another round, as they should. That counted as a false loss.",
+        "seed 90948",
+    ),
+    Defect(
         "While many nodes arrived, the sealer woke for each of them, decoded all heartbeats again, and put all names "
         "into one sentence. The work was quadratic in the number of nodes. Now the sealer wakes less often while many "
         "nodes are missing, decodes each heartbeat once, and names sixteen nodes.",

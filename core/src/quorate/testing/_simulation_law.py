@@ -66,8 +66,8 @@ class Law(str, Enum):
     )
     NO_FALSE_LOSS = (
         "no-false-loss",
-        "no node is declared lost that was awake and connected, or whose heartbeats have arrived, or that paused only "
-        "when all others did",
+        "no node that has not left is declared lost if it was awake and connected, or its heartbeats have arrived, or "
+        "it paused only when all others did",
     )
     NO_NODE_LEFT_OUT = (
         "no-node-left-out",

@@ -16,7 +16,7 @@ from ..agent._state import State as AgentState
 from ..cut_off import WhenCutOff
 from ..records import Assignment, Cause, RoundEnd, Verdict
 from ..rendezvous import _machine
-from ..rendezvous._protocol import FINAL, Input, Key, Settings
+from ..rendezvous._protocol import FINAL, Input, Key, Phase, Settings
 from ..rendezvous._state import State, Step
 from ..rendezvous._wire import decode_assignment, decode_end, decode_object
 from ._simulation_heartbeats import HeartbeatTimes
@@ -212,17 +212,14 @@ class Judge:
             is_here = node.is_up and node.state.phase not in FINAL and writer.healthy_since() < now - limit
             if is_here and steady_since < now - limit:
                 self.fail(Law.NO_FALSE_LOSS, f"the heartbeats of {node.name} have arrived, but {end.reason}")
-            if node.is_up and node.finished is None and node.troubled_alone_until < self.all_paused_at - limit:
+            if not node.is_up or node.finished is not None or node.state.phase is Phase.LEFT:
+                continue
+            if node.troubled_alone_until < self.all_paused_at - limit:
                 self.fail(
                     Law.NO_FALSE_LOSS,
                     f"{node.name} paused only when all did, but is declared lost: {end.reason}",
                 )
-            if (
-                node.is_up
-                and node.finished is None
-                and node.healthy_since() < now - limit
-                and node.agent.signal_number is None
-            ):
+            if node.healthy_since() < now - limit and node.agent.signal_number is None:
                 self.fail(Law.NO_FALSE_LOSS, f"{node.name} is declared lost: {end.reason}")
 
     # --- what nodes do ------------------------------------------------------------------------------------------------
