@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import cast
+from decimal import Decimal
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from quorate import RendezvousHandler
 from quorate.agent._services import View
 from quorate.clock import monotonic
-from quorate.records import AgentPhase
+from quorate.records import AgentPhase, Cause, RoundEnd, Verdict
 from quorate.services import AgentSnapshot, HangReport, WorkerSnapshot
+
+END = RoundEnd(0, Cause.EXIT_CODE, Verdict.RESTART, "because")
 
 
 def view_of(workers: list[WorkerSnapshot]) -> View:
@@ -46,7 +51,13 @@ def test_an_agent_that_does_not_answer_is_waited_for_until_the_deadline_or_its_e
     [
         lambda view: view.report_unhealthy(5),
         lambda view: view.report_preemption(5.0, None),
+        lambda view: view.report_preemption(10**400, "notice"),
+        lambda view: view.report_preemption("5", "notice"),
+        lambda view: view.report_preemption(Decimal("NaN"), "notice"),
         lambda view: view.say(b"x"),
+        lambda view: view.report_hang(_changed(HangReport(0, 7, "p"), local_rank=None)),
+        lambda view: view.report_hang(SimpleNamespace(local_rank=0, pid=7, problem="p")),
+        lambda view: view.note_heartbeat(0, "7"),
         lambda view: view.report_hang(HangReport("0", 7, "p")),
         lambda view: view.report_hang(HangReport(0, -1, "p")),
         lambda view: view.report_hang(HangReport(0, 7, None)),
@@ -59,6 +70,42 @@ def test_a_report_that_cannot_be_used_is_refused_where_it_is_made(report: Callab
     with pytest.raises((TypeError, ValueError)):
         report(view)
     assert not posted
+
+
+def _changed(record: Any, **fields: Any) -> Any:
+    """Return a frozen record after a plugin has changed it nevertheless."""
+    for name, value in fields.items():
+        object.__setattr__(record, name, value)
+    return record
+
+
+class _Odd(int):
+    """Raises when it is compared or shown, which no check of an attrs class does."""
+
+    def _raise(self, *arguments: object) -> Any:
+        raise SystemExit(9)
+
+    __eq__ = __hash__ = __repr__ = _raise
+
+
+def test_what_a_service_reports_is_posted_as_plain_values() -> None:
+    posted: list[Any] = []
+    view = View({}, lambda: None, cast("RendezvousHandler", None), posted.append, posted.append)  # type: ignore[arg-type, return-value]
+    for seconds in (Decimal(8), Fraction(8), True, 1e308):
+        view.report_preemption(seconds, "notice")  # type: ignore[arg-type]
+    view.report_hang(_changed(HangReport(0, 7, "p"), local_rank=_Odd(0), pid=_Odd(7)))
+    assert {type(each.grace_seconds) for each in posted[:-1]} == {float}
+    assert (posted[-1].local_rank, posted[-1].pid) == (0, 7)
+
+
+def test_the_agents_own_records_are_not_handed_out() -> None:
+    own = AgentSnapshot("run", "node", "host", "role", AgentPhase.RUNNING, "", 0, ends=(END,))
+    view = View({}, lambda: own, cast("RendezvousHandler", None), lambda event: None, lambda sentence: None)
+    seen = view.snapshot()
+    assert seen == own
+    assert seen is view.snapshot(), "it is copied once"
+    _changed(seen.ends[0], verdict=3)
+    assert own.ends[0].verdict is Verdict.RESTART
 
 
 def test_a_heartbeat_is_shown_with_its_worker_and_never_with_its_successor() -> None:

@@ -17,6 +17,7 @@ from quorate import (
     PluginHost,
     RendezvousBackend,
     RendezvousParameters,
+    RendezvousTimeoutError,
     UsageError,
     WorkerSpec,
     get_rendezvous_handler,
@@ -267,10 +268,19 @@ WRONG: dict[str, Any] = {
 }
 
 
+def _raise(error: Exception) -> Any:
+    raise error
+
+
 @pytest.mark.parametrize(
     "answer",
-    [lambda: 1 / 0, lambda: "n1", *(lambda name=name: evolve(JOB, **{name: WRONG[name]}) for name in WRONG)],
-    ids=["raises", "wrong", *WRONG],
+    [
+        lambda: 1 / 0,
+        lambda: _raise(RendezvousTimeoutError("x")),
+        lambda: "n1",
+        *(lambda name=name: evolve(JOB, **{name: WRONG[name]}) for name in WRONG),
+    ],
+    ids=["raises", "raises an error of quorate", "wrong", *WRONG],
 )
 def test_a_broken_scheduler_is_left_out_unless_it_was_named(answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
     host = host_of(outer=OUTER, broken=answer)

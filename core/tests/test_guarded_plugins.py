@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
-from core.tests.test_hook_answers import DEEDS, interrupts_are_the_plugins_own
+from core.tests.odd_answers import DEEDS
+from core.tests.test_hook_answers import interrupts_are_the_plugins_own
 
 from quorate import LogsDest, LogsSpecs, PluginHost, RendezvousBackend, hookimpl
 from quorate.agent._guarded_handler import guarded, records_by_itself
@@ -226,6 +227,15 @@ def test_a_bootstrap_that_answers_wrongly_is_named(deed: str) -> None:
     if deed != "a number":
         with pytest.raises(PluginError, match=r"^rendezvous backend 'odd': bootstrap\.reserve"):
             make_bootstrap("odd", lambda: PortHolder(DEEDS[deed])).reserve("127.0.0.1")
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_a_port_that_cannot_be_given_back_is_reported(deed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    holder = PortHolder(lambda: 1)
+    holder.release = DEEDS[deed]  # type: ignore[method-assign]
+    make_bootstrap("odd", lambda: holder).release()
+    said = capsys.readouterr().err
+    assert said == "" or said.startswith("quorate: warning: rendezvous backend 'odd': bootstrap.release() raised ")
 
 
 def test_a_port_that_is_taken_stays_an_error_of_the_system() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 from core.tests.cli_runs import clean_environment, runs_a_job
+from core.tests.odd_answers import DEEDS
 from core.tests.test_hostile_plugins import install
 
 from quorate import PluginHost, hookimpl, hookspecs
@@ -51,54 +52,6 @@ ARGUMENTS: Mapping[str, Any] = {
     "failure": FailureRecord(0, 0, 1, 1, Cause.EXIT_CODE, "", 0),
     "budget": RestartBudget(0, 1),
     "event": Event("name", "reason"),
-}
-
-
-class _Odd(BaseException):
-    def __str__(self) -> str:
-        raise SystemExit(9)
-
-
-class _Unreadable:
-    """Raises whatever is asked of it."""
-
-    def __getattribute__(self, name: str) -> Any:
-        raise SystemExit(9)
-
-    __repr__ = __eq__ = __len__ = __iter__ = __bool__ = lambda self, *arguments: _raise(_Odd())  # type: ignore[assignment]
-    __hash__ = object.__hash__
-
-
-def _raise(error: BaseException) -> Any:
-    raise error
-
-
-def _endless() -> Iterator[int]:
-    while True:
-        yield 1
-
-
-def _failing() -> Iterator[int]:
-    yield 1
-    raise SystemExit(4)
-
-
-#: What a plugin may do instead of answering; none of it is right for any hook that has an answer.
-DEEDS: Mapping[str, Callable[[], Any]] = {
-    "SystemExit": lambda: _raise(SystemExit(3)),
-    "KeyboardInterrupt": lambda: _raise(KeyboardInterrupt()),
-    "ValueError": lambda: _raise(ValueError("x")),
-    "an exception without a text": lambda: _raise(_Odd()),
-    "a deep recursion": lambda: _raise(RecursionError()),
-    "a number": lambda: 3,
-    "a string": lambda: "a\x1b[2Jb",
-    "bytes": lambda: b"ab",
-    "an object that raises": _Unreadable,
-    "a record of another hook": lambda: HealthCheck("x", "y", str),
-    "a list of numbers": lambda: [1, 2],
-    "an endless generator": _endless,
-    "a generator that leaves": _failing,
-    "a class": lambda: NodeRecord,
 }
 
 

@@ -358,6 +358,14 @@ def test_the_number_of_the_epoll_object_may_be_that_of_another_file() -> None:
                 raise_if_closed_by_others(error, number)
 
 
+def test_all_is_closed_before_an_error_that_nothing_foresees_is_raised() -> None:
+    closed: list[str] = []
+    parts = [lambda: _fail(ZeroDivisionError("first")), lambda: _fail(KeyError()), lambda: closed.append("last")]
+    with pytest.raises(ZeroDivisionError, match="first"):
+        close_in_turn(parts, closed.append)
+    assert closed == ["last"]
+
+
 def _fail(error: Exception) -> None:
     raise error
 
@@ -377,6 +385,31 @@ def test_an_agent_whose_descriptors_a_plugin_has_closed_ends_with_a_sentence(tmp
     done: subprocess.CompletedProcess[str] = run_with_plugin(tmp_path, CLOSER, script="")
     assert done.returncode == 4, done.stderr
     assert "a descriptor of this agent was closed by other code in its process" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+HANDLER_OF_SIGNALS = """
+import os, signal, threading, time
+from quorate import ServiceBackend, hookimpl
+
+def send():
+    while True:
+        os.kill(os.getpid(), signal.SIGALRM)
+        time.sleep(0.05)
+
+@hookimpl
+def quorate_register_service():
+    signal.signal(signal.SIGALRM, lambda number, frame: 1 / 0)
+    threading.Thread(target=send, daemon=True).start()
+    return []
+"""
+
+
+@pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
+def test_what_a_plugins_code_raises_in_the_midst_of_quorates_is_the_plugins(tmp_path: Path) -> None:
+    done = run_with_plugin(tmp_path, HANDLER_OF_SIGNALS, script="import time\ntime.sleep(60)")
+    assert done.returncode == 4, done.stderr
+    assert "quorate: error: plugin aaa 1.0 (aaa): ZeroDivisionError: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -405,5 +438,5 @@ def test_the_thread_that_waits_for_rounds_does_not_end_in_silence(tmp_path: Path
     rendezvous = ("--nnodes=1", "--rdzv-backend=odd", "--rdzv-endpoint=x:1", "--rdzv-id=1")
     done = run_with_plugin(tmp_path, CLOSED_HANDLER, script="", rendezvous=rendezvous)
     assert done.returncode == 3, done.stderr
-    assert "quorate: error: AttributeError" in done.stderr
+    assert "rendezvous backend 'odd': next_rendezvous() raised RendezvousClosedError" in done.stderr
     assert "Traceback" not in done.stderr

@@ -317,7 +317,7 @@ def test_a_wrapper_of_offers_that_misbehaves_is_left_out_and_the_wrapped_plugins
 
 @pytest.mark.parametrize("function", [_raises_before, _raises_after])
 @pytest.mark.parametrize("option", ["wrapper", "hookwrapper"])
-@pytest.mark.filterwarnings("ignore::pluggy.PluggyTeardownRaisedWarning")  # pluggy's own, of an old-style wrapper
+@pytest.mark.filterwarnings("error")  # pluggy's own, of an old-style wrapper, is no further report
 def test_a_wrapper_of_observers_that_raises_costs_no_observer_its_events(
     tree: Tree, function: Any, option: str
 ) -> None:

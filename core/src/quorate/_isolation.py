@@ -14,9 +14,10 @@ from typing import Any, TypeGuard, TypeVar
 
 from ._plain import name_of_type, plain_copy, plain_text
 from .clock import monotonic
-from .errors import PluginError, QuorateError, remedy_for
+from .errors import PluginError, QuorateError, RendezvousClosedError, remedy_for
 from .notices import warn
 from .text import printable
+from .verdict import JobVerdict
 
 _T = TypeVar("_T")
 _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
@@ -89,17 +90,33 @@ def call_plugin(what: str, function: Callable[..., _T], *arguments: Any) -> _T:
     """Call a plugin's function where the job cannot go on without its answer.
 
     Raises:
-        QuorateError: what the function raised, if it is one.
+        QuorateError: what the function raised, if it is one that can be read.
         PluginError: the function raised anything else; the message begins with ``what``.
     """
     try:
         answer: _T = _no_coroutine(function(*arguments))
         return answer
-    except QuorateError:
-        raise
     except BaseException as error:
         raise_if_interrupted(error)
+        if _is_error_of_quorate(error):
+            raise
         raise PluginError(f"{what} raised {described(error)}") from error
+
+
+def _is_error_of_quorate(error: BaseException) -> bool:
+    """Return whether this is an error of quorate with the text and the fields that callers read.
+
+    A plugin may raise one of a class of its own, or one whose ``__init__`` was not called.
+    """
+    try:
+        if not isinstance(error, QuorateError) or not isinstance(str(error), str):
+            return False
+        if isinstance(error, RendezvousClosedError) and not (type(error.reason) is str and is_bool(error.succeeded)):
+            return False
+        return error.verdict is None or isinstance(error.verdict, JobVerdict)
+    except BaseException as problem:
+        raise_if_interrupted(problem)
+        return False
 
 
 def checked_answer(
@@ -176,7 +193,7 @@ def raise_if_interrupted(error: BaseException) -> None:
     While an agent handles SIGINT itself, Python raises no KeyboardInterrupt, so that one is a plugin's as well.
     """
     if (
-        isinstance(error, KeyboardInterrupt)
+        issubclass(type(error), KeyboardInterrupt)  # what an exception says of its own class may be a lie, or raise
         and threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ):

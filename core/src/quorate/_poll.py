@@ -5,12 +5,13 @@ What does not live here: what follows for that plugin (:mod:`quorate.plugins`, :
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any, final
 
-from pluggy import HookImpl, PluginManager
+from pluggy import HookImpl, PluggyTeardownRaisedWarning, PluginManager
 
 from . import _core_plugin
 from ._isolation import call_interruptibly, raise_if_interrupted
@@ -36,7 +37,12 @@ class Poll:
     def ask(self, without: Sequence[Any] = ()) -> Any:
         caller = self._manager.subset_hook_caller(self.hook, [*self.left_out, *without])
         assert caller.spec is not None
-        return call_interruptibly(caller, **dict(zip(caller.spec.argnames, self._arguments, strict=True)))
+        call = partial(call_interruptibly, caller, **dict(zip(caller.spec.argnames, self._arguments, strict=True)))
+        if not any(each.hookwrapper for each in caller.get_hookimpls()):
+            return call()
+        with warnings.catch_warnings():  # the caller reports what a wrapper raises, without what steers a terminal
+            warnings.simplefilter("ignore", PluggyTeardownRaisedWarning)
+            return call()
 
     def count_answers(self) -> int:
         """Return the number of implementations that answer; wrappers do not count."""
@@ -94,7 +100,7 @@ def _plugins_of(implementations: Iterable[HookImpl], without: Sequence[HookImpl]
 
 def _frames_of(error: BaseException) -> list[FrameType]:
     frames: list[FrameType] = []
-    traceback = error.__traceback__
+    traceback = BaseException.__dict__["__traceback__"].__get__(error)  # a plugin's class may have one of its own
     while traceback is not None:
         frames.append(traceback.tb_frame)
         traceback = traceback.tb_next

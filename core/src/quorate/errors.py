@@ -192,9 +192,12 @@ class SignalException(QuorateError):  # noqa: N818 - the name that TorchElastic'
 
 def remedy_for(error: BaseException) -> str:
     """Return what a person can do where a limit of the system is reached or /proc is missing, else ``""``."""
-    number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, RuntimeError) and error.args == ("can't start new thread",):  # what Python makes of EAGAIN
+    kind = type(error)  # its class may be a plugin's own, whose attributes raise
+    number = OSError.__dict__["errno"].__get__(error) if issubclass(kind, OSError) else None
+    if issubclass(kind, RuntimeError) and _is_no_thread(BaseException.__dict__["args"].__get__(error)):
         number = errno.EAGAIN
+    if type(number) is not int:
+        return ""
     if number == errno.EMFILE:
         return "raise the limit on open files (ulimit -n)"
     if number == errno.ENFILE:
@@ -203,6 +206,13 @@ def remedy_for(error: BaseException) -> str:
         return "free memory, or raise the limit on it (cgroup limits)"
     if number == errno.EAGAIN:  # of fork and clone, but of sockets and pipes as well
         return "if a process or a thread could not be started, raise the limit on processes (ulimit -u, cgroup limits)"
-    if number == errno.ENOENT and str(getattr(error, "filename", "")).startswith("/proc/self"):
-        return "mount /proc, which is missing here"
+    if number == errno.ENOENT:
+        name = OSError.__dict__["filename"].__get__(error)
+        if type(name) is str and name.startswith("/proc/self"):
+            return "mount /proc, which is missing here"
     return ""
+
+
+def _is_no_thread(arguments: tuple[object, ...]) -> bool:
+    """Return whether these are the arguments of the RuntimeError that Python makes of EAGAIN."""
+    return len(arguments) == 1 and type(arguments[0]) is str and arguments[0] == "can't start new thread"

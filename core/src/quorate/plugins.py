@@ -143,7 +143,7 @@ class PluginHost:
                 self._manager.unregister(name=name)
             sentence = (
                 str(error)
-                if isinstance(error, PluginError)
+                if type(error) is PluginError  # a plugin's own class need not have a text
                 else f"plugin {name} could not be loaded: {described(error)}"
             )
             self._note_broken(found, error, sentence)
@@ -201,7 +201,7 @@ class PluginHost:
                 records = call()
             except BaseException as error:
                 raise_if_interrupted(error)
-                what = str(error) if isinstance(error, WrongAnswerError) else f"raised {described(error)}"
+                what = str(error) if type(error) is WrongAnswerError else f"raised {described(error)}"
                 sentence = f"plugin {owner.found.name}: {kind.hook} {what}"
                 self._note_broken(owner.found, error, sentence)
                 continue
@@ -329,7 +329,7 @@ class PluginHost:
                     culprit = poll.find(is_unreadable(read, limit))
                 if culprit is None or culprit is plugin:
                     raise
-                problem = str(error) if isinstance(error, WrongAnswerError) else f"raised {described(error)}"
+                problem = str(error) if type(error) is WrongAnswerError else f"raised {described(error)}"
             poll.left_out.append(culprit)
             self._failed.setdefault(hook, []).append(culprit)
             self._decisions.report(hook, culprit, f"{problem}; it will not be called again")

@@ -14,7 +14,12 @@ from ..errors import PluginError
 
 
 def close_in_turn(parts: Iterable[Callable[[], object]], warn: Callable[[str], None]) -> None:
-    """Call each function, one after another; what cannot be closed is reported, and keeps no other part open."""
+    """Call each function, one after another; what cannot be closed is reported, and keeps no other part open.
+
+    Raises:
+        BaseException: what a function raised that nothing foresees, once all of them were called.
+    """
+    unforeseen: BaseException | None = None
     for close in parts:
         try:
             close()
@@ -22,6 +27,11 @@ def close_in_turn(parts: Iterable[Callable[[], object]], warn: Callable[[str], N
             warn(str(error))
         except OSError as error:
             warn(f"a part of the agent could not be closed: {described(error)}")
+        except BaseException as error:
+            if unforeseen is None:
+                unforeseen = error
+    if unforeseen is not None:
+        raise unforeseen
 
 
 def raise_if_closed_by_others(error: OSError, epoll: int) -> None:

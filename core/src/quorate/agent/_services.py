@@ -16,7 +16,7 @@ from typing import Any, final
 from attrs import evolve
 
 from .._isolation import call_here, call_interruptibly, described, raise_if_interrupted, shown
-from .._plain import plain_copy, plain_text
+from .._plain import name_of_type, plain_copy, plain_record, plain_text
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
 from ..clusters import grace_before
@@ -74,6 +74,7 @@ class View:
         self._min_nodes = min_nodes
         self._settings, self._snapshot, self._handler, self._post, self._say = settings, snapshot, handler, post, say
         self._heartbeats: dict[int, tuple[int, float]] = {}  # local rank -> pid, monotonic second
+        self._copied: tuple[AgentSnapshot, AgentSnapshot] | None = None  # the agent's own, and its copy
         self._lock = threading.Lock()
         self._questions: set[threading.Event] = set()
         self._is_closed = False
@@ -87,7 +88,12 @@ class View:
         return self._settings
 
     def snapshot(self) -> AgentSnapshot:
-        snapshot = self._snapshot()
+        own = self._snapshot()
+        copied = self._copied
+        if copied is None or copied[0] is not own:
+            # The agent's own records are not handed out: a plugin may change what it gets.
+            copied = self._copied = own, plain_record(AgentSnapshot, own)
+        snapshot = copied[1]
         if not self._heartbeats:
             return snapshot
         return evolve(snapshot, workers=tuple(map(self._with_heartbeat, snapshot.workers)))
@@ -97,7 +103,7 @@ class View:
         return evolve(worker, heartbeat_at=at) if pid == worker.pid else worker
 
     def note_heartbeat(self, local_rank: int, pid: int) -> None:
-        self._heartbeats[local_rank] = pid, monotonic()
+        self._heartbeats[int.__int__(local_rank)] = int.__int__(pid), monotonic()
 
     def turn(self, timeout: float) -> float | None:
         answered = threading.Event()
@@ -125,19 +131,37 @@ class View:
         return self._handler.measure_latency(timeout)
 
     def report_hang(self, report: HangReport) -> None:
-        self._post(protocol.WorkerHung(report.local_rank, report.pid, as_sentence(report.problem), wall_time_ns()))
+        if not isinstance(report, HangReport):
+            raise TypeError(f"a hung worker is reported by a HangReport, and not by a {name_of_type(report)}")
+        copy = plain_record(HangReport, report)
+        self._post(protocol.WorkerHung(copy.local_rank, copy.pid, as_sentence(copy.problem), wall_time_ns()))
 
     def report_unhealthy(self, problem: str) -> None:
         self._post(protocol.NodeUnhealthy(as_sentence(problem)))
 
     def report_preemption(self, seconds_left: float, reason: str) -> None:
-        if not (math.isfinite(seconds_left) and seconds_left >= 0):
-            raise ValueError(f"seconds_left={seconds_left!r} is not a time")
-        grace, reason = grace_before(seconds_left), as_sentence(reason)
+        seconds = _as_time(seconds_left)
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"seconds_left={seconds_left!r:.80} is not a time")
+        grace, reason = grace_before(seconds), as_sentence(reason)
         self._post(protocol.PreemptionWarned(int(signal.SIGTERM), grace, reason, min_nodes=self._min_nodes))
 
     def say(self, sentence: str) -> None:
         self._say(as_sentence(sentence))
+
+
+def _as_time(seconds: Any) -> float:
+    """Return seconds of any kind of number as a plain one: what is too large is infinite.
+
+    Raises:
+        TypeError: it is not a number.
+    """
+    if isinstance(seconds, (str, bytes, bytearray)):
+        raise TypeError(f"seconds_left has to be a number, and is a {name_of_type(seconds)}")
+    try:
+        return float(seconds)
+    except OverflowError:
+        return math.inf
 
 
 def as_sentence(text: str) -> str:

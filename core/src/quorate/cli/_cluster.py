@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard, final
 
 from .._default_backends import SEVERAL_NODES
-from .._isolation import checked_answer
+from .._isolation import checked_answer, described
 from ..catalogue import PluginKind
 from ..clock import monotonic
 from ..clusters import ClusterEnvironment, ClusterJob, Machine
-from ..errors import PluginError, PreemptedError, UsageError
+from ..errors import PluginError, PreemptedError, QuorateError, UsageError
 from ..files import read_bytes
 from ..job_token import without_token
 from ..net import format_endpoint, host_name
@@ -138,6 +138,10 @@ def _ask(backend: ClusterEnvironment, environment: Mapping[str, str], machine: M
         )
     except UsageError as error:
         raise UsageError(f"what {backend.summary} says cannot be used: {error}. --cluster=none ignores it") from None
+    except PluginError:
+        raise
+    except QuorateError as error:  # of a rendezvous, which this is not
+        raise PluginError(f"cluster {backend.name!r} raised {described(error)}") from error
 
 
 def _is_job_or_none(answer: Any) -> TypeGuard[ClusterJob | None]:

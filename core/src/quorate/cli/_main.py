@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeGuard
 
 from .. import __version__, notices
 from .._discovery import COMMANDS_GROUP, FoundPlugin, find_plugins
-from .._isolation import checked_answer
+from .._isolation import checked_answer, described, problem_of
 from ..errors import (
     PreemptedError,
     UsageError,
@@ -142,6 +142,10 @@ def _report(error: BaseException) -> int:
         _report(error.error)
         return error.code
     code = code_of(error)
+    culprit = None if code is not None else _plugin_that_raised(error)
+    if culprit is not None:
+        write_error(f"quorate: error: plugin {culprit}: {described(error)}, raised where nothing foresees it")
+        return ExitCode.PLUGIN
     if code is None:
         sys.__excepthook__(type(error), error, error.__traceback__)  # not one that the program has replaced
         write_error("quorate: internal error: the traceback above is a bug in quorate; please report it")
@@ -154,12 +158,27 @@ def _report(error: BaseException) -> int:
         write_error("quorate: interrupted")
     else:
         kind = "error: " if 0 < code < 128 else ""
-        write_error(f"quorate: {kind}{_cut(' '.join(str(error).split()))}")
+        write_error(f"quorate: {kind}{_cut(' '.join(problem_of(error).split()))}")
         verdict = getattr(error, "verdict", None)
         details = "\n".join(verdict.details()) if verdict is not None and kind else ""
         if details:
             write_error(details)
     return code
+
+
+def _plugin_that_raised(error: BaseException) -> FoundPlugin | None:
+    """Return the plugin of others whose code raised ``error``: in a handler of a signal, for example."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    package = _package(str(traceback.tb_frame.f_globals.get("__name__"))) if traceback is not None else ""
+    if package.startswith("quorate"):
+        return None
+    return next((found for found in find_plugins() if _package(found.target.partition(":")[0]) == package), None)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def _cut(sentence: str) -> str:

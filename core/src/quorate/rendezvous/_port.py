@@ -14,9 +14,10 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard, final
 
-from .._isolation import call_plugin, checked_answer, is_bool
-from ..errors import RendezvousStateError, UsageError
+from .._isolation import call_plugin, checked_answer, described, is_bool, problem_of
+from ..errors import QuorateError, RendezvousStateError, UsageError
 from ..net import named_endpoints
+from ..notices import warn
 
 #: The setting (``--rdzv-conf``) behind ``--master-port-range``.
 PORT_RANGE_SETTING = "master_port_range"
@@ -82,7 +83,12 @@ class _GuardedBootstrap:
             try:
                 return self._bootstrap.reserve(address, port) if port else self._bootstrap.reserve(address)
             except OSError as error:  # the caller knows what follows
-                return error
+                if type(error).__module__ == OSError.__module__:
+                    return error
+                number = OSError.__dict__["errno"].__get__(error)  # an attribute of another class may raise
+                if type(number) is not int:
+                    raise
+                return OSError(number, described(error))
 
         answer = checked_answer(f"{self._what}.reserve()", _is_port_or_error, "a port", ask)
         if isinstance(answer, OSError):
@@ -93,7 +99,10 @@ class _GuardedBootstrap:
         call_plugin(f"{self._what}.activate()", self._bootstrap.activate)
 
     def release(self) -> None:
-        call_plugin(f"{self._what}.release()", self._bootstrap.release)
+        try:
+            call_plugin(f"{self._what}.release()", self._bootstrap.release)
+        except QuorateError as error:  # the round was none the worse for it
+            warn(problem_of(error))
 
 
 def _is_bootstrap(answer: Any) -> TypeGuard[Bootstrap]:
