@@ -9,7 +9,7 @@ from quorate.catalogue import HealthCheck
 from quorate.errors import PluginError, RendezvousClosedError
 from quorate.records import NodeRecord
 
-__all__ = ["DEEDS"]
+__all__ = ["DEEDS", "fail_with"]
 
 
 class _Odd(BaseException):
@@ -28,17 +28,17 @@ class _LiarError(Exception):
 class _HiddenError(OSError):
     """Raises where it is asked what happened, and where."""
 
-    errno = args = filename = __traceback__ = property(lambda self: _raise(SystemExit(9)))  # type: ignore[assignment]
+    errno = args = filename = __traceback__ = property(lambda self: fail_with(SystemExit(9)))  # type: ignore[assignment]
 
 
 class _LimitError(RuntimeError):
-    args = property(lambda self: _raise(SystemExit(9)))  # type: ignore[assignment]
+    args = property(lambda self: fail_with(SystemExit(9)))  # type: ignore[assignment]
 
 
 class _OwnError(PluginError):
     """An error of quorate whose text cannot be read."""
 
-    __str__ = __getattribute__ = lambda self, *arguments: _raise(SystemExit(9))  # type: ignore[assignment]
+    __str__ = __getattribute__ = lambda self, *arguments: fail_with(SystemExit(9))  # type: ignore[assignment]
 
 
 class _Unreadable:
@@ -47,11 +47,12 @@ class _Unreadable:
     def __getattribute__(self, name: str) -> Any:
         raise SystemExit(9)
 
-    __repr__ = __eq__ = __len__ = __iter__ = __bool__ = lambda self, *arguments: _raise(_Odd())  # type: ignore[assignment]
+    __repr__ = __eq__ = __len__ = __iter__ = __bool__ = lambda self, *arguments: fail_with(_Odd())  # type: ignore[assignment]
     __hash__ = object.__hash__
 
 
-def _raise(error: BaseException) -> Any:
+def fail_with(error: BaseException) -> Any:
+    """Raise ``error``, where only an expression is possible."""
     raise error
 
 
@@ -67,16 +68,18 @@ def _failing() -> Iterator[int]:
 
 #: What a plugin may do instead of answering; none of it is right for any hook that has an answer.
 DEEDS: Mapping[str, Callable[[], Any]] = {
-    "SystemExit": lambda: _raise(SystemExit(3)),
-    "KeyboardInterrupt": lambda: _raise(KeyboardInterrupt()),
-    "ValueError": lambda: _raise(ValueError("x")),
-    "an exception without a text": lambda: _raise(_Odd()),
-    "an exception that hides its class": lambda: _raise(_LiarError()),
-    "an exception that hides its number": lambda: _raise(_HiddenError()),
-    "an exception that hides its arguments": lambda: _raise(_LimitError()),
-    "an exception of quorate that cannot be read": lambda: _raise(_OwnError()),
-    "an exception of quorate that was never made": lambda: _raise(RendezvousClosedError.__new__(RendezvousClosedError)),
-    "a deep recursion": lambda: _raise(RecursionError()),
+    "SystemExit": lambda: fail_with(SystemExit(3)),
+    "KeyboardInterrupt": lambda: fail_with(KeyboardInterrupt()),
+    "ValueError": lambda: fail_with(ValueError("x")),
+    "an exception without a text": lambda: fail_with(_Odd()),
+    "an exception that hides its class": lambda: fail_with(_LiarError()),
+    "an exception that hides its number": lambda: fail_with(_HiddenError()),
+    "an exception that hides its arguments": lambda: fail_with(_LimitError()),
+    "an exception of quorate that cannot be read": lambda: fail_with(_OwnError()),
+    "an exception of quorate that was never made": lambda: fail_with(
+        RendezvousClosedError.__new__(RendezvousClosedError)
+    ),
+    "a deep recursion": lambda: fail_with(RecursionError()),
     "a number": lambda: 3,
     "a string": lambda: "a\x1b[2Jb",
     "bytes": lambda: b"ab",

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 from core.tests.cli_runs import clean_environment, runs_a_job
-from core.tests.odd_answers import DEEDS
+from core.tests.odd_answers import DEEDS, fail_with
 from core.tests.test_hostile_plugins import install
 
 from quorate import PluginHost, hookimpl, hookspecs
@@ -110,7 +110,7 @@ def test_a_wrong_answer_is_reported_once_and_the_others_count(name: str, deed: s
 @pytest.mark.parametrize("name", HOOKS)
 def test_a_function_without_the_mark_is_reported_and_not_called(name: str) -> None:
     sentences: list[str] = []
-    plugin = plugin_of(name, lambda: _raise(AssertionError()), is_marked=False)
+    plugin = plugin_of(name, lambda: fail_with(AssertionError()), is_marked=False)
     host = PluginHost([], (), [("bad", plugin)], sentences.append)
     ask(host, name)
     assert len(sentences) == 1
