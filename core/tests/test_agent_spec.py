@@ -60,6 +60,10 @@ def test_a_launch_passes_on_everything_that_both_have() -> None:
         {"master_port": 0},
         {"signals_to_handle": ("SIGKILL",)},
         {"grace": {"reboot": 1.0}},
+        {"grace": {"restart": "soon"}},
+        {"grace": {"restart": float("nan")}},
+        {"grace": 5},
+        {"environment": 5},
     ],
 )
 def test_a_value_out_of_its_range_is_refused(changes: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_defaults_are_those_that_programs_rely_on() -> None:
         ({"signals_to_handle": "SIGTERM,SIGKILL"}, ["SIGKILL", "--signals-to-handle"]),
         ({"signals_to_handle": "SIGNONE"}, ["SIGNONE", "not a signal"]),
         ({"signals_to_handle": " , "}, ["signals_to_handle is empty"]),
+        ({"signals_to_handle": 15}, ["15 does not name signals", "SIGTERM"]),
+        ({"forward_signals": [signal.SIGUSR1]}, ["SIGUSR1", "does not name signals"]),
+        ({"console_ranks": 3}, ["console_ranks is 3", "--console-ranks"]),
+        ({"environment": 3}, ["environment is 3", "mapping"]),
+        ({"settings": ["a"]}, ["settings is ['a']", "mapping"]),
+        ({"rdzv_configs": 1.5}, ["rdzv_configs is 1.5", "mapping"]),
+        ({"rdzv_endpoint": 1.5}, ["rdzv_endpoint is 1.5", "--rdzv-endpoint"]),
+        ({"rdzv_backend": b"tcp"}, ["rdzv_backend is b'tcp'", "--rdzv-backend"]),
+        ({"run_id": 7}, ["run_id is 7", "--rdzv-id"]),
+        ({"duplicate_stdout_filters": 5}, ["list of words", "5"]),
         ({"duplicate_stdout_filters": "word"}, ["list of words", "'word'"]),
         ({"duplicate_stderr_filters": [1]}, ["list of words", "[1]"]),
         ({"monitor_interval": "soon"}, ["monitor_interval", "'soon'", "--monitor-interval"]),
@@ -369,7 +380,28 @@ def test_a_backend_that_does_not_list_its_settings_gets_them() -> None:
 @pytest.mark.parametrize("run_id", ["\ud800", "a\0b", "x" * 1025, "€" * 400])
 def test_a_run_id_that_no_store_takes_is_refused_at_once(run_id: str) -> None:
     with pytest.raises(UsageError, match=r"the run id .*--rdzv-id"):
+        RendezvousParameters("tcp", "", run_id, 1, 1)
+    with pytest.raises(UsageError, match=r"run.id .*--rdzv-id"):
         LaunchConfig(1, 1, 1, run_id=run_id).rendezvous_parameters()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run_id": 7},
+        {"backend": b"tcp"},
+        {"endpoint": 1.5},
+        {"min_nodes": "1"},
+        {"max_nodes": 1.0},
+        {"max_nodes": True},
+    ],
+    ids=repr,
+)
+def test_parameters_of_a_wrong_type_are_refused_by_their_name(change: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"backend": "tcp", "endpoint": "", "run_id": "x", "min_nodes": 1, "max_nodes": 1}
+    (name,) = change
+    with pytest.raises(UsageError, match=f"^{name} is "):
+        RendezvousParameters(**usual | change)
 
 
 @pytest.mark.parametrize("run_id", ["a\nb", "../x", "x" * 1024, "€" * 300])

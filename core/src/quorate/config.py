@@ -8,7 +8,7 @@ rendezvous (:mod:`quorate.timeouts`), where values come from (:mod:`quorate.cli`
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 from attrs import Attribute, asdict, field, frozen
@@ -26,7 +26,7 @@ from .rendezvous._api import DERIVED_SETTING
 from .rendezvous._port import PORT_RANGE_SETTING, port_range
 from .text import is_passable
 from .timeouts import Timeouts, parse_seconds
-from .worker_settings import WorkerSettings, at_least, not_empty, seconds_or_variable, text
+from .worker_settings import WorkerSettings, at_least, copied, not_empty, seconds_or_variable, text
 
 __all__ = ["LaunchConfig", "Timeouts"]
 
@@ -34,8 +34,8 @@ __all__ = ["LaunchConfig", "Timeouts"]
 _NAME_SECONDS = 5.0
 
 
-def _copied(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    return dict(settings)
+def _settings(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return copied("rdzv_configs", value)
 
 
 def _logs_specs(value: LogsSpecs | None) -> LogsSpecs:
@@ -47,7 +47,7 @@ def _exit_barrier_timeout(value: float | None) -> float:
 
 
 def _filters(value: Sequence[str] | None) -> tuple[str, ...]:
-    words = tuple(value or ())
+    words = tuple(value) if isinstance(value, Iterable) else () if value is None else (value,)
     if isinstance(value, str) or not all(map(is_passable, words)):
         raise UsageError(f"a list of words is needed to filter lines by, not the {type(value).__name__} {value!r:.80}")
     return words
@@ -61,6 +61,11 @@ def _ports(record: Any, attribute: Attribute[Any], value: str | None) -> None:
                 f"master_port ({record.master_port}) and master_port_range ({value}) contradict each other; "
                 "remove one of the two (--master-port, --master-port-range)"
             )
+
+
+def _or_empty(value: Any) -> Any:
+    """Return "" for ``None``, which programs pass where they leave out a name."""
+    return "" if value is None else value
 
 
 @final
@@ -102,11 +107,11 @@ class LaunchConfig(WorkerSettings):
     max_nodes: int = field(kw_only=False, validator=at_least(1, "--nnodes", most=MOST_NODES))
     nproc_per_node: int = field(kw_only=False, validator=at_least(1, most=MOST_NODES))
     logs_specs: LogsSpecs = field(default=None, converter=_logs_specs, kw_only=False)
-    run_id: str = ""
+    run_id: str = field(default="", converter=_or_empty, validator=text)
     role: str = field(default="default_role", validator=text)
-    rdzv_endpoint: str = ""
-    rdzv_backend: str = ""
-    rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_copied)
+    rdzv_endpoint: str = field(default="", converter=_or_empty, validator=text)
+    rdzv_backend: str = field(default="", converter=_or_empty, validator=text)
+    rdzv_configs: Mapping[str, Any] = field(factory=dict, converter=_settings)
     rdzv_timeout: float = -1
     rdzv_auth: str | None = None
     master_port_range: str | None = field(default=None, validator=_ports)

@@ -23,6 +23,7 @@ __all__ = [
     "WorkerSettings",
     "at_least",
     "by_position",
+    "copied",
     "flag_of",
     "not_empty",
     "seconds_or_variable",
@@ -40,7 +41,7 @@ Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
 def flag_of(name: str) -> str:
     """Return the flag that sets a field."""
-    return "--" + name.replace("_", "-")
+    return "--rdzv-id" if name == "run_id" else "--" + name.replace("_", "-")
 
 
 def at_least(minimum: int, flag: str = "", *, most: int = _LARGEST, optional: bool = False) -> Validator:
@@ -127,7 +128,9 @@ def _any_signals(record: Any, attribute: Attribute[Any], names: Sequence[str]) -
 
 
 def _names(value: str | Sequence[str]) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
+    parts = value.split(",") if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    if not all(isinstance(part, str) for part in parts):
+        raise UsageError(f"{value!r:.80} does not name signals; name them as in 'SIGTERM,SIGINT'")
     words = (part.strip().upper() for part in parts if part.strip())
     return tuple(dict.fromkeys(word if word.startswith("SIG") else f"SIG{word}" for word in words))
 
@@ -143,7 +146,10 @@ def _forwarded_names(value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _ranks(value: Iterable[int] | None) -> frozenset[int] | None:
-    return None if value is None else frozenset(value)
+    try:
+        return None if value is None else frozenset(value)
+    except TypeError:
+        raise UsageError(f"console_ranks is {value!r:.80}; it must be a set of ranks (--console-ranks)") from None
 
 
 def seconds_or_variable(name: str, value: float | None, variable: str, default: float) -> float:
@@ -161,8 +167,24 @@ def _shutdown_timeout(value: float | None) -> float:
     return seconds_or_variable("shutdown_timeout", value, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", 30.0)
 
 
-def _copied(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    return dict(value or {})
+def copied(name: str, value: Any) -> dict[str, Any]:
+    """Return a copy of the mapping that is given for a field; ``None`` is an empty one.
+
+    Raises:
+        UsageError: it is not a mapping.
+    """
+    try:
+        return dict(value or {})
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is {value!r:.80}; it must be a mapping of names to values") from None
+
+
+def _environment(value: Mapping[str, str] | None) -> Mapping[str, str]:
+    return copied("environment", value)
+
+
+def _free_settings(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return copied("settings", value)
 
 
 @frozen(kw_only=True, eq=False)
@@ -204,11 +226,11 @@ class WorkerSettings:
     forward_signals: tuple[str, ...] = field(default=None, converter=_forwarded_names, validator=_any_signals)
     console_ranks: frozenset[int] | None = field(default=None, converter=_ranks)
     virtual_local_rank: bool = False
-    environment: Mapping[str, str] = field(factory=dict, converter=_copied, validator=_variables)
+    environment: Mapping[str, str] = field(factory=dict, converter=_environment, validator=_variables)
     share_job_token: bool = False
     event_log_handler: str = "null"
     health_interval: float = field(default=0.0, converter=_health_interval)
-    settings: Mapping[str, Any] = field(factory=dict, converter=_copied)
+    settings: Mapping[str, Any] = field(factory=dict, converter=_free_settings)
     cluster: ClusterJob | None = None
 
     def worker_settings(self) -> dict[str, Any]:

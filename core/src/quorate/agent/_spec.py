@@ -19,7 +19,7 @@ from ..rendezvous import RendezvousHandler
 from ..text import is_word_of_command
 from ..timeouts import parse_seconds
 from ..verdict import JobVerdict
-from ..worker_settings import WorkerSettings, at_least, by_position, text, words_of
+from ..worker_settings import WorkerSettings, at_least, by_position, copied, text, words_of
 from . import _protocol as protocol
 
 
@@ -39,6 +39,10 @@ class WorkerState(str, Enum):
     def is_running(state: WorkerState) -> bool:
         """Return whether workers of a group in ``state`` are running."""
         return state in (WorkerState.HEALTHY, WorkerState.UNHEALTHY)
+
+
+def _grace(value: Mapping[str, float] | None) -> Mapping[str, float]:
+    return {cause: parse_seconds(f"grace[{cause!r:.80}]", each) for cause, each in copied("grace", value).items()}
 
 
 def _known_causes(spec: Any, attribute: Any, grace: Mapping[str, float]) -> None:
@@ -94,7 +98,7 @@ class WorkerSpec(WorkerSettings):
     master_addr: str | None = by_position("master_addr")
     master_port: int | None = by_position("master_port")
     local_addr: str | None = by_position("local_addr")
-    grace: Mapping[str, float] = field(factory=dict, converter=dict, validator=_known_causes, kw_only=True)
+    grace: Mapping[str, float] = field(factory=dict, converter=_grace, validator=_known_causes, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.entrypoint, str):

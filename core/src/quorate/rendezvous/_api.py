@@ -36,6 +36,14 @@ def _ignore(sentence: str) -> None:
     """Do not tell why opening the store takes longer: the caller has not asked for it."""
 
 
+def _check_types(**values: Any) -> None:
+    """Refuse numbers that are not whole ones and names that are not texts.  Raises UsageError."""
+    for name, value in values.items():
+        kind, what = (int, "a whole number") if name.endswith("_nodes") else (str, "a text")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"{name} is {value!r:.80}; it must be {what}")
+
+
 def _check_run_id(run_id: str) -> None:
     """Refuse a name that keys, messages or a worker's environment cannot hold.  Raises UsageError."""
     try:
@@ -80,6 +88,7 @@ class RendezvousParameters:
         local_addr: str | None = None,
         **config: Any,
     ) -> None:
+        _check_types(backend=backend, endpoint=endpoint, run_id=run_id, min_nodes=min_nodes, max_nodes=max_nodes)
         if not backend:
             raise UsageError("the rendezvous backend has no name; set --rdzv-backend")
         if not run_id:
