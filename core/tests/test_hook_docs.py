@@ -87,8 +87,9 @@ flowchart LR
   called, and after the last plugin the core. The job goes on.
 - A plugin answers by what it returns. Decisions get copies of records, and a launch whose environment is read-only. An
   answer is copied too. A coroutine (`async def`) is not awaited but reported.
-- A hook takes a second at most. If it takes longer when the agent is told to stop by SIGTERM, SIGHUP or SIGQUIT, it is
-  interrupted by the exception `PluginInterrupted`, and reported.
+- A hook takes a second at most. If it takes longer when the agent is told to stop by a signal, it is interrupted by the
+  exception `PluginInterrupted`, and reported. So are a service's `observe` and an event sink; `close` of a service has
+  ten seconds.
 - `QUORATE_DISABLE_PLUGINS=name,...` disables plugins.
 
 The types in the examples are in `quorate.records` and `quorate.catalogue`. The examples are functions of a module.

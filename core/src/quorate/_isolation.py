@@ -9,11 +9,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from types import CoroutineType, FrameType
+from types import CoroutineType
 from typing import Any, TypeGuard, TypeVar
 
 from ._plain import name_of_type, plain_copy, plain_text
-from .clock import monotonic
 from .errors import PluginError, QuorateError, RendezvousClosedError, remedy_for
 from .notices import warn
 from .text import printable
@@ -21,14 +20,6 @@ from .verdict import JobVerdict
 
 _T = TypeVar("_T")
 _LONGEST_DESCRIPTION, _LONGEST_ANSWER = 1000, 200
-#: What a hook may take at most, as its documentation says.
-_LONGEST_CALL_SECONDS = 1.0
-#: When each interruptible call began that the main thread is in; the innermost call is the last.
-_begun: list[float] = []
-
-
-class PluginInterrupted(BaseException):
-    """Ends a call of a plugin that keeps a thread which has to stop; ``except Exception`` does not catch it."""
 
 
 def call_here(function: Callable[..., _T], *arguments: Any, **keywords: Any) -> _T:
@@ -44,37 +35,6 @@ def call_here(function: Callable[..., _T], *arguments: Any, **keywords: Any) -> 
         if os.getpid() != process:
             warn("a plugin has forked this process, and the copy that went on is ended; end such a copy with os._exit")
             os._exit(1)
-
-
-def call_interruptibly(function: Callable[..., _T], *arguments: Any, **keywords: Any) -> _T:
-    """As :func:`call_here`, for a function that has nothing to put in order: :func:`interrupt_plugin` may end it."""
-    if threading.current_thread() is not threading.main_thread():
-        return call_here(function, *arguments, **keywords)
-    _begun.append(monotonic())
-    try:
-        return call_here(function, *arguments, **keywords)
-    finally:
-        _begun.pop()
-
-
-def interrupt_plugin(since: float, frame: FrameType | None, longest: float = _LONGEST_CALL_SECONDS) -> None:
-    """End the innermost interruptible call of the main thread if it has lasted for too long.
-
-    For a signal's handler: a plugin that does not return keeps its thread from learning of the signal.
-
-    Arguments:
-        since: a call that began before this monotonic second is let alone.
-        frame: what the signal has interrupted.
-        longest: in seconds.
-
-    Raises:
-        PluginInterrupted: there is such a call.
-    """
-    if not _begun or (frame is not None and frame.f_globals is globals()):
-        return
-    seconds = monotonic() - _begun[-1]
-    if _begun[-1] >= since and seconds > longest:
-        raise PluginInterrupted(f"it had not returned after {seconds:.0f} s, when this process was told to stop")
 
 
 def _no_coroutine(answer: Any) -> Any:

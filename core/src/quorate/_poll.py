@@ -14,7 +14,8 @@ from typing import Any, final
 from pluggy import HookImpl, PluggyTeardownRaisedWarning, PluginManager
 
 from . import _core_plugin
-from ._isolation import call_interruptibly, raise_if_interrupted
+from ._interruption import call_interruptibly
+from ._isolation import raise_if_interrupted
 
 
 @final

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import final
 
-from .._isolation import call_interruptibly, described, raise_if_interrupted
+from .._interruption import call_interruptibly
+from .._isolation import described, raise_if_interrupted
 from ..affinity import format_cpus
 from ..catalogue import EventSink
 from ..clock import monotonic, wall_time_ns

@@ -15,7 +15,8 @@ from typing import Any, final
 
 from attrs import evolve
 
-from .._isolation import call_here, call_interruptibly, described, raise_if_interrupted, shown
+from .._interruption import call_interruptibly, call_within
+from .._isolation import call_here, described, raise_if_interrupted, shown
 from .._plain import name_of_type, plain_copy, plain_record, plain_text
 from ..catalogue import PluginKind
 from ..clock import monotonic, wall_time_ns
@@ -30,6 +31,8 @@ from ._spec import RunSettings
 from ._state import State
 
 _LONGEST_SENTENCE = 4096
+#: How long a service may take to close where the agent is told to stop: a server has answers under way.
+_LONGEST_CLOSE_SECONDS = 10.0
 
 
 def take_snapshot(
@@ -225,7 +228,7 @@ class Services:
 
     def _close(self, name: str, service: AgentService) -> None:
         try:
-            call_here(service.close)
+            call_within(_LONGEST_CLOSE_SECONDS, service.close)
         except BaseException as error:
             raise_if_interrupted(error)
             self._warn(f"service {name!r} could not be closed: {described(error)}")

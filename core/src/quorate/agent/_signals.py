@@ -18,8 +18,7 @@ from typing import final
 
 from attrs import frozen
 
-from .._isolation import interrupt_plugin
-from ..clock import monotonic
+from .._interruption import Interrupter
 from ..proc import is_in_foreground, open_signalfd, read_signalfd
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
@@ -79,7 +78,7 @@ class SignalCatcher:
         self._epoll: select.epoll | None = None
         self._old_mask: set[int] = set()
         self._has_stopped = False
-        self._installed_at = 0.0
+        self._interrupter = Interrupter()
         self.is_installed = False
 
     def install(self) -> None:
@@ -90,10 +89,9 @@ class SignalCatcher:
         self._epoll = select.epoll()
         self._epoll.register(self._reader, select.EPOLLIN)
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._installed_at = monotonic()
         for number in dict.fromkeys((*self._stopping, *self._warning, *self.forwarded)):
             if not (number in _MAY_STAY_IGNORED and signal.getsignal(number) is signal.SIG_IGN):
-                handler = _ignore if number in self.forwarded else self._end_stuck_plugin
+                handler = _ignore if number in self.forwarded else self._handle
                 self._old[number] = signal.signal(number, handler)
         if signal.SIGTSTP not in self._old and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
             self._old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, _ignore)
@@ -101,6 +99,8 @@ class SignalCatcher:
             self._old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if signal.SIGINT in self._old:
             self._watch_senders()
+        self._interrupter = Interrupter([signal.SIGINT] if self._interrupts >= 0 else [])
+        self._interrupter.begin()
         self.is_installed = True
 
     def fileno(self) -> int:
@@ -110,15 +110,20 @@ class SignalCatcher:
     def take(self) -> list[Caught]:
         """Return the caught signals since the last call, in order."""
         try:
-            numbers = [number for number in os.read(self._reader, 4096) if number in self._old]
+            numbers = [number for number in os.read(self._reader, 4096) if self._is_news(number)]
         except BlockingIOError:
             numbers = []
         found = [Caught(number, number == signal.SIGINT and is_in_foreground()) for number in numbers]
         if self._interrupts >= 0:
             for number, code in read_signalfd(self._interrupts):
-                found.append(Caught(number, code == _SI_KERNEL and is_in_foreground()))
+                if self._is_news(number):
+                    self._interrupter.tell(number)
+                    found.append(Caught(number, code == _SI_KERNEL and is_in_foreground()))
         self._has_stopped = self._has_stopped or any(caught.number in self._stopping for caught in found)
         return found
+
+    def _is_news(self, number: int) -> bool:
+        return number in self._old and not self._interrupter.is_own(number)
 
     def outlast(self) -> None:
         """Take it that signals that stop the job, or warn of its end, are still to come; see ``ending_with_the_run``.
@@ -138,6 +143,7 @@ class SignalCatcher:
         if not self.is_installed:
             return
         self.is_installed = False
+        self._interrupter.end()
         if self._interrupts >= 0:
             read_signalfd(self._interrupts)
         for number, handler in self._old.items():
@@ -157,9 +163,9 @@ class SignalCatcher:
         self._epoll = None
         self._reader = self._writer = self._interrupts = -1
 
-    def _end_stuck_plugin(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         """Let the agent's thread go where a plugin keeps it: the wake-up descriptor has received the signal."""
-        interrupt_plugin(self._installed_at, frame)
+        self._interrupter.handle(number, frame)
 
     def _watch_senders(self) -> None:
         """Learn of each SIGINT whether it comes from a terminal: that takes a descriptor, and the signal blocked.
