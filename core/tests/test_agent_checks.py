@@ -152,6 +152,28 @@ def test_a_stuck_check_costs_its_time_out_and_nothing_else(bench: Bench) -> None
     assert time.monotonic() - began < DEADLINE / 2
 
 
+@pytest.mark.parametrize("seconds", [10**400, float("inf"), 2**63], ids=["no float", "infinite", "large"])
+def test_a_check_may_have_a_timeout_of_any_length(bench: Bench, seconds: float) -> None:
+    begun = threading.Event()
+
+    def look(agent: object) -> str | None:
+        begun.set()
+        bench.gate.wait(DEADLINE)
+        return "is bad"
+
+    running = bench.start(looks("slow", look, seconds))
+    assert running.begin() is None
+    assert begun.wait(DEADLINE)
+    assert running.advance(time.monotonic()) is None
+    due = running.wake_at()
+    assert due is not None
+    assert due > time.monotonic() + DEADLINE
+    bench.gate.set()
+    answer = bench.wait(running)
+    assert isinstance(answer, NodeChecked)
+    assert answer.problems == ("slow: is bad",)
+
+
 def test_a_check_that_waits_for_a_later_one_is_answered(bench: Bench) -> None:
     """A slow check never keeps the ones behind it from running."""
     met = threading.Event()

@@ -19,6 +19,7 @@ from .records import Event, FailureRecord, TextEnum
 from .rendezvous import RendezvousBackend
 from .services import AgentService, AgentView
 from .starter import Starter, StarterRequest
+from .timeouts import LONGEST_SECONDS
 
 __all__ = [
     "CliOption",
@@ -32,6 +33,11 @@ __all__ = [
     "StarterBackend",
     "StarterRequest",
 ]
+
+
+def _within_a_year(seconds: Any) -> Any:
+    """Return seconds that can be added to a time; what is not a number is left to the validators."""
+    return min(seconds, LONGEST_SECONDS) if isinstance(seconds, (int, float)) else seconds
 
 
 @final
@@ -92,7 +98,9 @@ class HealthCheck:
     name: str = field(validator=is_word)
     summary: str = field(validator=instance_of(str))
     check: Callable[[AgentView], str | None] = field(validator=is_callable())
-    timeout_seconds: float = field(default=10.0, validator=[instance_of((int, float)), gt(0.0)])
+    timeout_seconds: float = field(
+        default=10.0, converter=_within_a_year, validator=[instance_of((int, float)), gt(0.0)]
+    )
 
 
 @final
