@@ -97,6 +97,23 @@ DEFECTS: tuple[Defect, ...] = (
         "seed 90948",
     ),
     Defect(
+        "A law was wrong. A live worker that waited for its next assignment died just as its agent told it that, "
+        "before the agent could know. That counted as an assignment for a worker that did not wait.",
+        "seed 110905",
+    ),
+    Defect(
+        "A node was told to stop, or its disk was full, while it could not reach the store, with "
+        "`when_cut_off=freeze`. Its workers kept their grace when the node was cut off, and ran beside those of the "
+        "next round. Now only a node that could tell the others that it leaves keeps it.",
+        "seeds 100386 and 100802, `test_a_node_that_leaves_keeps_its_grace_when_it_is_cut_off_once_the_others_know`",
+    ),
+    Defect(
+        "A node whose workers were done asked whether those of the other nodes were. The answer was lost, and the "
+        "round ended for another reason. The node asked again in a later round, took the answer for one about that "
+        "round, and declared the job done. Now a round's end ends its questions.",
+        "seed 104288, `test_a_question_of_an_earlier_round_is_not_asked_again`",
+    ),
+    Defect(
         "While many nodes arrived, the sealer woke for each of them, decoded all heartbeats again, and put all names "
         "into one sentence. The work was quadratic in the number of nodes. Now the sealer wakes less often while many "
         "nodes are missing, decodes each heartbeat once, and names sixteen nodes.",

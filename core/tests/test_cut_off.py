@@ -280,10 +280,24 @@ def test_stop_kills_at_once_and_ends_the_round_for_the_others() -> None:
     assert commands[1:] == [KILL]
 
 
-def test_a_node_that_leaves_keeps_its_grace_when_it_is_cut_off() -> None:
-    """Nobody waits for it: the others have begun without it."""
-    assert after(agent.SignalReceived(signal.SIGTERM), CUT_OFF)[1] == []
+LEAVING = [
+    agent.SignalReceived(signal.SIGTERM),
+    agent.PreemptionWarned(signal.SIGTERM, 60.0, "maintenance"),
+    agent.NodeUnhealthy("disk full"),
+]
+
+
+@pytest.mark.parametrize("event", LEAVING, ids=lambda event: type(event).__name__)
+def test_a_node_that_leaves_keeps_its_grace_when_it_is_cut_off_once_the_others_know(event: agent.Input) -> None:
+    """Then they have begun without it; else they wait until it counts as lost."""
+    assert after(event, CUT_OFF)[1] == [KILL]
+    assert after(event, agent.RoundEnded(OVER), CUT_OFF)[1] == [KILL], "another reason was recorded"
+    assert after(event, agent.RoundEnded(evolve(OVER, lost=("me",), lost_ranks=(0,))), CUT_OFF)[1] == []
+
+
+def test_a_node_that_follows_the_others_has_no_grace_when_it_is_cut_off() -> None:
     assert after(agent.RoundEnded(OVER), CUT_OFF)[1] == [KILL]
+    assert after(agent.RoundEnded(evolve(OVER, lost=("me",), lost_ranks=(0,))), CUT_OFF)[1] == [KILL]
 
 
 # --- a minority -----------------------------------------------------------------------------------------------------

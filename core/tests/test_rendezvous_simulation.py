@@ -10,8 +10,10 @@ import random
 import pytest
 
 from quorate import timeouts as timeouts_module
-from quorate.records import Cause, Verdict
+from quorate.records import Cause, RoundEnd, Verdict
 from quorate.rendezvous import _liveness, _protocol as protocol
+from quorate.rendezvous._machine import step
+from quorate.rendezvous._wire import encode
 from quorate.testing import Faults, SimulatedNode, World
 from quorate.timeouts import Timeouts
 
@@ -280,6 +282,27 @@ def test_a_standby_declares_no_node_lost_that_is_done_or_has_come_back() -> None
     assert standby.state.previous is not None
     assert standby.state.previous.ended is not None
     assert standby.state.previous.ended.lost_ranks == (0,)
+
+
+def test_a_question_of_an_earlier_round_is_not_asked_again() -> None:
+    """In a later round its answer, that all members are done, would be taken for one about that round."""
+    world, nodes = three()
+    for node in nodes:
+        world.succeed(node)
+    purpose = protocol.Purpose.DONE_CHECK
+    assert world.run(10, lambda: any(purpose in node.state.pending for node in nodes))
+    state = next(node.state for node in nodes if purpose in node.state.pending)
+    end = RoundEnd(0, Cause.NODE_JOINED, Verdict.RESCALE, "a node joined")
+    for event in (
+        protocol.Failed(state.pending[purpose], "lost"),
+        protocol.Appeared(protocol.Key.ended(0), encode(end)),
+    ):
+        state = step(state, event, state.standing.proven_at).state
+    assert (state.phase, state.round_number) == (protocol.Phase.ENDED, 1)
+    assert purpose in state.trouble.failed
+    assert purpose not in state.pending
+    again = step(state, protocol.Tick(), 1e9)
+    assert [call for call in again.commands if isinstance(call, protocol.Call) and call.purpose is purpose] == []
 
 
 def test_a_standby_notices_that_many_members_are_dead_at_once() -> None:

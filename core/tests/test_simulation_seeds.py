@@ -22,7 +22,7 @@ from .simulation_mutants import MUTANTS, Mutant, first_seed_that_finds
 PAGE = Path(__file__).parents[2] / "docs/verification.md"
 SEEDS = 300
 #: Seeds that showed a defect; each is fixed, and docs/verification.md says what it was.
-REGRESSIONS: tuple[int, ...] = (478, 1764, 2799, 11924, 13554, 24310, 90948)
+REGRESSIONS: tuple[int, ...] = (478, 1764, 2799, 11924, 13554, 24310, 90948, 100386, 100802, 104288, 110905)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 50))

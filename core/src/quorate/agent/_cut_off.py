@@ -66,9 +66,19 @@ def warned(transition: Transition, event: protocol.PreemptionWarned) -> None:
 
 
 def cut_off_while_stopping(transition: Transition, event: protocol.CutOff) -> None:
-    """The others waited for these workers to stop, and do so no longer: their grace is over."""
+    """The others begin the next round without waiting for these workers to stop: their grace is over.
+
+    A node that leaves keeps it if it could tell the others so.
+    """
     stopping = transition.stopping
     if stopping.workers_gone or transition.state.settings.when_cut_off is WhenCutOff.RUN:
         return
-    if isinstance(stopping.why, (protocol.RoundIsOver, protocol.RendezvousIsLost)):
+    is_forced = isinstance(stopping.why, (protocol.RoundIsOver, protocol.RendezvousIsLost))
+    is_leaving = isinstance(stopping.why, (protocol.NodeIsUnhealthy, protocol.NodeIsPreempted, protocol.AgentSignalled))
+    if is_forced or (is_leaving and not _has_said_so(transition)):
         transition.emit(protocol.StopWorkers(int(signal.SIGKILL), 0.0))
+
+
+def _has_said_so(transition: Transition) -> bool:
+    end, assignment = transition.stopping.end, transition.state.assignment
+    return end is not None and assignment is not None and (end.verdict.is_terminal or assignment.node_id in end.lost)

@@ -15,6 +15,10 @@ from ._transition import Transition, member_heartbeat_keys, other_ranks, record_
 from ._wire import decode_end, encode
 
 _ALL_DONE = "all workers of all nodes have succeeded"
+#: What is asked of a running round.  In a later round the answer would be taken for one about that.
+_ASKED_OF_A_ROUND = frozenset(
+    {Purpose.DONE_HEARTBEAT, Purpose.DONE_COUNT, Purpose.DONE_CHECK, Purpose.STANDING, Purpose.MEMBER_TICKETS}
+)
 
 
 def enter_round(transition: Transition, assignment: Assignment) -> None:
@@ -63,7 +67,8 @@ def on_ended(transition: Transition, event: Appeared) -> None:
     if end.verdict.is_terminal:
         transition.close_job(end)
         return
-    transition.enter(Phase.ENDED, end.reason, round_number=state.round_number + 1)
+    pending = {purpose: call for purpose, call in state.pending.items() if purpose not in _ASKED_OF_A_ROUND}
+    transition.enter(Phase.ENDED, end.reason, round_number=state.round_number + 1, pending=pending)
     transition.emit(RoundEnded(end))
 
 

@@ -320,7 +320,7 @@ class Judge:
             )
 
     def keeps(self, node: Member, kept: Collection[int], waiting: Collection[int]) -> None:
-        """The agent of ``node`` tells live workers, of which ``waiting`` have left their world, the next assignment."""
+        """The agent of ``node`` tells live workers the next assignment; as far as it knows, ``waiting`` wait for it."""
         if set(kept) != set(waiting):
             self.fail(
                 Law.NO_LATE_STEP,

@@ -330,6 +330,8 @@ class SimulatedNode:
             workers = self.workers
             if workers is None or not workers.is_running(event.local_rank, event.pid):
                 return
+        elif isinstance(event, agent.WorkersExited) and self.workers is not None:
+            self.workers.notice(event.exits)
         backlog: deque[agent.Input] = deque([event])
         while backlog and self.finished is None:
             before = self.agent
@@ -376,7 +378,8 @@ class SimulatedNode:
     def _start_workers(self, command: agent.StartWorkers) -> agent.Input | None:
         assignment, before = command.assignment, self.workers
         self._judge.starts(self, assignment)
-        self._judge.keeps(self, command.kept, before.waiting if before is not None else set())
+        dead = set() if before is None else before.ended_unnoticed
+        self._judge.keeps(self, command.kept, set() if before is None else before.waiting | dead)
         plans = [self._world.plan(self, assignment, rank) for rank in range(assignment.local_world_size)]
         for local_rank, plan in enumerate(plans):
             if plan.outcome is WorkerOutcome.UNSTARTABLE and local_rank not in command.kept:
@@ -389,6 +392,7 @@ class SimulatedNode:
             pids[local_rank] = before.take(local_rank)
             self._timeline.count("worker lives on")
         self.workers = SimulatedWorkers(self._timeline, self, assignment, plans, pids)
+        self.workers.running -= dead
         return None
 
     def _stop_workers(self, command: agent.StopWorkers | agent.ReleaseWorkers) -> agent.Input | None:

@@ -7,7 +7,7 @@ further step in it.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
 from typing import Protocol, final
@@ -87,6 +87,7 @@ class SimulatedWorkers:
         self.running = set(range(len(plans)))
         self.succeeded: set[int] = set()
         self.waiting: set[int] = set()  # live ones that have left their world
+        self.ended_unnoticed: set[int] = set()  # of those that waited, while word of their end is on its way
         self._is_stopping = self._is_releasing = self.is_frozen = False
         self._held_back: list[Callable[[], None]] = []  # what frozen workers would do
         for local_rank, plan in enumerate(plans):
@@ -136,9 +137,13 @@ class SimulatedWorkers:
         self._look_whether_done()
 
     def take(self, local_rank: int) -> int:
-        """Return the pid of a worker that waits, which now goes on in the next world."""
-        self.waiting.remove(local_rank)
+        """Return the pid of a worker that waits, as far as its agent knows, and now goes on in the next world."""
+        self.waiting.discard(local_rank)
         return self.pids[local_rank]
+
+    def notice(self, exits: Sequence[WorkerExited]) -> None:
+        """The agent learns of these ends."""
+        self.ended_unnoticed -= {exit.local_rank for exit in exits}
 
     def _stop_one(self, local_rank: int, signal_number: int, grace_seconds: float) -> None:
         self._is_stopping = True
@@ -191,6 +196,8 @@ class SimulatedWorkers:
         had_left = local_rank in self.waiting
         self.running.discard(local_rank)
         self.waiting.discard(local_rank)
+        if had_left:
+            self.ended_unnoticed.add(local_rank)
         if code == 0:
             self.succeeded.add(local_rank)
             if len(self.succeeded) == len(self.plans):
