@@ -124,3 +124,16 @@ def test_an_agent_loads_no_heavy_library_that_it_does_not_need() -> None:
         "print(*{'torch', 'numpy', 'grpc', 'pynvml', 'waitress', 'prometheus_client', 'asyncio'} & set(sys.modules))\n"
     )
     assert said(code) == []
+
+
+def test_a_service_whose_variables_cannot_be_used_is_closed() -> None:
+    """It has started, and may hold threads and files."""
+    service = Service()
+    service.worker_environment = cast("Any", {"PORT": 80})
+    told: list[str] = []
+    services = Services(cast("View", None), told.append)
+    services.start(cast("Any", Host({"odd": service})))
+    assert service.calls == ["close"]
+    assert "service 'odd' could not be started: TypeError: its worker_environment is {'PORT': 80}" in told[0]
+    assert not services
+    assert services.environment == {}

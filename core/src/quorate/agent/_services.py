@@ -187,16 +187,17 @@ class Services:
         """Start every service that plugins offer; one that cannot be started is reported."""
         for kind in (PluginKind.WATCHDOG, PluginKind.SERVICE):
             for name, backend in host.catalogue(kind).items():
+                service: AgentService | None = None
                 try:
-                    service = call_here(backend.start, self._view)
-                    environment = {} if service is None else _environment_of(service)
+                    service = _checked(call_here(backend.start, self._view))
+                    if service is not None:
+                        self.environment.update(_environment_of(service))
+                        self._running[name] = service
                 except BaseException as error:
                     raise_if_interrupted(error)
                     self._warn(f"{kind} {name!r} could not be started: {described(error)}")
-                    continue
-                if service is not None:
-                    self._running[name] = service
-                    self.environment.update(environment)
+                    if service is not None:
+                        self._close(name, service)
 
     def __bool__(self) -> bool:
         return bool(self._running)
@@ -234,10 +235,14 @@ class Services:
             self._warn(f"service {name!r} could not be closed: {described(error)}")
 
 
-def _environment_of(service: Any) -> Mapping[str, str]:
-    for name in ("observe", "close"):
+def _checked(service: Any) -> Any:
+    for name in ("observe", "close") if service is not None else ():
         if not callable(getattr(service, name, None)):
             raise TypeError(f"start answered {shown(service)}, which is not a service: it has no {name}()")
+    return service
+
+
+def _environment_of(service: AgentService) -> Mapping[str, str]:
     environment = service.worker_environment
     # Copied first: a mapping of the plugin's own may answer otherwise, or raise, when it is read again.
     copied = plain_copy(environment) if isinstance(environment, Mapping) else environment
