@@ -158,3 +158,16 @@ def test_a_nested_call_ends_and_the_outer_one_goes_on(interrupter: Interrupter) 
             call_within(0.2, _wait)
 
     call_within(SECONDS, inner)
+
+
+def test_an_agent_that_a_plugin_runs_takes_charge_until_it_ends(interrupter: Interrupter) -> None:
+    def run_another() -> None:
+        inner = Interrupter()
+        inner.begin()
+        assert call_within(0.05, sleep, 0.2) is None, "it was told nothing"
+        inner.end()
+        _tell_to_stop()
+        with pytest.raises(PluginInterrupted):
+            call_within(0.2, _wait)
+
+    call_within(SECONDS, run_another)

@@ -70,16 +70,17 @@ class Interrupter:
         self._sent = Counter[int]()
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._outer: Interrupter | None = None  # of the agent whose plugin runs this one
 
     def begin(self) -> None:
         """Take charge of all interruptible calls that begin from now on."""
         global _active
-        _active = self
+        self._outer, _active = _active, self
 
     def end(self) -> None:
         """Send no signal any more.  The handlers can be replaced then."""
         global _active
-        _active = None
+        _active = self._outer
         self._ended.set()
         with self._lock:  # the last one has been sent
             pass
