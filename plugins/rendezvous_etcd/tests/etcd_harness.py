@@ -123,13 +123,18 @@ class Admin:
         return busy
 
     def _count(self, counts: int) -> Any:
-        """Return a transaction that writes and counts; nested, as etcd takes at most 128 operations at each level."""
-        made, at_once = self._messages, 120
+        """Return a transaction that writes and counts.
+
+        It is nested: etcd takes 128 operations in one, less those of the transactions that it is in.
+        """
+        made, at_once = self._messages, 40
         write = made.RequestOp(request_put=made.PutRequest(key=b"busy"))
         count = made.RequestOp(request_range=made.RangeRequest(key=b"rush/", range_end=b"rush0", count_only=True))
-        many = made.RequestOp(request_txn=made.TxnRequest(success=[count] * at_once))
-        some = made.RequestOp(request_txn=made.TxnRequest(success=[count] * (counts % at_once)))
-        return made.TxnRequest(success=[write, some, *[many] * (counts // at_once)])
+        parts = [count] * counts
+        while len(parts) > at_once:
+            groups = [parts[start : start + at_once] for start in range(0, len(parts), at_once)]
+            parts = [made.RequestOp(request_txn=made.TxnRequest(success=group)) for group in groups]
+        return made.TxnRequest(success=[write, *parts])
 
     def _call_later(self, method: str, request: Any) -> Any:
         read = getattr(self._messages, f"{method}Response").FromString
