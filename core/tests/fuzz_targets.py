@@ -379,7 +379,6 @@ ELSEWHERE: Mapping[str, str] = {
     "quorate/policy:_back_off": _OWN,
     "quorate/proc:stat_of": _KERNEL,
     "quorate/proc:memory_groups": _KERNEL,
-    "quorate/proc:written_bytes": _KERNEL,
     "quorate/proc:peer_of": _KERNEL,
     "quorate/proc:kernel_wait_of": _KERNEL,
     "quorate/rendezvous/_last_word_program:main": "pickles of its own agent; its frames are 'last words'",

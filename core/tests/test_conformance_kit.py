@@ -400,3 +400,14 @@ def test_the_command_lists_the_laws(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conformance", "--list"]) == 0
     out = capsys.readouterr().out
     assert all(law.name in out and law.text in out for law in all_laws())
+
+
+def test_processes_that_run_side_by_side_are_given_ports_of_their_own_and_none_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody holds a port between the choice and the server's start."""
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw1")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
+    ports = [free_port() for _ in range(150)]
+    assert len(set(ports)) == 150
+    assert {port % 3 for port in ports} == {(20_000 + 1) % 3}

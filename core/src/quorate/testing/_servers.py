@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from random import SystemRandom
@@ -22,6 +23,7 @@ from ..clock import monotonic, sleep
 from ..errors import UsageError
 from ..net import parse_endpoint
 from ..proc import descendants_of, open_pidfd, state_of
+from ..text import whole_number
 
 _Proxy = TypeVar("_Proxy", bound="CuttableProxy")
 _CHUNK = 1 << 16
@@ -32,6 +34,8 @@ _OUTGOING_PORTS = "/proc/sys/net/ipv4/ip_local_port_range"
 #: Below the default port of a rendezvous, 29400.
 _FIRST_PORT, _LAST_PORT = 20_000, 29_000
 _PORT_TRIES = 100
+#: The last ones.
+_given: deque[int] = deque(maxlen=200)
 #: States in which a process does nothing: stopped, traced, a zombie, gone.
 _STOPPED = frozenset({"T", "t", "Z", "X", ""})
 
@@ -40,19 +44,24 @@ def free_port() -> int:
     """Return a TCP port of 127.0.0.1 on which no server listens, and which the system gives to no connection.
 
     A connection may take a port of the range of outgoing connections before it is used, so a lower one is chosen.
-    Where none of those can be had, the system chooses.
+    Where none of those can be had, the system chooses.  Nobody holds the port until a server listens there, so a
+    process does not get one that it was given a short time ago, and processes of pytest-xdist have ports of their own.
 
     Raises:
         OSError: no port can be used.
     """
+    number = whole_number(os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")) or 0
+    processes = whole_number(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "")) or 1
     with open(_OUTGOING_PORTS) as file:
-        below = range(_FIRST_PORT, min(int(file.read().split()[0]), _LAST_PORT))
+        below = range(_FIRST_PORT + number % processes, min(int(file.read().split()[0]), _LAST_PORT), processes)
     choose = SystemRandom()  # else processes with the same seed would choose the same port
     for _ in range(_PORT_TRIES if below else 0):
         with socket.socket() as sock, suppress(OSError):
             port = choose.choice(below)
-            sock.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                sock.bind(("127.0.0.1", port))
+                _given.append(port)
+                return port
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
