@@ -5,12 +5,9 @@ The objects here are right at first sight: their classes derive from the right o
 
 from __future__ import annotations
 
-import errno
 import inspect
 import os
 import re
-import select
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -23,7 +20,6 @@ from core.tests.test_hook_answers import ARGUMENTS, HOOKS, LAUNCH, ask, plugin_o
 from quorate import PluginHost, hookimpl, hookspecs
 from quorate._isolation import call_here, call_plugin, checked_answer, described, problem_of, shown
 from quorate._plain import plain_copy, plain_record
-from quorate.agent._closing import close_in_turn, raise_if_closed_by_others
 from quorate.agent._guarded_context import GuardedContext
 from quorate.agent._guarded_handler import GuardedHandler
 from quorate.catalogue import PluginKind, ServiceBackend
@@ -333,84 +329,6 @@ def test_what_a_scheduler_says_is_bounded() -> None:
 
 
 # --- whole agents -----------------------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_closed_keeps_nothing_else_open() -> None:
-    closed: list[str] = []
-    sentences: list[str] = []
-    error = OSError(9, "Bad file descriptor")
-    close_in_turn(
-        [lambda: closed.append("first"), lambda: _fail(error), lambda: closed.append("last")], sentences.append
-    )
-    assert closed == ["first", "last"]
-    assert len(sentences) == 1
-
-
-def test_the_number_of_the_epoll_object_may_be_that_of_another_file() -> None:
-    with select.epoll() as epoll, open(os.devnull) as other:
-        raise_if_closed_by_others(OSError(errno.EINVAL, "Invalid argument"), epoll.fileno())
-        for error, number in (
-            (OSError(errno.EBADF, "Bad file descriptor"), epoll.fileno()),
-            (OSError(errno.EINVAL, "Invalid argument"), other.fileno()),
-            (OSError(errno.EPERM, "Operation not permitted"), 1_000_000),
-        ):
-            with pytest.raises(PluginError, match="a descriptor of this agent was closed by other code"):
-                raise_if_closed_by_others(error, number)
-
-
-def test_all_is_closed_before_an_error_that_nothing_foresees_is_raised() -> None:
-    closed: list[str] = []
-    parts = [lambda: _fail(ZeroDivisionError("first")), lambda: _fail(KeyError()), lambda: closed.append("last")]
-    with pytest.raises(ZeroDivisionError, match="first"):
-        close_in_turn(parts, closed.append)
-    assert closed == ["last"]
-
-
-def _fail(error: Exception) -> None:
-    raise error
-
-
-CLOSER = """
-import os
-from quorate import hookimpl
-
-@hookimpl
-def quorate_decide_launch(launch, assignment):
-    os.closerange(3, 256)
-"""
-
-
-@pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
-def test_an_agent_whose_descriptors_a_plugin_has_closed_ends_with_a_sentence(tmp_path: Path) -> None:
-    done: subprocess.CompletedProcess[str] = run_with_plugin(tmp_path, CLOSER, script="")
-    assert done.returncode == 4, done.stderr
-    assert "a descriptor of this agent was closed by other code in its process" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-HANDLER_OF_SIGNALS = """
-import os, signal, threading, time
-from quorate import ServiceBackend, hookimpl
-
-def send():
-    while True:
-        os.kill(os.getpid(), signal.SIGALRM)
-        time.sleep(0.05)
-
-@hookimpl
-def quorate_register_service():
-    signal.signal(signal.SIGALRM, lambda number, frame: 1 / 0)
-    threading.Thread(target=send, daemon=True).start()
-    return []
-"""
-
-
-@pytest.mark.needs("quorate-process-local", "quorate-rendezvous-static")
-def test_what_a_plugins_code_raises_in_the_midst_of_quorates_is_the_plugins(tmp_path: Path) -> None:
-    done = run_with_plugin(tmp_path, HANDLER_OF_SIGNALS, script="import time\ntime.sleep(60)")
-    assert done.returncode == 4, done.stderr
-    assert "quorate: error: plugin aaa 1.0 (aaa): ZeroDivisionError: " in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 CLOSED_HANDLER = """

@@ -52,7 +52,7 @@ class Poll:
     def culprit(self, error: BaseException) -> Any | None:
         """Return the plugin whose implementation raised ``error``, ``None`` if it is the core's."""
         implementations = self._implementations()
-        for frame in reversed(_frames_of(error)):
+        for frame in reversed(frames_of(error)):
             running = [each for each in implementations if _is_frame_of(frame, each.function)]
             if len(running) == 1:
                 return None if running[0].plugin is _core_plugin else running[0].plugin
@@ -99,7 +99,8 @@ def _plugins_of(implementations: Iterable[HookImpl], without: Sequence[HookImpl]
     return [each.plugin for each in implementations if not any(each.plugin is other.plugin for other in without)]
 
 
-def _frames_of(error: BaseException) -> list[FrameType]:
+def frames_of(error: BaseException) -> list[FrameType]:
+    """Return the frames that an exception has passed through; the last one has raised it."""
     frames: list[FrameType] = []
     traceback = BaseException.__dict__["__traceback__"].__get__(error)  # a plugin's class may have one of its own
     while traceback is not None:

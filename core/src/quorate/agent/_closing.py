@@ -6,7 +6,7 @@ What does not live here: the parts, and their order (``_runner``).
 from __future__ import annotations
 
 import errno
-import os
+import select
 from collections.abc import Callable, Iterable
 
 from .._isolation import described
@@ -17,7 +17,7 @@ def close_in_turn(parts: Iterable[Callable[[], object]], warn: Callable[[str], N
     """Call each function, one after another; what cannot be closed is reported, and keeps no other part open.
 
     Raises:
-        BaseException: what a function raised that nothing foresees, once all of them were called.
+        BaseException: the first exception of another kind, once all functions were called.
     """
     unforeseen: BaseException | None = None
     for close in parts:
@@ -34,20 +34,22 @@ def close_in_turn(parts: Iterable[Callable[[], object]], warn: Callable[[str], N
         raise unforeseen
 
 
-def raise_if_closed_by_others(error: OSError, epoll: int) -> None:
-    """Raise PluginError where a descriptor of this process is not open any more, as ``error`` or ``epoll`` shows.
+def raise_if_closed_by_others(error: OSError, epoll: select.epoll) -> None:
+    """Raise PluginError where ``error`` comes from a descriptor of this process that other code has closed.
 
-    The number of the agent's epoll object may be that of another file by now, of which Linux says something else.
+    Once the agent's own ``epoll`` is closed, another file may be opened under its number.  Calls then fail with errors
+    other than EBADF, so ``epoll`` is tried.
     """
-    if error.errno == errno.EBADF or not _is_epoll(epoll):
+    if error.errno == errno.EBADF or not _is_open(epoll):
         raise PluginError(
             "a descriptor of this agent was closed by other code in its process, such as a plugin; "
             "only the code that has opened a file or a socket may close it"
         ) from error
 
 
-def _is_epoll(descriptor: int) -> bool:
+def _is_open(epoll: select.epoll) -> bool:
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:[eventpoll]"
+        epoll.poll(0)
     except OSError:
         return False
+    return True

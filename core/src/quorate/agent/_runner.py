@@ -136,7 +136,7 @@ class Runner:
                 self._wait_and_handle()
             return self._finish
         except OSError as error:
-            raise_if_closed_by_others(error, self._epoll.fileno())
+            raise_if_closed_by_others(error, self._epoll)
             raise
         finally:
             parts = (

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeGuard
 from .. import __version__, notices
 from .._discovery import COMMANDS_GROUP, FoundPlugin, find_plugins
 from .._isolation import checked_answer, described, problem_of
+from .._poll import frames_of
 from ..errors import (
     PreemptedError,
     UsageError,
@@ -144,7 +145,7 @@ def _report(error: BaseException) -> int:
     code = code_of(error)
     culprit = None if code is not None else _plugin_that_raised(error)
     if culprit is not None:
-        write_error(f"quorate: error: plugin {culprit}: {described(error)}, raised where nothing foresees it")
+        write_error(f"quorate: error: plugin {culprit} raised {described(error)} outside of its hooks")
         return ExitCode.PLUGIN
     if code is None:
         sys.__excepthook__(type(error), error, error.__traceback__)  # not one that the program has replaced
@@ -168,10 +169,8 @@ def _report(error: BaseException) -> int:
 
 def _plugin_that_raised(error: BaseException) -> FoundPlugin | None:
     """Return the plugin of others whose code raised ``error``: in a handler of a signal, for example."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    package = _package(str(traceback.tb_frame.f_globals.get("__name__"))) if traceback is not None else ""
+    frames = frames_of(error)
+    package = _package(str(frames[-1].f_globals.get("__name__"))) if frames else ""
     if package.startswith("quorate"):
         return None
     return next((found for found in find_plugins() if _package(found.target.partition(":")[0]) == package), None)
